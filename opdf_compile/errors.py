@@ -1,0 +1,62 @@
+"""Every error opdf-compile raises on purpose; the class says whose fault it is.
+
+`UserError` and its children mean that something the caller gave cannot be used; the message is one
+sentence that names the thing, what was found, what was wanted and the remedy. `InternalError` means
+that the compiler broke its own contract and that a report is welcome.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class OpdfError(Exception):
+    """Root of all errors of this package.
+
+    Attributes:
+        exit_code: What the command line exits with when this error ends it.
+    """
+
+    exit_code: ClassVar[int] = 70
+
+
+class UserError(OpdfError):
+    """The caller's input cannot be used."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class InputError(UserError):
+    """An argument, option or example input has the wrong form."""
+
+
+class ArtefactError(UserError):
+    """A file cannot be read, is not trusted, or cannot be written."""
+
+
+class TraceError(UserError):
+    """torch.export cannot hold the model as a graph."""
+
+
+class MatchError(UserError):
+    """A weight that was asked for is not in the graph."""
+
+
+class PlanError(UserError):
+    """A plan does not fit the model, or contradicts itself."""
+
+
+class FoldError(UserError):
+    """Cores and student do not belong together."""
+
+
+class ExportError(UserError):
+    """The ONNX exporter cannot express the model."""
+
+
+class DeviceError(UserError):
+    """The device or execution provider that was asked for is not there."""
+
+
+class InternalError(OpdfError):
+    """A pass or a checker broke its own contract; please report it."""
