@@ -1,0 +1,95 @@
+# Every target sets up what it needs: Python 3.11 or newer with pip, and make, are enough.
+#   make demo            the whole job on real handwritten digits
+#   make test            the tests, with line coverage
+#   make ORT=cpu test    with onnxruntime instead of onnxruntime-gpu (platforms without it)
+#   make PYTHON=python3.12 setup
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+ORT ?= gpu
+DEMO_OUT ?= demo-out
+# Two workers of one thread each: the tests are many and small, and threads of two workers compete.
+WORKERS ?= 2
+
+ifeq ($(filter $(ORT),gpu cpu),)
+$(error ORT is "$(ORT)"; it must be gpu (onnxruntime-gpu, runs on CPUs too) or cpu (onnxruntime))
+endif
+ifeq ($(ORT),gpu)
+OTHER_ORT := onnxruntime
+else
+OTHER_ORT := onnxruntime-gpu
+endif
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CREATED := $(VENV)/.created
+USER_STAMP := $(VENV)/.demo-$(ORT)
+DEV_STAMP := $(VENV)/.dev-$(ORT)
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+COVERAGE := --cov=opdf_compile --cov-report=term
+
+.PHONY: help setup demo test test-all check bench docs clean
+
+help:
+	@echo "make demo      the whole job on real handwritten digits, into $(DEMO_OUT)/"
+	@echo "make test      the tests without the slow ones, with line coverage"
+	@echo "make test-all  every test"
+	@echo "make check     format, lint, types and layers"
+	@echo "make docs      run every code block of README.md and docs/"
+	@echo "make bench     run the benchmarks"
+	@echo "make setup     only install, into $(VENV)/"
+
+$(CREATED):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "opdf-compile needs Python 3.11 or newer, and \"$(PYTHON)\" is not: name one with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "$(PYTHON) cannot create a virtual environment: install its venv package (Debian: python3-venv)" >&2; exit 1; }
+	@touch $@
+
+# The two onnxruntime packages overwrite each other's files, so the other one leaves first.
+define install
+@echo "installing $(1) into $(VENV)/ (some minutes the first time)"
+@if $(BIN)/python -m pip show --quiet $(OTHER_ORT) 2>/dev/null; then \
+  $(BIN)/python -m pip uninstall --quiet --yes onnxruntime onnxruntime-gpu; rm -f $(VENV)/.demo-* $(VENV)/.dev-*; fi
+@$(INSTALL) -e ".[$(1)]"
+@touch $@
+endef
+
+$(USER_STAMP): pyproject.toml constraints.txt | $(CREATED)
+	$(call install,$(ORT)$(comma)demo)
+
+$(DEV_STAMP): pyproject.toml constraints.txt | $(CREATED)
+	$(call install,$(ORT)$(comma)demo$(comma)zoo$(comma)dev)
+
+comma := ,
+
+setup: $(DEV_STAMP)
+
+demo: $(USER_STAMP)
+	@$(BIN)/opdf-compile demo -o $(DEMO_OUT)
+
+test: $(DEV_STAMP)
+	@$(PYTEST) -n $(WORKERS) -m "not slow" $(COVERAGE)
+
+test-all: $(DEV_STAMP)
+	@$(PYTEST) -n $(WORKERS) $(COVERAGE)
+
+# The pre-commit hook is this target, so the two cannot differ.
+check: $(DEV_STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(DEV_STAMP)
+	@$(PYTEST) tests/project/test_docs.py -v
+
+bench: $(DEV_STAMP)
+	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+clean:
+	rm -rf $(VENV) $(DEMO_OUT) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,97 @@
+"""The layers of the package hold, and the contracts that say so can fail."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LINT = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as c; c()"]
+
+
+def contracts() -> str:
+    """The import-linter part of pyproject.toml, as it stands there."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return text[text.index("[tool.importlinter]") :]
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*LINT, "--no-cache"], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+
+
+def write_package(folder: Path, **sources: str) -> None:
+    """An empty package with the folders that the contracts name, and some files with imports."""
+    table = tomllib.loads(contracts())["tool"]["importlinter"]["contracts"][0]
+    modules = [name.strip() for layer in table["layers"] for name in layer.split("|")]
+    package = folder / "opdf_compile"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    for name in modules:
+        (package / f"{name}.py").write_text(sources.get(name, ""), encoding="utf-8")
+    (folder / "pyproject.toml").write_text(contracts(), encoding="utf-8")
+
+
+def test_the_package_keeps_its_layers() -> None:
+    done = lint(ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_contracts_accept_a_downward_import(tmp_path: Path) -> None:
+    write_package(tmp_path, cli="import typer\nfrom opdf_compile import verify")
+    done = lint(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("layer", "line"),
+    [
+        ("tensor", "from opdf_compile import graph"),
+        ("plan", "from opdf_compile.passes import x"),
+        ("io", "import opdf_compile.verify"),
+        ("io", "def f():\n    import opdf_compile.verify"),
+        ("verify", "import rich.table"),
+        ("training", "def f():\n    import typer"),
+    ],
+)
+def test_contracts_reject(layer: str, line: str, tmp_path: Path) -> None:
+    write_package(tmp_path, **{layer: line})
+    done = lint(tmp_path)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "BROKEN" in done.stdout
+
+
+def test_contracts_reject_a_folder_without_a_layer(tmp_path: Path) -> None:
+    write_package(tmp_path)
+    (tmp_path / "opdf_compile" / "helpers.py").touch()
+    assert lint(tmp_path).returncode == 1
+
+
+def uses_the_front_door(source: str) -> bool:
+    """Whether a file imports the public package, which stands above every layer but the top."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import) and any(a.name == "opdf_compile" for a in node.names):
+            return True
+        if isinstance(node, ast.ImportFrom) and node.module == "opdf_compile" and not node.level:
+            return True
+    return False
+
+
+def test_no_layer_imports_the_public_package() -> None:
+    package = ROOT / "opdf_compile"
+    top = {package / "__init__.py", package / "__main__.py", *(package / "cli").glob("**/*.py")}
+    files = set(package.glob("**/*.py")) - top
+    assert files
+    assert [f for f in files if uses_the_front_door(f.read_text(encoding="utf-8"))] == []
+
+
+def test_the_front_door_check_can_fail() -> None:
+    assert uses_the_front_door("import opdf_compile as opdf")
+    assert uses_the_front_door("def f():\n    from opdf_compile import verify")
+    assert not uses_the_front_door("from opdf_compile.errors import UserError")
