@@ -1,0 +1,88 @@
+"""opdf-compile: over-parameterise a student while it trains, fold it back, prove it is the same.
+
+    import opdf_compile as opdf
+
+    traced = opdf.trace(student, (x,))
+    plan = opdf.plan(traced, cores=3)
+    training = opdf.expand(traced, plan)     # train it
+    student = opdf.fold(training)            # the class you came with, plain weights
+    opdf.export_onnx(student, (x,), "out/", reference=untouched)
+    assert opdf.verify("out/")
+
+Every name is imported when it is first used, so that importing this package costs little more than
+importing torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opdf_compile.errors import OpdfError, UserError
+    from opdf_compile.graph.match import match
+    from opdf_compile.graph.rows import Match, MatchReport, Refusal
+    from opdf_compile.graph.trace import Traced, trace
+    from opdf_compile.io.onnx_export import export_onnx
+    from opdf_compile.parametrizations.registry import register
+    from opdf_compile.plan import Plan, plan
+    from opdf_compile.training.expanded import Expanded
+    from opdf_compile.training.expanding import expand
+    from opdf_compile.training.folding import fold
+    from opdf_compile.verify.report import ParityReport
+    from opdf_compile.verify.verdict import verify
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "OpdfError": "errors",
+    "UserError": "errors",
+    "Match": "graph.rows",
+    "MatchReport": "graph.rows",
+    "Refusal": "graph.rows",
+    "match": "graph.match",
+    "Traced": "graph.trace",
+    "trace": "graph.trace",
+    "register": "parametrizations.registry",
+    "Plan": "plan",
+    "plan": "plan",
+    "Expanded": "training.expanded",
+    "expand": "training.expanding",
+    "fold": "training.folding",
+    "export_onnx": "io.onnx_export",
+    "ParityReport": "verify.report",
+    "verify": "verify.verdict",
+}
+
+__all__ = [
+    "Expanded",
+    "Match",
+    "MatchReport",
+    "OpdfError",
+    "ParityReport",
+    "Plan",
+    "Refusal",
+    "Traced",
+    "UserError",
+    "expand",
+    "export_onnx",
+    "fold",
+    "match",
+    "plan",
+    "register",
+    "trace",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_HOME[name]}")
+    value = getattr(module, name)
+    globals()[name] = value  # The function wins over a submodule of the same name (opdf.plan).
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,165 @@
+"""Which axes of the inputs stay dynamic, and what they are called.
+
+torch.export takes a request per axis. ``Dim.DYNAMIC`` insists (it raises where the model fixes the
+size), ``Dim.AUTO`` asks, None fixes. The ladder in `trace` goes down from one to the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from opdf_compile.errors import InputError
+from opdf_compile.graph.signature import Inputs
+
+AxisNames = dict[str, dict[int, str]]
+Dynamic = Mapping[str, Sequence[str | int | None]] | Literal[False] | None
+BATCH = "batch_size"
+# The rungs of the tracer's ladder that keep axes dynamic, strictest first.
+AXIS_HINTS = (("dynamic", Dim.DYNAMIC), ("auto", Dim.AUTO))
+
+
+def wanted_axes(names: Sequence[str], leaves: Sequence[Any], dynamic: Dynamic) -> AxisNames:
+    """The axes that are asked to stay dynamic, by input name.
+
+    Args:
+        names: The name of each leaf of the inputs.
+        leaves: The leaves, tensors and others.
+        dynamic: None for the first axis of every tensor; False for none; or for each input a
+            letter per axis (equal letters are one size, a number or None is a fixed axis).
+
+    Raises:
+        InputError: `dynamic` names an unknown input, or has another rank than the example.
+    """
+    tensors = {
+        name: leaf for name, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)
+    }
+    if dynamic is False:
+        return {name: {} for name in tensors}
+    if dynamic is None:
+        return {name: {0: BATCH} if leaf.ndim else {} for name, leaf in tensors.items()}
+    unknown = sorted(set(dynamic) - set(tensors))
+    if unknown:
+        raise InputError(
+            f"dynamic names the input {unknown[0]!r}, the tensor inputs are "
+            f"{', '.join(tensors) or 'none'}; use one of these names"
+        )
+    return {name: _letters(name, leaf, dynamic.get(name)) for name, leaf in tensors.items()}
+
+
+def _letters(name: str, leaf: Tensor, axes: Sequence[str | int | None] | None) -> dict[int, str]:
+    if axes is None:
+        return {0: BATCH} if leaf.ndim else {}
+    if len(axes) != leaf.ndim:
+        raise InputError(
+            f"dynamic gives {len(axes)} axes for {name!r}, the example has {leaf.ndim}; "
+            "give one letter or number per axis"
+        )
+    return {index: axis for index, axis in enumerate(axes) if isinstance(axis, str)}
+
+
+def request(inputs: Inputs, names: Sequence[str], axes: AxisNames, hint: Any) -> Inputs:
+    """``(args, kwargs)`` with every tensor replaced by {axis: hint} for the axes asked for."""
+
+    def ask(name: str, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return None
+        return dict.fromkeys(axes.get(name, {}), hint) or None
+
+    return _map_named(ask, inputs, names)
+
+
+def widen(inputs: Inputs, names: Sequence[str], axes: AxisNames) -> Inputs:
+    """Repeat every dynamic axis of size 1 to size 2.
+
+    torch.export specialises an axis whose example is 1 (or refuses it), so an example of batch 1
+    would make the batch static without a word.
+    """
+
+    def repeat(name: str, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        for axis in axes.get(name, {}):
+            if leaf.shape[axis] == 1:
+                leaf = leaf.repeat_interleave(2, dim=axis)
+        return leaf
+
+    return _map_named(repeat, inputs, names)
+
+
+def _map_named(function: Callable[[str, Any], Any], inputs: Inputs, names: Sequence[str]) -> Inputs:
+    leaves, spec = pytree.tree_flatten(inputs)
+    mapped = [function(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
+    args, kwargs = pytree.tree_unflatten(mapped, spec)
+    return args, kwargs
+
+
+def static_axes(program: ExportedProgram, names: Sequence[str], axes: AxisNames) -> list[str]:
+    """Sentences for the axes that were asked to be dynamic and came out fixed.
+
+    Args:
+        program: What torch.export returned.
+        names: Names of the tensor inputs, in the program's order.
+        axes: The axes asked for.
+    """
+    sentences = []
+    for name, shape in zip(names, input_shapes(program), strict=False):
+        for axis, letter in axes.get(name, {}).items():
+            if not isinstance(shape[axis], torch.SymInt):
+                sentences.append(
+                    f"axis {axis} ({letter}) of {name} is fixed at {int(shape[axis])}: "
+                    "the model does not allow another size there"
+                )
+    return sentences
+
+
+def input_shapes(program: ExportedProgram) -> list[Sequence[int | torch.SymInt]]:
+    """Symbolic shapes of the program's tensor inputs, in order."""
+    wanted = set(program.graph_signature.user_inputs)
+    shapes = []
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in wanted:
+            value = node.meta.get("val")
+            if isinstance(value, Tensor):
+                shapes.append(value.shape)
+    return shapes
+
+
+def kept_axes(program: ExportedProgram, names: Sequence[str], wanted: AxisNames) -> AxisNames:
+    """The part of `wanted` that the program kept dynamic."""
+    return {
+        name: {
+            axis: letter
+            for axis, letter in wanted.get(name, {}).items()
+            if isinstance(shape[axis], torch.SymInt)
+        }
+        for name, shape in zip(names, input_shapes(program), strict=False)
+    }
+
+
+def recorded_axes(program: ExportedProgram) -> tuple[list[str], AxisNames]:
+    """Input names and dynamic axes of a program that came without its request.
+
+    The symbol of the first tensor's first axis is called the batch; other symbols keep a letter of
+    their own, equal symbols the same one.
+    """
+    wanted = set(program.graph_signature.user_inputs)
+    names: list[str] = []
+    axes: AxisNames = {}
+    letters: dict[str, str] = {}
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.op != "placeholder" or node.name not in wanted or not isinstance(value, Tensor):
+            continue
+        names.append(node.name)
+        axes[node.name] = {}
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, torch.SymInt):
+                fallback = BATCH if axis == 0 else f"{node.name}_axis_{axis}"
+                axes[node.name][axis] = letters.setdefault(str(size), fallback)
+    return names, axes

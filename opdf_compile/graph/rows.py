@@ -1,0 +1,166 @@
+"""The values that `match` returns, and how they read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Use:
+    """One op that reads a weight as its weight operand.
+
+    Attributes:
+        phase: "train" or "eval".
+        node: The op's name in the phase's graph.
+        op: The operator, such as ``aten.linear.default``.
+        flops: Forward floating-point operations at the example's size.
+    """
+
+    phase: str
+    node: str
+    op: str
+    flops: int
+
+
+@dataclass(frozen=True)
+class Match:
+    """One weight with all its uses.
+
+    Attributes:
+        key: The parameter's name in the student.
+        shape: Its shape: (out, in) or (out, in/groups, *kernel).
+        dtype: "float32" and the like.
+        uses: The ops that read it, both phases.
+        transposed: Whether it is stored (in, out), as addmm takes it.
+        kernel: Elements of the convolution kernel, 1 for matrices.
+        aliases: Other names of the same Parameter (tied weights).
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    uses: tuple[Use, ...] = ()
+    transposed: bool = False
+    kernel: int = 1
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> int:
+        """Elements of the weight."""
+        product = 1
+        for size in self.shape:
+            product *= size
+        return product
+
+    @property
+    def flops(self) -> int:
+        """Forward FLOPs over all uses of one phase (the train graph where it reads the weight)."""
+        phase = "train" if any(use.phase == "train" for use in self.uses) else "eval"
+        return sum(use.flops for use in self.uses if use.phase == phase)
+
+    @property
+    def op(self) -> str:
+        """The operator of the first use, short: "linear", "conv2d"."""
+        return self.uses[0].op.split(".")[1] if self.uses else "module"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A weight left alone, with the reason as a sentence.
+
+    Attributes:
+        key: The parameter's name in the student.
+        reason: Why; reads on from the key.
+        shape: The weight's shape.
+        offer: The match it would be, where a plan may include it all the same.
+    """
+
+    key: str
+    reason: str
+    shape: tuple[int, ...] = ()
+    offer: Match | None = None
+
+
+@dataclass(frozen=True)
+class MatchReport:
+    """All matches and refusals of a model; prints as a table.
+
+    Attributes:
+        matches: Weights that can be over-parameterised.
+        refusals: Weights that are left alone, with reasons.
+        notes: What the tracer had to give up, in sentences.
+    """
+
+    matches: tuple[Match, ...]
+    refusals: tuple[Refusal, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain values, schema "opdf-match/1"."""
+        return {
+            "schema": "opdf-match/1",
+            "matches": [
+                {
+                    "key": m.key,
+                    "shape": list(m.shape),
+                    "dtype": m.dtype,
+                    "op": m.op,
+                    "transposed": m.transposed,
+                    "kernel": m.kernel,
+                    "parameters": m.parameters,
+                    "flops": m.flops,
+                    "aliases": list(m.aliases),
+                    "uses": [vars(use) for use in m.uses],
+                }
+                for m in self.matches
+            ],
+            "refusals": [
+                {"key": r.key, "shape": list(r.shape), "reason": r.reason} for r in self.refusals
+            ],
+            "notes": list(self.notes),
+        }
+
+    def rows(self) -> list[tuple[str, str, str, str, str]]:
+        """Cells of the table: key, op, shape, parameters, FLOPs."""
+        return [
+            (m.key, m.op, "x".join(map(str, m.shape)), f"{m.parameters:,}", f"{m.flops:,}")
+            for m in self.matches
+        ]
+
+    def __str__(self) -> str:
+        head = ("weight", "op", "shape", "parameters", "FLOPs")
+        table = text_table([head, *self.rows()], right=(3, 4))
+        refused = [f"{r.key} {r.reason}" for r in self.refusals]
+        total = f"{len(self.matches)} matches, {len(self.refusals)} refusals"
+        return "\n".join([table, total, *refused, *self.notes])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{h}</th>" for h in ("weight", "op", "shape", "parameters", "FLOPs"))
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in self.rows()
+        )
+        refused = "".join(
+            f"<li><code>{escape(r.key)}</code> {escape(r.reason)}</li>" for r in self.refusals
+        )
+        return f"<table><tr>{head}</tr>{body}</table><ul>{refused}</ul>"
+
+
+def text_table(rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> str:
+    """Rows as aligned columns; the first row is the head.
+
+    Args:
+        rows: Cells, all rows of one length.
+        right: Columns that are aligned to the right.
+    """
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
