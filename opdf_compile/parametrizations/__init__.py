@@ -1,0 +1,9 @@
+"""Parametrizations: pairs of pure functions, weight -> tensors and tensors -> weight.
+
+A new one is one new file, which implements `base.Parametrization` and registers itself, and one
+import here.
+"""
+
+from __future__ import annotations
+
+from opdf_compile.parametrizations import mpo as mpo

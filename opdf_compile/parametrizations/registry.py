@@ -1,0 +1,41 @@
+"""The parametrizations that plans can name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from opdf_compile.errors import InternalError, PlanError
+from opdf_compile.parametrizations.base import Parametrization
+
+_REGISTERED: dict[str, Parametrization[Any]] = {}
+
+
+def register(parametrization: Parametrization[Any]) -> None:
+    """Make a parametrization known by its name.
+
+    Raises:
+        InternalError: Another one has the name; replacing it would change what old plans mean.
+    """
+    name = parametrization.name
+    known = _REGISTERED.setdefault(name, parametrization)
+    if known is not parametrization:
+        raise InternalError(
+            f"the parametrization name '{name}' is taken by {type(known).__name__}, so"
+            f" {type(parametrization).__name__} needs another name"
+        )
+
+
+def get(name: str) -> Parametrization[Any]:
+    """The parametrization called `name`.
+
+    Raises:
+        PlanError: There is none.
+    """
+    if name not in _REGISTERED:
+        raise PlanError(f"parametrization '{name}' is not known; use one of: {', '.join(names())}")
+    return _REGISTERED[name]
+
+
+def names() -> tuple[str, ...]:
+    """The registered names, sorted."""
+    return tuple(sorted(_REGISTERED))

@@ -1,0 +1,1 @@
+"""Tensor algebra of matrix product operators: torch in, torch out; knows no graph and no file."""

@@ -1,0 +1,186 @@
+"""Compose: multiply the cores of an MPO out to its matrix, in the cheapest order.
+
+A segment of cores l..m is kept as a tensor (d_{l-1}, P, d_m), with P the product of the modes
+i_l j_l .. i_m j_m, which stay interleaved. Two neighbouring segments meet in one matrix product,
+
+    (d_{l-1} P_left, d_m) @ (d_m, P_right d_r)     at   d_{l-1} P_left d_m P_right d_r
+
+multiply-adds. The order is the matrix-chain problem with open modes; the dynamic programme over
+intervals below is exact (n <= 64, n^3 / 6 steps, cached). At the end ONE permute separates the out
+modes from the in modes.
+
+Only reshape, matmul and permute act on tensors and no python looks at values, so that make_fx,
+torch.export, torch.compile and autograd take it.
+"""
+# ruff: noqa: F722
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import groupby
+from math import prod
+from typing import TYPE_CHECKING, NamedTuple
+
+from torch import Tensor
+
+from opdf_compile.errors import InputError
+
+if TYPE_CHECKING:
+    # jaxtyping states shapes; only the tests, which execute them, need it installed.
+    from jaxtyping import Float
+
+
+class Contraction(NamedTuple):
+    """One matrix product of neighbouring segments: (left * bond) by (bond * right).
+
+    Attributes:
+        position: Place of the left segment in the list of segments that remain.
+        left: Rows, d_{l-1} times the left segment's modes.
+        bond: The summed dimension.
+        right: Columns, the right segment's modes times d_r.
+    """
+
+    position: int
+    left: int
+    bond: int
+    right: int
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of the product."""
+        return self.left * self.bond * self.right
+
+    @property
+    def result(self) -> int:
+        """Entries of the product."""
+        return self.left * self.right
+
+
+class Order(tuple[Contraction, ...]):
+    """The contractions of one chain, first to last; prints one line per product."""
+
+    __slots__ = ()
+
+    @property
+    def multiply_adds(self) -> int:
+        """Multiply-adds of all products."""
+        return sum(step.multiply_adds for step in self)
+
+    def __str__(self) -> str:
+        """One line per product: its place, its shapes, its multiply-adds."""
+        return "\n".join(
+            f"{s.position}@{s.position + 1}: ({s.left} x {s.bond}) ({s.bond} x {s.right})"
+            f" {s.multiply_adds:,} multiply-adds"
+            for s in self
+        )
+
+
+@lru_cache(maxsize=4096)
+def contraction_order(bonds: tuple[int, ...], products: tuple[int, ...]) -> Order:
+    """The order with the fewest multiply-adds; of equal ones always the same.
+
+    Args:
+        bonds: d_0..d_n, n + 1 entries.
+        products: i_k j_k, n entries.
+
+    Returns:
+        n - 1 contractions.
+    """
+    cores = len(products)
+    cost: dict[tuple[int, int], int] = {(k, k): 0 for k in range(cores)}
+    split: dict[tuple[int, int], int] = {}
+
+    def price(first: int, cut: int, last: int) -> int:
+        outer = bonds[first] * prod(products[first : last + 1]) * bonds[last + 1]
+        return cost[first, cut] + cost[cut + 1, last] + outer * bonds[cut + 1]
+
+    for length in range(2, cores + 1):
+        for first in range(cores - length + 1):
+            last = first + length - 1
+            prices = [price(first, cut, last) for cut in range(first, last)]
+            cost[first, last] = min(prices)
+            split[first, last] = first + prices.index(cost[first, last])
+    return Order(_unroll(bonds, products, split))
+
+
+def compose(
+    cores: Sequence[Float[Tensor, "_left _out _in _right"]], *, transposed: bool = False
+) -> Float[Tensor, "_rows _cols"]:
+    """Multiply the cores out, in their own dtype.
+
+    Args:
+        cores: T_k of shape (d_{k-1}, i_k, j_k, d_k), with d_0 = d_n = 1.
+        transposed: Return the transpose (in features x out features), at no extra cost.
+
+    Returns:
+        The matrix of shape (prod i_k, prod j_k), contiguous.
+
+    Raises:
+        InputError: The cores do not form a chain.
+    """
+    shapes = [tuple(core.shape) for core in cores]
+    _require_chain(shapes)
+    out_modes, in_modes = tuple(s[1] for s in shapes), tuple(s[2] for s in shapes)
+    products = tuple(i * j for i, j in zip(out_modes, in_modes, strict=True))
+    segments = list(cores)
+    for step in contraction_order((*(s[0] for s in shapes), 1), products):
+        left, right = segments[step.position : step.position + 2]
+        segments[step.position : step.position + 2] = [
+            left.reshape(step.left, step.bond) @ right.reshape(step.bond, step.right)
+        ]
+    return _separate(segments[0], out_modes, in_modes, transposed=transposed)
+
+
+def _separate(
+    joined: Tensor, out_modes: tuple[int, ...], in_modes: tuple[int, ...], *, transposed: bool
+) -> Tensor:
+    """(i1, j1, i2, j2, ..) -> (i1 i2 .., j1 j2 ..): one permute, whose axes are as few as can be.
+
+    Modes of size 1 are left out and neighbours of one kind are merged, which keeps the rank small
+    (torch allows 64 axes) and the copy fast.
+    """
+    axes = [
+        (kind, size)
+        for pair in zip(out_modes, in_modes, strict=True)
+        for kind, size in enumerate(pair)
+        if size > 1
+    ]
+    merged = [
+        (kind, prod(size for _, size in run))
+        for kind, run in groupby(axes, key=lambda axis: axis[0])
+    ]
+    wanted = (1, 0) if transposed else (0, 1)
+    permutation = [k for kind in wanted for k, axis in enumerate(merged) if axis[0] == kind]
+    sizes = (prod(out_modes), prod(in_modes))
+    matrix = joined.reshape([size for _, size in merged]).permute(permutation)
+    return matrix.reshape(sizes[wanted[0]], sizes[wanted[1]])
+
+
+def _unroll(
+    bonds: tuple[int, ...], products: tuple[int, ...], split: dict[tuple[int, int], int]
+) -> Iterable[Contraction]:
+    """The contractions of the best tree, leaves first, by place in the shrinking list."""
+    steps: list[Contraction] = []
+
+    def visit(first: int, last: int, place: int) -> None:
+        if first == last:
+            return
+        cut = split[first, last]
+        visit(first, cut, place)
+        visit(cut + 1, last, place + 1)
+        left = bonds[first] * prod(products[first : cut + 1])
+        right = prod(products[cut + 1 : last + 1]) * bonds[last + 1]
+        steps.append(Contraction(place, left, bonds[cut + 1], right))
+
+    visit(0, len(products) - 1, 0)
+    return steps
+
+
+def _require_chain(shapes: Sequence[tuple[int, ...]]) -> None:
+    if not shapes or any(len(shape) != 4 for shape in shapes):
+        raise InputError(f"cores must have 4 axes (left, out, in, right), found shapes {shapes}")
+    ends = [1, *(shape[3] for shape in shapes)]
+    starts = [*(shape[0] for shape in shapes), 1]
+    if ends != starts:
+        raise InputError(f"neighbouring cores must share their bond, found shapes {shapes}")
