@@ -118,7 +118,7 @@ def static_axes(program: ExportedProgram, names: Sequence[str], axes: AxisNames)
     return sentences
 
 
-def input_shapes(program: ExportedProgram) -> list[Sequence[int | torch.SymInt]]:
+def input_shapes(program: ExportedProgram) -> list[torch.Size]:
     """Symbolic shapes of the program's tensor inputs, in order."""
     wanted = set(program.graph_signature.user_inputs)
     shapes = []

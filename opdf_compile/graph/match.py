@@ -160,7 +160,7 @@ def _judge(key: str, sighting: _Sighting) -> Match | Refusal:
 
 
 def _reason(sighting: _Sighting) -> tuple[str, bool] | None:
-    """Why a weight with linear uses is left alone, and whether a plan may include it all the same."""
+    """Why a weight with linear uses is left alone, and whether a plan may include it."""
     weight = sighting.parameter
     if not is_weight_dtype(weight):
         return f"has dtype {weight.dtype}, only dense floating-point weights are factorised", False

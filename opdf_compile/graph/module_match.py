@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 from torch import nn
 
@@ -48,7 +49,7 @@ def module_rows(model: nn.Module) -> MatchReport:
     return MatchReport(tuple(matches.values()), tuple(refusals.values()))
 
 
-def _weights(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def _weights(module: nn.Module) -> list[tuple[str, Any]]:
     if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
         return [("weight", module.weight)]
     if isinstance(module, _RECURRENT):

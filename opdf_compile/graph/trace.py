@@ -13,7 +13,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.utils._pytree as pytree
@@ -169,7 +169,8 @@ def trace_programs(
 
 def out_spec(program: ExportedProgram) -> pytree.TreeSpec:
     """The tree of the program's output."""
-    return program.call_spec.out_spec
+    spec: pytree.TreeSpec = program.call_spec.out_spec
+    return spec
 
 
 @dataclass(frozen=True)
@@ -265,10 +266,7 @@ def share(
     hold a tied weight as two Parameters on one storage: here equal names become one object, and
     so do Parameters that view the same memory in the same way.
     """
-    graphs = {
-        phase: cast(GraphModule, program.module(check_guards=False))
-        for phase, program in programs.items()
-    }
+    graphs = {phase: program.module(check_guards=False) for phase, program in programs.items()}
     if model is None:
         unify([graphs[phase] for phase in PHASES])
     return graphs
