@@ -1,0 +1,195 @@
+"""The interval of a latency ratio, and what may be concluded from it.
+
+Block b of session group s gives one paired log-ratio::
+
+    y[s, b] = log(candidate time) - log(reference time) = mu + u[s] + e[s, b]
+
+u is what a session drew when it was created (algorithms, memory placement), e the noise of a block.
+The estimate of mu is the mean over sessions of the trimmed mean over blocks: a spike of the machine
+in one block moves neither. Its interval comes from a hierarchical bootstrap (sessions, then the
+blocks of each), with two corrections without which few sessions would give too short an interval
+and many blocks too long a one:
+
+- Session effects are rescaled to their unbiased variance. Resampling both levels naively counts the
+  noise of blocks twice, because it is already in the spread of the session means.
+- Distances from the centre are stretched by t / z at sessions - 1 degrees of freedom, since a
+  spread that was estimated from a handful of sessions is itself uncertain.
+
+Source: Davison & Hinkley, Bootstrap Methods and their Application (1997), section 3.8; Carpenter,
+Goldstein & Rasbash, A novel bootstrap procedure for assessing the relationship between class size
+and achievement (2003), for the rescaled effects; Hesterberg, What Teachers Should Know About the
+Bootstrap (2015), for t / z.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+Rule = Literal["no-slower", "equal"]
+RULES: tuple[Rule, ...] = ("no-slower", "equal")
+
+LEVEL = 0.90
+# Haybittle and Peto: whoever looks before the end must see far stronger evidence, so that looking
+# often does not turn noise into a verdict (a look may err in 0.5 % of cases, the last one in 5 %).
+EARLY_LEVEL = 0.99
+_DRAWS = 2000
+_TRIM = 0.25
+
+_Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A ratio with its confidence interval.
+
+    Attributes:
+        ratio: The estimate; 1 means equally fast, above 1 slower than the reference.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+    """
+
+    ratio: float
+    low: float
+    high: float
+
+    def fits(self, margin: float) -> bool:
+        """Whether the whole interval lies within 1 - margin to 1 + margin."""
+        return 1.0 - margin <= self.low and self.high <= 1.0 + margin
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A bootstrap distribution, from which intervals of any level are read.
+
+    Attributes:
+        centre: The estimate of mu, a log-ratio.
+        deviations: Bootstrap draws of its error, sorted.
+        sessions: How many sessions it stands on.
+    """
+
+    centre: float
+    deviations: _Array
+    sessions: int
+
+    def interval(self, level: float = LEVEL) -> Interval:
+        """The two-sided interval at `level`, as a ratio."""
+        if self.sessions < 2:
+            # One session says nothing about what another would have drawn.
+            return Interval(math.exp(self.centre), 0.0, math.inf)
+        tail = (1.0 - level) / 2.0
+        stretch = t_quantile(1.0 - tail, self.sessions - 1) / NormalDist().inv_cdf(1.0 - tail)
+        low, high = np.quantile(self.deviations, [tail, 1.0 - tail]) * stretch
+        return Interval(
+            ratio=math.exp(self.centre),
+            low=math.exp(self.centre + float(low)),
+            high=math.exp(self.centre + float(high)),
+        )
+
+
+def bootstrap(log_ratios: _Array, rng: np.random.Generator, *, draws: int = _DRAWS) -> Spread:
+    """Resample sessions and their blocks.
+
+    Args:
+        log_ratios: Paired log-ratios, shape (sessions, blocks).
+        rng: Where the resampling takes its chance from.
+        draws: Bootstrap draws.
+
+    Returns:
+        The estimate with its bootstrap distribution.
+    """
+    sessions, blocks = log_ratios.shape
+    locations = location(log_ratios)
+    centre = float(locations.mean())
+    if sessions < 2:
+        return Spread(centre, np.zeros(1), sessions)
+    picked = rng.integers(sessions, size=(draws, sessions))
+    chosen = rng.integers(blocks, size=(draws, sessions, blocks))
+    noise = location(log_ratios[picked[:, :, None], chosen]) - locations[picked]
+    effects = _session_effects(locations, float(noise.var()))
+    deviations = (effects[picked] + noise).mean(axis=1)
+    return Spread(centre, np.sort(deviations), sessions)
+
+
+def _session_effects(locations: _Array, block_variance: float) -> _Array:
+    """Session means around their centre, rescaled to the variance that blocks do not explain."""
+    deviations = locations - locations.mean()
+    observed = float(locations.var(ddof=1))
+    if observed == 0.0:
+        return deviations
+    unexplained = max(0.0, observed - block_variance)
+    # Drawing n of n with replacement shrinks a variance by (n - 1) / n.
+    small_sample = len(locations) / (len(locations) - 1)
+    effects: _Array = deviations * math.sqrt(small_sample * unexplained / observed)
+    return effects
+
+
+def location(values: _Array) -> _Array:
+    """Mean of the middle half along the last axis: the bulk of the blocks, without the spikes."""
+    count = values.shape[-1]
+    cut = int(count * _TRIM)
+    if cut == 0:
+        return np.asarray(values.mean(axis=-1))
+    middle = np.partition(values, (cut, count - cut - 1), axis=-1)[..., cut : count - cut]
+    return np.asarray(middle.mean(axis=-1))
+
+
+def t_quantile(probability: float, freedom: int) -> float:
+    """Quantile of Student's t distribution, to 1 % for 3 or more degrees of freedom.
+
+    Args:
+        probability: Between 0 and 1.
+        freedom: Degrees of freedom, at least 1.
+
+    Source: exact forms for 1 and 2 degrees of freedom; Abramowitz & Stegun, formula 26.7.5.
+    """
+    if freedom == 1:
+        return math.tan(math.pi * (probability - 0.5))
+    if freedom == 2:
+        return (2 * probability - 1) * math.sqrt(2 / (4 * probability * (1 - probability)))
+    z = NormalDist().inv_cdf(probability)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return sum(term / freedom**power for power, term in enumerate(terms))
+
+
+def judge(main: Interval, control: Interval, *, margin: float, rule: Rule) -> Verdict:
+    """Decide from the two intervals.
+
+    The control (reference against reference) shows what the machine's noise alone produces. If even
+    that does not fit the margin, nothing can pass; and a slowdown counts only where it lies beyond
+    what the control shows.
+
+    Args:
+        main: Interval of candidate / reference.
+        control: Interval of reference / reference under the same protocol.
+        margin: Allowed relative difference.
+        rule: "no-slower" looks at one side, "equal" at both.
+    """
+    reach = Interval(1.0, 1.0, 1.0) if control.fits(margin) else control
+    if main.low > (1.0 + margin) * max(1.0, reach.high):
+        return "fail"
+    if rule == "equal" and main.high < (1.0 - margin) * min(1.0, reach.low):
+        return "fail"
+    if not control.fits(margin):
+        return "inconclusive"
+    passes = main.fits(margin) if rule == "equal" else main.high <= 1.0 + margin
+    return "pass" if passes else "inconclusive"
+
+
+def interval_json(interval: Interval | None) -> dict[str, Any]:
+    """The interval as the report writes it; null where nothing was measured."""
+    if interval is None:
+        return {"ratio": None, "ci_low": None, "ci_high": None}
+    return {"ratio": interval.ratio, "ci_low": interval.low, "ci_high": interval.high}
