@@ -1,0 +1,1 @@
+"""Structure, numerics and latency of an export against the untouched student's."""
