@@ -16,6 +16,8 @@ importing torch.
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from opdf_compile.graph.trace import Traced, trace
     from opdf_compile.io.onnx_export import export_onnx
     from opdf_compile.parametrizations.registry import register
-    from opdf_compile.plan import Plan, plan
+    from opdf_compile.plan.choose import plan
+    from opdf_compile.plan.value import Plan
     from opdf_compile.training.expanded import Expanded
     from opdf_compile.training.expanding import expand
     from opdf_compile.training.folding import fold
@@ -44,8 +47,8 @@ _HOME = {
     "Traced": "graph.trace",
     "trace": "graph.trace",
     "register": "parametrizations.registry",
-    "Plan": "plan",
-    "plan": "plan",
+    "Plan": "plan.value",
+    "plan": "plan.choose",
     "Expanded": "training.expanded",
     "expand": "training.expanding",
     "fold": "training.folding",
@@ -75,12 +78,28 @@ __all__ = [
 ]
 
 
+class _Package(ModuleType):
+    """Keeps `opdf.plan` and `opdf.verify` functions.
+
+    Importing the subpackage of the same name sets it as an attribute of its parent; that assignment
+    is dropped here. ``from opdf_compile.plan import Plan`` works as ever.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _HOME and isinstance(value, ModuleType):
+            return
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{_HOME[name]}")
     value = getattr(module, name)
-    globals()[name] = value  # The function wins over a submodule of the same name (opdf.plan).
+    globals()[name] = value
     return value
 
 
