@@ -1,0 +1,95 @@
+"""The program: its commands, and what an error becomes on a terminal.
+
+| how a command ends                     | exit code       | stderr                            |
+|----------------------------------------|-----------------|-----------------------------------|
+| it returns                             | 0, or its code  |                                   |
+| `UserError`, or wrong usage            | 2               | one sentence                      |
+| Ctrl-C                                 | 130             | one word                          |
+| anything else                          | 70              | one sentence that asks for a report |
+
+A traceback is shown only with `--debug`.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import cast
+
+import typer
+
+from opdf_compile.cli import demo, doctor, expand, export, fold, inspect, plan, verify
+from opdf_compile.errors import OpdfError, UserError
+
+PROGRAM = "opdf-compile"
+INTERNAL = 70
+INTERRUPTED = 130
+USAGE = 2
+
+# Typer re-exports BadParameter only; its base is what every mistake in usage derives from.
+_UsageError = cast(type[Exception], typer.BadParameter.__base__)
+
+app = typer.Typer(
+    name=PROGRAM,
+    help=(
+        "Over-parameterise a PyTorch student while it trains, ship the small model as ONNX, and "
+        "prove that it is as small and as fast as if it had never been touched."
+    ),
+    epilog=f"$ {PROGRAM} demo\n\n$ {PROGRAM} inspect 'timm:resnet18?num_classes=10'",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+for _module in (inspect, plan, expand, fold, export, verify, demo, doctor):
+    app.command(_module.NAME, epilog=_module.EXAMPLES)(_module.command)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program.
+
+    Args:
+        argv: The arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    # Read before parsing: also a mistake in usage can then be debugged.
+    debug = "--debug" in arguments
+    try:
+        code = app(arguments, prog_name=PROGRAM, standalone_mode=False)
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", INTERRUPTED)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _fail(*_explain(error))
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: Exception) -> tuple[str, int]:
+    """The sentence and the exit code of an error that ended a command."""
+    if isinstance(error, _UsageError):
+        return _usage_sentence(error), USAGE
+    if isinstance(error, UserError):
+        return str(error), error.exit_code
+    code = error.exit_code if isinstance(error, OpdfError) else INTERNAL
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"internal error: {what[:300]}; please report it with the output of --debug", code
+
+
+def _usage_sentence(error: Exception) -> str:
+    """Typer's message as one sentence that ends in the remedy."""
+    message: str = error.format_message()  # type: ignore[attr-defined]
+    message = message.replace("Value error, ", "").replace(". Did you", ", did you").rstrip(".")
+    context = getattr(error, "ctx", None)
+    return f"{message}; see {context.command_path if context else PROGRAM} --help"
+
+
+def _fail(message: str, code: int) -> int:
+    # One line whatever the message holds: a library's own text may run over several.
+    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    return code

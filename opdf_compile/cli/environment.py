@@ -1,0 +1,149 @@
+"""What `doctor` finds: versions, devices, execution providers and conflicts."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Literal
+
+Level = Literal["ok", "note", "problem"]
+
+BASE = (
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnx-ir",
+    "networkx",
+    "opt_einsum",
+    "safetensors",
+    "numpy",
+    "pydantic",
+    "matplotlib",
+)
+# Distribution -> the extra that brings it.
+OPTIONAL = {
+    "timm": "zoo",
+    "transformers": "zoo",
+    "scikit-learn": "demo",
+    "accelerate": "distill",
+}
+RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What it is.
+        found: What was found.
+        level: "ok", "note" (the main job runs without it) or "problem".
+        remedy: The command or step that mends it; empty when there is nothing to mend.
+    """
+
+    name: str
+    found: str
+    level: Level = "ok"
+    remedy: str = ""
+
+
+def examine() -> list[Finding]:
+    """Everything that `doctor` shows, in its order."""
+    python = Finding("python", f"{platform.python_version()} on {platform.platform()}")
+    packages = [_itself(), *(_base(name) for name in BASE)]
+    extras = [_optional(name, extra) for name, extra in OPTIONAL.items()]
+    return [python, *packages, _runtime(), *_providers(), _torch_device(), _torchvision(), *extras]
+
+
+def version(name: str) -> str | None:
+    """The installed version of a distribution, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _pip(arguments: str) -> str:
+    return f"{sys.executable} -m pip {arguments}"
+
+
+def _itself() -> Finding:
+    found = version("opdf-compile")
+    if found:
+        return Finding("opdf-compile", found)
+    return Finding("opdf-compile", "runs from its source tree, not installed", "note")
+
+
+def _base(name: str) -> Finding:
+    found = version(name)
+    if found:
+        return Finding(name, found)
+    return Finding(name, "not installed", "problem", _pip(f"install {name}"))
+
+
+def _optional(name: str, extra: str) -> Finding:
+    found = version(name)
+    if found:
+        return Finding(name, found)
+    return Finding(name, "not installed", "note", _pip(f"install 'opdf-compile[{extra}]'"))
+
+
+def _runtime() -> Finding:
+    """Whether exactly one of the two packages that overwrite each other is installed."""
+    installed = {name: found for name in RUNTIMES if (found := version(name))}
+    if not installed:
+        return Finding(
+            "onnxruntime", "not installed", "problem", _pip("install 'opdf-compile[gpu]'")
+        )
+    found = ", ".join(f"{name} {number}" for name, number in installed.items())
+    if len(installed) == 1:
+        return Finding("onnxruntime", found)
+    # Uninstalling either one alone deletes files of the other.
+    remedy = (
+        _pip("uninstall -y onnxruntime onnxruntime-gpu") + " && " + _pip("install onnxruntime-gpu")
+    )
+    return Finding("onnxruntime", f"{found}: they overwrite each other", "problem", remedy)
+
+
+def _providers() -> list[Finding]:
+    if not any(version(name) for name in RUNTIMES):
+        return []
+    try:
+        import onnxruntime
+    except ImportError as error:
+        remedy = _pip("install --force-reinstall onnxruntime-gpu")
+        return [Finding("execution providers", f"cannot load: {error}", "problem", remedy)]
+    return [Finding("execution providers", ", ".join(onnxruntime.get_available_providers()))]
+
+
+def _torch_device() -> Finding:
+    if not version("torch"):
+        return Finding("cuda", "unknown: torch is not installed", "note")
+    import torch
+
+    if torch.cuda.is_available():
+        return Finding("cuda", f"{torch.cuda.get_device_name()} (CUDA {torch.version.cuda})")
+    built = torch.version.cuda
+    found = "no CUDA device" if built else "torch is built without CUDA"
+    return Finding("cuda", f"{found}: models run on the CPU", "note")
+
+
+def _torchvision() -> Finding:
+    """Whether torchvision's compiled operators load; timm and transformers import it."""
+    found = version("torchvision")
+    if not found:
+        return Finding("torchvision", "not installed", "note")
+    try:
+        import torchvision.ops  # noqa: F401
+    except (ImportError, RuntimeError, AttributeError, OSError) as error:
+        reason = " ".join(str(error).split())[:120]
+        return Finding(
+            "torchvision",
+            f"{found}, whose compiled operators do not load ({reason}); timm: and hf: models "
+            "work without them",
+            "note",
+            "install the torchvision that was built for this torch",
+        )
+    return Finding("torchvision", found)

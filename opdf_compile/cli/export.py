@@ -1,0 +1,95 @@
+"""`opdf-compile export`: a model as ONNX with its check data, or as a bundle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from opdf_compile.cli import options as o
+from opdf_compile.cli.loading import ModelOptions, load
+from opdf_compile.cli.tables import size_of_file, table
+from opdf_compile.cli.terminal import opened
+
+NAME = "export"
+EXAMPLES = (
+    "$ opdf-compile export student.pt2 -o student.onnx\n\n"
+    "$ opdf-compile export student.pt2 --reference 'timm:resnet18?num_classes=10' -o bundle/"
+)
+
+
+def command(
+    model: o.Model,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", metavar="OUT", help="OUT.onnx, or a bundle folder.", show_default=False
+        ),
+    ],
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", metavar="MODEL", help="The untouched student, for a bundle."),
+    ] = None,
+    opset: Annotated[
+        int | None, typer.Option("--opset", metavar="N", help="The ONNX opset.")
+    ] = None,
+    dtype: Annotated[
+        Literal["fp32", "fp16", "bf16"] | None,
+        typer.Option("--dtype", help="Floating-point type; the model's own by default."),
+    ] = None,
+    weights: o.Weights = None,
+    input: o.Input = None,
+    inputs: o.Inputs = None,
+    size: o.Size = None,
+    trust_pickle: o.TrustPickle = False,
+    json: o.Json = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    debug: o.Debug = False,
+) -> None:
+    """Write ONNX, and beside it the evidence that `verify` needs.
+
+    OUT.onnx gets OUT.check.npz: sample inputs, float64 outputs and the model's own error. A folder
+    becomes a bundle with student, reference, check data and hashes.
+    """
+    with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
+        asked = ModelOptions(model, weights, tuple(input or ()), inputs, size, trust_pickle)
+        loaded = load(terminal, asked)
+        untouched = (
+            load(terminal, replace(asked, model=reference, weights=None)) if reference else None
+        )
+        from opdf_compile.io.onnx_export import export_onnx
+
+        with terminal.busy(f"exporting {loaded.name}"):
+            export_onnx(
+                loaded.model,
+                loaded.args,
+                out,
+                loaded.kwargs,
+                reference=untouched.model if untouched else None,
+                dynamic=loaded.dynamic,
+                opset=opset,
+                dtype=dtype,
+            )
+        files = written(out)
+        rows = table("Written", "file", "size", numbers=("size",))
+        for file in files:
+            rows.add_row(str(file), size_of_file(file.stat().st_size))
+        terminal.show(rows)
+        terminal.result(
+            {
+                "schema": "opdf-export/1",
+                "model": model,
+                "out": str(out),
+                "files": {str(file): file.stat().st_size for file in files},
+            }
+        )
+
+
+def written(out: Path) -> list[Path]:
+    """The files of an export."""
+    if out.is_dir():
+        return sorted(file for file in out.rglob("*") if file.is_file())
+    return [file for file in (out, out.with_suffix(".check.npz")) if file.exists()]

@@ -1,0 +1,67 @@
+"""`opdf-compile fold`: the trained cores multiplied out into the student's own weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opdf_compile.cli import options as o
+from opdf_compile.cli.expand import SUFFIXES, require_suffix
+from opdf_compile.cli.loading import ModelOptions, load
+from opdf_compile.cli.tables import size_of_file
+from opdf_compile.cli.terminal import opened
+
+NAME = "fold"
+EXAMPLES = (
+    "$ opdf-compile fold expanded.pt2 -o student.pt2\n\n"
+    "$ opdf-compile fold expanded.pt2 --weights trained.safetensors -o student.safetensors"
+)
+
+
+def command(
+    expanded: Annotated[
+        Path,
+        typer.Argument(
+            metavar="EXPANDED", help="What expand wrote, trained or not.", show_default=False
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="OUT",
+            help="OUT.pt2, or OUT.safetensors with the student's own keys.",
+            show_default=False,
+        ),
+    ],
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights", metavar="TRAINED", help="The trained state, .safetensors or .pt2."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="The student that the weights belong to."),
+    ] = None,
+    trust_pickle: o.TrustPickle = False,
+    json: o.Json = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    debug: o.Debug = False,
+) -> None:
+    """Multiply the cores out: the student again, with its own keys, shapes and dtypes."""
+    with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
+        require_suffix(out, SUFFIXES)
+        student = (
+            load(terminal, ModelOptions(model, trust_pickle=trust_pickle)).model if model else None
+        )
+        from opdf_compile.io.artefacts import fold_file
+
+        with terminal.busy(f"folding {expanded}"):
+            fold_file(expanded, weights=weights, model=student).save(out)
+        terminal.show(f"Wrote {out} ({size_of_file(out.stat().st_size)})")
+        terminal.result({"schema": "opdf-fold/1", "expanded": str(expanded), "out": str(out)})

@@ -1,0 +1,56 @@
+"""From the MODEL argument and its options to a loaded and traced model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opdf_compile.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from opdf_compile.graph import Traced
+    from opdf_compile.io.modelspec import LoadedModel
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The MODEL argument and the options that say how to read it."""
+
+    model: str
+    weights: Path | None = None
+    input: tuple[str, ...] = ()
+    inputs: Path | None = None
+    size: str | None = None
+    trust_pickle: bool = False
+
+
+def load(terminal: Terminal, options: ModelOptions) -> LoadedModel:
+    """Loads the model of the options.
+
+    Raises:
+        UserError: The model, its weights or its example inputs cannot be used.
+    """
+    from opdf_compile.io.inputs import InputOptions
+    from opdf_compile.io.modelspec import load_model
+
+    with terminal.busy(f"loading {options.model}"):
+        return load_model(
+            options.model,
+            weights=options.weights,
+            inputs=InputOptions(options.input, options.inputs, options.size),
+            trust_pickle=options.trust_pickle,
+        )
+
+
+def load_traced(terminal: Terminal, options: ModelOptions) -> Traced:
+    """Loads and traces the model of the options.
+
+    Raises:
+        UserError: It cannot be loaded, or torch.export cannot hold it as a graph.
+    """
+    loaded = load(terminal, options)
+    from opdf_compile.graph import trace
+
+    with terminal.busy(f"tracing {loaded.name}"):
+        return trace(loaded.model, loaded.args, loaded.kwargs, dynamic=loaded.dynamic)

@@ -1,0 +1,96 @@
+"""`opdf-compile plan`: decide, print and write which weight gets which chain, at which cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from opdf_compile.cli import options as o
+from opdf_compile.cli.loading import ModelOptions, load_traced
+from opdf_compile.cli.tables import count, size, table
+from opdf_compile.cli.terminal import opened
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from opdf_compile.plan import Plan
+
+NAME = "plan"
+EXAMPLES = (
+    "$ opdf-compile plan 'timm:resnet18?num_classes=10' -o plan.json --scale 2\n\n"
+    "$ opdf-compile plan student.pt2 -o plan.json --cores 3 --exclude 'head.*'"
+)
+
+
+def command(
+    model: o.Model,
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--out", metavar="plan.json", help="The plan to write.", show_default=False
+        ),
+    ],
+    scale: Annotated[
+        float | None,
+        typer.Option(metavar="S", help="Training parameters per deployed parameter."),
+    ] = None,
+    cores: Annotated[int | None, typer.Option(metavar="N", help="Cores per weight.")] = None,
+    overhead: Annotated[
+        float | None,
+        typer.Option(metavar="R", help="Cost of a training step, 1.2 for 20 % over the plain one."),
+    ] = None,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Take these weights only; repeatable."),
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Leave these weights; repeatable.")
+    ] = None,
+    weights: o.Weights = None,
+    input: o.Input = None,
+    inputs: o.Inputs = None,
+    size: o.Size = None,
+    trust_pickle: o.TrustPickle = False,
+    json: o.Json = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    debug: o.Debug = False,
+) -> None:
+    """Decide which weight gets which cores, and write the decision as an editable plan.
+
+    At most one of --scale, --cores and --overhead says how much.
+    """
+    with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
+        asked = ModelOptions(model, weights, tuple(input or ()), inputs, size, trust_pickle)
+        traced = load_traced(terminal, asked)
+        from opdf_compile.plan import plan
+
+        with terminal.busy("planning"):
+            made = plan(
+                traced,
+                scale=scale,
+                cores=cores,
+                overhead=overhead,
+                include=tuple(include or ()),
+                exclude=tuple(exclude or ()),
+            )
+        made.save(out)
+        terminal.show(plan_table(made), f"Wrote {out}")
+        terminal.result(made.to_json())
+
+
+def plan_table(plan: Plan) -> Table:
+    """One row per weight, and the totals."""
+    head = ("weight", "cores", "shape", "added parameters", "compose FLOPs per step")
+    rows = table("Plan", *head, numbers=head[3:])
+    for entry in plan.entries:
+        rows.add_row(
+            entry.key,
+            entry.parametrization,
+            size(entry.spec.shape),
+            f"{entry.cost.added:,}",
+            count(entry.cost.step_flops),
+        )
+    return rows

@@ -1,0 +1,35 @@
+"""How numbers and rows look in every command's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+
+
+def table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
+    """An empty table; the columns named in `numbers` are aligned to the right."""
+    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        right = column in numbers
+        made.add_column(column, justify="right" if right else "left", no_wrap=right)
+    return made
+
+
+def size(shape: Sequence[int]) -> str:
+    """A shape as people write it: 64x3x7x7."""
+    return "x".join(map(str, shape))
+
+
+def count(number: float) -> str:
+    """A count with its magnitude, to three digits: 11.7 M."""
+    for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= factor:
+            return f"{number / factor:.3g} {unit}"
+    return f"{number:.0f}"
+
+
+def size_of_file(number: int) -> str:
+    """Bytes as people read them: 44.8 MB."""
+    return f"{count(number)}B" if number >= 1000 else f"{number} B"

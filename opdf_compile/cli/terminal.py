@@ -1,0 +1,145 @@
+"""Where a command's words go: the table to stdout, progress and warnings to stderr, JSON apart."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+LOGGER = "opdf_compile"
+# Tables that nobody looks at on a screen are read by programs, which dislike wrapped lines.
+_PIPE_WIDTH = 160
+
+
+class Terminal:
+    """What a command may say, and where.
+
+    Attributes:
+        quiet: Only errors are printed.
+    """
+
+    def __init__(self, stdout: TextIO, *, json_target: str | None, quiet: bool) -> None:
+        """Opens both consoles; `stdout` is the real one, also while it is redirected."""
+        self.quiet = quiet
+        self._stdout = stdout
+        self._json_target = json_target
+        self._out = _console(stdout)
+        self._err = _console(sys.stderr)
+
+    @property
+    def json_on_stdout(self) -> bool:
+        """Whether the standard output belongs to the JSON alone."""
+        return self._json_target == "-"
+
+    def show(self, *renderables: RenderableType) -> None:
+        """Prints tables or text for a person; nothing when quiet or when JSON goes to stdout."""
+        if self.quiet or self.json_on_stdout:
+            return
+        for renderable in renderables:
+            # Tables are laid out; a line stays one line, so that it can be copied and searched.
+            self._out.print(renderable, soft_wrap=isinstance(renderable, str | Text))
+
+    def warn(self, message: str) -> None:
+        """Prints a warning to stderr; unlike the log's, it is part of the command's result."""
+        if not self.quiet:
+            self._err.print(Text.assemble(("warning: ", "yellow"), message), soft_wrap=True)
+
+    def result(self, payload: Mapping[str, Any]) -> None:
+        """Writes the JSON that `--json` asked for.
+
+        Raises:
+            ArtefactError: The file cannot be written.
+        """
+        if self._json_target is None:
+            return
+        text = json.dumps(payload, indent=2, allow_nan=False) + "\n"
+        if self.json_on_stdout:
+            self._stdout.write(text)
+            self._stdout.flush()
+            return
+        from opdf_compile.io.files import atomic_write
+
+        with atomic_write(Path(self._json_target)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    @contextlib.contextmanager
+    def busy(self, what: str) -> Iterator[Progress]:
+        """Shows a spinner or bar on a terminal while the block runs; nothing elsewhere."""
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+        )
+        hidden = self.quiet or not self._err.is_terminal
+        with Progress(*columns, console=self._err, transient=True, disable=hidden) as progress:
+            progress.add_task(what, total=None)
+            yield progress
+
+
+@contextlib.contextmanager
+def opened(
+    json_target: str | None, *, quiet: bool, verbose: bool, debug: bool
+) -> Iterator[Terminal]:
+    """Gives a command its terminal, and keeps everything else off the standard output.
+
+    Models and exporters print as they like; inside the block that goes to stderr, so that the
+    output of `--json -` is JSON and nothing else.
+    """
+    terminal = Terminal(sys.stdout, json_target=json_target, quiet=quiet)
+    level = _level(quiet=quiet, verbose=verbose, debug=debug)
+    with _logging_to(sys.stderr, level), contextlib.redirect_stdout(sys.stderr):
+        yield terminal
+
+
+def _level(*, quiet: bool, verbose: bool, debug: bool) -> int:
+    if debug:
+        return logging.DEBUG
+    if verbose:
+        return logging.INFO
+    return logging.ERROR if quiet else logging.WARNING
+
+
+@contextlib.contextmanager
+def _logging_to(stream: TextIO, level: int) -> Iterator[None]:
+    """Lets the package's logger speak on a stream, and others' warnings only when asked to."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_Plain())
+    logger, warnings_logger = logging.getLogger(LOGGER), logging.getLogger("py.warnings")
+    before = logger.level, warnings_logger.level, warnings_logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(level)
+    # torch and the exporter warn about themselves dozens of times per export.
+    warnings_logger.addHandler(handler)
+    warnings_logger.setLevel(level if level <= logging.INFO else logging.CRITICAL)
+    warnings_logger.propagate = False
+    logging.captureWarnings(True)
+    try:
+        yield
+    finally:
+        logging.captureWarnings(False)
+        logger.removeHandler(handler)
+        warnings_logger.removeHandler(handler)
+        logger.setLevel(before[0])
+        warnings_logger.setLevel(before[1])
+        warnings_logger.propagate = before[2]
+
+
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{record.levelname.lower()}: {super().format(record)}"
+
+
+def _console(stream: TextIO) -> Console:
+    fixed = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
+    # Keys and messages hold brackets of their own, so nothing is read as markup.
+    return Console(file=stream, width=fixed, highlight=False, emoji=False, markup=False)

@@ -1,0 +1,169 @@
+"""Exit codes, one sentence, no traceback, help with examples: what holds for every command."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+
+import pytest
+
+from opdf_compile.cli import app as app_module
+from opdf_compile.cli import doctor, main
+from opdf_compile.errors import InternalError, PlanError
+
+COMMANDS = ("inspect", "plan", "expand", "fold", "export", "verify", "demo", "doctor")
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Makes `doctor` end with an error of choice."""
+
+    def install(error: BaseException) -> None:
+        def fail() -> None:
+            raise error
+
+        monkeypatch.setattr(doctor, "examine", fail)
+
+    return install
+
+
+def one_sentence(capsys: Capture) -> str:
+    """The sentence on stderr; fails when there is more, or anything on stdout."""
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.startswith("opdf-compile: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example_and_the_shared_options(name: str, capsys: Capture) -> None:
+    assert main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"$ opdf-compile {name}" in out
+    for option in ("--json", "--quiet", "--verbose", "--debug"):
+        assert option in out
+
+
+def test_help_lists_the_commands_and_no_others(capsys: Capture) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert [name for name in COMMANDS if f"│ {name} " not in out] == []
+    assert "distill" not in out
+    assert "--install-completion" in out
+
+
+def test_no_arguments_print_the_help(capsys: Capture) -> None:
+    assert main([]) == 0
+    assert "Usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["inspekt"], "No such command 'inspekt', did you mean 'inspect'?; see opdf-compile"),
+        (["inspect"], "Missing argument 'MODEL'; see opdf-compile inspect --help"),
+        (["inspect", "m:f", "--nope"], "No such option: --nope"),
+        (["plan", "m:f"], "Missing option '-o'"),
+        (
+            ["plan", "m:f", "-o", "p.json", "--cores", "three"],
+            "value for '--cores': Input should be a valid integer",
+        ),
+        (["verify", "x.onnx", "--device", "cudda"], "'cudda' is not one of 'auto', 'cpu', 'cuda'"),
+        (["verify", "x.onnx", "--latency", "fast"], "'fast' is not one of"),
+        (
+            ["verify", "x.onnx", "--budget", "0"],
+            "value for '--budget': Input should be greater than",
+        ),
+        (["verify", "x.onnx", "--margin", "big"], "--margin is 'big'; wanted auto or a number"),
+        (["verify", "x.onnx", "--margin", "nan"], "--margin is 'nan'"),
+        (["verify", "x.onnx", "--only", "speed"], "--only is 'speed'; wanted one or more of"),
+        (["verify", "x.onnx", "--only", ","], "--only is ','"),
+        (["export", "m:f", "-o", "x.onnx", "--dtype", "int8"], "'int8' is not one of"),
+        (["expand", "m:f", "-o", "x.pth"], "-o x.pth has the suffix '.pth'; wanted .pt2 or"),
+        (["fold", "x.pt2", "-o", "x.onnx"], "-o x.onnx has the suffix '.onnx'; wanted .pt2 or"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_exit_2(
+    arguments: list[str], sentence: str, capsys: Capture
+) -> None:
+    assert main(arguments) == 2
+    assert sentence in one_sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (PlanError("plan.json says\n  nothing"), 2, "opdf-compile: plan.json says nothing\n"),
+        (InternalError("fold lost a bias"), 70, "internal error: InternalError: fold lost a bias;"),
+        (ZeroDivisionError("division by zero"), 70, "internal error: ZeroDivisionError: division"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_an_error_becomes_a_code_and_a_sentence(
+    error: BaseException,
+    code: int,
+    sentence: str,
+    broken: Callable[[BaseException], None],
+    capsys: Capture,
+) -> None:
+    broken(error)
+    assert main(["doctor"]) == code
+    if code != 130:  # Typer prints an empty line for a Ctrl-C of its own.
+        assert sentence in one_sentence(capsys)
+
+
+def test_debug_shows_the_traceback(
+    broken: Callable[[BaseException], None], capsys: Capture
+) -> None:
+    broken(PlanError("no"))
+    assert main(["doctor", "--debug"]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert err.endswith("opdf-compile: no\n")
+
+
+@pytest.mark.parametrize(
+    ("options", "heard"),
+    [
+        ([], {"warning: w"}),
+        (["-q"], set()),
+        (["-v"], {"warning: w", "info: i", "noise"}),
+        (["--debug"], {"warning: w", "info: i", "debug: d", "noise"}),
+    ],
+)
+def test_verbosity(
+    options: list[str], heard: set[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    def speak() -> list[object]:
+        logger = logging.getLogger("opdf_compile.something")
+        logger.debug("d")
+        logger.info("i")
+        logger.warning("w")
+        warnings.warn("noise", stacklevel=1)
+        print("a model that prints")  # noqa: T201
+        return []
+
+    monkeypatch.setattr(doctor, "examine", speak)
+    assert main(["doctor", *options]) == 0
+    out, err = capsys.readouterr()
+    assert "a model that prints" not in out
+    assert {line for line in ("warning: w", "info: i", "debug: d", "noise") if line in err} == heard
+    assert logging.getLogger("opdf_compile").handlers == []
+
+
+def test_every_command_of_the_app_has_a_file() -> None:
+    names = {command.name for command in app_module.app.registered_commands}
+    assert names == set(COMMANDS)
+
+
+def test_the_module_runs_as_a_program() -> None:
+    command = [sys.executable, "-m", "opdf_compile", "verify", "x.onnx", "--device", "cudda"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
