@@ -1,0 +1,184 @@
+"""The folder that ships: ONNX, reference, check data, plan and the hashes of all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opdf_compile.errors import ArtefactError
+from opdf_compile.io.check_data import check_path, write_check
+from opdf_compile.io.files import atomic_folder, atomic_write, existing_file, sha256
+from opdf_compile.io.onnx_build import Export
+from opdf_compile.io.onnx_save import stage
+
+SCHEMA = "opdf-bundle/1"
+STUDENT, REFERENCE = "student.onnx", "reference.onnx"
+PLAN, MANIFEST = "plan.json", "manifest.json"
+# What other commands put beside a bundle; a new export replaces these with the bundle.
+_ADDED = ("report.json", "report.md", "*.png")
+
+
+def write_file(path: Path, export: Export, reference: Export | None = None) -> None:
+    """Write ``X.onnx`` and ``X.check.npz``, all or nothing.
+
+    Args:
+        path: The ``.onnx`` file.
+        export: What to write.
+        reference: Written beside it as ``X.reference.onnx`` with check data of its own.
+
+    Raises:
+        ArtefactError: A path cannot be written.
+        ExportError: The model does not pass ONNX's checker.
+    """
+    with ExitStack() as stack:
+        _stage_pair(export, path, stack)
+        if reference is not None:
+            _stage_pair(reference, path.with_suffix(".reference.onnx"), stack)
+
+
+def write_bundle(
+    path: Path,
+    student: Export,
+    reference: Export | None = None,
+    *,
+    plan: Mapping[str, Any] | str | None = None,
+    extra_files: Sequence[Path] = (),
+) -> None:
+    """Write a bundle folder, all or nothing; an older bundle there is replaced.
+
+    Args:
+        path: The folder.
+        student: What ships.
+        reference: The export of the untouched student.
+        plan: The plan as JSON text or as the object itself.
+        extra_files: Files to copy beside it, such as a tokenizer and its configuration.
+
+    Raises:
+        ArtefactError: The folder cannot be written, or holds files that are no bundle's.
+        ExportError: A model does not pass ONNX's checker.
+    """
+    _check_extra(extra_files)
+    with atomic_folder(path, replaceable=is_bundle) as folder:
+        with ExitStack() as stack:
+            _stage_pair(student, folder / STUDENT, stack)
+            if reference is not None:
+                _stage_pair(reference, folder / REFERENCE, stack)
+        if plan is not None:
+            text = plan if isinstance(plan, str) else json.dumps(plan, indent=2)
+            (folder / PLAN).write_text(text.rstrip() + "\n", encoding="utf-8")
+        for file in extra_files:
+            shutil.copyfile(file, folder / file.name)
+        manifest = json.dumps(_manifest(folder, student), indent=2)
+        (folder / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Read a bundle's manifest.
+
+    Raises:
+        ArtefactError: The folder has none, or one of another schema.
+    """
+    file = existing_file(path / MANIFEST, wanted="a bundle's manifest.json")
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtefactError(
+            f"{file} is no JSON ({str(error)[:100].rstrip('.')}), wanted a bundle's manifest; "
+            "export again"
+        ) from error
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if schema != SCHEMA or not isinstance(manifest.get("files"), dict):
+        raise ArtefactError(f"{file} has the schema {schema!r}, wanted {SCHEMA!r}; export again")
+    return dict(manifest)
+
+
+def changed_files(path: Path) -> tuple[str, ...]:
+    """Names of files of a bundle that are missing or differ from the manifest.
+
+    Raises:
+        ArtefactError: The manifest cannot be read.
+    """
+    changed = []
+    for name, entry in read_manifest(path)["files"].items():
+        file = path / name
+        # A manifest is data: a name that leaves the folder is never opened.
+        inside = Path(name).name == name
+        wanted = entry.get("sha256") if isinstance(entry, dict) else None
+        if not inside or not file.is_file() or sha256(file) != wanted:
+            changed.append(name)
+    return tuple(changed)
+
+
+def is_bundle(path: Path) -> bool:
+    """Whether a folder holds a bundle and nothing that somebody else put there."""
+    try:
+        listed = set(read_manifest(path)["files"])
+    except ArtefactError:
+        return False
+    return all(
+        file.name == MANIFEST
+        or file.name in listed
+        or any(file.match(pattern) for pattern in _ADDED)
+        for file in path.iterdir()
+    )
+
+
+def _stage_pair(export: Export, path: Path, stack: ExitStack) -> None:
+    # The check data becomes visible last, so a pair of files never claims a hash it lacks.
+    check_file = check_path(path)
+    check_temporary = stack.enter_context(atomic_write(check_file))
+    onnx_temporary = stage(export.model, path, stack)
+    write_check(
+        check_temporary, dataclasses.replace(export.check, onnx_sha256=sha256(onnx_temporary))
+    )
+
+
+def _check_extra(files: Sequence[Path]) -> None:
+    own = {STUDENT, REFERENCE, PLAN, MANIFEST}
+    for file in files:
+        existing_file(file)
+        if file.name in own:
+            raise ArtefactError(
+                f"the extra file {file} has the name of a part of the bundle, wanted another "
+                "name; rename it"
+            )
+
+
+def _manifest(folder: Path, student: Export) -> dict[str, Any]:
+    metadata = student.model.metadata_props
+    return {
+        "schema": SCHEMA,
+        "files": {
+            file.name: {"sha256": sha256(file), "bytes": file.stat().st_size}
+            for file in sorted(_files(folder))
+        },
+        "opset": student.model.opset_imports.get(""),
+        "exporter": metadata["opdf.exporter"],
+        "versions": versions(metadata["opdf.version"]),
+    }
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (file for file in folder.iterdir() if file.is_file())
+
+
+def versions(own: str) -> dict[str, str]:
+    """Versions of the libraries that shape an export."""
+    import onnx
+    import onnx_ir
+    import onnxscript
+
+    return {
+        "opdf-compile": own,
+        "torch": torch.__version__,
+        "onnx": onnx.__version__,
+        "onnxscript": onnxscript.__version__,
+        "onnx-ir": onnx_ir.__version__,
+    }

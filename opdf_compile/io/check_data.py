@@ -1,0 +1,180 @@
+"""The evidence for numerics: ``X.check.npz`` beside ``X.onnx``.
+
+It holds sample inputs, the float64 truth of the torch model on them, and how far the torch model
+itself is from that truth in the exported dtype. With it, verify can judge an ONNX file without the
+torch model. The file is an ordinary npz without pickles, and the same export writes the same bytes.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opdf_compile.errors import ArtefactError
+from opdf_compile.io.files import existing_file
+
+SCHEMA = "opdf-check/1"
+# A zip entry can claim any size; check data holds a few batches.
+LARGEST_BYTES = 8 << 30
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_BFLOAT16 = "bfloat16"
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One input and what belongs to it.
+
+    Attributes:
+        inputs: Arrays in the exported dtype by input name (bfloat16 as ml_dtypes' type).
+        outputs: The truth by output name: float64, or the output's own integer or bool dtype.
+        error: By output, the largest absolute error of the torch model in the exported dtype.
+        rms: By output, the root mean square of that error.
+        maxabs: By output, the largest absolute value of the truth.
+    """
+
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    error: Mapping[str, float]
+    rms: Mapping[str, float]
+    maxabs: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class CheckData:
+    """What a check file holds.
+
+    Attributes:
+        input_names: Inputs of the ONNX file, in order.
+        output_names: Outputs of the ONNX file, in order.
+        dtype: The exported floating dtype ("float32", "float16", ...).
+        samples: The evidence.
+        onnx_sha256: Hash of the ONNX file that it was written with.
+    """
+
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    dtype: str
+    samples: tuple[Sample, ...]
+    onnx_sha256: str = ""
+
+
+def check_path(onnx_path: Path) -> Path:
+    """Where the check data of an ONNX file lies: ``student.onnx`` -> ``student.check.npz``."""
+    return onnx_path.with_suffix(".check.npz")
+
+
+def write_check(path: Path, data: CheckData) -> None:
+    """Write check data; two calls with equal data write equal bytes.
+
+    Args:
+        path: A file to overwrite; give the path of `files.atomic_write`.
+        data: What to write.
+    """
+    arrays: dict[str, Any] = {
+        "schema": np.array(SCHEMA),
+        "input_names": np.array(data.input_names, dtype=np.str_),
+        "output_names": np.array(data.output_names, dtype=np.str_),
+        "dtype": np.array(data.dtype),
+        "onnx_sha256": np.array(data.onnx_sha256),
+    }
+    for index, sample in enumerate(data.samples):
+        for name, value in sample.inputs.items():
+            arrays.update(_stored(f"s{index}.in.{name}", value))
+        for name, value in sample.outputs.items():
+            arrays[f"s{index}.out.{name}"] = value
+            arrays[f"s{index}.err.{name}"] = np.float64(sample.error[name])
+            arrays[f"s{index}.rms.{name}"] = np.float64(sample.rms[name])
+            arrays[f"s{index}.maxabs.{name}"] = np.float64(sample.maxabs[name])
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for name, array in arrays.items():
+            # numpy stamps the time of writing on every entry; a fixed one keeps the bytes equal.
+            entry = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
+            with archive.open(entry, "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.asanyarray(array), allow_pickle=False)
+
+
+def read_check(path: Path) -> CheckData:
+    """Read check data; nothing in the file can run code.
+
+    Args:
+        path: A ``.check.npz`` file.
+
+    Raises:
+        ArtefactError: The file is missing, no check data, incomplete, or of another schema.
+    """
+    existing_file(path, wanted="a .check.npz file")
+    arrays = _load(path)
+    schema = str(arrays.get("schema", "none"))
+    if schema != SCHEMA:
+        raise ArtefactError(
+            f"{path} has the schema {schema!r}, wanted {SCHEMA!r}; export the model again"
+        )
+    try:
+        return _assemble(arrays)
+    except KeyError as error:
+        raise ArtefactError(
+            f"{path} lacks the entry {error.args[0]!r}, wanted complete check data; export the "
+            "model again"
+        ) from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+        if size > LARGEST_BYTES:
+            raise ArtefactError(
+                f"{path} unpacks to {size} bytes, wanted at most {LARGEST_BYTES}; export the "
+                "model again with a smaller example input"
+            )
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        reason = str(error).strip().splitlines()[0][:150].rstrip(".") or type(error).__name__
+        raise ArtefactError(
+            f"{path} is no check data ({reason}), wanted an npz file that export wrote; export the "
+            "model again"
+        ) from error
+
+
+def _assemble(arrays: Mapping[str, Any]) -> CheckData:
+    inputs = tuple(str(name) for name in arrays["input_names"])
+    outputs = tuple(str(name) for name in arrays["output_names"])
+    samples: list[Sample] = []
+    # A model without inputs still has samples, so they are counted by their outputs.
+    while any(f"s{len(samples)}.out.{name}" in arrays for name in outputs):
+        key = f"s{len(samples)}"
+        samples.append(
+            Sample(
+                inputs={name: _restored(arrays, f"{key}.in.{name}") for name in inputs},
+                outputs={name: arrays[f"{key}.out.{name}"] for name in outputs},
+                error={name: float(arrays[f"{key}.err.{name}"]) for name in outputs},
+                rms={name: float(arrays[f"{key}.rms.{name}"]) for name in outputs},
+                maxabs={name: float(arrays[f"{key}.maxabs.{name}"]) for name in outputs},
+            )
+        )
+    if not samples:
+        raise KeyError("s0")
+    return CheckData(
+        inputs, outputs, str(arrays["dtype"]), tuple(samples), str(arrays["onnx_sha256"])
+    )
+
+
+def _stored(key: str, value: Any) -> dict[str, Any]:
+    """Npz has no bfloat16: its bits travel as uint16 with a note."""
+    if value.dtype.name != _BFLOAT16:
+        return {key: value}
+    return {key: value.view(np.uint16), f"{key}.dtype": np.array(_BFLOAT16)}
+
+
+def _restored(arrays: Mapping[str, Any], key: str) -> Any:
+    if str(arrays.get(f"{key}.dtype", "")) != _BFLOAT16:
+        return arrays[key]
+    import ml_dtypes
+
+    return arrays[key].view(ml_dtypes.bfloat16)

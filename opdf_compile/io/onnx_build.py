@@ -1,0 +1,236 @@
+"""A model of any accepted form -> an ONNX model in memory with its check data."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from opdf_compile.errors import ExportError, TraceError
+from opdf_compile.graph import axes as axes_of
+from opdf_compile.graph.axes import Dynamic
+from opdf_compile.graph.signature import Inputs, bind, normalise_inputs
+from opdf_compile.graph.trace import Traced, first_line, trace
+from opdf_compile.io.check_data import CheckData
+from opdf_compile.io.evidence import gather
+from opdf_compile.io.onnx_translate import export_program, quiet
+from opdf_compile.io.retype import cast, retyped
+from opdf_compile.io.truth import graph_of
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+logger = logging.getLogger("opdf_compile")
+DTYPES: Mapping[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+
+@dataclass(frozen=True, eq=False)
+class Export:
+    """An ONNX model that is not on disk yet.
+
+    Attributes:
+        model: The model; its weights are views of the source's own tensors.
+        check: Its check data, without the hash of the file.
+    """
+
+    model: ir.Model
+    check: CheckData
+
+
+def build(
+    model: nn.Module | ExportedProgram | Traced,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic: Dynamic = None,
+    opset: int | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Export:
+    """Trace, translate and gather evidence; the source keeps its weights, flags and dtype.
+
+    Args:
+        model: A module, an ExportedProgram of the eval phase, or what `trace` returned.
+        args: Example inputs: a tuple, one tensor or one mapping. Not needed for traced models.
+        kwargs: Keyword example inputs.
+        dynamic: Which axes keep a free size, as in `trace`. Traced models have theirs.
+        opset: The ONNX opset, None for the exporter's recommendation.
+        dtype: "fp32", "fp16" or "bf16" converts a copy; None keeps the model's own dtypes.
+
+    Raises:
+        ExportError: The model is still expanded, is a training graph, or has no ONNX form.
+        TraceError: torch.export cannot hold the model.
+        InputError: The example inputs do not fit.
+    """
+    wanted = parse_dtype(dtype)
+    traced = _as_traced(model, args, kwargs, dynamic, wanted)
+    program = traced.programs["eval"]
+    if not isinstance(traced.source, nn.Module):
+        _refuse_training_graph(program)
+    example = (traced.args, traced.kwargs)
+    translated = export_program(
+        program,
+        input_names=traced.input_names,
+        output_names=traced.output_names,
+        axis_names=traced.axis_names,
+        opset=opset,
+    )
+    graph = translated.graph
+    check = gather(
+        program,
+        example,
+        input_names=[str(value.name) for value in graph.inputs],
+        output_names=[str(value.name) for value in graph.outputs],
+        dtype=_own_dtype(program, wanted),
+    )
+    return Export(translated, check)
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Read the `dtype` option.
+
+    Raises:
+        ExportError: It is none of fp32, fp16, bf16.
+    """
+    if dtype is None:
+        return None
+    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in DTYPES.values():
+        raise ExportError(f"the dtype is {dtype!s}, wanted fp32, fp16 or bf16; choose one of them")
+    return found
+
+
+def _as_traced(
+    model: Any, args: Any, kwargs: Mapping[str, Any] | None, dynamic: Dynamic, wanted: Any
+) -> Traced:
+    if hasattr(model, "parametrized_keys"):
+        raise ExportError(
+            f"the model is a {type(model).__name__} whose weights are still cores, wanted the "
+            "student itself; fold it first: opdf.fold(model)"
+        )
+    if isinstance(model, nn.Module):
+        inputs = normalise_inputs(args, kwargs)
+        return _trace_module(model, inputs, dynamic, wanted)
+    if isinstance(model, ExportedProgram):
+        model = trace(model)
+    if not isinstance(model, Traced):
+        raise ExportError(
+            f"the model is a {type(model).__name__}, wanted a torch.nn.Module, an ExportedProgram "
+            "or a Traced; pass the module itself"
+        )
+    return _retrace(_with_example(model, args, kwargs), wanted)
+
+
+def _trace_module(
+    model: nn.Module, inputs: Inputs, dynamic: Dynamic, wanted: torch.dtype | None
+) -> Traced:
+    if wanted is None or not _changes(model.state_dict().values(), wanted):
+        return trace(model, *inputs, dynamic=dynamic)
+    mapping = _to(wanted)
+    converted = copy.deepcopy(model).to(wanted)
+    converted_inputs = pytree.tree_map(lambda leaf: cast(leaf, mapping), inputs)
+    try:
+        return trace(converted, *converted_inputs, dynamic=dynamic)
+    except TraceError as error:
+        raise ExportError(
+            f"the model does not run in {str(wanted).removeprefix('torch.')} ({error}), wanted a "
+            "forward without hard-coded dtypes; leave --dtype out"
+        ) from error
+
+
+def _with_example(traced: Traced, args: Any, kwargs: Mapping[str, Any] | None) -> Traced:
+    """A traced model with example inputs: the caller's, its own, or the program's."""
+    given = normalise_inputs(args, kwargs)
+    if any(given):
+        return dataclasses.replace(traced, args=given[0], kwargs=given[1])
+    if traced.args or traced.kwargs or not traced.input_names:
+        return traced
+    stored = traced.programs["eval"].example_inputs
+    if stored is None:
+        raise ExportError(
+            "the program holds no example inputs and none were given, wanted one example; give "
+            "args, or --input NAME=SHAPE:DTYPE"
+        )
+    return dataclasses.replace(traced, args=tuple(stored[0]), kwargs=dict(stored[1]))
+
+
+def _retrace(traced: Traced, wanted: torch.dtype | None) -> Traced:
+    """Change the dtype of a program that has no module behind it."""
+    program = traced.programs["eval"]
+    if wanted is None or not _changes(program.state_dict.values(), wanted):
+        return traced
+    mapping = _to(wanted)
+    module = retyped(graph_of(program), mapping)
+    inputs: Inputs = pytree.tree_map(lambda leaf: cast(leaf, mapping), (traced.args, traced.kwargs))
+    tensors = iter(traced.input_names)
+    leaves = pytree.tree_leaves(inputs)
+    names = [next(tensors) if isinstance(leaf, Tensor) else "" for leaf in leaves]
+    wide = axes_of.widen(inputs, names, traced.axis_names)
+    hints = axes_of.request(wide, names, traced.axis_names, Dim.AUTO)
+    try:
+        with quiet():
+            again = torch.export.export(
+                module, *wide, dynamic_shapes=bind(module.forward, *hints), strict=False
+            )
+    except Exception as error:  # The graph's own operations raise whatever they like.
+        raise ExportError(
+            f"the program does not run in {str(wanted).removeprefix('torch.')} "
+            f"({first_line(error)}), wanted a graph without mixed dtypes; export the module "
+            "itself with a dtype"
+        ) from error
+    return dataclasses.replace(
+        traced, programs={"train": again, "eval": again}, args=inputs[0], kwargs=inputs[1]
+    )
+
+
+def _to(wanted: torch.dtype) -> dict[torch.dtype, torch.dtype]:
+    return {dtype: wanted for dtype in _FLOATS if dtype is not wanted}
+
+
+def _changes(tensors: Any, wanted: torch.dtype) -> bool:
+    return any(tensor.dtype in _FLOATS and tensor.dtype is not wanted for tensor in tensors)
+
+
+def _own_dtype(program: ExportedProgram, wanted: torch.dtype | None) -> str:
+    """The dtype of most parameters by size, the one that the error is measured in."""
+    if wanted is None:
+        counts: dict[torch.dtype, int] = {torch.float32: 0}
+        for tensor in program.state_dict.values():
+            if tensor.dtype in _FLOATS:
+                counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+        wanted = max(counts, key=lambda dtype: counts[dtype])
+    return str(wanted).removeprefix("torch.")
+
+
+def _refuse_training_graph(program: ExportedProgram) -> None:
+    """A program's phase is baked in; an active dropout would ship with it."""
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        name = str(node.target)
+        dropout = name == "aten.dropout.default" and len(node.args) > 2 and node.args[2] is True
+        norm = name == "aten.batch_norm.default" and node.args[5] is True
+        if dropout or norm:
+            raise ExportError(
+                f"the program is a training graph (node {node.name} runs {name} in training), "
+                "wanted an eval graph; export the module after model.eval(), or give the archive "
+                "with both programs"
+            )
+
+
+__all__ = ["DTYPES", "Export", "build", "parse_dtype"]

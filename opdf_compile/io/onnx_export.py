@@ -1,0 +1,85 @@
+"""`export_onnx`: a student, and the untouched reference, as ONNX with the evidence beside it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+from opdf_compile.errors import ExportError
+from opdf_compile.graph.axes import Dynamic
+from opdf_compile.graph.trace import Traced
+from opdf_compile.io.bundle import write_bundle, write_file
+from opdf_compile.io.onnx_build import build
+
+
+def export_onnx(
+    model: nn.Module | ExportedProgram | Traced,
+    args: Any,
+    path: str | os.PathLike[str],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    reference: nn.Module | ExportedProgram | Traced | None = None,
+    dynamic: Dynamic = None,
+    opset: int | None = None,
+    dtype: str | torch.dtype | None = None,
+    plan: Mapping[str, Any] | str | None = None,
+    extra_files: Sequence[str | os.PathLike[str]] = (),
+) -> Path:
+    """Export a student to ONNX, with the check data that verify judges its numbers by.
+
+    A path that ends in ``.onnx`` becomes that file with ``.check.npz`` beside it, and a reference
+    becomes ``NAME.reference.onnx`` (with its own check data) beside both. Any other path becomes a
+    bundle folder with ``student.onnx``, ``reference.onnx``, their check data, the plan, the extra
+    files and ``manifest.json`` with their hashes. What was there before is replaced only when
+    everything has been written.
+
+    Args:
+        model: The student in the eval phase's view: a module (whatever its train flag), an
+            ExportedProgram of its eval graph, or a Traced. It is not changed.
+        args: Example inputs: a tuple of positional inputs, one tensor, or one mapping (a batch).
+            For a Traced or an ExportedProgram ``()`` takes the example that it was traced with.
+        path: An ``.onnx`` file or a bundle folder; its parent exists.
+        kwargs: Keyword example inputs.
+        reference: The untouched student, exported in the same way.
+        dynamic: Which axes keep a free size: None for the first axis of every tensor, False for
+            none, or a letter or number per axis by input name, as in `trace`.
+        opset: The ONNX opset, None for the one that torch's exporter recommends.
+        dtype: "fp32", "fp16" or "bf16" exports a converted copy; None keeps the model's dtypes.
+        plan: The plan to put into a bundle, as JSON text or the object itself.
+        extra_files: Files to copy into a bundle (config.json, a tokenizer's files).
+
+    Returns:
+        The file or folder that was written.
+
+    Raises:
+        ExportError: The model is still expanded, or cannot be said in ONNX.
+        TraceError: torch.export cannot hold the model as a graph.
+        InputError: The example inputs do not fit the model.
+        ArtefactError: The path cannot be written.
+
+    Example:
+        >>> opdf.export_onnx(student, (x,), "student.onnx")
+        >>> opdf.export_onnx(student, batch, "out/", reference=untouched)
+    """
+    target = Path(path)
+    single = target.suffix == ".onnx"
+    if single and (plan is not None or extra_files):
+        raise ExportError(
+            f"{target} is one file and a plan or extra files were given, wanted a bundle for "
+            "them; give a folder as the path"
+        )
+    options: dict[str, Any] = {"dynamic": dynamic, "opset": opset, "dtype": dtype}
+    student = build(model, args, kwargs, **options)
+    untouched = None if reference is None else build(reference, args, kwargs, **options)
+    if single:
+        write_file(target, student, untouched)
+    else:
+        extra = [Path(file) for file in extra_files]
+        write_bundle(target, student, untouched, plan=plan, extra_files=extra)
+    return target

@@ -1,0 +1,196 @@
+"""ExportedProgram -> ONNX, by torch's exporter and our own parameter-blind optimisation."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import TensorArgument
+
+from opdf_compile.errors import ExportError
+from opdf_compile.io.onnx_names import name_graph
+from opdf_compile.io.onnx_optimise import merge_tied, optimise
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# torch's translations are written for opset 18 and converted upwards from there.
+LOWEST_OPSET = 18
+_MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
+_NOISY_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
+# Kept on the nodes: it says which submodule a node comes from. The rest of the exporter's metadata
+# holds source lines and paths of the machine that exported.
+_KEPT_METADATA = "pkg.torch.onnx.name_scopes"
+
+
+def export_program(
+    program: ExportedProgram,
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    axis_names: Mapping[str, Mapping[int, str]],
+    opset: int | None = None,
+) -> ir.Model:
+    """Translate one program into an ONNX model whose graph does not depend on parameter values.
+
+    Args:
+        program: The eval program. It is not changed.
+        input_names: Names of its tensor inputs, in order.
+        output_names: Names of all leaves of its output, in order.
+        axis_names: Names of dynamic axes by input and index.
+        opset: The ONNX opset; None for the one that torch's exporter recommends.
+
+    Returns:
+        The model, with the names of its parameters in ``metadata_props["opdf.parameters"]``.
+
+    Raises:
+        ExportError: An operation has no ONNX form, the opset is out of range, or axis names
+            contradict the model.
+    """
+    _check_opset(opset)
+    tensors = _tensor_outputs(program, output_names)
+    model = _translate(program, opset)
+    _check_version(model, opset)
+    state = frozenset(program.state_dict)
+    merge_tied(model, tied_groups(program.state_dict))
+    optimise(model, state)
+    parameters = [value for name, value in model.graph.initializers.items() if name in state]
+    name_graph(model, inputs=input_names, outputs=tensors, axes=axis_names)
+    _strip_metadata(model)
+    _record(model, [str(value.name) for value in parameters])
+    return model
+
+
+def tied_groups(state: Mapping[str, torch.Tensor]) -> list[tuple[str, ...]]:
+    """Names of a state dict that are views of the same memory in the same way."""
+    groups: dict[Any, list[str]] = {}
+    for name, tensor in state.items():
+        if tensor.numel() and not tensor.is_sparse:
+            key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+            groups.setdefault(key, []).append(name)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def _tensor_outputs(program: ExportedProgram, names: Sequence[str]) -> list[str]:
+    """The names of the outputs that are tensors; constants and None are no ONNX outputs."""
+    specs = [s for s in program.graph_signature.output_specs if s.kind.name == "USER_OUTPUT"]
+    tensors = [
+        name
+        for name, spec in zip(names, specs, strict=True)
+        if isinstance(spec.arg, TensorArgument)
+    ]
+    if not tensors:
+        raise ExportError(
+            "the model returns no tensor, wanted at least one; return what the ONNX file should "
+            "compute"
+        )
+    return tensors
+
+
+def _check_opset(opset: int | None) -> None:
+    if opset is None:
+        return
+    from onnx.defs import onnx_opset_version
+
+    highest = onnx_opset_version()
+    if not LOWEST_OPSET <= opset <= highest:
+        raise ExportError(
+            f"opset {opset} was asked for, wanted {LOWEST_OPSET} to {highest}; leave --opset out "
+            "for the recommended one"
+        )
+
+
+def _check_version(model: ir.Model, opset: int | None) -> None:
+    found = model.opset_imports.get("")
+    if opset is not None and found != opset:
+        raise ExportError(
+            f"the model comes out in opset {found}, wanted {opset}: an operation has no "
+            "conversion; leave --opset out"
+        )
+
+
+def _translate(program: ExportedProgram, opset: int | None) -> ir.Model:
+    """Run torch's exporter without its optimiser, its prints and its advice."""
+    with quiet():
+        try:
+            translated = torch.onnx.export(
+                program, dynamo=True, optimize=False, verbose=False, opset_version=opset
+            )
+        except Exception as error:  # The exporter wraps whatever a translation rule raises.
+            raise ExportError(_sentence(error)) from error
+    if translated is None:
+        raise ExportError("the ONNX exporter returned nothing, wanted a model; try another --opset")
+    return translated.model
+
+
+def _sentence(error: BaseException) -> str:
+    """One sentence that names the operation, out of the exporter's chain of exceptions."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
+    for link in chain:
+        missing = _MISSING.search(str(link))
+        if missing:
+            operator = missing[1].replace("::", ".")
+            return (
+                f"the operation {operator} has no ONNX form, wanted operations that the ONNX "
+                "exporter knows; write it with others or try a higher --opset"
+            )
+    lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
+    reason = (lines[0] if lines else type(chain[-1]).__name__)[:200].rstrip(".")
+    return (
+        f"the ONNX exporter cannot translate the model ({type(chain[-1]).__name__}: {reason}), "
+        "wanted operations with an ONNX form; rewrite that operation or try another --opset"
+    )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the exporter's loggers and warnings for the length of a block."""
+    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _strip_metadata(model: ir.Model) -> None:
+    import onnx_ir as ir
+
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        scope = node.metadata_props.get(_KEPT_METADATA)
+        node.metadata_props.clear()
+        node.doc_string = None
+        if scope is not None:
+            node.metadata_props[_KEPT_METADATA] = scope
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.graph.doc_string = None
+
+
+def _record(model: ir.Model, parameters: Sequence[str]) -> None:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        own = version("opdf-compile")
+    except PackageNotFoundError:
+        own = "unknown"  # A source tree that was never installed.
+    model.metadata_props["opdf.parameters"] = json.dumps(list(parameters))
+    model.metadata_props["opdf.version"] = own
+    model.metadata_props["opdf.exporter"] = f"torch.onnx {torch.__version__}"
