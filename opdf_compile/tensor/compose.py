@@ -12,7 +12,6 @@ modes from the in modes.
 Only reshape, matmul and permute act on tensors and no python looks at values, so that make_fx,
 torch.export, torch.compile and autograd take it.
 """
-# ruff: noqa: F722
 
 from __future__ import annotations
 
@@ -20,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import groupby
 from math import prod
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
@@ -119,42 +119,59 @@ def compose(
     Raises:
         InputError: The cores do not form a chain.
     """
-    shapes = [tuple(core.shape) for core in cores]
-    _require_chain(shapes)
-    out_modes, in_modes = tuple(s[1] for s in shapes), tuple(s[2] for s in shapes)
-    products = tuple(i * j for i, j in zip(out_modes, in_modes, strict=True))
+    recipe = _constant_recipe(tuple(tuple(core.shape) for core in cores), transposed)
     segments = list(cores)
-    for step in contraction_order((*(s[0] for s in shapes), 1), products):
+    for step in recipe.order:
         left, right = segments[step.position : step.position + 2]
         segments[step.position : step.position + 2] = [
             left.reshape(step.left, step.bond) @ right.reshape(step.bond, step.right)
         ]
-    return _separate(segments[0], out_modes, in_modes, transposed=transposed)
+    return segments[0].reshape(recipe.interleaved).permute(recipe.axes).reshape(recipe.result)
 
 
-def _separate(
-    joined: Tensor, out_modes: tuple[int, ...], in_modes: tuple[int, ...], *, transposed: bool
-) -> Tensor:
-    """(i1, j1, i2, j2, ..) -> (i1 i2 .., j1 j2 ..): one permute, whose axes are as few as can be.
+class _Recipe(NamedTuple):
+    """All that compose derives from shapes alone.
 
-    Modes of size 1 are left out and neighbours of one kind are merged, which keeps the rank small
-    (torch allows 64 axes) and the copy fast.
+    Attributes:
+        order: The matrix products.
+        interleaved: Sizes (i1, j1, i2, j2, ..). Modes of 1 are left out and neighbours of one kind
+            are merged, which keeps the rank small (torch allows 64 axes) and the copy fast.
+        axes: The permutation that separates out modes from in modes.
+        result: Sizes of the matrix.
     """
-    axes = [
-        (kind, size)
-        for pair in zip(out_modes, in_modes, strict=True)
-        for kind, size in enumerate(pair)
-        if size > 1
-    ]
-    merged = [
-        (kind, prod(size for _, size in run))
-        for kind, run in groupby(axes, key=lambda axis: axis[0])
-    ]
-    wanted = (1, 0) if transposed else (0, 1)
-    permutation = [k for kind in wanted for k, axis in enumerate(merged) if axis[0] == kind]
-    sizes = (prod(out_modes), prod(in_modes))
-    matrix = joined.reshape([size for _, size in merged]).permute(permutation)
-    return matrix.reshape(sizes[wanted[0]], sizes[wanted[1]])
+
+    order: Order
+    interleaved: tuple[int, ...]
+    axes: tuple[int, ...]
+    result: tuple[int, int]
+
+
+@lru_cache(maxsize=4096)
+def _recipe(shapes: tuple[tuple[int, ...], ...], transposed: bool) -> _Recipe:
+    _require_chain(shapes)
+    modes = [size for shape in shapes for size in shape[1:3]]
+    kept = [(place % 2, size) for place, size in enumerate(modes) if size > 1]
+    merged = [(kind, prod(size for _, size in run)) for kind, run in groupby(kept, itemgetter(0))]
+    first = 1 if transposed else 0
+    axes = [k for kind in (first, 1 - first) for k, axis in enumerate(merged) if axis[0] == kind]
+    sizes = prod(modes[0::2]), prod(modes[1::2])
+    return _Recipe(
+        order=contraction_order(
+            (*(shape[0] for shape in shapes), 1), tuple(shape[1] * shape[2] for shape in shapes)
+        ),
+        interleaved=tuple(size for _, size in merged),
+        axes=tuple(axes),
+        result=(sizes[first], sizes[1 - first]),
+    )
+
+
+def _constant_recipe(shapes: tuple[tuple[int, ...], ...], transposed: bool) -> _Recipe:
+    return _recipe(shapes, transposed)
+
+
+# What torch.compiler.assume_constant_result sets; calling it would import torch._dynamo, a second.
+# Without it dynamo warns of the cache and traces the search for the order step by step.
+_constant_recipe._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _unroll(

@@ -26,7 +26,6 @@ Still a_k b_k = 0, hence lossless, and dL/db_k = a_k^T G is in general not zero.
 counts as zero when s <= max(L_c, R_c) eps s_max, in float64, which is below what the factorisation
 resolves; dropping those changes W by less than sqrt(d_c) max(L_c, R_c) eps ||W||, 6e-11 at 4096.
 """
-# ruff: noqa: F722
 
 from __future__ import annotations
 
@@ -44,6 +43,9 @@ if TYPE_CHECKING:
     from jaxtyping import Float
 
 EPS = torch.finfo(torch.float64).eps
+
+# (s_min / s_max)^2 down to which the Gram route is accurate enough, see `_singular_triplets`.
+GRAM_LIMIT = EPS / torch.finfo(torch.float32).eps
 
 # Entries this close to the largest count as equally large, so that rounding cannot choose between
 # them when a singular vector's sign is fixed.
@@ -184,7 +186,7 @@ def _singular_triplets(
         right, values, left = _singular_triplets(matrix.mT)
         return left.mT, values, right.mT
     squares, vectors = torch.linalg.eigh(matrix.mT @ matrix)
-    if float(squares[0]) <= float(squares[-1]) * EPS / torch.finfo(torch.float32).eps:
+    if float(squares[0]) <= float(squares[-1]) * GRAM_LIMIT:
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
         return left, values, right
     vectors = vectors.flip(1)
