@@ -1,0 +1,10 @@
+"""Graphs in, graphs out: the pass contract, expand, fold and check."""
+
+from __future__ import annotations
+
+from opdf_compile.passes.base import Change, GraphPass, PassResult, Pipeline
+from opdf_compile.passes.check import CheckShapes
+from opdf_compile.passes.expand import Expand
+from opdf_compile.passes.fold import Fold
+
+__all__ = ["Change", "CheckShapes", "Expand", "Fold", "GraphPass", "PassResult", "Pipeline"]

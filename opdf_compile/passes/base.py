@@ -1,0 +1,131 @@
+"""What a pass is: a frozen value whose fields are its options, with a truthful result.
+
+`requires` looks at the graph that comes in, `call` rewrites a copy of it, `ensures` looks at what
+comes out. Whether a graph was modified is counted from the recorded changes, never asserted.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch.fx import Graph, GraphModule, Node
+
+logger = logging.getLogger("opdf_compile")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that a pass did.
+
+    Attributes:
+        key: The weight it is about.
+        what: What was done, in words.
+    """
+
+    key: str
+    what: str
+
+
+@dataclass(frozen=True, eq=False)
+class PassResult:
+    """What a pass returns.
+
+    Attributes:
+        module: The graph module after the pass; never the one that came in.
+        changes: Everything that was done.
+    """
+
+    module: GraphModule
+    changes: tuple[Change, ...] = ()
+
+    @property
+    def modified(self) -> bool:
+        """Whether anything was done."""
+        return bool(self.changes)
+
+
+class GraphPass(ABC):
+    """Base of all passes; subclasses are frozen dataclasses."""
+
+    @property
+    def name(self) -> str:
+        """Name in logs and dumps."""
+        return type(self).__name__
+
+    def requires(self, module: GraphModule) -> None:
+        """Raise if the incoming graph is not what this pass works on."""
+        del module
+
+    @abstractmethod
+    def call(self, module: GraphModule) -> PassResult:
+        """Rewrite; `module` is a copy that the pass owns."""
+
+    def ensures(self, result: PassResult) -> None:
+        """Raise InternalError if the outgoing graph is not what this pass promises."""
+        del result
+
+    def __call__(self, module: GraphModule) -> PassResult:
+        """Check, rewrite a copy, check again.
+
+        Args:
+            module: Left as it is: the copy has a graph of its own and shares the parameters.
+        """
+        self.requires(module)
+        result = self.call(copy_graph(module))
+        result.module.graph.lint()
+        self.ensures(result)
+        return result
+
+
+class Observer(Protocol):
+    """Sees every pass of a pipeline: timing, dumps, progress."""
+
+    def __call__(self, graph_pass: GraphPass, result: PassResult, seconds: float) -> None:
+        """Called after each pass."""
+
+
+def log_pass(graph_pass: GraphPass, result: PassResult, seconds: float) -> None:
+    """The default observer: one line to the logger."""
+    logger.debug("%s: %d changes in %.3f s", graph_pass.name, len(result.changes), seconds)
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """Passes in order, and who watches."""
+
+    passes: Sequence[GraphPass]
+    observer: Observer = log_pass
+
+    def __call__(self, module: GraphModule) -> PassResult:
+        """Run all passes; the changes add up."""
+        changes: tuple[Change, ...] = ()
+        for graph_pass in self.passes:
+            start = time.perf_counter()
+            result = graph_pass(module)
+            self.observer(graph_pass, result, time.perf_counter() - start)
+            module, changes = result.module, changes + result.changes
+        return PassResult(module, changes)
+
+
+def copy_graph(module: GraphModule) -> GraphModule:
+    """A graph module with a graph of its own over the same parameters, buffers and subgraphs."""
+    graph = Graph()
+    val_map: dict[Node, Node] = {}
+    output = graph.graph_copy(module.graph, val_map)
+    last = next(iter(reversed(module.graph.nodes)))
+    node = graph.output(output)
+    node.meta = dict(last.meta)
+    for old, new in val_map.items():
+        new.meta = dict(old.meta)
+    graph.set_codegen(module.graph._codegen)
+    copied = GraphModule(module, graph)
+    copied.meta = dict(module.meta)
+    for name in ("_in_spec", "_out_spec"):
+        if hasattr(module, name):
+            setattr(copied, name, getattr(module, name))
+    return copied

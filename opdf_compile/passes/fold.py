@@ -1,0 +1,55 @@
+"""fold: the compose subgraph of every weight becomes a get_attr of the weight.
+
+T_k = get_attr key_cores.k;  W' = compose(T_1..T_n);  op(.., W', ..)   ->
+W = get_attr key;  op(.., W, ..)          W = round(compose in float64) to the weight's dtype
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+from torch.fx import GraphModule
+
+from opdf_compile.errors import InternalError
+from opdf_compile.graph.edit import register
+from opdf_compile.passes.base import Change, GraphPass, PassResult
+from opdf_compile.passes.regions import Region, core_key, evaluate, find_regions, weight_dtype
+
+
+@dataclass(frozen=True)
+class Fold(GraphPass):
+    """Replace compose subgraphs by plain weights; needs no plan."""
+
+    def call(self, module: GraphModule) -> PassResult:
+        """Fold every region of the graph."""
+        changes = []
+        for region in find_regions(module):
+            register(module, region.key, folded_weight(module, region))
+            with module.graph.inserting_before(region.cores[0]):
+                node = module.graph.get_attr(region.key)
+            node.meta = dict(region.weight.meta)
+            region.weight.replace_all_uses_with(node)
+            for dead in reversed(region.inner):
+                module.graph.erase_node(dead)
+            for core in region.cores:
+                module.graph.erase_node(core)
+            changes.append(Change(region.key, f"folded from {len(region.cores)} cores"))
+        module.delete_all_unused_submodules()
+        return PassResult(module, tuple(changes))
+
+    def ensures(self, result: PassResult) -> None:
+        """No core is read any more.
+
+        Raises:
+            InternalError: One is.
+        """
+        for node in result.module.graph.nodes:
+            if node.op == "get_attr" and core_key(str(node.target)) is not None:
+                raise InternalError(f"fold left {node.target!r} in the graph; please report it")
+
+
+def folded_weight(module: GraphModule, region: Region) -> nn.Parameter:
+    """The weight of a region: composed in float64, rounded once."""
+    value = evaluate(module, region).to(weight_dtype(region))
+    return nn.Parameter(value.contiguous())

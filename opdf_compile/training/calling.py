@@ -1,0 +1,121 @@
+"""Calls in the user's own way, brought into the one form that the graph was traced with.
+
+An exported graph takes a flat list of leaves. The user may pass by keyword what was traced by
+position, or the other way round; both become the traced ``(args, kwargs)`` tree here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from opdf_compile.errors import InputError
+from opdf_compile.graph.axes import input_shapes
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How one model is called.
+
+    Attributes:
+        spec: The traced tree of ``(args, kwargs)``.
+        names: Names of the positional arguments that were traced.
+        keywords: Names of the keyword arguments that were traced.
+        signature: The source's own signature, or None for a program.
+        fixed: (input name, axis, size) of every axis that the graph holds at one size.
+        tensors: Names of the tensor inputs in order.
+    """
+
+    spec: pytree.TreeSpec
+    names: tuple[str, ...]
+    keywords: tuple[str, ...]
+    signature: inspect.Signature | None
+    fixed: tuple[tuple[str, int, int], ...]
+    tensors: tuple[str, ...]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Convention:
+        """Nothing here is ever changed, so copies of a module share it."""
+        return self
+
+    def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        """The leaves of a call in the graph's order.
+
+        Raises:
+            InputError: The call has other inputs than the graph was traced with.
+        """
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        if spec != self.spec:
+            args, kwargs = self._rearrange(args, kwargs)
+            leaves, spec = pytree.tree_flatten((args, kwargs))
+            if spec != self.spec:
+                raise InputError(
+                    f"the inputs have the structure {spec}, the graph was traced with {self.spec}; "
+                    "call it with inputs of the structure it was traced with"
+                )
+        if not torch.compiler.is_compiling():
+            self._check_fixed([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        return leaves
+
+    def _rearrange(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if self.signature is None:
+            given = {**dict(zip((*self.names, *self.keywords), args, strict=False)), **kwargs}
+        else:
+            given = {}
+            for name, value in self.signature.bind(*args, **kwargs).arguments.items():
+                kind = self.signature.parameters[name].kind
+                given.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+        traced = (*self.names, *self.keywords)
+        missing = [name for name in traced if name not in given]
+        extra = [name for name, value in given.items() if name not in traced and value is not None]
+        if missing or extra:
+            raise InputError(
+                f"the call gives {', '.join(given) or 'no inputs'}, the graph was traced with "
+                f"{', '.join(traced)}; pass exactly these, or trace again with other examples"
+            )
+        return tuple(given[n] for n in self.names), {n: given[n] for n in self.keywords}
+
+    def _check_fixed(self, tensors: list[Tensor]) -> None:
+        shapes = dict(zip(self.tensors, tensors, strict=False))
+        for name, axis, size in self.fixed:
+            found = shapes[name]
+            if found.ndim <= axis or found.shape[axis] != size:
+                raise InputError(
+                    f"the input {name!r} has shape {tuple(found.shape)}, the graph holds axis "
+                    f"{axis} at {size}; pass that size, or trace with a dynamic axis there"
+                )
+
+
+def convention(
+    program: ExportedProgram, forward: Any | None, tensors: tuple[str, ...]
+) -> Convention:
+    """Read a program's call convention.
+
+    Args:
+        program: One phase's program.
+        forward: The source's forward, or None where the source is a program.
+        tensors: Names of the tensor inputs, in the program's order.
+    """
+    spec = program.call_spec.in_spec
+    positional, keyword = spec.children()
+    count = positional.num_children
+    keywords = tuple(keyword.context) if keyword.num_children else ()
+    signature = inspect.signature(forward) if forward is not None else None
+    if signature is not None:
+        names = tuple(list(signature.parameters)[:count])
+    else:
+        names = tuple(tensors[:count])
+    fixed = tuple(
+        (name, axis, int(size))
+        for name, shape in zip(tensors, input_shapes(program), strict=False)
+        for axis, size in enumerate(shape)
+        if not isinstance(size, torch.SymInt)
+    )
+    return Convention(spec, names, keywords, signature, fixed, tensors)

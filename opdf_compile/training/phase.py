@@ -1,0 +1,76 @@
+"""One phase's graph as a function of the module that holds the parameters.
+
+Two GraphModules would hold two trees of buffers, which `.to()` tears apart. Here the graphs are
+compiled to plain functions of ``self``, so one tree of parameters serves both phases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+from torch.fx import Graph
+from torch.fx.graph import CodeGen
+
+from opdf_compile.passes.compose_graph import WEIGHT_OP
+
+
+@dataclass(eq=False)
+class PhaseGraph:
+    """A graph with flat inputs and outputs, and the tree of its output.
+
+    Attributes:
+        graph: Never changed after it is made; a change of dtype makes a new one.
+        out_spec: How the flat outputs become the model's own output.
+    """
+
+    graph: Graph
+    out_spec: pytree.TreeSpec
+    _function: Callable[..., Any] | None = field(default=None, repr=False)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PhaseGraph:
+        """Graphs are never changed in place, so copies of a module share them."""
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the compiled function, which is made again on first use."""
+        return {"graph": self.graph, "out_spec": self.out_spec, "_function": None}
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """``function(module, *leaves)`` runs the graph on the module's parameters."""
+        if self._function is None:
+            code = self.graph.python_code("self")
+            scope = dict(code.globals)
+            exec(compile(code.src, f"<opdf graph {id(self):x}>", "exec"), scope)
+            self._function = scope["forward"]
+        return self._function
+
+    def run(self, module: nn.Module, leaves: list[Any]) -> Any:
+        """The model's output, in its own structure."""
+        return pytree.tree_unflatten(self.function(module, *leaves), self.out_spec)
+
+    def with_weight_dtype(self, old: torch.dtype, new: torch.dtype) -> PhaseGraph:
+        """The same graph whose composed weights of dtype `old` come out as `new`."""
+        graph = copy_flat(self.graph)
+        for node in graph.nodes:
+            if "opdf_weight" in node.meta and node.args[1] == old:
+                assert node.target is WEIGHT_OP
+                node.args = (node.args[0], new)
+        return PhaseGraph(graph, self.out_spec)
+
+
+def copy_flat(graph: Graph) -> Graph:
+    """A copy with metadata, taking leaves and returning leaves."""
+    fresh = Graph()
+    mapped: dict[Any, Any] = {}
+    result = fresh.graph_copy(graph, mapped)
+    fresh.output(result)
+    for old, new in mapped.items():
+        new.meta = dict(old.meta)
+    fresh.set_codegen(CodeGen())
+    return fresh
