@@ -92,4 +92,5 @@ def written(out: Path) -> list[Path]:
     """The files of an export."""
     if out.is_dir():
         return sorted(file for file in out.rglob("*") if file.is_file())
-    return [file for file in (out, out.with_suffix(".check.npz")) if file.exists()]
+    suffixes = (".onnx", ".check.npz", ".reference.onnx", ".reference.check.npz")
+    return [file for suffix in suffixes if (file := out.with_suffix(suffix)).exists()]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from opdf_compile.cli import options as o
 from opdf_compile.cli.loading import ModelOptions, load_traced
-from opdf_compile.cli.tables import count, size, table
+from opdf_compile.cli.tables import count, shape, table
 from opdf_compile.cli.terminal import opened
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def matches(report: MatchReport) -> Table:
         rows.add_row(
             " = ".join((found.key, *found.aliases)),
             found.op,
-            size(found.shape),
+            shape(found.shape),
             f"{found.parameters:,}",
             count(found.flops),
             str(uses),
@@ -67,7 +67,7 @@ def refusals(report: MatchReport) -> list[Table]:
         return []
     rows = table("Refusals", "weight", "shape", "reason")
     for refused in report.refusals:
-        rows.add_row(refused.key, size(refused.shape), refused.reason)
+        rows.add_row(refused.key, shape(refused.shape), refused.reason)
     return [rows]
 
 

@@ -9,7 +9,7 @@ import typer
 
 from opdf_compile.cli import options as o
 from opdf_compile.cli.loading import ModelOptions, load_traced
-from opdf_compile.cli.tables import count, size, table
+from opdf_compile.cli.tables import count, shape, table
 from opdf_compile.cli.terminal import opened
 
 if TYPE_CHECKING:
@@ -77,20 +77,25 @@ def command(
                 exclude=tuple(exclude or ()),
             )
         made.save(out)
-        terminal.show(plan_table(made), f"Wrote {out}")
+        left = len(made.refusals)
+        terminal.show(plan_table(made), made.totals(), f"{left} weights left alone", f"Wrote {out}")
         terminal.result(made.to_json())
 
 
 def plan_table(plan: Plan) -> Table:
-    """One row per weight, and the totals."""
-    head = ("weight", "cores", "shape", "added parameters", "compose FLOPs per step")
-    rows = table("Plan", *head, numbers=head[3:])
+    """One row per weight: its modes, and what it costs."""
+    from opdf_compile.plan.value import describe
+
+    head = ("weight", "by", "shape", "modes (out x in)", "deployed", "trained", "FLOPs/step")
+    rows = table("Plan", *head, numbers=head[4:])
     for entry in plan.entries:
         rows.add_row(
             entry.key,
             entry.parametrization,
-            size(entry.spec.shape),
-            f"{entry.cost.added:,}",
+            shape(entry.spec.shape),
+            describe(entry),
+            f"{entry.deployed:,}",
+            f"{entry.cost.parameters:,}",
             count(entry.cost.step_flops),
         )
     return rows

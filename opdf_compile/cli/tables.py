@@ -17,9 +17,9 @@ def table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
     return made
 
 
-def size(shape: Sequence[int]) -> str:
+def shape(sizes: Sequence[int]) -> str:
     """A shape as people write it: 64x3x7x7."""
-    return "x".join(map(str, shape))
+    return "x".join(map(str, sizes))
 
 
 def count(number: float) -> str:
