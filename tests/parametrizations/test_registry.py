@@ -1,0 +1,33 @@
+"""The registry: names are unique, and an unknown one is refused with those that are known."""
+
+from __future__ import annotations
+
+import pytest
+
+from opdf_compile.errors import InternalError, PlanError
+from opdf_compile.parametrizations import registry
+from opdf_compile.parametrizations.mpo import Mpo
+
+
+def test_the_mpo_is_there() -> None:
+    assert "mpo" in registry.names()
+    assert isinstance(registry.get("mpo"), Mpo)
+
+
+def test_a_new_parametrization_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
+    other = Mpo(name="other")
+    registry.register(other)
+    registry.register(other)
+    assert registry.get("other") is other
+    assert registry.names() == ("mpo", "other")
+
+
+def test_a_name_is_taken_once() -> None:
+    with pytest.raises(InternalError, match="name 'mpo' is taken by Mpo"):
+        registry.register(Mpo())
+
+
+def test_an_unknown_name_is_refused() -> None:
+    with pytest.raises(PlanError, match="'tucker' is not known; use one of: mpo"):
+        registry.get("tucker")
