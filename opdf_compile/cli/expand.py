@@ -65,8 +65,13 @@ def command(
         from opdf_compile.training import expand
 
         chosen = Plan.load(plan) if plan else decide(traced)
-        with terminal.busy(f"factorising {len(chosen.entries)} weights"):
-            expanded = expand(traced, chosen)
+        with terminal.busy(f"factorising {len(chosen.entries)} weights") as bar:
+            (task,) = bar.task_ids
+            expanded = expand(
+                traced,
+                chosen,
+                progress=lambda _key, done, total: bar.update(task, completed=done, total=total),
+            )
         with terminal.busy(f"writing {out}"):
             save_expanded(expanded, out)
         figures = {
