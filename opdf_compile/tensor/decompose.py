@@ -77,8 +77,10 @@ def decompose(
     of B is s_k^{1/2} v_k^T, hence ||dA B||_F = ||dU S V^T||_F <= u ||U S||_F = u ||W||_F, and the
     same for dB. The identities are exact, also as factors of a product. What is left of the limit
     1e-6 ||W||_F is for the one inexact product A B of a float32 compose, whose rounding errors add
-    up like a random walk to about 0.4 u sqrt(d_c / 6) ||W||_F: 3e-7 ||W||_F at d_c = 1152, and less
-    with blocked sums. No refinement of B can lower either share, so none is made.
+    up like a random walk to about 0.4 u sqrt(d_c / 6) ||W||_F, which is 3e-7 ||W||_F at d_c = 1152
+    (measured: 2.6e-7 to 3.5e-7, d_c 1152 to 1600, random, flat, decaying and positive weights). No
+    refinement of B can lower either share, so none is made. Below float32's smallest normal number,
+    1.2e-38, composed entries keep float32's absolute accuracy there, 1.4e-45, not a relative one.
 
     Args:
         matrix: The weight as rows x columns (out features x in features), any float dtype.
