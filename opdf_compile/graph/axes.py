@@ -142,24 +142,10 @@ def kept_axes(program: ExportedProgram, names: Sequence[str], wanted: AxisNames)
     }
 
 
-def recorded_axes(program: ExportedProgram) -> tuple[list[str], AxisNames]:
-    """Input names and dynamic axes of a program that came without its request.
-
-    The symbol of the first tensor's first axis is called the batch; other symbols keep a letter of
-    their own, equal symbols the same one.
-    """
-    wanted = set(program.graph_signature.user_inputs)
-    names: list[str] = []
-    axes: AxisNames = {}
-    letters: dict[str, str] = {}
-    for node in program.graph.nodes:
-        value = node.meta.get("val")
-        if node.op != "placeholder" or node.name not in wanted or not isinstance(value, Tensor):
-            continue
-        names.append(node.name)
-        axes[node.name] = {}
-        for axis, size in enumerate(value.shape):
-            if isinstance(size, torch.SymInt):
-                fallback = BATCH if axis == 0 else f"{node.name}_axis_{axis}"
-                axes[node.name][axis] = letters.setdefault(str(size), fallback)
-    return names, axes
+def widen_tensors(inputs: Inputs, axes: Sequence[Mapping[int, str]]) -> Inputs:
+    """Like `widen`, with the dynamic axes of each tensor in order instead of by name."""
+    leaves, spec = pytree.tree_flatten(inputs)
+    names = [str(index) for index in range(len(leaves))]
+    tensors = [n for n, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)]
+    by_place = {name: dict(a) for name, a in zip(tensors, axes, strict=True)}
+    return widen(pytree.tree_unflatten(leaves, spec), names, by_place)

@@ -17,18 +17,11 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from opdf_compile.graph.ops import WEIGHT_OPS, operand
+from opdf_compile.graph.recorded import concrete
 from opdf_compile.graph.uses import all_graphs
 
 # A training step runs each product three times: forward, towards the input, towards the weight.
 STEP_FACTOR = 3
-
-
-def concrete(size: int | torch.SymInt) -> int:
-    """A size as the number it had in the example."""
-    if isinstance(size, torch.SymInt):
-        hint = size.node.hint
-        return int(hint) if hint is not None else 1
-    return int(size)
 
 
 def shape_of(node: Any) -> tuple[int, ...] | None:

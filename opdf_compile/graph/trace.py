@@ -24,6 +24,7 @@ from torch.fx import GraphModule
 from opdf_compile.errors import TraceError
 from opdf_compile.graph import axes as axes_of
 from opdf_compile.graph.axes import AxisNames, Dynamic
+from opdf_compile.graph.recorded import recorded_axes, recorded_inputs
 from opdf_compile.graph.sharing import unify
 from opdf_compile.graph.signature import (
     Inputs,
@@ -69,9 +70,20 @@ class Traced:
     rung: str
     notes: tuple[str, ...] = ()
 
+    def example(self) -> Inputs:
+        """Example inputs whose dynamic axes are at least 2.
+
+        Those that were given, widened; for a program that came without any, tensors of the
+        recorded shapes (ones for integers, so that they index any table of two rows or more).
+        """
+        if not self.args and not self.kwargs:
+            return recorded_inputs(self.programs["train"])
+        axes = [self.axis_names.get(name, {}) for name in self.input_names]
+        return axes_of.widen_tensors((self.args, self.kwargs), axes)
+
 
 def trace(
-    model: nn.Module | ExportedProgram,
+    model: nn.Module | ExportedProgram | Mapping[str, ExportedProgram],
     args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -80,7 +92,8 @@ def trace(
     """Trace a model into one graph per phase; the model itself is not changed.
 
     Args:
-        model: A module, or a program that torch.export made.
+        model: A module, a program that torch.export made, or the programs of an archive by name
+            ("model" to train, "eval" where it was kept).
         args: Example inputs: a tuple, one tensor, or one mapping (a batch). Not needed for a
             program.
         kwargs: Keyword example inputs.
@@ -102,6 +115,8 @@ def trace(
     """
     if isinstance(model, ExportedProgram):
         return trace_programs({"model": model}, model)
+    if isinstance(model, Mapping):
+        return trace_programs(model)
     if not isinstance(model, nn.Module):
         raise TraceError(
             f"the model is a {type(model).__name__}, wanted a torch.nn.Module or a "
@@ -151,7 +166,7 @@ def trace_programs(
     evaluation = programs.get("eval", model)
     notes = () if "eval" in programs else ("one program: its graph serves train and eval alike",)
     by_phase: dict[Phase, ExportedProgram] = {"train": model, "eval": evaluation}
-    names, axes = axes_of.recorded_axes(evaluation)
+    names, axes = recorded_axes(evaluation)
     return Traced(
         source=model if source is None else source,
         programs=by_phase,

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 
 from opdf_compile.errors import InternalError
 from opdf_compile.graph.edit import register
@@ -30,10 +31,8 @@ class Fold(GraphPass):
                 node = module.graph.get_attr(region.key)
             node.meta = dict(region.weight.meta)
             region.weight.replace_all_uses_with(node)
-            for dead in reversed(region.inner):
-                module.graph.erase_node(dead)
-            for core in region.cores:
-                module.graph.erase_node(core)
+            for dead in (*reversed(region.inner), *region.cores):
+                _erase(module, dead)
             changes.append(Change(region.key, f"folded from {len(region.cores)} cores"))
         module.delete_all_unused_submodules()
         return PassResult(module, tuple(changes))
@@ -47,6 +46,14 @@ class Fold(GraphPass):
         for node in result.module.graph.nodes:
             if node.op == "get_attr" and core_key(str(node.target)) is not None:
                 raise InternalError(f"fold left {node.target!r} in the graph; please report it")
+
+
+def _erase(module: GraphModule, node: Node) -> None:
+    """Erase a node, and the assertions on its dtype that torch.export puts before casts."""
+    for user in list(node.users):
+        if user.target is torch.ops.aten._assert_tensor_metadata.default:
+            module.graph.erase_node(user)
+    module.graph.erase_node(node)
 
 
 def folded_weight(module: GraphModule, region: Region) -> nn.Parameter:

@@ -17,6 +17,8 @@ from torch.export import ExportedProgram
 
 from opdf_compile.errors import InputError
 from opdf_compile.graph.axes import input_shapes
+from opdf_compile.graph.recorded import recorded_request
+from opdf_compile.graph.signature import Inputs
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Convention:
         signature: The source's own signature, or None for a program.
         fixed: (input name, axis, size) of every axis that the graph holds at one size.
         tensors: Names of the tensor inputs in order.
+        dynamic: ``(args, kwargs)`` with {axis: Dim.AUTO} for the axes that are free.
     """
 
     spec: pytree.TreeSpec
@@ -38,6 +41,7 @@ class Convention:
     signature: inspect.Signature | None
     fixed: tuple[tuple[str, int, int], ...]
     tensors: tuple[str, ...]
+    dynamic: Inputs
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Convention:
         """Nothing here is ever changed, so copies of a module share it."""
@@ -118,4 +122,4 @@ def convention(
         for axis, size in enumerate(shape)
         if not isinstance(size, torch.SymInt)
     )
-    return Convention(spec, names, keywords, signature, fixed, tensors)
+    return Convention(spec, names, keywords, signature, fixed, tensors, recorded_request(program))

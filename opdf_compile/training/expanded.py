@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from opdf_compile.graph.edit import attribute
+from opdf_compile.graph.signature import Inputs
 from opdf_compile.graph.trace import Phase
 from opdf_compile.plan.value import Plan
 from opdf_compile.training.calling import Convention
@@ -37,6 +38,7 @@ class Expanded(nn.Module):
         phases: Mapping[Phase, PhaseGraph],
         convention: Convention,
         source: nn.Module | ExportedProgram,
+        example: Inputs,
     ) -> None:
         """Use `expand`; this only stores its parts."""
         super().__init__()
@@ -45,11 +47,22 @@ class Expanded(nn.Module):
         self._convention = convention
         # In a tuple, so that the student is not a submodule: its weights are not trained here.
         self._source = (source,)
+        self._example = example
 
     @property
     def source(self) -> nn.Module | ExportedProgram:
         """A private copy of what was traced: the skeleton that `fold` fills."""
         return self._source[0]
+
+    @property
+    def example(self) -> Inputs:
+        """The example inputs it was traced with, as ``(args, kwargs)``."""
+        return self._example
+
+    @property
+    def convention(self) -> Convention:
+        """How it is called."""
+        return self._convention
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph of the present phase.

@@ -1,0 +1,83 @@
+"""What a program says about inputs that it came without: names, dynamic axes, shapes, dtypes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from opdf_compile.graph.axes import BATCH, AxisNames
+from opdf_compile.graph.signature import Inputs
+
+
+def concrete(size: int | torch.SymInt) -> int:
+    """A size as the number it had in the example; 2 where that is not known."""
+    if isinstance(size, torch.SymInt):
+        hint = size.node.hint
+        return int(hint) if hint is not None else 2
+    return int(size)
+
+
+def recorded_axes(program: ExportedProgram) -> tuple[list[str], AxisNames]:
+    """Input names and dynamic axes of a program that came without its request.
+
+    The symbol of the first tensor's first axis is called the batch; other symbols keep a letter of
+    their own, equal symbols the same one.
+    """
+    wanted = set(program.graph_signature.user_inputs)
+    names: list[str] = []
+    axes: AxisNames = {}
+    letters: dict[str, str] = {}
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.op != "placeholder" or node.name not in wanted or not isinstance(value, Tensor):
+            continue
+        names.append(node.name)
+        axes[node.name] = {}
+        for axis, size in enumerate(value.shape):
+            if isinstance(size, torch.SymInt):
+                fallback = BATCH if axis == 0 else f"{node.name}_axis_{axis}"
+                axes[node.name][axis] = letters.setdefault(str(size), fallback)
+    return names, axes
+
+
+def recorded_inputs(program: ExportedProgram) -> Inputs:
+    """Inputs of the recorded shapes: random floats, ones for everything else."""
+    if program.example_inputs is not None:
+        args, kwargs = program.example_inputs
+        return tuple(args), dict(kwargs)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(value: Tensor) -> Tensor:
+        shape = [concrete(size) for size in value.shape]
+        if value.dtype.is_floating_point:
+            return torch.randn(shape, generator=generator).to(value.dtype)
+        return torch.ones(shape, dtype=value.dtype)
+
+    return _unflatten(program, draw)
+
+
+def recorded_request(program: ExportedProgram) -> Inputs:
+    """``(args, kwargs)`` with {axis: Dim.AUTO} for every axis that the program keeps dynamic."""
+
+    def ask(value: Tensor) -> Any:
+        sizes = enumerate(value.shape)
+        return {a: Dim.AUTO for a, size in sizes if isinstance(size, torch.SymInt)} or None
+
+    return _unflatten(program, ask)
+
+
+def _unflatten(program: ExportedProgram, function: Any) -> Inputs:
+    wanted = list(program.graph_signature.user_inputs)
+    values = {
+        node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"
+    }
+    leaves = []
+    for name in wanted:
+        value = values.get(name) if isinstance(name, str) else name
+        leaves.append(function(value) if isinstance(value, Tensor) else None)
+    args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
+    return args, kwargs
