@@ -24,7 +24,7 @@ _HASH_DIGITS = 12
 
 def text(report: ParityReport) -> str:
     """The report as lines of a terminal."""
-    table = text_table([("part", "verdict", "finding"), *_rows(report)])
+    table = text_table([("part", "verdict", "finding"), *rows(report)])
     title = f"{report.verdict.upper()}: {_MEANING[report.verdict]}"
     details = [f"  - {line}" for line in _differences(report)]
     return "\n".join([title, "", table, *details, *_notes(report), _measured_on(report)])
@@ -33,7 +33,7 @@ def text(report: ParityReport) -> str:
 def markdown(report: ParityReport) -> str:
     """The report as Markdown, with the files that it is about."""
     lines = [f"## Parity: {report.verdict}", "", f"{_MEANING[report.verdict].capitalize()}.", ""]
-    lines += _markdown_table([("part", "verdict", "finding"), *_rows(report)])
+    lines += _markdown_table([("part", "verdict", "finding"), *rows(report)])
     differences = _differences(report)
     if differences:
         lines += ["", "### Differences", "", *(f"- {_cell(line)}" for line in differences)]
@@ -56,7 +56,7 @@ def html(report: ParityReport) -> str:
         "<tr>"
         + "".join(f"<td style='text-align:left'>{escape(cell)}</td>" for cell in row)
         + "</tr>"
-        for row in _rows(report)
+        for row in rows(report)
     )
     head = "<tr><th>part</th><th>verdict</th><th style='text-align:left'>finding</th></tr>"
     listed = "".join(f"<li>{escape(line)}</li>" for line in _differences(report))
@@ -67,7 +67,8 @@ def html(report: ParityReport) -> str:
     )
 
 
-def _rows(report: ParityReport) -> list[tuple[str, ...]]:
+def rows(report: ParityReport) -> list[tuple[str, ...]]:
+    """Cells of the table: part, verdict, finding."""
     return [
         ("structure", _words(report.structure.verdict), _structure(report.structure)),
         ("numerics", _words(report.numerics.verdict), _numerics(report.numerics)),
