@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,11 +22,17 @@ def concrete(size: int | torch.SymInt) -> int:
     return int(size)
 
 
-def recorded_axes(program: ExportedProgram) -> tuple[list[str], AxisNames]:
+def recorded_axes(
+    program: ExportedProgram, given: Mapping[str, Sequence[str | int | None]]
+) -> tuple[list[str], AxisNames]:
     """Input names and dynamic axes of a program that came without its request.
 
     The symbol of the first tensor's first axis is called the batch; other symbols keep a letter of
     their own, equal symbols the same one.
+
+    Args:
+        program: One phase's program.
+        given: Letters for the axes of an input, where they are known.
     """
     wanted = set(program.graph_signature.user_inputs)
     names: list[str] = []
@@ -39,8 +46,10 @@ def recorded_axes(program: ExportedProgram) -> tuple[list[str], AxisNames]:
         axes[node.name] = {}
         for axis, size in enumerate(value.shape):
             if isinstance(size, torch.SymInt):
+                known = dict(enumerate(given.get(node.name, ()))).get(axis)
                 fallback = BATCH if axis == 0 else f"{node.name}_axis_{axis}"
-                axes[node.name][axis] = letters.setdefault(str(size), fallback)
+                letter = known if isinstance(known, str) else fallback
+                axes[node.name][axis] = letters.setdefault(str(size), letter)
     return names, axes
 
 

@@ -114,9 +114,9 @@ def trace(
         (('input',), 'dynamic')
     """
     if isinstance(model, ExportedProgram):
-        return trace_programs({"model": model}, model)
+        return trace_programs({"model": model}, model, dynamic=dynamic)
     if isinstance(model, Mapping):
-        return trace_programs(model)
+        return trace_programs(model, dynamic=dynamic)
     if not isinstance(model, nn.Module):
         raise TraceError(
             f"the model is a {type(model).__name__}, wanted a torch.nn.Module or a "
@@ -146,13 +146,17 @@ def trace(
 
 
 def trace_programs(
-    programs: Mapping[str, ExportedProgram], source: nn.Module | ExportedProgram | None = None
+    programs: Mapping[str, ExportedProgram],
+    source: nn.Module | ExportedProgram | None = None,
+    *,
+    dynamic: Dynamic = None,
 ) -> Traced:
     """Take programs that are there already: "model" (trained), and "eval" where it was kept.
 
     Args:
         programs: ExportedPrograms by name.
         source: What the caller came with; the "model" program if None.
+        dynamic: Names for the axes that the programs keep free, by input.
 
     Raises:
         TraceError: There is no program "model".
@@ -166,7 +170,7 @@ def trace_programs(
     evaluation = programs.get("eval", model)
     notes = () if "eval" in programs else ("one program: its graph serves train and eval alike",)
     by_phase: dict[Phase, ExportedProgram] = {"train": model, "eval": evaluation}
-    names, axes = recorded_axes(evaluation)
+    names, axes = recorded_axes(evaluation, dynamic if isinstance(dynamic, Mapping) else {})
     return Traced(
         source=model if source is None else source,
         programs=by_phase,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from opdf_compile.graph.axes import AxisNames
 from opdf_compile.graph.edit import attribute
 from opdf_compile.graph.signature import Inputs
 from opdf_compile.graph.trace import Phase
@@ -39,6 +40,7 @@ class Expanded(nn.Module):
         convention: Convention,
         source: nn.Module | ExportedProgram,
         example: Inputs,
+        axis_names: AxisNames,
     ) -> None:
         """Use `expand`; this only stores its parts."""
         super().__init__()
@@ -48,6 +50,7 @@ class Expanded(nn.Module):
         # In a tuple, so that the student is not a submodule: its weights are not trained here.
         self._source = (source,)
         self._example = example
+        self._axis_names = axis_names
 
     @property
     def source(self) -> nn.Module | ExportedProgram:
@@ -58,6 +61,11 @@ class Expanded(nn.Module):
     def example(self) -> Inputs:
         """The example inputs it was traced with, as ``(args, kwargs)``."""
         return self._example
+
+    @property
+    def axis_names(self) -> AxisNames:
+        """The dynamic axes of each input, by name."""
+        return self._axis_names
 
     @property
     def convention(self) -> Convention:

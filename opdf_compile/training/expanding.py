@@ -76,6 +76,7 @@ def expand(
         convention(traced.programs["train"], forward, traced.input_names),
         copy.deepcopy(traced.source),
         traced.example(),
+        traced.axis_names,
     )
     tensors.register_all(expanded, [traced.graphs[phase] for phase in PHASES])
     for key, entry_cores in cores.items():

@@ -17,8 +17,10 @@ from torch.fx import Graph, GraphModule
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from opdf_compile.graph.edit import is_persistent
+from opdf_compile.graph.recorded import recorded_inputs, recorded_request
 from opdf_compile.graph.signature import Inputs, bind, plain_spec
 from opdf_compile.graph.trace import PHASES, Phase
+from opdf_compile.passes.fold import Fold
 from opdf_compile.training.expanded import Expanded
 from opdf_compile.training.phase import copy_flat
 
@@ -77,3 +79,26 @@ def export_graph(module: GraphModule, example: Inputs, dynamic: Inputs) -> Expor
         return torch.export.export(
             module, example[0], example[1], dynamic_shapes=shapes, strict=False
         )
+
+
+def fold_program(program: ExportedProgram, fold: Fold) -> ExportedProgram:
+    """A program whose compose subgraphs are folded into plain weights.
+
+    Args:
+        program: An expanded program; left as it is.
+        fold: The pass.
+    """
+    folded = fold(program.module(check_guards=False)).module
+    spec, convention_names = program.call_spec, _argument_names(program)
+    module = graph_module(folded, folded.graph, convention_names, spec.in_spec, spec.out_spec)
+    return export_graph(module, recorded_inputs(program), recorded_request(program))
+
+
+def _argument_names(program: ExportedProgram) -> list[str]:
+    signature = program.module_call_graph[0].signature
+    names = signature.forward_arg_names if signature is not None else None
+    if names is not None:
+        return list(names)
+    positional, keyword = program.call_spec.in_spec.children()
+    places = [f"input_{index}" for index in range(positional.num_children)]
+    return [*places, *(keyword.context if keyword.num_children else ())]

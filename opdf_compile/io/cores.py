@@ -1,0 +1,122 @@
+"""Fold a state dict of cores without any graph: from the plan in its header, or from a student.
+
+{K_cores.0, .., K_cores.n-1, others}  ->  {K: round(compose in float64), others}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from opdf_compile.errors import FoldError
+from opdf_compile.graph.match import match
+from opdf_compile.graph.rows import Match
+from opdf_compile.parametrizations.base import Spec
+from opdf_compile.parametrizations.registry import get
+from opdf_compile.passes.regions import core_key
+from opdf_compile.plan.value import Plan
+
+
+def fold_state(
+    tensors: Mapping[str, Tensor], plan: str | None, model: nn.Module | None
+) -> dict[str, Tensor]:
+    """The student's own tensors.
+
+    Args:
+        tensors: Cores and other tensors by name.
+        plan: JSON text of the plan, if the file's header has it.
+        model: The student, which tells the shapes that cores alone leave open.
+
+    Raises:
+        FoldError: Cores are missing, or nothing tells the shape of a weight.
+        PlanError: The plan is damaged.
+    """
+    groups = _groups(tensors)
+    specs = _planned(plan) if plan else _inferred(groups, model)
+    state = {name: t for name, t in tensors.items() if core_key(name) is None}
+    for key, cores in groups.items():
+        if key not in specs:
+            raise FoldError(
+                f"the cores of {key!r} belong to no weight of the plan or model, wanted one; give "
+                "the student they were expanded from with --model"
+            )
+        name, spec, aliases = specs[key]
+        weight = get(name).compose([c.double() for c in cores], spec.with_dtype("float64"))
+        rounded = weight.to(getattr(torch, spec.dtype))
+        state.update(dict.fromkeys((key, *aliases), rounded))
+    if model is None:
+        return state
+    return {key: state[key] for key in model.state_dict() if key in state}
+
+
+Chosen = dict[str, tuple[str, Spec, tuple[str, ...]]]
+
+
+def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+    found: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in tensors.items():
+        place = core_key(name)
+        if place is not None:
+            found.setdefault(place[0], {})[place[1]] = tensor
+    if not found:
+        raise FoldError(
+            "the file holds no cores (names such as weight_cores.0), wanted what opdf-compile "
+            "expand wrote; this student is folded already"
+        )
+    for key, cores in found.items():
+        if sorted(cores) != list(range(len(cores))):
+            raise FoldError(
+                f"the file holds the cores {sorted(cores)} of {key!r}, wanted 0 to {max(cores)} "
+                "without a gap; save the whole state dict"
+            )
+    return {key: [cores[i] for i in range(len(cores))] for key, cores in found.items()}
+
+
+def _planned(plan: str) -> Chosen:
+    try:
+        value = json.loads(plan)
+    except ValueError as error:
+        raise FoldError(
+            f"the plan in the file's header is damaged ({error}), wanted JSON; give the student "
+            "with --model"
+        ) from error
+    entries = Plan.from_json(value).entries
+    return {e.key: (e.parametrization, e.spec, e.aliases) for e in entries}
+
+
+def _inferred(groups: Mapping[str, list[Tensor]], model: nn.Module | None) -> Chosen:
+    if model is None:
+        return {key: _from_shapes(key, cores) for key, cores in groups.items()}
+    report = match(model)
+    offers = [r.offer for r in report.refusals if r.offer is not None]
+    known: dict[str, Match] = {m.key: m for m in (*report.matches, *offers)}
+    chosen: Chosen = {}
+    for key, cores in groups.items():
+        found = known.get(key)
+        if found is None:
+            continue
+        spec = get("mpo").infer(
+            [tuple(core.shape) for core in cores],
+            found.shape,
+            dtype=found.dtype,
+            transposed=found.transposed,
+        )
+        chosen[key] = ("mpo", spec, found.aliases)
+    return chosen
+
+
+def _from_shapes(key: str, cores: list[Tensor]) -> tuple[str, Spec, tuple[str, ...]]:
+    """A matrix follows from its cores; a convolution's kernel does not."""
+    if any(core.ndim != 4 for core in cores):
+        raise FoldError(
+            f"the cores of {key!r} have {cores[0].ndim} axes, wanted 4 (left, out, in, right); "
+            "give the student with --model"
+        )
+    shape = (prod(c.shape[1] for c in cores), prod(c.shape[2] for c in cores))
+    dtype = str(cores[0].dtype).removeprefix("torch.")
+    spec = get("mpo").infer([tuple(c.shape) for c in cores], shape, dtype=dtype)
+    return ("mpo", spec, ())
