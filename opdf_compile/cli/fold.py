@@ -62,6 +62,17 @@ def command(
         from opdf_compile.io.artefacts import fold_file
 
         with terminal.busy(f"folding {expanded}"):
-            fold_file(expanded, weights=weights, model=student).save(out)
+            folded = fold_file(expanded, weights=weights, model=student, trust_pickle=trust_pickle)
+            folded.save(out)
+        for note in folded.notes:
+            terminal.warn(note)
         terminal.show(f"Wrote {out} ({size_of_file(out.stat().st_size)})")
-        terminal.result({"schema": "opdf-fold/1", "expanded": str(expanded), "out": str(out)})
+        terminal.result(
+            {
+                "schema": "opdf-fold/1",
+                "expanded": str(expanded),
+                "out": str(out),
+                "tensors": len(folded.state),
+                "notes": list(folded.notes),
+            }
+        )
