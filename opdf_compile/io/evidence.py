@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import ExportError
+from opdf_compile.graph.axes import AxisNames
+from opdf_compile.graph.signature import Inputs
 from opdf_compile.graph.trace import first_line
 from opdf_compile.io.check_data import CheckData, Sample
-from opdf_compile.io.samples import Inputs, drawn_samples
+from opdf_compile.io.samples import drawn_samples
 from opdf_compile.io.truth import Truth, graph_of, run
 
 SAMPLES = 4
@@ -26,7 +28,7 @@ def gather(
     program: ExportedProgram,
     example: Inputs,
     *,
-    input_names: Sequence[str],
+    axis_names: AxisNames,
     output_names: Sequence[str],
     dtype: str,
     samples: int = SAMPLES,
@@ -37,7 +39,7 @@ def gather(
     Args:
         program: The program that was exported, in the exported dtype.
         example: The user's inputs, the first sample.
-        input_names: Names of its tensor inputs, in order.
+        axis_names: Its tensor inputs in order, each with the names of its dynamic axes.
         output_names: Names of its tensor outputs, in order.
         dtype: The exported dtype, for the record.
         samples: How many samples in all.
@@ -47,7 +49,7 @@ def gather(
         ExportError: The model does not run on the user's own example.
     """
     model, truth = graph_of(program), Truth(program)
-    measure = _Measure(model, truth, tuple(input_names), tuple(output_names))
+    measure = _Measure(model, truth, tuple(axis_names), tuple(output_names))
     try:
         first = measure(example)
     except Exception as error:  # Whatever the user's own graph raises on the user's own example.
@@ -57,9 +59,9 @@ def gather(
         ) from error
     found = [first]
     bad = _not_finite(first)
-    rest = drawn_samples(program, example, input_names, count=samples - 1, seed=seed)
+    rest = drawn_samples(program, example, axis_names, count=samples - 1, seed=seed)
     found.extend(_first_that_runs(measure, candidates, bad) for candidates in rest)
-    return CheckData(tuple(input_names), tuple(output_names), dtype, tuple(found))
+    return CheckData(tuple(axis_names), tuple(output_names), dtype, tuple(found))
 
 
 class _Measure:

@@ -90,12 +90,11 @@ def build(
         axis_names=traced.axis_names,
         opset=opset,
     )
-    graph = translated.graph
     check = gather(
         program,
         example,
-        input_names=[str(value.name) for value in graph.inputs],
-        output_names=[str(value.name) for value in graph.outputs],
+        axis_names={name: traced.axis_names.get(name, {}) for name in traced.input_names},
+        output_names=[str(value.name) for value in translated.graph.outputs],
         dtype=_own_dtype(program, wanted),
     )
     return Export(translated, check)

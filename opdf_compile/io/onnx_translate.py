@@ -60,7 +60,8 @@ def export_program(
     _check_version(model, opset)
     state = frozenset(program.state_dict)
     merge_tied(model, tied_groups(program.state_dict))
-    optimise(model, state)
+    with quiet():
+        optimise(model, state)
     parameters = [value for name, value in model.graph.initializers.items() if name in state]
     name_graph(model, inputs=input_names, outputs=tensors, axes=axis_names)
     _strip_metadata(model)

@@ -18,7 +18,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export import ExportedProgram
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+from opdf_compile.graph.axes import AxisNames, input_shapes
+from opdf_compile.graph.signature import Inputs
+
 # Sizes of the batch axis that the drawn samples go through; None is the example's own.
 BATCHES: tuple[int | None, ...] = (None, 1, 3)
 
@@ -43,7 +45,7 @@ class Axis:
 
 
 def drawn_samples(
-    program: ExportedProgram, example: Inputs, names: Sequence[str], *, count: int, seed: int
+    program: ExportedProgram, example: Inputs, axis_names: AxisNames, *, count: int, seed: int
 ) -> Iterator[list[Inputs]]:
     """Yield for each sample after the first the candidates to try, the boldest first.
 
@@ -51,50 +53,78 @@ def drawn_samples(
     candidate asks for less.
 
     Args:
-        program: The eval program; its symbols say which axes share a size.
+        program: The eval program; its symbols say which axes are open.
         example: The user's inputs.
-        names: Names of the tensor inputs, in order.
+        axis_names: Every tensor input in order with the names of its axes; equal names share a
+            size also where the program has two symbols for it.
         count: How many samples.
         seed: Where the random numbers start.
     """
-    symbols = open_axes(program, example)
+    groups = axis_groups(program, axis_names)
+    axes = open_axes(program, example, groups)
     for index in range(count):
         draw = np.random.default_rng([seed, index])
-        sizes = _sizes(symbols, index)
+        sizes = _sizes(axes, index)
         padded = index % 2 == 0
         yield [
-            _draw(program, example, names, sizes, draw, padded),
-            _draw(program, example, names, {}, draw, padded),
+            _draw(example, groups, sizes, draw, padded),
+            _draw(example, groups, {}, draw, padded),
             example,
         ]
 
 
-def open_axes(program: ExportedProgram, example: Inputs) -> dict[str, Axis]:
-    """The symbols that stand alone on an axis of an input, the batch first.
+def axis_groups(program: ExportedProgram, axis_names: AxisNames) -> dict[str, list[str | None]]:
+    """For every axis of every input, the name of the group that shares its size.
 
     Args:
         program: Its placeholders carry symbolic shapes.
-        example: Gives each symbol its present size.
+        axis_names: Names of inputs and axes, in the program's order.
+
+    Returns:
+        By input, one entry per axis: the caller's name, else torch's symbol, None where fixed.
     """
-    axes: dict[str, Axis] = {}
+    groups: dict[str, list[str | None]] = {}
+    for (name, axes), shape in zip(axis_names.items(), input_shapes(program), strict=True):
+        groups[name] = [
+            axes.get(axis, str(size)) if isinstance(size, torch.SymInt) else None
+            for axis, size in enumerate(shape)
+        ]
+    return groups
+
+
+def open_axes(
+    program: ExportedProgram, example: Inputs, groups: Mapping[str, Sequence[str | None]]
+) -> dict[str, Axis]:
+    """The groups whose size may be chosen, the batch first.
+
+    Args:
+        program: Its range constraints limit the sizes.
+        example: Gives each group its present size.
+        groups: What `axis_groups` found.
+    """
+    limits = {str(symbol): span for symbol, span in program.range_constraints.items()}
     tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
+    axes: dict[str, Axis] = {}
+    derived: set[str] = set()
     # Sorted by position, so that some first axis comes first: that is the batch.
     places = sorted(
-        (axis, number, str(size))
-        for number, shape in enumerate(_symbolic_shapes(program))
-        for axis, size in enumerate(shape)
-        if isinstance(size, torch.SymInt)
+        (axis, number, group)
+        for number, entries in enumerate(groups.values())
+        for axis, group in enumerate(entries)
+        if group is not None
     )
-    limits = {str(symbol): span for symbol, span in program.range_constraints.items()}
-    for axis, number, symbol in places:
-        if symbol not in limits:
-            continue  # An expression such as 2*s0: it follows from another axis.
-        span = limits[symbol]
+    shapes = input_shapes(program)
+    for axis, number, group in places:
+        span = limits.get(str(shapes[number][axis]))
+        if span is None:
+            derived.add(group)  # An expression such as 2*s0: it follows from another axis.
+            continue
         # torch.export puts 2 where it means "not specialised to 0 or 1".
         low = 1 if _integer(span.lower, 1) <= 2 else _integer(span.lower, 1)
         high = _integer(span.upper, 2**31)
-        axes.setdefault(symbol, Axis(int(tensors[number].shape[axis]), low, high))
-    return axes
+        known = axes.get(group, Axis(int(tensors[number].shape[axis]), low, high))
+        axes[group] = Axis(known.size, max(known.low, low), min(known.high, high))
+    return {group: axis for group, axis in axes.items() if group not in derived}
 
 
 def _integer(bound: Any, infinite: int) -> int:
@@ -104,48 +134,36 @@ def _integer(bound: Any, infinite: int) -> int:
         return infinite  # torch's own infinity of integers has no int().
 
 
-def _symbolic_shapes(program: ExportedProgram) -> list[Sequence[int | torch.SymInt]]:
-    wanted = set(program.graph_signature.user_inputs)
-    values = (
-        node.meta.get("val")
-        for node in program.graph.nodes
-        if node.op == "placeholder" and node.name in wanted
-    )
-    return [value.shape for value in values if isinstance(value, Tensor)]
-
-
-def _sizes(symbols: Mapping[str, Axis], index: int) -> dict[str, int]:
+def _sizes(axes: Mapping[str, Axis], index: int) -> dict[str, int]:
     """Sizes of one sample: the batch by the list above, the others shorter in every third."""
     batch = BATCHES[index % len(BATCHES)]
     sizes = {}
-    for position, (symbol, axis) in enumerate(symbols.items()):
+    for position, (group, axis) in enumerate(axes.items()):
         if position == 0:
-            sizes[symbol] = axis.size if batch is None else axis.clamp(batch)
+            sizes[group] = axis.size if batch is None else axis.clamp(batch)
         elif batch == BATCHES[-1]:
-            sizes[symbol] = axis.clamp((axis.size + 1) // 2)
+            sizes[group] = axis.clamp((axis.size + 1) // 2)
     return sizes
 
 
 def _draw(
-    program: ExportedProgram,
     example: Inputs,
-    names: Sequence[str],
+    groups: Mapping[str, Sequence[str | None]],
     sizes: Mapping[str, int],
     draw: np.random.Generator,
     padded: bool,
 ) -> Inputs:
     leaves, spec = pytree.tree_flatten(example)
-    shapes = iter(_symbolic_shapes(program))
-    order = iter(names)
+    order = iter(groups.items())
     drawn: list[Any] = []
     for leaf in leaves:
         if not isinstance(leaf, Tensor):
             drawn.append(leaf)
             continue
-        symbolic = zip(leaf.shape, next(shapes), strict=True)
-        shape = tuple(sizes.get(str(symbol), int(size)) for size, symbol in symbolic)
-        is_mask = "mask" in next(order).lower()
-        drawn.append(_like(leaf, shape, draw, is_mask, padded))
+        name, entries = next(order)
+        places = zip(entries, leaf.shape, strict=True)
+        shape = tuple(int(size) if g is None else sizes.get(g, int(size)) for g, size in places)
+        drawn.append(_like(leaf, shape, draw, "mask" in name.lower(), padded))
     args, kwargs = pytree.tree_unflatten(drawn, spec)
     return args, kwargs
 

@@ -1,0 +1,150 @@
+"""The bundle folder: what is in it, what is replaced, what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from opdf_compile.errors import ArtefactError, InputError
+from opdf_compile.io.bundle import changed_files, is_bundle, read_manifest, write_bundle, write_file
+from opdf_compile.io.check_data import read_check
+from opdf_compile.io.files import sha256
+from opdf_compile.io.onnx_build import Export, build
+from opdf_compile.io.onnx_export import export_onnx
+
+
+@pytest.fixture(scope="module")
+def exported() -> Export:
+    return build(nn.Linear(4, 2), (torch.rand(2, 4),))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_folder_holds_both_models_their_evidence_and_hashes(tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_text("{}")
+    out = export_onnx(
+        nn.Linear(4, 2),
+        (torch.rand(2, 4),),
+        tmp_path / "out",
+        reference=nn.Linear(4, 2),
+        plan={"schema": "plan"},
+        extra_files=[tokenizer],
+    )
+    assert names(out) == [
+        "manifest.json",
+        "plan.json",
+        "reference.check.npz",
+        "reference.onnx",
+        "student.check.npz",
+        "student.onnx",
+        "tokenizer.json",
+    ]
+    manifest = read_manifest(out)
+    assert set(manifest) == {"schema", "files", "opset", "exporter", "versions"}
+    assert set(manifest["files"]) == set(names(out)) - {"manifest.json"}
+    for name, entry in manifest["files"].items():
+        assert entry == {"sha256": sha256(out / name), "bytes": (out / name).stat().st_size}
+    for stem in ("student", "reference"):
+        assert read_check(out / f"{stem}.check.npz").onnx_sha256 == sha256(out / f"{stem}.onnx")
+    assert changed_files(out) == () and is_bundle(out)
+    assert names(tmp_path) == ["out", "tokenizer.json"]
+
+
+def test_reference_of_a_single_file_lies_beside_it(exported: Export, tmp_path: Path) -> None:
+    write_file(tmp_path / "m.onnx", exported, exported)
+    assert names(tmp_path) == [
+        "m.check.npz",
+        "m.onnx",
+        "m.reference.check.npz",
+        "m.reference.onnx",
+    ]
+
+
+def test_a_changed_file_is_seen(exported: Export, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_bundle(out, exported, exported)
+    with (out / "student.onnx").open("ab") as stream:
+        stream.write(b"x")
+    (out / "reference.check.npz").unlink()
+    assert changed_files(out) == ("reference.check.npz", "student.onnx")
+
+
+def test_a_manifest_cannot_point_outside(exported: Export, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_bundle(out, exported)
+    outside = tmp_path / "secret"
+    outside.write_text("x")
+    manifest = read_manifest(out)
+    manifest["files"]["../secret"] = {"sha256": sha256(outside), "bytes": 1}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert changed_files(out) == ("../secret",)
+
+
+def test_an_older_bundle_is_replaced_with_its_report(exported: Export, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_bundle(out, exported, exported, plan="{}")
+    (out / "report.json").write_text("{}")
+    (out / "latency.png").write_bytes(b"png")
+    write_bundle(out, exported)
+    assert names(out) == ["manifest.json", "student.check.npz", "student.onnx"]
+
+
+def test_a_folder_with_other_files_is_left_alone(exported: Export, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_bundle(out, exported)
+    (out / "thesis.tex").write_text("years of work")
+    with pytest.raises(ArtefactError, match="holds other files"):
+        write_bundle(out, exported)
+    assert (out / "thesis.tex").read_text() == "years of work"
+    assert changed_files(out) == ()
+
+
+def test_a_failed_export_keeps_the_former_bundle(exported: Export, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_bundle(out, exported)
+    with pytest.raises(InputError):
+        export_onnx(nn.Linear(4, 2), {"nonsense": torch.rand(2, 4)}, out)
+    assert changed_files(out) == () and names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("name", ["student.onnx", "manifest.json"])
+def test_extra_files_cannot_take_a_place(name: str, exported: Export, tmp_path: Path) -> None:
+    (tmp_path / name).write_text("x")
+    with pytest.raises(ArtefactError, match="has the name of a part of the bundle"):
+        write_bundle(tmp_path / "out", exported, extra_files=[tmp_path / name])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "has the schema None"),
+        ('{"schema": "opdf-bundle/9", "files": {}}', "has the schema 'opdf-bundle/9'"),
+    ],
+)
+def test_other_manifests_are_refused(text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ArtefactError, match=sentence):
+        read_manifest(tmp_path)
+    assert not is_bundle(tmp_path)
+
+
+def test_a_bundle_without_manifest(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="does not exist"):
+        read_manifest(tmp_path)
+
+
+def test_versions_name_the_libraries(exported: Export, tmp_path: Path) -> None:
+    write_bundle(tmp_path / "out", exported)
+    versions: dict[str, Any] = read_manifest(tmp_path / "out")["versions"]
+    assert versions["torch"] == torch.__version__
+    assert set(versions) == {"opdf-compile", "torch", "onnx", "onnxscript", "onnx-ir"}
