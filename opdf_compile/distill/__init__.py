@@ -1,0 +1,1 @@
+"""Distillation: data, losses and training loops that show what over-parameterisation gains."""
