@@ -1,0 +1,63 @@
+"""Import torchvision where its compiled operators cannot load.
+
+torchvision's wheel brings an extension built for one build of torch; with another (a CPU-only torch,
+for instance) importing torchvision fails with "operator torchvision::nms does not exist", and so do
+timm and the vision models of transformers, which need none of its operators. Where, and only where,
+that is so, the schemas of the missing operators are declared before the import: a model that
+*calls* one still fails, with torch's own message.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+import sys
+
+import torch
+
+log = logging.getLogger("opdf_compile")
+
+_SCHEMAS = {
+    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
+
+
+@functools.cache
+def prepare_torchvision() -> torch.library.Library | None:
+    """Make `import torchvision` work, once per process, before timm or transformers need it.
+
+    Returns:
+        What holds the declared schemas (they vanish with it; the cache keeps it), or None where
+        torchvision is not installed or imports by itself.
+    """
+    if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
+        return None
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        return _declare(error)
+    return None
+
+
+def _declare(error: RuntimeError) -> torch.library.Library:
+    """Forget the import that failed half-way, declare what it missed, and import again."""
+    for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]
+    library = torch.library.Library("torchvision", "DEF")
+    for name, schema in _SCHEMAS.items():
+        if not hasattr(torch.ops.torchvision, name):
+            library.define(schema)
+    importlib.import_module("torchvision")
+    log.warning(
+        "torchvision is installed but its compiled operators do not fit this torch (%s): going on "
+        "without them, which models that use nms or roi_align cannot; install the torchvision "
+        "built for torch %s to have them",
+        error,
+        torch.__version__,
+    )
+    return library
