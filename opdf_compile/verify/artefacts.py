@@ -84,18 +84,18 @@ def find_artefacts(
     )
 
 
-def need_reference(artefacts: Artefacts, asked: tuple[str, ...]) -> Path:
-    """The reference, where a part needs one.
+def require_reference(artefacts: Artefacts, asked: tuple[str, ...]) -> None:
+    """Refuse to go on where a part needs a reference and there is none.
 
     Raises:
         InputError: There is none.
     """
-    if artefacts.reference is None:
+    needy = [part for part in asked if part != "numerics"]
+    if needy and artefacts.reference is None:
         raise InputError(
-            f"{' and '.join(asked)} of {artefacts.candidate} cannot be checked without the export "
+            f"{' and '.join(needy)} of {artefacts.candidate} cannot be checked without the export "
             "of the untouched student; give reference= (--reference), or ask for numerics only"
         )
-    return artefacts.reference
 
 
 def _audit(folder: Path) -> tuple[tuple[str, ...], tuple[Path, ...]]:

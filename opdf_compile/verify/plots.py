@@ -26,7 +26,7 @@ _REFERENCE, _CANDIDATE, _CONTROL = "#0072b2", "#d55e00", "#7f7f7f"
 _BAND, _INK, _FAINT = "#e8f3ec", "#222222", "#b0b0b0"
 _VERDICT_INK = {"pass": "#1a7f37", "fail": "#cf222e", "inconclusive": "#9a6700"}
 _BINS = 48
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "font.size": 10,
     "axes.edgecolor": _FAINT,
     "axes.labelcolor": _INK,
@@ -137,9 +137,9 @@ def _draw_ratios(axes: Axes, result: LatencyResult) -> None:
         ("reference / reference", _CONTROL, control.ratio, control.low, control.high),
     )
     # The intervals stand below the groups, so that the eye ends on them.
-    step = max(1.0, groups * 0.11)
+    step = max(1.0, groups * 0.15)
     for index, (label, colour, ratio, low, high) in enumerate(rows):
-        place = groups + 0.6 + step * (index + 0.5)
+        place = groups + 0.6 + step * (index + 0.68)
         axes.plot(
             [low or 0.0, high or 0.0],
             [place, place],
@@ -153,7 +153,7 @@ def _draw_ratios(axes: Axes, result: LatencyResult) -> None:
             f"{label} {ratio:.3f} [{low:.3f}, {high:.3f}]",
             xy=(0.985, place),
             xycoords=("axes fraction", "data"),
-            xytext=(0, 9),
+            xytext=(0, 11),
             textcoords="offset points",
             ha="right",
             va="center",
@@ -161,7 +161,7 @@ def _draw_ratios(axes: Axes, result: LatencyResult) -> None:
             fontsize=9,
         )
     axes.axhline(groups + 0.6, color=_FAINT, linewidth=0.8)
-    axes.set_ylim(groups + 0.9 + 2 * step, 0.3)
+    axes.set_ylim(groups + 0.7 + 2 * step, 0.3)
     axes.set_yticks(_group_ticks(groups))
     axes.set_ylabel("group of sessions")
     axes.set_xlabel(f"ratio to the reference (shaded: margin ±{margin:g})")

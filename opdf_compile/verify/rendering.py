@@ -26,7 +26,7 @@ def text(report: ParityReport) -> str:
     """The report as lines of a terminal."""
     table = text_table([("part", "verdict", "finding"), *rows(report)])
     title = f"{report.verdict.upper()}: {_MEANING[report.verdict]}"
-    details = [f"  - {line}" for line in _differences(report)]
+    details = ["  - " + line.replace("\n", "\n    ") for line in _differences(report)]
     return "\n".join([title, "", table, *details, *_notes(report), _measured_on(report)])
 
 
@@ -59,7 +59,9 @@ def html(report: ParityReport) -> str:
         for row in rows(report)
     )
     head = "<tr><th>part</th><th>verdict</th><th style='text-align:left'>finding</th></tr>"
-    listed = "".join(f"<li>{escape(line)}</li>" for line in _differences(report))
+    listed = "".join(
+        f"<li style='white-space:pre-wrap'>{escape(line)}</li>" for line in _differences(report)
+    )
     footer = "<br>".join(escape(line) for line in (*_notes(report), _measured_on(report)))
     return (
         f"<div><p>{title}: {_MEANING[report.verdict]}</p><table>{head}{body}</table>"

@@ -119,7 +119,7 @@ def bootstrap(log_ratios: _Array, rng: np.random.Generator, *, draws: int = _DRA
 
 def _session_effects(locations: _Array, block_variance: float) -> _Array:
     """Session means around their centre, rescaled to the variance that blocks do not explain."""
-    deviations = locations - locations.mean()
+    deviations: _Array = locations - locations.mean()
     observed = float(locations.var(ddof=1))
     if observed == 0.0:
         return deviations
@@ -161,7 +161,7 @@ def t_quantile(probability: float, freedom: int) -> float:
         (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
         (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
     )
-    return sum(term / freedom**power for power, term in enumerate(terms))
+    return sum(term / float(freedom) ** power for power, term in enumerate(terms))
 
 
 def judge(main: Interval, control: Interval, *, margin: float, rule: Rule) -> Verdict:

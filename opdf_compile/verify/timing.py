@@ -19,8 +19,10 @@ import numpy as np
 
 from opdf_compile.errors import InputError
 
-# A block this long is 10^5 ticks of the clock, and short enough that most blocks see no spike.
-BLOCK_SECONDS = 0.004
+# Long enough for any clock, and shorter than another process's turn on a core: then the blocks of a
+# round meet the same machine. Measured with a busy neighbour, 1 ms gave intervals half as long as
+# 4 ms in the same time.
+BLOCK_SECONDS = 0.001
 MOST_RUNS = 2000
 # Warm-up: windows of runs until the median stops falling by more than 1 %.
 _WINDOW_SECONDS = 0.01

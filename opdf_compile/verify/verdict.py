@@ -7,12 +7,10 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from opdf_compile.errors import InputError
-from opdf_compile.verify import numerics as numerics_check
-from opdf_compile.verify import structure as structure_check
-from opdf_compile.verify.artefacts import Artefacts, PathLike, find_artefacts, need_reference
+from opdf_compile.verify.artefacts import Artefacts, PathLike, find_artefacts, require_reference
 from opdf_compile.verify.environment import describe_environment
 from opdf_compile.verify.latency import (
     SEED,
@@ -21,9 +19,11 @@ from opdf_compile.verify.latency import (
     check_budget,
     measure_latency,
 )
+from opdf_compile.verify.numerics import check_numerics
 from opdf_compile.verify.report import PARTS, NumericsPart, ParityReport, StructurePart, overall
 from opdf_compile.verify.sessions import Device, resolve_device
 from opdf_compile.verify.statistics import RULES, Rule
+from opdf_compile.verify.structure import compare_structure
 
 _LOG = logging.getLogger("opdf_compile")
 
@@ -101,7 +101,8 @@ def verify(
     """
     request = _request(device, margin, latency, on_inconclusive, budget, only, plot, progress)
     files = find_artefacts(candidate, reference, check)
-    structure = _structure(files, request)
+    require_reference(files, request.asked)
+    structure, notes = _structure(files, request)
     numerics = _numerics(files, request)
     speed = _latency(files, request)
     if request.plot is not None:
@@ -115,7 +116,7 @@ def verify(
         structure=structure,
         numerics=numerics,
         latency=speed,
-        environment=describe_environment(request.device, request.options(), speed.notes),
+        environment=describe_environment(request.device, request.options(), (*notes, *speed.notes)),
         files=files.table(),
     )
 
@@ -145,7 +146,7 @@ def _request(
     return _Request(
         device=where,
         margin=AUTO_MARGIN[where.name] if number is None else number,
-        latency=cast(Rule, latency),
+        latency=latency,
         on_inconclusive=on_inconclusive,
         budget=float(budget),
         asked=asked,
@@ -191,26 +192,26 @@ def _plot_target(path: Path, asked: tuple[str, ...]) -> Path:
     return path
 
 
-def _structure(files: Artefacts, request: _Request) -> StructurePart:
+def _structure(files: Artefacts, request: _Request) -> tuple[StructurePart, tuple[str, ...]]:
     tampered = files.tampered
-    if "structure" not in request.asked:
+    if "structure" not in request.asked or files.reference is None:
         # A file that is not what was exported refutes a bundle, whatever was asked for.
-        return StructurePart("fail", None, tampered) if tampered else StructurePart()
+        return StructurePart("fail", None, tampered) if tampered else StructurePart(), ()
     request.progress("structure", 0.0)
-    reference = need_reference(files, ("structure",))
-    found = structure_check.compare_structure(files.candidate, reference)
-    return StructurePart(
+    found = compare_structure(files.candidate, files.reference)
+    part = StructurePart(
         verdict="fail" if tampered else found.verdict,
         nodes=found.nodes,
         differences=(*tampered, *(str(difference) for difference in found.differences)),
     )
+    return part, found.notes
 
 
 def _numerics(files: Artefacts, request: _Request) -> NumericsPart:
     if "numerics" not in request.asked:
         return NumericsPart()
     request.progress("numerics", _LATENCY_STARTS / 2)
-    found = numerics_check.check_numerics(
+    found = check_numerics(
         files.candidate,
         files.check,
         request.device,
@@ -228,12 +229,11 @@ def _numerics(files: Artefacts, request: _Request) -> NumericsPart:
 
 
 def _latency(files: Artefacts, request: _Request) -> LatencyResult:
-    if "latency" not in request.asked:
+    if "latency" not in request.asked or files.reference is None:
         return LatencyResult()
-    reference = need_reference(files, ("latency",))
     return measure_latency(
         files.candidate,
-        reference,
+        files.reference,
         request.device,
         margin=request.margin,
         rule=request.latency,
