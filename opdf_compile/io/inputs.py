@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ _SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>[^:=]*)(?::(?P<dtype>
 _AXIS = re.compile(r"[0-9]+|[A-Z][0-9]*|[a-wyz]")
 _AXES = re.compile(r"(?:[0-9]+|[A-Z][0-9]*|[a-wyz])(?:x(?:[0-9]+|[A-Z][0-9]*|[a-wyz]))*")
 _MOST_ELEMENTS = 1 << 31
+_MOST_BYTES = 8 << 30
 _DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -156,7 +158,8 @@ def rename_axes(examples: Examples, name_of: Callable[[str, int, str], str]) -> 
 
     Args:
         examples: Inputs whose `dynamic` holds letters.
-        name_of: From input name, axis and letter to the new name.
+        name_of: From input name, axis and letter to the new name. Two letters never become one:
+            the second keeps its letter.
     """
     if examples.dynamic is None:
         return examples
@@ -165,7 +168,8 @@ def rename_axes(examples: Examples, name_of: Callable[[str, int, str], str]) -> 
     for name, axes in examples.dynamic.items():
         for index, axis in enumerate(axes):
             if isinstance(axis, str) and axis not in names:
-                names[axis] = name_of(name, index, axis)
+                new = name_of(name, index, axis)
+                names[axis] = axis if new in names.values() else new
         renamed[name] = tuple(names[a] if isinstance(a, str) else a for a in axes)
     return Examples(examples.args, examples.kwargs, renamed)
 
@@ -258,20 +262,38 @@ def _draw(
 
 def _read_npz(path: Path) -> tuple[list[Any], dict[str, Any]]:
     """Arrays of a `.npz` file; objects in it, which would be pickles, are refused."""
-    import zipfile
-
     import numpy as np
 
     file = existing_file(path, wanted="example inputs as .npz")
+    _refuse_bomb(file)
     try:
         with np.load(file, allow_pickle=False) as archive:
             if not hasattr(archive, "files"):
                 raise ValueError("it holds one array without a name")
             arrays = {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except (ValueError, TypeError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{file} holds no example inputs ({str(error).splitlines()[0][:160]}); write it with "
-            "numpy.savez(file, NAME=array, ...)"
-        ) from error
+    except (ValueError, TypeError, OSError, EOFError, KeyError, MemoryError) as error:
+        raise InputError(_no_inputs(file, error)) from error
     order = sorted((n for n in arrays if re.fullmatch(r"arr_[0-9]+", n)), key=lambda n: int(n[4:]))
     return [arrays.pop(name) for name in order], arrays
+
+
+def _refuse_bomb(file: Path) -> None:
+    """Unlike a model, a `.npz` may be compressed: bound what it would unpack to."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            total = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise InputError(_no_inputs(file, error)) from error
+    if total > _MOST_BYTES:
+        raise InputError(
+            f"{file} would unpack to {total} bytes, at most {_MOST_BYTES} are read; give smaller "
+            "examples"
+        )
+
+
+def _no_inputs(file: Path, error: Exception) -> str:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return (
+        f"{file} holds no example inputs ({reason}); write it with numpy.savez(file, NAME=array, "
+        "...)"
+    )

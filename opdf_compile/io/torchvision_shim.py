@@ -1,10 +1,10 @@
 """Import torchvision where its compiled operators cannot load.
 
-torchvision's wheel brings an extension built for one build of torch; with another (a CPU-only torch,
-for instance) importing torchvision fails with "operator torchvision::nms does not exist", and so do
-timm and the vision models of transformers, which need none of its operators. Where, and only where,
-that is so, the schemas of the missing operators are declared before the import: a model that
-*calls* one still fails, with torch's own message.
+torchvision's wheel brings an extension built for one build of torch; with another (a CPU-only
+torch, for instance) importing torchvision fails with "operator torchvision::nms does not exist",
+and so do timm and the vision models of transformers, which need none of its operators. Where, and
+only where, that is so, the schemas of the missing operators are declared before the import: a model
+that *calls* one still fails, with torch's own message.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def _declare(error: RuntimeError) -> torch.library.Library:
     """Forget the import that failed half-way, declare what it missed, and import again."""
     for name in [n for n in sys.modules if n.partition(".")[0] == "torchvision"]:
         del sys.modules[name]
-    library = torch.library.Library("torchvision", "DEF")
+    library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
     for name, schema in _SCHEMAS.items():
         if not hasattr(torch.ops.torchvision, name):
-            library.define(schema)
+            library.define(schema)  # type: ignore[no-untyped-call]
     importlib.import_module("torchvision")
     log.warning(
         "torchvision is installed but its compiled operators do not fit this torch (%s): going on "

@@ -1,0 +1,65 @@
+"""`file.pt2`: programs of torch.export, with the names that rode along."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from opdf_compile.io.loaded import LoadedModel
+from opdf_compile.io.programs import EVAL, MODEL, read_programs
+
+NOTES_FILE = "opdf.json"
+
+
+def load_archive(path: Path, *, trust_pickle: bool = False) -> LoadedModel:
+    """Open an archive after screening it; both phases are kept where it holds both.
+
+    Raises:
+        ArtefactError: It cannot be read, or is refused.
+    """
+    loaded = read_programs(path, trust_pickle=trust_pickle)
+    programs = {n: p for n, p in loaded.programs.items() if n in (MODEL, EVAL)}
+    model: Any = programs if EVAL in programs else programs[MODEL]
+    inputs = programs[MODEL].example_inputs
+    args, kwargs = inputs if inputs is not None else ((), {})
+    return LoadedModel(
+        model,
+        tuple(args),
+        dict(kwargs),
+        axis_letters(loaded.extra.get(NOTES_FILE)),
+        name=path.stem,
+        kind="pt2",
+        extra=loaded.extra,
+    )
+
+
+def axis_letters(notes: str | None) -> dict[str, tuple[str | int | None, ...]] | None:
+    """The axis names that expand wrote beside the programs; None where there are none.
+
+    A note that somebody damaged costs the names only, so it is not an error.
+    """
+    try:
+        axes = json.loads(notes or "null")["axes"]
+        return {
+            str(name): tuple(
+                letters.get(str(axis)) for axis in range(max(map(int, letters), default=-1) + 1)
+            )
+            for name, letters in axes.items()
+            if len(letters) <= 64 and all(int(axis) < 64 for axis in letters)
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
+
+
+def positional_names(program: ExportedProgram) -> tuple[list[str], int]:
+    """The names of a program's inputs, and how many of them are positional."""
+    spec = program.call_spec.in_spec
+    positional = spec.child(0).num_children
+    signature = program.module_call_graph[0].signature
+    names = list((signature.forward_arg_names if signature else None) or ())
+    if len(names) < positional:
+        names = [f"arg_{index}" for index in range(positional)]
+    return names, positional

@@ -1,0 +1,173 @@
+"""`package.module:callable?key=value` and `file.py:callable?key=value`: code that builds a model.
+
+This runs the user's code, and is meant to: unlike a model file, a callable *is* a program.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import difflib
+import importlib
+import importlib.util
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from opdf_compile.errors import InputError
+from opdf_compile.io.files import existing_file
+from opdf_compile.io.loaded import LoadedModel, first_line, fixed_randomness
+
+FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_][\w.]*)(?:\?(?P<query>.*))?")
+MODULE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)(?:\?(?P<query>.*))?")
+
+
+def parse_query(query: str | None, spec: str) -> dict[str, Any]:
+    """Read `key=value&key=value`; values are Python literals, or else texts.
+
+    Raises:
+        InputError: A part has no name, or a name comes twice.
+    """
+    values: dict[str, Any] = {}
+    for part in (query or "").split("&") if query else ():
+        key, equals, text = part.partition("=")
+        if not equals or not key.isidentifier():
+            raise InputError(
+                f"{spec} has the argument {part!r}, wanted key=value; write "
+                "NAME?key=value&key=value"
+            )
+        if key in values:
+            raise InputError(f"{spec} gives the argument {key!r} twice; give it once")
+        values[key] = _literal(text)
+    return values
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def load_file(match: re.Match[str], spec: str) -> LoadedModel:
+    """Build a model with a callable from a Python file.
+
+    Raises:
+        ArtefactError: The file is missing.
+        InputError: It cannot be imported, has no such callable, or the callable fails.
+    """
+    file = existing_file(match["file"], wanted="a Python file").resolve()
+    with _import_path(file.parent), fixed_randomness():
+        module = _import_file(file, spec)
+        return _call(_find(module, match["name"], spec), match, spec)
+
+
+def load_module(match: re.Match[str], spec: str) -> LoadedModel:
+    """Build a model with a callable from an importable module (also from the current folder).
+
+    Raises:
+        InputError: The module cannot be imported, has no such callable, or the callable fails.
+    """
+    with _import_path(Path.cwd()), fixed_randomness():
+        try:
+            module = importlib.import_module(match["module"])
+        except (Exception, SystemExit) as error:  # Importing runs the user's code.
+            raise InputError(
+                f"{match['module']} of {spec} cannot be imported ({first_line(error)}); install "
+                "it or run from the folder that holds it"
+            ) from error
+        return _call(_find(module, match["name"], spec), match, spec)
+
+
+def _import_file(file: Path, spec: str) -> ModuleType:
+    name = f"opdf_model_{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}_{abs(hash(str(file))):x}"
+    found = importlib.util.spec_from_file_location(name, file)
+    if found is None or found.loader is None:
+        raise InputError(f"{file} of {spec} is no Python file; give FILE.py:CALLABLE")
+    module = importlib.util.module_from_spec(found)
+    # Classes are looked up by module name when a model is copied or pickled.
+    sys.modules[name] = module
+    try:
+        found.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # Importing runs the user's code.
+        del sys.modules[name]
+        raise InputError(
+            f"{file} cannot be imported ({first_line(error)}); correct it, or see the traceback "
+            "with --debug"
+        ) from error
+    return module
+
+
+def _find(module: ModuleType, dotted: str, spec: str) -> Callable[..., Any]:
+    found: Any = module
+    for part in dotted.split("."):
+        if not hasattr(found, part):
+            names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+            close = difflib.get_close_matches(dotted, names) or sorted(names)[:5]
+            raise InputError(
+                f"{spec} names {dotted!r}, which {module.__file__ or module.__name__} does not "
+                f"have; callables there: {', '.join(close) or 'none'}"
+            )
+        found = getattr(found, part)
+    if not callable(found):
+        raise InputError(
+            f"{spec} names a {type(found).__name__}, wanted a callable that returns a "
+            "torch.nn.Module; wrap it in a function"
+        )
+    return found  # type: ignore[no-any-return]
+
+
+def _call(build: Callable[..., Any], match: re.Match[str], spec: str) -> LoadedModel:
+    arguments = parse_query(match["query"], spec)
+    if isinstance(build, nn.Module):
+        raise InputError(
+            f"{spec} names a model that is there already, wanted a callable that builds one; wrap "
+            "it in a function"
+        )
+    try:
+        made = build(**arguments)
+    except (Exception, SystemExit) as error:  # The callable is the user's code.
+        raise InputError(
+            f"{spec} raised {first_line(error)}; correct its arguments or the callable (--debug "
+            "shows the traceback)"
+        ) from error
+    return _unpack(made, match["name"], spec)
+
+
+def _unpack(made: Any, name: str, spec: str) -> LoadedModel:
+    """A Module, (Module, args) or (Module, args, kwargs)."""
+    if isinstance(made, nn.Module):
+        return LoadedModel(made, name=name, kind="callable")
+    if isinstance(made, tuple) and 2 <= len(made) <= 3 and isinstance(made[0], nn.Module):
+        model, args, *rest = made
+        kwargs = rest[0] if rest else {}
+        if isinstance(args, Mapping) and not rest:
+            args, kwargs = (), args
+        if not isinstance(args, tuple | list):
+            args = (args,)
+        if isinstance(kwargs, Mapping):
+            return LoadedModel(model, tuple(args), dict(kwargs), name=name, kind="callable")
+    raise InputError(
+        f"{spec} returned a {type(made).__name__}, wanted a torch.nn.Module, (Module, args) or "
+        "(Module, args, kwargs); change what it returns"
+    )
+
+
+@contextlib.contextmanager
+def _import_path(folder: Path) -> Iterator[None]:
+    """Let the code import its neighbours, as `python FILE.py` would."""
+    entry = str(folder)
+    if entry in sys.path:
+        yield
+        return
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(entry)

@@ -1,0 +1,80 @@
+"""What a MODEL argument becomes, and the fixed random state in which models are built."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+
+Kind = Literal["pt2", "callable", "timm", "hf", "pickle"]
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model with example inputs.
+
+    Attributes:
+        model: A module in the train/eval state that its loader returned (the tracer exports both
+            phases itself), a program, or the programs of an archive by name ("model", "eval").
+        args: Positional example inputs.
+        kwargs: Example inputs by name.
+        dynamic: A letter or number per axis of each input, or None: the first axis of all is free.
+        name: A short name for messages and files.
+        kind: Which kind of MODEL it was.
+        notes: What a user should know, in sentences.
+        folder: The folder of an `hf:` model.
+        extra_files: Configuration and tokenizer files of an `hf:` model, which a bundle carries.
+        extra: Texts that rode along in a `.pt2`, by name.
+    """
+
+    model: nn.Module | ExportedProgram | dict[str, ExportedProgram]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    dynamic: dict[str, tuple[str | int | None, ...]] | None = None
+    name: str = "model"
+    kind: Kind = "callable"
+    notes: tuple[str, ...] = ()
+    folder: Path | None = None
+    extra_files: tuple[Path, ...] = ()
+    extra: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def programs(self) -> dict[str, ExportedProgram]:
+        """The programs of a `.pt2` by name; empty for a module."""
+        if isinstance(self.model, ExportedProgram):
+            return {"model": self.model}
+        return self.model if isinstance(self.model, dict) else {}
+
+
+@contextlib.contextmanager
+def fixed_randomness() -> Iterator[None]:
+    """Build a model from the same random numbers on every run; the caller's state comes back.
+
+    The same MODEL argument then has the same random weights in every command: a student and its
+    untouched reference start equal.
+    """
+    import numpy as np
+
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        try:
+            random.seed(0)
+            np.random.seed(0)
+            torch.manual_seed(0)
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+
+
+def first_line(error: BaseException) -> str:
+    """An exception as "Type: message", on one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:240]}" if lines else type(error).__name__
