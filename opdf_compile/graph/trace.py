@@ -203,9 +203,10 @@ class _Granted:
 def _climb(model: nn.Module, inputs: Inputs, names: list[str], wanted: AxisNames) -> _Granted:
     """Try the rungs from the strictest request down; say what was given up."""
     notes: list[str] = []
-    wide = axes_of.widen(inputs, names, wanted)
     last: Exception | None = None
     for rung, axes, hint in _rungs(wanted):
+        # Only what this rung keeps free is widened: a model may take no batch but the example's.
+        wide = axes_of.widen(inputs, names, axes)
         shapes = bind(model.forward, *axes_of.request(wide, names, axes, hint)) if axes else None
         try:
             programs = {phase: _export(model, phase, wide, shapes) for phase in PHASES}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from torch.export import Dim, ExportedProgram
 from opdf_compile.errors import ExportError, TraceError
 from opdf_compile.graph import axes as axes_of
 from opdf_compile.graph.axes import Dynamic
+from opdf_compile.graph.recorded import recorded_inputs
 from opdf_compile.graph.signature import Inputs, bind, normalise_inputs
 from opdf_compile.graph.trace import Traced, first_line, trace
 from opdf_compile.io.check_data import CheckData
@@ -28,7 +29,6 @@ from opdf_compile.io.truth import graph_of
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-logger = logging.getLogger("opdf_compile")
 DTYPES: Mapping[str, torch.dtype] = {
     "fp32": torch.float32,
     "fp16": torch.float16,
@@ -37,6 +37,9 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+# What `build` accepts.
+Exportable = nn.Module | ExportedProgram | Mapping[str, ExportedProgram] | Traced
+_CORE = re.compile(r"(.+)_cores\.\d+")
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
 
@@ -54,7 +57,7 @@ class Export:
 
 
 def build(
-    model: nn.Module | ExportedProgram | Traced,
+    model: Exportable,
     args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -65,7 +68,8 @@ def build(
     """Trace, translate and gather evidence; the source keeps its weights, flags and dtype.
 
     Args:
-        model: A module, an ExportedProgram of the eval phase, or what `trace` returned.
+        model: A module, an ExportedProgram of the eval phase, the programs of an archive by name
+            ("model", "eval"), or what `trace` returned.
         args: Example inputs: a tuple, one tensor or one mapping. Not needed for traced models.
         kwargs: Keyword example inputs.
         dynamic: Which axes keep a free size, as in `trace`. Traced models have theirs.
@@ -117,22 +121,39 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 def _as_traced(
     model: Any, args: Any, kwargs: Mapping[str, Any] | None, dynamic: Dynamic, wanted: Any
 ) -> Traced:
-    if hasattr(model, "parametrized_keys"):
-        raise ExportError(
-            f"the model is a {type(model).__name__} whose weights are still cores, wanted the "
-            "student itself; fold it first: opdf.fold(model)"
-        )
     if isinstance(model, nn.Module):
-        inputs = normalise_inputs(args, kwargs)
-        return _trace_module(model, inputs, dynamic, wanted)
-    if isinstance(model, ExportedProgram):
-        model = trace(model)
+        _refuse_expanded(model)
+        return _trace_module(model, normalise_inputs(args, kwargs), dynamic, wanted)
+    if isinstance(model, ExportedProgram | Mapping):
+        model = trace(model, dynamic=dynamic)
     if not isinstance(model, Traced):
         raise ExportError(
             f"the model is a {type(model).__name__}, wanted a torch.nn.Module, an ExportedProgram "
             "or a Traced; pass the module itself"
         )
+    _refuse_cores(model.programs["eval"])
     return _retrace(_with_example(model, args, kwargs), wanted)
+
+
+def _refuse_expanded(model: nn.Module) -> None:
+    from opdf_compile.training.expanded import Expanded
+
+    if isinstance(model, Expanded):
+        raise ExportError(
+            "the model is an Expanded whose weights are still cores, wanted the student itself; "
+            "fold it first: opdf.fold(model)"
+        )
+
+
+def _refuse_cores(program: ExportedProgram) -> None:
+    """An expanded program would run, and ship the whole over-parameterised network."""
+    for key in program.state_dict:
+        found = _CORE.fullmatch(key)
+        if found and found[1] not in program.state_dict:
+            raise ExportError(
+                f"the program holds cores ({key}) in place of the weight {found[1]}, wanted the "
+                "student itself; fold it first: opdf-compile fold"
+            )
 
 
 def _trace_module(
@@ -153,19 +174,14 @@ def _trace_module(
 
 
 def _with_example(traced: Traced, args: Any, kwargs: Mapping[str, Any] | None) -> Traced:
-    """A traced model with example inputs: the caller's, its own, or the program's."""
+    """A traced model with example inputs: the caller's, its own, or those of the program."""
     given = normalise_inputs(args, kwargs)
     if any(given):
         return dataclasses.replace(traced, args=given[0], kwargs=given[1])
-    if traced.args or traced.kwargs or not traced.input_names:
+    if traced.args or traced.kwargs:
         return traced
-    stored = traced.programs["eval"].example_inputs
-    if stored is None:
-        raise ExportError(
-            "the program holds no example inputs and none were given, wanted one example; give "
-            "args, or --input NAME=SHAPE:DTYPE"
-        )
-    return dataclasses.replace(traced, args=tuple(stored[0]), kwargs=dict(stored[1]))
+    stored = recorded_inputs(traced.programs["eval"])
+    return dataclasses.replace(traced, args=stored[0], kwargs=stored[1])
 
 
 def _retrace(traced: Traced, wanted: torch.dtype | None) -> Traced:
@@ -232,4 +248,4 @@ def _refuse_training_graph(program: ExportedProgram) -> None:
             )
 
 
-__all__ = ["DTYPES", "Export", "build", "parse_dtype"]
+__all__ = ["DTYPES", "Export", "Exportable", "build", "parse_dtype"]

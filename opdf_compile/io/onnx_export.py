@@ -8,23 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.export import ExportedProgram
 
 from opdf_compile.errors import ExportError
 from opdf_compile.graph.axes import Dynamic
-from opdf_compile.graph.trace import Traced
 from opdf_compile.io.bundle import write_bundle, write_file
-from opdf_compile.io.onnx_build import build
+from opdf_compile.io.onnx_build import Exportable, build
 
 
 def export_onnx(
-    model: nn.Module | ExportedProgram | Traced,
+    model: Exportable,
     args: Any,
     path: str | os.PathLike[str],
     kwargs: Mapping[str, Any] | None = None,
     *,
-    reference: nn.Module | ExportedProgram | Traced | None = None,
+    reference: Exportable | None = None,
     dynamic: Dynamic = None,
     opset: int | None = None,
     dtype: str | torch.dtype | None = None,
@@ -41,9 +38,10 @@ def export_onnx(
 
     Args:
         model: The student in the eval phase's view: a module (whatever its train flag), an
-            ExportedProgram of its eval graph, or a Traced. It is not changed.
+            ExportedProgram of its eval graph, the programs of an archive by name, or a Traced. It
+            is not changed.
         args: Example inputs: a tuple of positional inputs, one tensor, or one mapping (a batch).
-            For a Traced or an ExportedProgram ``()`` takes the example that it was traced with.
+            ``()`` takes the example that a Traced or an ExportedProgram was traced with.
         path: An ``.onnx`` file or a bundle folder; its parent exists.
         kwargs: Keyword example inputs.
         reference: The untouched student, exported in the same way.

@@ -22,6 +22,9 @@ from opdf_compile.io.check_data import read_check
 from opdf_compile.io.onnx_build import build
 from opdf_compile.io.onnx_export import export_onnx
 from opdf_compile.io.onnx_save import stage
+from opdf_compile.plan.choose import plan
+from opdf_compile.training.expanding import expand
+from opdf_compile.training.folding import fold
 
 
 class ConvNet(nn.Module):
@@ -347,23 +350,16 @@ class Fourier(nn.Module):
         return torch.linalg.svdvals(x)
 
 
-class Unfolded(nn.Module):
-    """Stands for the expanded form, which says which keys are parametrized."""
-
-    parametrized_keys = ("weight",)
-
-
 @pytest.mark.parametrize(
     ("model", "options", "sentence"),
     [
-        (Unfolded(), {}, "whose weights are still cores, wanted the student itself; fold it first"),
         (Fourier(), {}, r"the operation aten\.\w*svd\w* has no ONNX form"),
         (Scalars(), {"opset": 11}, "opset 11 was asked for, wanted 18 to"),
         (Scalars(), {"dtype": "int8"}, "the dtype is int8, wanted fp32, fp16 or bf16"),
         (Scalars(), {"plan": {}}, "is one file and a plan or extra files were given"),
         (object(), {}, "the model is a object, wanted a torch.nn.Module"),
     ],
-    ids=["expanded", "operator", "opset", "dtype", "plan", "type"],
+    ids=["operator", "opset", "dtype", "plan", "type"],
 )
 def test_refusals_say_one_sentence_and_write_nothing(
     model: Any, options: dict[str, Any], sentence: str, tmp_path: Path
@@ -375,6 +371,44 @@ def test_refusals_say_one_sentence_and_write_nothing(
     assert "\n" not in str(raised.value)
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
     assert path.read_bytes() == b"former"
+
+
+def test_unfolded_student_is_refused(tmp_path: Path) -> None:
+    traced = trace(nn.Linear(64, 64), (torch.rand(2, 64),))
+    expanded = expand(traced, plan(traced, cores=3))
+    with pytest.raises(ExportError, match=r"still cores, .* fold it first: opdf.fold\(model\)"):
+        export_onnx(expanded, (torch.rand(2, 64),), tmp_path / "m.onnx")
+    program = torch.export.export(expanded.eval(), (torch.rand(2, 64),))
+    with pytest.raises(ExportError, match=r"holds cores \(weight_cores.0\)"):
+        export_onnx(program, (), tmp_path / "m.onnx")
+    export_onnx(fold(expanded), (torch.rand(2, 64),), tmp_path / "m.onnx")
+
+
+def test_archive_exports_its_eval_program(tmp_path: Path) -> None:
+    model = ConvNet()
+    programs = dict(trace(model, (torch.rand(2, 3, 8, 8),)).programs)
+    path = export_onnx(
+        {"model": programs["train"], "eval": programs["eval"]}, (), tmp_path / "m.onnx"
+    )
+    image = torch.rand(5, 3, 8, 8)
+    (found,) = session(path).run(None, {"image": image.numpy()})
+    np.testing.assert_allclose(found, model.eval()(image).detach().numpy(), atol=1e-6)
+
+
+def test_program_without_example_inputs_gets_drawn_ones(tmp_path: Path) -> None:
+    program = torch.export.export(ConvNet().eval(), (torch.rand(2, 3, 8, 8),))
+    program._example_inputs = None
+    path = export_onnx(program, (), tmp_path / "m.onnx")
+    assert len(read_check(path.with_suffix(".check.npz")).samples) == 4
+
+
+def test_model_that_takes_one_batch_size_only(tmp_path: Path) -> None:
+    class One(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(1, 12) * 2
+
+    path = export_onnx(One(), (torch.rand(1, 3, 4),), tmp_path / "m.onnx")
+    assert signature(path)[0] == [("x", [1, 3, 4])]
 
 
 def test_training_graph_is_refused(tmp_path: Path) -> None:
