@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,9 @@ from opdf_compile.cli import options as o
 from opdf_compile.cli.loading import ModelOptions, load
 from opdf_compile.cli.tables import size_of_file, table
 from opdf_compile.cli.terminal import opened
+
+if TYPE_CHECKING:
+    from opdf_compile.io.modelspec import LoadedModel
 
 NAME = "export"
 EXAMPLES = (
@@ -72,6 +75,7 @@ def command(
                 dynamic=loaded.dynamic,
                 opset=opset,
                 dtype=dtype,
+                extra_files=() if out.suffix == ".onnx" else carried(loaded, untouched),
             )
         files = written(out)
         rows = table("Written", "file", "size", numbers=("size",))
@@ -94,3 +98,8 @@ def written(out: Path) -> list[Path]:
         return sorted(file for file in out.rglob("*") if file.is_file())
     suffixes = (".onnx", ".check.npz", ".reference.onnx", ".reference.check.npz")
     return [file for suffix in suffixes if (file := out.with_suffix(suffix)).exists()]
+
+
+def carried(*models: LoadedModel | None) -> tuple[Path, ...]:
+    """Configuration and tokenizer of the first model that has any, for a bundle."""
+    return next((model.extra_files for model in models if model and model.extra_files), ())

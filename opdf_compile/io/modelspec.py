@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io import load_callable
-from opdf_compile.io.inputs import InputOptions, make_examples
+from opdf_compile.io.inputs import InputOptions, make_examples, rename_axes
 from opdf_compile.io.load_archive import load_archive, positional_names
 from opdf_compile.io.loaded import LoadedModel
 from opdf_compile.io.tensors import load_weights
@@ -166,10 +166,21 @@ def _with_inputs(loaded: LoadedModel, options: InputOptions) -> LoadedModel:
             args.append(kwargs.pop(names[len(args)]))
         kwargs.update(zip(names[positional:], args[positional:], strict=False))
         args = args[:positional]
-    dynamic: Any = examples.dynamic if examples.dynamic is not None else loaded.dynamic
-    if isinstance(loaded.model, nn.Module):
-        dynamic = examples.dynamic
+    if loaded.programs:
+        recorded = loaded.dynamic or {}
+        examples = rename_axes(
+            examples, lambda name, axis, letter: _recorded_name(recorded, name, axis, letter)
+        )
+    dynamic: Any = examples.dynamic
+    if dynamic is None and loaded.programs:
+        dynamic = loaded.dynamic
     return replace(loaded, args=tuple(args), kwargs=kwargs, dynamic=dynamic)
+
+
+def _recorded_name(recorded: Mapping[str, Any], name: str, axis: int, letter: str) -> str:
+    """The name an axis had when the program was made (an `hf:` model's "sequence_length")."""
+    known = dict(enumerate(recorded.get(name, ()))).get(axis)
+    return known if isinstance(known, str) else letter
 
 
 def _input_names(model: Any) -> tuple[list[str], int | None]:

@@ -234,6 +234,12 @@ def test_a_program_is_called_as_it_was_exported(archive: Path, specs: tuple[str,
     assert loaded.programs["eval"].module()(*loaded.args, **loaded.kwargs).shape == (5, 4)
 
 
+def test_a_program_keeps_the_names_of_its_axes(archive: Path) -> None:
+    options = InputOptions(("x=Nx4:float32", "scale=K:float32"), None, "N=5,K=1")
+    loaded = load_model(str(archive), inputs=options)
+    assert loaded.dynamic == {"x": ("batch_size", 4), "scale": ("K",)}
+
+
 def test_weights_reach_both_programs(archive: Path, tmp_path: Path) -> None:
     state = {"layer.weight": torch.eye(4), "layer.bias": torch.zeros(4)}
     write_tensors(tmp_path / "w.safetensors", state)
