@@ -217,8 +217,9 @@ def _check_letters(specs: Iterable[_Spec], sizes: Mapping[str, int]) -> None:
     used = {axis for spec in specs for axis in spec.axes if isinstance(axis, str)}
     missing, unused = sorted(used - sizes.keys()), sorted(sizes.keys() - used)
     if missing:
+        given = f" (--size gives {', '.join(sizes)})" if sizes else ""
         raise InputError(
-            f"the letter {missing[0]} of --input has no size; give it, for example --size "
+            f"the letter {missing[0]} of --input has no size{given}; give it, for example --size "
             f"{','.join(f'{letter}=2' for letter in missing)}"
         )
     if unused:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from opdf_compile.io.loaded import LoadedModel
@@ -29,29 +31,44 @@ def load_archive(path: Path, *, trust_pickle: bool = False) -> LoadedModel:
         model,
         tuple(args),
         dict(kwargs),
-        axis_letters(loaded.extra.get(NOTES_FILE)),
+        axis_letters(loaded.extra.get(NOTES_FILE), _ranks(programs[MODEL])),
         name=path.stem,
         kind="pt2",
         extra=loaded.extra,
     )
 
 
-def axis_letters(notes: str | None) -> dict[str, tuple[str | int | None, ...]] | None:
+def axis_letters(
+    notes: str | None, ranks: Mapping[str, int]
+) -> dict[str, tuple[str | int | None, ...]] | None:
     """The axis names that expand wrote beside the programs; None where there are none.
 
     A note that somebody damaged costs the names only, so it is not an error.
+
+    Args:
+        notes: JSON `{"axes": {input: {"0": "batch_size"}}}`.
+        ranks: How many axes each input of the program has; other inputs are passed over.
     """
     try:
         axes = json.loads(notes or "null")["axes"]
         return {
-            str(name): tuple(
-                letters.get(str(axis)) for axis in range(max(map(int, letters), default=-1) + 1)
-            )
-            for name, letters in axes.items()
-            if len(letters) <= 64 and all(int(axis) < 64 for axis in letters)
-        }
+            name: tuple(_letter(axes[name].get(str(axis))) for axis in range(rank))
+            for name, rank in ranks.items()
+            if name in axes
+        } or None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
+
+
+def _letter(name: object) -> str | None:
+    return name if isinstance(name, str) and name.isidentifier() else None
+
+
+def _ranks(program: ExportedProgram) -> dict[str, int]:
+    wanted = set(program.graph_signature.user_inputs)
+    placeholders = (n for n in program.graph.nodes if n.op == "placeholder" and n.name in wanted)
+    values = {node.name: node.meta.get("val") for node in placeholders}
+    return {name: value.ndim for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def positional_names(program: ExportedProgram) -> tuple[list[str], int]:
@@ -61,5 +78,6 @@ def positional_names(program: ExportedProgram) -> tuple[list[str], int]:
     signature = program.module_call_graph[0].signature
     names = list((signature.forward_arg_names if signature else None) or ())
     if len(names) < positional:
-        names = [f"arg_{index}" for index in range(positional)]
+        keywords = [str(key) for key in spec.child(1).context or ()]
+        names = [*(f"arg_{index}" for index in range(positional)), *keywords]
     return names, positional

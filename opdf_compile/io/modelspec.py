@@ -11,6 +11,7 @@ Models are built from fixed random numbers: the same argument has the same weigh
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping
@@ -157,8 +158,14 @@ def _weigh(
 
 def _with_inputs(loaded: LoadedModel, options: InputOptions) -> LoadedModel:
     """The user's example inputs in place of the model's own."""
-    names, positional = _input_names(loaded.model)
+    names, positional, others = _input_names(loaded.model)
     examples = make_examples(options, names)
+    unknown = [name for name in examples.kwargs if name not in names and not others]
+    if unknown:
+        raise InputError(
+            f"the model {loaded.name} has no input {unknown[0]!r}, its inputs are "
+            f"{', '.join(names) or 'none'}; use one of these names"
+        )
     args, kwargs = list(examples.args), dict(examples.kwargs)
     if positional is not None:
         # A program is called in the way it was exported: by position, or by name.
@@ -183,14 +190,13 @@ def _recorded_name(recorded: Mapping[str, Any], name: str, axis: int, letter: st
     return known if isinstance(known, str) else letter
 
 
-def _input_names(model: Any) -> tuple[list[str], int | None]:
-    """The names of the inputs in order, and for a program how many are positional."""
-    import inspect
-
+def _input_names(model: Any) -> tuple[list[str], int | None, bool]:
+    """The inputs in order, for a program how many are positional, and whether others are taken."""
     if isinstance(model, dict):
-        return positional_names(model["model"])
+        model = model["model"]
     if isinstance(model, ExportedProgram):
-        return positional_names(model)
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        return *positional_names(model), False
+    kind = inspect.Parameter
     parameters = inspect.signature(model.forward).parameters.values()
-    return [p.name for p in parameters if p.kind in kinds], None
+    names = [p.name for p in parameters if p.kind not in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD)]
+    return names, None, any(p.kind is kind.VAR_KEYWORD for p in parameters)

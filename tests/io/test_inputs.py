@@ -84,7 +84,11 @@ MALFORMED = [
     (("x=99999999x9999999:float32",), None, "has 999999890000001 elements"),
     (("x=2:float32", "x=3:float32"), None, "'x' is given twice"),
     (("1:float32", "1:float32", "1:float32"), None, "positional input number 3, the model takes 2"),
-    (("x=BxS:int64",), "B=2", "the letter S of --input has no size"),
+    (
+        ("x=BxS:int64",),
+        "B=2",
+        "the letter S of --input has no size .--size gives B.; give it, for example --size S=2",
+    ),
     (("x=Bx3:int64",), "B=2,S=4", "--size gives the letter S, which no --input uses"),
     (("x=Bx3:int64",), "B", "--size 'B' cannot be read at 'B'"),
     (("x=Bx3:int64",), "B=two", "cannot be read at 'B=two'"),

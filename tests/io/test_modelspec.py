@@ -218,7 +218,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_archives_keep_both_phases_inputs_and_axes(archive: Path) -> None:
     loaded = load_model(str(archive))
     assert list(loaded.programs) == ["model", "eval"] and loaded.kind == "pt2"
-    assert loaded.dynamic == {"x": ("batch_size",), "scale": ()}
+    assert loaded.dynamic == {"x": ("batch_size", None), "scale": (None,)}
     assert loaded.args[0].shape == (3, 4) and list(loaded.kwargs) == ["scale"]
     program = loaded.programs["eval"].module()
     assert program(*loaded.args, **loaded.kwargs).shape == (3, 4)
@@ -250,16 +250,30 @@ def test_weights_reach_both_programs(archive: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "notes", [None, "{", "[]", "null", '{"axes": 3}', '{"axes": {"x": {"a": "b"}}}', "[" * 9999]
+    "notes", [None, "{", "[]", "null", '{"axes": 3}', '{"axes": {"y": {}}}', "[" * 9999]
 )
 def test_damaged_axis_names_cost_the_names_only(notes: str | None) -> None:
-    assert axis_letters(notes) is None
+    assert axis_letters(notes, {"x": 2}) is None
+
+
+def test_axis_names_fit_the_programs_inputs() -> None:
+    notes = json.dumps({"axes": {"x": {"0": "B", "7": "Z", "1": "no name"}, "gone": {"0": "B"}}})
+    assert axis_letters(notes, {"x": 2, "y": 1}) == {"x": ("B", None)}
 
 
 def test_inputs_replace_those_of_a_callable(code: Path) -> None:
     options = InputOptions(("Bx4:float32",), None, "B=3")
     loaded = load_model("zoo_of_ours.py:with_args", inputs=options)
     assert loaded.args[0].shape == (3, 4) and loaded.dynamic == {"x": ("B", 4)}
+
+
+def test_inputs_that_the_model_does_not_have_are_sentences(code: Path, archive: Path) -> None:
+    options = InputOptions(("picture=2x4:float32",))
+    for spec, names in (("zoo_of_ours.py:Net", "x, scale"), (str(archive), "x, scale")):
+        with pytest.raises(InputError, match=f"has no input 'picture', its inputs are {names};"):
+            load_model(spec, inputs=options)
+    with pytest.raises(InputError, match="positional input number 3, the model takes 2 .x, scale"):
+        load_model("zoo_of_ours.py:Net", inputs=InputOptions(("1", "1", "1")))
 
 
 def test_timm() -> None:
