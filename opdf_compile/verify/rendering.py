@@ -42,8 +42,7 @@ def markdown(report: ParityReport) -> str:
         lines += ["", "### Files", "", *_markdown_table([head, *_file_rows(report.files)])]
     lines += [
         "",
-        *(f"{_cell(note)}." for note in _notes(report)),
-        _cell(_measured_on(report)) + ".",
+        *(f"- {_cell(line)}" for line in (*_notes(report), _measured_on(report))),
     ]
     return "\n".join(lines) + "\n"
 

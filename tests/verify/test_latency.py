@@ -236,3 +236,11 @@ def test_an_unknown_rule_is_refused(reference: Path, cpu: Device) -> None:
 def test_a_missing_model_is_named(tmp_path: Path, reference: Path, cpu: Device) -> None:
     with pytest.raises(ArtefactError, match="gone.onnx does not exist"):
         measure_latency(tmp_path / "gone.onnx", reference, cpu, margin=0.05)
+
+
+@pytest.mark.gpu
+def test_cuda_binds_inputs_and_outputs_on_the_device(tmp_path: Path, reference: Path) -> None:
+    twin = save_model(tmp_path / "twin.onnx", seed=1)
+    result = measure_latency(twin, reference, resolve_device("cuda"), margin=0.5, budget=5)
+    assert result.provider == "CUDAExecutionProvider"
+    assert result.verdict != "fail"
