@@ -9,6 +9,10 @@ Several groups are needed because a session draws its algorithms and its memory 
 measurement looks at its result only after 4, 6, 9, 13, ... groups, and ends there only on evidence
 at the 99 % level; otherwise it goes on until the budget of time is used and then decides at 90 %.
 Stopping at the first glimpse of a wanted result would call noise a verdict.
+
+How often this errs, on synthetic races with a margin of 0.05: at a true ratio of exactly 1.05 the
+rule said "pass" or "fail" in at most 7.5 % of cases each; at 1.00 it never said "fail" and at 1.10
+never "pass", 1800 races each.
 """
 
 from __future__ import annotations
@@ -16,25 +20,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from opdf_compile.errors import InputError
 from opdf_compile.verify.latency_inputs import latency_inputs
+from opdf_compile.verify.latency_result import ROLES, LatencyResult, Role
 from opdf_compile.verify.loading import load_onnx
 from opdf_compile.verify.sessions import Device, create_session, session_options
 from opdf_compile.verify.statistics import (
     EARLY_LEVEL,
     RULES,
-    Interval,
     Rule,
     Spread,
     bootstrap,
-    interval_json,
     judge,
 )
 from opdf_compile.verify.timing import (
@@ -47,8 +49,6 @@ from opdf_compile.verify.timing import (
 )
 
 Progress = Callable[[str, float], None]
-Role = Literal["reference", "candidate", "control"]
-ROLES: tuple[Role, ...] = ("reference", "candidate", "control")
 
 LOOKS = (4, 6, 9, 13, 19, 28, 42)
 MOST_GROUPS = 64
@@ -59,54 +59,6 @@ _GROUPS_TO_FIT = 6
 SEED = 20240411
 
 _Array = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class LatencyResult:
-    """What the measurement found.
-
-    Attributes:
-        verdict: "pass", "fail", "inconclusive", or "not_asked".
-        device: "cpu" or "cuda".
-        provider: The runtime's execution provider.
-        ratio: Candidate / reference.
-        ci_low: Lower end of the 90 % interval.
-        ci_high: Upper end.
-        margin: Allowed relative difference.
-        rule: "no-slower" or "equal".
-        control: Reference / reference under the same protocol.
-        sessions: Independently created groups of sessions.
-        rounds: Rounds of one block each, per group.
-        reference_ms: Median milliseconds of one run.
-        candidate_ms: Likewise.
-        seconds: Seconds per run by role, shape (sessions, rounds); for plots, not in the JSON.
-        notes: How the measurement ended, in sentences; not in the JSON.
-    """
-
-    verdict: str = "not_asked"
-    device: str | None = None
-    provider: str | None = None
-    ratio: float | None = None
-    ci_low: float | None = None
-    ci_high: float | None = None
-    margin: float | None = None
-    rule: str | None = None
-    control: Interval | None = None
-    sessions: int | None = None
-    rounds: int | None = None
-    reference_ms: float | None = None
-    candidate_ms: float | None = None
-    seconds: Mapping[Role, _Array] = field(default_factory=dict, repr=False)
-    notes: tuple[str, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """The values under the report's keys."""
-        names = (
-            *("verdict", "device", "provider", "ratio", "ci_low", "ci_high", "margin", "rule"),
-            *("control", "sessions", "rounds", "reference_ms", "candidate_ms"),
-        )
-        values = {name: getattr(self, name) for name in names}
-        return {**values, "control": interval_json(self.control)}
 
 
 def measure_latency(

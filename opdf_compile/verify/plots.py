@@ -13,7 +13,7 @@ import numpy as np
 
 from opdf_compile.errors import InternalError
 from opdf_compile.io.files import atomic_write
-from opdf_compile.verify.latency import LatencyResult
+from opdf_compile.verify.latency_result import LatencyResult
 from opdf_compile.verify.statistics import location
 
 if TYPE_CHECKING:

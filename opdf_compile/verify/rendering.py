@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from opdf_compile.graph.rows import text_table
 
 if TYPE_CHECKING:
-    from opdf_compile.verify.latency import LatencyResult
+    from opdf_compile.verify.latency_result import LatencyResult
     from opdf_compile.verify.report import NumericsPart, ParityReport, StructurePart
 
 _MEANING = {

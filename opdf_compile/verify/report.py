@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from opdf_compile.io.files import atomic_write
 from opdf_compile.verify import rendering
-from opdf_compile.verify.latency import LatencyResult
+from opdf_compile.verify.latency_result import LatencyResult
 
 SCHEMA = "opdf-report/1"
 PARTS = ("structure", "numerics", "latency")

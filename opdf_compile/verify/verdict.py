@@ -14,11 +14,11 @@ from opdf_compile.verify.artefacts import Artefacts, PathLike, find_artefacts, r
 from opdf_compile.verify.environment import describe_environment
 from opdf_compile.verify.latency import (
     SEED,
-    LatencyResult,
     Progress,
     check_budget,
     measure_latency,
 )
+from opdf_compile.verify.latency_result import LatencyResult
 from opdf_compile.verify.numerics import check_numerics
 from opdf_compile.verify.report import PARTS, NumericsPart, ParityReport, StructurePart, overall
 from opdf_compile.verify.sessions import Device, resolve_device

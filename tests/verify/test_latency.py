@@ -17,11 +17,10 @@ from opdf_compile.verify.latency import (
     LEAST_GROUPS,
     LEAST_ROUNDS,
     LOOKS,
-    ROLES,
-    LatencyResult,
     measure_latency,
 )
 from opdf_compile.verify.latency_inputs import BATCH, IMAGE, LENGTH, latency_inputs
+from opdf_compile.verify.latency_result import ROLES, LatencyResult
 from opdf_compile.verify.sessions import Device, open_session, resolve_device
 
 WIDTH = 64

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from opdf_compile.errors import ArtefactError, InternalError
-from opdf_compile.verify.latency import LatencyResult
+from opdf_compile.verify.latency_result import LatencyResult
 from opdf_compile.verify.plots import plot_latency
 from opdf_compile.verify.report import (
     NumericsPart,
