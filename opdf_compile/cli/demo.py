@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opdf_compile.cli import options as o
+from opdf_compile.cli.tables import table
 from opdf_compile.cli.terminal import opened
-from opdf_compile.cli.verify import verdict_line, verdict_table
+from opdf_compile.cli.verify import details, verdict_line, verdict_table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from opdf_compile.distill.demo import DemoResult
 
 NAME = "demo"
@@ -34,14 +37,24 @@ def command(
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         from opdf_compile.distill.demo import run_demo
+        from opdf_compile.distill.demo_report import finding
 
         with terminal.busy("demo") as progress:
             (task,) = progress.task_ids
-            result = run_demo(out, progress=lambda text: progress.update(task, description=text))
+            result = run_demo(
+                out,
+                progress=lambda text, share: progress.update(
+                    task, description=text, completed=share, total=1.0
+                ),
+            )
         terminal.show(
-            *accuracies(result),
+            accuracy_table(result),
+            finding(result.race),
+            result.plan.totals(),
+            "",
             verdict_table(result.report),
-            f"Wrote {out}/",
+            *details(result.report),
+            f"Wrote {out}/ (start with report.md)",
             verdict_line(result.report),
         )
         terminal.result(_payload(result, out))
@@ -49,13 +62,17 @@ def command(
         return 1 if result.report.verdict == "fail" else 0
 
 
-def accuracies(result: DemoResult) -> list[str]:
+def accuracy_table(result: DemoResult) -> Table:
     """The accuracies as they are, whichever is higher."""
-    return [
-        f"teacher                       {result.teacher_accuracy:7.2%}",
-        f"student, plain                {result.plain_accuracy:7.2%}",
-        f"student, over-parameterised   {result.overparam_accuracy:7.2%}",
-    ]
+    from opdf_compile.distill.demo_report import ACCURACY_HEAD, accuracy_rows
+
+    sizes = result.digits.sizes()
+    title = f"Test accuracy on {sizes['test']} images that no choice looked at"
+    made = table(title, *ACCURACY_HEAD, numbers=ACCURACY_HEAD[1:])
+    made.add_row("(teacher)", "", f"{result.teacher_accuracy:.2%}", "", "")
+    for row in accuracy_rows(result.race):
+        made.add_row(*row)
+    return made
 
 
 def _payload(result: DemoResult, out: Path) -> dict[str, object]:
@@ -66,5 +83,5 @@ def _payload(result: DemoResult, out: Path) -> dict[str, object]:
         "plain_accuracy": result.plain_accuracy,
         "overparam_accuracy": result.overparam_accuracy,
         "files": [str(file) for file in result.files],
-        "report": result.report.to_json(),
+        "report": result.to_json(),
     }

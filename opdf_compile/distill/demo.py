@@ -1,0 +1,154 @@
+"""The whole job on real handwritten digits: teacher, two students, fold, export, verify, report."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opdf_compile.distill.demo_plots import plot_parameters, plot_training
+from opdf_compile.distill.demo_report import demo_json, demo_markdown
+from opdf_compile.distill.digits import Digits, load_digits
+from opdf_compile.distill.race import EXAMPLE_BATCH, Budget, Outcome, Race, race
+from opdf_compile.io.bundle import is_bundle
+from opdf_compile.io.files import atomic_folder
+from opdf_compile.io.onnx_export import export_onnx
+from opdf_compile.plan.value import Plan
+from opdf_compile.verify.report import ParityReport
+from opdf_compile.verify.verdict import verify
+
+Progress = Callable[[str, float], None]
+TRAINING_PLOT, PARAMETERS_PLOT, LATENCY_PLOT = (
+    "training_curves.png",
+    "parameters.png",
+    "latency.png",
+)
+# Where training and export end, as shares of the whole.
+_TRAINED, _EXPORTED = 0.6, 0.7
+
+
+@dataclass(frozen=True, eq=False)
+class DemoResult:
+    """What the demo found; accuracies are on the test split, means over the seeds.
+
+    Attributes:
+        report: The parity verdict on the bundle.
+        race: Both methods' rates, curves and accuracies.
+        digits: The splits.
+        files: Every file of the bundle, in the order of their names.
+    """
+
+    report: ParityReport
+    race: Race
+    digits: Digits
+    files: tuple[Path, ...]
+
+    @property
+    def plan(self) -> Plan:
+        """What the over-parameterised student trained with."""
+        return self.race.plan
+
+    @property
+    def plain(self) -> Outcome:
+        """The student that was distilled as it is."""
+        return self.race.plain
+
+    @property
+    def overparam(self) -> Outcome:
+        """The student that was distilled over-parameterised, then folded."""
+        return self.race.overparam
+
+    @property
+    def teacher_accuracy(self) -> float:
+        """The teacher's, 0 to 1."""
+        return self.race.teacher_accuracy
+
+    @property
+    def plain_accuracy(self) -> float:
+        """The plain student's mean, 0 to 1."""
+        return self.plain.accuracy
+
+    @property
+    def overparam_accuracy(self) -> float:
+        """The over-parameterised student's mean after folding, 0 to 1."""
+        return self.overparam.accuracy
+
+    def to_json(self) -> dict[str, Any]:
+        """The report's keys, and what was trained under the key "demo"."""
+        return {**self.report.to_json(), "demo": demo_json(self.race, self.digits)}
+
+
+def run_demo(
+    out_dir: str | os.PathLike[str],
+    *,
+    budget: Budget | None = None,
+    latency_budget: float = 30.0,
+    progress: Progress | None = None,
+) -> DemoResult:
+    """Run the whole job and write a bundle with report and plots.
+
+    Args:
+        out_dir: The folder to write, all or nothing; an older bundle there is replaced.
+        budget: What training may spend; the default takes about a minute on one core.
+        latency_budget: Seconds that the latency measurement may take.
+        progress: Called with a sentence and the share that is done.
+
+    Returns:
+        The verdict and the accuracies, whichever is higher.
+
+    Raises:
+        ArtefactError: The folder cannot be written, or holds files that are no bundle's.
+        InputError: The latency budget has no meaning.
+        UserError: scikit-learn is not installed.
+
+    Example:
+        >>> run_demo("demo-out").report.verdict  # doctest: +SKIP
+        'pass'
+    """
+    say = progress or (lambda text, share: None)
+    target = Path(out_dir)
+    # The folder is claimed first, so that a refusal costs no minute of training.
+    with atomic_folder(target, replaceable=is_bundle) as folder:
+        digits = load_digits()
+        found = race(digits, budget or Budget(), _part(say, 0.0, _TRAINED))
+        say("exporting student and reference", _TRAINED)
+        _export(found, digits, folder)
+        report = verify(
+            folder,
+            budget=latency_budget,
+            plot=folder / LATENCY_PLOT,
+            progress=_part(say, _EXPORTED, 1.0),
+        )
+        plot_training(found, folder / TRAINING_PLOT)
+        plot_parameters(found.plan, found.plain.student, folder / PARAMETERS_PLOT)
+        names = sorted([*(file.name for file in folder.iterdir()), "report.json", "report.md"])
+        result = DemoResult(report, found, digits, tuple(target / name for name in names))
+        _write_reports(result, folder)
+    return result
+
+
+def _part(say: Progress, start: float, end: float) -> Progress:
+    """A stage's own progress as a part of the whole."""
+    return lambda text, share: say(text, start + (end - start) * share)
+
+
+def _export(found: Race, digits: Digits, folder: Path) -> None:
+    """Write the bundle: what ships, and the student that was never expanded."""
+    export_onnx(
+        found.overparam.student,
+        (digits.validation.images[:EXAMPLE_BATCH],),
+        folder,
+        reference=found.plain.student,
+        plan=found.plan.to_json(),
+    )
+
+
+def _write_reports(result: DemoResult, folder: Path) -> None:
+    text = json.dumps(result.to_json(), indent=2, allow_nan=False, ensure_ascii=False)
+    (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+    plots = (TRAINING_PLOT, PARAMETERS_PLOT, LATENCY_PLOT)
+    page = demo_markdown(result.race, result.digits, result.report, plots)
+    (folder / "report.md").write_text(page, encoding="utf-8")
