@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from opdf_compile.io.screen_expressions import (
     check_symbolic,
 )
 from opdf_compile.io.screen_operators import check_operator
-from opdf_compile.io.screen_program import check_program, parse_json
+from opdf_compile.io.screen_program import _RULES, check_program, parse_json
 from opdf_compile.io.screen_trees import check_sample, check_treespec
 
 S, T = (sympy.Symbol(name, positive=True, integer=True) for name in ("s77", "s31"))
@@ -325,6 +326,16 @@ def text_for_float(document: Any) -> Any:
     return document
 
 
+def code_without_a_rule(document: Any) -> Any:
+    document["verifiers"] = ["TRAINING", "__import__('os')"]
+    return document
+
+
+def version_without_a_rule(document: Any) -> Any:
+    document["torch_version"] = "2.13.0+cu130"
+    return document
+
+
 def unknown_field(document: Any) -> Any:
     document["something_new"] = "__import__('os')"
     return document
@@ -338,6 +349,8 @@ DOCUMENTS: list[tuple[Callable[[Any], Any], str | None]] = [
     (mapping_for_list, "a dict stands where a list belongs"),
     (text_for_float, "'sys' stands where a number belongs"),
     (unknown_field, None),
+    (code_without_a_rule, "ExportedProgram.verifiers: the text .* could be code"),
+    (version_without_a_rule, None),
 ]
 
 
@@ -368,6 +381,14 @@ def test_every_value_has_the_declared_type(change: Callable[[Any], Any], words: 
         return
     with pytest.raises(NotPlain, match=words):
         check_program(changed)
+
+
+def test_every_rule_is_about_a_field_that_torch_has() -> None:
+    """A rule for a field that torch renamed would check nothing."""
+    from torch._export.serde import schema
+
+    for record, field in _RULES:
+        assert field in typing.get_type_hints(getattr(schema, record), globalns=vars(schema))
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000, b"1" * 10_000])

@@ -462,6 +462,38 @@ def test_overlapping_members_are_refused(good: Members, tmp_path: Path) -> None:
         screen_archive(path)
 
 
+def test_archives_of_an_odd_form_are_refused(good: Members, tmp_path: Path) -> None:
+    roots = tmp_path / "roots.pt2"
+    write_members(roots, good)
+    with zipfile.ZipFile(roots, "a") as archive:
+        archive.writestr("elsewhere/extra/a", b"x")
+    locked = tmp_path / "locked.pt2"
+    whole = write_members(locked, good).read_bytes()
+    entry = whole.index(b"PK\x01\x02")
+    locked.write_bytes(whole[: entry + 8] + b"\x01" + whole[entry + 9 :])
+    none = tmp_path / "none.pt2"
+    none.write_bytes(b"PK\x05\x06" + b"\0" * 18)
+    for path, words in (
+        (roots, "several root folders"),
+        (locked, "encrypted"),
+        (none, "0 members"),
+    ):
+        with pytest.raises(ArtefactError, match=words):
+            screen_archive(path)
+
+
+def test_damaged_members_are_sentences(good: Members, tmp_path: Path) -> None:
+    path = write_members(tmp_path / "flipped.pt2", good)
+    whole = path.read_bytes()
+    place = whole.index(b'"graph_module"') + 3
+    path.write_bytes(whole[:place] + b"Z" + whole[place + 1 :])
+    with pytest.raises(ArtefactError, match="flipped.pt2 cannot be opened by torch"):
+        read_programs(path)
+    odd = {**good, "data/sample_inputs/model.pt": b"PK\x03\x04junk"}
+    with pytest.raises(ArtefactError, match="a damaged pickle was found"):
+        read_programs(write_members(tmp_path / "odd.pt2", odd))
+
+
 @pytest.mark.parametrize("cut", [10, 1000, 0.5, -1])
 def test_truncated_archives_are_sentences(cut: float, good: Members, tmp_path: Path) -> None:
     whole = write_members(tmp_path / "whole.pt2", good).read_bytes()
