@@ -17,6 +17,7 @@ from torch.export.graph_signature import TensorArgument
 from opdf_compile.errors import ExportError
 from opdf_compile.io.onnx_names import name_graph
 from opdf_compile.io.onnx_optimise import merge_tied, optimise
+from opdf_compile.io.onnx_views import with_free_views
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 # torch's translations are written for opset 18 and converted upwards from there.
 LOWEST_OPSET = 18
 _MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
+_STRIDES = "Cannot view a tensor"
 _NOISY_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 # Kept on the nodes: it says which submodule a node comes from. The rest of the exporter's metadata
 # holds source lines and paths of the machine that exported.
@@ -121,21 +123,39 @@ def _translate(program: ExportedProgram, opset: int | None) -> ir.Model:
     """Run torch's exporter without its optimiser, its prints and its advice."""
     with quiet():
         try:
-            translated = torch.onnx.export(
-                program, dynamo=True, optimize=False, verbose=False, opset_version=opset
-            )
+            return _run_exporter(program, opset)
         except Exception as error:  # The exporter wraps whatever a translation rule raises.
+            if _STRIDES not in str(_root(error)):
+                raise ExportError(_sentence(error)) from error
+        try:
+            return _run_exporter(with_free_views(program), opset)
+        except Exception as error:  # As above; this was the one failure that has a cure.
             raise ExportError(_sentence(error)) from error
+
+
+def _run_exporter(program: ExportedProgram, opset: int | None) -> ir.Model:
+    translated = torch.onnx.export(
+        program, dynamo=True, optimize=False, verbose=False, opset_version=opset
+    )
     if translated is None:
-        raise ExportError("the ONNX exporter returned nothing, wanted a model; try another --opset")
+        raise RuntimeError("it returned nothing")
     return translated.model
+
+
+def _root(error: BaseException) -> BaseException:
+    return _chain(error)[-1]
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+        chain.append(cause)
+    return chain
 
 
 def _sentence(error: BaseException) -> str:
     """One sentence that names the operation, out of the exporter's chain of exceptions."""
-    chain = [error]
-    while (cause := chain[-1].__cause__) is not None and cause not in chain:
-        chain.append(cause)
+    chain = _chain(error)
     for link in chain:
         missing = _MISSING.search(str(link))
         if missing:

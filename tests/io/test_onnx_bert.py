@@ -1,4 +1,4 @@
-"""A Hugging Face BERT through export: names, both dynamic axes, values, evidence."""
+"""Hugging Face models through export: names, both dynamic axes, values, evidence."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import torch
@@ -97,3 +98,25 @@ def test_runtime_is_as_near_to_the_truth_as_torch(
         for name, value in zip(data.output_names, found, strict=True):
             gap = np.abs(value - sample.outputs[name]).max()
             assert gap <= 10 * sample.error[name] and sample.error[name] < 1e-5
+
+
+def test_t5_whose_attention_lays_memory_out_differently(tmp_path: Path) -> None:
+    prepare_torchvision()
+    import transformers
+
+    config = transformers.T5Config(
+        vocab_size=60, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4
+    )
+    ids = torch.randint(0, 60, (2, 7))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    path = export_onnx(
+        transformers.T5EncoderModel(config),
+        batch,
+        tmp_path / "t5.onnx",
+        dynamic=dict.fromkeys(batch, ("B", "S")),
+    )
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for sample in read_check(path.with_suffix(".check.npz")).samples:
+        (found,) = session.run(None, dict(sample.inputs))
+        np.testing.assert_allclose(found, sample.outputs["last_hidden_state"], atol=2e-6)
+    assert "Identity" not in {node.op_type for node in onnx.load(str(path)).graph.node}
