@@ -25,7 +25,7 @@ def with_free_views(program: ExportedProgram) -> ExportedProgram:
     Args:
         program: It is not changed.
     """
-    copied = program.run_decompositions({})
+    copied: ExportedProgram = program.run_decompositions({})
     for module in copied.graph_module.modules():
         if isinstance(module, GraphModule):
             for node in [node for node in module.graph.nodes if node.target in _VIEWS]:
