@@ -1,0 +1,273 @@
+"""Values and attributes of an ONNX graph in a form that can be compared with ``==``.
+
+Two tensors are the same constant when dtype, shape and bytes agree, however the file stores them
+(raw bytes, typed fields, another file, a Constant node). Two nodes have the same attributes when
+they agree after the defaults of the operator's schema have been written out.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import struct
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from opdf_compile.errors import ArtefactError
+
+if TYPE_CHECKING:
+    import onnx
+
+_DEFAULT_DOMAINS = ("", "ai.onnx")
+
+# ONNX Runtime's own copies of ONNX operators, met in a graph that it has optimised; onnx has no
+# schema for them, but their attributes and defaults are those of the originals.
+_RUNTIME_DOMAINS = ("com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")
+
+# These operators take a size per spatial axis and document "1 (0) along each axis when not
+# present"; a schema cannot hold a default whose length depends on the input. The number is the
+# place of the weight, None where kernel_shape itself is required.
+_SPATIAL_WEIGHT: Mapping[str, int | None] = {
+    "Conv": 1,
+    "ConvInteger": 1,
+    "ConvTranspose": 1,
+    "DeformConv": 1,
+    "FusedConv": 1,
+    "QLinearConv": 3,
+    "AveragePool": None,
+    "LpPool": None,
+    "MaxPool": None,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A tensor that a graph carries: an initialiser or the value of a Constant node.
+
+    Attributes:
+        name: The value's name in its graph.
+        proto: Where the numbers are.
+        folder: Folder of the model file, for external data.
+        parameter: Whether the exporter recorded it as a parameter of the model.
+    """
+
+    name: str
+    proto: onnx.TensorProto | onnx.SparseTensorProto
+    folder: str
+    parameter: bool
+
+    @property
+    def dtype(self) -> int:
+        """ONNX element type."""
+        return self._dense.data_type
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dense shape."""
+        return tuple(self.proto.dims)
+
+    @property
+    def _dense(self) -> onnx.TensorProto:
+        import onnx
+
+        return self.proto.values if isinstance(self.proto, onnx.SparseTensorProto) else self.proto
+
+    @cached_property
+    def fingerprint(self) -> Hashable:
+        """Equal for equal dtype, shape and bytes."""
+        import onnx
+
+        if isinstance(self.proto, onnx.SparseTensorProto):
+            parts = (self.proto.values, self.proto.indices)
+            return ("sparse", self.shape, *(tensor_fingerprint(p, self.folder) for p in parts))
+        return tensor_fingerprint(self.proto, self.folder)
+
+    def __str__(self) -> str:
+        """Dtype and shape as in ``float32[64, 3, 7, 7]``."""
+        return f"{element_type(self.dtype)}{list(self.shape)}"
+
+
+def same_constant(candidate: Constant, reference: Constant) -> bool:
+    """Whether two constants may stand for each other.
+
+    Parameters need equal dtype and shape. Anything else needs equal values; so does a constant
+    that only one file calls a parameter, because the exporter may have merged an all-zero
+    parameter with an all-zero constant.
+    """
+    if (candidate.dtype, candidate.shape) != (reference.dtype, reference.shape):
+        return False
+    if candidate.parameter and reference.parameter:
+        return True
+    return candidate.fingerprint == reference.fingerprint
+
+
+def tensor_fingerprint(tensor: onnx.TensorProto, folder: str) -> Hashable:
+    """Return a value that is equal for equal dtype, shape and bytes.
+
+    Args:
+        tensor: The tensor, stored in whichever field.
+        folder: Folder of the model file, for external data.
+
+    Raises:
+        ArtefactError: The data cannot be read or does not fill the shape.
+    """
+    from onnx import TensorProto, numpy_helper
+
+    head = (tensor.data_type, tuple(tensor.dims))
+    if tensor.data_type == TensorProto.STRING:
+        return (*head, tuple(tensor.string_data))
+    try:
+        array = numpy_helper.to_array(tensor, folder)
+    # numpy, ml_dtypes, the file system and onnx's checker each raise their own class here; all
+    # of them say that this tensor cannot be read.
+    except Exception as error:
+        raise ArtefactError(
+            f"the data of initialiser {tensor.name!r} cannot be read ({error}); export it again"
+        ) from error
+    return (*head, hashlib.sha256(array.tobytes()).digest())
+
+
+def element_type(code: int) -> str:
+    """Name an ONNX element type as numpy does: 1 -> ``float32``."""
+    from onnx import TensorProto
+
+    name = TensorProto.DataType.Name(code) if code in TensorProto.DataType.values() else str(code)
+    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
+
+
+def is_floating(code: int) -> bool:
+    """Whether an ONNX element type holds real or complex numbers."""
+    return element_type(code).startswith(("float", "bfloat", "complex"))
+
+
+def plain_domain(domain: str) -> str:
+    """Spell the default domain one way."""
+    return "" if domain in _DEFAULT_DOMAINS else domain
+
+
+def explicit_attributes(
+    node: onnx.NodeProto,
+    opsets: Mapping[str, int],
+    *,
+    folder: str,
+    weight_shapes: Mapping[int, tuple[int, ...]],
+    declared: Iterable[onnx.AttributeProto] = (),
+) -> dict[str, Hashable]:
+    """Attributes of a node by name, with the defaults that were left out; no subgraphs.
+
+    Args:
+        node: The node.
+        opsets: Operator set version by domain, as in force for the node.
+        folder: Folder of the model file, for external data.
+        weight_shapes: Shapes of those inputs that are constants, by place.
+        declared: Defaults that a local function declares, for a node that calls it.
+    """
+    import onnx
+
+    graphs = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    found = {a.name: _attribute_value(a, folder) for a in node.attribute if a.type not in graphs}
+    for attribute in declared:
+        found.setdefault(attribute.name, _attribute_value(attribute, folder))
+    domain = plain_domain(node.domain)
+    version = opsets.get(domain, 0)
+    if domain in _RUNTIME_DOMAINS:
+        domain, version = "", opsets.get("", 0)
+    for name, value in _schema_defaults(node.op_type, domain, version):
+        found.setdefault(name, value)
+    if domain == "":
+        for name, value in _spatial_defaults(node.op_type, found, weight_shapes):
+            found.setdefault(name, value)
+    return found
+
+
+def _attribute_value(attribute: onnx.AttributeProto, folder: str) -> Hashable:
+    from onnx import AttributeProto as A
+
+    kind = attribute.type
+    if attribute.ref_attr_name:
+        return ("function's attribute", attribute.ref_attr_name)
+    if kind == A.FLOAT:
+        return ("float", struct.pack("<f", attribute.f))
+    if kind == A.INT:
+        return ("int", attribute.i)
+    if kind == A.STRING:
+        return ("string", attribute.s)
+    if kind == A.FLOATS:
+        return ("floats", struct.pack(f"<{len(attribute.floats)}f", *attribute.floats))
+    if kind == A.INTS:
+        return ("ints", tuple(attribute.ints))
+    if kind == A.STRINGS:
+        return ("strings", tuple(attribute.strings))
+    if kind == A.TENSOR:
+        return ("tensor", tensor_fingerprint(attribute.t, folder))
+    if kind == A.TENSORS:
+        return ("tensors", tuple(tensor_fingerprint(t, folder) for t in attribute.tensors))
+    # Sparse tensors and types are rare; their serialised form may differ for equal content, which
+    # errs on the side of refusing.
+    rest = A()
+    rest.CopyFrom(attribute)
+    rest.doc_string = ""
+    return ("other", rest.SerializeToString(deterministic=True))
+
+
+@functools.lru_cache(maxsize=4096)
+def _schema_defaults(op: str, domain: str, version: int) -> tuple[tuple[str, Hashable], ...]:
+    """Defaults of the operator's schema; nothing for an operator that onnx does not know."""
+    import onnx
+
+    try:
+        schema = onnx.defs.get_schema(op, version, domain)
+    except onnx.defs.SchemaError:
+        return ()
+    defaults = [
+        (name, _attribute_value(attribute.default_value, ""))
+        for name, attribute in schema.attributes.items()
+        if attribute.default_value.name
+    ]
+    if op == "ConstantOfShape":
+        # Its default is a tensor (one float32 zero), which the schema only tells in words.
+        zero = onnx.helper.make_tensor("value", onnx.TensorProto.FLOAT, [1], [0.0])
+        defaults.append(("value", ("tensor", tensor_fingerprint(zero, ""))))
+    return tuple(defaults)
+
+
+def _spatial_defaults(
+    op: str, found: Mapping[str, Hashable], weight_shapes: Mapping[int, tuple[int, ...]]
+) -> list[tuple[str, Hashable]]:
+    if op not in _SPATIAL_WEIGHT:
+        return []
+    place = _SPATIAL_WEIGHT[op]
+    kernel = found.get("kernel_shape")
+    if kernel is None and place is not None and place in weight_shapes:
+        kernel = ("ints", weight_shapes[place][2:])
+    if not isinstance(kernel, tuple) or not isinstance(kernel[1], tuple):
+        return []
+    rank = len(kernel[1])
+    defaults: list[tuple[str, Hashable]] = [
+        ("kernel_shape", kernel),
+        ("strides", ("ints", (1,) * rank)),
+        ("dilations", ("ints", (1,) * rank)),
+        ("pads", ("ints", (0,) * (2 * rank))),
+    ]
+    if op == "ConvTranspose":
+        defaults.append(("output_padding", ("ints", (0,) * rank)))
+    return defaults
+
+
+def show_attribute(value: Hashable) -> str:
+    """Word a canonical attribute for a message."""
+    if not isinstance(value, tuple):
+        return str(value)
+    kind, content = value
+    if kind in ("float", "floats"):
+        numbers = [n for (n,) in struct.iter_unpack("<f", content)]
+        return f"{numbers[0]:g}" if kind == "float" else str(numbers)
+    if kind == "ints":
+        return str(list(content))
+    if kind == "string":
+        return str(content.decode("utf-8", "replace"))
+    if kind == "tensor":
+        return f"a tensor {element_type(content[0])}{list(content[1])}"
+    return str(content) if kind in ("int", "strings") else str(kind)
