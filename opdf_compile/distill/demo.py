@@ -17,6 +17,7 @@ from opdf_compile.io.bundle import is_bundle
 from opdf_compile.io.files import atomic_folder
 from opdf_compile.io.onnx_export import export_onnx
 from opdf_compile.plan.value import Plan
+from opdf_compile.verify.latency import check_budget
 from opdf_compile.verify.report import ParityReport
 from opdf_compile.verify.verdict import verify
 
@@ -108,6 +109,7 @@ def run_demo(
         >>> run_demo("demo-out").report.verdict  # doctest: +SKIP
         'pass'
     """
+    check_budget(latency_budget)
     say = progress or (lambda text, share: None)
     target = Path(out_dir)
     # The folder is claimed first, so that a refusal costs no minute of training.

@@ -44,6 +44,8 @@ def plot_training(race: Race, path: Path) -> None:
         race: What was trained.
         path: A .png file.
     """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     with _figure(path, (13.0, 4.4)) as figure:
         left, middle, right = figure.subplots(1, 3)
         for method in METHODS:
@@ -52,6 +54,9 @@ def plot_training(race: Race, path: Path) -> None:
             _lines(middle, method, 100 * np.array([c.accuracy for c in curves]))
             _choice(right, method, race)
         left.set_yscale("log")
+        left.yaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+        left.yaxis.set_major_formatter("{x:g}")
+        left.yaxis.set_minor_formatter(NullFormatter())
         left.set_title("training loss (labels and teacher)")
         middle.set_title("validation accuracy, %")
         for axes in (left, middle):
@@ -64,6 +69,7 @@ def plot_training(race: Race, path: Path) -> None:
         right.set_xlabel("peak learning rate (ring: the choice)")
         _rate_ticks(right, race)
         right.set_ylim(*_window(right))
+        _mark_below(right, race)
 
 
 def plot_parameters(plan: Plan, student: nn.Module, path: Path) -> None:
@@ -141,6 +147,24 @@ def _window(axes: Axes) -> tuple[float, float]:
     shown = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
     middle = float(np.median(shown[np.isfinite(shown)]))
     return max(0.0, min(90.0, middle - 8.0)), 100.5
+
+
+def _mark_below(axes: Axes, race: Race) -> None:
+    """Say how low the rates are that lie below the window."""
+    low = axes.get_ylim()[0]
+    for method in METHODS:
+        for rate, values in getattr(race, method).validation.items():
+            mean = 100 * float(np.mean(values))
+            if mean < low:
+                axes.annotate(
+                    f"{mean:.0f} ▼",
+                    xy=(rate, low),
+                    xytext=(0, 6 if method == "plain" else 20),
+                    textcoords="offset points",
+                    ha="center",
+                    color=_COLOURS[method],
+                    fontsize=9,
+                )
 
 
 def _rate_ticks(axes: Axes, race: Race) -> None:

@@ -35,6 +35,7 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
         "test_accuracy": outcome.accuracy,
         "test_accuracies": outcome.accuracies,
         "exported_test_accuracy": outcome.accuracies[0],
+        "seconds_per_run": outcome.seconds,
     }
 
 
@@ -98,6 +99,7 @@ def demo_markdown(
         _rates(race),
         "## Parameters",
         race.plan.totals() + ".",
+        _time(race),
         f"![parameters]({parameters})",
     ]
     return "\n\n".join(sections) + "\n"
@@ -135,6 +137,15 @@ def _rates(race: Race) -> str:
         "own from one grid, by the mean accuracy on the validation split (bold).\n\n"
         + _table(("learning rate", *(NAMES[m] for m in METHODS)), rows)
         + f"\n\n{note}"
+    )
+
+
+def _time(race: Race) -> str:
+    ratio = race.overparam.seconds / race.plain.seconds
+    return (
+        f"Equal steps are not equal time: a run took {race.plain.seconds:.2f} s plain and "
+        f"{race.overparam.seconds:.2f} s over-parameterised ({ratio:.2f}x; the prediction counts "
+        "arithmetic, and a student this small spends its time on starting operations)."
     )
 
 

@@ -94,6 +94,11 @@ class Outcome:
         return fmean(self.accuracies)
 
     @property
+    def seconds(self) -> float:
+        """Mean wall time of a run at the chosen rate."""
+        return fmean(curve.seconds for curve in self.curves)
+
+    @property
     def at_edge(self) -> bool:
         """Whether the chosen rate is the first or last of the grid: a better one may lie beyond."""
         return self.rate in (min(self.validation), max(self.validation))
