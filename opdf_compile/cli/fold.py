@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,7 +11,10 @@ from opdf_compile.cli import options as o
 from opdf_compile.cli.expand import SUFFIXES, require_suffix
 from opdf_compile.cli.loading import ModelOptions, load
 from opdf_compile.cli.tables import size_of_file
-from opdf_compile.cli.terminal import opened
+from opdf_compile.cli.terminal import Terminal, opened
+
+if TYPE_CHECKING:
+    from torch import nn
 
 NAME = "fold"
 EXAMPLES = (
@@ -56,9 +59,7 @@ def command(
     """Multiply the cores out: the student again, with its own keys, shapes and dtypes."""
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         require_suffix(out, SUFFIXES)
-        student = (
-            load(terminal, ModelOptions(model, trust_pickle=trust_pickle)).model if model else None
-        )
+        student = load_student(terminal, model, trust_pickle) if model else None
         from opdf_compile.io.artefacts import fold_file
 
         with terminal.busy(f"folding {expanded}"):
@@ -76,3 +77,17 @@ def command(
                 "notes": list(folded.notes),
             }
         )
+
+
+def load_student(terminal: Terminal, model: str, trust_pickle: bool) -> nn.Module:
+    """The student as a module, which tells shapes and tied names.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    from torch import nn
+
+    loaded = load(terminal, ModelOptions(model, trust_pickle=trust_pickle))
+    if isinstance(loaded.model, nn.Module):
+        return loaded.model
+    return loaded.programs["model"].module()

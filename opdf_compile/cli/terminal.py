@@ -15,6 +15,8 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from opdf_compile.errors import ArtefactError
+
 LOGGER = "opdf_compile"
 # Tables that nobody looks at on a screen are read by programs, which dislike wrapped lines.
 _PIPE_WIDTH = 160
@@ -94,11 +96,31 @@ def opened(
 
     Models and exporters print as they like; inside the block that goes to stderr, so that the
     output of `--json -` is JSON and nothing else.
+
+    Raises:
+        ArtefactError: The JSON cannot be written; said before any work is done.
     """
+    if json_target is not None and json_target != "-":
+        require_folder(Path(json_target))
     terminal = Terminal(sys.stdout, json_target=json_target, quiet=quiet)
     level = _level(quiet=quiet, verbose=verbose, debug=debug)
     with _logging_to(sys.stderr, level), contextlib.redirect_stdout(sys.stderr):
         yield terminal
+
+
+def require_folder(target: Path) -> None:
+    """Refuses a report that could not be written, before the work that it would report.
+
+    Raises:
+        ArtefactError: The target is a folder, or its own folder does not exist.
+    """
+    if target.is_dir():
+        raise ArtefactError(f"cannot write {target}: it is a folder; name a file in it")
+    if not target.parent.is_dir():
+        raise ArtefactError(
+            f"cannot write {target}: the folder {target.parent} does not exist; create it or "
+            "name another file"
+        )
 
 
 def _level(*, quiet: bool, verbose: bool, debug: bool) -> int:

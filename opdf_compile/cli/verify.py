@@ -10,7 +10,7 @@ from rich.text import Text
 
 from opdf_compile.cli import options as o
 from opdf_compile.cli.tables import table
-from opdf_compile.cli.terminal import opened
+from opdf_compile.cli.terminal import opened, require_folder
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -84,6 +84,8 @@ def command(
     Exit codes: 0 parity; 1 refuted; 2 bad input; 3 latency inconclusive; 4 numerics not checked.
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
+        if summary:
+            require_folder(summary)
         from opdf_compile.verify.verdict import verify
 
         with terminal.busy(f"verifying {candidate}") as bar:

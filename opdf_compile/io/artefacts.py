@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from opdf_compile.errors import ArtefactError
+from opdf_compile.errors import ArtefactError, FoldError
 from opdf_compile.io.cores import fold_state
 from opdf_compile.io.programs import EVAL, MODEL, read_programs, write_programs
 from opdf_compile.io.tensors import read_tensors, write_tensors
 from opdf_compile.passes.fold import Fold
+from opdf_compile.passes.regions import core_key
 from opdf_compile.training.expanded import Expanded
 from opdf_compile.training.programs import fold_program, programs_of
 
@@ -127,6 +128,7 @@ def fold_file(
         return _fold_programs(source, trained, model, trust_pickle)
     if source.suffix == ".safetensors":
         tensors, header = read_tensors(source)
+        _require_cores(tensors, "opdf.plan" in header, source)
         merged = _merge(tensors, trained, source)
         return FoldedFile(fold_state(merged, header.get("opdf.plan"), model))
     raise ArtefactError(_suffix(source))
@@ -137,6 +139,7 @@ def _fold_programs(
 ) -> FoldedFile:
     archive = read_programs(source, trust_pickle=trust_pickle)
     programs = {n: p for n, p in archive.programs.items() if n in (MODEL, EVAL)}
+    _require_cores(archive.model.state_dict, PLAN_FILE in archive.extra, source)
     if trained is not None:
         for program in programs.values():
             _load(program, trained, source)
@@ -156,6 +159,15 @@ def _fold_programs(
     )
     extra = {k: v for k, v in archive.extra.items() if k == NOTES_FILE}
     return FoldedFile(state, folded, extra, notes)
+
+
+def _require_cores(names: Iterable[str], planned: bool, source: Path) -> None:
+    """A file without cores is not an expanded one; to pass it through would hide a wrong path."""
+    if not planned and not any(core_key(name) for name in names):
+        raise FoldError(
+            f"{source} holds no cores, wanted a file that expand wrote; give that file, or use "
+            "this one as it is"
+        )
 
 
 def _aliases(extra: Mapping[str, str], model: nn.Module | None) -> dict[str, list[str]]:

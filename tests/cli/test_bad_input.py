@@ -186,7 +186,10 @@ def test_disk_full_leaves_nothing(line: str, bad: Path) -> None:
     before = snapshot(bad)
     # A limit on file sizes ends a write where a full disk would.
     limited = f"ulimit -f 4; exec {sys.executable} -B -m opdf_compile {line}"
-    done = subprocess.run(["bash", "-c", limited], cwd=bad, capture_output=True, text=True)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        ["bash", "-c", limited], cwd=bad, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 2, done.stderr
     assert "cannot write" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
