@@ -78,7 +78,9 @@ def widen(inputs: Inputs, names: Sequence[str], axes: AxisNames) -> Inputs:
     """Repeat every dynamic axis of size 1 to size 2.
 
     torch.export specialises an axis whose example is 1 (or refuses it), so an example of batch 1
-    would make the batch static without a word.
+    would make the batch static without a word. torch.export also marks the tensors that it is
+    given, so every tensor comes back as a new object: no mark outlives a rung, or reaches the
+    caller's own inputs.
     """
 
     def repeat(name: str, leaf: Any) -> Any:
@@ -87,9 +89,18 @@ def widen(inputs: Inputs, names: Sequence[str], axes: AxisNames) -> Inputs:
         for axis in axes.get(name, {}):
             if leaf.shape[axis] == 1:
                 leaf = leaf.repeat_interleave(2, dim=axis)
-        return leaf
+        return leaf.detach().requires_grad_(leaf.requires_grad)
 
     return _map_named(repeat, inputs, names)
+
+
+def not_one(inputs: Inputs, names: Sequence[str], axes: AxisNames) -> AxisNames:
+    """The part of `axes` whose example size is not 1: widening those that are may break a model."""
+    leaves = dict(zip(names, pytree.tree_leaves(inputs), strict=True))
+    return {
+        name: {axis: letter for axis, letter in wanted.items() if leaves[name].shape[axis] != 1}
+        for name, wanted in axes.items()
+    }
 
 
 def _map_named(function: Callable[[str, Any], Any], inputs: Inputs, names: Sequence[str]) -> Inputs:

@@ -16,7 +16,14 @@ from torch.fx import GraphModule, Node
 
 from opdf_compile.graph.flops import shape_of, weight_op_flops
 from opdf_compile.graph.module_match import module_rows
-from opdf_compile.graph.ops import LOOKUP_OPS, REFUSED_OPS, WEIGHT_OPS, WeightOperand, operand
+from opdf_compile.graph.ops import (
+    LOOKUP_OPS,
+    REFUSED_OPS,
+    STACKED,
+    WEIGHT_OPS,
+    WeightOperand,
+    operand,
+)
 from opdf_compile.graph.provenance import refuse_indirect
 from opdf_compile.graph.rows import Match, MatchReport, Refusal, Use
 from opdf_compile.graph.sharing import is_weight_dtype, names_of_parameters
@@ -49,8 +56,8 @@ def match(model: Traced | nn.Module) -> MatchReport:
     rows: dict[str, Match | Refusal] = {
         key: _judge(key, sighting) for key, sighting in found.sightings.items()
     }
-    for graph in model.graphs.values():
-        for refusal in refuse_indirect(graph, found.parameters):
+    for phase in PHASES:
+        for refusal in refuse_indirect(model.graphs[phase], found.parameters):
             rows.setdefault(refusal.key, refusal)
     for refusal in _unused(model):
         rows.setdefault(refusal.key, refusal)
@@ -125,12 +132,14 @@ def _record(
     if not places and not refused and not lookup:
         return
     sighting = found.sightings.setdefault(names[0], _Sighting(parameter, names[1:]))
+    shape = shape_of(reader.operand) or tuple(parameter.shape)
     if refused:
         sighting.refused.append(REFUSED_OPS[node.target])
+    elif places and len(shape) > 2 and not places[0].convolution:
+        sighting.refused.append(STACKED)  # matmul broadcasts: x @ W with one matrix per head.
     elif lookup:
         sighting.lookups.append(node.name)
     else:
-        shape = shape_of(reader.operand) or tuple(parameter.shape)
         use = Use(phase, node.name, str(node.target), weight_op_flops(node, shape))
         sighting.uses.append((use, places[0], reader.swapped))
 

@@ -69,6 +69,15 @@ WEIGHT_OPS: dict[Any, tuple[WeightOperand, ...]] = {
     ),
 }
 
+STACKED = "is a stack of matrices in a batched product, not one matrix"
+
+
+def _overloads(name: str) -> list[Any]:
+    """The overloads of an operator that not every supported torch has."""
+    packet = getattr(aten, name, None)
+    return [getattr(packet, o) for o in packet.overloads()] if packet is not None else []
+
+
 # Operators that hold matrices which no parametrization here can replace, with the reason.
 REFUSED_OPS: dict[Any, str] = {
     **dict.fromkeys(
@@ -77,8 +86,9 @@ REFUSED_OPS: dict[Any, str] = {
     ),
     **dict.fromkeys(
         (aten.bmm.default, aten.baddbmm.default, aten.einsum.default, aten.bilinear.default),
-        "is a stack of matrices in a batched product, not one matrix",
+        STACKED,
     ),
+    **{op: STACKED for name in ("_grouped_mm", "_scaled_grouped_mm") for op in _overloads(name)},
 }
 
 # Views that keep the weight's numbers; the value says whether rows and columns change places.

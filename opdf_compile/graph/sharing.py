@@ -6,7 +6,9 @@ identity is decided here by object first and by memory second.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +53,22 @@ def unify(graphs: Sequence[GraphModule]) -> None:
             key = memory_key(kept)
             if key is not None and isinstance(kept, nn.Parameter):
                 kept = by_memory.setdefault(key, kept)
-            if kept is not tensor and kept.shape == tensor.shape:
+            if kept is not tensor and _same_thing(graph, name, kept, tensor):
                 parent, last = owner(graph, name)
                 setattr(parent, last, kept)
+
+
+def _same_thing(graph: GraphModule, name: str, kept: Tensor, tensor: Tensor) -> bool:
+    """Whether one name stands for one tensor.
+
+    A constant that the tracer lifted (``lifted_tensor_0``) has its name from its position: two
+    phases may use it for different values.
+    """
+    if kept.shape != tensor.shape:
+        return False
+    holder, last = owner(graph, name)
+    constant = last in holder._non_persistent_buffers_set
+    return not constant or torch.equal(kept, tensor)
 
 
 def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
@@ -74,3 +89,21 @@ def is_weight_dtype(tensor: Tensor) -> bool:
     return tensor.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64) and (
         tensor.layout is torch.strided
     )
+
+
+M = TypeVar("M")
+
+
+def deep_copy(model: M) -> M:
+    """An independent copy of a module or program.
+
+    Tensors that autograd computed are no leaves, and torch refuses to copy them; the hook of the
+    old ``torch.nn.utils.weight_norm`` keeps one on the module. They are copied by value here.
+    """
+    memo: dict[int, object] = {}
+    if isinstance(model, nn.Module):
+        for module in model.modules():
+            for value in vars(module).values():
+                if isinstance(value, Tensor) and not value.is_leaf:
+                    memo[id(value)] = value.detach().clone()
+    return copy.deepcopy(model, memo)

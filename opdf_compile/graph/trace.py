@@ -8,7 +8,6 @@ modules hold the Parameter and buffer objects of the source, so one set of weigh
 from __future__ import annotations
 
 import contextlib
-import copy
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -25,7 +24,7 @@ from opdf_compile.errors import TraceError
 from opdf_compile.graph import axes as axes_of
 from opdf_compile.graph.axes import AxisNames, Dynamic
 from opdf_compile.graph.recorded import recorded_axes, recorded_inputs
-from opdf_compile.graph.sharing import unify
+from opdf_compile.graph.sharing import deep_copy, unify
 from opdf_compile.graph.signature import (
     Inputs,
     bind,
@@ -54,7 +53,8 @@ class Traced:
         output_names: Names of the outputs, in the eval program's order.
         axis_names: The dynamic axes of each input that torch.export kept, by name.
         dynamic_shapes: The request that torch.export granted, to export again with.
-        rung: Which step of the ladder held: "dynamic", "auto", "auto-batch", "static", "given".
+        rung: Which step of the ladder held: "dynamic", "auto", "auto-batch",
+            "auto-given" (axes of size 1 are fixed), "static", or "given" for a program.
         notes: Sentences on what was given up on the way.
     """
 
@@ -204,7 +204,7 @@ def _climb(model: nn.Module, inputs: Inputs, names: list[str], wanted: AxisNames
     """Try the rungs from the strictest request down; say what was given up."""
     notes: list[str] = []
     last: Exception | None = None
-    for rung, axes, hint in _rungs(wanted):
+    for rung, axes, hint in _rungs(wanted, axes_of.not_one(inputs, names, wanted)):
         # Only what this rung keeps free is widened: a model may take no batch but the example's.
         wide = axes_of.widen(inputs, names, axes)
         shapes = bind(model.forward, *axes_of.request(wide, names, axes, hint)) if axes else None
@@ -219,18 +219,28 @@ def _climb(model: nn.Module, inputs: Inputs, names: list[str], wanted: AxisNames
     _probe(model, inputs, names)
     raise TraceError(
         f"torch.export cannot hold {type(model).__name__} as a graph ({first_line(last)}), "
-        "wanted a forward without branches on tensor values; mark the branch with torch.cond or "
-        "plan from the module itself (opdf.plan(module))"
+        f"wanted {_remedy(str(last))} or plan from the module itself (opdf.plan(module))"
     ) from last
 
 
-def _rungs(wanted: AxisNames) -> Iterator[tuple[str, AxisNames, Any]]:
+def _remedy(message: str) -> str:
+    if "not a known type" in message:
+        return (
+            "inputs and outputs made of tensors, tuples, lists and dicts; register the class with "
+            "torch.export.register_dataclass"
+        )
+    return "a forward without branches on tensor values; mark the branch with torch.cond"
+
+
+def _rungs(wanted: AxisNames, given: AxisNames) -> Iterator[tuple[str, AxisNames, Any]]:
     if any(wanted.values()):
         for name, hint in axes_of.AXIS_HINTS:
             yield name, wanted, hint
         batch = {name: {0: axes[0]} if 0 in axes else {} for name, axes in wanted.items()}
         if batch != wanted:
             yield "auto-batch", batch, axes_of.AXIS_HINTS[-1][1]
+        if given != wanted and any(given.values()):
+            yield "auto-given", given, axes_of.AXIS_HINTS[-1][1]
     yield "static", {}, None
 
 
@@ -238,7 +248,7 @@ def _probe(model: nn.Module, inputs: Inputs, names: list[str]) -> None:
     """Tell example inputs that the model itself rejects from a limit of torch.export."""
     try:
         with torch.no_grad(), phase_flags(model, "eval"):
-            copy.deepcopy(model)(*inputs[0], **inputs[1])
+            deep_copy(model)(*inputs[0], **inputs[1])
     except Exception as error:  # Whatever the user's forward raises on the user's own inputs.
         shapes = ", ".join(
             f"{name}={'x'.join(map(str, leaf.shape))}:{str(leaf.dtype).removeprefix('torch.')}"
@@ -255,9 +265,22 @@ def _probe(model: nn.Module, inputs: Inputs, names: list[str]) -> None:
 def _export(
     model: nn.Module, phase: Phase, inputs: Inputs, shapes: dict[str, Any] | None
 ) -> ExportedProgram:
-    with phase_flags(model, phase), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with phase_flags(model, phase), _quiet():
         return torch.export.export(model, inputs[0], inputs[1], dynamic_shapes=shapes, strict=False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep torch's own reports of a failed rung off the terminal; `Traced.notes` says why."""
+    chatter = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        chatter.setLevel(level)
 
 
 @contextlib.contextmanager

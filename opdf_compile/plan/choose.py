@@ -123,6 +123,7 @@ def select(
     Raises:
         PlanError: A glob names no weight.
     """
+    include, exclude = _globs(include), _globs(exclude)
     offers = {r.key: r.offer for r in report.refusals if r.offer is not None}
     everything = {m.key: m for m in report.matches} | offers
     for glob in (*include, *exclude):
@@ -142,6 +143,11 @@ def select(
         else:
             refusals.append(Refusal(key, reason, shape=found.shape))
     return chosen, refusals
+
+
+def _globs(given: Sequence[str]) -> Sequence[str]:
+    """One glob may come as a bare string; as a sequence it would be read letter by letter."""
+    return (given,) if isinstance(given, str) else given
 
 
 def _left_out(

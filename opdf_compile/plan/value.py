@@ -146,6 +146,8 @@ class Plan:
             _agree(entry, "shape", list(entry.spec.shape), list(found.shape))
             _agree(entry, "dtype", entry.spec.dtype, found.dtype)
             _agree(entry, "transposed", entry.spec.transposed, found.transposed)
+            # A name that the plan does not know would keep a plain weight of its own: untied.
+            _agree(entry, "aliases", sorted(entry.aliases), sorted(found.aliases))
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain values, schema "opdf-plan/1"."""

@@ -7,6 +7,7 @@ position, or the other way round; both become the traced ``(args, kwargs)`` tree
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind
 
 from opdf_compile.errors import InputError
 from opdf_compile.graph.axes import input_shapes
@@ -33,6 +35,7 @@ class Convention:
         fixed: (input name, axis, size) of every axis that the graph holds at one size.
         tensors: Names of the tensor inputs in order.
         dynamic: ``(args, kwargs)`` with {axis: Dim.AUTO} for the axes that are free.
+        constants: (position among the leaves, value) of what the graph took as a constant.
     """
 
     spec: pytree.TreeSpec
@@ -42,6 +45,7 @@ class Convention:
     fixed: tuple[tuple[str, int, int], ...]
     tensors: tuple[str, ...]
     dynamic: Inputs
+    constants: tuple[tuple[int, Any], ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Convention:
         """Nothing here is ever changed, so copies of a module share it."""
@@ -63,6 +67,7 @@ class Convention:
                     "call it with inputs of the structure it was traced with"
                 )
         if not torch.compiler.is_compiling():
+            self._check_constants(leaves)
             self._check_fixed([leaf for leaf in leaves if isinstance(leaf, Tensor)])
         return leaves
 
@@ -77,6 +82,7 @@ class Convention:
                 kind = self.signature.parameters[name].kind
                 given.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
         traced = (*self.names, *self.keywords)
+        given = {**self._defaults(), **given}
         missing = [name for name in traced if name not in given]
         extra = [name for name, value in given.items() if name not in traced and value is not None]
         if missing or extra:
@@ -85,6 +91,31 @@ class Convention:
                 f"{', '.join(traced)}; pass exactly these, or trace again with other examples"
             )
         return tuple(given[n] for n in self.names), {n: given[n] for n in self.keywords}
+
+    def _defaults(self) -> dict[str, Any]:
+        """What forward itself puts in place of inputs that were traced and are left out."""
+        known = self.signature.parameters if self.signature is not None else {}
+        return {
+            name: known[name].default
+            for name in (*self.names, *self.keywords)
+            if name in known and known[name].default is not inspect.Parameter.empty
+        }
+
+    def _check_constants(self, leaves: list[Any]) -> None:
+        constants = dict(self.constants)
+        for position, leaf in enumerate(leaves):
+            if position in constants:
+                traced = constants[position]
+                same = type(leaf) is type(traced) and leaf == traced
+                wanted = repr(traced)
+            else:
+                same, wanted = isinstance(leaf, Tensor), "a tensor"
+            if not same:
+                found = "a tensor" if isinstance(leaf, Tensor) else repr(leaf)
+                raise InputError(
+                    f"leaf {position} of the inputs is {found}, the graph was traced with {wanted} "
+                    "there; pass that, or trace again with the other value"
+                )
 
     def _check_fixed(self, tensors: list[Tensor]) -> None:
         shapes = dict(zip(self.tensors, tensors, strict=False))
@@ -122,4 +153,20 @@ def convention(
         for axis, size in enumerate(shape)
         if not isinstance(size, torch.SymInt)
     )
-    return Convention(spec, names, keywords, signature, fixed, tensors, recorded_request(program))
+    return Convention(
+        spec,
+        names,
+        keywords,
+        signature,
+        fixed,
+        tensors,
+        recorded_request(program),
+        tuple(_constants(program)),
+    )
+
+
+def _constants(program: ExportedProgram) -> Iterator[tuple[int, Any]]:
+    inputs = [s for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
+    for position, spec in enumerate(inputs):
+        if isinstance(spec.arg, ConstantArgument):
+            yield position, spec.arg.value

@@ -44,6 +44,13 @@ class Expanded(nn.Module):
     ) -> None:
         """Use `expand`; this only stores its parts."""
         super().__init__()
+        # The graphs read their tensors from this bare module. It shares its dicts with `self`, so
+        # there is one set of tensors; but a student's layer may be called `plan` or `weight`, and
+        # on `self` such a name would find the attribute or the method of this class instead.
+        tree = nn.Module()
+        for part in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[part] = tree.__dict__[part]
+        self._tree = (tree,)
         self.plan = plan
         self._phases = dict(phases)
         self._convention = convention
@@ -56,6 +63,11 @@ class Expanded(nn.Module):
     def source(self) -> nn.Module | ExportedProgram:
         """A private copy of what was traced: the skeleton that `fold` fills."""
         return self._source[0]
+
+    @property
+    def tree(self) -> nn.Module:
+        """Holds the tensors under the student's own names, and no other attributes."""
+        return self._tree[0]
 
     @property
     def example(self) -> Inputs:
@@ -86,7 +98,7 @@ class Expanded(nn.Module):
             InputError: The inputs are not those that the graph was traced with.
         """
         leaves = self._convention.flatten(args, kwargs)
-        return self._phases["train" if self.training else "eval"].run(self, leaves)
+        return self._phases["train" if self.training else "eval"].run(self.tree, leaves)
 
     def phase(self, name: Phase) -> PhaseGraph:
         """The graph of a phase."""
@@ -94,7 +106,7 @@ class Expanded(nn.Module):
 
     def cores(self, key: str) -> tuple[Tensor, ...]:
         """The cores of one weight, in order."""
-        found = attribute(self, f"{key}_cores")
+        found = attribute(self.tree, f"{key}_cores")
         if not isinstance(found, nn.ParameterList):
             raise KeyError(key)
         return tuple(found)

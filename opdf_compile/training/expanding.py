@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +11,17 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from opdf_compile.errors import InputError, PlanError
-from opdf_compile.graph.edit import attribute, get_attrs, is_persistent, register
+from opdf_compile.graph.edit import (
+    attribute,
+    drop_dtype_checks,
+    get_attrs,
+    is_persistent,
+    register,
+)
 from opdf_compile.graph.match import match
-from opdf_compile.graph.trace import PHASES, Traced, out_spec
+from opdf_compile.graph.sharing import deep_copy
+from opdf_compile.graph.trace import PHASES, Phase, Traced, out_spec
+from opdf_compile.graph.uses import all_graphs
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.passes.base import Pipeline
 from opdf_compile.passes.check import CheckShapes
@@ -66,21 +73,23 @@ def expand(
         cores[entry.key] = _decompose(entry, tensors.weight(entry), device)
     passes = Pipeline([Expand(plan, cores), CheckShapes(plan)])
     graphs = {phase: passes(traced.graphs[phase]).module for phase in PHASES}
+    names = {phase: _own_names(traced, phase) for phase in PHASES}
     forward = traced.source.forward if isinstance(traced.source, nn.Module) else None
     expanded = Expanded(
         plan,
         {
-            phase: PhaseGraph(_flat(graphs[phase], phase), out_spec(traced.programs[phase]))
+            phase: PhaseGraph(_flat(graphs[phase], names[phase]), out_spec(traced.programs[phase]))
             for phase in PHASES
         },
         convention(traced.programs["train"], forward, traced.input_names),
-        copy.deepcopy(traced.source),
+        deep_copy(traced.source),
         traced.example(),
         traced.axis_names,
     )
-    tensors.register_all(expanded, [traced.graphs[phase] for phase in PHASES])
+    for phase in PHASES:
+        tensors.register_all(expanded.tree, traced.graphs[phase], names[phase])
     for key, entry_cores in cores.items():
-        register(expanded, f"{key}_cores", entry_cores)
+        register(expanded.tree, f"{key}_cores", entry_cores)
     if isinstance(traced.source, nn.Module):
         expanded.train(traced.source.training)
     return expanded
@@ -116,26 +125,31 @@ class _Tensors:
             f"the plan names {entry.key!r}, which no graph holds; make a plan for this model"
         )
 
-    def register_all(self, root: nn.Module, graphs: list[GraphModule]) -> None:
-        for graph in graphs:
-            for name, parameter in graph.named_parameters(remove_duplicate=False):
-                if name not in self._planned and attribute(root, name) is None:
-                    register(root, name, self._copy(parameter))
-            for name, buffer in graph.named_buffers(remove_duplicate=False):
-                if attribute(root, name) is None:
-                    register(root, name, self._copy(buffer), persistent=is_persistent(graph, name))
-        for phase, graph in zip(PHASES, graphs, strict=True):
-            for node, value in get_attrs(graph):
-                self._register_rest(root, phase, str(node.target), value)
+    def register_all(self, root: nn.Module, graph: GraphModule, names: Mapping[str, str]) -> None:
+        """Put what a graph reads under its own name, or the one that `names` gives it."""
+        for name, parameter in graph.named_parameters(remove_duplicate=False):
+            if name not in self._planned and attribute(root, name) is None:
+                register(root, name, self._copy(parameter))
+        for name, buffer in graph.named_buffers(remove_duplicate=False):
+            own = names.get(name, name)
+            if attribute(root, own) is None:
+                register(root, own, self._copy(buffer), persistent=is_persistent(graph, name))
+        for node, value in get_attrs(graph):
+            self._register_rest(root, names.get(str(node.target), str(node.target)), value)
 
-    def _register_rest(self, root: nn.Module, phase: str, name: str, value: object) -> None:
-        """Nested graphs get a name per phase; constants are buffers outside the state dict."""
+    def _register_rest(self, root: nn.Module, name: str, value: object) -> None:
+        """Nested graphs, and constants as buffers outside the state dict."""
+        if isinstance(value, nn.Parameter) or attribute(root, name) is not None:
+            return
         if isinstance(value, GraphModule):
-            register(root, f"_{phase}_{name.replace('.', '_')}", copy.deepcopy(value))
-        elif isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-            if attribute(root, name) is None:
-                register(root, name, self._copy(value), persistent=False)
-        elif not isinstance(value, Tensor) and attribute(root, name) is None:
+            nested = deep_copy(value)
+            for inner in all_graphs(nested):
+                drop_dtype_checks(inner.graph)
+                inner.recompile()
+            register(root, name, nested)
+        elif isinstance(value, Tensor):
+            register(root, name, self._copy(value), persistent=False)
+        else:
             register(root, name, value)
 
     def _copy(self, tensor: Tensor) -> Tensor:
@@ -148,9 +162,33 @@ class _Tensors:
         return copied
 
 
-def _flat(module: GraphModule, phase: str) -> torch.fx.Graph:
+def _own_names(traced: Traced, phase: Phase) -> dict[str, str]:
+    """Names of one phase only: nested graphs, and constants that the other phase has otherwise.
+
+    torch.export numbers both (``submod_0``, ``lifted_tensor_0``), so one name may stand for two
+    things.
+    """
+    names = {}
+    for node, value in get_attrs(traced.graphs[phase]):
+        name = str(node.target)
+        other = attribute(traced.graphs["train"], name)
+        if isinstance(value, GraphModule) or _differs(value, other):
+            names[name] = f"_{phase}_{name.replace('.', '_')}"
+    return names
+
+
+def _differs(value: object, other: object) -> bool:
+    if other is None or other is value or isinstance(value, nn.Parameter):
+        return False
+    if isinstance(value, Tensor) and isinstance(other, Tensor) and value.shape == other.shape:
+        return value.is_meta or not torch.equal(value, other)
+    return True
+
+
+def _flat(module: GraphModule, names: Mapping[str, str]) -> torch.fx.Graph:
     graph = copy_flat(module.graph)
+    drop_dtype_checks(graph)
     for node in graph.nodes:
-        if node.op == "get_attr" and isinstance(attribute(module, str(node.target)), GraphModule):
-            node.target = f"_{phase}_{str(node.target).replace('.', '_')}"
+        if node.op == "get_attr":
+            node.target = names.get(str(node.target), node.target)
     return graph

@@ -8,13 +8,12 @@ moved (BatchNorm statistics).
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import FoldError
+from opdf_compile.graph.sharing import deep_copy
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.plan.value import PlanEntry
 from opdf_compile.training.expanded import Expanded
@@ -40,7 +39,7 @@ def fold(expanded: Expanded) -> nn.Module | ExportedProgram:
             "torch.compile wraps it: fold the module that was compiled"
         )
     values = folded_state(expanded)
-    student = copy.deepcopy(expanded.source)
+    student = deep_copy(expanded.source)
     if isinstance(student, ExportedProgram):
         _fill(dict(student.state_dict), values)
         return student

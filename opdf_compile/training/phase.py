@@ -16,6 +16,7 @@ from torch import nn
 from torch.fx import Graph
 from torch.fx.graph import CodeGen
 
+from opdf_compile.errors import InputError
 from opdf_compile.passes.compose_graph import WEIGHT_OP
 
 
@@ -36,9 +37,16 @@ class PhaseGraph:
         """Graphs are never changed in place, so copies of a module share them."""
         return self
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the compiled function, which is made again on first use."""
-        return {"graph": self.graph, "out_spec": self.out_spec, "_function": None}
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        """Refuse: the nodes' metadata (symbolic shapes, fake tensors) cannot be pickled.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            "an Expanded cannot be pickled, its graphs hold symbolic shapes; save its state_dict(), "
+            "or the whole of it as .pt2 with opdf-compile expand"
+        )
 
     @property
     def function(self) -> Callable[..., Any]:
