@@ -89,6 +89,20 @@ def is_persistent(root: nn.Module, target: str) -> bool:
     return name not in holder._non_persistent_buffers_set
 
 
+def over_tensors_of(root: nn.Module, graph: Graph) -> GraphModule:
+    """A graph module over the parameters and buffers of another module.
+
+    GraphModule registers every buffer as persistent, which would add keys to the state dict and
+    turn constants into state; here they stay what they were.
+    """
+    module = GraphModule(root, graph)
+    for name, _buffer in list(module.named_buffers(remove_duplicate=False)):
+        if not is_persistent(root, name):
+            holder, last = owner(module, name)
+            holder._non_persistent_buffers_set.add(last)
+    return module
+
+
 def drop_dtype_checks(graph: Graph) -> None:
     """Remove the assertions that torch.export puts before casts.
 

@@ -68,9 +68,7 @@ class _Walk:
 
     def _judge(self, op: Node, weight: Node, *, parameters_only: bool) -> Iterator[Refusal]:
         made_by, sources = self._origin(weight)
-        values = [
-            (str(s.target), attribute(self.holder[id(s.graph)], str(s.target))) for s in sources
-        ]
+        values = [self._value(source) for source in sources]
         matrices = [(n, v) for n, v in values if isinstance(v, nn.Parameter) and v.ndim > 1]
         if made_by is not None:
             for target, value in matrices:
@@ -79,10 +77,14 @@ class _Walk:
                 yield Refusal(key, reason, shape=tuple(value.shape))
         if matrices or parameters_only:
             return
-        for target, value in values:
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+        for target, constant in values:
+            if isinstance(constant, Tensor) and not isinstance(constant, nn.Parameter):
                 reason = f"is a buffer or constant read by {op.target}, not a trainable Parameter"
-                yield Refusal(target, reason, shape=tuple(value.shape))
+                yield Refusal(target, reason, shape=tuple(constant.shape))
+
+    def _value(self, source: Node) -> tuple[str, object]:
+        target = str(source.target)
+        return target, attribute(self.holder[id(source.graph)], target)
 
     def _origin(self, weight: Node) -> tuple[Node | None, list[Node]]:
         """The op that made the operand (None: views only) and the get_attrs behind it.

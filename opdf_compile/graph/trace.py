@@ -8,6 +8,7 @@ modules hold the Parameter and buffer objects of the source, so one set of weigh
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -271,16 +272,26 @@ def _export(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's own reports of a failed rung off the terminal; `Traced.notes` says why."""
+    """Keep torch's own reports of a failed rung off the terminal; `Traced.notes` says why.
+
+    torch prints the half-made graph, which would end up in the JSON of a command.
+    """
     chatter = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     level = chatter.level
     chatter.setLevel(logging.ERROR)
+    said = io.StringIO()
     try:
-        with warnings.catch_warnings():
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(said),
+            contextlib.redirect_stderr(said),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:
         chatter.setLevel(level)
+        if said.getvalue():
+            logger.debug("trace: torch.export and the model printed: %s", said.getvalue())
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ from typing import Protocol
 
 from torch.fx import Graph, GraphModule, Node
 
+from opdf_compile.graph.edit import over_tensors_of
+
 logger = logging.getLogger("opdf_compile")
 
 
@@ -123,7 +125,7 @@ def copy_graph(module: GraphModule) -> GraphModule:
     for old, new in val_map.items():
         new.meta = dict(old.meta)
     graph.set_codegen(module.graph._codegen)
-    copied = GraphModule(module, graph)
+    copied = over_tensors_of(module, graph)
     copied.meta = dict(module.meta)
     for name in ("_in_spec", "_out_spec"):
         if hasattr(module, name):

@@ -15,7 +15,14 @@ from torch.fx import GraphModule, Node
 from opdf_compile.errors import InternalError
 from opdf_compile.graph.edit import register
 from opdf_compile.passes.base import Change, GraphPass, PassResult
-from opdf_compile.passes.regions import Region, core_key, evaluate, find_regions, weight_dtype
+from opdf_compile.passes.regions import (
+    Region,
+    core_key,
+    evaluate,
+    find_regions,
+    require_finite,
+    weight_dtype,
+)
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,11 @@ def _erase(module: GraphModule, node: Node) -> None:
 
 
 def folded_weight(module: GraphModule, region: Region) -> nn.Parameter:
-    """The weight of a region: composed in float64, rounded once."""
+    """The weight of a region: composed in float64, rounded once.
+
+    Raises:
+        FoldError: The cores hold NaN or infinity.
+    """
     value = evaluate(module, region).to(weight_dtype(region))
+    require_finite(region.key, value)
     return nn.Parameter(value.contiguous())

@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from opdf_compile.errors import FoldError
 from opdf_compile.graph.sharing import deep_copy
 from opdf_compile.parametrizations.registry import get
+from opdf_compile.passes.regions import require_finite
 from opdf_compile.plan.value import PlanEntry
 from opdf_compile.training.expanded import Expanded
 
@@ -67,11 +68,8 @@ def folded_state(expanded: Expanded) -> dict[str, Tensor]:
 def _weight(expanded: Expanded, entry: PlanEntry) -> Tensor:
     wide = [core.detach().double() for core in expanded.cores(entry.key)]
     weight: Tensor = get(entry.parametrization).compose(wide, entry.spec.with_dtype("float64"))
-    if not torch.isfinite(weight).all():
-        raise FoldError(
-            f"the cores of {entry.key!r} give NaN or infinity, wanted finite weights; training "
-            "diverged: fold an earlier checkpoint, or lower the learning rate"
-        )
+    # Rounding first: a value may be finite in float64 and infinite in float16.
+    require_finite(entry.key, weight.to(getattr(torch, entry.spec.dtype)))
     return weight
 
 

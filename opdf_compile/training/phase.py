@@ -44,8 +44,8 @@ class PhaseGraph:
             InputError: Always.
         """
         raise InputError(
-            "an Expanded cannot be pickled, its graphs hold symbolic shapes; save its state_dict(), "
-            "or the whole of it as .pt2 with opdf-compile expand"
+            "an Expanded cannot be pickled, its graphs hold symbolic shapes; save its "
+            "state_dict(), or the whole of it as .pt2 with opdf-compile expand"
         )
 
     @property

@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
-from opdf_compile.graph.edit import is_persistent
+from opdf_compile.graph.edit import over_tensors_of
 from opdf_compile.graph.recorded import recorded_inputs, recorded_request
 from opdf_compile.graph.signature import Inputs, bind, plain_spec
 from opdf_compile.graph.trace import PHASES, Phase
@@ -55,13 +55,8 @@ def graph_module(
     fresh = copy_flat(graph)
     plain = plain_spec(out_spec)
     fresh.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, in_spec, plain)))
-    module = GraphModule(root, fresh)
+    module = over_tensors_of(root, fresh)
     module._in_spec, module._out_spec = in_spec, plain
-    # GraphModule registers every buffer as persistent, which would add keys to the state dict.
-    for name, _buffer in list(module.named_buffers()):
-        if not is_persistent(root, name):
-            path, _, last = name.rpartition(".")
-            module.get_submodule(path)._non_persistent_buffers_set.add(last)
     return module
 
 
