@@ -130,8 +130,18 @@ def fold_file(
         tensors, header = read_tensors(source)
         _require_cores(tensors, "opdf.plan" in header, source)
         merged = _merge(tensors, trained, source)
-        return FoldedFile(fold_state(merged, header.get("opdf.plan"), model))
+        plan = header.get("opdf.plan")
+        notes = () if plan is not None or model is not None else (_guessed(source),)
+        return FoldedFile(fold_state(merged, plan, model), notes=notes)
     raise ArtefactError(_suffix(source))
+
+
+def _guessed(source: Path) -> str:
+    return (
+        f"{source} holds no plan: each weight is taken as a matrix (out, in) of its cores' dtype; "
+        "a convolution, a weight stored (in, out), float16 and tied names need the student "
+        "(--model)"
+    )
 
 
 def _fold_programs(

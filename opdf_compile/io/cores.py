@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from opdf_compile.errors import FoldError
 from opdf_compile.graph.match import match
 from opdf_compile.graph.rows import Match
+from opdf_compile.graph.sharing import names_of_parameters
 from opdf_compile.parametrizations.base import Spec
 from opdf_compile.parametrizations.registry import get
-from opdf_compile.passes.regions import core_key
+from opdf_compile.passes.regions import core_key, require_finite
 from opdf_compile.plan.value import Plan
 
 
@@ -47,10 +48,27 @@ def fold_state(
         name, spec, aliases = specs[key]
         weight = get(name).compose([c.double() for c in cores], spec.with_dtype("float64"))
         rounded = weight.to(getattr(torch, spec.dtype))
+        require_finite(key, rounded)
         state.update(dict.fromkeys((key, *aliases), rounded))
-    if model is None:
-        return state
-    return {key: state[key] for key in model.state_dict() if key in state}
+    return state if model is None else _ordered(state, model)
+
+
+def _ordered(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The student's own keys in its own order; a tied weight may be there under one name only."""
+    for names in names_of_parameters(model).values():
+        present = [name for name in names if name in state]
+        state.update({name: state[present[0]] for name in names if present})
+    wanted = model.state_dict()
+    missing = [name for name in wanted if name not in state]
+    unknown = [name for name in state if name not in wanted]
+    shapes = [n for n, t in wanted.items() if n in state and t.shape != state[n].shape]
+    if missing or unknown or shapes:
+        raise FoldError(
+            f"the tensors do not belong to the model: {(missing or unknown or shapes)[0]!r} "
+            f"({len(missing)} missing, {len(unknown)} unknown, {len(shapes)} of other shape); give "
+            "the student they were expanded from"
+        )
+    return {name: state[name] for name in wanted}
 
 
 Chosen = dict[str, tuple[str, Spec, tuple[str, ...]]]
