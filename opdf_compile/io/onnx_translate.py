@@ -17,6 +17,7 @@ from torch.export.graph_signature import TensorArgument
 from opdf_compile.errors import ExportError
 from opdf_compile.io.onnx_names import name_graph
 from opdf_compile.io.onnx_optimise import merge_tied, optimise
+from opdf_compile.io.onnx_sizes import read_sizes_from_first_input
 from opdf_compile.io.onnx_views import with_free_views
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def export_program(
     _check_version(model, opset)
     state = frozenset(program.state_dict)
     merge_tied(model, tied_groups(program.state_dict))
+    read_sizes_from_first_input(model)
     with quiet():
         optimise(model, state)
     parameters = [value for name, value in model.graph.initializers.items() if name in state]
