@@ -121,12 +121,17 @@ def static_axes(program: ExportedProgram, names: Sequence[str], axes: AxisNames)
     sentences = []
     for name, shape in zip(names, input_shapes(program), strict=False):
         for axis, letter in axes.get(name, {}).items():
-            if not isinstance(shape[axis], torch.SymInt):
+            if not is_free(shape[axis]):
                 sentences.append(
                     f"axis {axis} ({letter}) of {name} is fixed at {int(shape[axis])}: "
                     "the model does not allow another size there"
                 )
     return sentences
+
+
+def is_free(size: int | torch.SymInt) -> bool:
+    """Whether a size is still open: the tracer keeps the symbol of one that the model fixed."""
+    return isinstance(size, torch.SymInt) and bool(size.node.expr.free_symbols)
 
 
 def input_shapes(program: ExportedProgram) -> list[torch.Size]:
@@ -145,9 +150,7 @@ def kept_axes(program: ExportedProgram, names: Sequence[str], wanted: AxisNames)
     """The part of `wanted` that the program kept dynamic."""
     return {
         name: {
-            axis: letter
-            for axis, letter in wanted.get(name, {}).items()
-            if isinstance(shape[axis], torch.SymInt)
+            axis: letter for axis, letter in wanted.get(name, {}).items() if is_free(shape[axis])
         }
         for name, shape in zip(names, input_shapes(program), strict=False)
     }

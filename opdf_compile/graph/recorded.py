@@ -10,7 +10,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from opdf_compile.graph.axes import BATCH, AxisNames
+from opdf_compile.graph.axes import BATCH, AxisNames, is_free
 from opdf_compile.graph.signature import Inputs
 
 
@@ -45,7 +45,7 @@ def recorded_axes(
         names.append(node.name)
         axes[node.name] = {}
         for axis, size in enumerate(value.shape):
-            if isinstance(size, torch.SymInt):
+            if is_free(size):
                 known = dict(enumerate(given.get(node.name, ()))).get(axis)
                 fallback = BATCH if axis == 0 else f"{node.name}_axis_{axis}"
                 letter = known if isinstance(known, str) else fallback
@@ -74,7 +74,7 @@ def recorded_request(program: ExportedProgram) -> Inputs:
 
     def ask(value: Tensor) -> Any:
         sizes = enumerate(value.shape)
-        return {a: Dim.AUTO for a, size in sizes if isinstance(size, torch.SymInt)} or None
+        return {a: Dim.AUTO for a, size in sizes if is_free(size)} or None
 
     return _unflatten(program, ask)
 

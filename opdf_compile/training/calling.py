@@ -18,7 +18,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 
 from opdf_compile.errors import InputError
-from opdf_compile.graph.axes import input_shapes
+from opdf_compile.graph.axes import input_shapes, is_free
 from opdf_compile.graph.recorded import recorded_request
 from opdf_compile.graph.signature import Inputs
 
@@ -151,7 +151,7 @@ def convention(
         (name, axis, int(size))
         for name, shape in zip(tensors, input_shapes(program), strict=False)
         for axis, size in enumerate(shape)
-        if not isinstance(size, torch.SymInt)
+        if not is_free(size)
     )
     return Convention(
         spec,
