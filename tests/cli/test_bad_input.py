@@ -178,7 +178,6 @@ def test_good_input_through_the_same_commands(line: str, run: Run, tmp_path: Pat
         "expand student.py:build -o full.pt2",
         "expand student.py:build -o full.safetensors",
         "fold expanded.pt2 -o full.pt2",
-        "export folded.pt2 -o full.onnx",
         "export folded.pt2 -o full",
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import subprocess
 import sys
 import warnings
@@ -78,12 +79,12 @@ def test_no_arguments_print_the_help(capsys: Capture) -> None:
         (["verify", "x.onnx", "--latency", "fast"], "'fast' is not one of"),
         (
             ["verify", "x.onnx", "--budget", "0"],
-            "value for '--budget': Input should be greater than",
+            "budget is 0; give seconds above 0",
         ),
         (["verify", "x.onnx", "--margin", "big"], "margin is 'big'; give auto or a number"),
         (["verify", "x.onnx", "--margin", "nan"], "margin is 'nan'"),
         (["verify", "x.onnx", "--only", "speed"], "only is 'speed'; give one or more of"),
-        (["verify", "x.onnx", "--only", ","], "only is empty"),
+        (["verify", "x.onnx", "--only", ","], "only is ''; give one or more of"),
         (["export", "m:f", "-o", "x.onnx", "--dtype", "int8"], "'int8' is not one of"),
         (["expand", "m:f", "-o", "x.pth"], "-o x.pth has the suffix '.pth'; wanted .pt2 or"),
         (["fold", "x.pt2", "-o", "x.onnx"], "-o x.onnx has the suffix '.onnx'; wanted .pt2 or"),
@@ -167,3 +168,14 @@ def test_the_module_runs_as_a_program() -> None:
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
+
+
+def test_shell_completion_knows_the_commands() -> None:
+    words = {"_OPDF_COMPILE_COMPLETE": "complete_bash", "COMP_WORDS": "opdf-compile in"}
+    done = subprocess.run(
+        [sys.executable, "-m", "opdf_compile"],
+        env=os.environ | words | {"COMP_CWORD": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ["inspect"]
