@@ -80,6 +80,8 @@ def _node_flops(node: Node) -> int:
         where = WEIGHT_OPS[node.target][0]
         weight = shape_of(operand(node, where))
         return weight_op_flops(node, weight) if weight else 0
+    if node.target is torch.ops.aten.scaled_dot_product_attention.default:
+        return _attention_flops(node)
     count = _registry().get(getattr(node.target, "overloadpacket", None))
     if count is None:
         return 0
@@ -87,6 +89,17 @@ def _node_flops(node: Node) -> int:
     if any(value is None for value in pytree.tree_leaves(args[:2])):
         return 0
     return int(count(*args, **kwargs, out_val=value))
+
+
+def _attention_flops(node: Node) -> int:
+    """Torch's table knows the kernels that this op becomes, and not the op itself.
+
+    q (.., L, E), k (.., S, E), v (.., S, Ev): 2 L S E for the scores, 2 L S Ev for the mean.
+    """
+    query, key, output = shape_of(node.args[0]), shape_of(node.args[1]), shape_of(node)
+    if query is None or key is None or output is None:
+        return 0
+    return 2 * prod(output[:-1]) * key[-2] * (query[-1] + output[-1])
 
 
 def _registry() -> dict[Any, Callable[..., int]]:

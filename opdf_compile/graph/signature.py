@@ -132,7 +132,7 @@ def _child_keys(spec: pytree.TreeSpec, *, top: bool) -> list[str]:
     keys = _mapping_keys(spec)
     if keys is not None:
         return [str(key).replace(".", "_") for key in keys]
-    fields = getattr(spec.type, "_fields", None)
+    fields = getattr(spec.context, "_fields", None)  # A namedtuple's class.
     if fields is not None and len(fields) == spec.num_children:
         return list(fields)
     positions = [str(index) for index in range(spec.num_children)]

@@ -201,8 +201,9 @@ def _candidates(found: Match, name: str) -> tuple[Spec, ...]:
 
 
 def _adds(spec: Spec, name: str) -> bool:
-    """Whether the cores hold more than a scalar of freedom beyond the weight."""
-    return get(name).cost(spec).added > 1
+    """Whether the cores hold more freedom than one scalar for each pair of neighbours."""
+    parametrization = get(name)
+    return parametrization.cost(spec).added >= len(parametrization.shapes(spec))
 
 
 def _by_scale(chosen: list[Match], name: str, scale: float) -> Iterator[tuple[str, Spec]]:

@@ -123,7 +123,7 @@ def test_letters_name_axes_and_numbers_fix_them() -> None:
         if node.op == "placeholder" and node.name in both
     ]
     assert shapes[0] == shapes[1], "equal letters are one symbol where the model joins them"
-    fixed = trace(Attention(), batch, dynamic={name: ("B", 6) for name in both})
+    fixed = trace(Attention(), batch, dynamic=dict.fromkeys(both, ("B", 6)))
     assert fixed.axis_names == {name: {0: "B"} for name in both}
     assert trace(Attention(), batch, dynamic=False).axis_names == {name: {} for name in both}
 
