@@ -7,7 +7,9 @@ torch model. The file is an ordinary npz without pickles, and the same export wr
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,10 @@ SCHEMA = "opdf-check/1"
 LARGEST_BYTES = 8 << 30
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _BFLOAT16 = "bfloat16"
+_DAMAGE = (
+    *(OSError, ValueError, TypeError, EOFError, LookupError, MemoryError, RuntimeError),
+    *(SyntaxError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +127,8 @@ def read_check(path: Path) -> CheckData:
             f"{path} lacks the entry {error.args[0]!r}, wanted complete check data; export the "
             "model again"
         ) from error
+    except (TypeError, ValueError) as error:
+        raise _no_check_data(path, error) from error
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -134,12 +142,18 @@ def _load(path: Path) -> dict[str, Any]:
             )
         with np.load(path, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0][:150].rstrip(".") or type(error).__name__
-        raise ArtefactError(
-            f"{path} is no check data ({reason}), wanted an npz file that export wrote; export the "
-            "model again"
-        ) from error
+    # A damaged archive fails wherever the damage is: in its directory, an entry's compression or
+    # encryption flags, its stream, or the array header, each with an exception of its own.
+    except _DAMAGE as error:
+        raise _no_check_data(path, error) from error
+
+
+def _no_check_data(path: Path, error: Exception) -> ArtefactError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return ArtefactError(
+        f"{path} is no check data ({lines[0][:150].rstrip('.')}), wanted an npz file that export "
+        "wrote; export the model again"
+    )
 
 
 def _assemble(arrays: Mapping[str, Any]) -> CheckData:
@@ -160,6 +174,10 @@ def _assemble(arrays: Mapping[str, Any]) -> CheckData:
         )
     if not samples:
         raise KeyError("s0")
+    for name in outputs:
+        kinds = {sample.outputs[name].dtype.kind for sample in samples}
+        if len(kinds) > 1 or not kinds <= set("biufc"):
+            raise ValueError(f"the truth of {name!r} is not all numbers of one kind")
     return CheckData(
         inputs, outputs, str(arrays["dtype"]), tuple(samples), str(arrays["onnx_sha256"])
     )

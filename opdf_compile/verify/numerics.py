@@ -15,6 +15,9 @@ ratio of a plain loop to a kernel that sums in 16 lanes. Even with equal varianc
 measured RMS errors scatters: of n independent rows its logarithm has the standard deviation
 1 / sqrt(n) (that of half the logarithm of an F(n, n) variable). Elements of one row share their
 history, so n counts rows, not elements. z = 4.75 leaves a correct export one chance in a million.
+
+Integers and booleans have no roundoff: they must be exact unless torch itself differs from the
+truth, as where two scores of an argmax tie in the exported dtype.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ class OutputError:
         factor: Tolerance over floor.
         worst: Where the largest error is, in words.
         problem: What no tolerance excuses, in a sentence; empty if nothing.
+        unjudged: Why nothing can be said about it, in a sentence; empty if it was judged.
     """
 
     output: str
@@ -64,6 +68,7 @@ class OutputError:
     factor: float
     worst: str
     problem: str = ""
+    unjudged: str = ""
 
     @property
     def excess(self) -> float:
@@ -78,6 +83,8 @@ class OutputError:
     def __str__(self) -> str:
         if self.problem:
             return f"output {self.output!r}: {self.problem}"
+        if self.unjudged:
+            return f"output {self.output!r} was not judged: {self.unjudged}"
         return (
             f"output {self.output!r}: error {self.max_abs:.2e} (RMS {self.rms:.2e}) at "
             f"{self.worst}, tolerance {self.factor * self.floor_max:.2e} "
@@ -90,7 +97,7 @@ class NumericsResult:
     """The verdict on the numbers.
 
     Attributes:
-        verdict: "pass", "fail" or "not_checked" (there is no check data).
+        verdict: "pass", "fail" or "not_checked" (no check data, or an output it cannot judge).
         max_abs_error: Largest absolute error over outputs and samples.
         max_rel_error: Largest error over the largest value of its output.
         noise_floor: Noise floor of the output that is closest to its tolerance, absolute.
@@ -144,9 +151,8 @@ def check_numerics(
     peers: Mapping[str, tuple[float, float]] = {}
     if reference is not None and reference_check is not None:
         peers = _relative_errors(reference, read_check(reference_check), device, reference_check)
-    rows = sum(_rows(sample) for sample in data.samples)
     found = tuple(
-        _judge(name, data, [values[name] for values in outputs], peers.get(name), rows)
+        _judge(name, data, [values[name] for values in outputs], peers.get(name))
         for name in data.output_names
     )
     return _result(found, len(data.samples))
@@ -156,14 +162,17 @@ def _run(
     model: Path, data: CheckData, device: Device, check: Path
 ) -> list[dict[str, np.ndarray[Any, Any]]]:
     runner = Runner(model, device)
-    missing = [name for name in data.input_names if name not in runner.input_names]
-    missing += [name for name in data.output_names if name not in runner.output_names]
-    if missing:
-        raise ArtefactError(
-            f"{check} names {missing[0]!r}, which {model} does not have (inputs "
-            f"{', '.join(runner.input_names)}; outputs {', '.join(runner.output_names)}); give the "
-            "check data that was exported with this model"
-        )
+    # An output that the check data does not know would pass unseen, so both sides must agree.
+    for what, theirs, ours in (
+        ("inputs", data.input_names, runner.input_names),
+        ("outputs", data.output_names, runner.output_names),
+    ):
+        if set(theirs) != set(ours):
+            raise ArtefactError(
+                f"{check} was written for the {what} {', '.join(theirs) or 'none'}, but {model} "
+                f"has {', '.join(ours) or 'none'}; give the check data that was exported with "
+                "this model"
+            )
     return [runner(sample.inputs) for sample in data.samples]
 
 
@@ -174,16 +183,17 @@ def _relative_errors(
     found = {}
     outputs = _run(model, data, device, check)
     for name in data.output_names:
-        error = _judge(name, data, [values[name] for values in outputs], None, rows=1)
-        if not error.problem and error.scale > 0:
+        error = _judge(name, data, [values[name] for values in outputs], None)
+        if not error.problem and not error.unjudged and error.scale > 0:
             found[name] = (error.max_abs / error.scale, error.rms / error.scale)
     return found
 
 
-def _rows(sample: Sample) -> int:
-    """Independent rows of a sample: its batch."""
+def _rows(sample: Sample, output: str) -> int:
+    """Independent rows of an output: its batch, which no input and no output exceeds."""
     sizes = [np.shape(value)[0] for value in sample.inputs.values() if np.ndim(value)]
-    return max(sizes, default=1)
+    truth = sample.outputs[output]
+    return min(max(sizes, default=1), np.shape(truth)[0] if np.ndim(truth) else 1)
 
 
 def _judge(
@@ -191,27 +201,35 @@ def _judge(
     data: CheckData,
     values: list[np.ndarray[Any, Any]],
     peer: tuple[float, float] | None,
-    rows: int,
 ) -> OutputError:
-    truths = [np.asarray(sample.outputs[name]) for sample in data.samples]
-    pairs = list(zip(values, truths, strict=True))
-    problem = next(filter(None, (_problem(v, t) for v, t in pairs)), "")
+    pairs = [(v, np.asarray(s.outputs[name])) for v, s in zip(values, data.samples, strict=True)]
+    # Where torch overflows in the exported dtype, its error says nothing about rounding.
+    usable = [_is_finite(sample, name) for sample in data.samples]
+    problem = next(
+        filter(None, (_problem(v, t, ok) for (v, t), ok in zip(pairs, usable, strict=True))), ""
+    )
     if problem:
         return OutputError(name, math.inf, math.inf, 0.0, 0.0, 0.0, 1.0, "", problem)
-    if truths and truths[0].dtype.kind != "f":
-        return OutputError(name, 0.0, 0.0, _scale(truths), 0.0, 0.0, 1.0, "everywhere, exactly")
+    samples = [sample for sample, ok in zip(data.samples, usable, strict=True) if ok]
+    if not samples:
+        reason = f"the torch model itself is not finite there in {data.dtype}"
+        return OutputError(name, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, "", unjudged=reason)
+    pairs = [pair for pair, ok in zip(pairs, usable, strict=True) if ok]
+    truths = [truth for _, truth in pairs]
     errors = [_error(value, truth) for value, truth in pairs]
     sizes = [error.size for error in errors]
-    roundoff = ROUNDOFF.get(data.dtype, ROUNDOFF["float32"])
+    real = truths[0].dtype.kind == "f"
+    roundoff = ROUNDOFF.get(data.dtype, ROUNDOFF["float32"]) if real else 0.0
     scale = _scale(truths)
-    own_max = max(*(s.error[name] for s in data.samples), roundoff * scale)
+    own_max = max(*(s.error[name] for s in samples), roundoff * scale)
     own_rms = max(
-        _pool([s.rms[name] for s in data.samples], sizes),
+        _pool([s.rms[name] for s in samples], sizes),
         roundoff * _pool([_root_mean_square(truth) for truth in truths], sizes),
     )
     if peer is not None:
         own_max = max(own_max, min(peer[0] * scale, ORDER_FACTOR * own_max))
         own_rms = max(own_rms, min(peer[1] * scale, ORDER_FACTOR * own_rms))
+    rows = sum(_rows(sample, name) for sample in samples)
     return OutputError(
         output=name,
         max_abs=max(float(error.max(initial=0.0)) for error in errors),
@@ -220,21 +238,22 @@ def _judge(
         floor_max=own_max,
         floor_rms=own_rms,
         factor=ORDER_FACTOR * math.exp(DEVIATIONS / math.sqrt(max(rows, 1))),
-        worst=_place(errors),
+        worst=_place(errors, usable),
     )
 
 
-def _problem(value: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> str:
-    """What no tolerance excuses: shape, exact values, places of NaN and infinity."""
+def _is_finite(sample: Sample, name: str) -> bool:
+    return math.isfinite(sample.error[name]) and math.isfinite(sample.rms[name])
+
+
+def _problem(value: np.ndarray[Any, Any], truth: np.ndarray[Any, Any], comparable: bool) -> str:
+    """What no tolerance excuses: shape, kind, places of NaN and infinity where torch agrees."""
     if value.shape != truth.shape:
         return f"has shape {value.shape}, the truth has {truth.shape}"
-    if truth.dtype.kind != "f":
-        wrong = np.flatnonzero(value != truth)
-        if wrong.size:
-            at = tuple(int(i) for i in np.unravel_index(wrong[0], truth.shape))
-            return (
-                f"is {value[at]} at {at}, the truth is {truth[at]} ({wrong.size} elements differ)"
-            )
+    real = truth.dtype.kind == "f"
+    if (value.dtype.kind == "f") != real:
+        return f"has the dtype {value.dtype}, the truth has {truth.dtype}"
+    if not real or not comparable:
         return ""
     wide = value.astype(np.float64)
     for what, test in (("NaN", np.isnan), ("infinity", np.isinf)):
@@ -250,7 +269,7 @@ def _problem(value: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> str:
 def _error(value: np.ndarray[Any, Any], truth: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     finite = np.isfinite(truth)
     wide = np.where(finite, value.astype(np.float64), 0.0)
-    error: np.ndarray[Any, Any] = np.abs(wide - np.where(finite, truth, 0.0))
+    error: np.ndarray[Any, Any] = np.abs(wide - np.where(finite, truth, 0.0).astype(np.float64))
     return error
 
 
@@ -271,13 +290,14 @@ def _scale(truths: list[np.ndarray[Any, Any]]) -> float:
     return max((float(t.max(initial=0.0)) for t in finite), default=0.0)
 
 
-def _place(errors: list[np.ndarray[Any, Any]]) -> str:
+def _place(errors: list[np.ndarray[Any, Any]], usable: list[bool]) -> str:
     tops = [float(error.max(initial=0.0)) for error in errors]
     sample = tops.index(max(tops)) if tops else 0
     if not errors or not errors[sample].size:
         return "no element"
     at = np.unravel_index(int(errors[sample].argmax()), errors[sample].shape)
-    return f"sample {sample}, element {tuple(int(i) for i in at)}"
+    number = [index for index, ok in enumerate(usable) if ok][sample]
+    return f"sample {number}, element {tuple(int(i) for i in at)}"
 
 
 def _ratio(error: float, tolerance: float) -> float:
@@ -287,9 +307,10 @@ def _ratio(error: float, tolerance: float) -> float:
 
 
 def _result(found: tuple[OutputError, ...], samples: int) -> NumericsResult:
-    worst = max(found, key=lambda error: error.excess)
+    worst = max(found, key=lambda error: (error.excess > 1, bool(error.unjudged), error.excess))
+    verdict = "fail" if worst.excess > 1 else "not_checked" if worst.unjudged else "pass"
     return NumericsResult(
-        verdict="pass" if worst.excess <= 1 else "fail",
+        verdict=verdict,
         max_abs_error=max(error.max_abs for error in found),
         max_rel_error=max(_ratio(error.max_abs, error.scale) for error in found),
         noise_floor=worst.floor_max,
