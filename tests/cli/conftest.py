@@ -50,7 +50,7 @@ def number():
 '''
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The student and one good file of each kind; tests read it and leave it as it is."""
     folder = tmp_path_factory.mktemp("made")

@@ -18,7 +18,7 @@ Capture = pytest.CaptureFixture[str]
 Run = Callable[[str], int]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bad(made: Path) -> Path:
     """Files that are not what their names say."""
     (made / "folder.pt2").mkdir()
