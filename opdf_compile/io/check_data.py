@@ -7,6 +7,7 @@ torch model. The file is an ordinary npz without pickles, and the same export wr
 
 from __future__ import annotations
 
+import re
 import struct
 import zipfile
 import zlib
@@ -25,6 +26,7 @@ SCHEMA = "opdf-check/1"
 LARGEST_BYTES = 8 << 30
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _BFLOAT16 = "bfloat16"
+_SAMPLE = re.compile(r"s(\d+)\.", re.ASCII)
 _DAMAGE = (
     *(OSError, ValueError, TypeError, EOFError, LookupError, MemoryError, RuntimeError),
     *(SyntaxError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error),
@@ -141,11 +143,16 @@ def _load(path: Path) -> dict[str, Any]:
                 "model again with a smaller example input"
             )
         with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
+            arrays = {name: stored[name] for name in stored.files}
     # A damaged archive fails wherever the damage is: in its directory, an entry's compression or
     # encryption flags, its stream, or the array header, each with an exception of its own.
     except _DAMAGE as error:
         raise _no_check_data(path, error) from error
+    for name, array in arrays.items():
+        # numpy hands out an entry that is no array as its bytes.
+        if not isinstance(array, np.ndarray):
+            raise _no_check_data(path, ValueError(f"its entry {name!r} is no array"))
+    return arrays
 
 
 def _no_check_data(path: Path, error: Exception) -> ArtefactError:
@@ -172,8 +179,10 @@ def _assemble(arrays: Mapping[str, Any]) -> CheckData:
                 maxabs={name: float(arrays[f"{key}.maxabs.{name}"]) for name in outputs},
             )
         )
-    if not samples:
-        raise KeyError("s0")
+    # A sample that lost its outputs would take those after it along, unnoticed.
+    begun = [int(found[1]) for found in map(_SAMPLE.match, arrays) if found]
+    if not samples or max(begun) >= len(samples):
+        raise KeyError(f"s{len(samples)}.out")
     for name in outputs:
         kinds = {sample.outputs[name].dtype.kind for sample in samples}
         if len(kinds) > 1 or not kinds <= set("biufc"):

@@ -49,8 +49,8 @@ class Runner:
             ) from error
         except Exception as error:  # onnxruntime raises classes of its own, without a common base.
             raise DeviceError(
-                f"onnxruntime cannot run {self._model} on its check data ({_reason(error)}), wanted "
-                "a model that runs; export it again, or try another --device"
+                f"onnxruntime cannot run {self._model} on its check data ({_reason(error)}), "
+                "wanted a model that runs; export it again, or try another --device"
             ) from error
         return {n: _array(value) for n, value in zip(self.output_names, found, strict=True)}
 
