@@ -18,17 +18,20 @@ from opdf_compile.graph.flops import shape_of, weight_op_flops
 from opdf_compile.graph.module_match import module_rows
 from opdf_compile.graph.ops import (
     LOOKUP_OPS,
+    NO_INPUT,
+    PRODUCTS,
     REFUSED_OPS,
     STACKED,
     WEIGHT_OPS,
     WeightOperand,
     operand,
+    operand_beside,
 )
 from opdf_compile.graph.provenance import refuse_indirect
 from opdf_compile.graph.rows import Match, MatchReport, Refusal, Use
 from opdf_compile.graph.sharing import is_weight_dtype, names_of_parameters
 from opdf_compile.graph.trace import PHASES, Phase, Traced
-from opdf_compile.graph.uses import Reader, readers
+from opdf_compile.graph.uses import Reader, fed_by_inputs, readers
 
 __all__ = ["Match", "MatchReport", "Refusal", "Use", "match"]
 
@@ -98,13 +101,14 @@ def _parameters(traced: Traced) -> dict[int, tuple[str, ...]]:
 
 def _scan(graph_module: GraphModule, phase: Phase, found: _Findings) -> None:
     """Record what every get_attr of a Parameter feeds."""
+    fed = fed_by_inputs(graph_module)
     for node in graph_module.graph.nodes:
         parameter = parameter_of(graph_module, node)
         if parameter is None:
             continue
         names = found.parameters.get(id(parameter), (str(node.target),))
         for reader in readers(graph_module, node):
-            _record(found, names, parameter, phase, reader)
+            _record(found, names, parameter, phase, reader, fed)
 
 
 def parameter_of(graph_module: GraphModule, node: Node) -> nn.Parameter | None:
@@ -118,7 +122,12 @@ def parameter_of(graph_module: GraphModule, node: Node) -> nn.Parameter | None:
 
 
 def _record(
-    found: _Findings, names: tuple[str, ...], parameter: Tensor, phase: Phase, reader: Reader
+    found: _Findings,
+    names: tuple[str, ...],
+    parameter: Tensor,
+    phase: Phase,
+    reader: Reader,
+    fed: set[Node],
 ) -> None:
     node = reader.node
     known = node.target in WEIGHT_OPS or node.target in REFUSED_OPS or node.target in LOOKUP_OPS
@@ -137,6 +146,8 @@ def _record(
         sighting.refused.append(REFUSED_OPS[node.target])
     elif places and len(shape) > 2 and not places[0].convolution:
         sighting.refused.append(STACKED)  # matmul broadcasts: x @ W with one matrix per head.
+    elif places and node.target in PRODUCTS and operand_beside(node, places[0]) not in fed:
+        sighting.refused.append(NO_INPUT)
     elif lookup:
         sighting.lookups.append(node.name)
     else:

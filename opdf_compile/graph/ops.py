@@ -69,6 +69,10 @@ WEIGHT_OPS: dict[Any, tuple[WeightOperand, ...]] = {
     ),
 }
 
+# Products that are also written between two weights (low-rank updates, cores): no layer there.
+PRODUCTS = frozenset({aten.addmm.default, aten.mm.default, aten.matmul.default})
+NO_INPUT = "is multiplied with another weight, not with an input"
+
 STACKED = "is a stack of matrices in a batched product, not one matrix"
 
 
@@ -130,6 +134,11 @@ def operand(node: Node, where: WeightOperand) -> Any:
     if len(node.args) > where.index:
         return node.args[where.index]
     return node.kwargs.get(where.name)
+
+
+def operand_beside(node: Node, where: WeightOperand) -> Any:
+    """What the weight multiplies, or None if it is given by keyword."""
+    return node.args[where.other] if len(node.args) > where.other else None
 
 
 def swaps(node: Node) -> bool:

@@ -83,6 +83,16 @@ def submodule(holder: GraphModule, node: Node) -> GraphModule | None:
     return found if isinstance(found, GraphModule) else None
 
 
+def fed_by_inputs(graph_module: GraphModule) -> set[Node]:
+    """All nodes that depend on an input, in nested graphs too (their placeholders count)."""
+    fed: set[Node] = set()
+    for inner in all_graphs(graph_module):
+        for node in inner.graph.nodes:
+            if node.op == "placeholder" or any(source in fed for source in node.all_input_nodes):
+                fed.add(node)
+    return fed
+
+
 def all_graphs(graph_module: GraphModule) -> Iterator[GraphModule]:
     """The graph module and every graph nested in it."""
     yield graph_module

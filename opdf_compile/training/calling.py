@@ -78,7 +78,7 @@ class Convention:
             given = {**dict(zip((*self.names, *self.keywords), args, strict=False)), **kwargs}
         else:
             given = {}
-            for name, value in self.signature.bind(*args, **kwargs).arguments.items():
+            for name, value in self._bound(args, kwargs).items():
                 kind = self.signature.parameters[name].kind
                 given.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
         traced = (*self.names, *self.keywords)
@@ -91,6 +91,15 @@ class Convention:
                 f"{', '.join(traced)}; pass exactly these, or trace again with other examples"
             )
         return tuple(given[n] for n in self.names), {n: given[n] for n in self.keywords}
+
+    def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        assert self.signature is not None
+        try:
+            return dict(self.signature.bind(*args, **kwargs).arguments)
+        except TypeError as error:
+            raise InputError(
+                f"the call does not fit forward{self.signature}: {error}; call it as the student"
+            ) from error
 
     def _defaults(self) -> dict[str, Any]:
         """What forward itself puts in place of inputs that were traced and are left out."""

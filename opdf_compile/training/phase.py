@@ -27,11 +27,12 @@ class PhaseGraph:
     Attributes:
         graph: Never changed after it is made; a change of dtype makes a new one.
         out_spec: How the flat outputs become the model's own output.
+        function: ``function(module, *leaves)`` runs the graph on the module's parameters.
     """
 
     graph: Graph
     out_spec: pytree.TreeSpec
-    _function: Callable[..., Any] | None = field(default=None, repr=False)
+    function: Callable[..., Any] = field(init=False, repr=False)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PhaseGraph:
         """Graphs are never changed in place, so copies of a module share them."""
@@ -48,15 +49,12 @@ class PhaseGraph:
             "state_dict(), or the whole of it as .pt2 with opdf-compile expand"
         )
 
-    @property
-    def function(self) -> Callable[..., Any]:
-        """``function(module, *leaves)`` runs the graph on the module's parameters."""
-        if self._function is None:
-            code = self.graph.python_code("self")
-            scope = dict(code.globals)
-            exec(compile(code.src, f"<opdf graph {id(self):x}>", "exec"), scope)
-            self._function = scope["forward"]
-        return self._function
+    def __post_init__(self) -> None:
+        """Compile at once: torch.compile cannot look into code generation in the first call."""
+        code = self.graph.python_code("self")
+        scope = dict(code.globals)
+        exec(compile(code.src, f"<opdf graph {id(self):x}>", "exec"), scope)
+        self.function = scope["forward"]
 
     def run(self, module: nn.Module, leaves: list[Any]) -> Any:
         """The model's output, in its own structure."""

@@ -191,6 +191,17 @@ class Buffered(nn.Module):
         return F.linear(x, self.w if self._factor is None else self.w * self._factor)
 
 
+class LowRank(nn.Module):
+    """A weight that is the product of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(8, 2)), nn.Parameter(torch.randn(2, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.a @ self.b)
+
+
 class Quantised(nn.Module):
     """An integer weight as a Parameter, read as it is."""
 
@@ -240,6 +251,7 @@ REFUSALS = [
     (Calls((3, 8, 8), lambda x, w: x[:, None, None] @ w), {"w": "is a stack of matrices"}),
     (Calls((3, 8, 8), lambda x, w: torch.bmm(x.expand(3, -1, -1), w)), {"w": "is a stack"}),
     (Calls((8, 6), lambda x, w: torch.einsum("bi,io->bo", x, w)), {"w": "is a stack"}),
+    (LowRank(), {"a": "is multiplied with another weight", "b": "is multiplied with another"}),
     (nn.Sequential(nn.Linear(8, 0), nn.Linear(0, 2)), {"0.weight": "empty", "1.weight": "empty"}),
 ]
 

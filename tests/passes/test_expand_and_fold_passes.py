@@ -1,4 +1,4 @@
-"""expand and fold on graphs: text in, text out; the algebra against einsum; checkers that refuse."""
+"""expand and fold on graphs: text in, text out; the algebra against einsum; refusing checkers."""
 
 from __future__ import annotations
 
