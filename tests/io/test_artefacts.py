@@ -1,0 +1,415 @@
+"""Files of expand and fold: trained where this package is not, folded without a plan."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+import opdf_compile as opdf
+from opdf_compile.errors import ArtefactError, FoldError
+from opdf_compile.io.artefacts import fold_file, save_expanded
+from opdf_compile.io.programs import read_programs
+from opdf_compile.training.expanded import Expanded
+
+
+class Student(nn.Module):
+    """A tied weight, a convolution, BatchNorm, dropout, a buffer outside the state dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(40, 16)
+        self.mix = nn.Conv1d(16, 16, 3, padding=1)
+        self.norm = nn.BatchNorm1d(16)
+        self.body = nn.Linear(16, 16)
+        self.drop = nn.Dropout(0.1)
+        self.head = nn.Linear(16, 40, bias=False)
+        self.head.weight = self.table.weight
+        self.register_buffer("scale", torch.tensor(0.5), persistent=False)
+
+    def forward(self, ids: Tensor) -> dict[str, Tensor]:
+        hidden = self.norm(self.mix(self.table(ids).transpose(1, 2))).transpose(1, 2)
+        factor = torch.tensor(1.5) if self.training else torch.tensor(1.0)
+        hidden = self.drop(self.body(hidden)) * self.scale * factor
+        return {"logits": self.head(hidden)}
+
+
+IDS = torch.randint(0, 40, (4, 6), generator=torch.Generator().manual_seed(0))
+AXES = {"ids": ("B", "S")}
+
+
+def grow(model: nn.Module, include: list[str] | None = None) -> Expanded:
+    traced = opdf.trace(model, (IDS,), dynamic=AXES)
+    return opdf.expand(traced, opdf.plan(traced, include=include or []))
+
+
+@pytest.fixture(scope="module")
+def student() -> Student:
+    torch.manual_seed(0)
+    return Student()
+
+
+# A process in which this package cannot be imported trains the file and saves what it trained.
+TRAINER = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "opdf_compile":
+            raise ImportError("blocked")
+sys.meta_path.insert(0, Blocked())
+sys.modules.pop("opdf_compile", None)
+import torch
+from safetensors.torch import save_file
+source, weights, again = sys.argv[1:]
+torch.manual_seed(0)
+program = torch.export.load(source)
+module = program.module()
+ids = torch.randint(0, 40, (4, 6))
+optimizer = torch.optim.SGD(module.parameters(), lr=0.5)
+losses = []
+for _ in range(4):
+    optimizer.zero_grad()
+    loss = torch.nn.functional.cross_entropy(module(ids)["logits"].flatten(0, 1), ids.flatten())
+    loss.backward()
+    optimizer.step()
+    losses.append(loss.item())
+assert losses[-1] < losses[0], losses
+assert module(torch.cat([ids, ids])[:, :3])["logits"].shape == (8, 3, 40)
+assert not any(name.startswith("opdf_compile") for name in sys.modules)
+save_file({k: v.detach().clone() for k, v in module.state_dict().items()}, weights)
+torch.export.save(torch.export.export(module, (ids,), strict=False), again)
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory, student: Student) -> dict[str, Path]:
+    """An expanded file, the state a stranger trained from it, and the program he saved again."""
+    folder = tmp_path_factory.mktemp("artefacts")
+    made = {name: folder / name for name in ("expanded.pt2", "trained.safetensors", "again.pt2")}
+    made["script"] = folder / "trainer.py"
+    made["script"].write_text(TRAINER)
+    save_expanded(grow(student, ["*"]), made["expanded.pt2"])
+    command = [sys.executable, "-I", *map(str, (made["script"], *list(made.values())[:3]))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def trained_copy(student: Student, weights: Path) -> Student:
+    """The oracle: the trained cores put into an Expanded in this process, and folded."""
+    expanded = grow(student, ["*"])
+    expanded.load_state_dict(load_file(weights))
+    folded = opdf.fold(expanded)
+    assert isinstance(folded, Student)
+    return folded.eval()
+
+
+def equal_states(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert set(found) == set(wanted)
+    for name, tensor in wanted.items():
+        assert found[name].dtype == tensor.dtype
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=0, msg=name)
+
+
+def test_a_strangers_training_is_folded_with_weights(
+    files: dict[str, Path], student: Student, tmp_path: Path
+) -> None:
+    folded = fold_file(files["expanded.pt2"], weights=files["trained.safetensors"])
+    assert folded.notes == ()
+    oracle = trained_copy(student, files["trained.safetensors"])
+    equal_states(folded.state, oracle.state_dict())
+    assert not torch.equal(folded.state["body.weight"], student.body.weight)
+    assert folded.state["norm.num_batches_tracked"] >= 4
+    folded.save(tmp_path / "student.pt2")
+    folded.save(tmp_path / "student.safetensors")
+    stored = load_file(tmp_path / "student.safetensors")
+    equal_states(stored, oracle.state_dict())
+    fresh = Student().eval()
+    fresh.load_state_dict(stored)
+    torch.testing.assert_close(fresh(IDS)["logits"], oracle(IDS)["logits"], rtol=0, atol=0)
+    archive = read_programs(tmp_path / "student.pt2")
+    assert archive.eval is not None
+    result = archive.eval.module(check_guards=False)(IDS)
+    torch.testing.assert_close(result["logits"], oracle(IDS)["logits"])
+    longer = torch.cat([IDS, IDS], dim=1)
+    wider = archive.eval.module(check_guards=False)(longer)
+    torch.testing.assert_close(wider["logits"], oracle(longer)["logits"])
+
+
+def test_the_comparison_can_fail(files: dict[str, Path], student: Student) -> None:
+    folded = fold_file(files["expanded.pt2"], weights=files["trained.safetensors"])
+    oracle = trained_copy(student, files["trained.safetensors"]).state_dict()
+    folded.state["body.weight"] = folded.state["body.weight"] * 1.01
+    with pytest.raises(AssertionError, match="body.weight"):
+        equal_states(folded.state, oracle)
+
+
+def test_a_program_that_was_exported_again_is_folded_without_its_plan(
+    files: dict[str, Path], student: Student
+) -> None:
+    assert "plan.json" not in read_programs(files["again.pt2"]).extra
+    folded = fold_file(files["again.pt2"])
+    oracle = trained_copy(student, files["trained.safetensors"]).state_dict()
+    # The other name of the tied weight rode along with the plan, and is lost with it.
+    equal_states({**folded.state, "head.weight": folded.state["table.weight"]}, oracle)
+    assert "holds the training graph only" in folded.notes[0]
+    whole = fold_file(files["again.pt2"], model=student)
+    equal_states(whole.state, oracle)
+    assert list(whole.state) == list(student.state_dict())
+
+
+def test_the_program_that_was_exported_again_gives_the_weights(
+    files: dict[str, Path], student: Student
+) -> None:
+    folded = fold_file(files["expanded.pt2"], weights=files["again.pt2"])
+    equal_states(folded.state, trained_copy(student, files["trained.safetensors"]).state_dict())
+
+
+def test_a_program_saved_again_as_it_is(tmp_path: Path, student: Student) -> None:
+    save_expanded(grow(student), tmp_path / "expanded.pt2")
+    torch.export.save(torch.export.load(tmp_path / "expanded.pt2"), tmp_path / "saved.pt2")
+    folded = fold_file(tmp_path / "saved.pt2", model=student)
+    for name, tensor in student.state_dict().items():
+        torch.testing.assert_close(folded.state[name], tensor, rtol=1e-5, atol=1e-7)
+
+
+def test_what_the_pt2_holds(files: dict[str, Path]) -> None:
+    archive = read_programs(files["expanded.pt2"])
+    assert set(archive.programs) == {"model", "eval"}
+    notes = json.loads(archive.extra["opdf.json"])
+    assert notes["axes"] == {"ids": {"0": "B", "1": "S"}}
+    assert notes["aliases"] == {"table.weight": ["head.weight"]}
+    assert json.loads(archive.extra["plan.json"])["schema"] == "opdf-plan/1"
+    state = archive.model.state_dict
+    assert "scale" not in state
+    assert {"table.weight_cores.0", "body.weight_cores.2", "norm.running_mean"} <= set(state)
+
+
+def test_both_phases_of_the_pt2_compute_what_the_expanded_does(
+    files: dict[str, Path], student: Student
+) -> None:
+    expanded = grow(student, ["*"])
+    archive = read_programs(files["expanded.pt2"])
+    evaluated = archive.programs["eval"].module(check_guards=False)(IDS)["logits"]
+    torch.testing.assert_close(evaluated, expanded.eval()(IDS)["logits"])
+    torch.manual_seed(1)
+    trained = archive.model.module(check_guards=False)(IDS)["logits"]
+    torch.manual_seed(1)
+    torch.testing.assert_close(trained, expanded.train()(IDS)["logits"])
+    assert not torch.allclose(trained, evaluated)
+
+
+def test_axis_names_survive_expand_and_fold(files: dict[str, Path], tmp_path: Path) -> None:
+    fold_file(files["expanded.pt2"]).save(tmp_path / "student.pt2")
+    for path in (files["expanded.pt2"], tmp_path / "student.pt2"):
+        notes = json.loads(read_programs(path).extra["opdf.json"])
+        assert notes["axes"] == {"ids": {"0": "B", "1": "S"}}
+
+
+# safetensors
+
+
+def test_safetensors_with_the_plan_in_the_header(student: Student, tmp_path: Path) -> None:
+    save_expanded(grow(student, ["*"]), tmp_path / "expanded.safetensors")
+    folded = fold_file(tmp_path / "expanded.safetensors")
+    assert folded.notes == ()
+    equal_states(folded.state, opdf.fold(grow(student, ["*"])).state_dict())
+    assert folded.state["mix.weight"].shape == (16, 16, 3)
+    with pytest.raises(ArtefactError, match="needs a graph, the expanded file holds tensors only"):
+        folded.save(tmp_path / "student.pt2")
+    assert not (tmp_path / "student.pt2").exists()
+
+
+def test_safetensors_with_trained_weights(
+    files: dict[str, Path], student: Student, tmp_path: Path
+) -> None:
+    save_expanded(grow(student, ["*"]), tmp_path / "expanded.safetensors")
+    folded = fold_file(tmp_path / "expanded.safetensors", weights=files["trained.safetensors"])
+    equal_states(folded.state, trained_copy(student, files["trained.safetensors"]).state_dict())
+
+
+def test_bare_tensors_fold_with_the_student(files: dict[str, Path], student: Student) -> None:
+    folded = fold_file(files["trained.safetensors"], model=student)
+    equal_states(folded.state, trained_copy(student, files["trained.safetensors"]).state_dict())
+    assert list(folded.state) == list(student.state_dict())
+
+
+def test_bare_tensors_fold_as_matrices_and_say_so(files: dict[str, Path], student: Student) -> None:
+    folded = fold_file(files["trained.safetensors"])
+    oracle = trained_copy(student, files["trained.safetensors"]).state_dict()
+    torch.testing.assert_close(folded.state["body.weight"], oracle["body.weight"])
+    assert folded.state["mix.weight"].shape == (16, 48)
+    assert "holds no plan: each weight is taken as a matrix" in folded.notes[0]
+    assert "(--model)" in folded.notes[0]
+
+
+def test_half_precision_through_both_routes(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8)).to(torch.bfloat16)
+    traced = opdf.trace(model, (torch.randn(2, 16, dtype=torch.bfloat16),))
+    expanded = opdf.expand(traced, opdf.plan(traced))
+    for suffix in (".pt2", ".safetensors"):
+        save_expanded(expanded, tmp_path / f"expanded{suffix}")
+        folded = fold_file(tmp_path / f"expanded{suffix}")
+        equal_states(folded.state, model.state_dict())
+
+
+def test_a_stack_stored_in_by_out_needs_the_student(tmp_path: Path) -> None:
+    class Conv1D(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.nf = 24
+            self.weight = nn.Parameter(torch.randn(16, 24))
+            self.bias = nn.Parameter(torch.randn(24))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.addmm(self.bias, x, self.weight)
+
+    model = Conv1D()
+    traced = opdf.trace(model, (torch.randn(2, 16),))
+    expanded = opdf.expand(traced, opdf.plan(traced))
+    torch.testing.assert_close(opdf.fold(expanded).weight, model.weight)
+    for suffix in (".pt2", ".safetensors"):
+        save_expanded(expanded, tmp_path / f"expanded{suffix}")
+        folded = fold_file(tmp_path / f"expanded{suffix}").state["weight"]
+        torch.testing.assert_close(folded, model.weight.detach(), rtol=1e-5, atol=1e-6)
+    save_file(expanded.state_dict(), tmp_path / "bare.safetensors")
+    folded = fold_file(tmp_path / "bare.safetensors", model=model).state["weight"]
+    torch.testing.assert_close(folded, model.weight.detach(), rtol=1e-5, atol=1e-6)
+
+
+# errors
+
+
+def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in state.items() if key != name}
+
+
+WRONG = [
+    (
+        lambda s: without(s, "body.weight_cores.1"),
+        r"'body.weight_cores.1' \(0 unknown, 1 cores missing",
+    ),
+    (lambda s: {**s, "other": torch.ones(2)}, r"'other' \(1 unknown, 0 cores missing"),
+    (
+        lambda s: {**s, "body.bias": torch.ones(2)},
+        r"'body.bias' \(0 unknown, 0 .* 1 of other shape\)",
+    ),
+    (
+        lambda s: {"x": torch.ones(1)},
+        "do not belong to .*; give the state dict of the program that",
+    ),
+]
+
+
+@pytest.mark.parametrize("route", [".pt2", ".safetensors"])
+@pytest.mark.parametrize(("change", "sentence"), WRONG, ids=[row[1][:12] for row in WRONG])
+def test_wrong_weights(
+    student: Student, tmp_path: Path, route: str, change: Any, sentence: str
+) -> None:
+    expanded = grow(student)
+    state = {name: tensor.clone() for name, tensor in expanded.state_dict().items()}
+    save_expanded(expanded, tmp_path / f"expanded{route}")
+    save_file(change(state), tmp_path / "trained.safetensors")
+    with pytest.raises(
+        ArtefactError, match=f"the trained weights do not belong to .*{sentence}|{sentence}"
+    ):
+        fold_file(tmp_path / f"expanded{route}", weights=tmp_path / "trained.safetensors")
+
+
+@pytest.mark.parametrize("route", [".pt2", ".safetensors"])
+def test_diverged_weights(student: Student, tmp_path: Path, route: str) -> None:
+    expanded = grow(student)
+    expanded.cores("body.weight")[0].data.fill_(float("nan"))
+    save_expanded(expanded, tmp_path / f"expanded{route}")
+    with pytest.raises(FoldError, match="the cores of 'body.weight' give NaN or infinity"):
+        fold_file(tmp_path / f"expanded{route}")
+
+
+@pytest.mark.parametrize("route", [".pt2", ".safetensors"])
+def test_another_students_model(student: Student, tmp_path: Path, route: str) -> None:
+    save_expanded(grow(student), tmp_path / f"expanded{route}")
+    other = nn.Sequential(nn.Linear(16, 16))
+    with pytest.raises(
+        (ArtefactError, FoldError), match="belong to .*model: .* (is missing|missing)"
+    ):
+        fold_file(tmp_path / f"expanded{route}", model=other)
+
+
+def test_bare_tensors_and_a_model_that_lacks_their_weight(tmp_path: Path) -> None:
+    cores = {f"x.weight_cores.{i}": torch.ones(1, 2, 2, 1) for i in range(2)}
+    save_file(cores, tmp_path / "bare.safetensors")
+    with pytest.raises(
+        FoldError, match="the cores of 'x.weight' belong to no weight of the plan or"
+    ):
+        fold_file(tmp_path / "bare.safetensors", model=nn.Linear(4, 4))
+
+
+def test_bare_tensors_that_are_no_chain(tmp_path: Path) -> None:
+    save_file({"w_cores.0": torch.ones(2, 2)}, tmp_path / "flat.safetensors")
+    with pytest.raises(FoldError, match="the cores of 'w' have 2 axes, wanted 4"):
+        fold_file(tmp_path / "flat.safetensors")
+    cores = {f"w_cores.{i}": torch.ones(1, 2, 2, 1) for i in (0, 2)}
+    save_file(cores, tmp_path / "gap.safetensors")
+    with pytest.raises(
+        FoldError, match=r"holds the cores \[0, 2\] of 'w', wanted 0 to 2 without a"
+    ):
+        fold_file(tmp_path / "gap.safetensors")
+    cores = {f"w_cores.{i}": torch.ones(1, 2, 2, 1) for i in (0, 1)}
+    save_file(cores, tmp_path / "truncated.safetensors")
+    with pytest.raises(FoldError, match="full bonds want"):
+        fold_file(tmp_path / "truncated.safetensors")
+
+
+def test_a_damaged_plan_in_the_header(tmp_path: Path, student: Student) -> None:
+    state = {name: t.clone() for name, t in grow(student).state_dict().items()}
+    save_file(state, tmp_path / "bad.safetensors", metadata={"opdf.plan": "{"})
+    with pytest.raises(FoldError, match="the plan in the file's header is damaged .* --model"):
+        fold_file(tmp_path / "bad.safetensors")
+
+
+def test_a_student_that_is_folded_already(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(2, 2)}, tmp_path / "plain.safetensors")
+    with pytest.raises(FoldError, match="holds no cores, wanted a file that expand wrote"):
+        fold_file(tmp_path / "plain.safetensors")
+
+
+@pytest.mark.parametrize("name", ["expanded.pth", "expanded"])
+def test_other_suffixes(tmp_path: Path, student: Student, name: str) -> None:
+    sentence = "has the suffix .*, wanted .pt2 .programs. or .safetensors .tensors.; choose"
+    with pytest.raises(ArtefactError, match=sentence):
+        save_expanded(grow(student), tmp_path / name)
+    with pytest.raises(ArtefactError, match=sentence):
+        fold_file(tmp_path / name)
+    save_expanded(grow(student), tmp_path / "e.safetensors")
+    with pytest.raises(ArtefactError, match=sentence):
+        fold_file(tmp_path / "e.safetensors").save(tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+def test_missing_files(tmp_path: Path, student: Student) -> None:
+    for suffix in (".pt2", ".safetensors"):
+        with pytest.raises(ArtefactError, match="missing"):
+            fold_file(tmp_path / f"missing{suffix}")
+    save_expanded(grow(student), tmp_path / "e.safetensors")
+    with pytest.raises(ArtefactError, match="nothing"):
+        fold_file(tmp_path / "e.safetensors", weights=tmp_path / "nothing.safetensors")
+
+
+def test_a_damaged_note_costs_the_tied_name_only(tmp_path: Path, student: Student) -> None:
+    from opdf_compile.io.programs import write_programs
+    from opdf_compile.training.programs import programs_of
+
+    expanded = grow(student, ["*"])
+    for index, note in enumerate(("{", "[]", '{"aliases": 3}')):
+        path = tmp_path / f"{index}.pt2"
+        write_programs(path, programs_of(expanded), {"opdf.json": note})
+        state = fold_file(path).state
+        assert "table.weight" in state
+        assert "head.weight" not in state
