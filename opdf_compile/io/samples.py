@@ -18,7 +18,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from opdf_compile.graph.axes import AxisNames, input_shapes
+from opdf_compile.graph.axes import AxisNames, input_shapes, is_free
 from opdf_compile.graph.signature import Inputs
 
 # Sizes of the batch axis that the drawn samples go through; None is the example's own.
@@ -86,7 +86,7 @@ def axis_groups(program: ExportedProgram, axis_names: AxisNames) -> dict[str, li
     groups: dict[str, list[str | None]] = {}
     for (name, axes), shape in zip(axis_names.items(), input_shapes(program), strict=True):
         groups[name] = [
-            axes.get(axis, str(size)) if isinstance(size, torch.SymInt) else None
+            axes.get(axis, str(size)) if is_free(size) else None
             for axis, size in enumerate(shape)
         ]
     return groups
