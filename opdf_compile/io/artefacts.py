@@ -94,7 +94,7 @@ class FoldedFile:
         elif not self.programs:
             raise ArtefactError(
                 f"{target} needs a graph, the expanded file holds tensors only; write "
-                ".safetensors, or give the student with --model"
+                ".safetensors, or expand to .pt2"
             )
         else:
             write_programs(target, self.programs, self.extra)
