@@ -86,8 +86,7 @@ def axis_groups(program: ExportedProgram, axis_names: AxisNames) -> dict[str, li
     groups: dict[str, list[str | None]] = {}
     for (name, axes), shape in zip(axis_names.items(), input_shapes(program), strict=True):
         groups[name] = [
-            axes.get(axis, str(size)) if is_free(size) else None
-            for axis, size in enumerate(shape)
+            axes.get(axis, str(size)) if is_free(size) else None for axis, size in enumerate(shape)
         ]
     return groups
 

@@ -13,21 +13,7 @@ import opdf_compile as opdf
 from opdf_compile.io.inputs import InputOptions
 from opdf_compile.io.modelspec import load_model
 
-WORDS = [
-    "small",
-    "models",
-    "learn",
-    "from",
-    "large",
-    "ones",
-    "when",
-    "rain",
-    "falls",
-    "on",
-    "warm",
-    "quiet",
-    "streets",
-]
+WORDS = ["small", "models", "learn", "from", "large", "ones", "when", "it", "rains"]
 SENTENCES = [" ".join(WORDS[i % 7 : i % 7 + 3 + i % 5]) + f" {i}" for i in range(20)]
 
 
