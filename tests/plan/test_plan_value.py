@@ -110,7 +110,9 @@ EDITS = [
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "sentence"), EDITS, ids=[f"{r[0]}={r[1]}" for r in EDITS]
+    ("path", "value", "sentence"),
+    EDITS,
+    ids=[f"{r[0]}={'deleted' if r[1] is DELETE else r[1]}" for r in EDITS],
 )
 def test_hand_edits_that_are_wrong(made: Plan, path: str, value: Any, sentence: str) -> None:
     plan_json = copy.deepcopy(made.to_json())
