@@ -20,12 +20,12 @@ from opdf_compile.graph.ops import (
     LOOKUP_OPS,
     NO_INPUT,
     PRODUCTS,
-    REFUSED_OPS,
     STACKED,
     WEIGHT_OPS,
     WeightOperand,
     operand,
     operand_beside,
+    refused_op,
 )
 from opdf_compile.graph.provenance import refuse_indirect
 from opdf_compile.graph.rows import Match, MatchReport, Refusal, Use
@@ -130,20 +130,18 @@ def _record(
     fed: set[Node],
 ) -> None:
     node = reader.node
-    known = node.target in WEIGHT_OPS or node.target in REFUSED_OPS or node.target in LOOKUP_OPS
-    if not known:
-        return
+    reason = refused_op(node)
     places = [
         where for where in WEIGHT_OPS.get(node.target, ()) if operand(node, where) is reader.operand
     ]
-    refused = node.target in REFUSED_OPS and parameter.ndim > 1
+    refused = reason is not None and parameter.ndim > 1
     lookup = node.target in LOOKUP_OPS
     if not places and not refused and not lookup:
         return
     sighting = found.sightings.setdefault(names[0], _Sighting(parameter, names[1:]))
     shape = shape_of(reader.operand) or tuple(parameter.shape)
     if refused:
-        sighting.refused.append(REFUSED_OPS[node.target])
+        sighting.refused.append(str(reason))
     elif places and len(shape) > 2 and not places[0].convolution:
         sighting.refused.append(STACKED)  # matmul broadcasts: x @ W with one matrix per head.
     elif places and node.target in PRODUCTS and operand_beside(node, places[0]) not in fed:

@@ -10,6 +10,7 @@ mm(W, x)                        args[0]          W rows
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,6 +128,22 @@ VIEW_OPS: dict[Any, bool] = {
 }
 
 LOOKUP_OPS = frozenset({aten.embedding.default, aten.embedding_bag.padding_idx})
+
+
+# transformers.grouped_mm_fallback, quantised kernels, conv_tbc: products by their name.
+_PRODUCT_LIKE = re.compile(r"(?:^|_)(?:b?mm|mv|matmul|linear|gemm|conv\w*)(?:_|$)")
+
+
+def refused_op(node: Node) -> str | None:
+    """Why no weight of this op can be replaced, or None: it is no product, or one we know."""
+    if node.target in REFUSED_OPS:
+        return REFUSED_OPS[node.target]
+    if node.target in WEIGHT_OPS or node.op != "call_function":
+        return None
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet is None or not _PRODUCT_LIKE.search(packet.__name__):
+        return None
+    return f"is read by {node.target}, a product that this tool does not rewrite"
 
 
 def operand(node: Node, where: WeightOperand) -> Any:

@@ -20,7 +20,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from opdf_compile.errors import InputError
 from opdf_compile.graph.axes import input_shapes, is_free
 from opdf_compile.graph.recorded import recorded_request
-from opdf_compile.graph.signature import Inputs
+from opdf_compile.graph.signature import Inputs, path_name
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,18 @@ class Convention:
             if not same:
                 found = "a tensor" if isinstance(leaf, Tensor) else repr(leaf)
                 raise InputError(
-                    f"leaf {position} of the inputs is {found}, the graph was traced with {wanted} "
-                    "there; pass that, or trace again with the other value"
+                    f"the input {self._name(position)!r} is {found}, the graph was traced with "
+                    f"{wanted}; pass that, or trace again with the other value"
                 )
+
+    def _name(self, position: int) -> str:
+        """The name of a leaf: its argument's, and the path inside it."""
+        places = pytree.tree_unflatten(list(range(self.spec.num_leaves)), self.spec)
+        half, top, *rest = pytree.tree_flatten_with_path(places)[0][position][0]
+        index = getattr(top, "idx", len(self.names)) if path_name([half]) == "0" else -1
+        named = 0 <= index < len(self.names)
+        label = self.names[index] if named else path_name([top])
+        return "_".join(filter(None, (label, path_name(rest))))
 
     def _check_fixed(self, tensors: list[Tensor]) -> None:
         shapes = dict(zip(self.tensors, tensors, strict=False))

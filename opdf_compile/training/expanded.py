@@ -28,6 +28,8 @@ class Expanded(nn.Module):
     It owns copies: training it does not touch the model that was traced. `train()`, `eval()`,
     `to()`, `state_dict()`, `copy.deepcopy` and `torch.compile` work as on any module. `.half()` and
     `.bfloat16()` change the weights that the ops read and leave the cores in float32.
+    A forward that casts to its input's dtype has that dtype as a constant in its graph: move such
+    a student before it is traced.
 
     Attributes:
         plan: What was expanded.

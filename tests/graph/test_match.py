@@ -191,6 +191,16 @@ class Buffered(nn.Module):
         return F.linear(x, self.w if self._factor is None else self.w * self._factor)
 
 
+@torch.library.custom_op("opdf_tests::grouped_mm_fallback", mutates_args=())
+def _product(x: Tensor, w: Tensor) -> Tensor:
+    return x @ w
+
+
+@_product.register_fake
+def _shape(x: Tensor, w: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], w.shape[1])
+
+
 class LowRank(nn.Module):
     """A weight that is the product of two."""
 
@@ -251,6 +261,14 @@ REFUSALS = [
     (Calls((3, 8, 8), lambda x, w: x[:, None, None] @ w), {"w": "is a stack of matrices"}),
     (Calls((3, 8, 8), lambda x, w: torch.bmm(x.expand(3, -1, -1), w)), {"w": "is a stack"}),
     (Calls((8, 6), lambda x, w: torch.einsum("bi,io->bo", x, w)), {"w": "is a stack"}),
+    (
+        Calls((8, 6), lambda x, w: torch.ops.opdf_tests.grouped_mm_fallback(x, w)),
+        {"w": r"is read by opdf_tests.grouped_mm_fallback.default, a product that this tool does"},
+    ),
+    (
+        Calls((6, 8), lambda x, w: torch.mv(w, x[0])),
+        {"w": r"is read by aten.mv.default, a product"},
+    ),
     (LowRank(), {"a": "is multiplied with another weight", "b": "is multiplied with another"}),
     (nn.Sequential(nn.Linear(8, 0), nn.Linear(0, 2)), {"0.weight": "empty", "1.weight": "empty"}),
 ]
