@@ -118,6 +118,15 @@ def test_flops_agree_with_the_counter_of_torch(model: nn.Module, size: tuple[int
     assert step_flops(graph) == 3 * forward_flops(graph)
 
 
+def test_flops_of_products_between_activations() -> None:
+    class Scores(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.bmm(x, x.transpose(1, 2))
+
+    x = torch.randn(3, 4, 5)
+    assert forward_flops(trace(Scores(), (x,)).graphs["eval"]) == 2 * 3 * 4 * 4 * 5
+
+
 def test_flops_of_nested_graphs_count() -> None:
     class NoGrad(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
