@@ -103,7 +103,7 @@ def verify(
     files = find_artefacts(candidate, reference, check)
     require_reference(files, request.asked)
     structure, notes = _structure(files, request)
-    numerics = _numerics(files, request)
+    numerics, reasons = _numerics(files, request)
     speed = _latency(files, request)
     if request.plot is not None:
         from opdf_compile.verify.plots import plot_latency
@@ -116,7 +116,9 @@ def verify(
         structure=structure,
         numerics=numerics,
         latency=speed,
-        environment=describe_environment(request.device, request.options(), (*notes, *speed.notes)),
+        environment=describe_environment(
+            request.device, request.options(), (*notes, *reasons, *speed.notes)
+        ),
         files=files.table(),
     )
 
@@ -207,9 +209,9 @@ def _structure(files: Artefacts, request: _Request) -> tuple[StructurePart, tupl
     return part, found.notes
 
 
-def _numerics(files: Artefacts, request: _Request) -> NumericsPart:
+def _numerics(files: Artefacts, request: _Request) -> tuple[NumericsPart, tuple[str, ...]]:
     if "numerics" not in request.asked:
-        return NumericsPart()
+        return NumericsPart(), ()
     request.progress("numerics", _LATENCY_STARTS / 2)
     found = check_numerics(
         files.candidate,
@@ -218,7 +220,7 @@ def _numerics(files: Artefacts, request: _Request) -> NumericsPart:
         reference=files.reference,
         reference_check=files.reference_check,
     )
-    return NumericsPart(
+    part = NumericsPart(
         verdict=found.verdict,
         max_abs_error=found.max_abs_error,
         max_rel_error=found.max_rel_error,
@@ -226,6 +228,8 @@ def _numerics(files: Artefacts, request: _Request) -> NumericsPart:
         tolerance=found.tolerance,
         samples=found.samples,
     )
+    # A verdict that is not a pass says which output, or which file, it is about.
+    return part, () if found.verdict == "pass" else (f"numerics: {found.worst}",)
 
 
 def _latency(files: Artefacts, request: _Request) -> LatencyResult:

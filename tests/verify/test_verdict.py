@@ -183,6 +183,19 @@ def test_wrong_numbers_are_refuted_by_numerics(tmp_path: Path, pair: tuple[Path,
     assert report.structure.verdict == "pass"
     assert report.numerics.verdict == "fail"
     assert report.verdict == "fail"
+    assert "numerics: output 'y': error" in str(report)
+
+
+def test_evidence_of_another_file_is_said(pair: tuple[Path, Path]) -> None:
+    write_check(check_path(pair[0]), evidence(weight_of(1), "0" * 64))
+    report = verify(*pair, device="cpu", only="numerics")
+    assert report.numerics.verdict == "fail"
+    assert "SHA-256 differs" in str(report) and "SHA-256 differs" in report.to_markdown()
+
+
+def test_a_pass_gives_no_reasons(pair: tuple[Path, Path]) -> None:
+    report = verify(*pair, device="cpu", only="numerics")
+    assert report.verdict == "pass" and "numerics: " not in str(report)
 
 
 def test_without_check_data_numerics_is_not_checked(pair: tuple[Path, Path]) -> None:
