@@ -9,6 +9,10 @@
     opdf.export_onnx(student, (x,), "out/", reference=untouched)
     assert opdf.verify("out/")
 
+or, with over-parameterisation as a property of the optimizer:
+
+    opt = opdf.Overparam(student, torch.optim.AdamW, lr=2e-5, cores=3)   # train as always
+
 Every name is imported when it is first used, so that importing this package costs little more than
 importing torch.
 """
@@ -21,7 +25,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opdf_compile.errors import OpdfError, UserError
+    from opdf_compile.errors import OpdfError, UserError, WeightsChanged
     from opdf_compile.graph.match import match
     from opdf_compile.graph.rows import Match, MatchReport, Refusal
     from opdf_compile.graph.trace import Traced, trace
@@ -32,6 +36,9 @@ if TYPE_CHECKING:
     from opdf_compile.training.expanded import Expanded
     from opdf_compile.training.expanding import expand
     from opdf_compile.training.folding import fold
+    from opdf_compile.training.hoisting import hoist
+    from opdf_compile.training.overparam import Overparam, overparam_class
+    from opdf_compile.training.program import WeightProgram
     from opdf_compile.verify.report import ParityReport
     from opdf_compile.verify.verdict import verify
 
@@ -40,6 +47,7 @@ __version__ = "0.1.0"
 _HOME = {
     "OpdfError": "errors",
     "UserError": "errors",
+    "WeightsChanged": "errors",
     "Match": "graph.rows",
     "MatchReport": "graph.rows",
     "Refusal": "graph.rows",
@@ -52,6 +60,10 @@ _HOME = {
     "Expanded": "training.expanded",
     "expand": "training.expanding",
     "fold": "training.folding",
+    "hoist": "training.hoisting",
+    "Overparam": "training.overparam",
+    "overparam_class": "training.overparam",
+    "WeightProgram": "training.program",
     "export_onnx": "io.onnx_export",
     "ParityReport": "verify.report",
     "verify": "verify.verdict",
@@ -62,15 +74,20 @@ __all__ = [
     "Match",
     "MatchReport",
     "OpdfError",
+    "Overparam",
     "ParityReport",
     "Plan",
     "Refusal",
     "Traced",
     "UserError",
+    "WeightProgram",
+    "WeightsChanged",
     "expand",
     "export_onnx",
     "fold",
+    "hoist",
     "match",
+    "overparam_class",
     "plan",
     "register",
     "trace",

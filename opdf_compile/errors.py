@@ -50,6 +50,10 @@ class FoldError(UserError):
     """Cores and student do not belong together."""
 
 
+class WeightsChanged(UserError):
+    """Weights hold something else than their cores last made of them."""
+
+
 class ExportError(UserError):
     """The ONNX exporter cannot express the model."""
 

@@ -40,6 +40,7 @@ class Mpo:
 
     name: Final[str] = "mpo"
     spec_type: Final[type[MpoSpec]] = MpoSpec
+    multilinear: Final[bool] = True
 
     def decompose(
         self, weight: Tensor, spec: MpoSpec, *, device: torch.device | str | None = None

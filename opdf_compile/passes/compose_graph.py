@@ -23,6 +23,9 @@ from opdf_compile.plan.value import PlanEntry
 
 WEIGHT_OP = torch.ops.aten.to.dtype
 
+# Metadata of the node that is a weight: its name. A file does not keep it (see `regions`).
+WEIGHT_MARK = "opdf_weight"
+
 
 def core_dtype(entry: PlanEntry) -> torch.dtype:
     """The dtype that the cores of an entry are stored in."""
@@ -48,7 +51,7 @@ def insert_compose(graph: Graph, entry: PlanEntry, before: Node) -> Node:
         weight = insert_graph(graph, _compose_graph(entry), cores, before)
         dtype = getattr(torch, entry.spec.dtype)
         node = graph.call_function(WEIGHT_OP, (weight, dtype), name=f"{stem}_composed")
-    node.meta["opdf_weight"] = entry.key
+    node.meta[WEIGHT_MARK] = entry.key
     return node
 
 

@@ -17,6 +17,7 @@ from opdf_compile.graph.axes import AxisNames
 from opdf_compile.graph.edit import attribute
 from opdf_compile.graph.signature import Inputs
 from opdf_compile.graph.trace import Phase
+from opdf_compile.passes.compose_graph import WEIGHT_MARK
 from opdf_compile.plan.value import Plan
 from opdf_compile.training.calling import Convention
 from opdf_compile.training.phase import PhaseGraph
@@ -138,7 +139,7 @@ class Expanded(nn.Module):
     def _weight_dtype(self, key: str) -> torch.dtype:
         for graph in self._phases.values():
             for node in graph.graph.nodes:
-                if node.meta.get("opdf_weight") == key:
+                if node.meta.get(WEIGHT_MARK) == key:
                     dtype: torch.dtype = node.args[1]
                     return dtype
         return torch.float32

@@ -1,4 +1,4 @@
-"""fold: Expanded -> the student, the class you came with.
+"""fold: Expanded, WeightProgram or Overparam -> the student, the class you came with.
 
     W = round(compose(T_1, .., T_n))     composed in float64, rounded once to the weight's dtype
 
@@ -7,6 +7,8 @@ moved (BatchNorm statistics).
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +19,36 @@ from opdf_compile.graph.sharing import deep_copy
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.passes.regions import require_finite
 from opdf_compile.plan.value import PlanEntry
+from opdf_compile.training.binding import is_sharded, reshard, whole
 from opdf_compile.training.expanded import Expanded
 
+if TYPE_CHECKING:
+    from opdf_compile.training.program import WeightProgram
 
-def fold(expanded: Expanded) -> nn.Module | ExportedProgram:
+
+class Hoisted(Protocol):
+    """A weight program, or an optimizer that has one."""
+
+    def fold(self, source: Any = None, into: nn.Module | None = None) -> nn.Module:
+        """The student with plain weights."""
+        ...
+
+
+def fold(
+    expanded: Expanded | Hoisted,
+    *,
+    source: Literal["cores", "weights"] | None = None,
+    into: nn.Module | None = None,
+) -> nn.Module | ExportedProgram:
     """Multiply the cores out and put the weights back into the student.
 
     Args:
-        expanded: The trained module; it is left as it is.
+        expanded: What was trained: an Expanded, a WeightProgram or an Overparam; it is left as it
+            is.
+        source: Of a hoisted form whose weights something else has changed: "cores" folds the
+            cores, "weights" takes the weights as they are now.
+        into: A plain student to fill, in place of a copy of the module; a hoisted form of a
+            sharded module (FSDP2) needs it.
 
     Returns:
         A new student: same class, state_dict keys, shapes, dtypes, ties, requires_grad and
@@ -32,22 +56,76 @@ def fold(expanded: Expanded) -> nn.Module | ExportedProgram:
         where a program was traced.
 
     Raises:
-        FoldError: The argument is no Expanded, or its cores hold NaN or infinity.
+        FoldError: The argument is nothing that can be folded, or its cores hold NaN or infinity.
+        WeightsChanged: Something else changed the weights of a hoisted form.
     """
     if not isinstance(expanded, Expanded):
+        folder = getattr(expanded, "fold", None)
+        if folder is None or isinstance(expanded, nn.Module):
+            raise FoldError(
+                f"fold got a {type(expanded).__name__}, wanted the module that opdf.expand "
+                "returned, a WeightProgram or an Overparam; torch.compile wraps it: fold the "
+                "module that was compiled"
+            )
+        student: nn.Module = folder(source=source, into=into)
+        return student
+    if source is not None or into is not None:
         raise FoldError(
-            f"fold got a {type(expanded).__name__}, wanted the module that opdf.expand returned; "
-            "torch.compile wraps it: fold the module that was compiled"
+            "source and into are for hoisted forms, found an Expanded: it owns its cores and its "
+            "copy of the student; call fold(expanded)"
         )
     values = folded_state(expanded)
-    student = deep_copy(expanded.source)
-    if isinstance(student, ExportedProgram):
-        _fill(dict(student.state_dict), values)
-        return student
-    owned: dict[str, Tensor] = dict(student.named_parameters(remove_duplicate=False))
-    owned.update(student.named_buffers(remove_duplicate=False))
-    _fill(owned, values)
+    copied = deep_copy(expanded.source)
+    if isinstance(copied, ExportedProgram):
+        _fill(dict(copied.state_dict), values)
+        return copied
+    _fill(_owned(copied), values)
+    return copied
+
+
+def fold_program(
+    program: WeightProgram, source: Literal["cores", "weights"] | None, into: nn.Module | None
+) -> nn.Module:
+    """The student of a weight program; see `fold`."""
+    if source not in (None, "cores", "weights"):
+        raise FoldError(f"source is {source!r}, wanted 'cores', 'weights' or nothing")
+    if source is None:
+        program.require_unchanged()
+    module = program.module
+    sharded = is_sharded(module.parameters())
+    if sharded and into is None:
+        raise FoldError(
+            f"the {type(module).__name__} is sharded, and a copy of it would be sharded too; give "
+            "a plain student to fill: fold(program, into=student)"
+        )
+    reshard(module)
+    # Gathering is collective, so every rank reads every tensor, in one order.
+    values = {name: whole(tensor.detach()) for name, tensor in _owned(module).items()}
+    if source != "weights":
+        folded = program.folded_weights()
+        for entry in program.plan.entries:
+            values.update(dict.fromkeys((entry.key, *entry.aliases), folded[entry.key]))
+    student = deep_copy(module) if into is None else into
+    _require_student(student, values)
+    _fill(_owned(student), values)
     return student
+
+
+def _owned(module: nn.Module) -> dict[str, Tensor]:
+    owned: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    owned.update(module.named_buffers(remove_duplicate=False))
+    return owned
+
+
+def _require_student(student: nn.Module, values: dict[str, Tensor]) -> None:
+    """Refuse to fill a module of another make; nothing is written then."""
+    owned = _owned(student)
+    odd = sorted(owned.keys() ^ values.keys())
+    if odd:
+        raise FoldError(
+            f"the module to fill and the student differ in {odd[0]!r} ({len(odd)} names in all), "
+            "wanted an instance built as the student was"
+        )
 
 
 def folded_state(expanded: Expanded) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from torch.fx import Graph
 from torch.fx.graph import CodeGen
 
 from opdf_compile.errors import InputError
-from opdf_compile.passes.compose_graph import WEIGHT_OP
+from opdf_compile.passes.compose_graph import WEIGHT_MARK, WEIGHT_OP
 
 
 @dataclass(eq=False)
@@ -64,7 +64,7 @@ class PhaseGraph:
         """The same graph whose composed weights of dtype `old` come out as `new`."""
         graph = copy_flat(self.graph)
         for node in graph.nodes:
-            if "opdf_weight" in node.meta and node.args[1] == old:
+            if WEIGHT_MARK in node.meta and node.args[1] == old:
                 assert node.target is WEIGHT_OP
                 node.args = (node.args[0], new)
         return PhaseGraph(graph, self.out_spec)

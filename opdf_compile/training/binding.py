@@ -1,0 +1,185 @@
+"""Weights of the user's own module, found by name at each use.
+
+FSDP2 and others replace Parameter objects, so none is kept. A sharded Parameter (a DTensor) is
+gathered to be read and cut to be written; the cut is local, because every rank has the whole value.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opdf_compile.errors import InputError, PlanError
+from opdf_compile.graph.sharing import owner
+from opdf_compile.plan.value import PlanEntry
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The user's own module inside torch.compile's and DDP's wrappers.
+
+    Raises:
+        InputError: It is no module, or wrapped by PEFT.
+    """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"the student is a {type(module).__name__}, wanted a torch.nn.Module")
+    inner: Any = module
+    while True:
+        if hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = inner.module
+        else:
+            break
+    adapter = next((m for m in inner.modules() if _is_adapter(m)), None)
+    if adapter is not None:
+        raise InputError(
+            f"the student is wrapped by PEFT (found a {type(adapter).__name__}): its weights are "
+            "frozen under adapters, and cores would not be trained; call merge_and_unload() first"
+        )
+    student: nn.Module = inner
+    return student
+
+
+def _is_adapter(module: nn.Module) -> bool:
+    return any(cls.__module__.split(".")[0] == "peft" for cls in type(module).__mro__)
+
+
+def validate(plan: Any, module: nn.Module) -> None:
+    """Check that every planned weight is a trainable Parameter of the module, as the plan says.
+
+    Raises:
+        PlanError: A name, shape, dtype or tie differs.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    owned = dict(module.named_parameters(remove_duplicate=False))
+    for entry in plan.entries:
+        if entry.key not in owned:
+            raise PlanError(_unknown(entry.key, owned))
+        weight = owned[entry.key]
+        found = {
+            "shape": (list(entry.spec.shape), list(weight.shape)),
+            "dtype": (entry.spec.dtype, str(weight.dtype).removeprefix("torch.")),
+            "names": (sorted((entry.key, *entry.aliases)), sorted(names[id(weight)])),
+        }
+        for what, (planned, present) in found.items():
+            if planned != present:
+                raise PlanError(
+                    f"the plan gives {entry.key!r} the {what} {planned}, the student has {present};"
+                    " make a plan for this student (opdf.plan(student))"
+                )
+
+
+def _unknown(key: str, owned: Mapping[str, Tensor]) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(key, owned, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return (
+        f"the plan names {key!r}, the student has no such parameter{hint}; "
+        "make a plan for this student (opdf.plan(student))"
+    )
+
+
+class Bound:
+    """One planned weight of a module.
+
+    Args:
+        module: The user's own module.
+        entry: The plan's entry.
+    """
+
+    def __init__(self, module: nn.Module, entry: PlanEntry) -> None:
+        """Find the submodule that holds the weight."""
+        self.entry = entry
+        self._holder, self._name = owner(module, entry.key)
+
+    @property
+    def key(self) -> str:
+        """The weight's name in the student."""
+        return self.entry.key
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The Parameter that the module holds now."""
+        found = self._holder._parameters.get(self._name)
+        if found is None:
+            raise InputError(
+                f"the student holds no Parameter {self.key!r} any more, wanted the module that was "
+                "hoisted; build the optimizer after whatever replaces its parameters"
+            )
+        return found
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight lives."""
+        return self.parameter.device
+
+    def local(self) -> Tensor:
+        """What this rank holds of the weight: all of it, or its shard."""
+        return local(self.parameter.detach())
+
+    def read(self) -> Tensor:
+        """The whole weight; every rank must call it where the weight is sharded."""
+        return whole(self.parameter.detach())
+
+    def take_grad(self) -> Tensor | None:
+        """The whole gradient, which the Parameter loses; None where no backward reached it."""
+        parameter = self.parameter
+        grad, parameter.grad = parameter.grad, None
+        return None if grad is None else whole(grad)
+
+    def write(self, value: Tensor) -> None:
+        """Put a whole weight into the Parameter, in place, cast once to its dtype."""
+        with torch.no_grad():
+            parameter = self.parameter
+            local(parameter.detach()).copy_(cut(value, like=parameter))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor gathered; any other as it is."""
+    gather = getattr(tensor, "full_tensor", None)
+    result: Tensor = tensor if gather is None else gather()
+    return result
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The shard of this rank; of any other tensor all of it."""
+    to_local = getattr(tensor, "to_local", None)
+    result: Tensor = tensor if to_local is None else to_local()
+    return result
+
+
+def cut(value: Tensor, *, like: Tensor) -> Tensor:
+    """This rank's share of a whole value that every rank has, laid out as `like` is."""
+    mesh = getattr(like, "device_mesh", None)
+    if mesh is None:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    placed: Any = like
+    return local(distribute_tensor(value, mesh, placed.placements, src_data_rank=None))
+
+
+def is_sharded(parameters: Iterable[Tensor]) -> bool:
+    """Whether a Parameter is a DTensor."""
+    return any(hasattr(parameter, "device_mesh") for parameter in parameters)
+
+
+def reshard(module: nn.Module) -> None:
+    """Bring every FSDP2 module back to its shards.
+
+    After an eval forward the root stays unsharded: its shards may then be read stale, and what is
+    written to them is ignored by the next forward.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if fsdp is None:
+        return
+    for part in module.modules():
+        if isinstance(part, fsdp.FSDPModule):
+            part.reshard()

@@ -1,0 +1,143 @@
+"""Param groups: what the user gives holds W; what the wrapped optimizer steps holds the cores.
+
+    outer group {W_1, W_2, b; lr, weight_decay, ..}  ->  inner {b; lr, weight_decay, ..}
+                                                         inner {cores of W_1, W_2; lr, 0, ..}
+
+Schedulers and users change the outer options; they are copied inwards before each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from opdf_compile.errors import InputError
+
+Group = dict[str, Any]
+_OWN = ("params", "param_names")
+
+
+def outer_groups(given: Any) -> list[Group]:
+    """What a torch optimizer takes as its first argument, or a module, as a list of groups.
+
+    Raises:
+        InputError: It is none of those, or holds nothing.
+    """
+    if isinstance(given, nn.Module):
+        return [{"params": list(given.parameters())}]
+    if isinstance(given, Tensor) or not isinstance(given, Iterable):
+        raise InputError(
+            f"Overparam got a {type(given).__name__}, wanted a module, its parameters or its param "
+            "groups"
+        )
+    items = list(given)
+    if not items:
+        raise InputError("Overparam got no parameters, wanted a module or its param groups")
+    if not all(isinstance(item, dict) for item in items):
+        return [{"params": items}]
+    return [{**item, "params": _listed(item["params"])} for item in items]
+
+
+def _listed(params: Any) -> list[Any]:
+    return [params] if isinstance(params, Tensor) else list(params)
+
+
+def tensors(group: Mapping[str, Any]) -> list[Tensor]:
+    """The parameters of a group; torch takes (name, parameter) pairs too."""
+    return [item[1] if isinstance(item, tuple) else item for item in group["params"]]
+
+
+def defaults_of(optimizer: Callable[..., Optimizer], options: Mapping[str, Any]) -> Group:
+    """The options that a wrapped optimizer gives a group, learned from a throwaway instance."""
+    return dict(optimizer([nn.Parameter(torch.zeros(1, 1))], **options).defaults)
+
+
+class Links:
+    """The inner groups of each outer group.
+
+    Args:
+        outer: The user's groups.
+        cores: For each outer group the cores of its matched weights.
+        matched: Ids of the matched weights.
+        split: Whether the cores get a group of their own, without weight decay.
+    """
+
+    def __init__(
+        self,
+        outer: list[Group],
+        cores: list[list[nn.Parameter]],
+        matched: set[int],
+        *,
+        split: bool,
+    ) -> None:
+        """Lay out the inner groups."""
+        self.split = split
+        self.inner: list[Group] = []
+        self.places: list[list[int]] = []
+        self._bare: set[int] = set()
+        self._seen: list[Group] = []
+        for group, stepped in zip(outer, cores, strict=True):
+            rest = [p for p in tensors(group) if id(p) not in matched]
+            self.add(group, rest, stepped)
+
+    def add(self, group: Group, rest: list[Tensor], stepped: list[nn.Parameter]) -> list[Group]:
+        """Lay out one more outer group; returns its inner groups."""
+        options = {key: value for key, value in group.items() if key not in _OWN}
+        plain = [*rest, *stepped] if not self.split else rest
+        made = [{**options, "params": plain}] if plain else []
+        bare = stepped if self.split else []
+        if bare:
+            self._bare.add(len(self.inner) + len(made))
+            made.append({**options, "params": bare, "weight_decay": 0.0})
+        self.places.append(list(range(len(self.inner), len(self.inner) + len(made))))
+        self._seen.append({})
+        self.inner.extend(made)
+        return made
+
+    def push(self, outer: list[Group], inner: list[Group]) -> None:
+        """Copy the options that changed since the last call from the outer groups inwards."""
+        for group, places, seen in zip(outer, self.places, self._seen, strict=True):
+            for key, value in group.items():
+                if key in _OWN or (key in seen and _same(seen[key], value)):
+                    continue
+                seen[key] = value
+                for place in places:
+                    if not (key == "weight_decay" and place in self._bare):
+                        inner[place][key] = value
+
+    def push_all(
+        self, outer: list[Group], inner: list[Group], estimated: list[list[Group]]
+    ) -> None:
+        """Copy every option inwards, and then what the wrapped optimizer had changed by itself.
+
+        Args:
+            outer: The user's groups.
+            inner: The wrapped optimizer's groups.
+            estimated: What `inner_options` gave when the state was saved; left out where the
+                groups were laid out otherwise then, as on another number of ranks.
+        """
+        self._seen = [{} for _ in self._seen]
+        self.push(outer, inner)
+        for places, saved in zip(self.places, estimated, strict=True):
+            if len(places) == len(saved):
+                for place, options in zip(places, saved, strict=True):
+                    inner[place].update(options)
+
+    def inner_options(self, inner: list[Group]) -> list[list[Group]]:
+        """For each outer group the options of its inner groups."""
+        return [
+            [{k: v for k, v in inner[place].items() if k not in _OWN} for place in places]
+            for places in self.places
+        ]
+
+
+def _same(old: Any, new: Any) -> bool:
+    if old is new:
+        return True
+    if isinstance(old, Tensor) or isinstance(new, Tensor):
+        return False
+    return bool(old == new)

@@ -1,0 +1,133 @@
+"""hoist: a student and a plan -> the weight program beside it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from torch import Tensor, nn
+
+from opdf_compile.errors import InputError
+from opdf_compile.graph.edit import over_tensors_of
+from opdf_compile.graph.trace import PHASES
+from opdf_compile.parametrizations.registry import get
+from opdf_compile.passes.hoist import Hoist, HoistResult, Part, split, weight_program
+from opdf_compile.plan.choose import plan as make_plan
+from opdf_compile.plan.value import Plan, PlanEntry
+from opdf_compile.training.batching import Batched, make_units
+from opdf_compile.training.binding import Bound, reshard, unwrap, validate
+from opdf_compile.training.expanded import Expanded
+from opdf_compile.training.folding import fold
+from opdf_compile.training.phase import copy_flat
+from opdf_compile.training.program import WeightProgram
+from opdf_compile.training.ranks import Ranks, share_out
+
+Progress = Callable[[str, int, int], None]
+logger = logging.getLogger("opdf_compile")
+
+
+def hoist(
+    student: nn.Module,
+    plan: Plan | None = None,
+    *,
+    batched: Batched = False,
+    recompute: bool = False,
+    process_group: Any = None,
+    progress: Progress | None = None,
+    separate: Callable[[str], Hashable] = lambda key: None,
+) -> WeightProgram:
+    """Bind a weight program to the user's own module.
+
+    The module is not changed: W holds the same bits until the first refresh, its forward stays its
+    own, and nothing is registered on it.
+
+    Args:
+        student: The module that is trained; torch.compile's and DDP's wrappers are looked through.
+            Build after `fully_shard` and after moving it to its device. Or an Expanded in
+            training: the program takes its cores over, with whatever optimizer steps them, and
+            `program.module` is the student folded from it.
+        plan: What is over-parameterised; `opdf.plan(student)` if None.
+        batched: Compose weights of one form together, their cores stacked: exact for optimizers
+            that work entry by entry (SGD, Adam, ..). "auto": the small ones, see `batching`.
+        recompute: Save the memory of the intermediate products between refresh and backward, at
+            the cost of a second forward of compose.
+        process_group: Share the program out over these ranks; None: every rank runs all of it.
+        progress: Called with (weight, number done, number of weights) before each decomposition.
+        separate: Weights for which this differs are never batched together.
+
+    Returns:
+        The program; its `parameters()` are what the optimizer steps.
+
+    Raises:
+        PlanError: The plan is for another module.
+        InputError: A weight holds NaN or infinity, or the student is wrapped by PEFT.
+
+    Example:
+        >>> import torch, opdf_compile as opdf
+        >>> student = torch.nn.Linear(16, 16)
+        >>> program = opdf.hoist(student, opdf.plan(student))
+        >>> inner = torch.optim.AdamW(program.parameters(), lr=1e-3)
+        >>> student(torch.randn(2, 16)).sum().backward()
+        >>> pulled = program.backward(); inner.step(); program.refresh()
+        >>> pulled
+        ('weight',)
+    """
+    if isinstance(student, Expanded):
+        if plan is not None and plan != student.plan:
+            raise InputError("an Expanded has its own plan; leave plan out")
+        return _from_expanded(student, recompute)
+    module = unwrap(student)
+    plan = make_plan(module) if plan is None else plan
+    validate(plan, module)
+    reshard(module)
+    parts = split(weight_program(plan), [entry.key for entry in plan.entries])
+    bounds = {entry.key: Bound(module, entry) for entry in plan.entries}
+    ranks = share_out(parts, plan, process_group)
+    mine = [part for part in parts if ranks.mine(part)]
+    wanted = {key for part in mine for key in part.keys}
+    cores: dict[str, Tensor] = {}
+    for index, entry in enumerate(plan.entries):
+        if progress is not None:
+            progress(entry.key, index, len(plan.entries))
+        # A sharded weight is gathered by all ranks together, also by those that do not need it.
+        value = bounds[entry.key].read()
+        if entry.key in wanted:
+            cores.update(zip(entry.core_names, _decompose(entry, value), strict=True))
+    units = make_units(mine, plan, cores, bounds, batched=batched, separate=separate)
+    logger.debug("hoist: %d weights in %d units", len(wanted), len(units))
+    return WeightProgram(module, plan, units, bounds, ranks, recompute=recompute)
+
+
+def _decompose(entry: PlanEntry, weight: Tensor) -> tuple[Tensor, ...]:
+    try:
+        made: tuple[Tensor, ...] = get(entry.parametrization).decompose(weight, entry.spec)
+    except InputError as error:
+        raise InputError(
+            f"the weight {entry.key!r} cannot be factorised: {error}; repair the weight, or "
+            f"exclude it (exclude=[{entry.key!r}])"
+        ) from error
+    return made
+
+
+def _from_expanded(expanded: Expanded, recompute: bool) -> WeightProgram:
+    """The program that the expanded graphs hold, over the very same cores."""
+    student = fold(expanded)
+    if not isinstance(student, nn.Module):
+        raise InputError(
+            "the Expanded was made from an ExportedProgram, which has no module to bind to; hoist "
+            "the module, or train the Expanded as it is"
+        )
+    parts: dict[tuple[str, ...], Part] = {}
+    for phase in PHASES:
+        graph = over_tensors_of(expanded.tree, copy_flat(expanded.phase(phase).graph))
+        result = Hoist()(graph)
+        assert isinstance(result, HoistResult)
+        for part in result.parts():
+            parts.setdefault(part.keys, part)
+    cores = dict(expanded.tree.named_parameters(remove_duplicate=False))
+    bounds = {entry.key: Bound(student, entry) for entry in expanded.plan.entries}
+    units = make_units(list(parts.values()), expanded.plan, cores, bounds, batched=False)
+    return WeightProgram(
+        student, expanded.plan, units, bounds, Ranks(None, {}), recompute=recompute
+    )

@@ -1,0 +1,423 @@
+"""Overparam: over-parameterisation as a property of the optimizer.
+
+    step():   pull dL/dW to the cores  ->  decay  ->  wrapped optimizer  ->  W <- compose(cores)
+
+Its param groups hold the student's own parameters, matched weights included. So loss scaling looks
+at dL/dW, clipping acts on dL/dW (in weight space), schedulers change its options, and every trainer
+that knows what an optimizer is knows this one. The cores are its state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from opdf_compile.errors import InputError, PlanError
+from opdf_compile.plan.choose import plan as make_plan
+from opdf_compile.plan.value import Plan
+from opdf_compile.training import optimizer_state as named
+from opdf_compile.training.batching import Batched
+from opdf_compile.training.binding import reshard, unwrap
+from opdf_compile.training.decay import decay, require_multilinear
+from opdf_compile.training.groups import Group, Links, defaults_of, outer_groups, tensors
+from opdf_compile.training.hoisting import hoist
+from opdf_compile.training.program import Source, WeightProgram
+from opdf_compile.training.saved import load_state, pack_state, unpack_state
+from opdf_compile.training.summary import Summary
+
+# Optimizers that treat every entry by itself, so that stacking tensors changes nothing.
+ELEMENTWISE = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adamax,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.RMSprop,
+    torch.optim.Rprop,
+    torch.optim.ASGD,
+)
+
+
+class Overparam(Optimizer):
+    """A torch optimizer that steps the cores of a student's weights.
+
+    Args:
+        params: The student, or its parameters, or param groups with the options that the wrapped
+            optimizer takes.
+        optimizer_class: The optimizer to wrap; any callable that makes one.
+        plan: What is over-parameterised; or ask for it with one of the next two.
+        cores: Cores per weight; 3 if nothing is asked for.
+        scale: Training parameters over deployed parameters.
+        module: The student, where `params` are parameters or groups.
+        decay: "weight": `weight_decay` is plain decoupled decay of W, whatever the wrapped
+            optimizer makes of it otherwise. "cores": the wrapped optimizer decays the cores.
+        batched: Compose weights of one form together; "auto" takes the small ones, and only for
+            optimizers that work entry by entry.
+        recompute: Save the memory of the intermediate products at the cost of a second forward of
+            compose.
+        process_group: Share cores and their optimizer state out over these ranks.
+        **options: Options of the wrapped optimizer.
+
+    Attributes:
+        program: The weight program.
+        inner: The wrapped optimizer.
+        plan: What is over-parameterised.
+
+    Raises:
+        PlanError: The plan does not fit the student or the groups.
+        InputError: The arguments contradict each other, or the wrapped optimizer refuses the cores.
+
+    Example:
+        >>> import torch, opdf_compile as opdf
+        >>> student = torch.nn.Linear(16, 16)
+        >>> opt = opdf.Overparam(student, torch.optim.AdamW, lr=1e-3, cores=3)
+        >>> student(torch.randn(2, 16)).sum().backward()
+        >>> opt.step(); opt.zero_grad()
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        optimizer_class: Callable[..., Optimizer] = torch.optim.AdamW,
+        *,
+        plan: Plan | None = None,
+        cores: int | None = None,
+        scale: float | None = None,
+        module: nn.Module | None = None,
+        decay: Literal["weight", "cores"] = "weight",
+        batched: Batched = "auto",
+        recompute: bool = False,
+        process_group: Any = None,
+        **options: Any,
+    ) -> None:
+        """Decompose the weights and build the wrapped optimizer over the cores."""
+        student = _student(params, module)
+        groups = outer_groups(params)
+        defaults = defaults_of(optimizer_class, options)
+        reshard(student)
+        home = {id(p): place for place, group in enumerate(groups) for p in tensors(group)}
+        self.plan = _plan(student, plan, cores, scale, home)
+        if decay not in ("weight", "cores"):
+            raise InputError(f"decay is {decay!r}, wanted 'weight' or 'cores'")
+        self._split = decay == "weight" and "weight_decay" in defaults
+        if self._split and _decays(groups, defaults):
+            require_multilinear(self.plan)
+        if batched == "auto" and optimizer_class not in ELEMENTWISE:
+            batched = False
+        owned = dict(student.named_parameters(remove_duplicate=False))
+        place_of = {e.key: home[id(owned[e.key])] for e in self.plan.entries}
+
+        def apart(key: str) -> Hashable:
+            return place_of[key]
+
+        self.program: WeightProgram = hoist(
+            student,
+            self.plan,
+            batched=batched,
+            recompute=recompute,
+            process_group=process_group,
+            separate=apart,
+        )
+        stepped: list[list[nn.Parameter]] = [[] for _ in groups]
+        for unit in self.program.units:
+            stepped[place_of[unit.keys[0]]].extend(unit.storage)
+        matched = {id(owned[entry.key]) for entry in self.plan.entries}
+        self._links = Links(groups, stepped, matched, split=self._split)
+        self.inner = _inner(optimizer_class, self._links.inner, options)
+        super().__init__(groups, dict(self.inner.defaults))
+        self._names = {id(p): name for name, p in reversed(list(student.named_parameters()))}
+        self._place_of = place_of
+        self._show_cores()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of the wrapped optimizer on the cores, and the weights that come of it.
+
+        Args:
+            closure: Evaluates the loss and its gradients anew; optimizers that evaluate more than
+                once (LBFGS) see the weights of the cores as they are at each evaluation.
+
+        Raises:
+            WeightsChanged: Something else changed the weights since the last step; nothing moves.
+        """
+        self.program.require_unchanged()
+        self._links.push(self.param_groups, self.inner.param_groups)
+        if closure is None:
+            self._decay(self.program.backward())
+            loss = self.inner.step()
+        else:
+            loss = self.inner.step(self._evaluation(closure))
+        self.program.write()
+        return loss
+
+    def _evaluation(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        count = 0
+
+        def evaluate() -> Any:
+            nonlocal count
+            if count:
+                self.program.write()
+            with torch.enable_grad():
+                loss = closure()
+            pulled = self.program.backward()
+            if not count:
+                self._decay(pulled)
+            count += 1
+            return loss
+
+        return evaluate
+
+    def _decay(self, pulled: tuple[str, ...]) -> None:
+        if not self._split:
+            return
+        for unit in self.program.units:
+            group = self.param_groups[self._place_of[unit.keys[0]]]
+            decay(unit, 1.0 - float(group["lr"]) * float(group["weight_decay"]), pulled)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of the weights and of the cores."""
+        super().zero_grad(set_to_none)
+        self.inner.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group; its parameters are stepped as they are, without cores."""
+        super().add_param_group(param_group)
+        if len(self.param_groups) <= len(self._links.places):
+            return  # The groups that the constructor laid out.
+        group = self.param_groups[-1]
+        for made in self._links.add(group, tensors(group), []):
+            self.inner.add_param_group(made)
+        self._names.update(
+            {id(p): name for name, p in reversed(list(self.program.module.named_parameters()))}
+        )
+
+    def absorb(self) -> tuple[str, ...]:
+        """Take the weights as they are now; what the optimizer kept of their cores is dropped.
+
+        Returns:
+            Names of the weights that had changed.
+        """
+        changed = self.program.absorb()
+        for unit in self.program.units:
+            named.reset(unit, self.inner, changed)
+        return changed
+
+    def fold(self, source: Source | None = None, into: nn.Module | None = None) -> nn.Module:
+        """The student with plain weights; see `opdf.fold`."""
+        return self.program.fold(source, into)
+
+    def summary(self) -> Summary:
+        """What is trained, what is deployed, what is left alone, and what a step costs."""
+        return Summary.of(self.program, type(self.inner).__name__, split=self._split)
+
+    def owned_names(self) -> tuple[str, ...]:
+        """Names of the parameters whose state this rank holds."""
+        matched = {entry.key for entry in self.plan.entries}
+        return (*self.program.owned(), *(n for n in self._listed() if n not in matched))
+
+    def _listed(self) -> list[str]:
+        """The names of all parameters, in the order of the groups."""
+        return [self._name(p) for group in self.param_groups for p in group["params"]]
+
+    def _name(self, parameter: Tensor) -> str:
+        name = self._names.get(id(parameter))
+        if name is None:
+            raise InputError(
+                "a param group holds a tensor that is no parameter of the student, wanted the "
+                "student's own; give it an optimizer of its own"
+            )
+        return name
+
+    def group_options(self) -> list[Group]:
+        """The param groups with names in place of parameters.
+
+        "inner" holds the options of the wrapped optimizer's own groups: some optimizers keep there
+        what they estimate, such as a step size.
+        """
+        inner = self._links.inner_options(self.inner.param_groups)
+        return [
+            {**group, "params": [self._name(p) for p in group["params"]], "inner": options}
+            for group, options in zip(self.param_groups, inner, strict=True)
+        ]
+
+    def push_options(self, inner: list[list[Group]]) -> None:
+        """Copy all options inwards, then what the wrapped optimizer had of its own."""
+        self._links.push_all(self.param_groups, self.inner.param_groups, inner)
+
+    def fingerprints(self) -> dict[str, list[int]]:
+        """The checksum of every matched weight as the last step left it."""
+        return {key: value.tolist() for key, value in self.program.checksums().items()}
+
+    def state_by_name(self) -> dict[str, named.State]:
+        """Cores and optimizer state that this rank holds, by parameter name."""
+        states: dict[str, named.State] = {}
+        for unit in self.program.units:
+            states.update(named.weight_states(unit, self.inner))
+        matched = {entry.key for entry in self.plan.entries}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                name = self._name(parameter)
+                if name not in matched:
+                    states[name] = dict(self.inner.state.get(parameter, {}))
+        return states
+
+    def load_state_by_name(
+        self,
+        states: Mapping[str, named.State],
+        fingerprints: Mapping[str, list[int]],
+        groups: list[Group],
+    ) -> None:
+        """Take over what `state_by_name`, `fingerprints` and `group_options` gave.
+
+        Args:
+            states: At least what this rank owns.
+            fingerprints: Checksums of the weights at the time; load those weights as well.
+            groups: Options of each group, in order.
+
+        Raises:
+            InputError: The state is of another student or plan; nothing is changed then.
+        """
+        load_state(self, states, fingerprints, groups)
+        self._show_cores()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of an ordinary optimizer: plain tensors and values.
+
+        Where the program is shared out it holds this rank's cores only, and loads only there.
+        """
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state = pack_state(self)
+        for after in self._optimizer_state_dict_post_hooks.values():
+            state = after(self, state) or state
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load what `state_dict` gave; load the student's own weights too, before or after.
+
+        Raises:
+            InputError: The state is of another student, plan or rank; nothing is changed then.
+        """
+        state = dict(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state = before(self, state) or state
+        self.load_state_by_name(*unpack_state(self, state))
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def _show_cores(self) -> None:
+        """Let `opt.state[W]` show the cores of W; they are views, not copies."""
+        owned = dict(self.program.module.named_parameters(remove_duplicate=False))
+        for unit in self.program.units:
+            for key, state in named.weight_states(unit, self.inner).items():
+                self.state[owned[key]] = {k: v for k, v in state.items() if k.count(".") == 1}
+
+
+def overparam_class(
+    student: nn.Module,
+    plan: Plan | None = None,
+    optimizer_class: Callable[..., Optimizer] = torch.optim.AdamW,
+    **options: Any,
+) -> type[Overparam]:
+    """An Overparam bound to a student, to be built from param groups alone.
+
+    Args:
+        student: What is trained.
+        plan: What is over-parameterised; the default plan if None.
+        optimizer_class: The optimizer to wrap.
+        **options: Options of `Overparam` or of the wrapped optimizer; the call may override them.
+
+    Returns:
+        A class whose instances are made as ``cls(params_or_groups, lr=..)``.
+
+    Example:
+        >>> import torch, opdf_compile as opdf
+        >>> student = torch.nn.Linear(16, 16)
+        >>> made = opdf.overparam_class(student, opdf.plan(student))
+        >>> opt = made(student.parameters(), lr=2e-5)
+    """
+    unwrap(student)
+
+    class BoundOverparam(Overparam):
+        """An Overparam of one student."""
+
+        def __init__(self, params: Any, **given: Any) -> None:
+            merged = {"plan": plan, "module": student, **options, **given}
+            super().__init__(params, optimizer_class, **merged)
+
+    return BoundOverparam
+
+
+def _student(params: Any, module: nn.Module | None) -> nn.Module:
+    if isinstance(params, nn.Module):
+        return unwrap(params if module is None else module)
+    if module is None:
+        raise InputError(
+            "Overparam got parameters or param groups without the module that owns them, wanted "
+            "its names too; give module=student, or use overparam_class(student, plan)"
+        )
+    return unwrap(module)
+
+
+def _plan(
+    student: nn.Module,
+    plan: Plan | None,
+    cores: int | None,
+    scale: float | None,
+    home: Mapping[int, int],
+) -> Plan:
+    """The plan asked for, over the weights that the groups hold."""
+    asked = [
+        name
+        for name, value in (("plan", plan), ("cores", cores), ("scale", scale))
+        if value is not None
+    ]
+    if len(asked) > 1:
+        raise PlanError(
+            f"{' and '.join(asked)} are given together, wanted one of plan, cores, scale; each of "
+            "them fixes the plan"
+        )
+    owned = dict(student.named_parameters(remove_duplicate=False))
+    absent = [name for name, p in owned.items() if id(p) not in home]
+    if plan is None:
+        exclude = [name for name in absent if owned[name].requires_grad and owned[name].ndim > 1]
+        return _made(student, cores, scale, exclude)
+    for entry in plan.entries:
+        if entry.key in absent:
+            raise PlanError(
+                f"the plan names {entry.key!r}, which is in no param group, so nothing would train "
+                "it; add it to a group, or remove the entry"
+            )
+    return plan
+
+
+def _made(student: nn.Module, cores: int | None, scale: float | None, exclude: list[str]) -> Plan:
+    from opdf_compile.graph.match import match
+
+    known = {name for m in match(student).matches for name in (m.key, *m.aliases)}
+    globs = [name for name in exclude if name in known]
+    return make_plan(student, cores=cores, scale=scale, exclude=globs)
+
+
+def _decays(groups: list[Group], defaults: Mapping[str, Any]) -> bool:
+    return any(float(group.get("weight_decay", defaults["weight_decay"])) for group in groups)
+
+
+def _inner(
+    optimizer_class: Callable[..., Optimizer], groups: list[Group], options: Mapping[str, Any]
+) -> Optimizer:
+    try:
+        return optimizer_class(groups, **options)
+    except ValueError as error:
+        name = getattr(optimizer_class, "__name__", str(optimizer_class))
+        raise InputError(
+            f"{name} refuses the cores, tensors of four axes ({error}), wanted an optimizer of "
+            "tensors of any shape; wrap another one, such as torch.optim.AdamW"
+        ) from error
