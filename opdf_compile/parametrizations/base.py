@@ -38,7 +38,11 @@ S = TypeVar("S", bound=Spec)
 
 
 class Parametrization(Protocol[S]):
-    """A pair of pure functions, and what a planner needs to choose between their specs."""
+    """A pair of pure functions, and what a planner needs to choose between their specs.
+
+    A parametrization that is linear in each of its tensors says so with ``multilinear = True``: only
+    then can decay of the weight be carried by its tensors (see `training.decay`).
+    """
 
     @property
     def name(self) -> str:
