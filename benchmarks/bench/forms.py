@@ -1,0 +1,92 @@
+"""The forms of one training step, built from one student and one plan.
+
+plain    the student itself under the optimizer
+inline   cores, compose and its backward in the forward graph of every micro-batch
+hoisted  opdf.Overparam: compose once per optimizer step, weight by weight
+batched  the same with equal weights composed together
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+import opdf_compile as opdf
+from bench.students import Student
+
+FORMS = ("plain", "inline", "hoisted", "batched")
+OPTIMIZER = torch.optim.AdamW
+OPTIONS: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.01}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A model and its optimizer.
+
+    Attributes:
+        name: One of `FORMS`.
+        student: Batch and loss.
+        model: What runs forward and backward.
+        optimizer: What steps.
+    """
+
+    name: str
+    student: Student
+    model: nn.Module
+    optimizer: torch.optim.Optimizer = field(repr=False)
+
+    def step(self, accumulation: int) -> None:
+        """One optimizer step: so many micro-batches forward and backward, then the step."""
+        self.micro_batches(accumulation)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def micro_batches(self, accumulation: int) -> None:
+        """Forward and backward of so many micro-batches."""
+        for _ in range(accumulation):
+            (self.student.loss(self.model) / accumulation).backward()  # type: ignore[no-untyped-call]
+
+
+def planned(student: Student, cores: int | None) -> tuple[opdf.Traced, opdf.Plan]:
+    """Trace a student and plan it.
+
+    Args:
+        student: The student.
+        cores: Cores per weight; the student's usual number if None.
+    """
+    traced = opdf.trace(student.model, student.args, student.kwargs)
+    return traced, opdf.plan(traced, cores=cores or student.cores)
+
+
+def build(
+    name: str,
+    student: Student,
+    traced: opdf.Traced,
+    plan: opdf.Plan,
+    options: Mapping[str, Any] = OPTIONS,
+    **hoist_options: Any,
+) -> Form:
+    """Make one form; the student itself is left as it is.
+
+    Args:
+        name: One of `FORMS`.
+        student: The student.
+        traced: Its graphs, for the inline form.
+        plan: What becomes of its weights.
+        options: Of the optimizer.
+        **hoist_options: Of `opdf.Overparam`, for the hoisted forms.
+    """
+    if name == "inline":
+        model: nn.Module = opdf.expand(traced, plan).train()
+        return Form(name, student, model, OPTIMIZER(model.parameters(), **options))
+    model = copy.deepcopy(student.model)
+    if name == "plain":
+        return Form(name, student, model, OPTIMIZER(model.parameters(), **options))
+    hoisted = {"batched": name == "batched", **hoist_options}
+    optimizer = opdf.Overparam(model, OPTIMIZER, plan=plan, **hoisted, **options)
+    return Form(name, student, model, optimizer)

@@ -1,0 +1,123 @@
+"""The students that are measured, with a batch and a loss each.
+
+bert    2 layers of BERT-base (hidden 768, 12 heads, FFN 3072), random weights, batch 32 x 128
+resnet  ResNet-18 of timm, random weights, batch 32 x 3 x 64 x 64
+llama   one LLaMA-shaped block: RMSNorm, grouped-query attention with rotary positions, SwiGLU;
+        hidden 1024, FFN 2816, 16 heads, 4 of them for keys and values, batch 8 x 512
+tiny    a network of two small layers, for the tests
+
+The loss is the mean squared distance to a fixed random target, as in distillation. A loss without
+a target (the mean square of a normalised output, say) is constant, and its gradients of nothing but
+rounding errors run through slow subnormal arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.llama import Block
+
+
+@dataclass(frozen=True)
+class Student:
+    """A model with the batch that it is trained on.
+
+    Attributes:
+        name: What `--models` calls it.
+        model: In training mode, on the device.
+        args: Positional inputs of the batch.
+        kwargs: Keyword inputs of the batch.
+        cores: Cores per weight unless `--cores` says otherwise.
+        target: What the first output should be.
+    """
+
+    name: str
+    model: nn.Module
+    args: tuple[Tensor, ...]
+    kwargs: dict[str, Tensor]
+    cores: int
+    target: Tensor
+
+    def loss(self, model: nn.Module) -> Tensor:
+        """The loss of a model of this kind on the batch."""
+        return F.mse_loss(first_output(model(*self.args, **self.kwargs)), self.target)
+
+
+def first_output(output: Any) -> Tensor:
+    """The first tensor that a model returns."""
+    if isinstance(output, Tensor):
+        return output
+    found: Tensor = next(iter(output.values()))
+    return found
+
+
+def student(name: str, device: torch.device, seed: int = 0) -> Student:
+    """Build a student.
+
+    Args:
+        name: One of `NAMES`.
+        device: Where it and its batch live.
+        seed: Fixes weights, batch and target.
+    """
+    torch.manual_seed(seed)
+    model, args, kwargs, cores = _BUILDERS[name]()
+    model = model.to(device).train()
+    args = tuple(value.to(device) for value in args)
+    kwargs = {key: value.to(device) for key, value in kwargs.items()}
+    with torch.no_grad():
+        target = torch.randn_like(first_output(model(*args, **kwargs)))
+    return Student(name, model, args, kwargs, cores, target)
+
+
+def bert(layers: int) -> nn.Module:
+    """BERT-base with random weights, so many layers and no pooler."""
+    from opdf_compile.io.torchvision_shim import prepare_torchvision
+
+    prepare_torchvision()
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(num_hidden_layers=layers)
+    model: nn.Module = BertModel(config, add_pooling_layer=False)
+    return model
+
+
+_Parts = tuple[nn.Module, tuple[Tensor, ...], dict[str, Tensor], int]
+
+
+def _bert() -> _Parts:
+    ids = torch.randint(0, 30522, (32, 128))
+    return bert(2), (), {"input_ids": ids}, 5
+
+
+def _resnet() -> _Parts:
+    from opdf_compile.io.torchvision_shim import prepare_torchvision
+
+    prepare_torchvision()
+    import timm
+
+    return timm.create_model("resnet18"), (torch.randn(32, 3, 64, 64),), {}, 3
+
+
+def _llama() -> _Parts:
+    return Block(1024, 2816, heads=16, kv_heads=4), (torch.randn(8, 512, 1024),), {}, 3
+
+
+def _tiny() -> _Parts:
+    model = nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 48))
+    return model, (torch.randn(16, 48),), {}, 3
+
+
+_BUILDERS: dict[str, Callable[[], _Parts]] = {
+    "bert": _bert,
+    "resnet": _resnet,
+    "llama": _llama,
+    "tiny": _tiny,
+}
+NAMES = tuple(_BUILDERS)
+DEFAULT = ("bert", "resnet", "llama")
