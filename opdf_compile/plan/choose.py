@@ -87,7 +87,9 @@ def plan(
     )
     if not entries:
         raise PlanError(_nothing(report, refusals))
-    return Plan(entries, tuple(refusals), flops, request)
+    made = Plan(entries, tuple(refusals), flops, request)
+    source = model.source if isinstance(model, Traced) else model
+    return made.made_for(source) if isinstance(source, nn.Module) else made
 
 
 def _request(cores: int | None, scale: float | None, overhead: float | None) -> dict[str, Any]:

@@ -9,12 +9,15 @@ memory   = cores x (value, gradient, two AdamW moments) + composed weights + lar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from html import escape
 from math import prod
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from opdf_compile.errors import PlanError
 from opdf_compile.graph.rows import Match, MatchReport, Refusal, text_table
@@ -100,6 +103,26 @@ class Plan:
                     "remove one of the entries"
                 )
             seen.add(entry.key)
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The module that the plan was made for, while it lives and in the process that made it.
+
+        It lets `Overparam` take param groups, which know no names. It is no part of the plan's
+        value: two equal plans may have been made for two modules, and a file keeps none.
+        """
+        found: Callable[[], nn.Module | None] | None = self.__dict__.get("_model")
+        return None if found is None else found()
+
+    def made_for(self, model: nn.Module) -> Plan:
+        """This plan, remembering the module without keeping it alive."""
+        remembering = replace(self)
+        remembering.__dict__["_model"] = weakref.ref(model)
+        return remembering
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the module: a weak reference cannot be pickled."""
+        return {key: value for key, value in self.__dict__.items() if key != "_model"}
 
     @property
     def cost(self) -> Cost:

@@ -55,7 +55,8 @@ class Overparam(Optimizer):
         plan: What is over-parameterised; or ask for it with one of the next two.
         cores: Cores per weight; 3 if nothing is asked for.
         scale: Training parameters over deployed parameters.
-        module: The student, where `params` are parameters or groups.
+        module: The student, where `params` are parameters or groups and `plan` does not know it (it
+            was read from a file, or made for a copy).
         decay: "weight": `weight_decay` is plain decoupled decay of W, whatever the wrapped
             optimizer makes of it otherwise. "cores": the wrapped optimizer decays the cores.
         batched: Compose weights of one form together; "auto" takes the small ones, and only for
@@ -98,7 +99,7 @@ class Overparam(Optimizer):
         **options: Any,
     ) -> None:
         """Decompose the weights and build the wrapped optimizer over the cores."""
-        student = _student(params, module)
+        student = _student(params, module, plan)
         groups = outer_groups(params)
         defaults = defaults_of(optimizer_class, options)
         reshard(student)
@@ -355,9 +356,11 @@ def overparam_class(
     return BoundOverparam
 
 
-def _student(params: Any, module: nn.Module | None) -> nn.Module:
+def _student(params: Any, module: nn.Module | None, plan: Plan | None) -> nn.Module:
     if isinstance(params, nn.Module):
         return unwrap(params if module is None else module)
+    if module is None and plan is not None:
+        module = plan.model
     if module is None:
         raise InputError(
             "Overparam got parameters or param groups without the module that owns them, wanted "

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -266,3 +268,16 @@ def test_a_file_too_large_to_be_a_plan(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_folder_is_no_plan(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match="cannot read the plan"):
         Plan.load(tmp_path)
+
+
+def test_a_plan_remembers_its_module_and_nothing_else_does() -> None:
+    model = torch.nn.Linear(8, 8)
+    made = plan(model)
+    assert made.model is model
+    assert Plan.from_json(made.to_json()).model is None
+    assert Plan.from_json(made.to_json()) == made
+    assert copy.deepcopy(made).model is None
+    assert pickle.loads(pickle.dumps(made)) == made
+    del model
+    gc.collect()
+    assert made.model is None, "a plan keeps no module alive"
