@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from opdf_compile.graph.match import match
     from opdf_compile.graph.rows import Match, MatchReport, Refusal
     from opdf_compile.graph.trace import Traced, trace
+    from opdf_compile.io.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
     from opdf_compile.io.onnx_export import export_onnx
     from opdf_compile.parametrizations.registry import register
     from opdf_compile.plan.choose import plan
@@ -65,6 +66,9 @@ _HOME = {
     "overparam_class": "training.overparam",
     "WeightProgram": "training.program",
     "export_onnx": "io.onnx_export",
+    "latest_checkpoint": "io.checkpoint",
+    "load_checkpoint": "io.checkpoint",
+    "save_checkpoint": "io.checkpoint",
     "ParityReport": "verify.report",
     "verify": "verify.verdict",
 }
@@ -86,10 +90,13 @@ __all__ = [
     "export_onnx",
     "fold",
     "hoist",
+    "latest_checkpoint",
+    "load_checkpoint",
     "match",
     "overparam_class",
     "plan",
     "register",
+    "save_checkpoint",
     "trace",
     "verify",
 ]
