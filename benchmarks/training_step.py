@@ -227,7 +227,7 @@ def main(words: Sequence[str] | None = None) -> None:
         bench = prepare(model, options)
         for accumulation in options.accumulation:
             with report.progress(f"{model}, accumulation {accumulation}") as bar:
-                times = bench.run(accumulation, options, bar_progress(bar))
+                times = bench.run(accumulation, options, bar.callback)
             rows += rows_of(model, accumulation, bench.plan, times, options.seed)
             report.write(before, rows, partial=True, target=TARGET, profiles=found)
         if options.profile:
@@ -237,13 +237,6 @@ def main(words: Sequence[str] | None = None) -> None:
             torch.cuda.empty_cache()
     report.show(result_table(rows), f"target: hoisted within {TARGET:.2f} of the floor")
     report.write(before, rows, target=TARGET, profiles=found)
-
-
-def bar_progress(bar: Any) -> Progress:
-    """A callback that moves the one task of a bar."""
-    task = bar.task_ids[0]
-    what = bar.tasks[0].description
-    return lambda text, share: bar.update(task, completed=share, description=f"{what}, {text}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import platform
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from opdf_compile.io.files import atomic_write
@@ -124,8 +125,8 @@ class Report:
             temporary.write_text(text, encoding="utf-8")
 
     @contextmanager
-    def progress(self, what: str, total: float = 1.0) -> Iterator[Progress]:
-        """A bar with one task on stderr while the block runs, on a terminal only."""
+    def progress(self, what: str) -> Iterator[Bar]:
+        """A bar on stderr while the block runs, on a terminal only."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -134,8 +135,27 @@ class Report:
         )
         hidden = not self._progress.is_terminal
         with Progress(*columns, console=self._progress, transient=True, disable=hidden) as bar:
-            bar.add_task(what, total=total)
-            yield bar
+            yield Bar(bar, bar.add_task(what, total=1.0), what)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One bar.
+
+    Attributes:
+        progress: What draws it.
+        task: Its place there.
+        what: The text at its beginning.
+    """
+
+    progress: Progress
+    task: TaskID
+    what: str
+
+    def callback(self, text: str, share: float) -> None:
+        """Show a share of the work as done, 0 to 1."""
+        described = f"{self.what}, {text}"
+        self.progress.update(self.task, completed=share, description=described)
 
 
 def table(title: str, *columns: str, left: int = 2) -> Table:
