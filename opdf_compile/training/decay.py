@@ -30,7 +30,7 @@ def require_multilinear(plan: Plan) -> None:
     for entry in plan.entries:
         if not getattr(get(entry.parametrization), "multilinear", False):
             raise PlanError(
-                f"decay='weight' scales every core, and the parametrization "
+                f"weight_decay is not 0, decay='weight' scales every core, and the parametrization "
                 f"{entry.parametrization!r} of {entry.key!r} does not say that it is linear in each"
                 " (multilinear = True); give decay='cores', or weight_decay=0"
             )

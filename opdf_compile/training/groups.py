@@ -8,14 +8,13 @@ Schedulers and users change the outer options; they are copied inwards before ea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
+from opdf_compile.training.optimizer_state import equal
 
 Group = dict[str, Any]
 _OWN = ("params", "param_names")
@@ -39,21 +38,22 @@ def outer_groups(given: Any) -> list[Group]:
         raise InputError("Overparam got no parameters, wanted a module or its param groups")
     if not all(isinstance(item, dict) for item in items):
         return [{"params": items}]
-    return [{**item, "params": _listed(item["params"])} for item in items]
+    return [{**item, "params": _listed(item)} for item in items]
 
 
-def _listed(params: Any) -> list[Any]:
+def _listed(group: Group) -> list[Any]:
+    if "params" not in group:
+        raise InputError(
+            f"a param group has the keys {', '.join(map(str, group))}, wanted 'params' among them; "
+            'give {"params": [..], "lr": ..}'
+        )
+    params = group["params"]
     return [params] if isinstance(params, Tensor) else list(params)
 
 
 def tensors(group: Mapping[str, Any]) -> list[Tensor]:
     """The parameters of a group; torch takes (name, parameter) pairs too."""
     return [item[1] if isinstance(item, tuple) else item for item in group["params"]]
-
-
-def defaults_of(optimizer: Callable[..., Optimizer], options: Mapping[str, Any]) -> Group:
-    """The options that a wrapped optimizer gives a group, learned from a throwaway instance."""
-    return dict(optimizer([nn.Parameter(torch.zeros(1, 1))], **options).defaults)
 
 
 class Links:
@@ -117,8 +117,8 @@ class Links:
         Args:
             outer: The user's groups.
             inner: The wrapped optimizer's groups.
-            estimated: What `inner_options` gave when the state was saved; left out where the
-                groups were laid out otherwise then, as on another number of ranks.
+            estimated: What `estimated` gave when the state was saved; left out where the groups
+                were laid out otherwise then, as on another number of ranks.
         """
         self._seen = [{} for _ in self._seen]
         self.push(outer, inner)
@@ -127,11 +127,22 @@ class Links:
                 for place, options in zip(places, saved, strict=True):
                     inner[place].update(options)
 
-    def inner_options(self, inner: list[Group]) -> list[list[Group]]:
-        """For each outer group the options of its inner groups."""
+    def estimated(self, outer: list[Group], inner: list[Group]) -> list[list[Group]]:
+        """For each outer group the options that its inner groups have of their own.
+
+        Some optimizers keep there what they estimate, such as a step size. What an inner group
+        only was given is left out: it must follow the outer group after a load too.
+        """
         return [
-            [{k: v for k, v in inner[place].items() if k not in _OWN} for place in places]
-            for places in self.places
+            [
+                {
+                    key: value
+                    for key, value in inner[place].items()
+                    if key not in _OWN and not (key in group and equal(group[key], value))
+                }
+                for place in places
+            ]
+            for group, places in zip(outer, self.places, strict=True)
         ]
 
 

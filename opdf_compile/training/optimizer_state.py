@@ -9,14 +9,13 @@ batch are given apart, and put together again when they are loaded.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from opdf_compile.errors import InputError
 from opdf_compile.training.unit import Unit
 
 State = dict[str, Any]
@@ -31,38 +30,57 @@ def weight_states(unit: Unit, inner: Optimizer) -> dict[str, State]:
         for name in bound.entry.core_names:
             place, label = names.index(name), f"cores.{bound.entry.core_names.index(name)}"
             core = unit.storage[place]
-            state[label] = _row(core.detach(), core, row, unit)
+            state[label] = row_of(core.detach(), core, row, unit)
             for key, value in inner.state.get(core, {}).items():
-                state[f"{label}.{key}"] = _row(value, core, row, unit)
+                state[f"{label}.{key}"] = row_of(value, core, row, unit)
         named[bound.key] = state
     return named
 
 
-def _row(value: Any, core: Tensor, row: int, unit: Unit) -> Any:
-    """A member's share of a value that the optimizer keeps for a stack."""
+def row_of(value: Any, core: Tensor, row: int, unit: Unit) -> Any:
+    """A member's share of a value that the optimizer keeps for a core."""
     if unit.batched and isinstance(value, Tensor) and value.shape == core.shape:
         return value[row]
     return value
 
 
+def joins(unit: Unit, states: Mapping[str, State]) -> bool:
+    """Whether the members' states can be one state: they agree in all that is not kept by entry."""
+    if not unit.batched:
+        return True
+    for place, core in enumerate(unit.storage):
+        first, *others = _rows(unit, place, states)
+        for other in others:
+            if first.keys() != other.keys():
+                return False
+            same = (_of_entries(v, core) or equal(v, other[k]) for k, v in first.items())
+            if not all(same):
+                return False
+    return True
+
+
 def core_states(unit: Unit, states: Mapping[str, State]) -> dict[Tensor, State]:
     """The inverse of `weight_states`: what the optimizer keeps, by stored core.
 
-    Raises:
-        InputError: Members of a batch do not agree, such as in their number of steps.
+    The states of a batch's members must agree, see `joins`.
     """
     found: dict[Tensor, State] = {}
     for place, core in enumerate(unit.storage):
-        rows = [
-            _of_core(bound.entry.core_names, unit, place, row, states[bound.key])
-            for row, bound in enumerate(unit.weights)
-            if unit.batched or unit.members[0][place] in bound.entry.core_names
-        ]
+        rows = _rows(unit, place, states)
         if unit.batched:
-            found[core] = {key: _join(key, [r[key] for r in rows], core) for key in rows[0]}
+            found[core] = {key: _join([r[key] for r in rows], core) for key in rows[0]}
         else:
             found[core] = {key: own(value) for key, value in rows[0].items()}
     return found
+
+
+def _rows(unit: Unit, place: int, states: Mapping[str, State]) -> list[State]:
+    """What the members keep of the core at one place; of a unit that is no batch, one entry."""
+    return [
+        _of_core(bound.entry.core_names, unit, place, row, states[bound.key])
+        for row, bound in enumerate(unit.weights)
+        if unit.batched or unit.members[0][place] in bound.entry.core_names
+    ]
 
 
 def _of_core(
@@ -74,21 +92,23 @@ def _of_core(
     return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
 
 
-def _join(key: str, values: list[Any], core: Tensor) -> Any:
-    first = values[0]
-    if isinstance(first, Tensor) and first.shape == core.shape[1:] and core.ndim == first.ndim + 1:
+def _join(values: list[Any], core: Tensor) -> Any:
+    if _of_entries(values[0], core):
         return torch.stack([value.to(core.device) for value in values])
-    if any(not _equal(first, value) for value in values[1:]):
-        raise InputError(
-            f"the members of a batch differ in {key!r}, and a batch steps them together; build the "
-            "optimizer with batched=False to load this state"
-        )
-    return own(first)
+    return own(values[0])
 
 
-def _equal(left: Any, right: Any) -> bool:
+def _of_entries(value: Any, stack: Tensor) -> bool:
+    """Whether a member's value has one number for each entry of its core."""
+    return isinstance(value, Tensor) and value.shape == stack.shape[1:]
+
+
+def equal(left: Any, right: Any) -> bool:
+    """Whether two values of a state or of an option are the same."""
     if isinstance(left, Tensor) and isinstance(right, Tensor):
         return torch.equal(left.cpu(), right.cpu())
+    if isinstance(left, Tensor) or isinstance(right, Tensor):
+        return False
     return bool(left == right)
 
 
@@ -112,16 +132,17 @@ def cores_of_state(names: Sequence[str], state: Mapping[str, Any]) -> dict[str, 
     return {name: state[f"cores.{place}"] for place, name in enumerate(names)}
 
 
-def reset(unit: Unit, inner: Optimizer, keys: Sequence[str]) -> None:
-    """Drop what the optimizer keeps of the cores of these weights: they were made anew."""
-    rows = [row for row, bound in enumerate(unit.weights) if bound.key in keys]
-    for core in unit.storage if rows else ():
-        state = inner.state.get(core)
-        if state is None:
-            continue
-        if not unit.batched:
-            del inner.state[core]
-            continue
-        for value in state.values():
-            if isinstance(value, Tensor) and value.shape == core.shape:
-                value[rows] = 0
+def reset(unit: Unit, inner: Optimizer, make: Callable[..., Optimizer]) -> None:
+    """Drop what the optimizer keeps of the cores of a unit: they were made anew.
+
+    Args:
+        unit: All its weights were made anew.
+        inner: The wrapped optimizer.
+        make: Builds one like it; some optimizers (Adagrad) have a state from the start.
+    """
+    for core in unit.storage:
+        inner.state.pop(core, None)
+        group = next(g for g in inner.param_groups if any(p is core for p in g["params"]))
+        fresh = make([{**group, "params": [core]}]).state.get(core)
+        if fresh:
+            inner.state[core] = fresh

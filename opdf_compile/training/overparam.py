@@ -9,48 +9,51 @@ that knows what an optimizer is knows this one. The cores are its state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from opdf_compile.errors import InputError, PlanError
-from opdf_compile.plan.choose import plan as make_plan
+from opdf_compile.errors import InputError
 from opdf_compile.plan.value import Plan
 from opdf_compile.training import optimizer_state as named
+from opdf_compile.training.arguments import (
+    batching_of,
+    build,
+    defaults_of,
+    homes,
+    name_of,
+    needs_closure,
+    plan_of,
+    require_known,
+    student_of,
+)
 from opdf_compile.training.batching import Batched
 from opdf_compile.training.binding import reshard, unwrap
 from opdf_compile.training.decay import decay, require_multilinear
-from opdf_compile.training.groups import Group, Links, defaults_of, outer_groups, tensors
+from opdf_compile.training.groups import Group, Links, outer_groups, tensors
 from opdf_compile.training.hoisting import hoist
 from opdf_compile.training.program import Source, WeightProgram
 from opdf_compile.training.saved import load_state, pack_state, unpack_state
 from opdf_compile.training.summary import Summary
-
-# Optimizers that treat every entry by itself, so that stacking tensors changes nothing.
-ELEMENTWISE = (
-    torch.optim.SGD,
-    torch.optim.Adam,
-    torch.optim.AdamW,
-    torch.optim.NAdam,
-    torch.optim.RAdam,
-    torch.optim.Adamax,
-    torch.optim.Adagrad,
-    torch.optim.Adadelta,
-    torch.optim.RMSprop,
-    torch.optim.Rprop,
-    torch.optim.ASGD,
-)
+from opdf_compile.training.unbatching import take_apart, uneven
+from opdf_compile.training.unit import Unit
 
 
 class Overparam(Optimizer):
     """A torch optimizer that steps the cores of a student's weights.
 
+    Use it as the wrapped optimizer would be used. `param_groups` hold the student's parameters and
+    their options, `W.grad` is what a clip or a log looks at and stays until it is cleared, and
+    `opt.state[W]` shows the cores of W. What it does not do is share W: after something else has
+    written a weight (a checkpoint loaded alone, another optimizer), `step()` stops and says so.
+
     Args:
-        params: The student, or its parameters, or param groups with the options that the wrapped
-            optimizer takes.
+        params: The student, or its parameters, named or not, or param groups with the options that
+            the wrapped optimizer takes.
         optimizer_class: The optimizer to wrap; any callable that makes one.
         plan: What is over-parameterised; or ask for it with one of the next two.
         cores: Cores per weight; 3 if nothing is asked for.
@@ -59,11 +62,14 @@ class Overparam(Optimizer):
             was read from a file, or made for a copy).
         decay: "weight": `weight_decay` is plain decoupled decay of W, whatever the wrapped
             optimizer makes of it otherwise. "cores": the wrapped optimizer decays the cores.
+            Parameters without cores decay as the wrapped optimizer does it.
         batched: Compose weights of one form together; "auto" takes the small ones, and only for
-            optimizers that work entry by entry.
+            optimizers that work entry by entry. A batch is taken apart when only some of its
+            weights have a gradient.
         recompute: Save the memory of the intermediate products at the cost of a second forward of
             compose.
         process_group: Share cores and their optimizer state out over these ranks.
+        progress: Called with (weight, number done, number of weights) before each decomposition.
         **options: Options of the wrapped optimizer.
 
     Attributes:
@@ -96,45 +102,42 @@ class Overparam(Optimizer):
         batched: Batched = "auto",
         recompute: bool = False,
         process_group: Any = None,
+        progress: Callable[[str, int, int], None] | None = None,
         **options: Any,
     ) -> None:
         """Decompose the weights and build the wrapped optimizer over the cores."""
-        student = _student(params, module, plan)
+        student = student_of(params, module, plan)
         groups = outer_groups(params)
         defaults = defaults_of(optimizer_class, options)
-        reshard(student)
-        home = {id(p): place for place, group in enumerate(groups) for p in tensors(group)}
-        self.plan = _plan(student, plan, cores, scale, home)
+        batched = batching_of(batched, optimizer_class)
         if decay not in ("weight", "cores"):
             raise InputError(f"decay is {decay!r}, wanted 'weight' or 'cores'")
+        reshard(student)
+        home = homes(groups, student)
+        self.plan = plan_of(student, plan, cores, scale, home)
         self._split = decay == "weight" and "weight_decay" in defaults
-        if self._split and _decays(groups, defaults):
-            require_multilinear(self.plan)
-        if batched == "auto" and optimizer_class not in ELEMENTWISE:
-            batched = False
         owned = dict(student.named_parameters(remove_duplicate=False))
         place_of = {e.key: home[id(owned[e.key])] for e in self.plan.entries}
-
-        def apart(key: str) -> Hashable:
-            return place_of[key]
-
+        self._require_decay([{**defaults, **group} for group in groups])
         self.program: WeightProgram = hoist(
             student,
             self.plan,
             batched=batched,
             recompute=recompute,
             process_group=process_group,
-            separate=apart,
+            progress=progress,
+            separate=place_of.__getitem__,
         )
         stepped: list[list[nn.Parameter]] = [[] for _ in groups]
         for unit in self.program.units:
             stepped[place_of[unit.keys[0]]].extend(unit.storage)
         matched = {id(owned[entry.key]) for entry in self.plan.entries}
         self._links = Links(groups, stepped, matched, split=self._split)
-        self.inner = _inner(optimizer_class, self._links.inner, options)
-        super().__init__(groups, dict(self.inner.defaults))
-        self._names = {id(p): name for name, p in reversed(list(student.named_parameters()))}
+        self._make = functools.partial(optimizer_class, **options)
+        self.inner = build(optimizer_class, self._links.inner, options)
         self._place_of = place_of
+        super().__init__(groups, dict(self.inner.defaults))
+        self._names = _names(student)
         self._show_cores()
 
     @torch.no_grad()
@@ -148,14 +151,27 @@ class Overparam(Optimizer):
         Raises:
             WeightsChanged: Something else changed the weights since the last step; nothing moves.
         """
+        if closure is None and needs_closure(self.inner):
+            raise InputError(
+                f"{type(self.inner).__name__} evaluates the loss by itself, found step() without a "
+                "closure; call step(closure), where closure() clears the gradients, computes the "
+                "loss, calls its backward() and returns it"
+            )
+        self._require_decay(self.param_groups)
         self.program.require_unchanged()
         self._links.push(self.param_groups, self.inner.param_groups)
         if closure is None:
-            self._decay(self.program.backward())
+            pulled = self._pull()
+            self._decay(pulled)
             loss = self.inner.step()
         else:
+            pulled = None
             loss = self.inner.step(self._evaluation(closure))
-        self.program.write()
+        self._drop_gradients()
+        # Without any gradient no core has moved, and W keeps its very bits. Ranks that share the
+        # program out must broadcast together, and may differ in what they pulled.
+        if pulled != () or self.program.process_group is not None:
+            self.program.write()
         return loss
 
     def _evaluation(self, closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -167,13 +183,44 @@ class Overparam(Optimizer):
                 self.program.write()
             with torch.enable_grad():
                 loss = closure()
-            pulled = self.program.backward()
+            pulled = self._pull()
             if not count:
                 self._decay(pulled)
             count += 1
             return loss
 
         return evaluate
+
+    def _pull(self) -> tuple[str, ...]:
+        """Gradients of the cores from those of the weights, which keep them until zero_grad.
+
+        As under any optimizer: whoever reads gradients after the step finds them, and whoever
+        clears them through the module (Trainer does) has cleared all there is.
+        """
+        reshard(self.program.module)
+        self._drop_gradients()
+        for unit in [unit for unit in self.program.units if uneven(unit)]:
+            self._take_apart(unit)
+        owned = dict(self.program.module.named_parameters(remove_duplicate=False))
+        kept = [(owned[entry.key], owned[entry.key].grad) for entry in self.plan.entries]
+        try:
+            return self.program.backward()
+        finally:
+            for weight, grad in kept:
+                weight.grad = grad
+
+    def _drop_gradients(self) -> None:
+        for unit in self.program.units:
+            for core in unit.storage:
+                core.grad = None
+
+    def _take_apart(self, unit: Unit) -> None:
+        take_apart(self.program, unit, self.inner)
+        self._show_cores()
+
+    def _require_decay(self, groups: list[Group]) -> None:
+        if self._split and any(float(group["weight_decay"]) for group in groups):
+            require_multilinear(self.plan)
 
     def _decay(self, pulled: tuple[str, ...]) -> None:
         if not self._split:
@@ -188,16 +235,24 @@ class Overparam(Optimizer):
         self.inner.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: Group) -> None:
-        """Add a group; its parameters are stepped as they are, without cores."""
-        super().add_param_group(param_group)
-        if len(self.param_groups) <= len(self._links.places):
-            return  # The groups that the constructor laid out.
+        """Add a group; its parameters are stepped as they are, without cores.
+
+        Raises:
+            InputError: A parameter is none of the student's.
+        """
+        if len(self.param_groups) < len(self._links.places):
+            super().add_param_group(param_group)
+            return  # One of the groups that the constructor laid out.
+        module = self.program.module
+        (given,) = outer_groups([param_group])
+        known = {id(p) for p in module.parameters()}
+        for parameter in tensors(given):
+            require_known(parameter, known, module)
+        super().add_param_group(given)
         group = self.param_groups[-1]
         for made in self._links.add(group, tensors(group), []):
             self.inner.add_param_group(made)
-        self._names.update(
-            {id(p): name for name, p in reversed(list(self.program.module.named_parameters()))}
-        )
+        self._names.update(_names(module))
 
     def absorb(self) -> tuple[str, ...]:
         """Take the weights as they are now; what the optimizer kept of their cores is dropped.
@@ -205,10 +260,14 @@ class Overparam(Optimizer):
         Returns:
             Names of the weights that had changed.
         """
-        changed = self.program.absorb()
+        changed = set(self.program.absorb())
         for unit in self.program.units:
-            named.reset(unit, self.inner, changed)
-        return changed
+            if unit.batched and 0 < len(changed & set(unit.keys)) < len(unit.keys):
+                self._take_apart(unit)
+        for unit in self.program.units:
+            if changed & set(unit.keys):
+                named.reset(unit, self.inner, self._make)
+        return tuple(e.key for e in self.plan.entries if e.key in changed)
 
     def fold(self, source: Source | None = None, into: nn.Module | None = None) -> nn.Module:
         """The student with plain weights; see `opdf.fold`."""
@@ -231,8 +290,9 @@ class Overparam(Optimizer):
         name = self._names.get(id(parameter))
         if name is None:
             raise InputError(
-                "a param group holds a tensor that is no parameter of the student, wanted the "
-                "student's own; give it an optimizer of its own"
+                f"a param group holds a tensor of shape {tuple(parameter.shape)} that was put "
+                "there by hand or has replaced a parameter, wanted those that the optimizer was built "
+                "with; use add_param_group, and build after whatever replaces parameters"
             )
         return name
 
@@ -242,7 +302,9 @@ class Overparam(Optimizer):
         "inner" holds the options of the wrapped optimizer's own groups: some optimizers keep there
         what they estimate, such as a step size.
         """
-        inner = self._links.inner_options(self.inner.param_groups)
+        # A scheduler may have moved the options since the last step; the inner groups follow.
+        self._links.push(self.param_groups, self.inner.param_groups)
+        inner = self._links.estimated(self.param_groups, self.inner.param_groups)
         return [
             {**group, "params": [self._name(p) for p in group["params"]], "inner": options}
             for group, options in zip(self.param_groups, inner, strict=True)
@@ -297,7 +359,8 @@ class Overparam(Optimizer):
             before(self)
         state = pack_state(self)
         for after in self._optimizer_state_dict_post_hooks.values():
-            state = after(self, state) or state
+            changed = after(self, state)
+            state = state if changed is None else changed
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -308,10 +371,23 @@ class Overparam(Optimizer):
         """
         state = dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
-            state = before(self, state) or state
+            changed = before(self, state)
+            state = state if changed is None else changed
         self.load_state_by_name(*unpack_state(self, state))
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse pickle and deepcopy: a copy would step cores that write to nobody's weights.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            "an Overparam is bound to the weights of one module and cannot be pickled or copied, "
+            "wanted its state_dict(); build another one for the copy of the student, and load the "
+            "state there"
+        )
 
     def _show_cores(self) -> None:
         """Let `opt.state[W]` show the cores of W; they are views, not copies."""
@@ -353,74 +429,11 @@ def overparam_class(
             merged = {"plan": plan, "module": student, **options, **given}
             super().__init__(params, optimizer_class, **merged)
 
+    # Trainers and logs print the class's name.
+    BoundOverparam.__name__ = BoundOverparam.__qualname__ = f"Overparam{name_of(optimizer_class)}"
     return BoundOverparam
 
 
-def _student(params: Any, module: nn.Module | None, plan: Plan | None) -> nn.Module:
-    if isinstance(params, nn.Module):
-        return unwrap(params if module is None else module)
-    if module is None and plan is not None:
-        module = plan.model
-    if module is None:
-        raise InputError(
-            "Overparam got parameters or param groups without the module that owns them, wanted "
-            "its names too; give module=student, or use overparam_class(student, plan)"
-        )
-    return unwrap(module)
-
-
-def _plan(
-    student: nn.Module,
-    plan: Plan | None,
-    cores: int | None,
-    scale: float | None,
-    home: Mapping[int, int],
-) -> Plan:
-    """The plan asked for, over the weights that the groups hold."""
-    asked = [
-        name
-        for name, value in (("plan", plan), ("cores", cores), ("scale", scale))
-        if value is not None
-    ]
-    if len(asked) > 1:
-        raise PlanError(
-            f"{' and '.join(asked)} are given together, wanted one of plan, cores, scale; each of "
-            "them fixes the plan"
-        )
-    owned = dict(student.named_parameters(remove_duplicate=False))
-    absent = [name for name, p in owned.items() if id(p) not in home]
-    if plan is None:
-        exclude = [name for name in absent if owned[name].requires_grad and owned[name].ndim > 1]
-        return _made(student, cores, scale, exclude)
-    for entry in plan.entries:
-        if entry.key in absent:
-            raise PlanError(
-                f"the plan names {entry.key!r}, which is in no param group, so nothing would train "
-                "it; add it to a group, or remove the entry"
-            )
-    return plan
-
-
-def _made(student: nn.Module, cores: int | None, scale: float | None, exclude: list[str]) -> Plan:
-    from opdf_compile.graph.match import match
-
-    known = {name for m in match(student).matches for name in (m.key, *m.aliases)}
-    globs = [name for name in exclude if name in known]
-    return make_plan(student, cores=cores, scale=scale, exclude=globs)
-
-
-def _decays(groups: list[Group], defaults: Mapping[str, Any]) -> bool:
-    return any(float(group.get("weight_decay", defaults["weight_decay"])) for group in groups)
-
-
-def _inner(
-    optimizer_class: Callable[..., Optimizer], groups: list[Group], options: Mapping[str, Any]
-) -> Optimizer:
-    try:
-        return optimizer_class(groups, **options)
-    except ValueError as error:
-        name = getattr(optimizer_class, "__name__", str(optimizer_class))
-        raise InputError(
-            f"{name} refuses the cores, tensors of four axes ({error}), wanted an optimizer of "
-            "tensors of any shape; wrap another one, such as torch.optim.AdamW"
-        ) from error
+def _names(student: nn.Module) -> dict[int, str]:
+    """The first name of each parameter, by id."""
+    return {id(p): name for name, p in student.named_parameters()}

@@ -8,6 +8,7 @@ Plain tensors and values only: torch.load reads it with weights_only=True.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from opdf_compile.errors import InputError
 from opdf_compile.training import optimizer_state as named
+from opdf_compile.training.unbatching import take_apart
 
 if TYPE_CHECKING:
     from opdf_compile.training.overparam import Overparam
@@ -99,6 +101,9 @@ def load_state(
     cores: dict[str, Tensor] = {}
     for key in program.owned():
         cores.update(_require_cores(optimizer, key, states.get(key, {})))
+    for unit in program.units:
+        if not named.joins(unit, states):
+            take_apart(program, unit, optimizer.inner)
     inner: dict[Tensor, named.State] = {}
     for unit in program.units:
         inner.update(named.core_states(unit, states))
@@ -110,6 +115,8 @@ def load_state(
     for unit in program.units:
         unit.fill(cores)
     named.load_inner(optimizer.inner, inner)
+    # A copy: a learning rate may be a tensor, which schedulers write to.
+    groups = copy.deepcopy(groups)
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         group.update(_without(saved, "params", "inner"))
     optimizer.push_options([saved.get("inner", []) for saved in groups])
