@@ -291,7 +291,7 @@ class Overparam(Optimizer):
         if name is None:
             raise InputError(
                 f"a param group holds a tensor of shape {tuple(parameter.shape)} that was put "
-                "there by hand or has replaced a parameter, wanted those that the optimizer was built "
+                "there by hand or has replaced a parameter, wanted those that it was built "
                 "with; use add_param_group, and build after whatever replaces parameters"
             )
         return name
