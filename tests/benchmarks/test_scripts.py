@@ -1,0 +1,190 @@
+"""Every benchmark runs in seconds at a tiny setting, and its JSON follows the schema."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from bench.forms import FORMS
+
+ROOT = Path(__file__).parents[2]
+SHARED = {"model", "form", "accumulation", "cores", "ratio", "ci_low", "ci_high", "floor"}
+TRACE_ARGUMENTS = ("--models", "tiny", "--threads", "1")
+
+
+def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / script), *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=300,
+    )
+
+
+def require_rows(value: dict[str, Any], schema: str) -> list[dict[str, Any]]:
+    """The rows of a report that follows the schema."""
+    assert value["schema"] == schema
+    assert {"versions", "device", "threads", "load_average", "options"} <= set(value["environment"])
+    assert value["rows"]
+    for row in value["rows"]:
+        assert set(row) >= SHARED
+        assert isinstance(row["model"], str) and isinstance(row["form"], str)
+        for key in ("accumulation", "cores"):
+            assert row[key] is None or (type(row[key]) is int and row[key] >= 1)
+        if None not in (row["ratio"], row["ci_low"], row["ci_high"]):
+            assert row["ci_low"] <= row["ratio"] <= row["ci_high"]
+    return value["rows"]
+
+
+def report(script: str, schema: str, *words: str, path: Path) -> list[dict[str, Any]]:
+    done = run(script, *TRACE_ARGUMENTS, *words, "--json", str(path))
+    assert done.returncode == 0, done.stderr
+    assert "tiny" in done.stdout  # The table.
+    return require_rows(json.loads(path.read_text()), schema)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"schema": "opdf-training-step/2"},
+        {"rows": []},
+        {"rows": [dict.fromkeys(SHARED - {"floor"})]},
+        {"rows": [{**dict.fromkeys(SHARED), "model": "m", "form": "f", "cores": 0}]},
+        {
+            "rows": [
+                {**dict.fromkeys(SHARED), "model": "m", "form": "f"}
+                | {"ratio": 2.0, "ci_low": 2.5, "ci_high": 3.0}
+            ]
+        },
+        {"environment": {}},
+    ],
+)
+def test_the_schema_check_rejects_what_is_wrong(damage: dict[str, Any]):
+    environment = dict.fromkeys(("versions", "device", "threads", "load_average", "options"))
+    good = {
+        "schema": "opdf-training-step/1",
+        "environment": environment,
+        "rows": [{**dict.fromkeys(SHARED), "model": "m", "form": "f"}],
+    }
+    require_rows(good, "opdf-training-step/1")
+    with pytest.raises(AssertionError):
+        require_rows({**good, **damage}, "opdf-training-step/1")
+
+
+def test_training_step(tmp_path: Path):
+    words = ("--accumulation", "1,2", "--rounds", "3", "--profile")
+    path = tmp_path / "step.json"
+    rows = report("training_step.py", "opdf-training-step/1", *words, path=path)
+    assert [(row["accumulation"], row["form"]) for row in rows] == [
+        (accumulation, form) for accumulation in (1, 2) for form in FORMS
+    ]
+    for row in rows:
+        if row["form"] == "plain":
+            assert row["ratio"] == row["floor"] == 1.0
+        else:
+            assert row["ratio"] > 0 and row["floor"] > 0 and row["over_floor"] > 0
+        assert row["rounds"] == 3 and row["cores"] == 3 and row["scale"] > 1
+        rate = row["compose_gflop"] / row["compose_seconds"]
+        assert rate == pytest.approx(row["gemm_gflops"])
+    profiles = json.loads(path.read_text())["profiles"]
+    assert [profile["form"] for profile in profiles] == ["hoisted", "batched"]
+    assert profiles[0]["phases"]["pull"]["seconds"] > 0
+
+
+def test_training_step_of_some_forms_with_json_on_stdout():
+    words = ("--accumulation", "2", "--rounds", "2", "--forms", "hoisted", "--json", "-")
+    done = run("training_step.py", *TRACE_ARGUMENTS, *words)
+    assert done.returncode == 0, done.stderr
+    rows = require_rows(json.loads(done.stdout), "opdf-training-step/1")
+    assert [row["form"] for row in rows] == ["plain", "hoisted"]
+    assert "over floor" in done.stderr
+
+
+def test_decompose(tmp_path: Path):
+    path = tmp_path / "decompose.json"
+    rows = report("decompose.py", "opdf-decompose/1", "--rounds", "2", path=path)
+    assert [row["form"] for row in rows] == ["decompose", "one SVD per bond"]
+    assert all(row["seconds"] > 0 and row["matrices"] == 2 for row in rows)
+
+
+def test_memory(tmp_path: Path):
+    rows = report("memory.py", "opdf-memory/1", path=tmp_path / "memory.json")
+    by_form = {(row["form"], row["recompute"]): row for row in rows}
+    plain, hoisted = by_form["plain", False], by_form["hoisted", False]
+    assert plain["ratio"] == 1.0 and plain["cores_bytes"] == 0
+    # tiny: value, gradient and two moments of the cores in float32, and a step count each.
+    values = 4 * 4 * 15_360
+    assert values <= hoisted["cores_bytes"] <= values + 6 * 64
+    assert 0 < hoisted["beyond_bytes"] < hoisted["peak_bytes"]
+    assert by_form["hoisted", True]["peak_bytes"] < hoisted["peak_bytes"]
+
+
+def test_ddp(tmp_path: Path):
+    rows = report("ddp.py", "opdf-ddp/1", path=tmp_path / "ddp.json")
+    plain, inline, hoisted, shared = rows
+    student = 4 * (2 * 48 * 64 + 48 + 64)  # Gradients of tiny: two weights, two biases.
+    assert plain["gradient_bytes"] == hoisted["gradient_bytes"] == student
+    assert plain["ratio"] == hoisted["ratio"] == 1.0 and hoisted["met"] is True
+    assert inline["gradient_bytes"] == 4 * (15_360 + 48 + 64)
+    assert shared["ranks"] == 4 and shared["broadcast_bytes"] == 4 * 2 * 48 * 64
+    wanted = 1 + shared["broadcast_bytes"] / (2 * student)
+    # Whether a weight was changed is agreed on with a few bytes more.
+    assert wanted <= shared["ratio"] <= wanted + 2 * 16 / (2 * student)
+    # Two weights on four ranks: one rank has half, however well they are dealt.
+    assert shared["core_and_state_share"] == pytest.approx(0.5, abs=0.01)
+    assert shared["met"] is False
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")
+@pytest.mark.parametrize("script", ["training_step.py", "decompose.py", "memory.py", "ddp.py"])
+def test_cuda_is_never_replaced_in_silence(script: str):
+    done = run(script, "--models", "tiny", "--device", "cuda")
+    assert done.returncode == 2 and not done.stdout
+    (sentence,) = done.stderr.splitlines()
+    assert sentence.startswith("error: --device is cuda, but")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("--models", "bert,robert"), "--models names 'robert'; give some of bert, resnet"),
+        (("--accumulation", "1,0"), "--accumulation is '0'; give whole numbers from 1"),
+        (("--accumulation", "two"), "--accumulation is 'two'"),
+        (("--forms", "fast"), "--forms names 'fast'; give some of plain, inline"),
+        (("--cores", "1"), "--cores is '1'; give whole numbers from 2"),
+        (("--budget", "-3"), "--budget is '-3'; give seconds above 0"),
+        (("--budget", "nan"), "--budget is 'nan'"),
+        (("--device", "tpu"), "--device is 'tpu'; give cpu or cuda"),
+        (("--json", "no/such/folder.json"), "whose folder does not exist"),
+    ],
+)
+def test_bad_words_are_one_sentence(words: tuple[str, ...], sentence: str, capsys):
+    from bench import options, students
+
+    made = options.parser("x.py", "A benchmark.", models=("bert",), known=students.NAMES)
+    options.accumulations(made, 1)
+    options.add_rounds(made, budget=1.0)
+    options.choices(made, "--forms", FORMS, FORMS)
+    with pytest.raises(SystemExit) as stopped:
+        options.parse(made, words)
+    assert stopped.value.code == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_training_step_and_memory_on_cuda(tmp_path: Path):
+    words = ("--models", "tiny", "--device", "cuda", "--json", str(tmp_path / "cuda.json"))
+    for script, more in (("training_step.py", ("--rounds", "2", "--profile")), ("memory.py", ())):
+        done = run(script, *words, *more)
+        assert done.returncode == 0, done.stderr
+        assert (
+            json.loads((tmp_path / "cuda.json").read_text())["environment"]["device"]["type"]
+            == "cuda"
+        )
