@@ -70,10 +70,7 @@ def unpack_state(optimizer: Overparam, state: Mapping[str, Any]) -> Unpacked:
     """
     extra = state.get("opdf")
     if not isinstance(extra, Mapping) or extra.get("schema") != SCHEMA:
-        raise InputError(
-            "the state holds no cores, it is that of a plain optimizer; load a state that "
-            "Overparam.state_dict() gave, or start from the weights: Overparam(student, ..)"
-        )
+        raise InputError(_foreign(state))
     ranks = optimizer.program.ranks
     if (extra["rank"], extra["ranks"]) != (ranks.rank, ranks.size):
         raise InputError(
@@ -87,6 +84,20 @@ def unpack_state(optimizer: Overparam, state: Mapping[str, Any]) -> Unpacked:
         for group, inner in zip(state["param_groups"], extra["inner_groups"], strict=True)
     ]
     return states, dict(extra["fingerprints"]), groups
+
+
+def _foreign(state: Mapping[str, Any]) -> str:
+    kept = state.get("state", {})
+    if any("cores.0" in of for of in kept.values() if isinstance(of, Mapping)):
+        return (
+            "the state holds cores without the names and checksums of their weights, as "
+            "torch.distributed.checkpoint leaves it, which keeps 'state' and 'param_groups' only; "
+            "use opdf.save_checkpoint and opdf.load_checkpoint, or torch.save of state_dict()"
+        )
+    return (
+        "the state holds no cores, it is that of a plain optimizer; load a state that "
+        "Overparam.state_dict() gave, or start from the weights: Overparam(student, ..)"
+    )
 
 
 def load_state(
