@@ -9,6 +9,14 @@ multiply-adds. The order is the matrix-chain problem with open modes; the dynami
 intervals below is exact (n <= 64, n^3 / 6 steps, cached). At the end ONE permute separates the out
 modes from the in modes.
 
+It is the optimum of forward and backward together. Every core is trained, so each factor of each
+product needs its gradient. Of C = A B with A (m, k) and B (k, n) the backward makes dA = dC B^T and
+dB = A^T dC, two products of the same m k n multiply-adds. So whatever the order, backward costs
+exactly 2 and a step exactly 3 times the forward, and the cheapest forward is the cheapest step.
+
+Of orders of equal cost the one is taken for which autograd keeps least: it saves the factors of
+every product. Cores are there anyway, so what counts is the results of all products but the last.
+
 Only reshape, matmul and permute act on tensors and no python looks at values, so that make_fx,
 torch.export, torch.compile and autograd take it.
 """
@@ -67,6 +75,11 @@ class Order(tuple[Contraction, ...]):
         """Multiply-adds of all products."""
         return sum(step.multiply_adds for step in self)
 
+    @property
+    def saved(self) -> int:
+        """Entries that autograd keeps for the backward, beside the cores themselves."""
+        return sum(step.result for step in self[:-1])
+
     def __str__(self) -> str:
         """One line per product: its place, its shapes, its multiply-adds."""
         return "\n".join(
@@ -78,7 +91,7 @@ class Order(tuple[Contraction, ...]):
 
 @lru_cache(maxsize=4096)
 def contraction_order(bonds: tuple[int, ...], products: tuple[int, ...]) -> Order:
-    """The order with the fewest multiply-adds; of equal ones always the same.
+    """The order with the fewest multiply-adds, then the fewest saved entries, then always the same.
 
     Args:
         bonds: d_0..d_n, n + 1 entries.
@@ -88,12 +101,19 @@ def contraction_order(bonds: tuple[int, ...], products: tuple[int, ...]) -> Orde
         n - 1 contractions.
     """
     cores = len(products)
-    cost: dict[tuple[int, int], int] = {(k, k): 0 for k in range(cores)}
+    # (multiply-adds, entries saved) of an interval; both add up, so the smallest pair is exact.
+    cost: dict[tuple[int, int], tuple[int, int]] = {(k, k): (0, 0) for k in range(cores)}
     split: dict[tuple[int, int], int] = {}
 
-    def price(first: int, cut: int, last: int) -> int:
-        outer = bonds[first] * prod(products[first : last + 1]) * bonds[last + 1]
-        return cost[first, cut] + cost[cut + 1, last] + outer * bonds[cut + 1]
+    def size(first: int, last: int) -> int:
+        return bonds[first] * prod(products[first : last + 1]) * bonds[last + 1]
+
+    def price(first: int, cut: int, last: int) -> tuple[int, int]:
+        parts = ((first, cut), (cut + 1, last))
+        saved = sum(size(*part) for part in parts if part[0] < part[1])
+        product = size(first, last) * bonds[cut + 1]
+        left, right = (cost[part] for part in parts)
+        return left[0] + right[0] + product, left[1] + right[1] + saved
 
     for length in range(2, cores + 1):
         for first in range(cores - length + 1):
