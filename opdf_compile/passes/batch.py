@@ -17,47 +17,52 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
+from opdf_compile.errors import PlanError
 from opdf_compile.passes.hoist import Part
 
-# Shape and dtype of each core, by name.
-Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
+# The cores by name; only their shapes, dtypes and devices are looked at.
+Cores = Mapping[str, Tensor]
 
 
-def form(part: Part, shapes: Shapes) -> Hashable:
+def form(part: Part, cores: Cores) -> Hashable:
     """What two parts have in common when they can be batched; a part of several weights has none.
 
     Args:
         part: One part of a weight program.
-        shapes: Shape and dtype of every core.
+        cores: At least its cores.
     """
     if len(part.keys) != 1:
         return part.keys
-    return tuple(shapes[name] for name in part.cores), _ops(part.graph)
+    found = [cores[name] for name in part.cores]
+    return tuple((tuple(c.shape), c.dtype, c.device) for c in found), _ops(part.graph)
 
 
 def group(
-    parts: Sequence[Part], shapes: Shapes, separate: Callable[[Part], Hashable]
+    parts: Sequence[Part], cores: Cores, separate: Callable[[Part], Hashable]
 ) -> list[tuple[Part, ...]]:
     """Parts of one form together, in the order of their first members.
 
     Args:
         parts: The parts of one program.
-        shapes: Shape and dtype of every core.
+        cores: Their cores.
         separate: Parts for which this differs are never put together (two param groups, say).
     """
     found: dict[Hashable, list[Part]] = {}
     for part in parts:
-        found.setdefault((form(part, shapes), separate(part)), []).append(part)
+        found.setdefault((form(part, cores), separate(part)), []).append(part)
     return [tuple(members) for members in found.values()]
 
 
-def batched(part: Part, size: int, shapes: Shapes) -> Graph:
+def batched(part: Part, size: int, cores: Cores) -> Graph:
     """The graph of `size` parts of one form: stacked cores in, a tuple with the stacked weight out.
 
     Args:
         part: One of them.
         size: How many.
-        shapes: Shape and dtype of its cores.
+        cores: Its cores.
+
+    Raises:
+        PlanError: Its compose holds an op that torch.vmap cannot take.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
@@ -67,12 +72,18 @@ def batched(part: Part, size: int, shapes: Shapes) -> Graph:
     def compose(*cores: Tensor) -> Any:
         return torch.vmap(single)(*cores)
 
-    with FakeTensorMode():
-        stacked = [
-            torch.empty((size, *shape), dtype=dtype)
-            for shape, dtype in (shapes[name] for name in part.cores)
-        ]
-        traced: GraphModule = make_fx(compose)(*stacked)
+    found = [cores[name] for name in part.cores]
+    # The caller's autocast would put casts to half precision into a graph that is kept.
+    with torch.autocast(found[0].device.type, enabled=False), FakeTensorMode():
+        stacked = [torch.empty((size, *c.shape), dtype=c.dtype, device=c.device) for c in found]
+        try:
+            traced: GraphModule = make_fx(compose)(*stacked)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise PlanError(
+                f"the weight {part.keys[0]!r} cannot be composed in a batch ({reason}), wanted ops "
+                "that torch.vmap takes; give batched=False"
+            ) from error
     traced.graph.eliminate_dead_code()
     return traced.graph
 

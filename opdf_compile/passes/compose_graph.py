@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
+from opdf_compile.errors import PlanError
 from opdf_compile.graph.edit import insert_graph
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.plan.value import PlanEntry
@@ -33,35 +34,44 @@ def core_dtype(entry: PlanEntry) -> torch.dtype:
     return dtype
 
 
-def insert_compose(graph: Graph, entry: PlanEntry, before: Node) -> Node:
+def insert_compose(
+    graph: Graph, entry: PlanEntry, before: Node, device: torch.device | None = None
+) -> Node:
     """Add get_attrs for the cores and the ops that compose them.
 
     Args:
         graph: The graph to grow.
         entry: The plan's entry.
         before: The new nodes come before this one.
+        device: Where the cores are; the CPU if None. A compose that makes constants
+            (``torch.arange(.., device=core.device)``) has it in its graph.
 
     Returns:
         The node whose value is the weight.
+
+    Raises:
+        PlanError: The parametrization's compose is not a function of its tensors alone.
     """
     names = entry.core_names
     stem = entry.key.replace(".", "_")
     with graph.inserting_before(before):
         cores = [graph.get_attr(name) for name in names]
-        weight = insert_graph(graph, _compose_graph(entry), cores, before)
+        weight = insert_graph(graph, _compose_graph(entry, device), cores, before)
         dtype = getattr(torch, entry.spec.dtype)
         node = graph.call_function(WEIGHT_OP, (weight, dtype), name=f"{stem}_composed")
     node.meta[WEIGHT_MARK] = entry.key
     return node
 
 
-def _compose_graph(entry: PlanEntry) -> Graph:
-    return _traced(entry.parametrization, cast(Hashable, entry.spec))
+def _compose_graph(entry: PlanEntry, device: torch.device | None) -> Graph:
+    place = torch.device("cpu") if device is None else device
+    return _traced(entry.parametrization, cast(Hashable, entry.spec), place)
 
 
 @lru_cache(maxsize=256)
-def _traced(name: str, spec: Any) -> Graph:
-    """Trace compose on tensors without memory: only shapes and dtype matter."""
+def _traced(name: str, spec: Any, device: torch.device) -> Graph:
+    """Trace compose on fake tensors: no memory, no arithmetic, but the device of use."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
     parametrization = get(name)
@@ -71,9 +81,26 @@ def _traced(name: str, spec: Any) -> Graph:
     def compose(*tensors: Tensor) -> Tensor:
         return parametrization.compose(tensors, inner)
 
-    cores = [
-        torch.empty(shape, dtype=dtype, device="meta") for shape in parametrization.shapes(spec)
-    ]
-    module: GraphModule = make_fx(compose)(*cores)
+    # The caller's autocast would put casts to half precision into a graph that is kept.
+    with torch.autocast(device.type, enabled=False), FakeTensorMode():
+        cores = [
+            torch.empty(shape, dtype=dtype, device=device) for shape in parametrization.shapes(spec)
+        ]
+        module: GraphModule = make_fx(compose)(*cores)
+        if any(_writes(node) for node in module.graph.nodes):
+            # Filling a fresh tensor is as pure as an expression; write it as one.
+            pure = torch.func.functionalize(compose, remove="mutations")
+            module = make_fx(pure)(*cores)
     module.graph.eliminate_dead_code()
+    constant = next((node for node in module.graph.nodes if node.op == "get_attr"), None)
+    if constant is not None:
+        raise PlanError(
+            f"compose of the parametrization {name!r} reads a tensor that is none of its own "
+            f"({constant.target}), wanted a function of its tensors alone; make constants by ops "
+            "(torch.arange, torch.eye, torch.full), not from python lists or stored tensors"
+        )
     return module.graph
+
+
+def _writes(node: Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

@@ -1,17 +1,25 @@
 """What the nodes of a graph depend on: which vary with the input, and what a value is made of.
 
 A node is varying if an input reaches it, if it draws random numbers, if it writes to one of its
-operands or has another side effect, or if it reads what such a node wrote. Everything else has one
-value for one set of parameters: it is loop-invariant, and may be computed once per optimizer step.
+operands or may have another side effect, or if it reads what such a node writes: the tensor, every
+view of it, and every other node that reads it by name. Everything else has one value for one set of
+parameters: it is loop-invariant, and may be computed once per optimizer step.
+
+The cost is one walk over the graph for all nodes together, and for one weight as much as it is made
+of, so that a pass over a deep network takes time in proportion to its size.
 """
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
+
+from opdf_compile.graph.edit import attribute
 
 
 class Dependence:
@@ -35,12 +43,17 @@ class Dependence:
     @cached_property
     def varying(self) -> frozenset[Node]:
         """Every node whose value may differ between two calls with the same parameters."""
-        import networkx as nx
-
-        roots = {node for node in self._order if _varies_by_itself(node)}
-        # What is written to varies for every reader: a get_attr of a buffer is a root too.
-        roots |= {operand for node in roots for operand in _written(node)}
-        return frozenset(roots.union(*(nx.descendants(self._edges, root) for root in roots)))
+        roots = {node for node in self._order if varies_by_itself(node)}
+        written = {_base(operand) for node in roots for operand in _written(node)}
+        # A buffer that is written to varies for every reader, whichever node reads it.
+        names = {base.target for base in written if base.op == "get_attr"}
+        varying: set[Node] = set()
+        for node in self._order:
+            by_name = node.op == "get_attr" and node.target in names
+            reached = not varying.isdisjoint(node.all_input_nodes)
+            if node in roots or node in written or by_name or reached:
+                varying.add(node)
+        return frozenset(varying)
 
     def sources(self, node: Node) -> tuple[Node, ...]:
         """The node and everything that it is computed from, in graph order."""
@@ -59,25 +72,78 @@ class Dependence:
         return tuple(sorted(nodes, key=self._order.__getitem__))
 
 
-def _varies_by_itself(node: Node) -> bool:
-    if node.op == "placeholder":
-        return True
-    if node.op != "call_function":
+def varies_by_itself(node: Node) -> bool:
+    """Whether a node may differ between two calls though what it reads is the same."""
+    if node.op in ("get_attr", "output"):
         return False
-    if not isinstance(node.target, torch._ops.OpOverload):
-        # A higher-order op carries a graph of its own, which may do anything.
-        return isinstance(node.target, torch._ops.HigherOrderOperator)
-    return torch.Tag.nondeterministic_seeded in node.target.tags or node.target._schema.is_mutable
+    if node.op != "call_function":
+        return True  # An input; or a module or method, which may do anything.
+    if isinstance(node.target, torch._ops.OpOverload):
+        tags = node.target.tags
+        return torch.Tag.nondeterministic_seeded in tags or node.target._schema.is_mutable
+    # A higher-order op carries a graph of its own, and other functions are anybody's. What export
+    # leaves besides ops is arithmetic on sizes and the unpacking of tuples.
+    return getattr(node.target, "__module__", None) not in ("_operator", "math")
 
 
 def _written(node: Node) -> list[Node]:
-    """The operands that an op writes to."""
-    if not isinstance(node.target, torch._ops.OpOverload):
+    """The operands that a node writes to; all of them where nothing tells."""
+    if node.op == "placeholder":
         return []
-    arguments = node.target._schema.arguments
-    places = [
-        node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
-        for place, argument in enumerate(arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
-    return [given for given in places if isinstance(given, Node)]
+    if isinstance(node.target, torch._ops.OpOverload):
+        return _operands(node, lambda info: bool(info.is_write))
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return _written_inside(node)
+    return list(node.all_input_nodes)
+
+
+def _written_inside(node: Node) -> list[Node]:
+    """The operands that the nested graphs of a higher-order op write to.
+
+    A nested graph's placeholders stand for the last operands: before them come the graphs
+    themselves, flags and predicates.
+    """
+    owner: Any = node.graph.owning_module
+    nested, operands = [], []
+    for operand in node.all_input_nodes:
+        value = None
+        if owner is not None and operand.op == "get_attr":
+            value = attribute(owner, str(operand.target))
+        if isinstance(value, GraphModule):
+            nested.append(value.graph)
+        else:
+            operands.append(operand)
+    return [operand for graph in nested for operand in _outer(graph, operands)]
+
+
+def _outer(graph: Graph, operands: list[Node]) -> list[Node]:
+    """Of the operands of a nested graph those that it writes to."""
+    places = [node for node in graph.nodes if node.op == "placeholder"]
+    written = {_base(o) for node in graph.nodes if varies_by_itself(node) for o in _written(node)}
+    stands_for = zip(reversed(places), reversed(operands), strict=False)
+    return [operand for place, operand in stands_for if place in written]
+
+
+def _base(node: Node) -> Node:
+    """What a view is a view of, or the node itself."""
+    while node.op == "call_function":
+        if isinstance(node.target, torch._ops.OpOverload):
+            viewed = _operands(node, lambda info: True)
+        else:
+            viewed = list(node.all_input_nodes) if node.target is operator.getitem else []
+        if not viewed:
+            break
+        node = viewed[0]
+    return node
+
+
+def _operands(node: Node, wanted: Callable[[Any], bool]) -> list[Node]:
+    """The operands whose memory the op's schema mentions, in a way that is wanted."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    found: list[Node] = []
+    for place, argument in enumerate(node.target._schema.arguments):
+        given = node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
+        if argument.alias_info is not None and wanted(argument.alias_info):
+            several = given if isinstance(given, list | tuple) else [given]
+            found.extend(operand for operand in several if isinstance(operand, Node))
+    return found

@@ -42,8 +42,9 @@ class Expand(GraphPass):
             nodes = readers.get(entry.key, [])
             live = [node for node in nodes if node.users]
             if live:
-                register(module, f"{entry.key}_cores", self.cores[entry.key])
-                weight = insert_compose(module.graph, entry, before=live[0])
+                cores = self.cores[entry.key]
+                register(module, f"{entry.key}_cores", cores)
+                weight = insert_compose(module.graph, entry, live[0], cores[0].device)
                 for node in live:
                     node.replace_all_uses_with(weight)
                 changes.append(Change(entry.key, f"composed of {len(entry.core_names)} cores"))

@@ -15,6 +15,7 @@ from torch.fx import GraphModule, Node
 from opdf_compile.errors import InternalError
 from opdf_compile.graph.edit import register
 from opdf_compile.passes.base import Change, GraphPass, PassResult
+from opdf_compile.passes.compose_graph import WEIGHT_MARK
 from opdf_compile.passes.regions import (
     Region,
     core_key,
@@ -36,7 +37,7 @@ class Fold(GraphPass):
             register(module, region.key, folded_weight(module, region))
             with module.graph.inserting_before(region.cores[0]):
                 node = module.graph.get_attr(region.key)
-            node.meta = dict(region.weight.meta)
+            node.meta = {k: v for k, v in region.weight.meta.items() if k != WEIGHT_MARK}
             region.weight.replace_all_uses_with(node)
             for dead in (*reversed(region.inner), *region.cores):
                 _erase(module, dead)
@@ -57,10 +58,16 @@ class Fold(GraphPass):
 
 def _erase(module: GraphModule, node: Node) -> None:
     """Erase a node, and the assertions on its dtype that torch.export puts before casts."""
+    erase_assertions(module, node)
+    if not node.users:  # A constant may serve two weights; the last one takes it along.
+        module.graph.erase_node(node)
+
+
+def erase_assertions(module: GraphModule, node: Node) -> None:
+    """Erase the assertions on a node's dtype that torch.export puts before casts."""
     for user in list(node.users):
         if user.target is torch.ops.aten._assert_tensor_metadata.default:
             module.graph.erase_node(user)
-    module.graph.erase_node(node)
 
 
 def folded_weight(module: GraphModule, region: Region) -> nn.Parameter:

@@ -12,9 +12,10 @@ cores -> weights, and can be run, batched or given to a rank of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch.fx import Graph, GraphModule, Node
 
 from opdf_compile.errors import InternalError, PlanError
@@ -22,7 +23,7 @@ from opdf_compile.graph.edit import register
 from opdf_compile.passes.base import Change, GraphPass, PassResult
 from opdf_compile.passes.compose_graph import WEIGHT_MARK, insert_compose
 from opdf_compile.passes.dependence import Dependence
-from opdf_compile.passes.fold import folded_weight
+from opdf_compile.passes.fold import erase_assertions, folded_weight
 from opdf_compile.passes.regions import Region, core_key, find_regions
 from opdf_compile.plan.value import Plan
 
@@ -79,6 +80,7 @@ class Hoist(GraphPass):
         for key, node in weights.items():
             _leave_plain(module, key, node, dependence.sources(node))
         module.graph.eliminate_dead_code()
+        module.delete_all_unused_submodules()
         changes = tuple(Change(key, "moved out of the forward") for key in weights)
         return HoistResult(module, changes, program, tuple(weights))
 
@@ -96,14 +98,34 @@ class Hoist(GraphPass):
             raise InternalError("hoist moved an input into the weight program; please report it")
 
 
-def weight_program(plan: Plan) -> Graph:
+def weight_program(plan: Plan, devices: Mapping[str, torch.device] | None = None) -> Graph:
     """The program of a plan, without any forward: what `Hoist` finds in an expanded graph.
 
     Its output has one entry per plan entry, in order.
+
+    Args:
+        plan: What is composed.
+        devices: Where each weight lives; the CPU if None.
+
+    Raises:
+        PlanError: Two weights claim one core, which only one of them could be factorised into.
     """
+    claimed: dict[str, str] = {}
+    for entry in plan.entries:
+        for name in entry.core_names:
+            other = claimed.setdefault(name, entry.key)
+            if other != entry.key:
+                raise PlanError(
+                    f"{other!r} and {entry.key!r} both claim the core {name!r}, wanted names of "
+                    f"their own; mend core_names of the parametrization {entry.parametrization!r}"
+                )
     graph = Graph()
     end = graph.output(())
-    end.args = (tuple(insert_compose(graph, entry, before=end) for entry in plan.entries),)
+    weights = [
+        insert_compose(graph, entry, end, devices[entry.key] if devices else None)
+        for entry in plan.entries
+    ]
+    end.args = (tuple(weights),)
     return graph
 
 
@@ -119,6 +141,7 @@ def split(program: Graph, keys: Iterable[str]) -> tuple[Part, ...]:
     body = Graph()
     mapped: dict[Node, Node] = {}
     body.graph_copy(program, mapped)
+    _join_readers(body)
     named = {mapped[node]: key for node, key in key_of.items()}
     parts = [
         _part(nodes, {node: named[node] for node in nodes if node in named})
@@ -126,6 +149,15 @@ def split(program: Graph, keys: Iterable[str]) -> tuple[Part, ...]:
     ]
     place = {key: index for index, key in enumerate(key_of.values())}
     return tuple(sorted((p for p in parts if p.keys), key=lambda part: place[part.keys[0]]))
+
+
+def _join_readers(graph: Graph) -> None:
+    """One get_attr for each core: two of them would seem to share nothing."""
+    first: dict[str, Node] = {}
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and first.setdefault(str(node.target), node) is not node:
+            node.replace_all_uses_with(first[str(node.target)])
+            graph.erase_node(node)
 
 
 def _part(nodes: tuple[Node, ...], key_of: dict[Node, str]) -> Part:
@@ -173,6 +205,8 @@ def _program_of(weights: Iterable[Node], dependence: Dependence) -> Graph:
 
 def _leave_plain(module: GraphModule, key: str, weight: Node, sources: tuple[Node, ...]) -> None:
     """Read the weight itself, holding what the cores make of it now."""
+    for node in sources:
+        erase_assertions(module, node)
     cores = tuple(node for node in sources if node.op == "get_attr")
     inner = tuple(node for node in sources if node.op != "get_attr")
     register(module, key, folded_weight(module, Region(key, cores, weight, inner)))

@@ -18,6 +18,7 @@ from torch.fx.node import map_aggregate
 from opdf_compile.errors import FoldError
 from opdf_compile.graph.edit import attribute
 from opdf_compile.passes.compose_graph import WEIGHT_OP
+from opdf_compile.passes.dependence import varies_by_itself
 
 _CORE = re.compile(r"^(?P<key>.+)_cores\.(?P<index>\d+)$")
 
@@ -54,21 +55,25 @@ def find_regions(module: GraphModule) -> tuple[Region, ...]:
     cores: dict[str, dict[int, Node]] = {}
     region_of: dict[Node, str] = {}
     members: dict[str, list[Node]] = {}
+    constants: set[Node] = set()
     for node in module.graph.nodes:
         found = core_key(str(node.target)) if node.op == "get_attr" else None
         if found is not None and isinstance(attribute(module, str(node.target)), nn.Parameter):
             key, index = found
             cores.setdefault(key, {})[index] = node
             region_of[node] = key
-        elif node.op == "call_function" and node.all_input_nodes:
-            homes = {region_of.get(source) for source in node.all_input_nodes}
-            if len(homes) == 1 and (home := homes.pop()) is not None:
+        elif node.op == "call_function":
+            made = [source for source in node.all_input_nodes if source not in constants]
+            homes = {region_of.get(source) for source in made}
+            if not made and not varies_by_itself(node):
+                constants.add(node)  # Such as the arange that a compose may use.
+            elif len(homes) == 1 and (home := homes.pop()) is not None:
                 region_of[node] = home
                 members.setdefault(home, []).append(node)
-    return tuple(_region(key, cores[key], members.get(key, [])) for key in cores)
+    return tuple(_region(key, cores[key], members.get(key, []), constants) for key in cores)
 
 
-def _region(key: str, cores: dict[int, Node], members: list[Node]) -> Region:
+def _region(key: str, cores: dict[int, Node], members: list[Node], constants: set[Node]) -> Region:
     if sorted(cores) != list(range(len(cores))):
         raise FoldError(
             f"the graph holds the cores {sorted(cores)} of {key!r}, wanted 0 to {max(cores)} "
@@ -76,22 +81,37 @@ def _region(key: str, cores: dict[int, Node], members: list[Node]) -> Region:
         )
     ordered = tuple(cores[index] for index in range(len(cores)))
     for weight in members:
-        inner = _between(ordered, weight, members)
+        inner = _between(weight, members)
         if weight.target is WEIGHT_OP and set(ordered) <= _sources(inner):
-            return Region(key, ordered, weight, inner)
+            return Region(key, ordered, weight, (*_constants_of(inner, constants), *inner))
     raise FoldError(
         f"the cores of {key!r} do not lead to one weight in this graph, wanted a compose subgraph; "
         "pass the file that opdf-compile expand wrote"
     )
 
 
-def _between(cores: tuple[Node, ...], weight: Node, members: list[Node]) -> tuple[Node, ...]:
+def _between(weight: Node, members: list[Node]) -> tuple[Node, ...]:
     """The members that `weight` depends on, and itself, in graph order."""
     needed = {weight}
     for node in reversed(members):
         if node in needed:
             needed.update(node.all_input_nodes)
     return tuple(node for node in members if node in needed)
+
+
+def _constants_of(inner: tuple[Node, ...], constants: set[Node]) -> tuple[Node, ...]:
+    """The constants that these nodes read, each after what it is made of."""
+    ordered: dict[Node, None] = {}
+
+    def visit(node: Node) -> None:
+        for source in node.all_input_nodes:
+            if source in constants and source not in ordered:
+                visit(source)
+                ordered[source] = None
+
+    for node in inner:
+        visit(node)
+    return tuple(ordered)
 
 
 def _sources(inner: tuple[Node, ...]) -> set[Node]:

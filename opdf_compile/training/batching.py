@@ -9,13 +9,14 @@ the plan only, never at a clock, so that two runs and two ranks decide alike.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.errors import InputError
+from opdf_compile.errors import InputError, PlanError
 from opdf_compile.passes.batch import batched as batched_graph
 from opdf_compile.passes.batch import group
 from opdf_compile.passes.hoist import Part
@@ -24,6 +25,7 @@ from opdf_compile.training.binding import Bound
 from opdf_compile.training.unit import Unit
 
 Batched = bool | Literal["auto"]
+logger = logging.getLogger("opdf_compile")
 
 # FLOPs of one weight's compose, forward and backward, up to which "auto" batches.
 SMALL = 10**9
@@ -45,28 +47,38 @@ def make_units(
         plan: Tells what each weight costs.
         cores: Every core of these parts by name; taken over where nothing is stacked.
         bounds: Where each weight is written.
-        batched: True, False, or "auto": weights up to `SMALL` FLOPs.
+        batched: True, False, or "auto": weights up to `SMALL` FLOPs, as far as torch.vmap takes
+            their compose.
         separate: Weights for which this differs are never in one batch.
+
+    Raises:
+        InputError: `batched` is something else.
+        PlanError: `batched` is True, and torch.vmap cannot take a compose.
     """
     if batched not in (True, False, "auto"):
         raise InputError(f"batched is {batched!r}, wanted True, False or 'auto'")
     cost = {entry.key: entry.cost.step_flops for entry in plan.entries}
-    shapes = {name: (tuple(core.shape), core.dtype) for name, core in cores.items()}
 
     def apart(part: Part) -> Hashable:
         key = part.keys[0]
         wanted = cost[key] <= SMALL if batched == "auto" else batched
         # A part of its own kind stays alone.
-        return (separate(key), str(cores[part.cores[0]].device), None if wanted else part.keys)
+        return (separate(key), None if wanted else part.keys)
 
-    return [_unit(members, shapes, cores, bounds) for members in group(parts, shapes, apart)]
+    units = []
+    for members in group(parts, cores, apart):
+        try:
+            units.append(_unit(members, cores, bounds))
+        except PlanError as error:
+            if batched is True:
+                raise
+            logger.info("composed one by one: %s", error)
+            units.extend(_unit((part,), cores, bounds) for part in members)
+    return units
 
 
 def _unit(
-    members: tuple[Part, ...],
-    shapes: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
-    cores: Mapping[str, Tensor],
-    bounds: Mapping[str, Bound],
+    members: tuple[Part, ...], cores: Mapping[str, Tensor], bounds: Mapping[str, Bound]
 ) -> Unit:
     first = members[0]
     weights = tuple(bounds[key] for part in members for key in part.keys)
@@ -74,7 +86,7 @@ def _unit(
     if len(members) == 1:
         storage = [_parameter(cores[name]) for name in first.cores]
         return Unit(first.graph, names, storage, weights, batched=False)
-    graph = batched_graph(first, len(members), shapes)
+    graph = batched_graph(first, len(members), cores)
     stacks = [
         nn.Parameter(torch.stack([cores[row[place]].detach() for row in names]))
         for place in range(len(first.cores))

@@ -11,16 +11,15 @@ from torch import Tensor, nn
 from opdf_compile.errors import InputError
 from opdf_compile.graph.edit import over_tensors_of
 from opdf_compile.graph.trace import PHASES
-from opdf_compile.parametrizations.registry import get
 from opdf_compile.passes.hoist import Hoist, HoistResult, Part, split, weight_program
 from opdf_compile.plan.choose import plan as make_plan
-from opdf_compile.plan.value import Plan, PlanEntry
+from opdf_compile.plan.value import Plan
 from opdf_compile.training.batching import Batched, make_units
 from opdf_compile.training.binding import Bound, reshard, unwrap, validate
 from opdf_compile.training.expanded import Expanded
 from opdf_compile.training.folding import fold
 from opdf_compile.training.phase import copy_flat
-from opdf_compile.training.program import WeightProgram
+from opdf_compile.training.program import WeightProgram, factorised
 from opdf_compile.training.ranks import Ranks, share_out
 
 Progress = Callable[[str, int, int], None]
@@ -81,8 +80,9 @@ def hoist(
     plan = make_plan(module) if plan is None else plan
     validate(plan, module)
     reshard(module)
-    parts = split(weight_program(plan), [entry.key for entry in plan.entries])
     bounds = {entry.key: Bound(module, entry) for entry in plan.entries}
+    devices = {key: bound.device for key, bound in bounds.items()}
+    parts = split(weight_program(plan, devices), list(bounds))
     ranks = share_out(parts, plan, process_group)
     mine = [part for part in parts if ranks.mine(part)]
     wanted = {key for part in mine for key in part.keys}
@@ -93,21 +93,10 @@ def hoist(
         # A sharded weight is gathered by all ranks together, also by those that do not need it.
         value = bounds[entry.key].read()
         if entry.key in wanted:
-            cores.update(zip(entry.core_names, _decompose(entry, value), strict=True))
+            cores.update(zip(entry.core_names, factorised(entry, value), strict=True))
     units = make_units(mine, plan, cores, bounds, batched=batched, separate=separate)
     logger.debug("hoist: %d weights in %d units", len(wanted), len(units))
     return WeightProgram(module, plan, units, bounds, ranks, recompute=recompute)
-
-
-def _decompose(entry: PlanEntry, weight: Tensor) -> tuple[Tensor, ...]:
-    try:
-        made: tuple[Tensor, ...] = get(entry.parametrization).decompose(weight, entry.spec)
-    except InputError as error:
-        raise InputError(
-            f"the weight {entry.key!r} cannot be factorised: {error}; repair the weight, or "
-            f"exclude it (exclude=[{entry.key!r}])"
-        ) from error
-    return made
 
 
 def _from_expanded(expanded: Expanded, recompute: bool) -> WeightProgram:

@@ -138,19 +138,27 @@ class WeightProgram:
     def absorb(self) -> tuple[str, ...]:
         """Take the weights as they are now: those that changed are decomposed again.
 
+        A gradient that their cores hold is dropped: it belongs to other cores.
+
         Returns:
             Names of the weights that changed; an optimizer's state of their cores is stale.
+
+        Raises:
+            InputError: A weight holds NaN or infinity; nothing is changed then.
         """
         changed = self.changed()
         reshard(self.module)
+        owned = self.owned()
+        cores: dict[str, Tensor] = {}
         for entry in self.plan.entries:
-            if entry.key not in changed:
-                continue
-            value = self._bounds[entry.key].read()
-            for unit in self.units:
-                if entry.key in unit.keys:
-                    made = get(entry.parametrization).decompose(value, entry.spec)
-                    unit.fill(dict(zip(entry.core_names, made, strict=True)))
+            if entry.key in changed:
+                # A sharded weight is gathered by all ranks together, also by those without cores.
+                value = self._bounds[entry.key].read()
+                if entry.key in owned:
+                    cores.update(zip(entry.core_names, factorised(entry, value), strict=True))
+        for unit in self.units:
+            unit.fill(cores)
+            unit.drop_grad(changed)
         self._record()
         return changed
 
@@ -170,6 +178,8 @@ class WeightProgram:
         """
         reshard(self.module)
         keys = list(self._bounds)
+        if not keys:
+            return ()
         found = [checksum(self._bounds[key].local()) for key in keys]
         differs = differing(found, [self._recorded[key] for key in keys])
         differs = self.ranks.any(differs, sharded=self._sharded(), device=found[0].device)
@@ -245,7 +255,7 @@ class WeightProgram:
         folded: dict[str, Tensor] = {}
         for unit in self.units:
             for bound in unit.weights:
-                folded[bound.key] = _folded(bound.entry, self.cores(bound.key))
+                folded[bound.key] = _folded(bound, self.cores(bound.key))
         return self.ranks.gather(folded, self._bounds)
 
     def _sharded(self) -> bool:
@@ -256,12 +266,30 @@ class WeightProgram:
         self._recorded = {key: checksum(bound.local()) for key, bound in self._bounds.items()}
 
 
-def _folded(entry: PlanEntry, cores: tuple[Tensor, ...]) -> Tensor:
+def factorised(entry: PlanEntry, weight: Tensor) -> tuple[Tensor, ...]:
+    """The cores of a weight.
+
+    Raises:
+        InputError: It holds NaN or infinity; with its name.
+    """
+    try:
+        made: tuple[Tensor, ...] = get(entry.parametrization).decompose(weight, entry.spec)
+    except InputError as error:
+        raise InputError(
+            f"the weight {entry.key!r} cannot be factorised: {error}; repair the weight, or "
+            f"exclude it (exclude=[{entry.key!r}])"
+        ) from error
+    return made
+
+
+def _folded(bound: Bound, cores: tuple[Tensor, ...]) -> Tensor:
     from opdf_compile.passes.regions import require_finite
 
+    entry = bound.entry
     wide = [whole(core.detach()).double() for core in cores]
     weight: Tensor = get(entry.parametrization).compose(wide, entry.spec.with_dtype("float64"))
-    rounded = weight.to(getattr(torch, entry.spec.dtype))
+    # The module may have been cast since it was planned; rounding twice would be off by more.
+    rounded = weight.to(bound.parameter.dtype)
     require_finite(entry.key, rounded)
     return rounded
 

@@ -60,10 +60,10 @@ class Ranks:
             return dict(mine)
         values = {}
         for key, bound in bounds.items():
-            shape, dtype = bound.entry.spec.shape, getattr(torch, bound.entry.spec.dtype)
             value = mine.get(key)
             if value is None:
-                value = torch.empty(shape, dtype=dtype, device=bound.device)
+                dtype, device = bound.parameter.dtype, bound.device
+                value = torch.empty(bound.entry.spec.shape, dtype=dtype, device=device)
             self._send(value, key).wait()
             values[key] = value
         return values

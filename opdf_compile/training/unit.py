@@ -9,7 +9,7 @@ made again in the pull, at the cost of one more forward of compose.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,9 +50,16 @@ class Unit:
         self.weights = weights
         self.batched = batched
         self._call: Callable[..., tuple[Tensor, ...]] = GraphModule(nn.Module(), graph)
-        self._edges: tuple[GradientEdge, ...] | None = None
+        self._edges: tuple[GradientEdge | None, ...] | None = None
         self._dtypes: tuple[torch.dtype, ...] = ()
         self._versions: tuple[int, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the graph of the last refresh, which cannot be copied.
+
+        The copy's next pull makes it again.
+        """
+        return {**self.__dict__, "_edges": None}
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -69,13 +76,23 @@ class Unit:
             for name, stack in zip(names, self.storage, strict=True)
         }
 
-    def fill(self, values: dict[str, Tensor]) -> None:
+    def fill(self, values: Mapping[str, Tensor]) -> None:
         """Overwrite cores by name; names of other units are passed over."""
         with torch.no_grad():
             for name, core in self.named_cores().items():
                 if name in values:
                     core.copy_(values[name])
         self.forget()
+
+    def drop_grad(self, keys: Collection[str]) -> None:
+        """Clear what the cores of these weights hold as gradients."""
+        rows = [row for row, key in enumerate(self.keys) if key in keys]
+        for core in self.storage:
+            if core.grad is not None and rows:
+                if len(rows) == len(self.keys):
+                    core.grad = None
+                else:
+                    core.grad[rows] = 0.0
 
     def forget(self) -> None:
         """Drop the graph of the last refresh, and with it the intermediate products."""
@@ -93,7 +110,8 @@ class Unit:
             keep: Keep what the next pull needs.
         """
         self.forget()
-        with torch.set_grad_enabled(keep):
+        # Inference mode would leave nothing to pull gradients through.
+        with torch.inference_mode(False), torch.set_grad_enabled(keep):
             values = self._compose()
         for bound, value in zip(self.weights, values, strict=True):
             bound.write(value.detach())
@@ -107,19 +125,23 @@ class Unit:
         Returns:
             Names of the weights that had a gradient.
         """
+        self._require_devices()
         found = [(place, bound.take_grad()) for place, bound in enumerate(self.weights)]
         grads = [(place, grad) for place, grad in found if grad is not None]
         if not grads:
             return ()
         if self._edges is None or self._versions != self._now():
-            with torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad():
                 self._compose()
         edges, self._edges = self._edges, None
         assert edges is not None
-        torch.autograd.backward(
-            [edges[place] for place, _grad in grads],
-            [grad.to(self._dtypes[place]) for place, grad in grads],
-        )
+        # A weight without an edge has frozen cores only.
+        ways = [(edge, place, grad) for place, grad in grads if (edge := edges[place]) is not None]
+        if ways:
+            torch.autograd.backward(
+                [edge for edge, _place, _grad in ways],
+                [grad.to(self._dtypes[place]) for _edge, place, grad in ways],
+            )
         return tuple(self.weights[place].key for place, _grad in grads)
 
     def _compose(self) -> tuple[Tensor, ...]:
@@ -130,7 +152,7 @@ class Unit:
             results = self._call(*self.storage)
             values = tuple(results[0].unbind(0)) if self.batched else tuple(results)
         if torch.is_grad_enabled():
-            self._edges = tuple(get_gradient_edge(value) for value in values)
+            self._edges = tuple(get_gradient_edge(v) if v.requires_grad else None for v in values)
             self._dtypes = tuple(value.dtype for value in values)
             self._versions = self._now()
         return values
