@@ -275,7 +275,20 @@ class Overparam(Optimizer):
 
     def summary(self) -> Summary:
         """What is trained, what is deployed, what is left alone, and what a step costs."""
-        return Summary.of(self.program, type(self.inner).__name__, split=self._split)
+        matched = {id(self.program.module.get_parameter(e.key)) for e in self.plan.entries}
+        other = {
+            id(p): p.numel()
+            for group in self.param_groups
+            for p in group["params"]
+            if p.requires_grad and id(p) not in matched
+        }
+        decayed = "the cores" if "weight_decay" in self.defaults else "nothing"
+        return Summary.of(
+            self.program,
+            type(self.inner).__name__,
+            other=sum(other.values()),
+            decay="W" if self._split else decayed,
+        )
 
     def owned_names(self) -> tuple[str, ...]:
         """Names of the parameters whose state this rank holds."""

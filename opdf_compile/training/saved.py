@@ -1,7 +1,7 @@
 """An Overparam's state as an ordinary optimizer's state_dict, and back.
 
     {"state": {index: state of one parameter}, "param_groups": [{.., "params": [index]}],
-     "opdf": {schema, names by index, checksums, plan, rank, ranks, inner_groups}}
+     "opdf": {schema, names by index, fingerprints, plan, optimizer, rank, ranks, inner_groups}}
 
 Plain tensors and values only: torch.load reads it with weights_only=True.
 """
@@ -52,6 +52,7 @@ def pack_state(optimizer: Overparam) -> dict[str, Any]:
             "names": dict(enumerate(names)),
             "fingerprints": optimizer.fingerprints(),
             "plan": optimizer.plan.to_json(),
+            "optimizer": type(optimizer.inner).__name__,
             "rank": ranks.rank,
             "ranks": ranks.size,
             "inner_groups": [group["inner"] for group in options],
@@ -76,6 +77,12 @@ def unpack_state(optimizer: Overparam, state: Mapping[str, Any]) -> Unpacked:
         raise InputError(
             f"the state holds the cores of rank {extra['rank']} of {extra['ranks']}, this is rank "
             f"{ranks.rank} of {ranks.size}; use opdf.save_checkpoint and opdf.load_checkpoint"
+        )
+    wrapped = type(optimizer.inner).__name__
+    if extra["optimizer"] != wrapped:
+        raise InputError(
+            f"the state is that of {extra['optimizer']}, this optimizer wraps {wrapped}; wrap the "
+            "same one, or start from the weights: load the model and build the optimizer"
         )
     names = {int(place): name for place, name in extra["names"].items()}
     states = {names[int(place)]: dict(value) for place, value in state["state"].items()}

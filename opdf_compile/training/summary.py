@@ -36,15 +36,21 @@ class Summary:
     held: int
 
     @classmethod
-    def of(cls, program: WeightProgram, optimizer: str, *, split: bool) -> Summary:
-        """The summary of a program and its optimizer."""
-        cores = {id(core) for unit in program.units for core in unit.storage}
+    def of(cls, program: WeightProgram, optimizer: str, *, other: int, decay: str) -> Summary:
+        """The summary of a program and its optimizer.
+
+        Args:
+            program: The weight program.
+            optimizer: Name of the wrapped optimizer.
+            other: Parameters that it steps without cores.
+            decay: What weight decay acts on.
+        """
         return cls(
             plan=program.plan,
             optimizer=optimizer,
-            other=sum(p.numel() for p in program.parameters() if id(p) not in cores),
+            other=other,
             units=(len(program.units), sum(unit.batched for unit in program.units)),
-            decay="W" if split else "the cores",
+            decay=decay,
             recompute=program.recompute,
             rank=(program.ranks.rank, program.ranks.size),
             held=sum(core.numel() for unit in program.units for core in unit.storage),
@@ -62,7 +68,7 @@ class Summary:
 
     @property
     def deployed(self) -> int:
-        """Trainable parameters of the student itself."""
+        """The same of the student as it ships: weights in place of cores."""
         return self.plan.deployed + self.other
 
     def to_json(self) -> dict[str, Any]:
@@ -92,8 +98,8 @@ class Summary:
         lines = [
             f"{self.trained:,} parameters trained, {self.deployed:,} deployed; "
             f"{self.optimizer} steps the cores, weight decay acts on {self.decay}",
-            f"a step adds {cost.step_flops / 1e9:,.3g} GFLOP, whatever the batch, in "
-            f"{self.units[0]} products of cores ({self.units[1]} batched)"
+            f"a step adds {_flops(cost.step_flops)}, whatever the batch, in {self.units[0]} "
+            f"{'product' if self.units[0] == 1 else 'products'} of cores ({self.units[1]} batched)"
             + (", composed again in the backward" if self.recompute else ""),
         ]
         if self.rank[1] > 1:
@@ -108,3 +114,10 @@ class Summary:
 
     def _repr_html_(self) -> str:
         return self.plan._repr_html_() + "".join(f"<p>{escape(line)}</p>" for line in self.lines())
+
+
+def _flops(count: int) -> str:
+    for size, unit in ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
+        if count >= size:
+            return f"{count / size:,.3g} {unit}"
+    return f"{count:,} FLOP"
