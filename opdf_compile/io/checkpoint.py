@@ -17,6 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.checkpoint_fit import check_fit
 from opdf_compile.io.checkpoint_folder import (
@@ -35,6 +37,9 @@ from opdf_compile.io.checkpoint_random import random_states, restorer
 from opdf_compile.io.checkpoint_ranks import Ranks
 from opdf_compile.io.checkpoint_state import (
     Optimizer,
+    Snapshot,
+    State,
+    give_state,
     read_module,
     read_state,
     require_optimizer,
@@ -145,9 +150,10 @@ def load_checkpoint(
     chosen = ranks.together(partial(_choose, Path(directory)))
     folder = ranks.gather(chosen)[0]
     reshard(optimizer.program.module)
-    manifest, apply = ranks.together(partial(_prepare, folder, optimizer, ranks, rng))
-    ranks.together(apply)
-    return Checkpoint(manifest.step, manifest.extra, folder)
+    ready = ranks.together(partial(_prepare, folder, optimizer, ranks, rng))
+    give_state(optimizer, ready.state, ranks, folder)
+    ranks.together(partial(_finish, ready, optimizer.program.module))
+    return Checkpoint(ready.manifest.step, ready.manifest.extra, folder)
 
 
 def _arguments(step: int, extra: Any, keep: int | None) -> str:
@@ -216,28 +222,34 @@ def _choose(directory: Path) -> Path:
     return newest
 
 
-def _prepare(
-    folder: Path, optimizer: Optimizer, ranks: Ranks, rng: bool
-) -> tuple[Manifest, Callable[[], None]]:
-    """Read and check everything; what comes back changes the optimizer, and can hardly fail."""
+@dataclass(frozen=True)
+class _Ready:
+    """All of a checkpoint in memory, checked; nothing is changed yet."""
+
+    manifest: Manifest
+    state: Snapshot
+    module: State
+    restore: Callable[[], None] | None
+
+
+def _prepare(folder: Path, optimizer: Optimizer, ranks: Ranks, rng: bool) -> _Ready:
     manifest = read_manifest(folder)
     check_fit(manifest, optimizer, folder)
     # Each shard is hashed by one rank; none goes on before all have agreed.
     for name in sorted(manifest.shards)[ranks.rank :: ranks.size]:
         check_hash(folder, name, manifest.shards[name])
     shards = Shards(folder, manifest)
-    states, groups = read_state(manifest, optimizer, shards.tensor)
+    state = read_state(manifest, optimizer, shards.tensor)
     module = read_module(manifest, optimizer.program.module, shards.tensor)
     restore = _random(folder, manifest, ranks, shards) if rng else None
+    return _Ready(manifest, state, module, restore)
 
-    def apply() -> None:
-        # The optimizer first: it checks once more, before it changes anything.
-        optimizer.load_state_by_name(states, manifest.fingerprints, groups)
-        optimizer.program.module.load_state_dict(module)
-        if restore is not None:
-            restore()
 
-    return manifest, apply
+def _finish(ready: _Ready, module: nn.Module) -> None:
+    """Load what has been compared with the module, name by name, and so fits."""
+    module.load_state_dict(ready.module)
+    if ready.restore is not None:
+        ready.restore()
 
 
 def _random(
@@ -253,4 +265,4 @@ def _random(
             ranks.size,
         )
         return None
-    return restorer(unpack(manifest.random[ranks.rank], shards.tensor))
+    return restorer(unpack(manifest.random[ranks.rank], shards.tensor), str(folder))

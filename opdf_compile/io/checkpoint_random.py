@@ -36,11 +36,12 @@ def _uses_cuda() -> bool:
     return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
-def restorer(states: dict[str, Any]) -> Callable[[], None]:
+def restorer(states: dict[str, Any], source: str) -> Callable[[], None]:
     """What sets the generators, after trying every state.
 
     Args:
         states: What `random_states` returned, read back.
+        source: Where they come from, for the sentence.
 
     Raises:
         ArtefactError: A state is none.
@@ -55,7 +56,7 @@ def restorer(states: dict[str, Any]) -> Callable[[], None]:
     except (TypeError, ValueError, KeyError, RuntimeError, AttributeError, OverflowError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
         raise ArtefactError(
-            f"the checkpoint's random number states cannot be restored ({reason}); load with "
+            f"{source}: its random number states cannot be restored ({reason}); load with "
             "rng=False to go on with other random numbers"
         ) from error
     return partial(_run, actions)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.errors import InputError
+from opdf_compile.errors import ArtefactError, InputError, OpdfError
 from opdf_compile.graph.sharing import memory_key
 from opdf_compile.io.checkpoint_manifest import Manifest
 from opdf_compile.io.checkpoint_ranks import Ranks
@@ -116,9 +118,61 @@ def take(optimizer: Optimizer, ranks: Ranks) -> Share:
     return share
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of this rank's parameters, as `load_state_by_name` takes it."""
+
+    states: dict[str, State]
+    fingerprints: dict[str, list[int]]
+    groups: list[State]
+
+
+def give_state(optimizer: Optimizer, state: Snapshot, ranks: Ranks, folder: Path) -> None:
+    """Load the state on all ranks, or leave all of them as they were.
+
+    Raises:
+        ArtefactError: The wrapped optimizer of some rank does not take it.
+    """
+    before = Snapshot(
+        {
+            name: {key: _copy(value) for key, value in kept.items()}
+            for name, kept in optimizer.state_by_name().items()
+        },
+        optimizer.fingerprints(),
+        optimizer.group_options(),
+    )
+    try:
+        ranks.together(partial(_give, optimizer, state, folder))
+    except BaseException:
+        # torch's optimizers find out in the middle that they cannot use what they were given.
+        _load(optimizer, before)
+        raise
+
+
+def _give(optimizer: Optimizer, state: Snapshot, folder: Path) -> None:
+    try:
+        _load(optimizer, state)
+    except OpdfError:
+        raise
+    except Exception as error:  # Whatever the wrapped optimizer's class makes of a strange state.
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
+        raise ArtefactError(
+            f"{folder} does not fit: the optimizer cannot take its state ({reason}); load an older "
+            "checkpoint of the run"
+        ) from error
+
+
+def _load(optimizer: Optimizer, state: Snapshot) -> None:
+    optimizer.load_state_by_name(state.states, state.fingerprints, state.groups)
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
 def read_state(
     manifest: Manifest, optimizer: Optimizer, tensor: Callable[[str], Tensor]
-) -> tuple[dict[str, State], list[State]]:
+) -> Snapshot:
     """The state of this rank's parameters and the options of the groups, in memory."""
     parameters = dict(optimizer.program.module.named_parameters(remove_duplicate=False))
     states = {
@@ -128,7 +182,8 @@ def read_state(
         }
         for name in optimizer.owned_names()
     }
-    return states, _as_now(unpack(manifest.groups, tensor), optimizer.group_options())
+    groups = _as_now(unpack(manifest.groups, tensor), optimizer.group_options())
+    return Snapshot(states, manifest.fingerprints, groups)
 
 
 def read_module(manifest: Manifest, module: nn.Module, tensor: Callable[[str], Tensor]) -> State:

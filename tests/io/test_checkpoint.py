@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back, that a resumed run is the uninterrupted one, and what is refused."""
+"""Checkpoints: what comes back, resumed runs bit for bit, and arguments that are refused."""
 
 from __future__ import annotations
 
