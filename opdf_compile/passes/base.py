@@ -80,6 +80,8 @@ class GraphPass(ABC):
         self.requires(module)
         result = self.call(copy_graph(module))
         result.module.graph.lint()
+        # Calling the module runs the code that was generated before the graph was edited.
+        result.module.recompile()
         self.ensures(result)
         return result
 
