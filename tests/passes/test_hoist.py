@@ -481,9 +481,10 @@ def test_the_counter_sees_work_that_grows_faster() -> None:
     def visit(_node: Node) -> None: ...
 
     def quadratic(graph: GraphModule) -> None:
-        for _ in graph.graph.nodes:
-            for node in graph.graph.nodes:
-                str(node.op)
+        nodes = list(graph.graph.nodes)
+        for _ in nodes:
+            for node in nodes:
+                visit(node)
 
     few, many = deep(5), deep(20)
     assert calls(lambda: quadratic(many)) > 10 * calls(lambda: quadratic(few))
