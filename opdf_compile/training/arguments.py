@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError, PlanError
@@ -16,6 +17,7 @@ from opdf_compile.plan.choose import plan as make_plan
 from opdf_compile.plan.value import Plan
 from opdf_compile.training.batching import Batched
 from opdf_compile.training.binding import unwrap, validate
+from opdf_compile.training.expanded import Expanded
 from opdf_compile.training.groups import Group, tensors
 
 # Optimizers that treat every entry by itself, so that stacking tensors changes nothing.
@@ -53,7 +55,19 @@ def student_of(params: Any, module: nn.Module | None, plan: Plan | None) -> nn.M
             "Overparam got parameters or param groups without the module that owns them, wanted "
             "its names too; give module=student, or use overparam_class(student, plan)"
         )
-    return unwrap(module)
+    if isinstance(module, Expanded):
+        raise InputError(
+            "the student is an Expanded, whose parameters are the cores already; give them to the "
+            "optimizer itself: AdamW(expanded.parameters()), or hoist it: opdf.hoist(expanded)"
+        )
+    student = unwrap(module)
+    for name, parameter in student.named_parameters():
+        if isinstance(parameter, UninitializedParameter) or parameter.is_meta:
+            raise InputError(
+                f"the student's {name!r} has no values yet (a lazy layer, or the meta device), "
+                "wanted weights to start from; run a forward, or load its weights, first"
+            )
+    return student
 
 
 def homes(groups: Sequence[Group], student: nn.Module) -> dict[int, int]:
@@ -183,9 +197,12 @@ def defaults_of(make: Maker, options: Mapping[str, Any]) -> Group:
         InputError: It is no optimizer class, refuses the options, or cannot step cores.
     """
     if isinstance(make, Optimizer) or not callable(make):
+        remedy = (
+            "plan=plan" if isinstance(make, Plan) else "torch.optim.AdamW, say, and its options"
+        )
         raise InputError(
-            f"optimizer_class is the {type(make).__name__} {str(make)[:40]!r}, wanted a class to "
-            "build the optimizer of the cores with; give torch.optim.AdamW, say, and its options"
+            f"optimizer_class is a {type(make).__name__}, wanted a class to build the optimizer of "
+            f"the cores with; give {remedy}"
         )
     try:
         made = make([nn.Parameter(torch.zeros(1, 1))], **options)

@@ -44,7 +44,7 @@ def outer_groups(given: Any) -> list[Group]:
 def _listed(group: Group) -> list[Any]:
     if "params" not in group:
         raise InputError(
-            f"a param group has the keys {', '.join(map(str, group))}, wanted 'params' among them; "
+            f"a param group has the keys {list(group)}, wanted 'params' among them; "
             'give {"params": [..], "lr": ..}'
         )
     params = group["params"]

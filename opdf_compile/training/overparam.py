@@ -159,6 +159,7 @@ class Overparam(Optimizer):
             )
         self._require_decay(self.param_groups)
         self.program.require_unchanged()
+        self._weights()
         self._links.push(self.param_groups, self.inner.param_groups)
         if closure is None:
             pulled = self._pull()
@@ -201,13 +202,30 @@ class Overparam(Optimizer):
         self._drop_gradients()
         for unit in [unit for unit in self.program.units if uneven(unit)]:
             self._take_apart(unit)
-        owned = dict(self.program.module.named_parameters(remove_duplicate=False))
-        kept = [(owned[entry.key], owned[entry.key].grad) for entry in self.plan.entries]
+        kept = [(weight, weight.grad) for weight in self._weights()]
         try:
             return self.program.backward()
         finally:
             for weight, grad in kept:
                 weight.grad = grad
+
+    def _weights(self) -> list[nn.Parameter]:
+        """The matched weights as the student holds them now.
+
+        Raises:
+            InputError: One is not what the param groups hold: clipping and zero_grad would miss it.
+        """
+        found = []
+        for entry in self.plan.entries:
+            weight = self.program.module.get_parameter(entry.key)
+            if id(weight) not in self._names:
+                raise InputError(
+                    f"the student's {entry.key!r} is another Parameter than the param groups hold, "
+                    "wanted the one that the optimizer was built with; build it after whatever "
+                    "replaces parameters (fully_shard, a conversion, an assignment)"
+                )
+            found.append(weight)
+        return found
 
     def _drop_gradients(self) -> None:
         for unit in self.program.units:
@@ -275,12 +293,12 @@ class Overparam(Optimizer):
 
     def summary(self) -> Summary:
         """What is trained, what is deployed, what is left alone, and what a step costs."""
-        matched = {id(self.program.module.get_parameter(e.key)) for e in self.plan.entries}
+        matched = {entry.key for entry in self.plan.entries}
         other = {
             id(p): p.numel()
             for group in self.param_groups
             for p in group["params"]
-            if p.requires_grad and id(p) not in matched
+            if p.requires_grad and self._name(p) not in matched
         }
         decayed = "the cores" if "weight_decay" in self.defaults else "nothing"
         return Summary.of(
@@ -382,6 +400,11 @@ class Overparam(Optimizer):
         Raises:
             InputError: The state is of another student, plan or rank; nothing is changed then.
         """
+        if not isinstance(state_dict, Mapping):
+            raise InputError(
+                f"load_state_dict got a {type(state_dict).__name__}, wanted what state_dict() "
+                "gave; read a file with torch.load(path, weights_only=True) first"
+            )
         state = dict(state_dict)
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, state)

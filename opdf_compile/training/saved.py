@@ -94,6 +94,7 @@ def unpack_state(optimizer: Overparam, state: Mapping[str, Any]) -> Unpacked:
 
 
 def _foreign(state: Mapping[str, Any]) -> str:
+    """Why a state cannot be loaded that no Overparam gave."""
     kept = state.get("state", {})
     if any("cores.0" in of for of in kept.values() if isinstance(of, Mapping)):
         return (

@@ -49,7 +49,7 @@ def test_the_given_groups_are_not_changed() -> None:
         (7, "got a int"),
         ([], "got no parameters"),
         (iter(()), "got no parameters"),
-        ([{"lr": 1}], "has the keys lr, wanted 'params'"),
+        ([{"lr": 1}], r"has the keys \['lr'\], wanted 'params'"),
     ],
 )
 def test_what_is_no_group(given: Any, sentence: str) -> None:

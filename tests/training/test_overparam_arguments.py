@@ -241,7 +241,7 @@ WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         lambda s: [{"parameters": s.parameters(), "lr": 0.1}],
         {"module": "own"},
         InputError,
-        "the keys parameters, lr, wanted 'params'",
+        r"the keys \['parameters', 'lr'\], wanted 'params'",
     ),
     "another module's": (
         lambda s: [*s.parameters(), *nn.Linear(3, 2).parameters()],
@@ -261,6 +261,24 @@ WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         {"plan": "own"},
         PlanError,
         "names 'first.weight', which is in no param group",
+    ),
+    "a lazy layer": (
+        lambda s: nn.Sequential(nn.Linear(12, 12), nn.LazyLinear(3)),
+        {},
+        InputError,
+        r"'1\.weight' has no values yet .*run a forward",
+    ),
+    "the meta device": (
+        lambda s: nn.Linear(12, 12, device="meta"),
+        {},
+        InputError,
+        "'weight' has no values yet .*load its weights",
+    ),
+    "an Expanded": (
+        lambda s: (lambda traced: opdf.expand(traced, opdf.plan(traced)))(opdf.trace(s, (X,))),
+        {},
+        InputError,
+        r"AdamW\(expanded\.parameters\(\)\)",
     ),
     "plan and cores": (lambda s: s, {"plan": "own", "cores": 3}, PlanError, "plan and cores are"),
     "all three": (
@@ -297,9 +315,20 @@ WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         lambda s: s,
         {"make": torch.optim.AdamW(nn.Linear(2, 2).parameters())},
         InputError,
-        "optimizer_class is the AdamW .*wanted a class",
+        "optimizer_class is a AdamW, wanted a class",
     ),
-    "a name of an optimizer": (lambda s: s, {"make": "adamw"}, InputError, "the str 'adamw'"),
+    "a name of an optimizer": (
+        lambda s: s,
+        {"make": "adamw"},
+        InputError,
+        "optimizer_class is a str",
+    ),
+    "a plan in its place": (
+        lambda s: s,
+        {"make": opdf.plan(Projected())},
+        InputError,
+        "plan=plan$",
+    ),
     "no optimizer": (lambda s: s, {"make": lambda p: p}, InputError, "made a list, wanted"),
     "stacks under Adafactor": (
         lambda s: s,
@@ -435,6 +464,27 @@ def test_state_shows_live_views_of_the_cores(student: Student) -> None:
     step(student, opt)
     assert not torch.equal(shown["cores.1"], before)
     assert torch.equal(shown["cores.1"], opt.program.cores("first.weight")[1])
+
+
+def test_a_replaced_parameter_is_noticed(student: Student) -> None:
+    opt = opdf.Overparam(student, cores=3, lr=0.1)
+    student.first.weight = nn.Parameter(student.first.weight.detach().clone())
+    student(X).square().mean().backward()
+    bias = student.first.bias.detach().clone()
+    with pytest.raises(InputError, match="'first.weight' is another Parameter than the param grou"):
+        opt.step()
+    assert torch.equal(student.first.bias, bias)
+    del student.first.weight
+    student.first.weight = torch.zeros(16, 12)
+    with pytest.raises(InputError, match="holds no Parameter 'first.weight' any more"):
+        opt.step()
+
+
+@pytest.mark.parametrize("given", [None, 3, "opt.pt"])
+def test_what_is_no_state(student: Student, given: Any) -> None:
+    opt = opdf.Overparam(student, cores=3)
+    with pytest.raises(InputError, match=r"load_state_dict got a .*torch\.load"):
+        opt.load_state_dict(given)
 
 
 def test_a_second_optimizer_is_noticed(student: Student) -> None:

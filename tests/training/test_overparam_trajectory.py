@@ -173,9 +173,11 @@ def test_the_trajectory_is_that_of_the_inline_form() -> None:
         assert (student[place].weight - wanted).abs().max() < CLOSE * wanted.abs().max()
 
 
-def closure_of(model: Any, optimizer: Any, x: Tensor, y: Tensor, calls: list[float]) -> Any:
+def closure_of(
+    model: Any, optimizer: Any, x: Tensor, y: Tensor, calls: list[float], clears: Any = None
+) -> Any:
     def closure() -> Tensor:
-        optimizer.zero_grad()
+        (clears or optimizer).zero_grad()
         loss = loss_of(model, x, y)
         loss.backward()
         calls.append(loss.item())
@@ -184,8 +186,11 @@ def closure_of(model: Any, optimizer: Any, x: Tensor, y: Tensor, calls: list[flo
     return closure
 
 
+@pytest.mark.parametrize("through_module", [False, True])
 @pytest.mark.parametrize("line_search", [None, "strong_wolfe"])
-def test_lbfgs_is_that_of_a_chain_in_the_forward(line_search: str | None) -> None:
+def test_lbfgs_is_that_of_a_chain_in_the_forward(
+    line_search: str | None, through_module: bool
+) -> None:
     options = {"lr": 0.3, "max_iter": 6, "history_size": 4, "line_search_fn": line_search}
     student, opt, chain, plain = pair(torch.optim.LBFGS, **options)
     (x, y), losses = next(batches(1)), {}
@@ -193,7 +198,8 @@ def test_lbfgs_is_that_of_a_chain_in_the_forward(line_search: str | None) -> Non
         calls: list[float] = []
         for _ in range(3):
             first = len(calls)
-            loss = optimizer.step(closure_of(model, optimizer, x, y, calls))
+            clears = student if through_module and name == "over" else optimizer
+            loss = optimizer.step(closure_of(model, optimizer, x, y, calls, clears))
             assert loss.item() == calls[first]
         losses[name] = calls
     assert len(losses["over"]) > 10, "the control: each step evaluates more than once"
