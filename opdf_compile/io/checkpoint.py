@@ -17,8 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.checkpoint_fit import check_fit
 from opdf_compile.io.checkpoint_folder import (
@@ -32,19 +30,17 @@ from opdf_compile.io.checkpoint_folder import (
     prune,
     step_folder,
 )
-from opdf_compile.io.checkpoint_manifest import Manifest, Shards, check_hash, read_manifest
-from opdf_compile.io.checkpoint_random import random_states, restorer
-from opdf_compile.io.checkpoint_ranks import Ranks
-from opdf_compile.io.checkpoint_state import (
-    Optimizer,
+from opdf_compile.io.checkpoint_give import (
     Snapshot,
-    State,
+    give_module,
     give_state,
     read_module,
     read_state,
-    require_optimizer,
-    take,
 )
+from opdf_compile.io.checkpoint_manifest import Manifest, Shards, check_hash, read_manifest
+from opdf_compile.io.checkpoint_random import random_states, restorer
+from opdf_compile.io.checkpoint_ranks import Ranks
+from opdf_compile.io.checkpoint_state import Optimizer, State, require_optimizer, take
 from opdf_compile.io.checkpoint_values import json_text, pack, unpack
 from opdf_compile.io.checkpoint_write import Written, write_manifest, write_share
 from opdf_compile.io.files import atomic_folder
@@ -116,7 +112,6 @@ def save_checkpoint(
         written = ranks.together(partial(write_share, folder, share, random, ranks))
         parts = ranks.gather(written)
         about = {"step": step, "optimizer": type(optimizer.inner).__name__}
-        about["fingerprints"] = optimizer.fingerprints()
         ranks.together(partial(_publish, folder, parts, about, text, ranks, writing))
         ranks.together(partial(_prune, base, step, keep, ranks))
     return target
@@ -152,7 +147,9 @@ def load_checkpoint(
     reshard(optimizer.program.module)
     ready = ranks.together(partial(_prepare, folder, optimizer, ranks, rng))
     give_state(optimizer, ready.state, ranks, folder)
-    ranks.together(partial(_finish, ready, optimizer.program.module))
+    ranks.together(partial(give_module, optimizer.program.module, ready.module))
+    if ready.restore is not None:
+        ready.restore()
     return Checkpoint(ready.manifest.step, ready.manifest.extra, folder)
 
 
@@ -239,17 +236,10 @@ def _prepare(folder: Path, optimizer: Optimizer, ranks: Ranks, rng: bool) -> _Re
     for name in sorted(manifest.shards)[ranks.rank :: ranks.size]:
         check_hash(folder, name, manifest.shards[name])
     shards = Shards(folder, manifest)
-    state = read_state(manifest, optimizer, shards.tensor)
-    module = read_module(manifest, optimizer.program.module, shards.tensor)
+    module = read_module(manifest, shards.tensor)
+    state = read_state(manifest, optimizer, module, shards.tensor)
     restore = _random(folder, manifest, ranks, shards) if rng else None
     return _Ready(manifest, state, module, restore)
-
-
-def _finish(ready: _Ready, module: nn.Module) -> None:
-    """Load what has been compared with the module, name by name, and so fits."""
-    module.load_state_dict(ready.module)
-    if ready.restore is not None:
-        ready.restore()
 
 
 def _random(

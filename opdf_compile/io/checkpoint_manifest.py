@@ -28,6 +28,7 @@ LARGEST_MANIFEST = 256 << 20
 _SHARD = re.compile(r"shard-[0-9]{5,7}-of-[0-9]{5,7}\.safetensors")
 _REMEDY = "load an older checkpoint of the run"
 
+_Sums = Annotated[list[int], Field(min_length=2, max_length=2)]
 _Packed = Annotated[Any, AfterValidator(check_packed)]
 
 
@@ -54,7 +55,8 @@ class Manifest(BaseModel):
     Attributes:
         optimizer: The class of the wrapped optimizer.
         groups: Options and parameter names of each param group.
-        fingerprints: Checksums of the matched weights at the last refresh.
+        fingerprints: Checksums of the matched weights as the last step left them; None where a
+            sharded weight had been changed since.
         tensors: Every tensor by its name in its shard.
         module: The module's state dict, packed; a tied weight is one tensor under several names.
         state: The optimizer's state by parameter name, packed.
@@ -69,7 +71,7 @@ class Manifest(BaseModel):
     versions: dict[str, str]
     extra: Any
     groups: list[dict[str, _Packed]]
-    fingerprints: dict[str, Any]
+    fingerprints: dict[str, _Sums | None]
     shards: dict[str, Shard]
     tensors: dict[str, Stored]
     module: dict[str, _Packed]

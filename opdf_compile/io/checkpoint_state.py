@@ -6,21 +6,19 @@ writes the module and the options. Sharded tensors (FSDP2) are gathered by all r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.errors import ArtefactError, InputError, OpdfError
+from opdf_compile.errors import InputError
 from opdf_compile.graph.sharing import memory_key
-from opdf_compile.io.checkpoint_manifest import Manifest
 from opdf_compile.io.checkpoint_ranks import Ranks
-from opdf_compile.io.checkpoint_values import pack, unpack
-from opdf_compile.training.binding import whole
+from opdf_compile.io.checkpoint_values import pack
+from opdf_compile.training.binding import local, whole
+from opdf_compile.training.checksum import checksum
 
 State = dict[str, Any]
 
@@ -82,7 +80,9 @@ class Share:
     Attributes:
         tensors: What goes into its shard.
         state: Packed state of the parameters that it writes.
-        module: The packed state dict; only on rank 0, as the next.
+        module: The packed state dict; only on rank 0, as the rest.
+        fingerprints: Checksums of the whole matched weights as the last step left them; None where
+            a sharded weight has changed since, so that nobody can tell.
         groups: Packed param groups.
     """
 
@@ -90,6 +90,7 @@ class Share:
     state: dict[str, State] = field(default_factory=dict)
     module: State = field(default_factory=dict)
     groups: list[State] = field(default_factory=list)
+    fingerprints: dict[str, list[int] | None] = field(default_factory=dict)
 
 
 def take(optimizer: Optimizer, ranks: Ranks) -> Share:
@@ -107,6 +108,7 @@ def take(optimizer: Optimizer, ranks: Ranks) -> Share:
         for name, mine in writes.items()
     }
     module = _module_state(optimizer.program.module, writes=ranks.rank == 0)
+    unchanged = ranks.gather(_unchanged(optimizer))
     # From here on no rank waits for another, so a value that cannot be packed is told at once.
     share = Share()
     for name, mine in writes.items():
@@ -115,91 +117,31 @@ def take(optimizer: Optimizer, ranks: Ranks) -> Share:
     if ranks.rank == 0:
         share.module = _pack_module(module, share.tensors)
         share.groups = pack(optimizer.group_options(), "groups", share.tensors)
+        everywhere = set.intersection(*unchanged)
+        share.fingerprints = {
+            key: checksum(module[key]).tolist() if key in everywhere & module.keys() else known
+            for key, known in _of_whole_weights(optimizer).items()
+        }
     return share
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """The state of this rank's parameters, as `load_state_by_name` takes it."""
-
-    states: dict[str, State]
-    fingerprints: dict[str, list[int]]
-    groups: list[State]
+def is_sharded(tensor: Any) -> bool:
+    """Whether a parameter is a DTensor."""
+    return hasattr(tensor, "device_mesh")
 
 
-def give_state(optimizer: Optimizer, state: Snapshot, ranks: Ranks, folder: Path) -> None:
-    """Load the state on all ranks, or leave all of them as they were.
-
-    Raises:
-        ArtefactError: The wrapped optimizer of some rank does not take it.
-    """
-    before = Snapshot(
-        {
-            name: {key: _copy(value) for key, value in kept.items()}
-            for name, kept in optimizer.state_by_name().items()
-        },
-        optimizer.fingerprints(),
-        optimizer.group_options(),
-    )
-    try:
-        ranks.together(partial(_give, optimizer, state, folder))
-    except BaseException:
-        # torch's optimizers find out in the middle that they cannot use what they were given.
-        _load(optimizer, before)
-        raise
-
-
-def _give(optimizer: Optimizer, state: Snapshot, folder: Path) -> None:
-    try:
-        _load(optimizer, state)
-    except OpdfError:
-        raise
-    except Exception as error:  # Whatever the wrapped optimizer's class makes of a strange state.
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
-        raise ArtefactError(
-            f"{folder} does not fit: the optimizer cannot take its state ({reason}); load an older "
-            "checkpoint of the run"
-        ) from error
-
-
-def _load(optimizer: Optimizer, state: Snapshot) -> None:
-    optimizer.load_state_by_name(state.states, state.fingerprints, state.groups)
-
-
-def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
-
-
-def read_state(
-    manifest: Manifest, optimizer: Optimizer, tensor: Callable[[str], Tensor]
-) -> Snapshot:
-    """The state of this rank's parameters and the options of the groups, in memory."""
+def _unchanged(optimizer: Optimizer) -> set[str]:
+    """The matched weights of which this rank holds what the last step left."""
     parameters = dict(optimizer.program.module.named_parameters(remove_duplicate=False))
-    states = {
-        name: {
-            key: _sharded(unpack(value, tensor), None if is_core(key) else parameters.get(name))
-            for key, value in manifest.state[name].items()
-        }
-        for name in optimizer.owned_names()
-    }
-    groups = _as_now(unpack(manifest.groups, tensor), optimizer.group_options())
-    return Snapshot(states, manifest.fingerprints, groups)
+    recorded = optimizer.fingerprints()
+    return {k for k, sums in recorded.items() if checksum(local(parameters[k])).tolist() == sums}
 
 
-def read_module(manifest: Manifest, module: nn.Module, tensor: Callable[[str], Tensor]) -> State:
-    """The module's state dict, in memory; tied names get one tensor."""
-    known: dict[str, Tensor] = {}
-
-    def once(name: str) -> Tensor:
-        if name not in known:
-            known[name] = tensor(name)
-        return known[name]
-
-    present = module.state_dict(keep_vars=True)
-    return {
-        key: _sharded(unpack(value, once), present.get(key))
-        for key, value in manifest.module.items()
-    }
+def _of_whole_weights(optimizer: Optimizer) -> dict[str, list[int] | None]:
+    """The recorded checksums, without those of mere parts of weights."""
+    parameters = dict(optimizer.program.module.named_parameters(remove_duplicate=False))
+    recorded = optimizer.fingerprints()
+    return {k: None if is_sharded(parameters[k]) else sums for k, sums in recorded.items()}
 
 
 def _gathered(value: Any, keep: bool) -> Any:
@@ -248,25 +190,3 @@ def own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         apart[name] = tensor.to("cpu", copy=place in seen)
         seen.add(place)
     return apart
-
-
-def _sharded(value: Any, like: Tensor | None) -> Any:
-    """A tensor cut as FSDP2 cut the parameter it belongs to; any other value as it is."""
-    mesh = getattr(like, "device_mesh", None)
-    if mesh is None or like is None or not isinstance(value, Tensor) or value.shape != like.shape:
-        return value
-    from torch.distributed.tensor import distribute_tensor
-
-    placements: Any = like.placements  # type: ignore[attr-defined]
-    # Every rank has read the whole value, so none needs to be sent.
-    return distribute_tensor(value.to(like.device), mesh, placements, src_data_rank=None)
-
-
-def _as_now(saved: Any, now: Any) -> Any:
-    """JSON knows lists only; what is a tuple in this optimizer (betas) stays one."""
-    if isinstance(saved, dict) and isinstance(now, dict):
-        return {key: _as_now(value, now.get(key)) for key, value in saved.items()}
-    if not isinstance(saved, list) or not isinstance(now, list | tuple):
-        return saved
-    items = [_as_now(*pair) for pair in zip(saved, now, strict=False)] + saved[len(now) :]
-    return tuple(items) if isinstance(now, tuple) else items

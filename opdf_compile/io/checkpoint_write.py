@@ -29,6 +29,7 @@ class Written:
     tensors: dict[str, dict[str, Any]]
     module: State
     groups: list[State]
+    fingerprints: dict[str, list[int] | None]
     state: dict[str, State]
     random: State | None
 
@@ -52,7 +53,16 @@ def write_share(folder: Path, share: Share, random: State | None, ranks: Ranks) 
         for key, tensor in share.tensors.items()
     }
     shard = {"sha256": sha256(file), "bytes": file.stat().st_size}
-    return Written(name, shard, index, share.module, share.groups, share.state, random)
+    return Written(
+        name,
+        shard,
+        index,
+        share.module,
+        share.groups,
+        share.fingerprints,
+        share.state,
+        random,
+    )
 
 
 def write_manifest(folder: Path, parts: list[Written], about: dict[str, Any], extra: str) -> None:
@@ -61,7 +71,7 @@ def write_manifest(folder: Path, parts: list[Written], about: dict[str, Any], ex
     Args:
         folder: The checkpoint.
         parts: What each rank has written, in the order of the ranks.
-        about: The step, the optimizer's class and the weights' checksums.
+        about: The step and the optimizer's class.
         extra: JSON text.
     """
     manifest = Manifest(
@@ -70,6 +80,7 @@ def write_manifest(folder: Path, parts: list[Written], about: dict[str, Any], ex
         versions=_versions(),
         extra=json.loads(extra),
         groups=parts[0].groups,
+        fingerprints=parts[0].fingerprints,
         shards={part.name: Shard(**part.shard) for part in parts},
         tensors={key: Stored(**value) for part in parts for key, value in part.tensors.items()},
         module=parts[0].module,

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -129,10 +130,27 @@ def disagree(job: dict[str, Any], rank: int, ready: Callable[[], None]) -> None:
     expect(words, lambda: save(folder, optimizer, **bad))
     save(folder, optimizer, step=1)
     expect("exists already", lambda: save(folder, optimizer, step=1))
-    wrong = build()[1] if rank == 0 else opdf.Overparam(nn.Linear(3, 4), lr=1.0)
+    wrong = build()[1] if rank == 0 else opdf.Overparam(nn.Linear(8, 12), lr=1.0)
     before = digest(wrong.program.module, wrong)
     expect("does not fit", lambda: checkpoint.load_checkpoint(folder, wrong))
     assert digest(wrong.program.module, wrong) == before
+
+
+def changed(job: dict[str, Any], rank: int, ready: Callable[[], None]) -> None:
+    """A sharded weight that somebody changed is still told after loading, and only then."""
+    model, optimizer = build(shard=True)
+    one_step(model, optimizer)
+    weight = model[0].weight
+    checkpoint.save_checkpoint(job["folder"], optimizer, step=1)
+    with torch.no_grad():
+        weight.add_(1.0)
+    checkpoint.save_checkpoint(job["folder"], optimizer, step=2)
+    again, resumed = build(shard=True)
+    checkpoint.load_checkpoint(job["folder"], resumed)
+    assert torch.equal(again[0].weight.full_tensor(), weight.full_tensor())
+    expect("changed since the last refresh", lambda: one_step(again, resumed))
+    checkpoint.load_checkpoint(Path(job["folder"], "step-000001"), resumed)
+    one_step(again, resumed)
 
 
 def save(folder: Path, optimizer: opdf.Overparam, **options: Any) -> None:
@@ -150,7 +168,13 @@ def expect(words: str, action: Callable[[], Any]) -> None:
         raise AssertionError(f"no error, wanted {words!r}")
 
 
-TASKS = {"forever": forever, "steps": steps, "draws": draws, "disagree": disagree}
+TASKS = {
+    "forever": forever,
+    "steps": steps,
+    "draws": draws,
+    "disagree": disagree,
+    "changed": changed,
+}
 
 
 def child(job: dict[str, Any], rank: int, pipe: int) -> None:
@@ -188,6 +212,26 @@ def serve(job: dict[str, Any]) -> list[int]:
         os.kill(children[0], signal.SIGKILL)
     os.close(reading)
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children]
+
+
+class Server:
+    """The process that forks the runs, from the side of a test."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, __file__]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+
+    def run(self, **job: Any) -> list[int]:
+        """Run one job; how its ranks ended."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps({"ranks": 1, **job}) + "\n")
+        self._process.stdin.flush()
+        ended: list[int] = json.loads(self._process.stdout.readline())
+        return ended
+
+    def close(self) -> None:
+        self._process.communicate()
 
 
 def main() -> None:

@@ -167,6 +167,11 @@ HOSTILE: dict[str, tuple[Callable[[Any], None], str]] = {
         at("state", "0.weight", "cores.0.exp_avg")({"$tensor": "x"}),
         "does not list the tensor 'x'",
     ),
+    "half a checksum": (at("fingerprints", "0.weight")([1]), "fingerprints.0.weight.* is wrong"),
+    "a checksum too large": (
+        at("fingerprints", "0.weight")([1 << 70, 0]),
+        "the optimizer cannot take its state",
+    ),
     "odd reference": (at("state", "0.weight", "cores.0")({"$tensor": 3}), "does not stand alone"),
     "used twice": (
         at("state", "0.weight", "cores.0.exp_avg")({"$tensor": FIRST}),

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,45 +15,29 @@ import pytest
 import opdf_compile as opdf
 from opdf_compile.io.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 
-RUNS = Path(__file__).with_name("checkpoint_runs.py")
 # After a run's first step; a save takes 10 to 50 ms, a step a few.
 SPREAD = 0.2
-
-
-class Server:
-    """The process that forks the runs."""
-
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(RUNS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    def run(self, **job: Any) -> list[int]:
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps({"ranks": 1, **job}) + "\n")
-        self.process.stdin.flush()
-        ended: list[int] = json.loads(self.process.stdout.readline())
-        return ended
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    made = Server()
-    yield made
-    made.process.communicate()
 
 
 @pytest.fixture(scope="module")
 def runs() -> ModuleType:
     """The module of the runs, for building the same model here."""
-    spec = importlib.util.spec_from_file_location("checkpoint_runs", RUNS)
+    path = Path(__file__).with_name("checkpoint_runs.py")
+    spec = importlib.util.spec_from_file_location("checkpoint_runs", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def kill(server: Server, folder: Path, after: float, *, in_place: bool = False) -> bool:
+@pytest.fixture(scope="module")
+def server(runs: ModuleType) -> Iterator[Any]:
+    made = runs.Server()
+    yield made
+    made.close()
+
+
+def kill(server: Any, folder: Path, after: float, *, in_place: bool = False) -> bool:
     """Let the run go on for a while and kill it; whether that was in the middle of a save."""
     before = set(unfinished(folder))
     ended = server.run(task="forever", folder=str(folder), kill_after=after, in_place=in_place)
@@ -83,7 +64,7 @@ def broken(folder: Path, runs: ModuleType) -> str | None:
 
 @pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(
-    kills: int, tmp_path: Path, server: Server, runs: ModuleType
+    kills: int, tmp_path: Path, server: Any, runs: ModuleType
 ) -> None:
     folder = tmp_path / "run"
     delays = random.Random(0)
@@ -109,7 +90,7 @@ def test_killed_at_random_moments(
 
 
 def test_the_check_finds_a_writer_that_is_not_atomic(
-    tmp_path: Path, server: Server, runs: ModuleType
+    tmp_path: Path, server: Any, runs: ModuleType
 ) -> None:
     folder = tmp_path / "run"
     delays = random.Random(0)
