@@ -21,13 +21,13 @@ from opdf_compile.training import optimizer_state as named
 from opdf_compile.training.unbatching import take_apart
 
 if TYPE_CHECKING:
-    from opdf_compile.training.overparam import Overparam
+    from opdf_compile.training.named_state import NamedState
 
 SCHEMA = "opdf-overparam/1"
 logger = logging.getLogger("opdf_compile")
 
 
-def pack_state(optimizer: Overparam) -> dict[str, Any]:
+def pack_state(optimizer: NamedState) -> dict[str, Any]:
     """The state_dict of an Overparam."""
     options = optimizer.group_options()
     names = [name for group in options for name in group["params"]]
@@ -63,8 +63,8 @@ def pack_state(optimizer: Overparam) -> dict[str, Any]:
 Unpacked = tuple[dict[str, named.State], dict[str, list[int]], list[dict[str, Any]]]
 
 
-def unpack_state(optimizer: Overparam, state: Mapping[str, Any]) -> Unpacked:
-    """What `Overparam.load_state_by_name` takes, out of a state_dict.
+def unpack_state(optimizer: NamedState, state: Mapping[str, Any]) -> Unpacked:
+    """What `NamedState.load_state_by_name` takes, out of a state_dict.
 
     Raises:
         InputError: It is the state of another optimizer, or of another rank.
@@ -109,12 +109,12 @@ def _foreign(state: Mapping[str, Any]) -> str:
 
 
 def load_state(
-    optimizer: Overparam,
+    optimizer: NamedState,
     states: Mapping[str, named.State],
     fingerprints: Mapping[str, list[int]],
     groups: list[dict[str, Any]],
 ) -> None:
-    """Check everything, then change the optimizer; see `Overparam.load_state_by_name`."""
+    """Check everything, then change the optimizer; see `NamedState.load_state_by_name`."""
     _require_groups(optimizer, groups)
     program = optimizer.program
     cores: dict[str, Tensor] = {}
@@ -148,7 +148,7 @@ def load_state(
     )
 
 
-def _require_groups(optimizer: Overparam, groups: list[dict[str, Any]]) -> None:
+def _require_groups(optimizer: NamedState, groups: list[dict[str, Any]]) -> None:
     present = optimizer.group_options()
     found = [list(group["params"]) for group in groups]
     wanted = [list(group["params"]) for group in present]
@@ -163,7 +163,7 @@ def _require_groups(optimizer: Overparam, groups: list[dict[str, Any]]) -> None:
     )
 
 
-def _require_cores(optimizer: Overparam, key: str, state: named.State) -> dict[str, Tensor]:
+def _require_cores(optimizer: NamedState, key: str, state: named.State) -> dict[str, Tensor]:
     entry = next(e for e in optimizer.plan.entries if e.key == key)
     wanted = [tuple(core.shape) for core in optimizer.program.cores(key)]
     found = [
