@@ -16,7 +16,6 @@ Usage: python benchmarks/decompose.py [--models bert,decaying,bert-base] [--core
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from math import prod
 from statistics import median
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 from bench import options as cli
 from bench.intervals import median_interval, paired
-from bench.race import race, synchronise
+from bench.race import Clock, race
 from bench.reporting import Report, environment, finite, number, row, span, table
 from bench.students import bert
 from torch import Tensor
@@ -114,7 +113,7 @@ def measure(model: str, options: argparse.Namespace, report: Report) -> list[dic
     with report.progress(model) as bar:
         times = race(
             contenders,
-            device=options.device,
+            clock=Clock(options.device, options.clock),
             rng=np.random.default_rng(options.seed),
             rounds=options.rounds,
             budget=options.budget,
@@ -160,15 +159,14 @@ def measure_bert_base(options: argparse.Namespace, report: Report) -> list[dict[
     student = bert(12).to(options.device)
     plan = opdf.plan(student, cores=cores)
     with report.progress("bert-base") as bar:
-        synchronise(options.device)
-        begin = time.perf_counter()
+        clock = Clock(options.device, options.clock)
+        begin = clock.now()
         opdf.hoist(
             student,
             plan,
             progress=lambda key, done, total: bar.callback(f"{done + 1} of {total}", done / total),
         )
-        synchronise(options.device)
-        seconds = time.perf_counter() - begin
+        seconds = clock.now() - begin
     return [
         row(
             "bert-base",

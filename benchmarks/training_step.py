@@ -6,7 +6,7 @@ All forms of a model run in one process, interleaved in random order.
 
 Usage: python benchmarks/training_step.py [--models bert,resnet,llama] [--accumulation 1,4,16]
            [--forms inline,hoisted,batched] [--cores N] [--device cpu|cuda] [--threads N]
-           [--rounds N | --budget SECONDS] [--profile] [--json FILE]
+           [--rounds N | --budget SECONDS] [--clock wall|cpu] [--profile] [--json FILE]
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bench.floor import (
 )
 from bench.forms import FORMS, OPTIMIZER, OPTIONS, Form, build, planned
 from bench.intervals import median_interval, paired
-from bench.race import Progress, Times, race
+from bench.race import Clock, Progress, Times, race
 from bench.reporting import Report, environment, finite, number, row, span, table
 from bench.step_profile import KINDS, Phase, profile_step
 
@@ -65,10 +65,10 @@ class Bench:
             form.name: lambda f=form: f.step(accumulation) for form in self.forms
         }
         contenders[_COMPOSE] = self.gemm.seconds
-        contenders.update({name: measured.step for name, measured in self.passes.items()})
+        contenders.update({name: measured.seconds for name, measured in self.passes.items()})
         return race(
             contenders,
-            device=options.device,
+            clock=Clock(options.device, options.clock),
             rng=np.random.default_rng([options.seed, accumulation]),
             rounds=options.rounds,
             budget=options.budget,
@@ -87,13 +87,14 @@ def prepare(name: str, options: argparse.Namespace) -> Bench:
         # The second step finds the optimizer's state and the kept graphs in place.
         form.step(1)
         form.step(1)
+    clock = Clock(options.device, options.clock)
     return Bench(
         plan,
         forms,
-        GemmRate(compose_products(plan), options.device),
+        GemmRate(compose_products(plan), clock),
         {
-            _CORES: OptimizerPass(core_shapes(plan), OPTIMIZER, settings, options.device),
-            _WEIGHTS: OptimizerPass(weight_shapes(plan), OPTIMIZER, settings, options.device),
+            _CORES: OptimizerPass(core_shapes(plan), OPTIMIZER, settings, clock),
+            _WEIGHTS: OptimizerPass(weight_shapes(plan), OPTIMIZER, settings, clock),
         },
     )
 

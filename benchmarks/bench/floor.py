@@ -5,7 +5,7 @@
     compose          = FLOPs of compose, forward and backward (exact, from the plan) / GEMM rate
     GEMM rate        = FLOPs of the chain's own products / time of torch.mm on their shapes
     optimizer's pass = the wrapped optimizer stepping tensors of the cores' shapes
-                     - the same optimizer stepping tensors of the weights' shapes
+                     - the same optimizer stepping tensors of the weights' shapes, 0 at least
 
 Each is measured in every round of the race that measures the steps, so that a machine that slows
 down does not show up as a better or a worse program. What the floor leaves out is what an
@@ -21,14 +21,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.race import timed
+from bench.race import Clock, timed
 from opdf_compile.errors import InternalError
 from opdf_compile.parametrizations.mpo_spec import MpoSpec
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.plan.value import Plan
 from opdf_compile.tensor.compose import contraction_order
 
-# A product is repeated until this long has passed, so that the clock and one bad moment vanish.
+# A product or a pass is repeated until this long has passed: one bad moment then counts little.
 _LEAST_SECONDS = 0.02
 _MOST_REPEATS = 100
 
@@ -83,23 +83,22 @@ def flops(products: Mapping[Product, int]) -> int:
 class GemmRate:
     """Measures the device's rate on the products of a plan."""
 
-    def __init__(self, products: Mapping[Product, int], device: torch.device) -> None:
+    def __init__(self, products: Mapping[Product, int], clock: Clock) -> None:
         """Allocate operands and results of each distinct product, and warm up."""
-        self.device, self.counts = device, dict(products)
-        self._operands = {product: _operands(product, device) for product in products}
+        self._clock, self.counts = clock, dict(products)
+        self._operands = {product: _operands(product, clock.device) for product in products}
         self._repeats: dict[Product, int] = {}
         for product in products:
             self._run(product, 1)
-            single = timed(lambda p=product: self._run(p, 1), device)  # type: ignore[misc]
-            wanted = round(_LEAST_SECONDS / max(single, 1e-9))
-            self._repeats[product] = max(1, min(_MOST_REPEATS, wanted))
+            single = timed(lambda p=product: self._run(p, 1), clock)  # type: ignore[misc]
+            self._repeats[product] = _repeats(single)
 
     def seconds(self) -> float:
         """Seconds of all products at the rate measured now."""
         total = 0.0
         for product, count in self.counts.items():
             repeats = self._repeats[product]
-            took = timed(lambda p=product, r=repeats: self._run(p, r), self.device)  # type: ignore[misc]
+            took = timed(lambda p=product, r=repeats: self._run(p, r), self._clock)  # type: ignore[misc]
             total += count * took / repeats
         return total
 
@@ -117,19 +116,29 @@ class OptimizerPass:
         shapes: Iterable[Sequence[int]],
         optimizer: type[torch.optim.Optimizer],
         options: Mapping[str, object],
-        device: torch.device,
+        clock: Clock,
     ) -> None:
         """Make tensors and gradients, and step once so that the states exist."""
-        tensors = [torch.randn(*shape, device=device, requires_grad=True) for shape in shapes]
+        tensors = [torch.randn(*shape, device=clock.device, requires_grad=True) for shape in shapes]
         for tensor in tensors:
             tensor.grad = torch.randn_like(tensor)
         make: type = optimizer
         self._optimizer: torch.optim.Optimizer = make(tensors, **options)
+        self._clock = clock
         self.step()
+        self._repeats = _repeats(timed(self.step, clock))
 
     def step(self) -> None:
         """One pass over all tensors."""
         self._optimizer.step()
+
+    def seconds(self) -> float:
+        """Seconds of one pass, now."""
+        return timed(self._run, self._clock) / self._repeats
+
+    def _run(self) -> None:
+        for _ in range(self._repeats):
+            self.step()
 
 
 def core_shapes(plan: Plan) -> list[tuple[int, ...]]:
@@ -153,7 +162,13 @@ def floor_ratio(plain: float, compose: float, cores_pass: float, weights_pass: f
         cores_pass: The optimizer's pass over the cores.
         weights_pass: The optimizer's pass over the weights, which the plain step contains.
     """
-    return (plain + compose + cores_pass - weights_pass) / plain
+    # More entries take no less time; where the clock says otherwise it has met a neighbour.
+    extra = max(0.0, cores_pass - weights_pass)
+    return (plain + compose + extra) / plain
+
+
+def _repeats(single: float) -> int:
+    return max(1, min(_MOST_REPEATS, round(_LEAST_SECONDS / max(single, 1e-9))))
 
 
 def _operands(product: Product, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

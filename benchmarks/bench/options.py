@@ -50,6 +50,12 @@ def add_rounds(made: argparse.ArgumentParser, *, budget: float) -> None:
         default=budget,
         help=f"seconds for each race, where --rounds is not given (default {budget:g})",
     )
+    made.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="cpu: processor time, for a busy machine and --threads 1 (default wall)",
+    )
 
 
 def parse(made: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
@@ -67,6 +73,8 @@ def parse(made: argparse.ArgumentParser, words: Sequence[str] | None) -> argpars
     options.device = _device(options.device)
     if options.json not in (None, "-") and not Path(options.json).parent.is_dir():
         fail(f"--json is {options.json}, whose folder does not exist; create it or name another")
+    if getattr(options, "clock", "wall") == "cpu" and options.device.type != "cpu":
+        fail("--clock is cpu, which does not see a GPU's work; leave it out")
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)

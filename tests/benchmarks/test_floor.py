@@ -16,6 +16,7 @@ from bench.floor import (
     flops,
     weight_shapes,
 )
+from bench.race import Clock
 from torch import nn
 
 import opdf_compile as opdf
@@ -23,7 +24,7 @@ from opdf_compile.errors import InternalError
 from opdf_compile.parametrizations.mpo import Mpo
 from opdf_compile.plan.value import Plan, PlanEntry
 
-CPU = torch.device("cpu")
+CLOCK = Clock(torch.device("cpu"))
 
 
 @pytest.fixture
@@ -36,6 +37,8 @@ def test_the_floor_by_hand():
     assert floor_ratio(2.0, 0.8, 0.3, 0.1) == pytest.approx(1.5)
     # With 4 micro-batches only the plain step grows.
     assert floor_ratio(8.0, 0.8, 0.3, 0.1) == pytest.approx(1.125)
+    # A pass over the cores that met a neighbour less than the other did is no gift.
+    assert floor_ratio(2.0, 0.8, 0.1, 5.0) == pytest.approx(1.4)
     # The pass over the weights counts once: forgetting to take it off would give 1.55.
     assert floor_ratio(2.0, 0.8, 0.3, 0.1) != pytest.approx(1.55)
 
@@ -84,7 +87,7 @@ def test_what_is_no_chain_is_refused(plan: Plan):
 @pytest.mark.parametrize("layout", ["nn", "nt", "tn"])
 def test_the_measured_products_have_the_stated_sizes(layout: str):
     product = Product(3, 5, 7, layout)
-    rate = GemmRate({product: 2}, CPU)
+    rate = GemmRate({product: 2}, CLOCK)
     left, right, result = rate._operands[product]
     assert (left.shape, right.shape, result.shape) == ((3, 5), (5, 7), (3, 7))
     assert torch.equal(result, left @ right)
@@ -95,9 +98,9 @@ def test_the_measured_products_have_the_stated_sizes(layout: str):
 
 def test_seconds_count_every_product(monkeypatch: pytest.MonkeyPatch):
     """With a clock that gives 1 s per call the sum is the number of products."""
-    rate = GemmRate({Product(2, 2, 2, "nn"): 3, Product(2, 3, 2, "nn"): 4}, CPU)
+    rate = GemmRate({Product(2, 2, 2, "nn"): 3, Product(2, 3, 2, "nn"): 4}, CLOCK)
 
-    def one_second_each(run, device):
+    def one_second_each(run, clock):
         calls = 0
 
         def mm(*args, **kwargs):
@@ -113,9 +116,23 @@ def test_seconds_count_every_product(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_the_optimizer_pass_steps_all_tensors():
-    measured = OptimizerPass([(3, 4), (5,)], torch.optim.SGD, {"lr": 1.0}, CPU)
+    measured = OptimizerPass([(3, 4), (5,)], torch.optim.SGD, {"lr": 1.0}, CLOCK)
     tensors = measured._optimizer.param_groups[0]["params"]
     before = [tensor.detach().clone() for tensor in tensors]
     measured.step()
     for tensor, old in zip(tensors, before, strict=True):
         assert torch.equal(tensor, old - tensor.grad)
+
+
+def test_seconds_are_those_of_one_pass(monkeypatch: pytest.MonkeyPatch):
+    """With a clock that gives 1 s per pass one pass takes 1 s, however often it is repeated."""
+    measured = OptimizerPass([(2, 2)], torch.optim.SGD, {"lr": 1.0}, CLOCK)
+    passes: list[int] = []
+    monkeypatch.setattr(measured, "step", lambda: passes.append(1))
+
+    def one_second_each(run, clock):
+        run()
+        return float(len(passes))
+
+    monkeypatch.setattr("bench.floor.timed", one_second_each)
+    assert measured.seconds() == 1.0 and len(passes) > 1

@@ -7,15 +7,15 @@ import gc
 import numpy as np
 import pytest
 import torch
-from bench.race import LEAST_ROUNDS, MOST_ROUNDS, race
+from bench.race import LEAST_ROUNDS, MOST_ROUNDS, Clock, race, timed
 
-CPU = torch.device("cpu")
+CLOCK = Clock(torch.device("cpu"))
 
 
 def run(names: str, *, seed: int = 0, **options) -> tuple[dict[str, list[float]], list[str]]:
     calls: list[str] = []
     contenders = {name: lambda name=name: calls.append(name) for name in names}
-    times = race(contenders, device=CPU, rng=np.random.default_rng(seed), **options)
+    times = race(contenders, clock=CLOCK, rng=np.random.default_rng(seed), **options)
     return times, calls
 
 
@@ -39,7 +39,7 @@ def test_the_budget_decides_within_bounds(budget: float, wanted: int):
 
 
 def test_a_contender_may_take_its_own_time():
-    times = race({"own": lambda: 42.0}, device=CPU, rng=np.random.default_rng(0), rounds=2)
+    times = race({"own": lambda: 42.0}, clock=CLOCK, rng=np.random.default_rng(0), rounds=2)
     assert times == {"own": [42.0, 42.0]}
 
 
@@ -54,3 +54,14 @@ def test_progress_rises_to_the_end_and_the_collector_comes_back():
     run("ab", rounds=3, progress=progress)
     assert shares == sorted(shares) and shares[-1] == pytest.approx(1.0) and len(shares) == 6
     assert not any(collecting) and gc.isenabled()
+
+
+@pytest.mark.parametrize(("kind", "seconds"), [("wall", 5.0), ("cpu", 2.0)])
+def test_processor_time_leaves_out_what_others_take(
+    kind: str, seconds: float, monkeypatch: pytest.MonkeyPatch
+):
+    """A call of 5 s, of which a neighbour had the processor for 3."""
+    wall, own = iter([10.0, 15.0]), iter([1.0, 3.0])
+    monkeypatch.setattr("bench.race.time.perf_counter", lambda: next(wall))
+    monkeypatch.setattr("bench.race.time.process_time", lambda: next(own))
+    assert timed(lambda: None, Clock(CLOCK.device, kind)) == seconds  # type: ignore[arg-type]

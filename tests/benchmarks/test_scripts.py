@@ -166,6 +166,7 @@ def test_cuda_is_never_replaced_in_silence(script: str, capsys: pytest.CaptureFi
         (("--budget", "-3"), "--budget is '-3'; give seconds above 0"),
         (("--budget", "nan"), "--budget is 'nan'"),
         (("--device", "tpu"), "--device is 'tpu'; give cpu or cuda"),
+        (("--clock", "sun"), "invalid choice: 'sun'"),
         (("--json", "no/such/folder.json"), "whose folder does not exist"),
     ],
 )
