@@ -203,6 +203,9 @@ class Overparam(NamedState):
         for unit in [unit for unit in self.program.units if uneven(unit)]:
             self._take_apart(unit)
         kept = [(weight, weight.grad) for weight in self._weights()]
+        for weight, grad in kept:
+            if grad is not None and grad.is_sparse:
+                weight.grad = grad.to_dense()  # Of a tied embedding that alone was used.
         try:
             return self.program.backward()
         finally:

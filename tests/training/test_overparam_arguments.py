@@ -132,6 +132,17 @@ def test_weights_outside_the_groups_are_left_alone(student: Student) -> None:
     assert torch.equal(student.first.weight, before)
 
 
+def test_two_optimizers_may_share_a_student(student: Student) -> None:
+    parts = [student.first, student.second]
+    opts = [opdf.Overparam(p.parameters(), module=student, cores=3, lr=0.1) for p in parts]
+    assert [planned(opt) for opt in opts] == [[key] for key in KEYS]
+    for opt, part, other in zip(opts * 2, parts * 2, reversed(parts * 2), strict=True):
+        before, rest = part.weight.detach().clone(), other.weight.detach().clone()
+        step(student, opt)
+        assert not torch.equal(part.weight, before)
+        assert torch.equal(other.weight, rest)
+
+
 def test_brackets_in_a_name_are_no_glob() -> None:
     student = nn.ModuleDict({"a[bc]": nn.Linear(12, 12), "ab": nn.Linear(12, 12)})
     opt = opdf.Overparam(student["ab"].parameters(), module=student, cores=3)

@@ -362,3 +362,61 @@ def test_a_step_without_any_gradient_moves_not_a_bit() -> None:
     for _ in range(2):
         opt.step()
     assert all(torch.equal(p, before[name]) for name, p in student.named_parameters())
+
+
+@pytest.mark.parametrize("options", [{"capturable": True}, {"differentiable": True}])
+def test_what_torch_refuses_on_this_device_is_refused_in_its_words(options: dict[str, Any]) -> None:
+    said = []
+    for wrapped in (True, False):
+        student = network()
+        make = opdf.Overparam if wrapped else torch.optim.AdamW
+        opt = make(student.parameters(), **options, **({"module": student} if wrapped else {}))
+        loss_of(student, *next(batches(1))).backward()
+        with pytest.raises((AssertionError, RuntimeError)) as caught:
+            opt.step()
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
+def test_an_optimizer_of_ones_own_without_closures() -> None:
+    class Own(torch.optim.Optimizer):
+        def __init__(self, params: Any, lr: float) -> None:
+            super().__init__(params, {"lr": lr})
+
+        @torch.no_grad()
+        def step(self) -> None:  # type: ignore[override]
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.sub_(p.grad, alpha=group["lr"])
+
+    student, opt, chain, plain = pair(Own, lr=0.1)
+    train(student, opt, chain, plain)
+    assert error(student, chain) < CLOSE
+
+
+def test_a_sparse_gradient_of_a_tied_embedding() -> None:
+    class Tied(nn.Module):
+        def __init__(self, sparse: bool) -> None:
+            super().__init__()
+            torch.manual_seed(3)
+            self.table = nn.Embedding(24, 12, sparse=sparse)
+            self.head = nn.Linear(12, 24, bias=False)
+            self.head.weight = self.table.weight
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.head(self.table(ids))
+
+    ids, weights = torch.arange(5), []
+    for sparse in (True, False):
+        model = Tied(sparse)
+        plan = opdf.plan(opdf.trace(model, (ids,)), include=["*"])
+        opt = opdf.Overparam(model, torch.optim.SGD, plan=plan, lr=0.5)
+        for _ in range(2):
+            opt.zero_grad()
+            model.table(ids).square().mean().backward()
+            assert model.table.weight.grad.is_sparse == sparse
+            opt.step()
+            assert model.table.weight.grad.is_sparse == sparse
+        weights.append(model.table.weight.detach().clone())
+    assert torch.allclose(*weights, rtol=0, atol=1e-7)
