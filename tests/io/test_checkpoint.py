@@ -17,6 +17,11 @@ from torch import Tensor, nn
 import opdf_compile as opdf
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from opdf_compile.io.checkpoint_random import random_states, restorer
+from opdf_compile.io.checkpoint_ranks import Ranks
+from opdf_compile.io.checkpoint_state import Share
+from opdf_compile.io.checkpoint_values import pack
+from opdf_compile.io.checkpoint_write import write_share
 from opdf_compile.io.tensors import read_tensors
 
 OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -278,3 +283,47 @@ def test_other_optimizers_and_folders_are_sentences(tmp_path: Path) -> None:
         save_checkpoint(tmp_path / "file", optimizer, step=1)
     with pytest.raises(ArtefactError, match="cannot read .*file"):
         latest_checkpoint(tmp_path / "file")
+
+
+def test_a_folder_that_only_rank_0_sees(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match="wanted one that all ranks share"):
+        write_share(tmp_path / "elsewhere", Share(), None, Ranks())
+
+
+def test_values_that_no_checkpoint_holds(tmp_path: Path) -> None:
+    _, optimizer = build()
+    optimizer.param_groups[0]["schedule"] = object()
+    with pytest.raises(ArtefactError, match="groups/0/schedule is a object, wanted tensors"):
+        save_checkpoint(tmp_path, optimizer, step=1)
+    with pytest.raises(ArtefactError, match="two tensors would be called 'a/0'"):
+        pack([torch.ones(1)], "a", {"a/0": torch.ones(1)})
+
+
+def test_another_generator_of_numpy_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(np.random, "get_state", lambda legacy: {"bit_generator": "PCG64"})
+    _, optimizer = build()
+    save_checkpoint(tmp_path, optimizer, step=1)
+    assert load_checkpoint(tmp_path, optimizer).step == 1
+
+
+def test_random_states_of_devices_that_are_not_here(caplog: pytest.LogCaptureFixture) -> None:
+    states = random_states()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    states["cuda"] = [*states["cuda"], *[torch.zeros(16, dtype=torch.uint8)] * (count + 1)]
+    restorer(states, "run/step-000001")
+    assert f"this machine has {count}: those of the others are not restored" in caplog.text
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_gets_its_random_numbers_back(tmp_path: Path) -> None:
+    student = nn.Sequential(nn.Linear(16, 16), nn.Dropout(0.5)).cuda()
+    optimizer = opdf.Overparam(student, lr=1e-2, cores=2)
+    save_checkpoint(tmp_path, optimizer, step=1)
+    wanted = torch.rand(8, device="cuda")
+    student[0].weight.data.zero_()
+    load_checkpoint(tmp_path, optimizer)
+    assert torch.equal(torch.rand(8, device="cuda"), wanted)
+    assert student[0].weight.is_cuda and bool(student[0].weight.any())
+    optimizer.step()
