@@ -106,6 +106,8 @@ class NamedState(Optimizer):
         """The state of an ordinary optimizer: plain tensors and values.
 
         Where the program is shared out it holds this rank's cores only, and loads only there.
+        torch.distributed.checkpoint.state_dict keeps its "state" and "param_groups" alone, which
+        do not load again: use `opdf.save_checkpoint`.
         """
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)

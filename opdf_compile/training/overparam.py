@@ -18,6 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
+from opdf_compile.graph.sharing import owner
 from opdf_compile.plan.value import Plan
 from opdf_compile.training import optimizer_state as named
 from opdf_compile.training.arguments import (
@@ -158,8 +159,10 @@ class Overparam(NamedState):
                 "loss, calls its backward() and returns it"
             )
         self._require_decay(self.param_groups)
-        self.program.require_unchanged()
+        # Replaced before changed: another Parameter has other bits too.
+        reshard(self.program.module)
         self._weights()
+        self.program.require_unchanged()
         self._links.push(self.param_groups, self.inner.param_groups)
         if closure is None:
             pulled = self._pull()
@@ -220,12 +223,14 @@ class Overparam(NamedState):
         """
         found = []
         for entry in self.plan.entries:
-            weight = self.program.module.get_parameter(entry.key)
-            if id(weight) not in self._names:
+            holder, name = owner(self.program.module, entry.key)
+            weight = holder._parameters.get(name)
+            if weight is None or id(weight) not in self._names:
+                what = "no Parameter any more" if weight is None else "another Parameter now"
                 raise InputError(
-                    f"the student's {entry.key!r} is another Parameter than the param groups hold, "
-                    "wanted the one that the optimizer was built with; build it after whatever "
-                    "replaces parameters (fully_shard, a conversion, an assignment)"
+                    f"the student's {entry.key!r} is {what}, wanted the one that the optimizer was "
+                    "built with and its groups hold; build it after whatever replaces parameters "
+                    "(fully_shard, a conversion, an assignment)"
                 )
             found.append(weight)
         return found
