@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from opdf_compile.graph.match import match
     from opdf_compile.graph.rows import Match, MatchReport, Refusal
     from opdf_compile.graph.trace import Traced, trace
-    from opdf_compile.io.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+    from opdf_compile.io.checkpoint import (
+        Checkpoint,
+        latest_checkpoint,
+        load_checkpoint,
+        save_checkpoint,
+    )
     from opdf_compile.io.onnx_export import export_onnx
     from opdf_compile.parametrizations.registry import register
     from opdf_compile.plan.choose import plan
@@ -66,6 +71,7 @@ _HOME = {
     "overparam_class": "training.overparam",
     "WeightProgram": "training.program",
     "export_onnx": "io.onnx_export",
+    "Checkpoint": "io.checkpoint",
     "latest_checkpoint": "io.checkpoint",
     "load_checkpoint": "io.checkpoint",
     "save_checkpoint": "io.checkpoint",
@@ -74,6 +80,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Checkpoint",
     "Expanded",
     "Match",
     "MatchReport",
