@@ -135,6 +135,36 @@ def test_weights_without_a_gradient_do_not_decay() -> None:
 
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD])
+class Twice(torch.optim.SGD):
+    """Evaluates twice before it steps, and trusts the closure to switch gradients on."""
+
+    @torch.no_grad()
+    def step(self, closure: Any) -> Any:  # type: ignore[override]
+        closure()
+        loss = closure()
+        super().step()
+        return loss
+
+
+def test_a_step_of_many_evaluations_decays_once() -> None:
+    model = nn.Linear(12, 12, bias=False).double()
+    start = model.weight.detach().clone()
+    opt = opdf.Overparam(model, Twice, cores=3, lr=0.1, weight_decay=0.3)
+    seen: list[Tensor] = []
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        loss = (model(torch.ones(2, 12, dtype=torch.float64)) * 0).sum()
+        loss.backward()
+        seen.append(model.weight.detach().clone())
+        return loss
+
+    assert opt.step(closure).requires_grad
+    assert torch.equal(seen[0], start)
+    assert relative(seen[1], start * 0.97) < EXACT
+    assert relative(model.weight, start * 0.97) < EXACT
+
+
 def test_decay_of_the_cores_pulls_n_times(make: Any) -> None:
     model = network()
     start = model[0].weight.detach().clone()
