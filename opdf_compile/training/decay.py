@@ -43,15 +43,12 @@ def decay(unit: Unit, factor: float, keys: Collection[str]) -> None:
         unit: Its cores are changed in place.
         factor: 1 - lr weight_decay.
         keys: The weights that had a gradient in this step; the others do not decay, as in torch.
+            Of a unit all have one or none, because uneven batches were taken apart before.
     """
-    rows = [row for row, bound in enumerate(unit.weights) if bound.key in keys]
-    if not rows or factor == 1.0:
+    if factor == 1.0 or not any(key in keys for key in unit.keys):
         return
     cores = [core.detach() for core in unit.storage]
-    share = abs(factor) ** (1 / len(cores))
-    if unit.batched and len(rows) < len(unit.weights):
-        cores = [core[row] for core in cores for row in rows]
-    torch._foreach_mul_(cores, share)
+    torch._foreach_mul_(cores, abs(factor) ** (1 / len(cores)))
     if factor < 0:
         # A step so large that it turns the weight around: one core takes the sign.
-        unit.storage[0].detach()[rows if unit.batched else slice(None)] *= -1.0
+        cores[0].neg_()

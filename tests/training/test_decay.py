@@ -134,7 +134,6 @@ def test_weights_without_a_gradient_do_not_decay() -> None:
     assert relative(model[1].weight, start[1]) < EXACT
 
 
-@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD])
 class Twice(torch.optim.SGD):
     """Evaluates twice before it steps, and trusts the closure to switch gradients on."""
 
@@ -165,6 +164,7 @@ def test_a_step_of_many_evaluations_decays_once() -> None:
     assert relative(model.weight, start * 0.97) < EXACT
 
 
+@pytest.mark.parametrize("make", [torch.optim.AdamW, torch.optim.SGD])
 def test_decay_of_the_cores_pulls_n_times(make: Any) -> None:
     model = network()
     start = model[0].weight.detach().clone()
