@@ -102,6 +102,10 @@ class WeightProgram:
         Call it after the last micro-batch's backward, before unscaling and clipping. It adds to
         the cores' gradients, as autograd does.
 
+        The cores of a weight without a gradient get none, so that an optimizer passes over them. In
+        a batch they cannot be told apart from the others: there such a weight counts as one with a
+        zero gradient, unless none of the batch has one.
+
         Returns:
             Names of the weights that had a gradient.
         """
@@ -115,6 +119,10 @@ class WeightProgram:
 
     def refresh(self, source: Source | None = None) -> None:
         """Compose the weights and write them into the module, in place.
+
+        It computes in the cores' dtype, float32 for half weights, as the inline form does, and
+        casts once. `fold` composes in float64 instead, so the student that ships may differ from
+        the one in training by the rounding of float32 sums.
 
         Args:
             source: "cores" overwrites weights that something else has changed.
