@@ -120,8 +120,8 @@ def test_accumulation_clipping_and_schedule_are_those_of_a_loop_by_hand(
         by_hand(other, opdf.plan(other, cores=3), trainer.batches, **changes)
         return float(compare.distance(compare.weights(other), found))
 
-    # Not float64's 1e-15: with accumulation, Trainer under a plain SGD is 1e-8 away from such a loop
-    # too (it scales the loss by other factors).
+    # Not float64's 1e-15: with accumulation, Trainer with a plain SGD is 1e-8 away from such a
+    # loop too (it scales the loss by other factors).
     assert apart() < 1e-7
     # Each of the three is seen: without it the weights are far away.
     assert apart(accumulation=1) > 1e-4
