@@ -64,8 +64,8 @@ class Ranks:
             if value is None:
                 dtype, device = bound.parameter.dtype, bound.device
                 value = torch.empty(bound.entry.spec.shape, dtype=dtype, device=device)
-            self._send(value, key).wait()
-            values[key] = value
+            values[key] = value.contiguous()
+            self._send(values[key], key).wait()
         return values
 
     def any(self, flags: Sequence[bool], *, sharded: bool, device: torch.device) -> list[bool]:
@@ -109,6 +109,7 @@ def share_out(parts: Sequence[Part], plan: Plan, group: Any) -> Ranks:
         return Ranks(None, {})
     import torch.distributed as dist
 
+    _rank(group)  # First: outside the group its size is unknown too.
     ranks = dist.get_world_size(group)
     return Ranks(group, assign(part_costs(parts, plan), ranks), ranks)
 
