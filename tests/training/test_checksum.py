@@ -198,3 +198,11 @@ def test_differing_says_which() -> None:
     assert differing([], []) == []
     flipped = [value.flip(0) for value in wanted]
     assert differing(wanted, flipped) == [True, True, True]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [3, 1024, 5_000_001])
+def test_a_cuda_device_gives_the_same_sums(dtype: torch.dtype, size: int) -> None:
+    value = weight(size, dtype=dtype)
+    assert torch.equal(checksum(value.cuda()).cpu(), checksum(value))
