@@ -1,11 +1,12 @@
 """Accelerate: `prepare` takes an `opdf.Overparam` as it takes any optimizer.
 
     python examples/accelerate_loop.py [OUT]
-    accelerate launch --num_processes 2 --cpu examples/accelerate_loop.py [OUT]
+    accelerate launch --multi_gpu --num_processes 2 examples/accelerate_loop.py [OUT]
     torchrun --nproc-per-node 2 examples/accelerate_loop.py [OUT]
 
-With several processes only the gradients of the plain weights are reduced; every process steps the
-same cores with the same gradients. `process_group=` shares the cores out instead.
+Without a GPU both start two processes on the CPU (`accelerate launch --cpu` would start one). With
+several processes only the gradients of the plain weights are reduced; every process steps the same
+cores with the same gradients. `process_group=` shares the cores out instead.
 """
 
 from __future__ import annotations
