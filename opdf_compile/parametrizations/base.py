@@ -40,8 +40,8 @@ S = TypeVar("S", bound=Spec)
 class Parametrization(Protocol[S]):
     """A pair of pure functions, and what a planner needs to choose between their specs.
 
-    A parametrization that is linear in each of its tensors says so with ``multilinear = True``: only
-    then can decay of the weight be carried by its tensors (see `training.decay`).
+    A parametrization that is linear in each of its tensors says so with ``multilinear = True``:
+    only then can decay of the weight be carried by its tensors (see `training.decay`).
     """
 
     @property
@@ -73,7 +73,8 @@ class Parametrization(Protocol[S]):
         """The weight of its tensors: contiguous, of `spec.shape`, cast once to `spec.dtype`.
 
         It computes in the tensors' own dtype. make_fx, torch.export, torch.compile and autograd
-        can trace it.
+        can trace it. What it needs beside the tensors it makes by ops on their device
+        (``torch.arange(.., device=tensors[0].device)``); it reads no tensor of its own.
         """
         ...
 

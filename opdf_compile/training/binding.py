@@ -38,7 +38,8 @@ def unwrap(module: nn.Module) -> nn.Module:
     if adapter is not None:
         raise InputError(
             f"the student is wrapped by PEFT (found a {type(adapter).__name__}): its weights are "
-            "frozen under adapters, and cores would not be trained; call merge_and_unload() first"
+            "frozen under adapters, and cores would not be trained; call merge_and_unload() first, "
+            "then requires_grad_(True)"
         )
     student: nn.Module = inner
     return student

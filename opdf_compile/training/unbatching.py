@@ -67,7 +67,10 @@ def _single(plan: Plan, unit: Unit, row: int) -> Unit:
     (part,) = split(weight_program(alone), [bound.key])
     value = dict(zip(names, (stack.detach()[row] for stack in unit.storage), strict=True))
     storage = [nn.Parameter(value[name].clone()) for name in part.cores]
-    return Unit(part.graph, (part.cores,), storage, (bound,), batched=False)
+    single = Unit(part.graph, (part.cores,), storage, (bound,), batched=False)
+    if unit.compiled_with is not None:
+        single.compile(**unit.compiled_with)
+    return single
 
 
 def _replace(inner: Optimizer, stack: Tensor, rows: list[nn.Parameter]) -> None:

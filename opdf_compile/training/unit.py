@@ -49,6 +49,7 @@ class Unit:
         self.storage = tuple(storage)
         self.weights = weights
         self.batched = batched
+        self.compiled_with: dict[str, Any] | None = None
         self._call: Callable[..., tuple[Tensor, ...]] = GraphModule(nn.Module(), graph)
         self._edges: tuple[GradientEdge | None, ...] | None = None
         self._dtypes: tuple[torch.dtype, ...] = ()
@@ -101,6 +102,7 @@ class Unit:
     def compile(self, **options: Any) -> None:
         """Run compose through torch.compile from now on."""
         self._call = torch.compile(self._call, **options)
+        self.compiled_with = options
         self.forget()
 
     def refresh(self, *, keep: bool) -> None:

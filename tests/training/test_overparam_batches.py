@@ -178,3 +178,14 @@ def test_a_closure_may_leave_weights_out() -> None:
             opt.step(closure)
         results.append(model)
     assert difference(*results) < 1e-12
+
+
+def test_a_compiled_batch_is_taken_apart_into_compiled_units() -> None:
+    student = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    opt = opdf.Overparam(student, torch.optim.AdamW, lr=1e-2, cores=3, batched=True)
+    opt.program.compile(backend="eager")
+    (batch,) = opt.program.units
+    student[0](torch.randn(2, 8)).sum().backward()
+    opt.step()
+    assert len(opt.program.units) == 2 and batch not in opt.program.units
+    assert [unit.compiled_with for unit in opt.program.units] == [{"backend": "eager"}] * 2
