@@ -164,6 +164,20 @@ def _literal(name: str) -> str:
     return name.replace("[", "[[]")
 
 
+def require_shareable(group: Any, optimizer_class: Maker) -> None:
+    """Refuse to share out what an optimizer looks at as one vector.
+
+    Raises:
+        InputError: Each rank would step along a direction of its own.
+    """
+    if group is None or _class_of(optimizer_class) is not torch.optim.LBFGS:
+        return
+    raise InputError(
+        "LBFGS makes one direction out of all gradients, and with process_group each rank holds "
+        "some of them; leave process_group out"
+    )
+
+
 def batching_of(batched: Batched, make: Maker) -> Batched:
     """Whether weights may be batched under this optimizer.
 
@@ -231,8 +245,13 @@ def build(make: Maker, groups: list[Group], options: Mapping[str, Any]) -> Optim
     """The wrapped optimizer over its groups.
 
     Raises:
-        InputError: It refuses them.
+        InputError: It refuses them, or there are none.
     """
+    if not groups:
+        raise InputError(
+            "nothing is left to step here: the process_group has more ranks than the plan has "
+            "weights, and no other parameter is trained; share out over fewer ranks"
+        )
     try:
         return make(groups, **options)
     except ValueError as error:

@@ -172,6 +172,13 @@ def is_sharded(parameters: Iterable[Tensor]) -> bool:
     return any(hasattr(parameter, "device_mesh") for parameter in parameters)
 
 
+def mesh_groups(parameters: Iterable[Tensor]) -> list[Any]:
+    """The process groups that shards lie on, one for each axis of each mesh; in one order."""
+    meshes = [mesh for p in parameters if (mesh := getattr(p, "device_mesh", None)) is not None]
+    distinct = [mesh for place, mesh in enumerate(meshes) if mesh not in meshes[:place]]
+    return [group for mesh in distinct for group in mesh.get_all_groups()]
+
+
 def reshard(module: nn.Module) -> None:
     """Bring every FSDP2 module back to its shards.
 

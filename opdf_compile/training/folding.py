@@ -92,13 +92,13 @@ def fold_program(
     if source is None:
         program.require_unchanged()
     module = program.module
+    reshard(module)  # An unsharded module does not look like a sharded one.
     sharded = is_sharded(module.parameters())
     if sharded and into is None:
         raise FoldError(
             f"the {type(module).__name__} is sharded, and a copy of it would be sharded too; give "
             "a plain student to fill: fold(program, into=student)"
         )
-    reshard(module)
     # Gathering is collective, so every rank reads every tensor, in one order.
     values = {name: whole(tensor.detach()) for name, tensor in _owned(module).items()}
     if source != "weights":

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
+from opdf_compile.training.binding import is_sharded
 from opdf_compile.training.optimizer_state import equal
 
 Group = dict[str, Any]
@@ -87,12 +88,13 @@ class Links:
     def add(self, group: Group, rest: list[Tensor], stepped: list[nn.Parameter]) -> list[Group]:
         """Lay out one more outer group; returns its inner groups."""
         options = {key: value for key, value in group.items() if key not in _OWN}
-        plain = [*rest, *stepped] if not self.split else rest
-        made = [{**options, "params": plain}] if plain else []
-        bare = stepped if self.split else []
-        if bare:
-            self._bare.add(len(self.inner) + len(made))
-            made.append({**options, "params": bare, "weight_decay": 0.0})
+        # Cores are plain tensors; torch's foreach and fused steps take no DTensor beside those.
+        apart = self.split or is_sharded(rest)
+        members = [rest, stepped] if apart else [[*rest, *stepped]]
+        made: list[Group] = [{**options, "params": params} for params in members if params]
+        if self.split and stepped:
+            self._bare.add(len(self.inner) + len(made) - 1)
+            made[-1]["weight_decay"] = 0.0
         self.places.append(list(range(len(self.inner), len(self.inner) + len(made))))
         self._seen.append({})
         self.inner.extend(made)

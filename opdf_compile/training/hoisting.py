@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -86,17 +86,27 @@ def hoist(
     ranks = share_out(parts, plan, process_group)
     mine = [part for part in parts if ranks.mine(part)]
     wanted = {key for part in mine for key in part.keys}
+    ranks.require_same(bounds)
+    # A sharded weight is gathered by all ranks together, also by those that do not need it.
+    reading = ((key, bound.read()) for key, bound in bounds.items())
+    weights = {key: weight for key, weight in reading if key in wanted}
+    cores = ranks.together(lambda: _decomposed(plan, weights, progress))
+    units = make_units(mine, plan, cores, bounds, batched=batched, separate=separate)
+    logger.debug("hoist: %d weights in %d units", len(wanted), len(units))
+    return WeightProgram(module, plan, units, bounds, ranks, recompute=recompute)
+
+
+def _decomposed(
+    plan: Plan, weights: Mapping[str, Tensor], progress: Progress | None
+) -> dict[str, Tensor]:
+    """The cores of the weights given, by name."""
     cores: dict[str, Tensor] = {}
     for index, entry in enumerate(plan.entries):
         if progress is not None:
             progress(entry.key, index, len(plan.entries))
-        # A sharded weight is gathered by all ranks together, also by those that do not need it.
-        value = bounds[entry.key].read()
-        if entry.key in wanted:
-            cores.update(zip(entry.core_names, factorised(entry, value), strict=True))
-    units = make_units(mine, plan, cores, bounds, batched=batched, separate=separate)
-    logger.debug("hoist: %d weights in %d units", len(wanted), len(units))
-    return WeightProgram(module, plan, units, bounds, ranks, recompute=recompute)
+        if entry.key in weights:
+            cores.update(zip(entry.core_names, factorised(entry, weights[entry.key]), strict=True))
+    return cores
 
 
 def _from_expanded(expanded: Expanded, recompute: bool) -> WeightProgram:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from opdf_compile.errors import InputError
 from opdf_compile.plan.value import Plan
 from opdf_compile.training import optimizer_state as named
+from opdf_compile.training.binding import reshard
 from opdf_compile.training.groups import Group, Links
 from opdf_compile.training.program import WeightProgram
 from opdf_compile.training.saved import load_state, pack_state, unpack_state
@@ -99,6 +100,8 @@ class NamedState(Optimizer):
         Raises:
             InputError: The state is of another student or plan; nothing is changed then.
         """
+        # Unsharded parameters are other objects, and their state would find nobody.
+        reshard(self.program.module)
         load_state(self, states, fingerprints, groups)
         self._show_cores()
 

@@ -30,6 +30,7 @@ from opdf_compile.training.arguments import (
     needs_closure,
     plan_of,
     require_known,
+    require_shareable,
     student_of,
 )
 from opdf_compile.training.batching import Batched
@@ -108,12 +109,13 @@ class Overparam(NamedState):
     ) -> None:
         """Decompose the weights and build the wrapped optimizer over the cores."""
         student = student_of(params, module, plan)
+        reshard(student)  # Before its parameters are listed: unsharded ones are other objects.
         groups = outer_groups(params)
         defaults = defaults_of(optimizer_class, options)
         batched = batching_of(batched, optimizer_class)
+        require_shareable(process_group, optimizer_class)
         if decay not in ("weight", "cores"):
             raise InputError(f"decay is {decay!r}, wanted 'weight' or 'cores'")
-        reshard(student)
         home = homes(groups, student)
         self.plan = plan_of(student, plan, cores, scale, home)
         self._split = decay == "weight" and "weight_decay" in defaults
@@ -135,7 +137,9 @@ class Overparam(NamedState):
         matched = {id(owned[entry.key]) for entry in self.plan.entries}
         self._links = Links(groups, stepped, matched, split=self._split)
         self._make = functools.partial(optimizer_class, **options)
-        self.inner = build(optimizer_class, self._links.inner, options)
+        self.inner = self.program.ranks.together(
+            lambda: build(optimizer_class, self._links.inner, options)
+        )
         self._place_of = place_of
         super().__init__(groups, dict(self.inner.defaults))
         self._names = names_of(student)
@@ -270,6 +274,7 @@ class Overparam(NamedState):
             super().add_param_group(param_group)
             return  # One of the groups that the constructor laid out.
         module = self.program.module
+        reshard(module)
         (given,) = outer_groups([param_group])
         known = {id(p) for p in module.parameters()}
         for parameter in tensors(given):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from opdf_compile.errors import FoldError, InputError, WeightsChanged
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.plan.value import Plan, PlanEntry
-from opdf_compile.training.binding import Bound, is_sharded, reshard, whole
+from opdf_compile.training.binding import Bound, reshard, whole
 from opdf_compile.training.checksum import checksum, differing
 from opdf_compile.training.ranks import Ranks
 from opdf_compile.training.unit import Unit
@@ -73,6 +73,7 @@ class WeightProgram:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What an optimizer steps: the cores, and everything trainable that is not matched."""
+        reshard(self.module)
         for unit in self.units:
             yield from unit.storage
         matched = {id(bound.parameter) for bound in self._bounds.values()}
@@ -110,12 +111,11 @@ class WeightProgram:
             Names of the weights that had a gradient.
         """
         reshard(self.module)
-        pulled = [key for unit in self.units for key in unit.pull()]
-        mine = {key for unit in self.units for key in unit.keys}
-        for key, bound in self._bounds.items():
-            if key not in mine:
-                bound.take_grad()
-        return tuple(pulled)
+        mine = self.owned()
+        # Taking a sharded gradient is collective, so every rank takes all of them in one order.
+        taking = ((key, bound.take_grad()) for key, bound in self._bounds.items())
+        taken = {key: grad for key, grad in taking if key in mine}
+        return tuple(key for unit in self.units for key in unit.pull(taken))
 
     def refresh(self, source: Source | None = None) -> None:
         """Compose the weights and write them into the module, in place.
@@ -138,9 +138,7 @@ class WeightProgram:
     def write(self) -> None:
         """What `refresh` does, for callers that have checked the weights already."""
         reshard(self.module)
-        for unit in self.units:
-            unit.refresh(keep=not self.recompute)
-        self.ranks.broadcast(self._bounds)
+        self.ranks.deliver(self.units, self._bounds, keep=not self.recompute)
         self._record()
 
     def absorb(self) -> tuple[str, ...]:
@@ -152,21 +150,23 @@ class WeightProgram:
             Names of the weights that changed; an optimizer's state of their cores is stale.
 
         Raises:
-            InputError: A weight holds NaN or infinity; nothing is changed then.
+            InputError: A weight holds NaN or infinity, or ranks that share the program hold
+                different weights; nothing is changed then.
         """
         changed = self.changed()
-        reshard(self.module)
+        self.ranks.require_same(self._bounds)
         owned = self.owned()
+        # A sharded weight is gathered by all ranks together, also by those without cores.
+        reading = ((self._bounds[key].entry, self._bounds[key].read()) for key in changed)
+        found = [(entry, value) for entry, value in reading if entry.key in owned]
+        made = self.ranks.together(lambda: [factorised(*pair) for pair in found])
         cores: dict[str, Tensor] = {}
-        for entry in self.plan.entries:
-            if entry.key in changed:
-                # A sharded weight is gathered by all ranks together, also by those without cores.
-                value = self._bounds[entry.key].read()
-                if entry.key in owned:
-                    cores.update(zip(entry.core_names, factorised(entry, value), strict=True))
+        for (entry, _value), parts in zip(found, made, strict=True):
+            cores.update(zip(entry.core_names, parts, strict=True))
         for unit in self.units:
-            unit.fill(cores)
-            unit.drop_grad(changed)
+            if not set(changed).isdisjoint(unit.keys):
+                unit.fill(cores)
+                unit.drop_grad(changed)
         self._record()
         return changed
 
@@ -190,7 +190,7 @@ class WeightProgram:
             return ()
         found = [checksum(self._bounds[key].local()) for key in keys]
         differs = differing(found, [self._recorded[key] for key in keys])
-        differs = self.ranks.any(differs, sharded=self._sharded(), device=found[0].device)
+        differs = self.ranks.any(differs, self._bounds)
         return tuple(key for key, answer in zip(keys, differs, strict=True) if answer)
 
     def require_unchanged(self) -> None:
@@ -260,14 +260,9 @@ class WeightProgram:
 
     def folded_weights(self) -> dict[str, Tensor]:
         """Every planned weight by name: composed in float64, rounded once; on all ranks."""
-        folded: dict[str, Tensor] = {}
-        for unit in self.units:
-            for bound in unit.weights:
-                folded[bound.key] = _folded(bound, self.cores(bound.key))
+        mine = [self._bounds[key] for key in self.owned()]
+        folded = self.ranks.together(lambda: {b.key: _folded(b, self.cores(b.key)) for b in mine})
         return self.ranks.gather(folded, self._bounds)
-
-    def _sharded(self) -> bool:
-        return is_sharded(bound.parameter for bound in self._bounds.values())
 
     def _record(self) -> None:
         reshard(self.module)

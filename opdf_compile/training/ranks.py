@@ -7,16 +7,23 @@ state exist once in the group, and a step moves the deployed parameters once mor
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from opdf_compile.errors import InputError
+from opdf_compile.errors import InputError, OpdfError
 from opdf_compile.passes.hoist import Part
 from opdf_compile.plan.value import Plan
-from opdf_compile.training.binding import Bound, is_sharded
+from opdf_compile.training.binding import Bound, mesh_groups
+from opdf_compile.training.checksum import checksum
+from opdf_compile.training.messages import Flight, schedule
+from opdf_compile.training.unit import Unit
+
+T = TypeVar("T")
 
 
 class Ranks:
@@ -39,20 +46,35 @@ class Ranks:
         """Whether this rank composes a part."""
         return self.group is None or self.owners[part.keys[0]] == self.rank
 
-    def broadcast(self, bounds: Mapping[str, Bound]) -> None:
-        """Send every weight from its owner to the others; all ranks call it."""
+    def deliver(self, units: Iterable[Unit], bounds: Mapping[str, Bound], *, keep: bool) -> None:
+        """Compose the weights, each where its cores are, and write them on all ranks.
+
+        Args:
+            units: What this rank composes.
+            bounds: Every weight, in the plan's order.
+            keep: Keep what the next pull needs.
+        """
         if self.group is None:
+            for unit in units:
+                for key, value in unit.refresh(keep=keep).items():
+                    bounds[key].write(value)
             return
-        sharded = is_sharded(bound.parameter for bound in bounds.values())
-        work = []
-        for key, bound in bounds.items():
-            value = bound.read() if sharded else bound.local()
-            sent = value if value.is_contiguous() else value.contiguous()
-            work.append((bound, value, sent, self._send(sent, key)))
-        for bound, value, sent, handle in work:
-            handle.wait()
-            if sharded or sent is not value:
-                bound.write(sent)
+        home = {key: unit for unit in units for key in unit.keys}
+        made: dict[str, Tensor] = {}
+        flying: deque[Flight] = deque()
+        for message in schedule(self.owners, bounds):
+            mine = message.sender == self.rank
+            for key in message.keys if mine else ():
+                if key not in made:
+                    made.update(home[key].refresh(keep=keep))
+            values = [made.pop(key) for key in message.keys] if mine else None
+            # Not all at once: what is under way may hold memory of its own.
+            if len(flying) == 2 * self.size:
+                flying.popleft().land()
+            send = partial(self._send, sender=message.sender)
+            flying.append(Flight([bounds[key] for key in message.keys], values, send))
+        for flight in flying:
+            flight.land()
 
     def gather(self, mine: Mapping[str, Tensor], bounds: Mapping[str, Bound]) -> dict[str, Tensor]:
         """Values that each owner has made, on all ranks, in the order of `bounds`."""
@@ -65,23 +87,74 @@ class Ranks:
                 dtype, device = bound.parameter.dtype, bound.device
                 value = torch.empty(bound.entry.spec.shape, dtype=dtype, device=device)
             values[key] = value.contiguous()
-            self._send(values[key], key).wait()
+            self._send(values[key], sender=self.owners[key]).wait()
         return values
 
-    def any(self, flags: Sequence[bool], *, sharded: bool, device: torch.device) -> list[bool]:
-        """Each flag, raised where any rank raised it; ranks that share nothing answer alone."""
-        if self.group is None and not sharded:
+    def any(self, flags: Sequence[bool], bounds: Mapping[str, Bound]) -> list[bool]:
+        """Each flag, raised where any rank raised it that shares cores or shards with this one."""
+        groups = [] if self.group is None else [self.group]
+        groups += mesh_groups(bound.parameter for bound in bounds.values())
+        if not groups:
             return list(flags)
         import torch.distributed as dist
 
+        device = next(iter(bounds.values())).device
         raised = torch.tensor(flags, dtype=torch.int32, device=device)
-        dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=self.group)
+        for group in groups:
+            dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=group)
         return [bool(flag) for flag in raised.tolist()]
 
-    def _send(self, tensor: Tensor, key: str) -> Any:
+    def require_same(self, bounds: Mapping[str, Bound]) -> None:
+        """Refuse ranks that disagree about a weight: what one owner makes of it goes to all.
+
+        Raises:
+            InputError: The same on every rank.
+        """
+        sharded = bool(mesh_groups(bound.parameter for bound in bounds.values()))
+        if self.group is None or sharded or not bounds:
+            return  # Of a sharded weight every rank reads the same whole.
         import torch.distributed as dist
 
-        source = dist.get_global_rank(self.group, self.owners[key])
+        own = torch.stack([checksum(bound.local()) for bound in bounds.values()])
+        # The complement's maximum is the complement of the minimum.
+        ends = torch.stack([own, own.bitwise_not()])
+        dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=self.group)
+        differ = (ends[0] != ends[1].bitwise_not()).any(1).tolist()
+        odd = [key for key, answer in zip(bounds, differ, strict=True) if answer]
+        if odd:
+            raise InputError(
+                f"the {self.size} ranks hold different values of {odd[0]!r} ({len(odd)} of "
+                f"{len(bounds)} weights differ), wanted the same student on each; wrap it in DDP "
+                "first, which sends rank 0's, or load the same weights on every rank"
+            )
+
+    def together(self, action: Callable[[], T]) -> T:
+        """Run what may fail on one rank alone; a failure anywhere is raised everywhere.
+
+        A rank that raised alone would leave the others waiting for it.
+        """
+        if self.group is None:
+            return action()
+        import torch.distributed as dist
+
+        failure: OpdfError | None = None
+        try:
+            result = action()
+        except OpdfError as error:
+            failure = error
+        told: list[Any] = [None] * self.size
+        dist.all_gather_object(told, failure and (type(failure), str(failure)), group=self.group)
+        if failure is not None:
+            raise failure
+        for rank, other in enumerate(told):
+            if other is not None:
+                raise other[0](f"rank {rank} of {self.size} stopped: {other[1]}")
+        return result
+
+    def _send(self, tensor: Tensor, *, sender: int) -> Any:
+        import torch.distributed as dist
+
+        source = dist.get_global_rank(self.group, sender)
         return dist.broadcast(tensor, source, group=self.group, async_op=True)
 
 

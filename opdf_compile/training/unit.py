@@ -9,7 +9,7 @@ made again in the pull, at the cost of one more forward of compose.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -105,8 +105,8 @@ class Unit:
         self.compiled_with = options
         self.forget()
 
-    def refresh(self, *, keep: bool) -> None:
-        """Compose and write the weights.
+    def refresh(self, *, keep: bool) -> dict[str, Tensor]:
+        """Compose the weights, by name.
 
         Args:
             keep: Keep what the next pull needs.
@@ -115,20 +115,23 @@ class Unit:
         # Inference mode would leave nothing to pull gradients through.
         with torch.inference_mode(False), torch.set_grad_enabled(keep):
             values = self._compose()
-        for bound, value in zip(self.weights, values, strict=True):
-            bound.write(value.detach())
+        return {key: value.detach() for key, value in zip(self.keys, values, strict=True)}
 
-    def pull(self) -> tuple[str, ...]:
-        """Take the weights' gradients and add them, pulled back, to those of the cores.
+    def pull(self, taken: MutableMapping[str, Tensor | None]) -> tuple[str, ...]:
+        """Add the weights' gradients, pulled back, to those of the cores.
 
         A weight of a batch that got no gradient counts as one with a zero gradient, unless none
         of the batch got any.
+
+        Args:
+            taken: Whole gradients by weight; those of this unit leave it, so that their memory
+                is free before the next unit's turn.
 
         Returns:
             Names of the weights that had a gradient.
         """
         self._require_devices()
-        found = [(place, bound.take_grad()) for place, bound in enumerate(self.weights)]
+        found = [(place, taken.pop(key)) for place, key in enumerate(self.keys)]
         grads = [(place, grad) for place, grad in found if grad is not None]
         if not grads:
             return ()

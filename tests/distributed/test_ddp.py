@@ -81,3 +81,9 @@ def test_wrapping_afterwards_is_noticed_where_weights_changed(two: Any) -> None:
     first, second = two.run("ddp_tasks", "order", first="overparam", shared=False)
     assert "weights" in first
     assert "WeightsChanged: 10 weights changed since the last refresh" in second["error"]
+
+
+def test_shared_out_over_different_students_is_refused_on_all_ranks(two: Any) -> None:
+    for run in two.run("ddp_tasks", "order", first="overparam", shared=True):
+        assert "InputError: the 2 ranks hold different values of 'first.weight'" in run["error"]
+        assert "wrap it in DDP first" in run["error"]

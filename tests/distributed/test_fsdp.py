@@ -29,12 +29,15 @@ CASES: dict[str, dict[str, Any]] = {
     "clipping": {"clip": 0.2},
     "SGD": {"options": {"kind": "SGD", "momentum": 0.9, "lr": 0.1}},
     "foreach": {"options": {"foreach": True}},
+    "cores decay": {"options": {"decay": "cores", "foreach": True}},
     "batched": {"options": {"batched": True}},
     "recompute": {"options": {"recompute": True}},
+    "shared": {"shared": True, "between": True},
+    "shared and clipping": {"shared": True, "clip": 0.2},
 }
 
 
-QUICK = {"eval between", "clipping"}
+QUICK = {"eval between", "shared", "clipping", "cores decay"}
 
 
 @pytest.mark.parametrize(
@@ -73,7 +76,7 @@ def test_the_test_above_fails_without_reshard(two: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shared", [False], ids=["replicated"])
+@pytest.mark.parametrize("shared", [False, True], ids=["replicated", "shared"])
 def test_a_mesh_of_two_axes(four: Any, shared: bool) -> None:
     """HSDP: shards within pairs, copies across."""
     found = four.run("fsdp_tasks", "against_one_process", layout={"dims": 2}, shared=shared)
@@ -81,7 +84,7 @@ def test_a_mesh_of_two_axes(four: Any, shared: bool) -> None:
         assert students.distance(run["folded"], run["wanted"]) < 1e-9
 
 
-@pytest.mark.parametrize("shared", [False], ids=["replicated"])
+@pytest.mark.parametrize("shared", [False, True], ids=["replicated", "shared"])
 def test_a_shard_that_changed_on_one_rank_stops_all(two: Any, shared: bool) -> None:
     for run in two.run("fsdp_tasks", "changed_on_one_rank", shared=shared):
         for call in ("step", "fold"):
@@ -91,15 +94,28 @@ def test_a_shard_that_changed_on_one_rank_stops_all(two: Any, shared: bool) -> N
         assert float((run["folded"] - run["kept"]).abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize("after_eval", [False], ids=["at once"])
-@pytest.mark.parametrize("shared", [False], ids=["replicated"])
+def test_fold_asks_for_a_student_to_fill(two: Any) -> None:
+    for run in two.run("fsdp_tasks", "without_into"):
+        for message in run:
+            assert message.startswith("FoldError: the FSDPSmooth is sharded")
+            assert "fold(program, into=student)" in message
+
+
+def test_an_optimizer_that_is_built_after_an_eval_forward(two: Any) -> None:
+    for run in two.run("fsdp_tasks", "late"):
+        assert run["planned"] == 10
+        assert students.distance(run["folded"], run["wanted"]) < 1e-9
+
+
+@pytest.mark.parametrize("after_eval", [False, True], ids=["at once", "after eval"])
+@pytest.mark.parametrize("shared", [False, True], ids=["replicated", "shared"])
 def test_state_of_sharded_parameters_is_taken_up(two: Any, after_eval: bool, shared: bool) -> None:
     for run in two.run("fsdp_tasks", "resume", after_eval=after_eval, shared=shared):
         assert run["kind"] == "DTensor"
         assert students.same_bits([run["went on"], run["resumed"]])
 
 
-@pytest.mark.parametrize("shared", [False], ids=["replicated"])
+@pytest.mark.parametrize("shared", [False, True], ids=["replicated", "shared"])
 def test_mixed_precision(two: Any, shared: bool) -> None:
     """bfloat16 has 8 bits: gradients differ by about 2^-8, and so do 8 steps of 1e-2."""
     for run in two.run("fsdp_tasks", "mixed_precision", shared=shared):
@@ -116,10 +132,15 @@ def test_an_overflow_on_one_rank_is_skipped_by_all(two: Any) -> None:
         assert run["moved"] == [True, False, True]
 
 
-@pytest.mark.parametrize("shared", [False], ids=["replicated"])
+@pytest.mark.parametrize("shared", [False, True], ids=["replicated", "shared"])
 def test_batch_norm_and_dropout(two: Any, shared: bool) -> None:
     found = two.run("fsdp_tasks", "noisy", shared=shared)
     assert [run["kind"] for run in found] == ["Noisy", "Noisy"]
     assert students.same_bits(run["trained"] for run in found)
     start = dict(students.build(students.Noisy).named_parameters())
     assert students.distance(found[0]["trained"], start) > 1e-3
+
+
+def test_a_bare_program(two: Any) -> None:
+    for run in two.run("fsdp_tasks", "bare_program"):
+        assert students.distance(run["folded"], run["wanted"]) < 1e-9

@@ -82,6 +82,27 @@ def test_a_weight_that_changed_on_one_rank_stops_all(four: Any) -> None:
         for call in ("step", "refresh", "fold"):
             assert "WeightsChanged: 1 of 10 weights changed since the last refresh" in run[call]
             assert "Changed: head.weight" in run[call]
+        assert "InputError: the 4 ranks hold different values of 'head.weight'" in run["absorb"]
+        assert run["put back"] == "no error"
+
+
+def test_absorb_takes_the_same_weights_on_all_ranks(four: Any) -> None:
+    found = four.run("shared_tasks", "changed_on_one_rank")
+    for run in found:
+        assert run["absorbed"] == ("head.weight",)
+        assert students.distance(run["folded"], run["kept"]) < 1e-12
+        assert students.distance(run["trained"], run["kept"]) > 1e-3
+    for what in ("kept", "folded", "trained"):
+        assert students.same_bits(run[what] for run in found)
+
+
+def test_what_one_owner_refuses_all_ranks_refuse(four: Any) -> None:
+    found = four.run("shared_tasks", "not_a_number")
+    for run in found:
+        assert "FoldError" in run["fold"] and "head.weight" in run["fold"]
+        assert "InputError" in run["hoist"] and "head.weight" in run["hoist"]
+        assert "InputError" in run["absorb"] and "NaN" in run["absorb"]
+    assert sum("stopped: " in run["fold"] for run in found) == 3
 
 
 def test_pairs_of_ranks_share_programs_of_their_own(four: Any) -> None:
@@ -103,6 +124,15 @@ def test_fewer_weights_than_ranks(four: Any) -> None:
     for run in found:
         assert students.distance(run["weights"], run["unshared"]) < 1e-9
         assert run["strides"] == (1, 8)
+
+
+def test_what_cannot_be_shared_out_is_refused_on_all_ranks(four: Any) -> None:
+    found = four.run("shared_tasks", "nothing_to_share")
+    for run in found:
+        assert run["few"].startswith("InputError: ")
+        assert "nothing is left to step here" in run["few"]
+        assert run["LBFGS"].startswith("InputError: LBFGS makes one direction out of all gradients")
+    assert sum("stopped: " in run["few"] for run in found) == 2
 
 
 def test_state_goes_back_to_its_own_rank_only(four: Any) -> None:

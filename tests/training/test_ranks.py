@@ -129,8 +129,8 @@ def test_without_a_group_one_process_does_all() -> None:
     assert (ranks.size, ranks.rank, ranks.owners) == (1, 0, {})
     assert all(ranks.mine(part) for part in parts)
     flags = [True, False]
-    assert ranks.any(flags, sharded=False, device=torch.device("cpu")) == flags
+    assert ranks.any(flags, {}) == flags
     value = {"0.weight": torch.ones(1)}
     assert ranks.gather(value, {}) == value
-    ranks.broadcast({})
+    ranks.deliver([], {}, keep=True)
     assert isinstance(ranks, Ranks)
