@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from opdf_compile.graph.match import match
     from opdf_compile.graph.rows import Match, MatchReport, Refusal
     from opdf_compile.graph.trace import Traced, trace
-    from opdf_compile.io.checkpoint import (
+    from opdf_compile.io.checkpoints.checkpoint import (
         Checkpoint,
         latest_checkpoint,
         load_checkpoint,
@@ -39,12 +39,12 @@ if TYPE_CHECKING:
     from opdf_compile.parametrizations.registry import register
     from opdf_compile.plan.choose import plan
     from opdf_compile.plan.value import Plan
-    from opdf_compile.training.expanded import Expanded
-    from opdf_compile.training.expanding import expand
     from opdf_compile.training.folding import fold
-    from opdf_compile.training.hoisting import hoist
-    from opdf_compile.training.overparam import Overparam, overparam_class
-    from opdf_compile.training.program import WeightProgram
+    from opdf_compile.training.hoisted.hoisting import hoist
+    from opdf_compile.training.hoisted.program import WeightProgram
+    from opdf_compile.training.inline.expanded import Expanded
+    from opdf_compile.training.inline.expanding import expand
+    from opdf_compile.training.optimizer.overparam import Overparam, overparam_class
     from opdf_compile.verify.report import ParityReport
     from opdf_compile.verify.verdict import verify
 
@@ -63,18 +63,18 @@ _HOME = {
     "register": "parametrizations.registry",
     "Plan": "plan.value",
     "plan": "plan.choose",
-    "Expanded": "training.expanded",
-    "expand": "training.expanding",
+    "Expanded": "training.inline.expanded",
+    "expand": "training.inline.expanding",
     "fold": "training.folding",
-    "hoist": "training.hoisting",
-    "Overparam": "training.overparam",
-    "overparam_class": "training.overparam",
-    "WeightProgram": "training.program",
+    "hoist": "training.hoisted.hoisting",
+    "Overparam": "training.optimizer.overparam",
+    "overparam_class": "training.optimizer.overparam",
+    "WeightProgram": "training.hoisted.program",
     "export_onnx": "io.onnx_export",
-    "Checkpoint": "io.checkpoint",
-    "latest_checkpoint": "io.checkpoint",
-    "load_checkpoint": "io.checkpoint",
-    "save_checkpoint": "io.checkpoint",
+    "Checkpoint": "io.checkpoints.checkpoint",
+    "latest_checkpoint": "io.checkpoints.checkpoint",
+    "load_checkpoint": "io.checkpoints.checkpoint",
+    "save_checkpoint": "io.checkpoints.checkpoint",
     "ParityReport": "verify.report",
     "verify": "verify.verdict",
 }

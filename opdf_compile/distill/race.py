@@ -27,9 +27,9 @@ from opdf_compile.errors import InternalError
 from opdf_compile.graph.trace import trace
 from opdf_compile.plan.choose import plan as choose_plan
 from opdf_compile.plan.value import Plan
-from opdf_compile.training.expanded import Expanded
-from opdf_compile.training.expanding import expand
 from opdf_compile.training.folding import fold
+from opdf_compile.training.inline.expanded import Expanded
+from opdf_compile.training.inline.expanding import expand
 
 Method = Literal["plain", "overparam"]
 METHODS: tuple[Method, ...] = ("plain", "overparam")

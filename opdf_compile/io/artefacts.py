@@ -28,8 +28,8 @@ from opdf_compile.io.programs import EVAL, MODEL, read_programs, write_programs
 from opdf_compile.io.tensors import read_tensors, write_tensors
 from opdf_compile.passes.fold import Fold
 from opdf_compile.passes.regions import core_key
-from opdf_compile.training.expanded import Expanded
-from opdf_compile.training.programs import fold_program, programs_of
+from opdf_compile.training.inline.expanded import Expanded
+from opdf_compile.training.inline.programs import fold_program, programs_of
 
 PLAN_FILE = "plan.json"
 NOTES_FILE = "opdf.json"

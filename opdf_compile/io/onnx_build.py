@@ -136,7 +136,7 @@ def _as_traced(
 
 
 def _refuse_expanded(model: nn.Module) -> None:
-    from opdf_compile.training.expanded import Expanded
+    from opdf_compile.training.inline.expanded import Expanded
 
     if isinstance(model, Expanded):
         raise ExportError(

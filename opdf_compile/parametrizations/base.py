@@ -41,7 +41,7 @@ class Parametrization(Protocol[S]):
     """A pair of pure functions, and what a planner needs to choose between their specs.
 
     A parametrization that is linear in each of its tensors says so with ``multilinear = True``:
-    only then can decay of the weight be carried by its tensors (see `training.decay`).
+    only then can decay of the weight be carried by its tensors (see `training.optimizer.decay`).
     """
 
     @property

@@ -4,8 +4,8 @@
 
 Two parts have one form if they take cores of the same shapes and dtypes and do the same ops. The
 ops of the batch come from `torch.vmap`, so that any parametrization that vmap can take is batched.
-Whether it pays is the caller's decision (see `training.batching`): a batched product saves launches
-and optimizer calls, and costs a copy of each weight and gradient.
+Whether it pays is the caller's decision (see `training.hoisted.batching`): a batched product saves
+launches and optimizer calls, and costs a copy of each weight and gradient.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ moved (BatchNorm statistics).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,11 @@ from opdf_compile.graph.sharing import deep_copy
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.passes.regions import require_finite
 from opdf_compile.plan.value import PlanEntry
-from opdf_compile.training.binding import is_sharded, reshard, whole
-from opdf_compile.training.expanded import Expanded
+from opdf_compile.training.hoisted.binding import is_sharded, reshard, whole
+from opdf_compile.training.inline.expanded import Expanded
 
 if TYPE_CHECKING:
-    from opdf_compile.training.program import WeightProgram
+    from opdf_compile.training.hoisted.program import WeightProgram
 
 
 class Hoisted(Protocol):
@@ -32,6 +32,19 @@ class Hoisted(Protocol):
     def fold(self, source: Any = None, into: nn.Module | None = None) -> nn.Module:
         """The student with plain weights."""
         ...
+
+
+@overload
+def fold(
+    expanded: Hoisted,
+    *,
+    source: Literal["cores", "weights"] | None = None,
+    into: nn.Module | None = None,
+) -> nn.Module: ...
+
+
+@overload
+def fold(expanded: Expanded) -> nn.Module | ExportedProgram: ...
 
 
 def fold(

@@ -113,7 +113,7 @@ def against_one_process(
 def _never_reshard() -> None:
     """What the engine would be without it; the crew is thrown away after such a task."""
     import opdf_compile.training.folding as folding
-    import opdf_compile.training.program as program
+    import opdf_compile.training.hoisted.program as program
 
     for module in (program, folding):
         module.reshard = lambda student: None  # type: ignore[attr-defined]

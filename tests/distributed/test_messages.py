@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import opdf_compile as opdf
-from opdf_compile.training.binding import Bound
-from opdf_compile.training.messages import FULL, LARGE, Flight, Message, schedule
+from opdf_compile.training.hoisted.binding import Bound
+from opdf_compile.training.hoisted.messages import FULL, LARGE, Flight, Message, schedule
 
 KIB = 1024
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.errors import DeviceError, WeightsChanged
-from opdf_compile.training.binding import Bound
+from opdf_compile.training.hoisted.binding import Bound
 
 
 def generator() -> torch.Generator:

@@ -26,7 +26,7 @@ import opdf_compile as opdf
 from opdf_compile.errors import ArtefactError, DeviceError, FoldError, InputError
 from opdf_compile.io.artefacts import fold_file, save_expanded
 from opdf_compile.io.programs import read_programs
-from opdf_compile.training.expanded import Expanded
+from opdf_compile.training.inline.expanded import Expanded
 
 
 def grow(model: nn.Module, *args: Any, **options: Any) -> Expanded:

@@ -23,8 +23,8 @@ from opdf_compile.io.onnx_build import build
 from opdf_compile.io.onnx_export import export_onnx
 from opdf_compile.io.onnx_save import stage
 from opdf_compile.plan.choose import plan
-from opdf_compile.training.expanding import expand
 from opdf_compile.training.folding import fold
+from opdf_compile.training.inline.expanding import expand
 
 
 class ConvNet(nn.Module):

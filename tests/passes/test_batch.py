@@ -16,9 +16,9 @@ from opdf_compile.passes.batch import batched, form, group
 from opdf_compile.passes.hoist import Part, split, weight_program
 from opdf_compile.plan.choose import plan
 from opdf_compile.plan.value import Plan
-from opdf_compile.training import batching
-from opdf_compile.training.batching import make_units
-from opdf_compile.training.binding import Bound
+from opdf_compile.training.hoisted import batching
+from opdf_compile.training.hoisted.batching import make_units
+from opdf_compile.training.hoisted.binding import Bound
 
 Makes = Callable[[str], Any]
 

@@ -9,6 +9,7 @@ import pytest
 
 HEAVY = {
     "accelerate",
+    "lightning",
     "matplotlib",
     "networkx",
     "onnx",
@@ -16,6 +17,7 @@ HEAVY = {
     "onnxruntime",
     "onnxscript",
     "opt_einsum",
+    "peft",
     "pydantic",
     "rich",
     "safetensors",

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 import opdf_compile as opdf
 from opdf_compile.errors import FoldError
-from opdf_compile.training.expanded import Expanded
+from opdf_compile.training.inline.expanded import Expanded
 
 
 def grow(model: nn.Module, *args: Any, **options: Any) -> Expanded:

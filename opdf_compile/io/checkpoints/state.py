@@ -1,0 +1,192 @@
+"""What a checkpoint takes from an optimizer and its module, and gives back to them.
+
+With several ranks each parameter's state is written by the first rank that holds it; rank 0 also
+writes the module and the options. Sharded tensors (FSDP2) are gathered by all ranks together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from opdf_compile.errors import InputError
+from opdf_compile.graph.sharing import memory_key
+from opdf_compile.io.checkpoints.ranks import Ranks
+from opdf_compile.io.checkpoints.values import pack
+from opdf_compile.training.hoisted.binding import local, whole
+from opdf_compile.training.hoisted.checksum import checksum
+
+State = dict[str, Any]
+
+
+class Program(Protocol):
+    """What is needed of a weight program."""
+
+    module: nn.Module
+
+    @property
+    def process_group(self) -> Any:
+        """The ranks that it is shared out over, or None."""
+
+
+class Optimizer(Protocol):
+    """What is needed of an `Overparam`."""
+
+    program: Any
+    inner: torch.optim.Optimizer
+
+    def owned_names(self) -> tuple[str, ...]:
+        """Names of the parameters whose state this rank holds."""
+
+    def state_by_name(self) -> dict[str, State]:
+        """That state."""
+
+    def fingerprints(self) -> dict[str, list[int]]:
+        """Checksums of the matched weights."""
+
+    def group_options(self) -> list[State]:
+        """The param groups with names in place of parameters."""
+
+    def load_state_by_name(
+        self,
+        states: Mapping[str, State],
+        fingerprints: Mapping[str, list[int]],
+        groups: list[State],
+    ) -> None:
+        """The inverse of the three."""
+
+
+def require_optimizer(optimizer: Any) -> None:
+    """Refuse anything but an Overparam before it fails somewhere inside.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if not hasattr(optimizer, "load_state_by_name"):
+        raise InputError(
+            f"the optimizer is a {type(optimizer).__name__}, wanted an opdf.Overparam; a plain "
+            "optimizer has torch.save and its state_dict()"
+        )
+
+
+@dataclass
+class Share:
+    """One rank's part of a checkpoint.
+
+    Attributes:
+        tensors: What goes into its shard.
+        state: Packed state of the parameters that it writes.
+        module: The packed state dict; only on rank 0, as the rest.
+        fingerprints: Checksums of the whole matched weights as the last step left them; None where
+            a sharded weight has changed since, so that nobody can tell.
+        groups: Packed param groups.
+    """
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    state: dict[str, State] = field(default_factory=dict)
+    module: State = field(default_factory=dict)
+    groups: list[State] = field(default_factory=list)
+    fingerprints: dict[str, list[int] | None] = field(default_factory=dict)
+
+
+def take(optimizer: Optimizer, ranks: Ranks) -> Share:
+    """What this rank writes; all ranks must call it together.
+
+    Raises:
+        ArtefactError: A value is no tensor, number or text.
+    """
+    owned = ranks.gather(optimizer.owned_names())
+    first = {name: rank for rank in reversed(range(ranks.size)) for name in owned[rank]}
+    writes = {name: first[name] == ranks.rank for name in owned[ranks.rank]}
+    present = optimizer.state_by_name()
+    states = {
+        name: {key: _gathered(value, mine) for key, value in present.get(name, {}).items()}
+        for name, mine in writes.items()
+    }
+    module = _module_state(optimizer.program.module, writes=ranks.rank == 0)
+    unchanged = ranks.gather(_unchanged(optimizer))
+    # From here on no rank waits for another, so a value that cannot be packed is told at once.
+    share = Share()
+    for name, mine in writes.items():
+        if mine:
+            share.state[name] = pack(states[name], f"state/{name}", share.tensors)
+    if ranks.rank == 0:
+        share.module = _pack_module(module, share.tensors)
+        share.groups = pack(optimizer.group_options(), "groups", share.tensors)
+        everywhere = set.intersection(*unchanged)
+        share.fingerprints = {
+            key: checksum(module[key]).tolist() if key in everywhere & module.keys() else known
+            for key, known in _of_whole_weights(optimizer).items()
+        }
+    return share
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether a parameter is a DTensor."""
+    return hasattr(tensor, "device_mesh")
+
+
+def _unchanged(optimizer: Optimizer) -> set[str]:
+    """The matched weights of which this rank holds what the last step left."""
+    parameters = dict(optimizer.program.module.named_parameters(remove_duplicate=False))
+    recorded = optimizer.fingerprints()
+    return {k for k, sums in recorded.items() if checksum(local(parameters[k])).tolist() == sums}
+
+
+def _of_whole_weights(optimizer: Optimizer) -> dict[str, list[int] | None]:
+    """The recorded checksums, without those of mere parts of weights."""
+    parameters = dict(optimizer.program.module.named_parameters(remove_duplicate=False))
+    recorded = optimizer.fingerprints()
+    return {k: None if is_sharded(parameters[k]) else sums for k, sums in recorded.items()}
+
+
+def _gathered(value: Any, keep: bool) -> Any:
+    """A sharded tensor gathered; the ranks that do not write it drop it at once."""
+    if not isinstance(value, Tensor):
+        return value
+    full = whole(value.detach())
+    return full if keep else None
+
+
+def _module_state(module: nn.Module, *, writes: bool) -> State:
+    state = module.state_dict(keep_vars=True)
+    found: dict[int, Any] = {}
+    for value in state.values():
+        # Tied names hold one object, which is gathered once.
+        if id(value) not in found:
+            found[id(value)] = _gathered(value, writes)
+    return {key: found[id(value)] for key, value in state.items()}
+
+
+def _pack_module(state: State, tensors: dict[str, Tensor]) -> State:
+    first: dict[Any, str] = {}
+    packed: State = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            same = first.setdefault(memory_key(value) or key, key)
+            if same != key:
+                packed[key] = packed[same]
+                continue
+        packed[key] = pack(value, f"module/{key}", tensors)
+    return packed
+
+
+def is_core(key: str) -> bool:
+    """Whether a state key is a core, or what the wrapped optimizer keeps of one."""
+    return key.startswith("cores.")
+
+
+def own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors that share memory, which safetensors cannot express."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        # A row of a stack of cores is a view of the whole stack.
+        apart[name] = tensor.to("cpu", copy=place in seen)
+        seen.add(place)
+    return apart

@@ -1,0 +1,106 @@
+"""The files of a checkpoint: a shard for each rank, and the manifest that makes sense of them."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opdf_compile.errors import ArtefactError
+from opdf_compile.io.checkpoints.folder import MANIFEST
+from opdf_compile.io.checkpoints.manifest import Manifest, Shard, Stored, dtype_name, shard_name
+from opdf_compile.io.checkpoints.ranks import Ranks
+from opdf_compile.io.checkpoints.state import Share, State, own_memory
+from opdf_compile.io.files import atomic_write, sha256
+from opdf_compile.io.tensors import write_tensors
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one rank tells rank 0 of its shard; everything but the tensors."""
+
+    name: str
+    shard: dict[str, Any]
+    tensors: dict[str, dict[str, Any]]
+    module: State
+    groups: list[State]
+    fingerprints: dict[str, list[int] | None]
+    state: dict[str, State]
+    random: State | None
+
+
+def write_share(folder: Path, share: Share, random: State | None, ranks: Ranks) -> Written:
+    """Write this rank's shard.
+
+    Raises:
+        ArtefactError: The folder is not there on this rank, or the file cannot be written.
+    """
+    if not folder.is_dir():
+        raise ArtefactError(
+            f"{folder.parent} is not the folder that rank 0 sees, wanted one that all ranks share; "
+            "give a folder on a shared file system"
+        )
+    name = shard_name(ranks.rank, ranks.size)
+    file = folder / name
+    write_tensors(file, own_memory(share.tensors))
+    index = {
+        key: {"shard": name, "shape": list(tensor.shape), "dtype": dtype_name(tensor)}
+        for key, tensor in share.tensors.items()
+    }
+    shard = {"sha256": sha256(file), "bytes": file.stat().st_size}
+    return Written(
+        name,
+        shard,
+        index,
+        share.module,
+        share.groups,
+        share.fingerprints,
+        share.state,
+        random,
+    )
+
+
+def write_manifest(folder: Path, parts: list[Written], about: dict[str, Any], extra: str) -> None:
+    """Write the manifest of what all ranks have written.
+
+    Args:
+        folder: The checkpoint.
+        parts: What each rank has written, in the order of the ranks.
+        about: The step and the optimizer's class.
+        extra: JSON text.
+    """
+    manifest = Manifest(
+        **about,
+        world_size=len(parts),
+        versions=_versions(),
+        extra=json.loads(extra),
+        groups=parts[0].groups,
+        fingerprints=parts[0].fingerprints,
+        shards={part.name: Shard(**part.shard) for part in parts},
+        tensors={key: Stored(**value) for part in parts for key, value in part.tensors.items()},
+        module=parts[0].module,
+        state={name: state for part in parts for name, state in part.state.items()},
+        random=[part.random for part in parts if part.random is not None],
+    )
+    with atomic_write(folder / MANIFEST) as temporary:
+        temporary.write_text(manifest.text(), encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    import safetensors
+
+    try:
+        own = version("opdf-compile")
+    except PackageNotFoundError:  # Run from a source tree that is not installed.
+        own = "unknown"
+    return {
+        "opdf-compile": own,
+        "torch": str(torch.__version__),
+        "safetensors": safetensors.__version__,
+        "python": platform.python_version(),
+    }

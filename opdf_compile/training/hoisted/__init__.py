@@ -1,0 +1,1 @@
+"""The hoisted form: a weight program beside the user's own module."""

@@ -1,0 +1,132 @@
+"""hoist: a student and a plan -> the weight program beside it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from opdf_compile.errors import InputError
+from opdf_compile.graph.edit import over_tensors_of
+from opdf_compile.graph.trace import PHASES
+from opdf_compile.passes.hoist import Hoist, HoistResult, Part, split, weight_program
+from opdf_compile.plan.choose import plan as make_plan
+from opdf_compile.plan.value import Plan
+from opdf_compile.training.folding import fold
+from opdf_compile.training.hoisted.batching import Batched, make_units
+from opdf_compile.training.hoisted.binding import Bound, reshard, unwrap, validate
+from opdf_compile.training.hoisted.program import WeightProgram, factorised
+from opdf_compile.training.hoisted.ranks import Ranks, share_out
+from opdf_compile.training.inline.expanded import Expanded
+from opdf_compile.training.inline.phase import copy_flat
+
+Progress = Callable[[str, int, int], None]
+logger = logging.getLogger("opdf_compile")
+
+
+def hoist(
+    student: nn.Module,
+    plan: Plan | None = None,
+    *,
+    batched: Batched = False,
+    recompute: bool = False,
+    process_group: Any = None,
+    progress: Progress | None = None,
+    separate: Callable[[str], Hashable] = lambda key: None,
+) -> WeightProgram:
+    """Bind a weight program to the user's own module.
+
+    The module is not changed: W holds the same bits until the first refresh, its forward stays its
+    own, and nothing is registered on it.
+
+    Args:
+        student: The module that is trained; torch.compile's and DDP's wrappers are looked through.
+            Build after `fully_shard` and after moving it to its device. Or an Expanded in
+            training: the program takes its cores over, with whatever optimizer steps them, and
+            `program.module` is the student folded from it.
+        plan: What is over-parameterised; `opdf.plan(student)` if None.
+        batched: Compose weights of one form together, their cores stacked: exact for optimizers
+            that work entry by entry (SGD, Adam, ..). "auto": the small ones, see `batching`.
+        recompute: Save the memory of the intermediate products between refresh and backward, at
+            the cost of a second forward of compose.
+        process_group: Share the program out over these ranks; None: every rank runs all of it.
+        progress: Called with (weight, number done, number of weights) before each decomposition.
+        separate: Weights for which this differs are never batched together.
+
+    Returns:
+        The program; its `parameters()` are what the optimizer steps.
+
+    Raises:
+        PlanError: The plan is for another module.
+        InputError: A weight holds NaN or infinity, or the student is wrapped by PEFT.
+
+    Example:
+        >>> import torch, opdf_compile as opdf
+        >>> student = torch.nn.Linear(16, 16)
+        >>> program = opdf.hoist(student, opdf.plan(student))
+        >>> inner = torch.optim.AdamW(program.parameters(), lr=1e-3)
+        >>> student(torch.randn(2, 16)).sum().backward()
+        >>> pulled = program.backward(); inner.step(); program.refresh()
+        >>> pulled
+        ('weight',)
+    """
+    if isinstance(student, Expanded):
+        if plan is not None and plan != student.plan:
+            raise InputError("an Expanded has its own plan; leave plan out")
+        return _from_expanded(student, recompute)
+    module = unwrap(student)
+    plan = make_plan(module) if plan is None else plan
+    validate(plan, module)
+    reshard(module)
+    bounds = {entry.key: Bound(module, entry) for entry in plan.entries}
+    devices = {key: bound.device for key, bound in bounds.items()}
+    parts = split(weight_program(plan, devices), list(bounds))
+    ranks = share_out(parts, plan, process_group)
+    mine = [part for part in parts if ranks.mine(part)]
+    wanted = {key for part in mine for key in part.keys}
+    ranks.require_same(bounds)
+    # A sharded weight is gathered by all ranks together, also by those that do not need it.
+    reading = ((key, bound.read()) for key, bound in bounds.items())
+    weights = {key: weight for key, weight in reading if key in wanted}
+    cores = ranks.together(lambda: _decomposed(plan, weights, progress))
+    units = make_units(mine, plan, cores, bounds, batched=batched, separate=separate)
+    logger.debug("hoist: %d weights in %d units", len(wanted), len(units))
+    return WeightProgram(module, plan, units, bounds, ranks, recompute=recompute)
+
+
+def _decomposed(
+    plan: Plan, weights: Mapping[str, Tensor], progress: Progress | None
+) -> dict[str, Tensor]:
+    """The cores of the weights given, by name."""
+    cores: dict[str, Tensor] = {}
+    for index, entry in enumerate(plan.entries):
+        if progress is not None:
+            progress(entry.key, index, len(plan.entries))
+        if entry.key in weights:
+            cores.update(zip(entry.core_names, factorised(entry, weights[entry.key]), strict=True))
+    return cores
+
+
+def _from_expanded(expanded: Expanded, recompute: bool) -> WeightProgram:
+    """The program that the expanded graphs hold, over the very same cores."""
+    student = fold(expanded)
+    if not isinstance(student, nn.Module):
+        raise InputError(
+            "the Expanded was made from an ExportedProgram, which has no module to bind to; hoist "
+            "the module, or train the Expanded as it is"
+        )
+    parts: dict[tuple[str, ...], Part] = {}
+    for phase in PHASES:
+        graph = over_tensors_of(expanded.tree, copy_flat(expanded.phase(phase).graph))
+        result = Hoist()(graph)
+        assert isinstance(result, HoistResult)
+        for part in result.parts():
+            parts.setdefault(part.keys, part)
+    cores = dict(expanded.tree.named_parameters(remove_duplicate=False))
+    bounds = {entry.key: Bound(student, entry) for entry in expanded.plan.entries}
+    units = make_units(list(parts.values()), expanded.plan, cores, bounds, batched=False)
+    return WeightProgram(
+        student, expanded.plan, units, bounds, Ranks(None, {}), recompute=recompute
+    )

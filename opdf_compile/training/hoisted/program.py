@@ -1,0 +1,302 @@
+"""The hoisted form: a weight program beside the user's own module.
+
+    refresh()    W <- compose(cores)            once per optimizer step
+    [the user's forward and backward, on plain W, as often as wanted]
+    backward()   dL/dcores += pulled dL/dW; W.grad <- None
+    inner.step() on parameters()
+
+The module keeps its class, its forward and its plain weights; nothing is registered on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from opdf_compile.errors import FoldError, InputError, WeightsChanged
+from opdf_compile.parametrizations.registry import get
+from opdf_compile.plan.value import Plan, PlanEntry
+from opdf_compile.training.hoisted.binding import Bound, reshard, whole
+from opdf_compile.training.hoisted.checksum import checksum, differing
+from opdf_compile.training.hoisted.ranks import Ranks
+from opdf_compile.training.hoisted.unit import Unit
+
+Source = Literal["cores", "weights"]
+
+
+class WeightProgram:
+    """Cores, and what makes a module's weights of them; made by `hoist`.
+
+    Attributes:
+        module: The user's own module.
+        plan: What is over-parameterised, and how.
+        units: What this rank composes.
+        ranks: Who composes what.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        plan: Plan,
+        units: Iterable[Unit],
+        bounds: Mapping[str, Bound],
+        ranks: Ranks,
+        *,
+        recompute: bool,
+    ) -> None:
+        """Use `hoist`; this only stores its parts and records the weights as they are."""
+        self.module = module
+        self.plan = plan
+        self.units = tuple(units)
+        self.recompute = recompute
+        self._bounds = dict(bounds)
+        self.ranks = ranks
+        self._recorded: dict[str, Tensor] = {}
+        self._record()
+
+    @property
+    def process_group(self) -> Any:
+        """The ranks that the program is shared out over; None if every rank runs all of it."""
+        return self.ranks.group
+
+    def device(self, key: str) -> torch.device:
+        """Where a planned weight lives."""
+        return self._bounds[key].device
+
+    def owned(self) -> tuple[str, ...]:
+        """Names of the weights whose cores this rank holds, in the plan's order."""
+        mine = {key for unit in self.units for key in unit.keys}
+        return tuple(entry.key for entry in self.plan.entries if entry.key in mine)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What an optimizer steps: the cores, and everything trainable that is not matched."""
+        reshard(self.module)
+        for unit in self.units:
+            yield from unit.storage
+        matched = {id(bound.parameter) for bound in self._bounds.values()}
+        for parameter in self.module.parameters():
+            if parameter.requires_grad and id(parameter) not in matched:
+                yield parameter
+
+    def cores(self, key: str) -> tuple[Tensor, ...]:
+        """The cores of one weight, in order.
+
+        Raises:
+            InputError: The plan has no such weight, or another rank holds its cores.
+        """
+        entry = next((e for e in self.plan.entries if e.key == key), None)
+        unit = next((u for u in self.units if key in u.keys), None)
+        if entry is None or unit is None:
+            raise InputError(
+                f"no cores of {key!r} are held here; the {len(self.owned())} weights whose cores "
+                f"are held here are {', '.join(self.owned()[:3])}.."
+            )
+        named = unit.named_cores()
+        return tuple(named[name] for name in entry.core_names)
+
+    def backward(self) -> tuple[str, ...]:
+        """Pull dL/dW of every matched weight back to the cores; W.grad becomes None.
+
+        Call it after the last micro-batch's backward, before unscaling and clipping. It adds to
+        the cores' gradients, as autograd does.
+
+        The cores of a weight without a gradient get none, so that an optimizer passes over them. In
+        a batch they cannot be told apart from the others: there such a weight counts as one with a
+        zero gradient, unless none of the batch has one.
+
+        Returns:
+            Names of the weights that had a gradient.
+        """
+        reshard(self.module)
+        mine = self.owned()
+        # Taking a sharded gradient is collective, so every rank takes all of them in one order.
+        taking = ((key, bound.take_grad()) for key, bound in self._bounds.items())
+        taken = {key: grad for key, grad in taking if key in mine}
+        return tuple(key for unit in self.units for key in unit.pull(taken))
+
+    def refresh(self, source: Source | None = None) -> None:
+        """Compose the weights and write them into the module, in place.
+
+        It computes in the cores' dtype, float32 for half weights, as the inline form does, and
+        casts once. `fold` composes in float64 instead, so the student that ships may differ from
+        the one in training by the rounding of float32 sums.
+
+        Args:
+            source: "cores" overwrites weights that something else has changed.
+
+        Raises:
+            WeightsChanged: A weight changed since the last refresh, and `source` is not given.
+        """
+        _require_source(source, ("cores",))
+        if source is None:
+            self.require_unchanged()
+        self.write()
+
+    def write(self) -> None:
+        """What `refresh` does, for callers that have checked the weights already."""
+        reshard(self.module)
+        self.ranks.deliver(self.units, self._bounds, keep=not self.recompute)
+        self._record()
+
+    def absorb(self) -> tuple[str, ...]:
+        """Take the weights as they are now: those that changed are decomposed again.
+
+        A gradient that their cores hold is dropped: it belongs to other cores.
+
+        Returns:
+            Names of the weights that changed; an optimizer's state of their cores is stale.
+
+        Raises:
+            InputError: A weight holds NaN or infinity, or ranks that share the program hold
+                different weights; nothing is changed then.
+        """
+        changed = self.changed()
+        self.ranks.require_same(self._bounds)
+        owned = self.owned()
+        # A sharded weight is gathered by all ranks together, also by those without cores.
+        reading = ((self._bounds[key].entry, self._bounds[key].read()) for key in changed)
+        found = [(entry, value) for entry, value in reading if entry.key in owned]
+        made = self.ranks.together(lambda: [factorised(*pair) for pair in found])
+        cores: dict[str, Tensor] = {}
+        for (entry, _value), parts in zip(found, made, strict=True):
+            cores.update(zip(entry.core_names, parts, strict=True))
+        for unit in self.units:
+            if not set(changed).isdisjoint(unit.keys):
+                unit.fill(cores)
+                unit.drop_grad(changed)
+        self._record()
+        return changed
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of the cores, of the matched weights and of everything else."""
+        tensors = [*self.module.parameters(), *(c for unit in self.units for c in unit.storage)]
+        for tensor in tensors:
+            if set_to_none:
+                tensor.grad = None
+            elif tensor.grad is not None:
+                tensor.grad.detach_().zero_()
+
+    def changed(self) -> tuple[str, ...]:
+        """Names of the weights that hold something else than the last refresh wrote.
+
+        Where ranks share the weights, the answer is the same on all of them.
+        """
+        reshard(self.module)
+        keys = list(self._bounds)
+        if not keys:
+            return ()
+        found = [checksum(self._bounds[key].local()) for key in keys]
+        differs = differing(found, [self._recorded[key] for key in keys])
+        differs = self.ranks.any(differs, self._bounds)
+        return tuple(key for key, answer in zip(keys, differs, strict=True) if answer)
+
+    def require_unchanged(self) -> None:
+        """Refuse to go on over weights that something else has changed.
+
+        Raises:
+            WeightsChanged: With the two ways out.
+        """
+        changed = self.changed()
+        if not changed:
+            return
+        count = len(changed)
+        some = f"{count} weights" if count > 1 else f"1 of {len(self._bounds)} weights"
+        names = ", ".join(changed[:3]) + (", .." if count > 3 else "")
+        raise WeightsChanged(
+            f"{some} changed since the last refresh (a checkpoint was loaded, or another optimizer "
+            "stepped them). Keep them: absorb(). Keep the cores: fold(program, source='cores'). "
+            f"Changed: {names}."
+        )
+
+    def checksums(self) -> dict[str, Tensor]:
+        """The recorded checksum of every weight, two 64-bit integers each."""
+        return dict(self._recorded)
+
+    def expect(self, checksums: Mapping[str, Tensor]) -> None:
+        """Take recorded checksums over from a saved state: the weights must be those of then."""
+        self._recorded.update({k: v for k, v in checksums.items() if k in self._bounds})
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Cores under their names, and `KEY_checksum` of the weights that they made.
+
+        The tensors are the live ones, as in any state_dict.
+        """
+        state = {n: c.detach() for unit in self.units for n, c in unit.named_cores().items()}
+        state.update({f"{key}_checksum": value for key, value in self._recorded.items()})
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the cores over; load the module's own state too, before or after.
+
+        Raises:
+            InputError: A core is missing or has another shape; nothing is changed then.
+        """
+        wanted = {n: c for unit in self.units for n, c in unit.named_cores().items()}
+        for name, core in wanted.items():
+            shape = tuple(state[name].shape) if name in state else None
+            if shape != tuple(core.shape):
+                raise InputError(
+                    f"the state holds {name!r} with shape {shape}, wanted {tuple(core.shape)}; "
+                    "load a state that was saved with this plan"
+                )
+        for unit in self.units:
+            unit.fill({name: state[name] for name in wanted})
+        sums = {key: state.get(f"{key}_checksum") for key in self._bounds}
+        self.expect({key: value for key, value in sums.items() if value is not None})
+
+    def compile(self, **options: Any) -> None:
+        """Run every compose through torch.compile from now on; options as torch.compile's."""
+        for unit in self.units:
+            unit.compile(**options)
+
+    def fold(self, source: Source | None = None, into: nn.Module | None = None) -> nn.Module:
+        """The student with plain weights; see `opdf.fold`."""
+        from opdf_compile.training.folding import fold_program
+
+        return fold_program(self, source, into)
+
+    def folded_weights(self) -> dict[str, Tensor]:
+        """Every planned weight by name: composed in float64, rounded once; on all ranks."""
+        mine = [self._bounds[key] for key in self.owned()]
+        folded = self.ranks.together(lambda: {b.key: _folded(b, self.cores(b.key)) for b in mine})
+        return self.ranks.gather(folded, self._bounds)
+
+    def _record(self) -> None:
+        reshard(self.module)
+        self._recorded = {key: checksum(bound.local()) for key, bound in self._bounds.items()}
+
+
+def factorised(entry: PlanEntry, weight: Tensor) -> tuple[Tensor, ...]:
+    """The cores of a weight.
+
+    Raises:
+        InputError: It holds NaN or infinity; with its name.
+    """
+    try:
+        made: tuple[Tensor, ...] = get(entry.parametrization).decompose(weight, entry.spec)
+    except InputError as error:
+        raise InputError(
+            f"the weight {entry.key!r} cannot be factorised: {error}; repair the weight, or "
+            f"exclude it (exclude=[{entry.key!r}])"
+        ) from error
+    return made
+
+
+def _folded(bound: Bound, cores: tuple[Tensor, ...]) -> Tensor:
+    from opdf_compile.passes.regions import require_finite
+
+    entry = bound.entry
+    wide = [whole(core.detach()).double() for core in cores]
+    weight: Tensor = get(entry.parametrization).compose(wide, entry.spec.with_dtype("float64"))
+    # The module may have been cast since it was planned; rounding twice would be off by more.
+    rounded = weight.to(bound.parameter.dtype)
+    require_finite(entry.key, rounded)
+    return rounded
+
+
+def _require_source(source: object, wanted: tuple[str, ...]) -> None:
+    if source is not None and source not in wanted:
+        raise FoldError(f"source is {source!r}, wanted one of {', '.join(map(repr, wanted))}")

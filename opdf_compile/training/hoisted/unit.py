@@ -1,0 +1,176 @@
+"""A unit: one part of a weight program at work, or several of one form as a batch.
+
+    refresh   W <- compose(T_1..T_n)         the graph that autograd needs is kept, the values go
+    pull      dL/dT_k += (dW/dT_k)^T dL/dW   through that graph, once; dL/dW is consumed
+
+Between the two lives what autograd saved: the intermediate products. With `recompute` they are
+made again in the pull, at the cost of one more forward of compose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.fx import Graph, GraphModule
+
+from opdf_compile.errors import DeviceError
+from opdf_compile.training.hoisted.binding import Bound
+
+# Names of the cores of one member, in the order of the graph's placeholders.
+Names = tuple[str, ...]
+
+
+class Unit:
+    """Cores, and the weights that they make.
+
+    Args:
+        graph: (core, ..) -> (weight, ..); a batch takes stacked cores and returns one stack.
+        members: For each member of a batch the names of its cores; one entry where `graph` is none.
+        storage: The cores in the order of the placeholders, stacked along axis 0 in a batch.
+        weights: What the graph's outputs, or the rows of its one output, are written to.
+        batched: Whether the graph is a batch.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        members: tuple[Names, ...],
+        storage: Sequence[nn.Parameter],
+        weights: tuple[Bound, ...],
+        *,
+        batched: bool,
+    ) -> None:
+        """Keep the parts; nothing runs."""
+        self.members = members
+        self.storage = tuple(storage)
+        self.weights = weights
+        self.batched = batched
+        self.compiled_with: dict[str, Any] | None = None
+        self._call: Callable[..., tuple[Tensor, ...]] = GraphModule(nn.Module(), graph)
+        self._edges: tuple[GradientEdge | None, ...] | None = None
+        self._dtypes: tuple[torch.dtype, ...] = ()
+        self._versions: tuple[int, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without the graph of the last refresh, which cannot be copied.
+
+        The copy's next pull makes it again.
+        """
+        return {**self.__dict__, "_edges": None}
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the weights."""
+        return tuple(bound.key for bound in self.weights)
+
+    def named_cores(self) -> dict[str, Tensor]:
+        """Every core under its own name; the rows of a batch are views of its stack."""
+        if not self.batched:
+            return dict(zip(self.members[0], self.storage, strict=True))
+        return {
+            name: stack[row]
+            for row, names in enumerate(self.members)
+            for name, stack in zip(names, self.storage, strict=True)
+        }
+
+    def fill(self, values: Mapping[str, Tensor]) -> None:
+        """Overwrite cores by name; names of other units are passed over."""
+        with torch.no_grad():
+            for name, core in self.named_cores().items():
+                if name in values:
+                    core.copy_(values[name])
+        self.forget()
+
+    def drop_grad(self, keys: Collection[str]) -> None:
+        """Clear what the cores of these weights hold as gradients."""
+        rows = [row for row, key in enumerate(self.keys) if key in keys]
+        for core in self.storage:
+            if core.grad is not None and rows:
+                if len(rows) == len(self.keys):
+                    core.grad = None
+                else:
+                    core.grad[rows] = 0.0
+
+    def forget(self) -> None:
+        """Drop the graph of the last refresh, and with it the intermediate products."""
+        self._edges = None
+
+    def compile(self, **options: Any) -> None:
+        """Run compose through torch.compile from now on."""
+        self._call = torch.compile(self._call, **options)
+        self.compiled_with = options
+        self.forget()
+
+    def refresh(self, *, keep: bool) -> dict[str, Tensor]:
+        """Compose the weights, by name.
+
+        Args:
+            keep: Keep what the next pull needs.
+        """
+        self.forget()
+        # Inference mode would leave nothing to pull gradients through.
+        with torch.inference_mode(False), torch.set_grad_enabled(keep):
+            values = self._compose()
+        return {key: value.detach() for key, value in zip(self.keys, values, strict=True)}
+
+    def pull(self, taken: MutableMapping[str, Tensor | None]) -> tuple[str, ...]:
+        """Add the weights' gradients, pulled back, to those of the cores.
+
+        A weight of a batch that got no gradient counts as one with a zero gradient, unless none
+        of the batch got any.
+
+        Args:
+            taken: Whole gradients by weight; those of this unit leave it, so that their memory
+                is free before the next unit's turn.
+
+        Returns:
+            Names of the weights that had a gradient.
+        """
+        self._require_devices()
+        found = [(place, taken.pop(key)) for place, key in enumerate(self.keys)]
+        grads = [(place, grad) for place, grad in found if grad is not None]
+        if not grads:
+            return ()
+        if self._edges is None or self._versions != self._now():
+            with torch.inference_mode(False), torch.enable_grad():
+                self._compose()
+        edges, self._edges = self._edges, None
+        assert edges is not None
+        # A weight without an edge has frozen cores only.
+        ways = [(edge, place, grad) for place, grad in grads if (edge := edges[place]) is not None]
+        if ways:
+            torch.autograd.backward(
+                [edge for edge, _place, _grad in ways],
+                [grad.to(self._dtypes[place]) for _edge, place, grad in ways],
+            )
+        return tuple(self.weights[place].key for place, _grad in grads)
+
+    def _compose(self) -> tuple[Tensor, ...]:
+        self._require_devices()
+        device = self.storage[0].device.type
+        # Under autocast the products would run in half precision, and the weight lose 1e-3.
+        with torch.autocast(device, enabled=False):
+            results = self._call(*self.storage)
+            values = tuple(results[0].unbind(0)) if self.batched else tuple(results)
+        if torch.is_grad_enabled():
+            self._edges = tuple(get_gradient_edge(v) if v.requires_grad else None for v in values)
+            self._dtypes = tuple(value.dtype for value in values)
+            self._versions = self._now()
+        return values
+
+    def _now(self) -> tuple[int, ...]:
+        """Counts that move when an optimizer or a user writes to a core."""
+        return tuple(core._version for core in self.storage)
+
+    def _require_devices(self) -> None:
+        wanted = self.storage[0].device
+        for bound in self.weights:
+            if bound.device != wanted:
+                raise DeviceError(
+                    f"the weight {bound.key!r} is on {bound.device}, its cores are on {wanted}; "
+                    "move the student first and build the optimizer (or hoist) afterwards"
+                )

@@ -1,0 +1,1 @@
+"""The inline form: the compose subgraph sits in the forward graph."""

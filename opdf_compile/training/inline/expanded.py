@@ -1,0 +1,149 @@
+"""The inline form: a module that runs the expanded graph of its phase.
+
+train()  ->  train graph        one set of cores, other weights and buffers under the student's
+eval()   ->  eval graph         own names; the cores of W are called W_cores.0, W_cores.1, ..
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from opdf_compile.graph.axes import AxisNames
+from opdf_compile.graph.edit import attribute
+from opdf_compile.graph.signature import Inputs
+from opdf_compile.graph.trace import Phase
+from opdf_compile.passes.compose_graph import WEIGHT_MARK
+from opdf_compile.plan.value import Plan
+from opdf_compile.training.inline.calling import Convention
+from opdf_compile.training.inline.phase import PhaseGraph
+
+
+class Expanded(nn.Module):
+    """An over-parameterised student; made by `expand`, brought back by `fold`.
+
+    It owns copies: training it does not touch the model that was traced. `train()`, `eval()`,
+    `to()`, `state_dict()`, `copy.deepcopy` and `torch.compile` work as on any module. `.half()` and
+    `.bfloat16()` change the weights that the ops read and leave the cores in float32.
+    A forward that casts to its input's dtype has that dtype as a constant in its graph: move such
+    a student before it is traced.
+
+    Attributes:
+        plan: What was expanded.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        phases: Mapping[Phase, PhaseGraph],
+        convention: Convention,
+        source: nn.Module | ExportedProgram,
+        example: Inputs,
+        axis_names: AxisNames,
+    ) -> None:
+        """Use `expand`; this only stores its parts."""
+        super().__init__()
+        # The graphs read their tensors from this bare module. It shares its dicts with `self`, so
+        # there is one set of tensors; but a student's layer may be called `plan` or `weight`, and
+        # on `self` such a name would find the attribute or the method of this class instead.
+        tree = nn.Module()
+        for part in ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"):
+            self.__dict__[part] = tree.__dict__[part]
+        self._tree = (tree,)
+        self.plan = plan
+        self._phases = dict(phases)
+        self._convention = convention
+        # In a tuple, so that the student is not a submodule: its weights are not trained here.
+        self._source = (source,)
+        self._example = example
+        self._axis_names = axis_names
+
+    @property
+    def source(self) -> nn.Module | ExportedProgram:
+        """A private copy of what was traced: the skeleton that `fold` fills."""
+        return self._source[0]
+
+    @property
+    def tree(self) -> nn.Module:
+        """Holds the tensors under the student's own names, and no other attributes."""
+        return self._tree[0]
+
+    @property
+    def example(self) -> Inputs:
+        """The example inputs it was traced with, as ``(args, kwargs)``."""
+        return self._example
+
+    @property
+    def axis_names(self) -> AxisNames:
+        """The dynamic axes of each input, by name."""
+        return self._axis_names
+
+    @property
+    def convention(self) -> Convention:
+        """How it is called."""
+        return self._convention
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph of the present phase.
+
+        Args:
+            *args: Inputs as the student takes them.
+            **kwargs: Likewise.
+
+        Returns:
+            What the student returns.
+
+        Raises:
+            InputError: The inputs are not those that the graph was traced with.
+        """
+        leaves = self._convention.flatten(args, kwargs)
+        return self._phases["train" if self.training else "eval"].run(self.tree, leaves)
+
+    def phase(self, name: Phase) -> PhaseGraph:
+        """The graph of a phase."""
+        return self._phases[name]
+
+    def cores(self, key: str) -> tuple[Tensor, ...]:
+        """The cores of one weight, in order."""
+        found = attribute(self.tree, f"{key}_cores")
+        if not isinstance(found, nn.ParameterList):
+            raise KeyError(key)
+        return tuple(found)
+
+    def weight(self, key: str) -> Tensor:
+        """One weight composed now, in the cores' dtype; differentiable."""
+        from opdf_compile.parametrizations.registry import get
+
+        entry = next(e for e in self.plan.entries if e.key == key)
+        cores = self.cores(key)
+        spec = entry.spec.with_dtype(str(cores[0].dtype).removeprefix("torch."))
+        composed: Tensor = get(entry.parametrization).compose(cores, spec)
+        return composed
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for entry in self.plan.entries:
+            old = self._weight_dtype(entry.key)
+            new = fn(torch.empty(0, dtype=old)).dtype
+            if new is not old:
+                self._phases = {
+                    phase: graph.with_weight_dtype(old, new)
+                    for phase, graph in self._phases.items()
+                }
+        return self
+
+    def _weight_dtype(self, key: str) -> torch.dtype:
+        for graph in self._phases.values():
+            for node in graph.graph.nodes:
+                if node.meta.get(WEIGHT_MARK) == key:
+                    dtype: torch.dtype = node.args[1]
+                    return dtype
+        return torch.float32
+
+    def extra_repr(self) -> str:
+        """One line: weights, scale."""
+        return self.plan.totals()

@@ -1,0 +1,194 @@
+"""expand: Traced + Plan -> Expanded."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from opdf_compile.errors import InputError, PlanError
+from opdf_compile.graph.edit import (
+    attribute,
+    drop_dtype_checks,
+    get_attrs,
+    is_persistent,
+    register,
+)
+from opdf_compile.graph.match import match
+from opdf_compile.graph.sharing import deep_copy
+from opdf_compile.graph.trace import PHASES, Phase, Traced, out_spec
+from opdf_compile.graph.uses import all_graphs
+from opdf_compile.parametrizations.registry import get
+from opdf_compile.passes.base import Pipeline
+from opdf_compile.passes.check import CheckShapes
+from opdf_compile.passes.expand import Expand
+from opdf_compile.plan.value import Plan, PlanEntry
+from opdf_compile.training.inline.calling import convention
+from opdf_compile.training.inline.cores import Cores
+from opdf_compile.training.inline.expanded import Expanded
+from opdf_compile.training.inline.phase import PhaseGraph, copy_flat
+
+Progress = Callable[[str, int, int], None]
+logger = logging.getLogger("opdf_compile")
+
+
+def expand(
+    traced: Traced,
+    plan: Plan,
+    *,
+    device: torch.device | str | None = None,
+    progress: Progress | None = None,
+) -> Expanded:
+    """Rewrite every planned weight into its over-parameterised form; nothing is lost.
+
+    Args:
+        traced: The student's graphs; neither they nor the student are changed.
+        plan: What becomes of each weight.
+        device: Where to factorise; the weight's own device if None.
+        progress: Called with (weight, number done, number of weights) before each decomposition.
+
+    Returns:
+        A module to train. Its outputs equal the student's within rounding.
+
+    Raises:
+        PlanError: The plan is for another model.
+        InputError: A weight holds NaN or infinity.
+
+    Example:
+        >>> import torch, opdf_compile as opdf
+        >>> traced = opdf.trace(torch.nn.Linear(16, 16), (torch.randn(2, 16),))
+        >>> sorted(opdf.expand(traced, opdf.plan(traced)).state_dict())
+        ['bias', 'weight_cores.0', 'weight_cores.1', 'weight_cores.2']
+    """
+    plan.validate(match(traced))
+    tensors = _Tensors(traced, plan)
+    cores: dict[str, nn.ParameterList] = {}
+    for index, entry in enumerate(plan.entries):
+        if progress is not None:
+            progress(entry.key, index, len(plan.entries))
+        cores[entry.key] = _decompose(entry, tensors.weight(entry), device)
+    passes = Pipeline([Expand(plan, cores), CheckShapes(plan)])
+    graphs = {phase: passes(traced.graphs[phase]).module for phase in PHASES}
+    names = {phase: _own_names(traced, phase) for phase in PHASES}
+    forward = traced.source.forward if isinstance(traced.source, nn.Module) else None
+    expanded = Expanded(
+        plan,
+        {
+            phase: PhaseGraph(_flat(graphs[phase], names[phase]), out_spec(traced.programs[phase]))
+            for phase in PHASES
+        },
+        convention(traced.programs["train"], forward, traced.input_names),
+        deep_copy(traced.source),
+        traced.example(),
+        traced.axis_names,
+    )
+    for phase in PHASES:
+        tensors.register_all(expanded.tree, traced.graphs[phase], names[phase])
+    for key, entry_cores in cores.items():
+        register(expanded.tree, f"{key}_cores", entry_cores)
+    if isinstance(traced.source, nn.Module):
+        expanded.train(traced.source.training)
+    return expanded
+
+
+def _decompose(entry: PlanEntry, weight: Tensor, device: torch.device | str | None) -> Cores:
+    parametrization = get(entry.parametrization)
+    try:
+        cores = parametrization.decompose(weight.detach(), entry.spec, device=device)
+    except InputError as error:
+        raise InputError(
+            f"the weight {entry.key!r} cannot be factorised: {error}; repair the weight, or "
+            f"exclude it (exclude=[{entry.key!r}])"
+        ) from error
+    return Cores(cores, requires_grad=weight.requires_grad)
+
+
+class _Tensors:
+    """Copies of everything the graphs read that is not planned; one copy for one object."""
+
+    def __init__(self, traced: Traced, plan: Plan) -> None:
+        self._planned = {name for e in plan.entries for name in (e.key, *e.aliases)}
+        self._graphs = [traced.graphs[phase] for phase in PHASES]
+        self._copies: dict[int, Any] = {}
+
+    def weight(self, entry: PlanEntry) -> Tensor:
+        for graph in self._graphs:
+            for name in (entry.key, *entry.aliases):
+                found = attribute(graph, name)
+                if isinstance(found, nn.Parameter):
+                    return found
+        raise PlanError(
+            f"the plan names {entry.key!r}, which no graph holds; make a plan for this model"
+        )
+
+    def register_all(self, root: nn.Module, graph: GraphModule, names: Mapping[str, str]) -> None:
+        """Put what a graph reads under its own name, or the one that `names` gives it."""
+        for name, parameter in graph.named_parameters(remove_duplicate=False):
+            if name not in self._planned and attribute(root, name) is None:
+                register(root, name, self._copy(parameter))
+        for name, buffer in graph.named_buffers(remove_duplicate=False):
+            own = names.get(name, name)
+            if attribute(root, own) is None:
+                register(root, own, self._copy(buffer), persistent=is_persistent(graph, name))
+        for node, value in get_attrs(graph):
+            self._register_rest(root, names.get(str(node.target), str(node.target)), value)
+
+    def _register_rest(self, root: nn.Module, name: str, value: object) -> None:
+        """Nested graphs, and constants as buffers outside the state dict."""
+        if isinstance(value, nn.Parameter) or attribute(root, name) is not None:
+            return
+        if isinstance(value, GraphModule):
+            nested = deep_copy(value)
+            for inner in all_graphs(nested):
+                drop_dtype_checks(inner.graph)
+                inner.recompile()
+            register(root, name, nested)
+        elif isinstance(value, Tensor):
+            register(root, name, self._copy(value), persistent=False)
+        else:
+            register(root, name, value)
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._copies:
+            fresh = tensor.detach().clone()
+            if isinstance(tensor, nn.Parameter):
+                fresh = nn.Parameter(fresh, requires_grad=tensor.requires_grad)
+            self._copies[id(tensor)] = fresh
+        copied: Tensor = self._copies[id(tensor)]
+        return copied
+
+
+def _own_names(traced: Traced, phase: Phase) -> dict[str, str]:
+    """Names of one phase only: nested graphs, and constants that the other phase has otherwise.
+
+    torch.export numbers both (``submod_0``, ``lifted_tensor_0``), so one name may stand for two
+    things.
+    """
+    names = {}
+    for node, value in get_attrs(traced.graphs[phase]):
+        name = str(node.target)
+        other = attribute(traced.graphs["train"], name)
+        if isinstance(value, GraphModule) or _differs(value, other):
+            names[name] = f"_{phase}_{name.replace('.', '_')}"
+    return names
+
+
+def _differs(value: object, other: object) -> bool:
+    if other is None or other is value or isinstance(value, nn.Parameter):
+        return False
+    if isinstance(value, Tensor) and isinstance(other, Tensor) and value.shape == other.shape:
+        return value.is_meta or not torch.equal(value, other)
+    return True
+
+
+def _flat(module: GraphModule, names: Mapping[str, str]) -> torch.fx.Graph:
+    graph = copy_flat(module.graph)
+    drop_dtype_checks(graph)
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            node.target = names.get(str(node.target), node.target)
+    return graph

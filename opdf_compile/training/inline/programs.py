@@ -1,0 +1,99 @@
+"""A phase of an Expanded, or any graph module, as an ExportedProgram that stands alone.
+
+The program's outputs are plain tensors, tuples, lists and dicts, its parameters have the names of
+the state dict, and the axes that were dynamic are dynamic.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+from torch.export import ExportedProgram
+from torch.fx import Graph, GraphModule
+from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
+
+from opdf_compile.graph.edit import over_tensors_of
+from opdf_compile.graph.recorded import recorded_inputs, recorded_request
+from opdf_compile.graph.signature import Inputs, bind, plain_spec
+from opdf_compile.graph.trace import PHASES, Phase
+from opdf_compile.passes.fold import Fold
+from opdf_compile.training.inline.expanded import Expanded
+from opdf_compile.training.inline.phase import copy_flat
+
+
+def programs_of(expanded: Expanded) -> dict[str, ExportedProgram]:
+    """The two programs of an archive: "model" is the training graph, "eval" the other."""
+    names = {"train": "model", "eval": "eval"}
+    return {names[phase]: phase_program(expanded, phase) for phase in PHASES}
+
+
+def phase_program(expanded: Expanded, phase: Phase) -> ExportedProgram:
+    """One phase as a program.
+
+    Args:
+        expanded: Its parameters become the program's own, by reference.
+        phase: "train" or "eval".
+    """
+    part, convention = expanded.phase(phase), expanded.convention
+    names = [*convention.names, *convention.keywords]
+    module = graph_module(expanded.tree, part.graph, names, convention.spec, part.out_spec)
+    return export_graph(module, expanded.example, convention.dynamic)
+
+
+def graph_module(
+    root: nn.Module,
+    graph: Graph,
+    names: list[str],
+    in_spec: pytree.TreeSpec,
+    out_spec: pytree.TreeSpec,
+) -> GraphModule:
+    """A graph module that is called as the student is, over the tensors of `root`."""
+    fresh = copy_flat(graph)
+    plain = plain_spec(out_spec)
+    fresh.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, in_spec, plain)))
+    module = over_tensors_of(root, fresh)
+    module._in_spec, module._out_spec = in_spec, plain
+    return module
+
+
+def export_graph(module: GraphModule, example: Inputs, dynamic: Inputs) -> ExportedProgram:
+    """Export a graph module with the axes that its first trace kept dynamic.
+
+    Args:
+        module: What `graph_module` made.
+        example: Inputs as (args, kwargs).
+        dynamic: The same tree with {axis: Dim} in place of tensors.
+    """
+    shapes: dict[str, Any] = bind(module.forward, *dynamic)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.export.export(
+            module, example[0], example[1], dynamic_shapes=shapes, strict=False
+        )
+
+
+def fold_program(program: ExportedProgram, fold: Fold) -> ExportedProgram:
+    """A program whose compose subgraphs are folded into plain weights.
+
+    Args:
+        program: An expanded program; left as it is.
+        fold: The pass.
+    """
+    folded = fold(program.module(check_guards=False)).module
+    spec, convention_names = program.call_spec, _argument_names(program)
+    module = graph_module(folded, folded.graph, convention_names, spec.in_spec, spec.out_spec)
+    return export_graph(module, recorded_inputs(program), recorded_request(program))
+
+
+def _argument_names(program: ExportedProgram) -> list[str]:
+    signature = program.module_call_graph[0].signature
+    names = signature.forward_arg_names if signature is not None else None
+    if names is not None:
+        return list(names)
+    positional, keyword = program.call_spec.in_spec.children()
+    places = [f"input_{index}" for index in range(positional.num_children)]
+    return [*places, *(keyword.context if keyword.num_children else ())]

@@ -1,0 +1,1 @@
+"""The hoisted form as a torch optimizer: groups, decay, state."""

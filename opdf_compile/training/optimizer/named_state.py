@@ -1,0 +1,164 @@
+"""The state of an Overparam by the student's own parameter names: what saving and loading need.
+
+matched weight W:   {"cores.k": T_k, "cores.k.exp_avg": .., ..}
+other parameter:    what the wrapped optimizer keeps
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from opdf_compile.errors import InputError
+from opdf_compile.plan.value import Plan
+from opdf_compile.training.hoisted.binding import reshard
+from opdf_compile.training.hoisted.program import WeightProgram
+from opdf_compile.training.optimizer import state as named
+from opdf_compile.training.optimizer.groups import Group, Links
+from opdf_compile.training.optimizer.saved import load_state, pack_state, unpack_state
+
+
+class NamedState(Optimizer):
+    """The half of an Overparam that saves and loads; see there for its attributes."""
+
+    program: WeightProgram
+    inner: Optimizer
+    plan: Plan
+    _links: Links
+    _names: dict[int, str]
+
+    def owned_names(self) -> tuple[str, ...]:
+        """Names of the parameters whose state this rank holds."""
+        matched = {entry.key for entry in self.plan.entries}
+        return (*self.program.owned(), *(n for n in self._listed() if n not in matched))
+
+    def _listed(self) -> list[str]:
+        """The names of all parameters, in the order of the groups."""
+        return [self._name(p) for group in self.param_groups for p in group["params"]]
+
+    def _name(self, parameter: Tensor) -> str:
+        name = self._names.get(id(parameter))
+        if name is None:
+            raise InputError(
+                f"a param group holds a tensor of shape {tuple(parameter.shape)} that was put "
+                "there by hand or has replaced a parameter, wanted those that it was built "
+                "with; use add_param_group, and build after whatever replaces parameters"
+            )
+        return name
+
+    def group_options(self) -> list[Group]:
+        """The param groups with names in place of parameters.
+
+        "inner" holds the options of the wrapped optimizer's own groups: some optimizers keep there
+        what they estimate, such as a step size.
+        """
+        # A scheduler may have moved the options since the last step; the inner groups follow.
+        self._links.push(self.param_groups, self.inner.param_groups)
+        inner = self._links.estimated(self.param_groups, self.inner.param_groups)
+        return [
+            {**group, "params": [self._name(p) for p in group["params"]], "inner": options}
+            for group, options in zip(self.param_groups, inner, strict=True)
+        ]
+
+    def push_options(self, inner: list[list[Group]]) -> None:
+        """Copy all options inwards, then what the wrapped optimizer had of its own."""
+        self._links.push_all(self.param_groups, self.inner.param_groups, inner)
+
+    def fingerprints(self) -> dict[str, list[int]]:
+        """The checksum of every matched weight as the last step left it."""
+        return {key: value.tolist() for key, value in self.program.checksums().items()}
+
+    def state_by_name(self) -> dict[str, named.State]:
+        """Cores and optimizer state that this rank holds, by parameter name."""
+        states: dict[str, named.State] = {}
+        for unit in self.program.units:
+            states.update(named.weight_states(unit, self.inner))
+        matched = {entry.key for entry in self.plan.entries}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                name = self._name(parameter)
+                if name not in matched:
+                    states[name] = dict(self.inner.state.get(parameter, {}))
+        return states
+
+    def load_state_by_name(
+        self,
+        states: Mapping[str, named.State],
+        fingerprints: Mapping[str, list[int]],
+        groups: list[Group],
+    ) -> None:
+        """Take over what `state_by_name`, `fingerprints` and `group_options` gave.
+
+        Args:
+            states: At least what this rank owns.
+            fingerprints: Checksums of the weights at the time; load those weights as well.
+            groups: Options of each group, in order.
+
+        Raises:
+            InputError: The state is of another student or plan; nothing is changed then.
+        """
+        # Unsharded parameters are other objects, and their state would find nobody.
+        reshard(self.program.module)
+        load_state(self, states, fingerprints, groups)
+        self._show_cores()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of an ordinary optimizer: plain tensors and values.
+
+        Where the program is shared out it holds this rank's cores only, and loads only there.
+        torch.distributed.checkpoint.state_dict keeps its "state" and "param_groups" alone, which
+        do not load again: use `opdf.save_checkpoint`.
+        """
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        state = pack_state(self)
+        for after in self._optimizer_state_dict_post_hooks.values():
+            changed = after(self, state)
+            state = state if changed is None else changed
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load what `state_dict` gave; load the student's own weights too, before or after.
+
+        Raises:
+            InputError: The state is of another student, plan or rank; nothing is changed then.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise InputError(
+                f"load_state_dict got a {type(state_dict).__name__}, wanted what state_dict() "
+                "gave; read a file with torch.load(path, weights_only=True) first"
+            )
+        state = dict(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, state)
+            state = state if changed is None else changed
+        self.load_state_by_name(*unpack_state(self, state))
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Refuse pickle and deepcopy: a copy would step cores that write to nobody's weights.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            "an Overparam is bound to the weights of one module and cannot be pickled or copied, "
+            "wanted its state_dict(); build another one for the copy of the student, and load the "
+            "state there"
+        )
+
+    def _show_cores(self) -> None:
+        """Let `opt.state[W]` show the cores of W; they are views, not copies."""
+        owned = dict(self.program.module.named_parameters(remove_duplicate=False))
+        for unit in self.program.units:
+            for key, state in named.weight_states(unit, self.inner).items():
+                self.state[owned[key]] = {k: v for k, v in state.items() if k.count(".") == 1}
+
+
+def names_of(student: nn.Module) -> dict[int, str]:
+    """The first name of each parameter, by id."""
+    return {id(p): name for name, p in student.named_parameters()}

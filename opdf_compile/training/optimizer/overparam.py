@@ -1,0 +1,359 @@
+"""Overparam: over-parameterisation as a property of the optimizer.
+
+    step():   pull dL/dW to the cores  ->  decay  ->  wrapped optimizer  ->  W <- compose(cores)
+
+Its param groups hold the student's own parameters, matched weights included. So loss scaling looks
+at dL/dW, clipping acts on dL/dW (in weight space), schedulers change its options, and every trainer
+that knows what an optimizer is knows this one. The cores are its state.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from opdf_compile.errors import InputError
+from opdf_compile.graph.sharing import owner
+from opdf_compile.plan.value import Plan
+from opdf_compile.training.hoisted.batching import Batched
+from opdf_compile.training.hoisted.binding import reshard, unwrap
+from opdf_compile.training.hoisted.hoisting import hoist
+from opdf_compile.training.hoisted.program import Source, WeightProgram
+from opdf_compile.training.hoisted.unit import Unit
+from opdf_compile.training.optimizer import state as named
+from opdf_compile.training.optimizer.arguments import (
+    batching_of,
+    build,
+    defaults_of,
+    homes,
+    name_of,
+    needs_closure,
+    plan_of,
+    require_known,
+    require_shareable,
+    student_of,
+)
+from opdf_compile.training.optimizer.decay import decay, require_multilinear
+from opdf_compile.training.optimizer.groups import Group, Links, outer_groups, tensors
+from opdf_compile.training.optimizer.named_state import NamedState, names_of
+from opdf_compile.training.optimizer.summary import Summary
+from opdf_compile.training.optimizer.unbatching import take_apart, uneven
+
+
+class Overparam(NamedState):
+    """A torch optimizer that steps the cores of a student's weights.
+
+    Use it as the wrapped optimizer would be used. `param_groups` hold the student's parameters and
+    their options, `W.grad` is what a clip or a log looks at and stays until it is cleared, and
+    `opt.state[W]` shows the cores of W. What it does not do is share W: after something else has
+    written a weight (a checkpoint loaded alone, another optimizer), `step()` stops and says so.
+
+    Args:
+        params: The student, or its parameters, named or not, or param groups with the options that
+            the wrapped optimizer takes.
+        optimizer_class: The optimizer to wrap; any callable that makes one.
+        plan: What is over-parameterised; or ask for it with one of the next two.
+        cores: Cores per weight; 3 if nothing is asked for.
+        scale: Training parameters over deployed parameters.
+        module: The student, where `params` are parameters or groups and `plan` does not know it (it
+            was read from a file, or made for a copy).
+        decay: "weight": `weight_decay` is plain decoupled decay of W, whatever the wrapped
+            optimizer makes of it otherwise. "cores": the wrapped optimizer decays the cores.
+            Parameters without cores decay as the wrapped optimizer does it.
+        batched: Compose weights of one form together; "auto" takes the small ones, and only for
+            optimizers that work entry by entry. A batch is taken apart when only some of its
+            weights have a gradient.
+        recompute: Save the memory of the intermediate products at the cost of a second forward of
+            compose.
+        process_group: Share cores and their optimizer state out over these ranks.
+        progress: Called with (weight, number done, number of weights) before each decomposition.
+        **options: Options of the wrapped optimizer.
+
+    Attributes:
+        program: The weight program.
+        inner: The wrapped optimizer.
+        plan: What is over-parameterised.
+
+    Raises:
+        PlanError: The plan does not fit the student or the groups.
+        InputError: The arguments contradict each other, or the wrapped optimizer refuses the cores.
+
+    Example:
+        >>> import torch, opdf_compile as opdf
+        >>> student = torch.nn.Linear(16, 16)
+        >>> opt = opdf.Overparam(student, torch.optim.AdamW, lr=1e-3, cores=3)
+        >>> student(torch.randn(2, 16)).sum().backward()
+        >>> opt.step(); opt.zero_grad()
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        optimizer_class: Callable[..., Optimizer] = torch.optim.AdamW,
+        *,
+        plan: Plan | None = None,
+        cores: int | None = None,
+        scale: float | None = None,
+        module: nn.Module | None = None,
+        decay: Literal["weight", "cores"] = "weight",
+        batched: Batched = "auto",
+        recompute: bool = False,
+        process_group: Any = None,
+        progress: Callable[[str, int, int], None] | None = None,
+        **options: Any,
+    ) -> None:
+        """Decompose the weights and build the wrapped optimizer over the cores."""
+        student = student_of(params, module, plan)
+        reshard(student)  # Before its parameters are listed: unsharded ones are other objects.
+        groups = outer_groups(params)
+        defaults = defaults_of(optimizer_class, options)
+        batched = batching_of(batched, optimizer_class)
+        require_shareable(process_group, optimizer_class)
+        if decay not in ("weight", "cores"):
+            raise InputError(f"decay is {decay!r}, wanted 'weight' or 'cores'")
+        home = homes(groups, student)
+        self.plan = plan_of(student, plan, cores, scale, home)
+        self._split = decay == "weight" and "weight_decay" in defaults
+        owned = dict(student.named_parameters(remove_duplicate=False))
+        place_of = {e.key: home[id(owned[e.key])] for e in self.plan.entries}
+        self._require_decay([{**defaults, **group} for group in groups])
+        self.program: WeightProgram = hoist(
+            student,
+            self.plan,
+            batched=batched,
+            recompute=recompute,
+            process_group=process_group,
+            progress=progress,
+            separate=place_of.__getitem__,
+        )
+        stepped: list[list[nn.Parameter]] = [[] for _ in groups]
+        for unit in self.program.units:
+            stepped[place_of[unit.keys[0]]].extend(unit.storage)
+        matched = {id(owned[entry.key]) for entry in self.plan.entries}
+        self._links = Links(groups, stepped, matched, split=self._split)
+        self._make = functools.partial(optimizer_class, **options)
+        self.inner = self.program.ranks.together(
+            lambda: build(optimizer_class, self._links.inner, options)
+        )
+        self._place_of = place_of
+        super().__init__(groups, dict(self.inner.defaults))
+        self._names = names_of(student)
+        self._show_cores()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of the wrapped optimizer on the cores, and the weights that come of it.
+
+        Args:
+            closure: Evaluates the loss and its gradients anew; optimizers that evaluate more than
+                once (LBFGS) see the weights of the cores as they are at each evaluation.
+
+        Raises:
+            WeightsChanged: Something else changed the weights since the last step; nothing moves.
+        """
+        if closure is None and needs_closure(self.inner):
+            raise InputError(
+                f"{type(self.inner).__name__} evaluates the loss by itself, found step() without a "
+                "closure; call step(closure), where closure() clears the gradients, computes the "
+                "loss, calls its backward() and returns it"
+            )
+        self._require_decay(self.param_groups)
+        # Replaced before changed: another Parameter has other bits too.
+        reshard(self.program.module)
+        self._weights()
+        self.program.require_unchanged()
+        self._links.push(self.param_groups, self.inner.param_groups)
+        if closure is None:
+            pulled = self._pull()
+            self._decay(pulled)
+            loss = self.inner.step()
+        else:
+            pulled = None
+            loss = self.inner.step(self._evaluation(closure))
+        self._drop_gradients()
+        # Without any gradient no core has moved, and W keeps its very bits. Ranks that share the
+        # program out must broadcast together, and may differ in what they pulled.
+        if pulled != () or self.program.process_group is not None:
+            self.program.write()
+        return loss
+
+    def _evaluation(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        count = 0
+
+        def evaluate() -> Any:
+            nonlocal count
+            if count:
+                self.program.write()
+            with torch.enable_grad():
+                loss = closure()
+            pulled = self._pull()
+            if not count:
+                self._decay(pulled)
+            count += 1
+            return loss
+
+        return evaluate
+
+    def _pull(self) -> tuple[str, ...]:
+        """Gradients of the cores from those of the weights, which keep them until zero_grad.
+
+        As under any optimizer: whoever reads gradients after the step finds them, and whoever
+        clears them through the module (Trainer does) has cleared all there is.
+        """
+        reshard(self.program.module)
+        self._drop_gradients()
+        for unit in [unit for unit in self.program.units if uneven(unit)]:
+            self._take_apart(unit)
+        kept = [(weight, weight.grad) for weight in self._weights()]
+        for weight, grad in kept:
+            if grad is not None and grad.is_sparse:
+                weight.grad = grad.to_dense()  # Of a tied embedding that alone was used.
+        try:
+            return self.program.backward()
+        finally:
+            for weight, grad in kept:
+                weight.grad = grad
+
+    def _weights(self) -> list[nn.Parameter]:
+        """The matched weights as the student holds them now.
+
+        Raises:
+            InputError: One is not what the param groups hold: clipping and zero_grad would miss it.
+        """
+        found = []
+        for entry in self.plan.entries:
+            holder, name = owner(self.program.module, entry.key)
+            weight = holder._parameters.get(name)
+            if weight is None or id(weight) not in self._names:
+                what = "no Parameter any more" if weight is None else "another Parameter now"
+                raise InputError(
+                    f"the student's {entry.key!r} is {what}, wanted the one that the optimizer was "
+                    "built with and its groups hold; build it after whatever replaces parameters "
+                    "(fully_shard, a conversion, an assignment)"
+                )
+            found.append(weight)
+        return found
+
+    def _drop_gradients(self) -> None:
+        for unit in self.program.units:
+            for core in unit.storage:
+                core.grad = None
+
+    def _take_apart(self, unit: Unit) -> None:
+        take_apart(self.program, unit, self.inner)
+        self._show_cores()
+
+    def _require_decay(self, groups: list[Group]) -> None:
+        if self._split and any(float(group["weight_decay"]) for group in groups):
+            require_multilinear(self.plan)
+
+    def _decay(self, pulled: tuple[str, ...]) -> None:
+        if not self._split:
+            return
+        for unit in self.program.units:
+            group = self.param_groups[self._place_of[unit.keys[0]]]
+            decay(unit, 1.0 - float(group["lr"]) * float(group["weight_decay"]), pulled)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the gradients of the weights and of the cores."""
+        super().zero_grad(set_to_none)
+        self.inner.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group; its parameters are stepped as they are, without cores.
+
+        Raises:
+            InputError: A parameter is none of the student's.
+        """
+        if len(self.param_groups) < len(self._links.places):
+            super().add_param_group(param_group)
+            return  # One of the groups that the constructor laid out.
+        module = self.program.module
+        reshard(module)
+        (given,) = outer_groups([param_group])
+        known = {id(p) for p in module.parameters()}
+        for parameter in tensors(given):
+            require_known(parameter, known, module)
+        super().add_param_group(given)
+        group = self.param_groups[-1]
+        for made in self._links.add(group, tensors(group), []):
+            self.inner.add_param_group(made)
+        self._names.update(names_of(module))
+
+    def absorb(self) -> tuple[str, ...]:
+        """Take the weights as they are now; what the optimizer kept of their cores is dropped.
+
+        Returns:
+            Names of the weights that had changed.
+        """
+        changed = set(self.program.absorb())
+        for unit in self.program.units:
+            if unit.batched and 0 < len(changed & set(unit.keys)) < len(unit.keys):
+                self._take_apart(unit)
+        for unit in self.program.units:
+            if changed & set(unit.keys):
+                named.reset(unit, self.inner, self._make)
+        return tuple(e.key for e in self.plan.entries if e.key in changed)
+
+    def fold(self, source: Source | None = None, into: nn.Module | None = None) -> nn.Module:
+        """The student with plain weights; see `opdf.fold`."""
+        return self.program.fold(source, into)
+
+    def summary(self) -> Summary:
+        """What is trained, what is deployed, what is left alone, and what a step costs."""
+        matched = {entry.key for entry in self.plan.entries}
+        other = {
+            id(p): p.numel()
+            for group in self.param_groups
+            for p in group["params"]
+            if p.requires_grad and self._name(p) not in matched
+        }
+        decayed = "the cores" if "weight_decay" in self.defaults else "nothing"
+        return Summary.of(
+            self.program,
+            type(self.inner).__name__,
+            other=sum(other.values()),
+            decay="W" if self._split else decayed,
+        )
+
+
+def overparam_class(
+    student: nn.Module,
+    plan: Plan | None = None,
+    optimizer_class: Callable[..., Optimizer] = torch.optim.AdamW,
+    **options: Any,
+) -> type[Overparam]:
+    """An Overparam bound to a student, to be built from param groups alone.
+
+    Args:
+        student: What is trained.
+        plan: What is over-parameterised; the default plan if None.
+        optimizer_class: The optimizer to wrap.
+        **options: Options of `Overparam` or of the wrapped optimizer; the call may override them.
+
+    Returns:
+        A class whose instances are made as ``cls(params_or_groups, lr=..)``.
+
+    Example:
+        >>> import torch, opdf_compile as opdf
+        >>> student = torch.nn.Linear(16, 16)
+        >>> made = opdf.overparam_class(student, opdf.plan(student))
+        >>> opt = made(student.parameters(), lr=2e-5)
+    """
+    unwrap(student)
+
+    class BoundOverparam(Overparam):
+        """An Overparam of one student."""
+
+        def __init__(self, params: Any, **given: Any) -> None:
+            merged = {"plan": plan, "module": student, **options, **given}
+            super().__init__(params, optimizer_class, **merged)
+
+    # Trainers and logs print the class's name.
+    BoundOverparam.__name__ = BoundOverparam.__qualname__ = f"Overparam{name_of(optimizer_class)}"
+    return BoundOverparam

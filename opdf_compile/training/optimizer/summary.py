@@ -1,0 +1,123 @@
+"""What an Overparam trains, deploys, leaves alone, and costs: a table to print."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from opdf_compile.graph.rows import Refusal
+from opdf_compile.plan.value import Plan
+from opdf_compile.training.hoisted.program import WeightProgram
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The facts of one optimizer; prints as the plan's table and some lines.
+
+    Attributes:
+        plan: What is over-parameterised.
+        optimizer: Name of the wrapped optimizer.
+        other: Parameters that are trained as they are.
+        units: Number of units composed on this rank, and how many of them are batches.
+        decay: What weight decay acts on.
+        recompute: Whether compose runs again in the backward.
+        rank: This rank and the number of ranks that share the program.
+        held: Core parameters on this rank.
+    """
+
+    plan: Plan
+    optimizer: str
+    other: int
+    units: tuple[int, int]
+    decay: str
+    recompute: bool
+    rank: tuple[int, int]
+    held: int
+
+    @classmethod
+    def of(cls, program: WeightProgram, optimizer: str, *, other: int, decay: str) -> Summary:
+        """The summary of a program and its optimizer.
+
+        Args:
+            program: The weight program.
+            optimizer: Name of the wrapped optimizer.
+            other: Parameters that it steps without cores.
+            decay: What weight decay acts on.
+        """
+        return cls(
+            plan=program.plan,
+            optimizer=optimizer,
+            other=other,
+            units=(len(program.units), sum(unit.batched for unit in program.units)),
+            decay=decay,
+            recompute=program.recompute,
+            rank=(program.ranks.rank, program.ranks.size),
+            held=sum(core.numel() for unit in program.units for core in unit.storage),
+        )
+
+    @property
+    def refusals(self) -> tuple[Refusal, ...]:
+        """Weights that are left alone, with reasons."""
+        return self.plan.refusals
+
+    @property
+    def trained(self) -> int:
+        """Parameters that are trained: cores and everything that is not matched."""
+        return self.plan.cost.parameters + self.other
+
+    @property
+    def deployed(self) -> int:
+        """The same of the student as it ships: weights in place of cores."""
+        return self.plan.deployed + self.other
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as plain values, schema "opdf-summary/1"."""
+        return {
+            "schema": "opdf-summary/1",
+            "trained": self.trained,
+            "deployed": self.deployed,
+            "scale": self.plan.scale,
+            "step_flops": self.plan.cost.step_flops,
+            "predicted_step": self.plan.overhead,
+            "peak_bytes": self.plan.peak_bytes,
+            "optimizer": self.optimizer,
+            "decay": self.decay,
+            "units": self.units[0],
+            "batches": self.units[1],
+            "recompute": self.recompute,
+            "rank": self.rank[0],
+            "ranks": self.rank[1],
+            "held": self.held,
+            "refusals": [{"key": r.key, "reason": r.reason} for r in self.refusals],
+        }
+
+    def lines(self) -> list[str]:
+        """What is said under the table."""
+        cost = self.plan.cost
+        lines = [
+            f"{self.trained:,} parameters trained, {self.deployed:,} deployed; "
+            f"{self.optimizer} steps the cores, weight decay acts on {self.decay}",
+            f"a step adds {_flops(cost.step_flops)}, whatever the batch, in {self.units[0]} "
+            f"{'product' if self.units[0] == 1 else 'products'} of cores ({self.units[1]} batched)"
+            + (", composed again in the backward" if self.recompute else ""),
+        ]
+        if self.rank[1] > 1:
+            lines.append(
+                f"rank {self.rank[0]} of {self.rank[1]} holds {self.held:,} of "
+                f"{cost.parameters:,} core parameters"
+            )
+        return [*lines, *(f"{r.key} {r.reason}" for r in self.refusals)]
+
+    def __str__(self) -> str:
+        return "\n".join([str(self.plan), *self.lines()])
+
+    def _repr_html_(self) -> str:
+        return self.plan._repr_html_() + "".join(f"<p>{escape(line)}</p>" for line in self.lines())
+
+
+def _flops(count: int) -> str:
+    for size, unit in ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
+        if count >= size:
+            return f"{count / size:,.3g} {unit}"
+    return f"{count:,} FLOP"

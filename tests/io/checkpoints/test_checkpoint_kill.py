@@ -1,0 +1,114 @@
+"""A run that is killed again and again: what has a visible name is whole, and the run goes on."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import opdf_compile as opdf
+from opdf_compile.io.checkpoints.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+# After a run's first step; a save takes 10 to 50 ms, a step a few.
+SPREAD = 0.2
+
+
+@pytest.fixture(scope="module")
+def runs() -> ModuleType:
+    """The module of the runs, for building the same model here."""
+    path = Path(__file__).with_name("checkpoint_runs.py")
+    spec = importlib.util.spec_from_file_location("checkpoint_runs", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def server(runs: ModuleType) -> Iterator[Any]:
+    made = runs.Server()
+    yield made
+    made.close()
+
+
+def kill(server: Any, folder: Path, after: float, *, in_place: bool = False) -> bool:
+    """Let the run go on for a while and kill it; whether that was in the middle of a save."""
+    before = set(unfinished(folder))
+    ended = server.run(task="forever", folder=str(folder), kill_after=after, in_place=in_place)
+    assert ended == [-signal.SIGKILL]
+    return bool(set(unfinished(folder)) - before)
+
+
+def unfinished(folder: Path) -> list[str]:
+    return [path.name for path in folder.glob(".step-*")]
+
+
+def broken(folder: Path, runs: ModuleType) -> str | None:
+    """What is wrong with the first checkpoint that is not what was saved, or None."""
+    for path in sorted(folder.glob("step-*")):
+        model, optimizer = runs.build()
+        try:
+            found = load_checkpoint(path, optimizer)
+        except opdf.OpdfError as error:
+            return str(error)
+        if found.extra["digest"] != runs.digest(model, optimizer):
+            return f"{path} loads as something else than was saved"
+    return None
+
+
+@pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(
+    kills: int, tmp_path: Path, server: Any, runs: ModuleType
+) -> None:
+    folder = tmp_path / "run"
+    delays = random.Random(0)
+    inside = 0
+    for _ in range(kills):
+        inside += kill(server, folder, delays.uniform(0, SPREAD))
+        assert broken(folder, runs) is None
+        assert len(list(folder.glob("step-*"))) <= 3  # Two are kept, one may be about to go.
+    # Otherwise the kills hit the steps between the saves, and nothing was tested.
+    assert inside >= kills // 4
+
+    newest = latest_checkpoint(folder)
+    assert newest is not None
+    model, optimizer = runs.build()
+    step = load_checkpoint(newest, optimizer).step
+    save_checkpoint(folder, optimizer, step=step + 1, keep=1)
+    assert unfinished(folder) == []
+    # All those resumed pieces make the run that was never killed.
+    again, uninterrupted = runs.build()
+    for _ in range(step):
+        runs.one_step(again, uninterrupted)
+    assert runs.digest(again, uninterrupted) == runs.digest(model, optimizer)
+
+
+def test_the_check_finds_a_writer_that_is_not_atomic(
+    tmp_path: Path, server: Any, runs: ModuleType
+) -> None:
+    folder = tmp_path / "run"
+    delays = random.Random(0)
+    for _ in range(40):
+        kill(server, folder, delays.uniform(0, SPREAD), in_place=True)
+        found = broken(folder, runs)
+        if found is not None:
+            break
+    assert found is not None and "holds no manifest.json" in found
+
+
+def test_the_check_finds_a_checkpoint_that_holds_something_else(
+    tmp_path: Path, runs: ModuleType
+) -> None:
+    _, optimizer = runs.build()
+    save_checkpoint(tmp_path, optimizer, step=1, extra={"digest": "of another state"})
+    assert "loads as something else" in str(broken(tmp_path, runs))

@@ -1,0 +1,119 @@
+"""Checkpoints of several ranks: shared out, sharded, replicated, loaded on other numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from opdf_compile.io.checkpoints.checkpoint import load_checkpoint
+from opdf_compile.io.tensors import read_tensors
+
+
+@pytest.fixture(scope="module")
+def runs() -> ModuleType:
+    path = Path(__file__).with_name("checkpoint_runs.py")
+    spec = importlib.util.spec_from_file_location("checkpoint_runs", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def server(runs: ModuleType) -> Iterator[Any]:
+    made = runs.Server()
+    yield made
+    made.close()
+
+
+def on_ranks(server: Any, task: str, ranks: int, folder: Path, **job: Any) -> None:
+    """Run a task to its end on so many processes."""
+    rendezvous = folder.parent / f"{folder.name}.rendezvous"
+    rendezvous.unlink(missing_ok=True)
+    where = {"folder": str(folder), "rendezvous": str(rendezvous)}
+    assert server.run(task=task, ranks=ranks, kill_after=None, **where, **job) == [0] * ranks
+
+
+def advance(server: Any, folder: Path, ranks: int, *, shard: bool = False) -> None:
+    """Two steps more."""
+    share_out = ranks > 1 and not shard
+    on_ranks(server, "steps", ranks, folder, steps=2, share_out=share_out, shard=shard)
+
+
+def assert_as_one_process(runs: ModuleType, folder: Path, step: int) -> None:
+    """The newest checkpoint, loaded here, is what this many steps in one process make."""
+    wanted = runs.build()
+    for number in range(1, step + 1):
+        torch.manual_seed(number)
+        runs.one_step(*wanted)
+    model, optimizer = runs.build()
+    assert load_checkpoint(folder, optimizer).step == step
+    assert runs.digest(model, optimizer) == runs.digest(*wanted)
+
+
+def test_one_two_four_and_one_rank_make_one_run(
+    tmp_path: Path, server: Any, runs: ModuleType
+) -> None:
+    folder = tmp_path / "run"
+    for done, ranks in enumerate((1, 2, 4, 1), start=1):
+        advance(server, folder, ranks)
+        assert_as_one_process(runs, folder, 2 * done)
+        path = folder / f"step-{2 * done:06d}"
+        assert len(list(path.glob("shard-*.safetensors"))) == ranks
+        # Cores and their state are written once, by the rank that holds them.
+        names = [
+            name
+            for shard in path.glob("shard-*")
+            for name in read_tensors(shard)[0]
+            if name.startswith("state/")
+        ]
+        assert len(names) == len(set(names))
+        holders = {
+            stored["shard"]
+            for name, stored in json.loads((path / "manifest.json").read_text())["tensors"].items()
+            if "/cores." in name
+        }
+        assert len(holders) == ranks
+
+
+def test_fsdp_and_one_process_load_each_other(
+    tmp_path: Path, server: Any, runs: ModuleType
+) -> None:
+    folder = tmp_path / "run"
+    advance(server, folder, 1)
+    advance(server, folder, 2, shard=True)
+    assert_as_one_process(runs, folder, 4)
+    advance(server, folder, 2, shard=True)
+    advance(server, folder, 1)
+    assert_as_one_process(runs, folder, 8)
+
+
+def test_a_sharded_weight_that_changed_is_told_after_loading(tmp_path: Path, server: Any) -> None:
+    on_ranks(server, "changed", 2, tmp_path / "run")
+
+
+def test_each_rank_gets_its_own_random_numbers_back(tmp_path: Path, server: Any) -> None:
+    on_ranks(server, "draws", 2, tmp_path / "run")
+
+
+def test_a_mistake_of_one_rank_ends_all_of_them(tmp_path: Path, server: Any) -> None:
+    on_ranks(server, "disagree", 2, tmp_path / "run")
+
+
+def test_another_number_of_ranks_leaves_the_random_numbers_alone(
+    tmp_path: Path, server: Any, runs: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    on_ranks(server, "draws", 2, tmp_path / "run")
+    _, optimizer = runs.build()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    load_checkpoint(tmp_path / "run", optimizer)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert "it holds those of 2 ranks and there are 1 ranks" in caplog.text
