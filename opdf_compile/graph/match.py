@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from opdf_compile.graph.flops import shape_of, weight_op_flops
-from opdf_compile.graph.module_match import module_rows
+from opdf_compile.graph.module_match import bare, module_rows
 from opdf_compile.graph.ops import (
     LOOKUP_OPS,
     NO_INPUT,
@@ -52,7 +52,7 @@ def match(model: Traced | nn.Module) -> MatchReport:
         ['0.weight']
     """
     if isinstance(model, nn.Module):
-        return module_rows(model)
+        return module_rows(bare(model))
     found = _Findings(parameters=_parameters(model))
     for phase in PHASES:
         _scan(model.graphs[phase], phase, found)

@@ -21,6 +21,19 @@ _CONVOLUTIONS = (
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The user's own module inside the wrappers of torch.compile, DataParallel and DDP."""
+    inner: Any = model
+    while True:
+        if hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            inner = inner.module
+        else:
+            found: nn.Module = inner
+            return found
+
+
 def module_rows(model: nn.Module) -> MatchReport:
     """The Linear and Conv submodules of a module as matches, one per Parameter.
 

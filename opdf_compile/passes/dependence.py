@@ -83,7 +83,10 @@ def varies_by_itself(node: Node) -> bool:
         return torch.Tag.nondeterministic_seeded in tags or node.target._schema.is_mutable
     # A higher-order op carries a graph of its own, and other functions are anybody's. What export
     # leaves besides ops is arithmetic on sizes and the unpacking of tuples.
-    return getattr(node.target, "__module__", None) not in ("_operator", "math")
+    if getattr(node.target, "__module__", None) not in ("_operator", "math"):
+        return True
+    name = getattr(node.target, "__name__", "")
+    return name in ("setitem", "delitem") or hasattr(operator, f"__{name[1:]}__") and name[0] == "i"
 
 
 def _written(node: Node) -> list[Node]:

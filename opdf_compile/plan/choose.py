@@ -18,6 +18,7 @@ from torch import nn
 from opdf_compile.errors import PlanError
 from opdf_compile.graph.flops import step_flops
 from opdf_compile.graph.match import match
+from opdf_compile.graph.module_match import bare
 from opdf_compile.graph.rows import Match, MatchReport, Refusal
 from opdf_compile.graph.trace import Traced
 from opdf_compile.parametrizations.base import Spec
@@ -88,7 +89,7 @@ def plan(
     if not entries:
         raise PlanError(_nothing(report, refusals))
     made = Plan(entries, tuple(refusals), flops, request)
-    source = model.source if isinstance(model, Traced) else model
+    source = model.source if isinstance(model, Traced) else bare(model)
     return made.made_for(source) if isinstance(source, nn.Module) else made
 
 

@@ -176,4 +176,5 @@ def _fill(owned: dict[str, Tensor], values: dict[str, Tensor]) -> None:
                     f"{tuple(tensor.shape)}; fold with the plan it was expanded with"
                 )
             # .data keeps the Parameter object, and with it every tie and hook.
-            tensor.data = value.to(tensor.dtype, copy=True)
+            # The layout of the skeleton (channels_last), the device of what was trained.
+            tensor.data = torch.empty_like(tensor, device=value.device).copy_(value)

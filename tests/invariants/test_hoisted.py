@@ -204,10 +204,11 @@ def test_invariant_3_the_student_comes_back_whole() -> None:
 
 def test_invariant_5_a_student_that_was_moved_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
-    opt = opdf.Overparam(model, torch.optim.SGD, cores=3, lr=0.1)
+    opt = opdf.Overparam(model, torch.optim.SGD, cores=3, lr=0.1, momentum=0.9)
     model(torch.randn(2, 16)).sum().backward()
+    opt.step()
     before = [p.detach().clone() for p in model.parameters()]
-    # Stands for `model.cuda()` after the optimizer was built, on a machine without CUDA too.
+    # Stands for `model.cuda()` after the first step, on a machine without CUDA too.
     with monkeypatch.context() as patch:
         patch.setattr(Bound, "device", torch.device("cuda", 0))
         with pytest.raises(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from opdf_compile.passes.dependence import Dependence
+from opdf_compile.passes.dependence import Dependence, varies_by_itself
 
 aten = torch.ops.aten
 
@@ -229,3 +229,23 @@ def test_batch_norm_in_training_leaves_weights_alone() -> None:
     found = {str(node.target) for node in Dependence(traced.graph).varying if node.op == "get_attr"}
     assert found <= {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
     assert "1.num_batches_tracked" in found
+
+
+@pytest.mark.parametrize(
+    ("function", "varies"),
+    [
+        (operator.setitem, True),
+        (operator.iadd, True),
+        (operator.ior, True),
+        (operator.add, False),
+        (operator.index, False),
+        (operator.invert, False),
+        (operator.is_, False),
+        (operator.getitem, False),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_python_operators_that_write_in_place_vary(function: Any, varies: bool) -> None:
+    graph = Graph()
+    node = graph.call_function(function, ())
+    assert varies_by_itself(node) is varies

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError, PlanError
+from opdf_compile.graph.module_match import bare
 from opdf_compile.graph.sharing import owner
 from opdf_compile.plan.value import PlanEntry
 
@@ -26,22 +27,14 @@ def unwrap(module: nn.Module) -> nn.Module:
     """
     if not isinstance(module, nn.Module):
         raise InputError(f"the student is a {type(module).__name__}, wanted a torch.nn.Module")
-    inner: Any = module
-    while True:
-        if hasattr(inner, "_orig_mod"):
-            inner = inner._orig_mod
-        elif isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
-            inner = inner.module
-        else:
-            break
-    adapter = next((m for m in inner.modules() if _is_adapter(m)), None)
+    student = bare(module)
+    adapter = next((m for m in student.modules() if _is_adapter(m)), None)
     if adapter is not None:
         raise InputError(
             f"the student is wrapped by PEFT (found a {type(adapter).__name__}): its weights are "
             "frozen under adapters, and cores would not be trained; call merge_and_unload() first, "
             "then requires_grad_(True)"
         )
-    student: nn.Module = inner
     return student
 
 
@@ -50,7 +43,7 @@ def _is_adapter(module: nn.Module) -> bool:
 
 
 def validate(plan: Any, module: nn.Module) -> None:
-    """Check that every planned weight is a trainable Parameter of the module, as the plan says.
+    """Check that every planned weight is a Parameter of the module, as the plan says.
 
     Raises:
         PlanError: A name, shape, dtype or tie differs.

@@ -15,7 +15,8 @@ lose two rows of an identity that change places. This is no defence against forg
 
 Integer sums do not depend on the order of summation: the same bits give the same sums on every
 device. It costs one pass over the weight in pieces that fit a cache (3 ms for a million float32
-entries on one core), no copy of it, and no synchronisation until compared.
+entries on one core), a copy only of a weight that is not contiguous, and no synchronisation until
+compared.
 """
 
 from __future__ import annotations

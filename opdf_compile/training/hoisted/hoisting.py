@@ -75,6 +75,11 @@ def hoist(
     if isinstance(student, Expanded):
         if plan is not None and plan != student.plan:
             raise InputError("an Expanded has its own plan; leave plan out")
+        if process_group is not None or batched not in (False, "auto"):
+            raise InputError(
+                "an Expanded's cores stay where and as they are, found batched or process_group; "
+                "fold it and hoist the student that comes out"
+            )
         return _from_expanded(student, recompute)
     module = unwrap(student)
     plan = make_plan(module) if plan is None else plan

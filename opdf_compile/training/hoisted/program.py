@@ -10,7 +10,7 @@ The module keeps its class, its forward and its plain weights; nothing is regist
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -135,11 +135,16 @@ class WeightProgram:
             self.require_unchanged()
         self.write()
 
-    def write(self) -> None:
-        """What `refresh` does, for callers that have checked the weights already."""
+    def write(self, keys: Collection[str] | None = None) -> None:
+        """What `refresh` does, for callers that have checked the weights already.
+
+        Args:
+            keys: The weights whose cores moved, all if None; the others keep their very bits.
+        """
         reshard(self.module)
-        self.ranks.deliver(self.units, self._bounds, keep=not self.recompute)
-        self._record()
+        keep = not self.recompute
+        written = self.ranks.deliver(self.units, self._bounds, keep=keep, keys=keys)
+        self._recorded.update({key: checksum(self._bounds[key].local()) for key in written})
 
     def absorb(self) -> tuple[str, ...]:
         """Take the weights as they are now: those that changed are decomposed again.
@@ -208,8 +213,19 @@ class WeightProgram:
         raise WeightsChanged(
             f"{some} changed since the last refresh (a checkpoint was loaded, or another optimizer "
             "stepped them). Keep them: absorb(). Keep the cores: fold(program, source='cores'). "
-            f"Changed: {names}."
+            f"Changed: {names}.{self._cast(changed)}"
         )
+
+    def _cast(self, changed: tuple[str, ...]) -> str:
+        """A further sentence where the module was cast, which moves every bit."""
+        for bound in (self._bounds[key] for key in changed):
+            found = str(bound.parameter.dtype).removeprefix("torch.")
+            if found != bound.entry.spec.dtype:
+                return (
+                    f" The dtype of {bound.key} is {found} now, it was {bound.entry.spec.dtype}: "
+                    "cast the student first and build the optimizer (or hoist) afterwards."
+                )
+        return ""
 
     def checksums(self) -> dict[str, Tensor]:
         """The recorded checksum of every weight, two 64-bit integers each."""

@@ -8,7 +8,7 @@ state exist once in the group, and a step moves the deployed parameters once mor
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -46,19 +46,35 @@ class Ranks:
         """Whether this rank composes a part."""
         return self.group is None or self.owners[part.keys[0]] == self.rank
 
-    def deliver(self, units: Iterable[Unit], bounds: Mapping[str, Bound], *, keep: bool) -> None:
+    def deliver(
+        self,
+        units: Iterable[Unit],
+        bounds: Mapping[str, Bound],
+        *,
+        keep: bool,
+        keys: Collection[str] | None = None,
+    ) -> tuple[str, ...]:
         """Compose the weights, each where its cores are, and write them on all ranks.
 
         Args:
             units: What this rank composes.
             bounds: Every weight, in the plan's order.
             keep: Keep what the next pull needs.
+            keys: The weights whose cores moved; the others keep their very bits. All if None, and
+                where ranks share the program: they must send together, and may differ in this.
+
+        Returns:
+            Names of the weights that were written.
         """
         if self.group is None:
+            written: list[str] = []
             for unit in units:
+                if keys is not None and set(unit.keys).isdisjoint(keys):
+                    continue
                 for key, value in unit.refresh(keep=keep).items():
                     bounds[key].write(value)
-            return
+                written.extend(unit.keys)
+            return tuple(written)
         home = {key: unit for unit in units for key in unit.keys}
         made: dict[str, Tensor] = {}
         flying: deque[Flight] = deque()
@@ -75,6 +91,7 @@ class Ranks:
             flying.append(Flight([bounds[key] for key in message.keys], values, send))
         for flight in flying:
             flight.land()
+        return tuple(bounds)
 
     def gather(self, mine: Mapping[str, Tensor], bounds: Mapping[str, Bound]) -> dict[str, Tensor]:
         """Values that each owner has made, on all ranks, in the order of `bounds`."""

@@ -105,6 +105,16 @@ class Unit:
         self.compiled_with = options
         self.forget()
 
+    def follow(self) -> None:
+        """Bring the cores to the device of their weights, as `module.to(device)` brings these."""
+        device = self.weights[0].device
+        if self.storage[0].device == device:
+            return
+        for core in self.storage:
+            core.data = core.data.to(device)
+            core.grad = None
+        self.forget()
+
     def refresh(self, *, keep: bool) -> dict[str, Tensor]:
         """Compose the weights, by name.
 

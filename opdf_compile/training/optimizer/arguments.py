@@ -37,6 +37,9 @@ ELEMENTWISE = (
 # Optimizers that look at a tensor, or at all of them, as a whole.
 _WHOLE = (torch.optim.Adafactor, torch.optim.LBFGS)
 
+# What opdf.plan takes and Overparam does not.
+_PLANS = ("overhead", "include", "exclude", "min_size", "parametrization")
+
 Maker = Callable[..., Optimizer]
 
 
@@ -221,6 +224,12 @@ def defaults_of(make: Maker, options: Mapping[str, Any]) -> Group:
     try:
         made = make([nn.Parameter(torch.zeros(1, 1))], **options)
     except (TypeError, ValueError) as error:
+        asked = [name for name in _PLANS if name in options]
+        if asked:
+            raise InputError(
+                f"{asked[0]} is an option of plan, not of Overparam or {name_of(make)}; give "
+                f"plan=opdf.plan(student, {asked[0]}=..)"
+            ) from error
         raise InputError(
             f"{name_of(make)} refuses the options {', '.join(options) or '(none)'}: {error}; give "
             "options of that optimizer, or of Overparam"

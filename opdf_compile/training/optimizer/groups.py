@@ -140,7 +140,10 @@ class Links:
                 {
                     key: value
                     for key, value in inner[place].items()
-                    if key not in _OWN and not (key in group and equal(group[key], value))
+                    if key not in _OWN
+                    and not (key in group and equal(group[key], value))
+                    # The zero of cores that decay with W is the layout's, not the optimizer's.
+                    and not (key == "weight_decay" and place in self._bare)
                 }
                 for place in places
             ]

@@ -10,7 +10,7 @@ that knows what an optimizer is knows this one. The cores are its state.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Literal
 
 import torch
@@ -50,8 +50,10 @@ class Overparam(NamedState):
 
     Use it as the wrapped optimizer would be used. `param_groups` hold the student's parameters and
     their options, `W.grad` is what a clip or a log looks at and stays until it is cleared, and
-    `opt.state[W]` shows the cores of W. What it does not do is share W: after something else has
-    written a weight (a checkpoint loaded alone, another optimizer), `step()` stops and says so.
+    `opt.state[W]` shows the cores of W; all else that is kept of a step is in `opt.inner.state`. A
+    student may move to another device until the first step. What it does not do is share W: after
+    something else has written a weight (a checkpoint loaded alone, another optimizer), `step()`
+    stops and says so.
 
     Args:
         params: The student, or its parameters, named or not, or param groups with the options that
@@ -166,34 +168,42 @@ class Overparam(NamedState):
         # Replaced before changed: another Parameter has other bits too.
         reshard(self.program.module)
         self._weights()
+        self._follow()
         self.program.require_unchanged()
         self._links.push(self.param_groups, self.inner.param_groups)
+        # The cores of a weight without a gradient do not move, and the weight keeps its very bits.
+        moved: set[str] = set()
         if closure is None:
-            pulled = self._pull()
-            self._decay(pulled)
+            moved.update(self._pull())
+            self._decay(moved)
             loss = self.inner.step()
         else:
-            pulled = None
-            loss = self.inner.step(self._evaluation(closure))
+            loss = self.inner.step(self._evaluation(closure, moved))
         self._drop_gradients()
-        # Without any gradient no core has moved, and W keeps its very bits. Ranks that share the
-        # program out must broadcast together, and may differ in what they pulled.
-        if pulled != () or self.program.process_group is not None:
-            self.program.write()
+        self.program.write(moved)
         return loss
 
-    def _evaluation(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _follow(self) -> None:
+        """Take the cores to where the student has gone since it was built, as `prepare` does.
+
+        As with any optimizer, that must come before the first step: afterwards there is state.
+        """
+        for unit in self.program.units:
+            if not any(self.inner.state.get(core) for core in unit.storage):
+                unit.follow()
+
+    def _evaluation(self, closure: Callable[[], Any], moved: set[str]) -> Callable[[], Any]:
         count = 0
 
         def evaluate() -> Any:
             nonlocal count
             if count:
-                self.program.write()
+                self.program.write(moved)
             with torch.enable_grad():
                 loss = closure()
-            pulled = self._pull()
+            moved.update(self._pull())
             if not count:
-                self._decay(pulled)
+                self._decay(moved)
             count += 1
             return loss
 
@@ -249,15 +259,20 @@ class Overparam(NamedState):
         self._show_cores()
 
     def _require_decay(self, groups: list[Group]) -> None:
-        if self._split and any(float(group["weight_decay"]) for group in groups):
+        decaying = [group for group in groups if self._split and float(group["weight_decay"])]
+        if decaying:
             require_multilinear(self.plan)
+        if any(group.get("lr") is None for group in decaying):
+            raise InputError(
+                "weight_decay is not 0 and its group has no learning rate to scale it by, wanted "
+                "a number; give decay='cores', which leaves decay to the wrapped optimizer"
+            )
 
-    def _decay(self, pulled: tuple[str, ...]) -> None:
-        if not self._split:
-            return
+    def _decay(self, pulled: Collection[str]) -> None:
         for unit in self.program.units:
             group = self.param_groups[self._place_of[unit.keys[0]]]
-            decay(unit, 1.0 - float(group["lr"]) * float(group["weight_decay"]), pulled)
+            if self._split and float(group["weight_decay"]):
+                decay(unit, 1.0 - float(group["lr"]) * float(group["weight_decay"]), pulled)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of the weights and of the cores."""
