@@ -14,7 +14,7 @@ import re
 
 import torch
 
-from opdf_compile.io.screen_expressions import NotPlain
+from opdf_compile.io.screen_syntax import NotPlain
 
 _OVERLOAD = re.compile(r"torch\.ops\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)
 _HIGHER_ORDER = re.compile(r"torch\.ops\.higher_order\.([A-Za-z_]\w*)", re.ASCII)
@@ -75,6 +75,9 @@ _INTERNAL = frozenset(
         "higher_order",
     ]
 )
+# The few operators without a tensor that torch.export writes. The others reach past arithmetic:
+# `aten::_print` and `aten::warn` print what a file says, `aten::manual_seed` changes the process.
+_OF_NUMBERS = frozenset(["sym_constrain_range", "sym_constrain_range_for_size", "_assert_scalar"])
 # `aten::from_file` maps a file of the user's and, with shared=True, creates or changes it.
 _FILE_WORDS = ("file", "path")
 
@@ -110,7 +113,11 @@ def _check_schema(name: str, namespace: str, operator: str, variant: str) -> Non
             f"the operator {name!r} is not registered in this process (import the package that "
             "defines it)"
         )
-    for argument in found._schema.arguments:
+    schema = found._schema
+    kinds = [str(value.type) for value in (*schema.arguments, *schema.returns)]
+    if operator not in _OF_NUMBERS and not any("Tensor" in kind for kind in kinds):
+        raise NotPlain(f"the operator {name!r} computes no tensor")
+    for argument in schema.arguments:
         text = "str" in str(argument.type)
         if text and any(word in argument.name.lower() for word in _FILE_WORDS):
             raise NotPlain(f"the operator {name!r} opens files")

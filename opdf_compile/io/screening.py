@@ -26,8 +26,9 @@ import torch
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.files import read_failure
-from opdf_compile.io.screen_expressions import NotPlain, check_guard
+from opdf_compile.io.screen_guards import check_guard
 from opdf_compile.io.screen_program import check_payloads, check_program, parse_json
+from opdf_compile.io.screen_syntax import NotPlain
 from opdf_compile.io.screen_trees import check_sample
 
 _MOST_MEMBERS = 200_000

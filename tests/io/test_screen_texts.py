@@ -12,14 +12,12 @@ import sympy
 import torch
 from torch.utils._sympy.functions import FloorDiv, Max, Mod, PythonMod
 
-from opdf_compile.io.screen_expressions import (
-    NotPlain,
-    check_guard,
-    check_symbol_name,
-    check_symbolic,
-)
+from opdf_compile.io.screen_guards import check_guard
 from opdf_compile.io.screen_operators import check_operator
-from opdf_compile.io.screen_program import _RULES, check_program, parse_json
+from opdf_compile.io.screen_program import check_program, parse_json
+from opdf_compile.io.screen_rules import RULES
+from opdf_compile.io.screen_sizes import check_symbol_name, check_symbolic
+from opdf_compile.io.screen_syntax import NotPlain
 from opdf_compile.io.screen_trees import check_sample, check_treespec
 
 S, T = (sympy.Symbol(name, positive=True, integer=True) for name in ("s77", "s31"))
@@ -89,6 +87,17 @@ NOT_SYMBOLIC = [
     "Pow(Integer(10), Integer(10000))",
     "Pow(Pow(Integer(10), Integer(64)), Integer(64))",
     "Pow(Integer(10), Pow(Integer(10), Integer(9)))",
+    "Pow(Integer(10), Mul(Integer(64), Integer(64), Integer(64), Integer(64)))",
+    "Pow(Add(Pow(Integer(10), Integer(64)), Mul(Integer(0), Symbol('s0'))), Integer(64))",
+    "Pow(Pow(Symbol('s0'), Integer(0)), Pow(Integer(10), Symbol('s0')))",
+    "floor(exp(exp(exp(Integer(5)))))",
+    "floor(exp(Integer(10000000000)))",
+    "floor(Mul(log(Integer(3)), Integer(%s)))" % ("9" * 4000),
+    "floor(Pow(Integer(2), Rational(1, %s)))" % ("9" * 4000),
+    "Float('1.5', precision=100000000000)",
+    "Float('1e9999')",
+    "floor(1e999)",
+    "Max({})".format(", ".join(f"Mul(Integer({i}), Symbol('s{i}'))" for i in range(100))),
     "Pow(Integer(2))",
     "\uff45val(1)",
     "",
@@ -180,7 +189,10 @@ NOT_OPERATORS = [
     ("torch.ops.nope.nope.default", "not registered in this process"),
     ("torch.ops.aten.from_file.default", "opens files"),
     ("torch.ops.aten.from_file.out", "opens files"),
-    ("torch.ops.aten.save.default", "opens files"),
+    ("torch.ops.aten.save.default", "computes no tensor"),
+    ("torch.ops.aten._print.default", "computes no tensor"),
+    ("torch.ops.aten.warn.default", "computes no tensor"),
+    ("torch.ops.aten.manual_seed.default", "computes no tensor"),
     ("torch.ops.prim.Print.default", "not arithmetic or control flow"),
     ("torch.ops.inductor._reinterpret_tensor.default", "not arithmetic or control flow"),
     ("torch.ops.higher_order.triton_kernel_wrapper_functional", "not arithmetic"),
@@ -387,7 +399,7 @@ def test_every_rule_is_about_a_field_that_torch_has() -> None:
     """A rule for a field that torch renamed would check nothing."""
     from torch._export.serde import schema
 
-    for record, field in _RULES:
+    for record, field in RULES:
         assert field in typing.get_type_hints(getattr(schema, record), globalns=vars(schema))
 
 
