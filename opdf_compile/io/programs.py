@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from opdf_compile.errors import ArtefactError, InternalError
+from opdf_compile.errors import ArtefactError, InternalError, OpdfError
 from opdf_compile.graph.sharing import memory_key
 from opdf_compile.io.files import atomic_write, existing_file
+from opdf_compile.io.older_archives import is_older, read_older
 from opdf_compile.io.screening import screen_archive, writable_guard, writable_sample_inputs
 from opdf_compile.io.sharing_writer import write_archive
 
@@ -105,9 +106,7 @@ def read_programs(path: str | os.PathLike[str], *, trust_pickle: bool = False) -
             program, or holds something that could run code.
     """
     file = existing_file(path, wanted="a .pt2 archive of torch.export")
-    screen_archive(file, trust_pickle=trust_pickle)
-    loaded = _load(file)
-    programs: dict[str, ExportedProgram] = dict(loaded.exported_programs)
+    programs, extra = _open(file, trust_pickle)
     if MODEL not in programs:
         found = ", ".join(sorted(programs)) or "none"
         raise ArtefactError(
@@ -121,7 +120,7 @@ def read_programs(path: str | os.PathLike[str], *, trust_pickle: bool = False) -
     for name, program in programs.items():
         if name != MODEL:
             retie(program)
-    return Programs(programs, dict(loaded.extra_files), ties)
+    return Programs(programs, extra, ties)
 
 
 def retie(program: ExportedProgram) -> tuple[tuple[str, ...], ...]:
@@ -182,9 +181,23 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
-def _load(file: Path) -> Any:
+def _open(file: Path, trust_pickle: bool) -> tuple[dict[str, ExportedProgram], dict[str, str]]:
+    """The programs and texts of an archive of this torch or an older one, screened first."""
+    if is_older(file):
+        with _sentences(file):
+            program, extra = read_older(file, trust_pickle=trust_pickle)
+        return {MODEL: program}, extra
+    screen_archive(file, trust_pickle=trust_pickle)
     from torch.export.pt2_archive._package import load_pt2
 
+    with _sentences(file):
+        loaded = load_pt2(str(file))
+        return dict(loaded.exported_programs), dict(loaded.extra_files)
+
+
+@contextmanager
+def _sentences(file: Path) -> Iterator[None]:
+    """Turn what torch raises into one sentence, and keep its warnings to itself."""
     # torch 2.13 reports a trusted pickle with a malformed log call, which prints a traceback.
     chatter = logging.getLogger("torch._export.serde.serialize")
     silent = chatter.disabled
@@ -192,7 +205,9 @@ def _load(file: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return load_pt2(str(file))
+            yield
+    except OpdfError:
+        raise
     except Exception as error:  # torch raises every kind; the class does not matter to a user.
         raise ArtefactError(
             f"{file} cannot be opened by torch {torch.__version__} ({_first_line(error)}); write "

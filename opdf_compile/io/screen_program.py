@@ -19,8 +19,14 @@ import typing
 from enum import Enum
 from typing import Any
 
+import torch
+
 from opdf_compile.io.screen_rules import Check, rule_of
 from opdf_compile.io.screen_syntax import NotPlain
+
+
+class OtherSchema(ValueError):
+    """A program has a schema that this torch does not read; the message says which."""
 
 
 def check_program(document: object) -> None:
@@ -28,10 +34,33 @@ def check_program(document: object) -> None:
 
     Raises:
         NotPlain: With the place and what was found there.
+        OtherSchema: It was written with another major version of the schema.
     """
     from torch._export.serde import schema
 
+    _check_version(document, schema.SCHEMA_VERSION)
     _checker(schema.ExportedProgram)(document)
+
+
+def _check_version(document: object, known: tuple[int, ...]) -> None:
+    """Before anything else: another major version may look different everywhere."""
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    major = version.get("major") if isinstance(version, dict) else None
+    if type(major) is not int or major in (0, known[0]):
+        return  # Whatever is malformed about it, the schema's own check says.
+    cure = "update torch" if major > known[0] else "export it again with this torch"
+    raise OtherSchema(
+        f"was written with version {major} of torch's program schema, torch {torch.__version__} "
+        f"reads version {known[0]}; {cure}"
+    )
+
+
+def itemsize_of(scalar_type: object) -> int | None:
+    """Bytes of one item of a dtype as the schema numbers it; None where torch has no such dtype."""
+    from torch._export.serde.serialize import _SERIALIZE_TO_TORCH_DTYPE
+
+    found = _SERIALIZE_TO_TORCH_DTYPE.get(scalar_type)
+    return None if found is None else int(found.itemsize)
 
 
 def check_payloads(document: object) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from opdf_compile.io.screen_syntax import NotPlain
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 _SAFE_TEXT = re.compile(r"[^\"'\\`{}\x00-\x1f\x7f-\x9f\u2028\u2029]{0,1024}")
 _DEEPEST = 64
+MOST_VALUES = 100_000
 _CONTAINERS = frozenset(
     {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 )
@@ -124,25 +126,40 @@ def _check_registered(kind: str, context: Any) -> None:
     _check_context(context)
 
 
-def check_sample(value: Any, depth: int = 0) -> None:
+def check_sample(value: Any) -> None:
     """Accept sample inputs made of tensors, numbers, plain texts and plain containers.
 
     Raises:
-        NotPlain: Something else is in it.
+        NotPlain: Something else is in it, or more than a model takes.
     """
-    if depth > _DEEPEST:
-        raise NotPlain(f"the sample inputs are nested deeper than {_DEEPEST}")
-    if type(value) is Tensor or type(value) in _NUMBERS:
-        return
+    left = MOST_VALUES
+    waiting = [(value, 0)]
+    while waiting:
+        found, depth = waiting.pop()
+        left -= 1
+        # A list that holds another one twice, 60 levels deep, is a few hundred bytes in a pickle.
+        if left < 0:
+            raise NotPlain(f"the sample inputs hold more than {MOST_VALUES} values")
+        if depth > _DEEPEST:
+            raise NotPlain(f"the sample inputs are nested deeper than {_DEEPEST}")
+        waiting.extend((part, depth + 1) for part in _sample_parts(found))
+
+
+def _sample_parts(value: Any) -> Iterable[Any]:
+    if type(value) is Tensor:
+        if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+            raise NotPlain("the sample inputs contain a tensor that is no plain array of numbers")
+        return ()
+    if type(value) in _NUMBERS:
+        return ()
     if isinstance(value, str):
         check_safe_text(value)
-    elif type(value) in (tuple, list):
-        for item in value:
-            check_sample(item, depth + 1)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, int):
-                check_safe_text(key)
-            check_sample(item, depth + 1)
-    else:
+        return ()
+    if type(value) in (tuple, list):
+        return value  # type: ignore[no-any-return]
+    if not isinstance(value, dict):
         raise NotPlain(f"the sample inputs contain a {type(value).__name__}")
+    for key in value:
+        if not isinstance(key, int):
+            check_safe_text(key)
+    return value.values()

@@ -15,7 +15,6 @@ Not covered, and documented as such: faults inside torch's own kernels.
 
 from __future__ import annotations
 
-import io
 import os
 import re
 import zipfile
@@ -26,14 +25,22 @@ import torch
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.files import read_failure
+from opdf_compile.io.screen_container import form_problem
+from opdf_compile.io.screen_extents import Extents
 from opdf_compile.io.screen_guards import check_guard
-from opdf_compile.io.screen_program import check_payloads, check_program, parse_json
+from opdf_compile.io.screen_pickles import check_state, load_plain
+from opdf_compile.io.screen_program import (
+    OtherSchema,
+    check_payloads,
+    check_program,
+    itemsize_of,
+    parse_json,
+)
 from opdf_compile.io.screen_syntax import NotPlain
 from opdf_compile.io.screen_trees import check_sample
 
-_MOST_MEMBERS = 200_000
-_LARGEST_TEXT = 512 << 20
-_LONGEST_NAME = 512
+# A program of 100,000 nodes is about 100 MB of JSON, and Python needs 20 times that to hold it.
+LARGEST_TEXT = 128 << 20
 _BOOKKEEPING = frozenset(
     {
         "archive_format",
@@ -76,15 +83,24 @@ def screen_archive(path: str | os.PathLike[str], *, trust_pickle: bool = False) 
         reader = torch._C.PyTorchFileReader(str(file))
     except RuntimeError as error:
         raise ArtefactError(_damaged(file)) from error
-    if {name.lower() for name in reader.get_all_records()} != {name.lower() for name in members}:
+    if not _agree(reader, members):
         raise ArtefactError(f"{file} is refused: its two lists of members differ; {_TRUST}")
     for name in members:
         try:
             _screen_member(reader, name, members)
         except NotPlain as problem:
             raise ArtefactError(f"{file} is refused: in {name}, {problem}; {_TRUST}") from problem
+        except OtherSchema as problem:
+            raise ArtefactError(f"{file} {problem}") from problem
         except RuntimeError as error:
             raise ArtefactError(_damaged(file)) from error
+
+
+def _agree(reader: Any, members: dict[str, int]) -> bool:
+    """Whether torch's reader finds what Python's finds: one archive can hold two directories."""
+    listed = {name.lower(): size for name, size in members.items()}
+    found = {name.lower(): reader.get_record_size(name) for name in reader.get_all_records()}
+    return listed == found
 
 
 def writable_guard(code: str) -> bool:
@@ -127,7 +143,7 @@ def _members(file: Path) -> dict[str, int]:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
         raise ArtefactError(_damaged(file)) from error
-    problem = _form_problem(entries, file.stat().st_size)
+    problem = form_problem(entries, file.stat().st_size)
     if problem:
         raise ArtefactError(f"{file} is refused: {problem}; write it again with torch.export.save")
     members = {entry.filename.partition("/")[2]: entry.file_size for entry in entries}
@@ -141,30 +157,6 @@ def _members(file: Path) -> dict[str, int]:
             "--trust-pickle); write it with torch.export.save"
         )
     return members
-
-
-def _form_problem(entries: list[zipfile.ZipInfo], size: int) -> str | None:
-    """What is wrong with the archive as a container, or None."""
-    if not 0 < len(entries) <= _MOST_MEMBERS:
-        return f"it has {len(entries)} members; between 1 and {_MOST_MEMBERS} are read"
-    for entry in entries:
-        name = entry.filename
-        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
-            return f"the member {name[:80]!r} is compressed, which torch never does (a zip bomb is)"
-        if entry.flag_bits & 0x1:
-            return f"the member {name[:80]!r} is encrypted"
-        parts = name.split("/")
-        climbing = ".." in parts or name.startswith("/") or "\\" in name or ":" in parts[0]
-        if climbing or len(name) > _LONGEST_NAME or "" in parts or "\0" in entry.orig_filename:
-            return f"the member {name[:80]!r} points outside the archive or has no proper name"
-    if sum(entry.file_size for entry in entries) > size:
-        return "its members add up to more than the file, so some overlap (a zip bomb)"
-    if len({entry.filename.partition("/")[0] for entry in entries}) != 1:
-        return "its members lie in several root folders"
-    # torch looks names up without regard to case, zip readers with.
-    if len({entry.filename.lower() for entry in entries}) != len(entries):
-        return "two members have the same name"
-    return None
 
 
 def _name_problem(name: str) -> str | None:
@@ -188,9 +180,9 @@ def _screen_member(reader: Any, name: str, members: dict[str, int]) -> None:
     elif _CONFIG.fullmatch(name):
         _screen_config(reader, name, members)
     elif _LEGACY.fullmatch(name):
-        _weights_only(reader.get_record(name))
+        check_state(load_plain(reader.get_record(name)))
     elif _SAMPLES.fullmatch(name) and members[name]:
-        check_sample(_weights_only(reader.get_record(name)))
+        check_sample(load_plain(reader.get_record(name)))
     elif _EXTRA.fullmatch(name):
         _screen_text(reader, name, members)
 
@@ -198,27 +190,42 @@ def _screen_member(reader: Any, name: str, members: dict[str, int]) -> None:
 def _screen_config(reader: Any, name: str, members: dict[str, int]) -> None:
     """Check a list of payloads; each must exist, be plain bytes or load without running code."""
     folder = name.rpartition("/")[0]
-    for entry in check_payloads(_json(reader, name, members)).values():
+    extents = Extents()
+    for key, entry in check_payloads(_json(reader, name, members)).items():
         payload = f"{folder}/{entry.get('path_name')}"
         if not _PAYLOAD.fullmatch(payload) or payload not in members:
             raise NotPlain(f"{str(entry.get('path_name'))[:60]!r} is no payload of this archive")
         if entry.get("use_pickle"):
-            _weights_only(reader.get_record(payload))
-        elif members[payload] == 0 and not _is_empty(entry.get("tensor_meta")):
-            # torch would allocate the declared size, however large, and fill it with zeros.
-            raise NotPlain(f"{entry['path_name']!r} is empty although a size is declared")
+            check_state({key: load_plain(reader.get_record(payload))})
+        else:
+            _screen_extent(key, entry.get("tensor_meta") or {}, members[payload], extents)
 
 
-def _is_empty(meta: Any) -> bool:
-    sizes = (meta or {}).get("sizes", [])
-    return any(size.get("as_int") == 0 for size in sizes)
+def _screen_extent(key: str, meta: dict[str, Any], size: int, extents: Extents) -> None:
+    """A tensor must lie inside its bytes; torch would fill one without bytes with zeros."""
+    if meta.get("device", {}).get("type") == "meta":
+        raise NotPlain(f"the tensor {key!r} has no values (it is on the device meta)")
+    itemsize = itemsize_of(meta.get("dtype"))
+    if itemsize is None:
+        raise NotPlain(f"the tensor {key!r} has an unknown dtype")
+    sizes, strides, (offset,) = (
+        [number.get("as_int") for number in numbers]
+        for numbers in (
+            meta.get("sizes", ()),
+            meta.get("strides", ()),
+            [meta.get("storage_offset", {"as_int": 0})],
+        )
+    )
+    if size == 0 and 0 not in sizes:
+        raise NotPlain(f"the tensor {key!r} is empty although a size is declared")
+    extents.check(
+        f"the tensor {key!r}", sizes, strides, offset, elements=size // itemsize, itemsize=itemsize
+    )
 
 
 def _screen_text(reader: Any, name: str, members: dict[str, int]) -> None:
-    if members[name] > _LARGEST_TEXT:
-        raise NotPlain(
-            f"{members[name]} bytes of text were found; at most {_LARGEST_TEXT} are read"
-        )
+    if members[name] > LARGEST_TEXT:
+        raise NotPlain(f"{members[name]} bytes of text were found; at most {LARGEST_TEXT} are read")
     try:
         reader.get_record(name).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -226,35 +233,9 @@ def _screen_text(reader: Any, name: str, members: dict[str, int]) -> None:
 
 
 def _json(reader: Any, name: str, members: dict[str, int]) -> object:
-    if members[name] > _LARGEST_TEXT:
-        raise NotPlain(
-            f"{members[name]} bytes of JSON were found; at most {_LARGEST_TEXT} are read"
-        )
+    if members[name] > LARGEST_TEXT:
+        raise NotPlain(f"{members[name]} bytes of JSON were found; at most {LARGEST_TEXT} are read")
     return parse_json(reader.get_record(name))
-
-
-def _weights_only(data: bytes) -> Any:
-    """Load a pickle without running anything in it, or refuse it."""
-    _refuse_compressed(data)
-    try:
-        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # Whatever the pickle provokes, the answer is the same.
-        raise NotPlain("a pickle was found that is more than tensors, so it could run code") from (
-            error
-        )
-
-
-def _refuse_compressed(data: bytes) -> None:
-    """A pickle of torch is a zip file in the zip file: no bomb in there either."""
-    if not data.startswith(b"PK"):
-        return
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            problem = _form_problem(archive.infolist(), len(data))
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        raise NotPlain("a damaged pickle was found") from error
-    if problem:
-        raise NotPlain(f"a pickle was found that is refused: {problem}")
 
 
 def _damaged(file: Path) -> str:

@@ -1,0 +1,131 @@
+"""`.pt2` files as torch 2.1 to 2.7 wrote them: a plain zip file with one program.
+
+    version                            "8.3": the major version must be this torch's
+    serialized_exported_program.json   the program, in the schema of screen_program.py
+    serialized_state_dict.pt           a pickled state dict, likewise serialized_constants.pt
+    serialized_example_inputs.pt       pickled sample inputs; may be empty
+    extra_files/NAME                   texts
+
+The members are read once: what was screened is what torch gets.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch.export import ExportedProgram
+
+from opdf_compile.errors import ArtefactError
+from opdf_compile.io.screen_container import form_problem
+from opdf_compile.io.screen_pickles import check_state, load_plain
+from opdf_compile.io.screen_program import OtherSchema, check_program, parse_json
+from opdf_compile.io.screen_syntax import NotPlain
+from opdf_compile.io.screen_trees import check_sample
+from opdf_compile.io.screening import LARGEST_TEXT
+
+_PROGRAM = "serialized_exported_program.json"
+_STATE, _CONSTANTS = "serialized_state_dict.pt", "serialized_constants.pt"
+_INPUTS = "serialized_example_inputs.pt"
+_EXTRA = "extra_files/"
+_KNOWN = ("version", _PROGRAM, _STATE, _CONSTANTS, _INPUTS)
+_TRUST = "if you trust its source completely, give --trust-pickle"
+
+
+def is_older(file: Path) -> bool:
+    """Whether a file is a zip archive with the program where torch 2.7 kept it."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return _PROGRAM in archive.NameToInfo
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError):
+        return False
+
+
+def read_older(file: Path, *, trust_pickle: bool = False) -> tuple[ExportedProgram, dict[str, str]]:
+    """Read such a file after screening it; nothing in it runs.
+
+    Returns:
+        The program, and the texts that rode along.
+
+    Raises:
+        ArtefactError: It is damaged, too new or too old for this torch, or could run code.
+    """
+    members = _members(file)
+    if not trust_pickle:
+        for name, data in members.items():
+            _screen(file, name, data)
+    extra = {
+        name.removeprefix(_EXTRA): data.decode("utf-8", "replace")
+        for name, data in members.items()
+        if name.startswith(_EXTRA)
+    }
+    return _deserialize(members), extra
+
+
+def _members(file: Path) -> dict[str, bytes]:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+            problem = form_problem(entries, file.stat().st_size, one_folder=False)
+            if problem is None:
+                problem = next(filter(None, map(_name_problem, entries)), None)
+            if problem:
+                raise ArtefactError(
+                    f"{file} is refused: {problem}; write it again with torch.export.save"
+                )
+            members = {entry.filename: archive.read(entry) for entry in entries}
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, RuntimeError) as error:
+        raise ArtefactError(
+            f"{file} is damaged or cut short (its parts do not fit together); write it again"
+        ) from error
+    missing = [name for name in _KNOWN if name not in members]
+    if missing:
+        raise ArtefactError(
+            f"{file} lacks the member {missing[0]!r}, wanted a whole archive of torch.export; "
+            "write it again"
+        )
+    return members
+
+
+def _name_problem(entry: zipfile.ZipInfo) -> str | None:
+    name = entry.filename
+    if name in _KNOWN or (name.startswith(_EXTRA) and name.isprintable()):
+        if name in (_STATE, _CONSTANTS) or entry.file_size <= LARGEST_TEXT:
+            return None
+        return (
+            f"its member {name[:80]!r} has {entry.file_size} bytes, at most {LARGEST_TEXT} are read"
+        )
+    return f"it holds an unexpected member {name[:80]!r}"
+
+
+def _screen(file: Path, name: str, data: bytes) -> None:
+    checks: dict[str, Callable[[bytes], None]] = {
+        _PROGRAM: lambda found: check_program(parse_json(found)),
+        _STATE: lambda found: check_state(load_plain(found)),
+        _CONSTANTS: lambda found: check_state(load_plain(found)),
+        _INPUTS: lambda found: check_sample(load_plain(found)),
+    }
+    try:
+        # torch writes no bytes at all for constants and sample inputs that are not there.
+        if data and name in checks:
+            checks[name](data)
+    except NotPlain as problem:
+        raise ArtefactError(f"{file} is refused: in {name}, {problem}; {_TRUST}") from problem
+    except OtherSchema as problem:
+        raise ArtefactError(f"{file} {problem}") from problem
+    except RuntimeError as error:
+        raise ArtefactError(f"{file} is damaged ({name} cannot be read); write it again") from error
+
+
+def _deserialize(members: dict[str, bytes]) -> ExportedProgram:
+    from torch._export.serde.serialize import SerializedArtifact, deserialize
+
+    artifact: Any = SerializedArtifact(
+        members[_PROGRAM], members[_STATE], members[_CONSTANTS], members[_INPUTS]
+    )
+    program: ExportedProgram = deserialize(artifact)
+    if not program.example_inputs:
+        program.example_inputs = None
+    return program
