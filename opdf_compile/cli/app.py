@@ -20,6 +20,7 @@ from typing import cast
 import typer
 
 from opdf_compile.cli import demo, doctor, expand, export, fold, inspect, plan, verify
+from opdf_compile.cli.printable import printable
 from opdf_compile.errors import OpdfError, UserError
 
 PROGRAM = "opdf-compile"
@@ -91,5 +92,5 @@ def _usage_sentence(error: Exception) -> str:
 
 def _fail(message: str, code: int) -> int:
     # One line whatever the message holds: a library's own text may run over several.
-    print(f"{PROGRAM}: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+    print(f"{PROGRAM}: {printable(' '.join(message.split()))}", file=sys.stderr)  # noqa: T201
     return code

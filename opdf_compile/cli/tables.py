@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich import box
+from rich.console import RenderableType
 from rich.table import Table
+
+from opdf_compile.cli.printable import printable
+
+
+class _Table(Table):
+    """A table whose cells may hold names from files."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        """Adds a row; control characters in its texts are spelled out."""
+        super().add_row(
+            *(printable(cell) if isinstance(cell, str) else cell for cell in cells), **options
+        )
 
 
 def table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
     """An empty table; the columns named in `numbers` are aligned to the right."""
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = _Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         right = column in numbers
         made.add_column(column, justify="right" if right else "left", no_wrap=right)

@@ -12,14 +12,30 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TimeElapsedColumn,
+)
 from rich.text import Text
 
+from opdf_compile.cli.printable import printable
 from opdf_compile.errors import ArtefactError
 
 LOGGER = "opdf_compile"
 # Tables that nobody looks at on a screen are read by programs, which dislike wrapped lines.
 _PIPE_WIDTH = 160
+
+
+class _Description(ProgressColumn):
+    """What is being done; names of files and weights in it are neither markup nor commands."""
+
+    def render(self, task: Task) -> Text:
+        """The description as it is."""
+        return Text(printable(task.description))
 
 
 class Terminal:
@@ -48,12 +64,15 @@ class Terminal:
             return
         for renderable in renderables:
             # Tables are laid out; a line stays one line, so that it can be copied and searched.
-            self._out.print(renderable, soft_wrap=isinstance(renderable, str | Text))
+            text = printable(renderable) if isinstance(renderable, str) else renderable
+            self._out.print(text, soft_wrap=isinstance(text, str | Text))
 
     def warn(self, message: str) -> None:
         """Prints a warning to stderr; unlike the log's, it is part of the command's result."""
         if not self.quiet:
-            self._err.print(Text.assemble(("warning: ", "yellow"), message), soft_wrap=True)
+            self._err.print(
+                Text.assemble(("warning: ", "yellow"), printable(message)), soft_wrap=True
+            )
 
     def result(self, payload: Mapping[str, Any]) -> None:
         """Writes the JSON that `--json` asked for.
@@ -78,7 +97,7 @@ class Terminal:
         """Shows a spinner or bar on a terminal while the block runs; nothing elsewhere."""
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            _Description(),
             BarColumn(),
             TimeElapsedColumn(),
         )
@@ -158,7 +177,8 @@ def _logging_to(stream: TextIO, level: int) -> Iterator[None]:
 
 class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return f"{record.levelname.lower()}: {super().format(record)}"
+        text = printable(super().format(record), lines=record.exc_info is not None)
+        return f"{record.levelname.lower()}: {text}"
 
 
 def _console(stream: TextIO) -> Console:

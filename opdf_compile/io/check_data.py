@@ -8,9 +8,7 @@ torch model. The file is an ordinary npz without pickles, and the same export wr
 from __future__ import annotations
 
 import re
-import struct
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +17,13 @@ from typing import Any
 import numpy as np
 
 from opdf_compile.errors import ArtefactError
+from opdf_compile.io.arrays import DAMAGE, read_npz
 from opdf_compile.io.files import existing_file
 
 SCHEMA = "opdf-check/1"
-# A zip entry can claim any size; check data holds a few batches.
-LARGEST_BYTES = 8 << 30
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _BFLOAT16 = "bfloat16"
 _SAMPLE = re.compile(r"s(\d+)\.", re.ASCII)
-_DAMAGE = (
-    *(OSError, ValueError, TypeError, EOFError, LookupError, MemoryError, RuntimeError),
-    *(SyntaxError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,24 +128,9 @@ def read_check(path: Path) -> CheckData:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-        if size > LARGEST_BYTES:
-            raise ArtefactError(
-                f"{path} unpacks to {size} bytes, wanted at most {LARGEST_BYTES}; export the "
-                "model again with a smaller example input"
-            )
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    # A damaged archive fails wherever the damage is: in its directory, an entry's compression or
-    # encryption flags, its stream, or the array header, each with an exception of its own.
-    except _DAMAGE as error:
+        return read_npz(path)
+    except DAMAGE as error:
         raise _no_check_data(path, error) from error
-    for name, array in arrays.items():
-        # numpy hands out an entry that is no array as its bytes.
-        if not isinstance(array, np.ndarray):
-            raise _no_check_data(path, ValueError(f"its entry {name!r} is no array"))
-    return arrays
 
 
 def _no_check_data(path: Path, error: Exception) -> ArtefactError:

@@ -148,7 +148,13 @@ def check_numerics(
     if check is None:
         return NumericsResult("not_checked", worst="there is no check data")
     data = read_check(check)
-    if data.onnx_sha256 and data.onnx_sha256 != sha256(candidate):
+    if not data.onnx_sha256:
+        # Evidence that names no file would pass for the evidence of any.
+        raise ArtefactError(
+            f"{check} does not say which ONNX file it was written for, wanted its SHA-256; export "
+            "the model again"
+        )
+    if data.onnx_sha256 != sha256(candidate):
         sentence = (
             f"{check.name} was written for another file than {candidate.name} (its SHA-256 "
             "differs): export it again"

@@ -135,7 +135,7 @@ def test_files_that_are_no_inputs_are_sentences(tmp_path: Path) -> None:
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez_compressed(tmp_path / "bomb.npz", a=np.zeros(1_000_000))
-    monkeypatch.setattr("opdf_compile.io.inputs._MOST_BYTES", 1_000_000)
+    monkeypatch.setattr("opdf_compile.io.arrays.LARGEST_BYTES", 1_000_000)
     with pytest.raises(InputError, match="would unpack to 8000"):
         examples(file=tmp_path / "bomb.npz")
 
