@@ -128,7 +128,9 @@ def verdict_table(report: ParityReport) -> Table:
 def details(report: ParityReport) -> list[str]:
     """What differs between the graphs, and what a reader of the verdict should know."""
     notes = report.environment.get("notes", ())
-    return [*(f"difference: {line}" for line in report.structure.differences), *map(str, notes)]
+    differences = (f"difference: {text}" for text in report.structure.differences)
+    # A difference is a sentence, then a line for each of the two places.
+    return [*(line for text in differences for line in text.splitlines()), *map(str, notes)]
 
 
 def verdict_line(report: ParityReport) -> Text:

@@ -7,15 +7,19 @@ words, so the file is parsed with onnx and every external tensor is located here
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.files import existing_file, read_failure
+from opdf_compile.verify.functions import check_calls
 
 if TYPE_CHECKING:
     import onnx
+
+# onnxruntime takes the offset of such a tensor for a pointer.
+_IN_MEMORY = "_ORT_MEM_ADDR_"
 
 
 def load_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
@@ -58,6 +62,7 @@ def load_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
         raise ArtefactError(
             f"{file} is not a whole ONNX model (no {', no '.join(missing)} found); export it again"
         )
+    check_calls(model, file)
     for tensor in _external_tensors(model):
         _check_external(tensor, file)
     return model
@@ -95,16 +100,27 @@ def _external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             tensors.extend(holder.initializer)
             for sparse in holder.sparse_initializer:
                 tensors.extend((sparse.values, sparse.indices))
+        else:
+            # The defaults of a function's attributes.
+            _collect(holder.attribute_proto, tensors, holders)
         for node in holder.node:
-            for attribute in node.attribute:
-                tensors.append(attribute.t)
-                tensors.extend(attribute.tensors)
-                for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
-                    tensors.extend((sparse.values, sparse.indices))
-                if attribute.HasField("g"):
-                    holders.append(attribute.g)
-                holders.extend(attribute.graphs)
+            _collect(node.attribute, tensors, holders)
         yield from (t for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL)
+
+
+def _collect(
+    attributes: Iterable[onnx.AttributeProto],
+    tensors: list[onnx.TensorProto],
+    holders: list[onnx.GraphProto | onnx.FunctionProto],
+) -> None:
+    for attribute in attributes:
+        tensors.append(attribute.t)
+        tensors.extend(attribute.tensors)
+        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+            tensors.extend((sparse.values, sparse.indices))
+        if attribute.HasField("g"):
+            holders.append(attribute.g)
+        holders.extend(attribute.graphs)
 
 
 def _check_external(tensor: onnx.TensorProto, file: Path) -> None:
@@ -115,6 +131,8 @@ def _check_external(tensor: onnx.TensorProto, file: Path) -> None:
     remedy = "; data must be a plain file in the model's folder, so export it again"
     if not location or "\0" in location:
         raise ArtefactError(f"{what}, which is no file name{remedy}")
+    if _IN_MEMORY in location:
+        raise ArtefactError(f"{what}, which means an address in memory to the runtime{remedy}")
     relative = Path(location)
     if relative.is_absolute() or ".." in relative.parts:
         raise ArtefactError(f"{what}, outside the model's folder{remedy}")
