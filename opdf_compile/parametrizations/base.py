@@ -102,6 +102,7 @@ class Parametrization(Protocol[S]):
         dtype: str = "float32",
         transposed: bool = False,
         kernel: int = 1,
+        row_axes: int = 1,
     ) -> S:
         """The usual spec with this many tensors.
 
@@ -111,6 +112,8 @@ class Parametrization(Protocol[S]):
             dtype: Name of the weight's dtype.
             transposed: Whether the weight is stored as (in features, out features).
             kernel: Product of the kernel sizes of a convolution.
+            row_axes: How many leading axes are rows; given only where it is not 1, so a
+                parametrization that knows no stacks of matrices may leave it out.
 
         Raises:
             PlanError: The weight cannot be parametrized so.
@@ -124,6 +127,7 @@ class Parametrization(Protocol[S]):
         dtype: str = "float32",
         transposed: bool = False,
         kernel: int = 1,
+        row_axes: int = 1,
     ) -> tuple[S, ...]:
         """Specs to choose from, strictly increasing in added parameters."""
         ...

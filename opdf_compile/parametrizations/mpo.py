@@ -53,7 +53,8 @@ class Mpo:
         if tuple(weight.shape) != spec.shape:
             found, wanted = list(weight.shape), list(spec.shape)
             raise InputError(f"a weight of shape {found} was found, {wanted} is wanted by its spec")
-        matrix = weight.detach().reshape(weight.shape[0], -1)
+        rows = math.prod(spec.shape[: spec.row_axes])
+        matrix = weight.detach().reshape(rows, -1)
         return decompose(matrix.mT if spec.transposed else matrix, spec.chain, device=device)
 
     def compose(self, tensors: Sequence[Tensor], spec: MpoSpec) -> Tensor:
@@ -86,6 +87,7 @@ class Mpo:
         dtype: str = "float32",
         transposed: bool = False,
         kernel: int = 1,
+        row_axes: int = 1,
     ) -> MpoSpec:
         """The chain family with this many cores: the paper's shapes.
 
@@ -93,12 +95,12 @@ class Mpo:
             PlanError: The weight has fewer than two axes, or the number of cores is not 2 to 64.
         """
         shape = tuple(weight_shape)
-        rows, cols = matrix_sizes(shape, transposed=transposed)
+        rows, cols = matrix_sizes(shape, transposed=transposed, row_axes=row_axes)
         try:
             modes = chain_modes(rows, cols, cores, kernel=kernel)
         except InputError as error:
             raise PlanError(f"no MPO for a weight of shape {list(shape)}: {error}") from error
-        return MpoSpec(shape, dtype, transposed, *modes)
+        return MpoSpec(shape, dtype, transposed, *modes, row_axes)
 
     def candidates(
         self,
@@ -107,6 +109,7 @@ class Mpo:
         dtype: str = "float32",
         transposed: bool = False,
         kernel: int = 1,
+        row_axes: int = 1,
     ) -> tuple[MpoSpec, ...]:
         """At most 40 specs, strictly increasing in added parameters.
 
@@ -114,12 +117,12 @@ class Mpo:
         balanced family fill the gaps, at about equal ratios of added parameters.
         """
         shape = tuple(weight_shape)
-        rows, cols = matrix_sizes(shape, transposed=transposed)
+        rows, cols = matrix_sizes(shape, transposed=transposed, row_axes=row_axes)
         try:
             chains = _candidate_chains(rows, cols, kernel)
         except InputError as error:
             raise PlanError(f"no MPO for a weight of shape {list(shape)}: {error}") from error
-        return tuple(MpoSpec(shape, dtype, transposed, *modes) for modes in chains)
+        return tuple(MpoSpec(shape, dtype, transposed, *modes, row_axes) for modes in chains)
 
     def spec_to_json(self, spec: MpoSpec) -> dict[str, object]:
         """The spec as JSON values; see `mpo_spec.spec_to_json`."""
@@ -146,14 +149,21 @@ class Mpo:
         if any(len(shape) != 4 for shape in found):
             raise FoldError(f"cores have 4 axes (left, out, in, right), found shapes {found}")
         out_modes, in_modes = tuple(s[1] for s in found), tuple(s[2] for s in found)
+        row_axes = _row_axes(tuple(weight_shape), math.prod(out_modes))
         try:
-            spec = MpoSpec(tuple(weight_shape), dtype, transposed, out_modes, in_modes)
+            spec = MpoSpec(tuple(weight_shape), dtype, transposed, out_modes, in_modes, row_axes)
         except PlanError as error:
             raise FoldError(f"cores of shapes {found} do not fit the weight: {error}") from error
         wanted = [list(shape) for shape in spec.chain.core_shapes]
         if found != wanted:
             raise FoldError(f"cores of shapes {found} were found, full bonds want {wanted}")
         return spec
+
+
+def _row_axes(shape: tuple[int, ...], rows: int) -> int:
+    """How many leading axes multiply to the rows; 1 where none do, which the spec then refuses."""
+    fitting = (k for k in range(1, len(shape)) if math.prod(shape[:k]) == rows)
+    return next(fitting, 1)
 
 
 @lru_cache(maxsize=1024)

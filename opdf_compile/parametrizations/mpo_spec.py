@@ -3,6 +3,7 @@
 A weight of shape (O, I/g, *kernel) is the matrix O x (I/g * prod kernel), whatever its groups; of a
 transposed convolution likewise axis 0 against the others. A linear weight stored as (I, O), the
 operand of addmm, is marked `transposed` and read as its transpose, so that rows are out features.
+A stack (E, O, I) is the matrix (E * O) x I: its first two axes are the rows (`row_axes`).
 
 Full bonds bound what a plan can ask for: core k has d_{k-1} p_k d_k <= L_{k-1} p_k R_k = N entries
 (N of the weight, symbols of `tensor.decompose`), so n cores add at most (n - 1) N <= 63 N.
@@ -14,6 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 from opdf_compile.errors import InputError, PlanError
 from opdf_compile.tensor.chain import Chain
@@ -25,6 +27,7 @@ DTYPES = ("float16", "bfloat16", "float32", "float64")
 MAX_ENTRIES = 2**40
 
 _REQUIRED = ("shape", "dtype", "transposed", "out_modes", "in_modes")
+_OPTIONAL = ("row_axes", "bonds")
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class MpoSpec:
         transposed: The weight is stored as (in features, out features).
         out_modes: Factors of the rows, one per core.
         in_modes: Factors of the columns, one per core.
+        row_axes: How many leading axes of the shape are the rows.
 
     Raises:
         PlanError: A value is of the wrong kind, or the modes do not multiply to the weight's sizes.
@@ -47,10 +51,11 @@ class MpoSpec:
     transposed: bool
     out_modes: Modes
     in_modes: Modes
+    row_axes: int = 1
 
     def __post_init__(self) -> None:
         """Refuse what no weight or chain can be."""
-        rows, cols = matrix_sizes(self.shape, transposed=self.transposed)
+        rows, cols = matrix_sizes(self.shape, transposed=self.transposed, row_axes=self.row_axes)
         if self.dtype not in DTYPES:
             raise PlanError(
                 f"dtype is {self.dtype!r}; an MPO weight has one of {', '.join(DTYPES)}"
@@ -74,8 +79,8 @@ class MpoSpec:
         return replace(self, dtype=dtype)
 
 
-def matrix_sizes(shape: tuple[int, ...], *, transposed: bool) -> tuple[int, int]:
-    """(rows, columns) of a weight: out features, and the product of everything else.
+def matrix_sizes(shape: tuple[int, ...], *, transposed: bool, row_axes: int = 1) -> tuple[int, int]:
+    """(rows, columns) of a weight: the product of its leading axes, and that of the others.
 
     Raises:
         PlanError: The shape is no weight's.
@@ -88,18 +93,25 @@ def matrix_sizes(shape: tuple[int, ...], *, transposed: bool) -> tuple[int, int]
         raise PlanError(f"transposed is true or false, found {transposed!r}")
     if transposed and len(shape) != 2:
         raise PlanError(f"only a weight with two axes can be transposed, found shape {list(shape)}")
+    if type(row_axes) is not int or not 1 <= row_axes < len(shape):
+        raise PlanError(
+            f"row_axes is {row_axes!r}, wanted 1 to {len(shape) - 1} for a weight of shape "
+            f"{list(shape)}"
+        )
     if math.prod(shape) > MAX_ENTRIES:
         raise PlanError(f"a weight of shape {list(shape)} is larger than 2^40 entries")
-    rows, cols = shape[0], math.prod(shape[1:])
+    rows, cols = math.prod(shape[:row_axes]), math.prod(shape[row_axes:])
     return (cols, rows) if transposed else (rows, cols)
 
 
 def spec_to_json(spec: MpoSpec) -> dict[str, object]:
     """The spec as JSON values, with the bonds for the reader."""
+    stack = {"row_axes": spec.row_axes} if spec.row_axes != 1 else {}
     return {
         "shape": list(spec.shape),
         "dtype": spec.dtype,
         "transposed": spec.transposed,
+        **stack,
         "out_modes": list(spec.out_modes),
         "in_modes": list(spec.in_modes),
         "bonds": list(spec.chain.bonds),
@@ -107,7 +119,10 @@ def spec_to_json(spec: MpoSpec) -> dict[str, object]:
 
 
 def spec_from_json(data: Mapping[str, object]) -> MpoSpec:
-    """The spec of JSON values; `bonds` may be left out, and must be the full ones where given.
+    """The spec of JSON values.
+
+    `row_axes` may be left out where it is 1; `bonds` may be left out, and must be the full ones
+    where given.
 
     Raises:
         PlanError: A key is missing or unknown, or a value does not fit.
@@ -127,7 +142,8 @@ def spec_from_json(data: Mapping[str, object]) -> MpoSpec:
     shape, out_modes, in_modes = (
         _integers(data, key) for key in ("shape", "out_modes", "in_modes")
     )
-    spec = MpoSpec(shape, dtype, transposed, out_modes, in_modes)
+    row_axes: Any = data.get("row_axes", 1)
+    spec = MpoSpec(shape, dtype, transposed, out_modes, in_modes, row_axes)
     if "bonds" in data and _integers(data, "bonds") != spec.chain.bonds:
         raise PlanError(
             f"bonds are {data['bonds']}, and OPDF never truncates: the full bonds of these modes"
