@@ -38,7 +38,8 @@ class PassResult:
     """What a pass returns.
 
     Attributes:
-        module: The graph module after the pass; never the one that came in.
+        module: The graph module after the pass. A pass that is called works on a copy; one that
+            rewrites (see `GraphPass.rewrite`) gives back the module that it was given.
         changes: Everything that was done.
     """
 
@@ -78,10 +79,21 @@ class GraphPass(ABC):
             module: Left as it is: the copy has a graph of its own and shares the parameters.
         """
         self.requires(module)
-        result = self.call(copy_graph(module))
-        result.module.graph.lint()
+        result = self.rewrite(copy_graph(module))
         # Calling the module runs the code that was generated before the graph was edited.
         result.module.recompile()
+        return result
+
+    def rewrite(self, module: GraphModule) -> PassResult:
+        """Check, rewrite, check again, without a copy and without new code.
+
+        Args:
+            module: Belongs to the caller, who gives it up. What comes back has the new graph and
+                the old code: call `recompile` before it is run.
+        """
+        self.requires(module)
+        result = self.call(module)
+        result.module.graph.lint()
         self.ensures(result)
         return result
 
@@ -106,14 +118,26 @@ class Pipeline:
     observer: Observer = log_pass
 
     def __call__(self, module: GraphModule) -> PassResult:
-        """Run all passes; the changes add up."""
-        changes: tuple[Change, ...] = ()
+        """Run all passes on one copy; the changes add up."""
+        result = self.rewrite(module)
+        result.module.recompile()
+        return result
+
+    def rewrite(self, module: GraphModule) -> PassResult:
+        """Like a call, but no code is generated: for who wants the graph and not to run it.
+
+        Generating code takes a third of the time of an expansion, so it is done once or never,
+        not once per pass.
+        """
+        owned = copy_graph(module)
+        changes: list[Change] = []
         for graph_pass in self.passes:
             start = time.perf_counter()
-            result = graph_pass(module)
+            result = graph_pass.rewrite(owned)
             self.observer(graph_pass, result, time.perf_counter() - start)
-            module, changes = result.module, changes + result.changes
-        return PassResult(module, changes)
+            owned = result.module
+            changes.extend(result.changes)
+        return PassResult(owned, tuple(changes))
 
 
 def copy_graph(module: GraphModule) -> GraphModule:

@@ -147,12 +147,12 @@ def folded_state(expanded: Expanded) -> dict[str, Tensor]:
     for entry in expanded.plan.entries:
         weight = _weight(expanded, entry)
         values.update(dict.fromkeys((entry.key, *entry.aliases), weight))
-    cores = tuple(f"{entry.key}_cores." for entry in expanded.plan.entries)
+    cores = {name for entry in expanded.plan.entries for name in entry.core_names}
     named = (
         *expanded.named_parameters(remove_duplicate=False),
         *expanded.named_buffers(remove_duplicate=False),
     )
-    values.update({n: t.detach() for n, t in named if not n.startswith(cores)})
+    values.update({n: t.detach() for n, t in named if n not in cores})
     return values
 
 
