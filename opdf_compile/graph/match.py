@@ -8,36 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import prod
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
 
-from opdf_compile.graph.flops import shape_of, weight_op_flops
+from opdf_compile.graph.flops import weight_op_flops
+from opdf_compile.graph.flow import Flow, Meeting, meetings
+from opdf_compile.graph.layout import orientation
 from opdf_compile.graph.module_match import bare, module_rows
-from opdf_compile.graph.ops import (
-    LOOKUP_OPS,
-    NO_INPUT,
-    PRODUCTS,
-    STACKED,
-    WEIGHT_OPS,
-    WeightOperand,
-    operand,
-    operand_beside,
-    refused_op,
-)
-from opdf_compile.graph.provenance import refuse_indirect
+from opdf_compile.graph.ops import LOOKUP, short_name
 from opdf_compile.graph.rows import Match, MatchReport, Refusal, Use
 from opdf_compile.graph.sharing import is_weight_dtype, names_of_parameters
-from opdf_compile.graph.trace import PHASES, Phase, Traced
-from opdf_compile.graph.uses import Reader, fed_by_inputs, readers
+from opdf_compile.graph.traced import MODULE, Phase, Traced
+from opdf_compile.graph.values import shape_of
 
 __all__ = ["Match", "MatchReport", "Refusal", "Use", "match"]
+
+SCALE = (
+    "is stretched over the weight that {} reads (one number for a row or a block): a scale, "
+    "not a matrix"
+)
+FUNCTION = (
+    "reaches {} through aten.{}, a function of the whole matrix: what its factors are, the "
+    "weight's are not (include= takes it all the same)"
+)
 
 
 def match(model: Traced | nn.Module) -> MatchReport:
     """Find every weight that can be over-parameterised, and say why the others cannot.
+
+    A weight is replaced where it is stored, so every reader gets the composed one, and views and
+    arithmetic between the Parameter and the op (a transpose, a slice, a norm, a mask) change
+    nothing: such a weight is a match too, and its uses say what it goes through.
 
     Args:
         model: A traced model; or a module, whose Linear and Conv submodules are then taken as they
@@ -54,38 +56,64 @@ def match(model: Traced | nn.Module) -> MatchReport:
     if isinstance(model, nn.Module):
         return module_rows(bare(model))
     found = _Findings(parameters=_parameters(model))
-    for phase in PHASES:
-        _scan(model.graphs[phase], phase, found)
+    for phase, graph in model.graphs.items():
+        found.note(phase, meetings(graph))
     rows: dict[str, Match | Refusal] = {
-        key: _judge(key, sighting) for key, sighting in found.sightings.items()
+        key: row for key, seen in found.sightings.items() if (row := _judge(key, seen)) is not None
     }
-    for phase in PHASES:
-        for refusal in refuse_indirect(model.graphs[phase], found.parameters):
-            rows.setdefault(refusal.key, refusal)
-    for refusal in _unused(model):
-        rows.setdefault(refusal.key, refusal)
+    for row in (*found.constants, *_unread(model, found)):
+        rows.setdefault(row.key, row)
     order = {names[0]: index for index, names in enumerate(found.parameters.values())}
     ordered = sorted(rows.values(), key=lambda row: order.get(row.key, len(order)))
     return MatchReport(
         matches=tuple(row for row in ordered if isinstance(row, Match)),
         refusals=tuple(row for row in ordered if isinstance(row, Refusal)),
         notes=model.notes,
+        rung=model.rung,
+        source="modules" if model.rung == MODULE else "graph",
     )
 
 
 @dataclass
 class _Sighting:
+    """All meetings of one Parameter, by kind."""
+
     parameter: Tensor
     aliases: tuple[str, ...]
-    uses: list[tuple[Use, WeightOperand, bool]] = field(default_factory=list)
-    lookups: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
+    uses: list[tuple[Phase, Meeting]] = field(default_factory=list)
+    weak: list[tuple[Phase, Meeting]] = field(default_factory=list)
+    lookups: list[Meeting] = field(default_factory=list)
+    never: list[Meeting] = field(default_factory=list)
+    asides: list[Meeting] = field(default_factory=list)
+
+    def add(self, phase: Phase, meeting: Meeting) -> None:
+        if meeting.kind in ("use", "weak"):
+            (self.uses if meeting.kind == "use" else self.weak).append((phase, meeting))
+            return
+        kinds = {"lookup": self.lookups, "never": self.never, "aside": self.asides}
+        kinds[meeting.kind].append(meeting)
 
 
 @dataclass
 class _Findings:
     parameters: dict[int, tuple[str, ...]]
     sightings: dict[str, _Sighting] = field(default_factory=dict)
+    constants: list[Refusal] = field(default_factory=list)
+    read: dict[str, str] = field(default_factory=dict)
+
+    def note(self, phase: Phase, flow: Flow) -> None:
+        for key, reader in flow.read.items():
+            name = self.parameters.get(key, ("",))[0]
+            self.read.setdefault(name, str(reader.target))
+        for meeting in flow.meetings:
+            origin = meeting.origin
+            if origin is None:
+                shape = flow.shapes.get(meeting.constant, ())
+                self.constants.append(Refusal(meeting.constant, meeting.reason, shape=shape))
+                continue
+            names = self.parameters.get(id(origin.parameter), (origin.target,))
+            fresh = _Sighting(origin.parameter, names[1:])
+            self.sightings.setdefault(names[0], fresh).add(phase, meeting)
 
 
 def _parameters(traced: Traced) -> dict[int, tuple[str, ...]]:
@@ -93,120 +121,121 @@ def _parameters(traced: Traced) -> dict[int, tuple[str, ...]]:
     if isinstance(traced.source, nn.Module):
         return names_of_parameters(traced.source)
     names: dict[int, tuple[str, ...]] = {}
-    for phase in PHASES:
-        for key, found in names_of_parameters(traced.graphs[phase]).items():
+    for graph in traced.graphs.values():
+        for key, found in names_of_parameters(graph).items():
             names.setdefault(key, found)
     return names
 
 
-def _scan(graph_module: GraphModule, phase: Phase, found: _Findings) -> None:
-    """Record what every get_attr of a Parameter feeds."""
-    fed = fed_by_inputs(graph_module)
-    for node in graph_module.graph.nodes:
-        parameter = parameter_of(graph_module, node)
-        if parameter is None:
-            continue
-        names = found.parameters.get(id(parameter), (str(node.target),))
-        for reader in readers(graph_module, node):
-            _record(found, names, parameter, phase, reader, fed)
-
-
-def parameter_of(graph_module: GraphModule, node: Node) -> nn.Parameter | None:
-    """The Parameter that a get_attr reads, or None."""
-    if node.op != "get_attr":
-        return None
-    value: object = graph_module
-    for name in str(node.target).split("."):
-        value = getattr(value, name, None)
-    return value if isinstance(value, nn.Parameter) else None
-
-
-def _record(
-    found: _Findings,
-    names: tuple[str, ...],
-    parameter: Tensor,
-    phase: Phase,
-    reader: Reader,
-    fed: set[Node],
-) -> None:
-    node = reader.node
-    reason = refused_op(node)
-    places = [
-        where for where in WEIGHT_OPS.get(node.target, ()) if operand(node, where) is reader.operand
-    ]
-    refused = reason is not None and parameter.ndim > 1
-    lookup = node.target in LOOKUP_OPS
-    if not places and not refused and not lookup:
-        return
-    sighting = found.sightings.setdefault(names[0], _Sighting(parameter, names[1:]))
-    shape = shape_of(reader.operand) or tuple(parameter.shape)
-    if refused:
-        sighting.refused.append(str(reason))
-    elif places and len(shape) > 2 and not places[0].convolution:
-        sighting.refused.append(STACKED)  # matmul broadcasts: x @ W with one matrix per head.
-    elif places and node.target in PRODUCTS and operand_beside(node, places[0]) not in fed:
-        sighting.refused.append(NO_INPUT)
-    elif lookup:
-        sighting.lookups.append(node.name)
-    else:
-        use = Use(phase, node.name, str(node.target), weight_op_flops(node, shape))
-        sighting.uses.append((use, places[0], reader.swapped))
-
-
-def _judge(key: str, sighting: _Sighting) -> Match | Refusal:
-    weight = sighting.parameter
-    uses = tuple(use for use, _where, _swapped in sighting.uses)
-    reason = _reason(sighting)
+def _judge(key: str, seen: _Sighting) -> Match | Refusal | None:
+    """A match, a refusal, or None for what is no matrix and never stood where one stands."""
+    weight = seen.parameter
+    # A product with a constant counts where no product with an input does.
+    uses = [row for row in seen.uses if _as_matrix(row[1])]
+    uses = uses or [row for row in seen.weak if _as_matrix(row[1])]
     if not uses:
-        what = sighting.refused[0] if sighting.refused else "is a lookup table, not a matrix factor"
-        return Refusal(key, reason=what, shape=tuple(weight.shape))
-    _use, where, swapped = sighting.uses[0]
-    convolution = where.convolution and weight.ndim > 2
-    found = Match(
-        key=key,
-        shape=tuple(weight.shape),
-        dtype=str(weight.dtype).removeprefix("torch."),
-        uses=uses,
-        transposed=(where.transposed ^ swapped) and weight.ndim == 2,
-        kernel=prod(weight.shape[2:]) if convolution else 1,
-        aliases=sighting.aliases,
-    )
+        reason = _why_no_use(seen)
+        return None if reason is None else Refusal(key, reason, shape=tuple(weight.shape))
+    found = _match(key, seen, uses)
+    reason, optional = _reason(seen, uses)
     if reason is None:
         return found
-    sentence, optional = reason
-    return Refusal(key, sentence, shape=found.shape, offer=found if optional else None)
+    return Refusal(key, reason, shape=found.shape, offer=found if optional else None)
 
 
-def _reason(sighting: _Sighting) -> tuple[str, bool] | None:
+def _as_matrix(meeting: Meeting) -> bool:
+    origin = meeting.origin
+    return origin is not None and not origin.scales and not origin.gathered
+
+
+def _match(key: str, seen: _Sighting, uses: list[tuple[Phase, Meeting]]) -> Match:
+    weight, sizes = seen.parameter, tuple(seen.parameter.shape)
+    first = uses[0][1]
+    assert first.origin is not None
+    roles = [
+        "".join(
+            sorted({label for label, axes in zip(first.labels, first.origin.layout) if axis in axes})
+        )
+        for axis in range(len(sizes))
+    ]
+    transposed, kernel, rows = orientation(sizes, roles) if len(sizes) > 1 else (False, 1, 1)
+    return Match(
+        key=key,
+        shape=sizes,
+        dtype=str(weight.dtype).removeprefix("torch."),
+        uses=tuple(_use(phase, meeting) for phase, meeting in uses),
+        transposed=transposed,
+        kernel=kernel,
+        aliases=seen.aliases,
+        row_axes=rows,
+    )
+
+
+def _use(phase: Phase, meeting: Meeting) -> Use:
+    node, origin = meeting.node, meeting.origin
+    assert origin is not None
+    shape = shape_of(meeting.operand) or tuple(origin.parameter.shape)
+    flops = weight_op_flops(node, shape, meeting.labels)
+    return Use(phase, node.name, str(node.target), flops, through=origin.through)
+
+
+def _why_no_use(seen: _Sighting) -> str | None:
+    """Why a Parameter that meets a product or a layer is not its weight."""
+    if seen.never:
+        return seen.never[0].reason
+    if seen.asides:
+        return seen.asides[0].reason
+    if seen.lookups or any(m.origin and m.origin.gathered for _p, m in seen.uses + seen.weak):
+        return LOOKUP
+    if seen.parameter.ndim < 2:
+        return None
+    _phase, meeting = (seen.uses + seen.weak)[0]
+    return SCALE.format(meeting.node.target)
+
+
+def _reason(seen: _Sighting, uses: list[tuple[Phase, Meeting]]) -> tuple[str | None, bool]:
     """Why a weight with linear uses is left alone, and whether a plan may include it."""
-    weight = sighting.parameter
+    weight = seen.parameter
     if not is_weight_dtype(weight):
         return f"has dtype {weight.dtype}, only dense floating-point weights are factorised", False
     if weight.ndim < 2:
         return "has one axis: there is nothing to factorise", False
     if weight.numel() == 0:
         return "is empty", False
-    if sighting.refused:
-        return sighting.refused[0], False
+    if seen.never:
+        return seen.never[0].reason, False
     if not weight.requires_grad:
         return "is frozen (requires_grad=False): extra parameters would not be trained", False
-    if sighting.lookups:
+    if seen.lookups:
         rows = weight.shape[0]
         return (
             f"is tied to an embedding of {rows} rows: cores would cost a product over the whole "
             "vocabulary in every step (include= takes it all the same)",
             True,
         )
-    return None
+    functions = [m.origin.function if m.origin else "" for _phase, m in uses]
+    if all(functions):
+        return FUNCTION.format(uses[0][1].node.target, functions[0]), True
+    return None, False
 
 
-def _unused(traced: Traced) -> Iterator[Refusal]:
-    """Linear and Conv modules: those that a graph reads have a row of their own already."""
+def _unread(traced: Traced, found: _Findings) -> Iterator[Match | Refusal]:
+    """Linear and Conv modules whose weight no op reads as a weight."""
     if isinstance(traced.source, ExportedProgram):
         return
     report = module_rows(traced.source)
+    if traced.rung == MODULE:
+        # The phase without a graph may read any of them, so the modules' own word counts.
+        yield from report.matches
+        yield from report.refusals
+        return
     for row in report.matches:
-        yield Refusal(row.key, "is not read by forward with these inputs", shape=row.shape)
-    # A weight that is computed before each use has no Parameter; its sources are refused above.
+        reader = found.read.get(row.key)
+        if reader is None:
+            reason = "is not read by forward with these inputs"
+        else:
+            reason = f"is read by {reader}, and reaches no linear or convolution op as its weight"
+        yield Refusal(row.key, reason, shape=row.shape)
+    # A weight that is computed before each use has no Parameter; its sources have their own rows.
     known = {name for name, _parameter in traced.source.named_parameters(remove_duplicate=False)}
     yield from (row for row in report.refusals if row.key in known)

@@ -16,12 +16,15 @@ class Use:
         node: The op's name in the phase's graph.
         op: The operator, such as ``aten.linear.default``.
         flops: Forward floating-point operations at the example's size.
+        through: What the weight goes through before the op reads it, such as ("batch_norm",);
+            transposes, slices and casts are left out.
     """
 
     phase: str
     node: str
     op: str
     flops: int
+    through: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Match:
         transposed: Whether it is stored (in, out), as addmm takes it.
         kernel: Elements of the convolution kernel, 1 for matrices.
         aliases: Other names of the same Parameter (tied weights).
+        row_axes: How many leading axes are the rows of the matrix; the others are its columns. A
+            stack (experts, out, in) is one matrix of experts * out rows.
     """
 
     key: str
@@ -45,6 +50,7 @@ class Match:
     transposed: bool = False
     kernel: int = 1
     aliases: tuple[str, ...] = ()
+    row_axes: int = 1
 
     @property
     def parameters(self) -> int:
@@ -64,6 +70,16 @@ class Match:
     def op(self) -> str:
         """The operator of the first use, short: "linear", "conv2d"."""
         return self.uses[0].op.split(".")[1] if self.uses else "module"
+
+    @property
+    def through(self) -> tuple[str, ...]:
+        """What the weight goes through before it is read, over all uses."""
+        return tuple(dict.fromkeys(name for use in self.uses for name in use.through))
+
+    @property
+    def reading(self) -> str:
+        """How the weight is read: "conv2d", or "conv2d of batch_norm"."""
+        return f"{self.op} of {', '.join(self.through)}" if self.through else self.op
 
 
 @dataclass(frozen=True)
@@ -91,16 +107,24 @@ class MatchReport:
         matches: Weights that can be over-parameterised.
         refusals: Weights that are left alone, with reasons.
         notes: What the tracer had to give up, in sentences.
+        rung: The rung of the tracer's ladder that held; "module" where no graph was looked at, or
+            one phase has none.
+        source: "graph", or "modules" where the rung is "module": uses and FLOPs are then those of
+            the eval graph, if there is one.
     """
 
     matches: tuple[Match, ...]
     refusals: tuple[Refusal, ...] = ()
     notes: tuple[str, ...] = ()
+    rung: str = "module"
+    source: str = "modules"
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain values, schema "opdf-match/1"."""
         return {
             "schema": "opdf-match/1",
+            "rung": self.rung,
+            "source": self.source,
             "matches": [
                 {
                     "key": m.key,
@@ -112,7 +136,9 @@ class MatchReport:
                     "parameters": m.parameters,
                     "flops": m.flops,
                     "aliases": list(m.aliases),
-                    "uses": [vars(use) for use in m.uses],
+                    "row_axes": m.row_axes,
+                    "through": list(m.through),
+                    "uses": [vars(use) | {"through": list(use.through)} for use in m.uses],
                 }
                 for m in self.matches
             ],
@@ -122,10 +148,16 @@ class MatchReport:
             "notes": list(self.notes),
         }
 
+    @property
+    def origin(self) -> str:
+        """Where the matches come from, in words."""
+        found = "modules" if self.source == "modules" else "the graph"
+        return f"found from {found} (rung {self.rung})"
+
     def rows(self) -> list[tuple[str, str, str, str, str]]:
         """Cells of the table: key, op, shape, parameters, FLOPs."""
         return [
-            (m.key, m.op, "x".join(map(str, m.shape)), f"{m.parameters:,}", f"{m.flops:,}")
+            (m.key, m.reading, "x".join(map(str, m.shape)), f"{m.parameters:,}", f"{m.flops:,}")
             for m in self.matches
         ]
 
@@ -134,7 +166,7 @@ class MatchReport:
         table = text_table([head, *self.rows()], right=(3, 4))
         refused = [f"{r.key} {r.reason}" for r in self.refusals]
         total = f"{len(self.matches)} matches, {len(self.refusals)} refusals"
-        return "\n".join([table, total, *refused, *self.notes])
+        return "\n".join([table, total, *refused, self.origin, *self.notes])
 
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{h}</th>" for h in ("weight", "op", "shape", "parameters", "FLOPs"))
@@ -145,7 +177,8 @@ class MatchReport:
         refused = "".join(
             f"<li><code>{escape(r.key)}</code> {escape(r.reason)}</li>" for r in self.refusals
         )
-        return f"<table><tr>{head}</tr>{body}</table><ul>{refused}</ul>"
+        notes = "".join(f"<p>{escape(note)}</p>" for note in (self.origin, *self.notes))
+        return f"<table><tr>{head}</tr>{body}</table><ul>{refused}</ul>{notes}"
 
 
 def text_table(rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> str:

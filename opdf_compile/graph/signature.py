@@ -74,7 +74,7 @@ def leaf_names(
     forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[str]:
     """One name for every leaf (tensor or not) of ``(args, kwargs)``, in pytree order."""
-    tops = [*_positional_names(forward, len(args)), *kwargs]
+    tops = [*positional_names(forward, len(args)), *kwargs]
     names: list[str] = []
     for top, value in zip(tops, [*args, *kwargs.values()], strict=True):
         for path, _leaf in pytree.tree_flatten_with_path(value)[0]:
@@ -82,7 +82,8 @@ def leaf_names(
     return names
 
 
-def _positional_names(forward: Callable[..., Any], count: int) -> list[str]:
+def positional_names(forward: Callable[..., Any], count: int) -> list[str]:
+    """Names of the first `count` positional inputs; ``xs_0``, ``xs_1`` for those of ``*xs``."""
     names: list[str] = []
     for parameter in inspect.signature(forward).parameters.values():
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:

@@ -17,9 +17,10 @@ from torch.export import Dim, ExportedProgram
 from opdf_compile.errors import ExportError, TraceError
 from opdf_compile.graph import axes as axes_of
 from opdf_compile.graph.axes import Dynamic
+from opdf_compile.graph.failures import first_line, remedy_of
 from opdf_compile.graph.recorded import recorded_inputs
 from opdf_compile.graph.signature import Inputs, bind, normalise_inputs
-from opdf_compile.graph.trace import Traced, first_line, trace
+from opdf_compile.graph.trace import Traced, trace
 from opdf_compile.io.check_data import CheckData
 from opdf_compile.io.evidence import gather
 from opdf_compile.io.onnx_translate import export_program, quiet
@@ -83,6 +84,7 @@ def build(
     """
     wanted = parse_dtype(dtype)
     traced = _as_traced(model, args, kwargs, dynamic, wanted)
+    _require_graph(traced)
     program = traced.programs["eval"]
     if not isinstance(traced.source, nn.Module):
         _refuse_training_graph(program)
@@ -131,6 +133,7 @@ def _as_traced(
             f"the model is a {type(model).__name__}, wanted a torch.nn.Module, an ExportedProgram "
             "or a Traced; pass the module itself"
         )
+    _require_graph(model)
     _refuse_cores(model.programs["eval"])
     return _retrace(_with_example(model, args, kwargs), wanted)
 
@@ -143,6 +146,17 @@ def _refuse_expanded(model: nn.Module) -> None:
             "the model is an Expanded whose weights are still cores, wanted the student itself; "
             "fold it first: opdf.fold(model)"
         )
+
+
+def _require_graph(traced: Traced) -> None:
+    """An ONNX file is a graph, so the eval phase needs one; the train phase does not matter."""
+    if "eval" in traced.programs:
+        return
+    reason = traced.reasons.get("eval", "its eval phase was not traced")
+    raise TraceError(
+        f"{type(traced.source).__name__} cannot be exported: no graph can hold its eval phase "
+        f"({reason}), wanted {remedy_of(reason)}"
+    )
 
 
 def _refuse_cores(program: ExportedProgram) -> None:
@@ -160,12 +174,12 @@ def _trace_module(
     model: nn.Module, inputs: Inputs, dynamic: Dynamic, wanted: torch.dtype | None
 ) -> Traced:
     if wanted is None or not _changes(model.state_dict().values(), wanted):
-        return trace(model, *inputs, dynamic=dynamic)
+        return trace(model, *inputs, dynamic=dynamic, phases=("eval",))
     mapping = _to(wanted)
     converted = copy.deepcopy(model).to(wanted)
     converted_inputs = pytree.tree_map(lambda leaf: cast(leaf, mapping), inputs)
     try:
-        return trace(converted, *converted_inputs, dynamic=dynamic)
+        return trace(converted, *converted_inputs, dynamic=dynamic, phases=("eval",))
     except TraceError as error:
         raise ExportError(
             f"the model does not run in {str(wanted).removeprefix('torch.')} ({error}), wanted a "

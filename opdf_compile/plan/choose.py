@@ -9,8 +9,7 @@ overhead  compose FLOPs per optimizer step <= (R - 1) x FLOPs of the student's s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import nn
@@ -23,6 +22,7 @@ from opdf_compile.graph.rows import Match, MatchReport, Refusal
 from opdf_compile.graph.trace import Traced
 from opdf_compile.parametrizations.base import Spec
 from opdf_compile.parametrizations.registry import get
+from opdf_compile.plan.globs import Globs
 from opdf_compile.plan.value import Plan, PlanEntry
 
 DEFAULT_CORES = 3
@@ -65,7 +65,8 @@ def plan(
         2.125
     """
     request = _request(cores, scale, overhead)
-    flops = step_flops(model.graphs["train"]) if isinstance(model, Traced) else 0
+    graph = model.graph if isinstance(model, Traced) else None
+    flops = step_flops(graph) if graph is not None else 0
     report = match(model)
     chosen, refusals = select(report, include, exclude, min_size)
     specs = dict(_specs(chosen, request, flops, parametrization))
@@ -88,7 +89,7 @@ def plan(
     )
     if not entries:
         raise PlanError(_nothing(report, refusals))
-    made = Plan(entries, tuple(refusals), flops, request)
+    made = Plan(entries, tuple(refusals), flops, request, rung=report.rung, notes=report.notes)
     source = model.source if isinstance(model, Traced) else bare(model)
     return made.made_for(source) if isinstance(source, nn.Module) else made
 
@@ -126,21 +127,18 @@ def select(
     Raises:
         PlanError: A glob names no weight.
     """
-    include, exclude = _globs(include), _globs(exclude)
+    wanted, unwanted = Globs(include), Globs(exclude)
+    refused = {r.key: r.reason for r in report.refusals}
     offers = {r.key: r.offer for r in report.refusals if r.offer is not None}
     everything = {m.key: m for m in report.matches} | offers
-    for glob in (*include, *exclude):
-        if not any(_named(m, [glob]) for m in everything.values()):
-            raise PlanError(
-                f"the glob {glob!r} names none of the {len(everything)} weights "
-                f"(the first is {next(iter(everything), 'none')!r}); see opdf-compile inspect"
-            )
+    for globs in (wanted, unwanted):
+        globs.require_used(everything.values())
     chosen: list[Match] = []
     refusals = [r for r in report.refusals if r.offer is None]
     for key, found in everything.items():
-        reason = _left_out(found, include, exclude, min_size)
-        if reason is None and key in offers and not _named(found, include):
-            reason = next(r.reason for r in report.refusals if r.key == key)
+        reason = _left_out(found, wanted, unwanted, min_size)
+        if reason is None and key in offers and not wanted.name(found):
+            reason = refused[key]
         if reason is None:
             chosen.append(found)
         else:
@@ -148,25 +146,14 @@ def select(
     return chosen, refusals
 
 
-def _globs(given: Sequence[str]) -> Sequence[str]:
-    """One glob may come as a bare string; as a sequence it would be read letter by letter."""
-    return (given,) if isinstance(given, str) else given
-
-
-def _left_out(
-    found: Match, include: Sequence[str], exclude: Sequence[str], min_size: int
-) -> str | None:
-    if include and not _named(found, include):
+def _left_out(found: Match, include: Globs, exclude: Globs, min_size: int) -> str | None:
+    if include and not include.name(found):
         return "is not named by include"
-    if _named(found, exclude):
+    if exclude.name(found):
         return "is named by exclude"
     if found.parameters < min_size:
         return f"has {found.parameters} parameters, fewer than min_size={min_size}"
     return None
-
-
-def _named(found: Match, globs: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, g) for g in globs for name in (found.key, *found.aliases))
 
 
 def _specs(
@@ -181,26 +168,24 @@ def _specs(
         if not flops:
             raise PlanError(
                 "overhead needs the FLOPs of the student's step, found a module without a graph; "
-                "pass opdf.trace(model, args), or ask for cores= or scale="
+                "pass opdf.trace(model, args) if a graph can hold it, or ask for cores= or scale="
             )
         yield from _by_overhead(chosen, name, (request["overhead"] - 1) * flops)
 
 
 def _propose(found: Match, name: str, cores: int) -> Spec:
-    spec: Spec = get(name).propose(
-        found.shape,
-        cores=cores,
-        dtype=found.dtype,
-        transposed=found.transposed,
-        kernel=found.kernel,
-    )
+    spec: Spec = get(name).propose(found.shape, cores=cores, **_form(found))
     return spec
 
 
 def _candidates(found: Match, name: str) -> tuple[Spec, ...]:
-    return get(name).candidates(
-        found.shape, dtype=found.dtype, transposed=found.transposed, kernel=found.kernel
-    )
+    return get(name).candidates(found.shape, **_form(found))
+
+
+def _form(found: Match) -> dict[str, Any]:
+    """How the weight is a matrix. A parametrization need not know of stacks to take the others."""
+    form = {"dtype": found.dtype, "transposed": found.transposed, "kernel": found.kernel}
+    return form if found.row_axes == 1 else {**form, "row_axes": found.row_axes}
 
 
 def _adds(spec: Spec, name: str) -> bool:
@@ -237,18 +222,33 @@ def _by_overhead(chosen: list[Match], name: str, budget: float) -> Iterator[tupl
         ]
         for m in chosen
     }
-    ratios = sorted({ratio for rows in options.values() for ratio, _f, _s in rows})
-    best: dict[str, Spec] = {}
-    for ratio in ratios:
-        # Of the options up to this ratio each weight takes the one that adds most.
-        taken = {
-            key: max((row for row in rows if row[0] <= ratio), key=lambda row: row[0])
-            for key, rows in options.items()
-            if rows[0][0] <= ratio
-        }
-        if sum(flops for _r, flops, _s in taken.values()) <= budget:
-            best = {key: spec for key, (_r, _f, spec) in taken.items()}
-    yield from best.items()
+    best = _highest_ratio(options, budget)
+    # Of the options up to this ratio each weight takes the one that adds most.
+    for key, rows in options.items():
+        fitting = [row for row in rows if row[0] <= best]
+        if fitting:
+            yield key, max(fitting, key=lambda row: row[0])[2]
+
+
+def _highest_ratio(options: dict[str, list[tuple[float, int, Spec]]], budget: float) -> float:
+    """The largest common ratio whose FLOPs fit; -inf where none does.
+
+    One walk upwards through all options, the sum of FLOPs kept up to date: a model of many
+    different layers has as many ratios as options.
+    """
+    steps = sorted(
+        ((ratio, flops, key) for key, rows in options.items() for ratio, flops, _spec in rows),
+        key=lambda step: step[0],
+    )
+    taken: dict[str, int] = {}
+    total, best = 0, float("-inf")
+    for place, (ratio, flops, key) in enumerate(steps):
+        total += flops - taken.get(key, 0)
+        taken[key] = flops
+        last = place + 1 == len(steps) or steps[place + 1][0] > ratio
+        if last and total <= budget:
+            best = ratio
+    return best
 
 
 def _nothing(report: MatchReport, refusals: list[Refusal]) -> str:

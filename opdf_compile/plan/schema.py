@@ -37,6 +37,8 @@ class PlanModel(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     schema_: Literal["opdf-plan/1"] = Field(alias="schema")
     request: dict[str, Any] = {}
+    rung: str = "module"
+    notes: list[str] = []
     entries: list[EntryModel]
     refusals: list[RefusalModel] = []
     totals: dict[str, Any] = Field({}, description="Written for the reader; computed anew.")
@@ -64,6 +66,8 @@ def read(value: Any) -> Plan:
         refusals=tuple(Refusal(r.key, r.reason) for r in model.refusals),
         student_step_flops=flops if isinstance(flops, int) and flops > 0 else 0,
         request=model.request,
+        rung=model.rung,
+        notes=tuple(model.notes),
     )
 
 

@@ -82,12 +82,17 @@ class Plan:
         student_step_flops: FLOPs of one training step of the student on the example batch; 0 where
             the plan was made from a module without a graph.
         request: What was asked for, such as {"cores": 3}.
+        rung: The rung of the tracer's ladder that the model stood on; "module" where it was planned
+            without a graph. Two plans that differ only here are equal.
+        notes: What the tracer had to give up, in sentences.
     """
 
     entries: tuple[PlanEntry, ...]
     refusals: tuple[Refusal, ...] = ()
     student_step_flops: int = 0
     request: dict[str, Any] = field(default_factory=dict)
+    rung: str = field(default="module", compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         """Refuse a weight that is planned twice.
@@ -177,6 +182,8 @@ class Plan:
         return {
             "schema": SCHEMA,
             "request": self.request,
+            "rung": self.rung,
+            "notes": list(self.notes),
             "entries": [entry.to_json() for entry in self.entries],
             "refusals": [{"key": r.key, "reason": r.reason} for r in self.refusals],
             "totals": {

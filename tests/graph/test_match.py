@@ -325,6 +325,7 @@ def test_tables_read_in_text_html_and_json() -> None:
         "0.weight  linear  8x8            64    256",
         "1 matches, 1 refusals",
         "1.w is a buffer or constant read by aten.linear.default, not a trainable Parameter",
+        "found from the graph (rung dynamic)",
     ]
     value = report.to_json()
     assert value["schema"] == "opdf-match/1"

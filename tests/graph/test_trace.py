@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -211,40 +210,14 @@ class Branches(nn.Module):
         return self.linear(x) if x.sum() > 0 else x
 
 
-@dataclass
-class Unregistered:
-    value: Tensor
-
-
-class ReturnsUnregistered(nn.Module):
-    def forward(self, x: Tensor) -> Unregistered:
-        return Unregistered(x * 2)
-
-
-def test_a_failed_trace_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(TraceError):
-        trace(Branches(), (torch.randn(4, 8),))
+def test_a_failed_rung_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    assert trace(Branches(), (torch.randn(4, 8),)).rung == "module"
     assert capfd.readouterr().out == ""
 
 
 @pytest.mark.parametrize(
     ("model", "args", "dynamic", "error", "sentence"),
     [
-        (
-            Branches(),
-            (torch.randn(4, 8),),
-            None,
-            TraceError,
-            r"cannot hold Branches as a graph \(.*\), wanted a forward without branches on tensor "
-            r"values; mark the branch with torch.cond",
-        ),
-        (
-            ReturnsUnregistered(),
-            (torch.randn(4, 8),),
-            None,
-            TraceError,
-            r"wanted inputs and outputs made of tensors, .* torch.export.register_dataclass",
-        ),
         (
             nn.Linear(8, 8),
             (torch.randn(4, 7),),

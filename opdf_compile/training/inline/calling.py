@@ -7,7 +7,7 @@ position, or the other way round; both become the traced ``(args, kwargs)`` tree
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 from opdf_compile.errors import InputError
 from opdf_compile.graph.axes import input_shapes, is_free
 from opdf_compile.graph.recorded import recorded_request
-from opdf_compile.graph.signature import Inputs, path_name
+from opdf_compile.graph.signature import Inputs, path_name, positional_names
+from opdf_compile.graph.traced import Phase
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,10 @@ class Convention:
         names: Names of the positional arguments that were traced.
         keywords: Names of the keyword arguments that were traced.
         signature: The source's own signature, or None for a program.
-        fixed: (input name, axis, size) of every axis that the graph holds at one size.
+        fixed: For each phase, (input name, axis, size) of every axis that its graph holds at one
+            size.
         tensors: Names of the tensor inputs in order.
-        dynamic: ``(args, kwargs)`` with {axis: Dim.AUTO} for the axes that are free.
+        dynamic: For each phase, ``(args, kwargs)`` with {axis: Dim.AUTO} for the free axes.
         constants: (position among the leaves, value) of what the graph took as a constant.
     """
 
@@ -42,17 +44,22 @@ class Convention:
     names: tuple[str, ...]
     keywords: tuple[str, ...]
     signature: inspect.Signature | None
-    fixed: tuple[tuple[str, int, int], ...]
+    fixed: Mapping[Phase, tuple[tuple[str, int, int], ...]]
     tensors: tuple[str, ...]
-    dynamic: Inputs
+    dynamic: Mapping[Phase, Inputs]
     constants: tuple[tuple[int, Any], ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Convention:
         """Nothing here is ever changed, so copies of a module share it."""
         return self
 
-    def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+    def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any], phase: Phase) -> list[Any]:
         """The leaves of a call in the graph's order.
+
+        Args:
+            args: Positional inputs.
+            kwargs: Keyword inputs.
+            phase: The phase whose graph is to run.
 
         Raises:
             InputError: The call has other inputs than the graph was traced with.
@@ -68,7 +75,7 @@ class Convention:
                 )
         if not torch.compiler.is_compiling():
             self._check_constants(leaves)
-            self._check_fixed([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+            self._check_fixed([leaf for leaf in leaves if isinstance(leaf, Tensor)], phase)
         return leaves
 
     def _rearrange(
@@ -79,8 +86,7 @@ class Convention:
         else:
             given = {}
             for name, value in self._bound(args, kwargs).items():
-                kind = self.signature.parameters[name].kind
-                given.update(value if kind is inspect.Parameter.VAR_KEYWORD else {name: value})
+                given.update(self._spread(name, value))
         traced = (*self.names, *self.keywords)
         given = {**self._defaults(), **given}
         missing = [name for name in traced if name not in given]
@@ -91,6 +97,16 @@ class Convention:
                 f"{', '.join(traced)}; pass exactly these, or trace again with other examples"
             )
         return tuple(given[n] for n in self.names), {n: given[n] for n in self.keywords}
+
+    def _spread(self, name: str, value: Any) -> dict[str, Any]:
+        """One parameter of forward as the inputs that came in through it."""
+        assert self.signature is not None
+        kind = self.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            return dict(value)
+        if kind is inspect.Parameter.VAR_POSITIONAL:
+            return {f"{name}_{index}": part for index, part in enumerate(value)}
+        return {name: value}
 
     def _bound(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         assert self.signature is not None
@@ -135,9 +151,9 @@ class Convention:
         label = self.names[index] if named else path_name([top])
         return "_".join(filter(None, (label, path_name(rest))))
 
-    def _check_fixed(self, tensors: list[Tensor]) -> None:
+    def _check_fixed(self, tensors: list[Tensor], phase: Phase) -> None:
         shapes = dict(zip(self.tensors, tensors, strict=False))
-        for name, axis, size in self.fixed:
+        for name, axis, size in self.fixed[phase]:
             found = shapes[name]
             if found.ndim <= axis or found.shape[axis] != size:
                 raise InputError(
@@ -147,40 +163,42 @@ class Convention:
 
 
 def convention(
-    program: ExportedProgram, forward: Any | None, tensors: tuple[str, ...]
+    programs: Mapping[Phase, ExportedProgram], forward: Any | None, tensors: tuple[str, ...]
 ) -> Convention:
-    """Read a program's call convention.
+    """Read the call convention of a model's programs.
 
     Args:
-        program: One phase's program.
+        programs: The program of each phase.
         forward: The source's forward, or None where the source is a program.
         tensors: Names of the tensor inputs, in the program's order.
     """
+    program = programs["train"]
     spec = program.call_spec.in_spec
     positional, keyword = spec.children()
     count = positional.num_children
     keywords = tuple(keyword.context) if keyword.num_children else ()
     signature = inspect.signature(forward) if forward is not None else None
-    if signature is not None:
-        names = tuple(list(signature.parameters)[:count])
+    if forward is not None:
+        names = tuple(positional_names(forward, count))
     else:
         names = tuple(tensors[:count])
-    fixed = tuple(
-        (name, axis, int(size))
-        for name, shape in zip(tensors, input_shapes(program), strict=False)
-        for axis, size in enumerate(shape)
-        if not is_free(size)
-    )
     return Convention(
         spec,
         names,
         keywords,
         signature,
-        fixed,
+        {phase: tuple(_fixed(own, tensors)) for phase, own in programs.items()},
         tensors,
-        recorded_request(program),
+        {phase: recorded_request(own) for phase, own in programs.items()},
         tuple(_constants(program)),
     )
+
+
+def _fixed(program: ExportedProgram, tensors: tuple[str, ...]) -> Iterator[tuple[str, int, int]]:
+    for name, shape in zip(tensors, input_shapes(program), strict=False):
+        for axis, size in enumerate(shape):
+            if not is_free(size):
+                yield name, axis, int(size)
 
 
 def _constants(program: ExportedProgram) -> Iterator[tuple[int, Any]]:

@@ -100,8 +100,9 @@ class Expanded(nn.Module):
         Raises:
             InputError: The inputs are not those that the graph was traced with.
         """
-        leaves = self._convention.flatten(args, kwargs)
-        return self._phases["train" if self.training else "eval"].run(self.tree, leaves)
+        phase: Phase = "train" if self.training else "eval"
+        leaves = self._convention.flatten(args, kwargs, phase)
+        return self._phases[phase].run(self.tree, leaves)
 
     def phase(self, name: Phase) -> PhaseGraph:
         """The graph of a phase."""
@@ -126,23 +127,21 @@ class Expanded(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for entry in self.plan.entries:
-            old = self._weight_dtype(entry.key)
-            new = fn(torch.empty(0, dtype=old)).dtype
-            if new is not old:
-                self._phases = {
-                    phase: graph.with_weight_dtype(old, new)
-                    for phase, graph in self._phases.items()
-                }
+        moved = {old: fn(torch.empty(0, dtype=old)).dtype for old in self._weight_dtypes()}
+        if any(new is not old for old, new in moved.items()):
+            self._phases = {
+                phase: graph.with_weight_dtypes(moved) for phase, graph in self._phases.items()
+            }
         return self
 
-    def _weight_dtype(self, key: str) -> torch.dtype:
-        for graph in self._phases.values():
-            for node in graph.graph.nodes:
-                if node.meta.get(WEIGHT_MARK) == key:
-                    dtype: torch.dtype = node.args[1]
-                    return dtype
-        return torch.float32
+    def _weight_dtypes(self) -> set[torch.dtype]:
+        """The dtypes of the composed weights, over all phases."""
+        return {
+            node.args[1]
+            for phase in self._phases.values()
+            for node in phase.graph.nodes
+            if WEIGHT_MARK in node.meta
+        }
 
     def extra_repr(self) -> str:
         """One line: weights, scale."""

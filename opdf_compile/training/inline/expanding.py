@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from opdf_compile.errors import InputError, PlanError
+from opdf_compile.errors import InputError, PlanError, TraceError
 from opdf_compile.graph.edit import (
     attribute,
     drop_dtype_checks,
@@ -55,6 +55,7 @@ def expand(
         A module to train. Its outputs equal the student's within rounding.
 
     Raises:
+        TraceError: A phase has no graph: it stands on the rung "module", or was not traced.
         PlanError: The plan is for another model.
         InputError: A weight holds NaN or infinity.
 
@@ -64,6 +65,7 @@ def expand(
         >>> sorted(opdf.expand(traced, opdf.plan(traced)).state_dict())
         ['bias', 'weight_cores.0', 'weight_cores.1', 'weight_cores.2']
     """
+    _require_graphs(traced)
     plan.validate(match(traced))
     tensors = _Tensors(traced, plan)
     cores: dict[str, nn.ParameterList] = {}
@@ -72,7 +74,7 @@ def expand(
             progress(entry.key, index, len(plan.entries))
         cores[entry.key] = _decompose(entry, tensors.weight(entry), device)
     passes = Pipeline([Expand(plan, cores), CheckShapes(plan)])
-    graphs = {phase: passes(traced.graphs[phase]).module for phase in PHASES}
+    graphs = {phase: passes.rewrite(traced.graphs[phase]).module for phase in PHASES}
     names = {phase: _own_names(traced, phase) for phase in PHASES}
     forward = traced.source.forward if isinstance(traced.source, nn.Module) else None
     expanded = Expanded(
@@ -81,7 +83,7 @@ def expand(
             phase: PhaseGraph(_flat(graphs[phase], names[phase]), out_spec(traced.programs[phase]))
             for phase in PHASES
         },
-        convention(traced.programs["train"], forward, traced.input_names),
+        convention(traced.programs, forward, traced.input_names),
         deep_copy(traced.source),
         traced.example(),
         traced.axis_names,
@@ -93,6 +95,24 @@ def expand(
     if isinstance(traced.source, nn.Module):
         expanded.train(traced.source.training)
     return expanded
+
+
+def _require_graphs(traced: Traced) -> None:
+    missing = [phase for phase in PHASES if phase not in traced.graphs]
+    if not missing:
+        return
+    name = type(traced.source).__name__
+    if missing[0] not in traced.reasons:
+        raise TraceError(
+            f"{name} was traced without its {missing[0]} phase, wanted both; trace it again and "
+            "leave phases out"
+        )
+    which = "graph" if len(missing) == len(PHASES) else f"{missing[0]} graph"
+    raise TraceError(
+        f"{name} has no {which} to expand ({traced.reasons[missing[0]]}), wanted one that "
+        "torch.export can hold; train the module itself in the hoisted form: "
+        "opdf.Overparam(model, torch.optim.AdamW, plan=plan), or opdf.hoist(model, plan)"
+    )
 
 
 def _decompose(entry: PlanEntry, weight: Tensor, device: torch.device | str | None) -> Cores:

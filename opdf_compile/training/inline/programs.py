@@ -41,7 +41,7 @@ def phase_program(expanded: Expanded, phase: Phase) -> ExportedProgram:
     part, convention = expanded.phase(phase), expanded.convention
     names = [*convention.names, *convention.keywords]
     module = graph_module(expanded.tree, part.graph, names, convention.spec, part.out_spec)
-    return export_graph(module, expanded.example, convention.dynamic)
+    return export_graph(module, expanded.example, convention.dynamic[phase])
 
 
 def graph_module(

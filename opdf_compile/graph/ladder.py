@@ -1,0 +1,173 @@
+"""The ladder: ask for everything, and give up as little as it takes, one phase at a time.
+
+dynamic -> auto -> auto-given -> by-axis -> static -> module        (see `traced`)
+
+Each phase climbs by itself: a branch that is drawn while training (LayerDrop) does not keep the
+eval graph from being exported. What the model's own forward rejects is an error, and no rung.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from opdf_compile.graph import axes as axes_of
+from opdf_compile.graph.axes import AxisNames
+from opdf_compile.graph.containers import register_dataclasses
+from opdf_compile.graph.explicit import explicit_forward
+from opdf_compile.graph.failures import depends_only_on_data, is_out_of_memory, reason_of
+from opdf_compile.graph.phases import export_phase
+from opdf_compile.graph.probe import Run, rejected, run_model
+from opdf_compile.graph.signature import Inputs, bind
+from opdf_compile.graph.traced import MODULE, Phase
+
+_DYNAMIC, _AUTO = (hint for _name, hint in axes_of.AXIS_HINTS)
+# Each unit of the rung by-axis is one export.
+_MOST_UNITS = 6
+logger = logging.getLogger("opdf_compile")
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """Where one phase came to rest.
+
+    Attributes:
+        rung: The rung that held.
+        program: Its program; None on the rung "module".
+        shapes: The request that torch.export granted.
+        failures: (rung, reason) of those that did not hold.
+        notes: Other sentences.
+    """
+
+    rung: str
+    program: ExportedProgram | None = None
+    shapes: dict[str, Any] | None = None
+    failures: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """Why the last rung that was tried did not hold."""
+        return self.failures[-1][1] if self.failures else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """One model with its example and the axes that are asked to stay dynamic.
+
+    Attributes:
+        model: The module; its weights, buffers and flags are as before afterwards.
+        inputs: The example.
+        names: The name of each leaf of the inputs.
+        wanted: The axes asked for, by input name.
+    """
+
+    model: nn.Module
+    inputs: Inputs
+    names: list[str]
+    wanted: AxisNames
+
+    def climb(self, phase: Phase) -> Held:
+        """Try the rungs of one phase from the strictest request down.
+
+        Raises:
+            TraceError: The model's own forward rejects the example in eval.
+        """
+        failures: list[tuple[str, str]] = []
+        stuck = False
+        for rung, attempt in self._attempts(phase):
+            if stuck and rung != "static":
+                continue  # No request for axes changes what the model asks of its values.
+            try:
+                held = attempt()
+            except Exception as error:  # torch.export raises whatever the model's own code raises.
+                if is_out_of_memory(error):
+                    raise
+                failures.append((rung, reason_of(error)))
+                stuck = depends_only_on_data(error)
+            else:
+                return replace(held, rung=rung, failures=tuple(failures))
+            logger.info("trace: %s: the rung %r did not hold: %s", phase, *failures[-1])
+            if len(failures) > 1:
+                continue
+            run = self._run(phase)
+            if run.error is not None:
+                if phase == "eval":
+                    raise rejected(self.model, self.inputs, self.names, run.error) from run.error
+                reason = f"forward in train rejects the example: {reason_of(run.error)}"
+                return Held(MODULE, failures=((rung, reason),))
+            registered = register_dataclasses(run.output)
+            if registered:
+                again = self.climb(phase)
+                return replace(again, notes=(*registered, *again.notes))
+        return Held(MODULE, failures=tuple(failures))
+
+    def _attempts(self, phase: Phase) -> Iterator[tuple[str, Callable[[], Held]]]:
+        wanted = self.wanted
+        if any(wanted.values()):
+            yield "dynamic", lambda: self._export(phase, wanted, _DYNAMIC)
+            yield "auto", lambda: self._export(phase, wanted, _AUTO)
+            given = axes_of.not_one(self.inputs, self.names, wanted)
+            if given != wanted and any(given.values()):
+                yield "auto-given", lambda: self._export(phase, given, _AUTO)
+            units = self._units()
+            if len(units) > 1:
+                yield "by-axis", lambda: self._by_axis(phase, units)
+        yield "static", lambda: self._export(phase, {}, None)
+
+    def _export(self, phase: Phase, axes: AxisNames, hint: Any) -> Held:
+        # Only what this rung keeps free is widened: a model may take no batch but the example's.
+        wide = axes_of.widen(self.inputs, self.names, axes)
+        with explicit_forward(self.model, wide):
+            request = axes_of.request(wide, self.names, axes, hint)
+            shapes = bind(self.model.forward, *request) if axes else None
+            return Held("", export_phase(self.model, phase, wide, shapes), shapes)
+
+    def _by_axis(self, phase: Phase, units: list[AxisNames]) -> Held:
+        """Free one axis after the other; what does not hold stays fixed.
+
+        Raises:
+            Exception: None of them holds; the error of the last one.
+        """
+        kept: AxisNames = {}
+        held: Held | None = None
+        last: Exception | None = None
+        for unit in units:
+            more = {name: {**kept.get(name, {}), **unit.get(name, {})} for name in self.wanted}
+            try:
+                held, kept = self._export(phase, more, _AUTO), more
+            except Exception as error:  # As in climb.
+                if is_out_of_memory(error):
+                    raise
+                last = error
+        if held is None:
+            assert last is not None
+            raise last
+        return held
+
+    def _units(self) -> list[AxisNames]:
+        """Axes that stand or fall together: those of one letter, or else those of one input."""
+        letters = dict.fromkeys(a for axes in self.wanted.values() for a in axes.values())
+        if len(letters) > 1:
+            return [
+                {
+                    n: {i: a for i, a in axes.items() if a == letter}
+                    for n, axes in self.wanted.items()
+                }
+                for letter in list(letters)[:_MOST_UNITS]
+            ]
+        inputs = [name for name, axes in self.wanted.items() if axes]
+        return [{name: self.wanted[name]} for name in inputs[:_MOST_UNITS]]
+
+    def _run(self, phase: Phase) -> Run:
+        """The model's own forward; a batch of one may be too small for a batch norm in training."""
+        run = run_model(self.model, phase, self.inputs)
+        if run.error is None:
+            return run
+        wide = run_model(self.model, phase, axes_of.widen(self.inputs, self.names, self.wanted))
+        return wide if wide.error is None else run

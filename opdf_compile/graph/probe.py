@@ -1,0 +1,86 @@
+"""Run the model itself on the example: a limit of torch.export, or an example that does not fit?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from opdf_compile.errors import TraceError
+from opdf_compile.graph.failures import first_line, is_out_of_memory, place_of
+from opdf_compile.graph.phases import phase_flags, quiet
+from opdf_compile.graph.sharing import deep_copy
+from opdf_compile.graph.signature import Inputs
+from opdf_compile.graph.traced import Phase
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What the model's own forward did.
+
+    Attributes:
+        output: What it returned.
+        error: What it raised.
+    """
+
+    output: Any = None
+    error: Exception | None = None
+
+
+def run_model(model: nn.Module, phase: Phase, inputs: Inputs) -> Run:
+    """Run a copy of the model once, in one phase; the caller's random numbers come back.
+
+    Args:
+        model: It is not changed.
+        phase: "train" or "eval".
+        inputs: Example inputs.
+    """
+    random = torch.random.fork_rng(devices=_cuda_devices(inputs))
+    with random, torch.no_grad(), quiet(), phase_flags(model, phase):
+        call = _on_copies(model)
+        args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), inputs)
+        try:
+            return Run(output=call(args, kwargs))
+        except Exception as error:  # Whatever the user's forward raises on these inputs.
+            if is_out_of_memory(error):
+                raise
+            return Run(error=error)
+
+
+def _on_copies(model: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+    """The model as a function that changes none of its tensors."""
+    try:
+        copied = deep_copy(model)
+    except Exception as error:  # A module may hold what cannot be copied: a file, a lock.
+        if is_out_of_memory(error):
+            raise
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        state = {name: tensor.detach().clone() for name, tensor in tensors}
+        return lambda args, kwargs: torch.func.functional_call(model, state, args, kwargs)
+    return lambda args, kwargs: copied(*args, **kwargs)
+
+
+def rejected(
+    model: nn.Module, inputs: Inputs, names: Sequence[str], error: Exception
+) -> TraceError:
+    """The error for example inputs that the model itself does not accept."""
+    shapes = ", ".join(
+        f"{name}={'x'.join(map(str, leaf.shape))}:{str(leaf.dtype).removeprefix('torch.')}"
+        for name, leaf in zip(names, pytree.tree_leaves(inputs), strict=True)
+        if isinstance(leaf, Tensor)
+    )
+    where = place_of(error)
+    return TraceError(
+        f"{type(model).__name__} rejects the example inputs {shapes or 'given'} "
+        f"({type(error).__name__}: {first_line(error)}{f', at {where}' if where else ''}), wanted "
+        "inputs that its forward accepts; correct their shapes and dtypes"
+    )
+
+
+def _cuda_devices(inputs: Inputs) -> list[int]:
+    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+    return sorted({t.get_device() for t in tensors if t.is_cuda})
