@@ -11,6 +11,7 @@ def test_ranks_answer_in_order(two: Any) -> None:
     assert two.run("crew_tasks", "sum_of_ranks") == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_hang_fails_with_its_name_and_the_next_task_runs(two: Any) -> None:
     with pytest.raises(AssertionError, match=r"rank 0 of 2 in crew_tasks.one_waits: no answer"):
         two.run("crew_tasks", "one_waits", timeout=4.0)

@@ -43,6 +43,7 @@ def torchrun(out: Path, *options: str) -> list[dict[str, object]]:
     return launch("torch.distributed.run", *where, *script, out=out)
 
 
+@pytest.mark.slow
 def test_torchrun_shared_out(tmp_path: Path) -> None:
     first, second = torchrun(tmp_path, "--share")
     assert first == second

@@ -105,6 +105,7 @@ def test_what_one_owner_refuses_all_ranks_refuse(four: Any) -> None:
     assert sum("stopped: " in run["fold"] for run in found) == 3
 
 
+@pytest.mark.slow
 def test_pairs_of_ranks_share_programs_of_their_own(four: Any) -> None:
     found = four.run("shared_tasks", "two_groups")
     assert students.same_bits(found)

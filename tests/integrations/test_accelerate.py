@@ -219,6 +219,7 @@ def make_student_of_example() -> nn.Module:
     return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8))
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_resume_as_one(tmp_path: Path, compare: Any) -> None:
     """Two processes with batches of 4 are one with batches of 8; both resume bit for bit."""
     worker = Path(__file__).with_name("accelerate_worker.py")

@@ -308,6 +308,7 @@ for spec in ("timm:resnet18", f"hf:{sys.argv[1]}"):
 """
 
 
+@pytest.mark.slow
 def test_missing_packages_are_sentences(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     write_tensors(tmp_path / "model.safetensors", {"a": torch.ones(1)})

@@ -100,6 +100,7 @@ def test_runtime_is_as_near_to_the_truth_as_torch(
             assert gap <= 10 * sample.error[name] and sample.error[name] < 1e-5
 
 
+@pytest.mark.slow
 def test_t5_whose_attention_lays_memory_out_differently(tmp_path: Path) -> None:
     prepare_torchvision()
     import transformers

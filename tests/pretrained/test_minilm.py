@@ -82,6 +82,7 @@ def test_fold_gives_the_original_weights(student: nn.Module, expanded: opdf.Expa
             assert torch.equal(found[key], weight), key
 
 
+@pytest.mark.slow
 def test_fold_of_an_untrained_expansion_exports_and_passes(
     student: nn.Module, expanded: opdf.Expanded, batch: dict[str, Tensor], tmp_path: Path
 ) -> None:

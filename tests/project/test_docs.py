@@ -18,7 +18,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("**/*.md"))]
+# Pages whose blocks take minutes; `make test` leaves them to `make test-all`.
+LONG = {README, ROOT / "docs" / "distributed.md"}
 SHELL = {"console", "bash", "sh", "shell"}
 
 
@@ -145,12 +148,28 @@ def run_page(page: str, text: str, folder: Path) -> int:
     return ran
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def pages() -> Iterator[object]:
+    for page in PAGES:
+        marks = pytest.mark.slow if page in LONG else ()
+        yield pytest.param(page, marks=marks, id=str(page.relative_to(ROOT)))
+
+
+@pytest.mark.parametrize("page", pages())
 def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # A file imported by one page must not be found by the next.
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     run_page(str(page.relative_to(ROOT)), page.read_text(encoding="utf-8"), tmp_path)
+
+
+def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    found = [b for b in blocks("README.md", README.read_text("utf-8")) if b.language == "python"]
+    assert found
+    for block in found:
+        run_python(block, namespace)
 
 
 def fenced(language: str, body: str, before: str = "") -> str:

@@ -82,6 +82,7 @@ def test_a_slowed_model_is_refuted(tmp_path: Path, reference: Path, cpu: Device)
     assert result.candidate_ms > result.reference_ms
 
 
+@pytest.mark.slow
 def test_the_slower_reference_lets_the_candidate_pass_but_not_be_equal(
     tmp_path: Path, reference: Path, cpu: Device
 ) -> None:
@@ -120,6 +121,7 @@ def test_a_tiny_budget_still_buys_the_minimum(reference: Path, cpu: Device) -> N
     assert "budget" in result.notes[0]
 
 
+@pytest.mark.slow
 def test_it_looks_only_where_it_said_it_would(
     reference: Path, cpu: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -137,6 +139,7 @@ def test_it_looks_only_where_it_said_it_would(
     assert len(looked) >= 1
 
 
+@pytest.mark.slow
 def test_progress_is_told_and_never_goes_back(reference: Path, cpu: Device) -> None:
     heard: list[tuple[str, float]] = []
     measure_latency(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import networkx as nx
 import onnx
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networkx.algorithms.isomorphism import DiGraphMatcher
@@ -125,6 +126,7 @@ def test_two_random_graphs_are_judged_as_the_oracle_judges_them(
     assert found == isomorphic(a, b)
 
 
+@pytest.mark.slow
 def test_ten_thousand_nodes_in_a_row_need_no_recursion(tmp_path: Path) -> None:
     rows: list[Row] = [("Relu", (0,))]
     for place in range(1, 10_000):

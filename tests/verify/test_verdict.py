@@ -210,6 +210,7 @@ def test_numerics_alone_needs_no_reference(pair: tuple[Path, Path]) -> None:
     assert verify(pair[0], device="cpu", only="numerics")
 
 
+@pytest.mark.slow
 def test_latency_of_a_pair_is_reported_with_its_protocol(
     tmp_path: Path, pair: tuple[Path, Path]
 ) -> None:
