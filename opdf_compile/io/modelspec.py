@@ -27,7 +27,7 @@ from opdf_compile.io import load_callable
 from opdf_compile.io.inputs import InputOptions, make_examples, rename_axes
 from opdf_compile.io.load_archive import load_archive, positional_names
 from opdf_compile.io.loaded import LoadedModel
-from opdf_compile.io.tensors import load_weights
+from opdf_compile.io.weights import load_weights
 
 __all__ = ["FORMS", "LoadedModel", "load_model"]
 

@@ -5,6 +5,7 @@ Unpickling runs whatever the file says. There is no screening to do: a file is t
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,12 @@ from torch import Tensor
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.files import existing_file
+
+log = logging.getLogger("opdf_compile")
+
+# Where training scripts keep the weights in a checkpoint, the trained ones before their average.
+_HOLDERS = ("state_dict", "model_state_dict", "model", "net", "ema", "state_dict_ema", "model_ema")
+_DEEPEST = 4
 
 
 def load_pickle(path: str | os.PathLike[str], *, trust_pickle: bool) -> Any:
@@ -45,16 +52,19 @@ def state_dict_in(path: Path, found: Any) -> dict[str, Tensor]:
     Raises:
         ArtefactError: It is something else.
     """
-    if isinstance(found, torch.nn.Module):
-        return dict(found.state_dict())
-    if isinstance(found, dict):
-        for key in ("state_dict", "model_state_dict", "model"):
-            if isinstance(found.get(key), dict):
-                found = found[key]
-                break
+    for _ in range(_DEEPEST):
+        if isinstance(found, torch.nn.Module):
+            found = found.state_dict()
+        if not isinstance(found, dict):
+            break
         if found and all(isinstance(value, Tensor) for value in found.values()):
             return {str(name): tensor for name, tensor in found.items()}
+        key = next((k for k in _HOLDERS if isinstance(found.get(k), dict | torch.nn.Module)), None)
+        if key is None:
+            break
+        log.info("%s: the weights are those under %r", path, key)
+        found = found[key]
     raise ArtefactError(
-        f"{path} holds a {type(found).__name__}, wanted a state dict (tensors by name); save "
-        "model.state_dict() with safetensors"
+        f"{path} holds a {type(found).__name__}, wanted a state dict (tensors by name), also one "
+        f"under {', '.join(_HOLDERS[:3])} or ema; save model.state_dict() with safetensors"
     )
