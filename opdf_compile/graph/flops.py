@@ -16,41 +16,39 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from opdf_compile.graph.ops import WEIGHT_OPS, operand
+from opdf_compile.graph.equations import labelled_operands
+from opdf_compile.graph.ops import layer_places, operand
 from opdf_compile.graph.recorded import concrete
 from opdf_compile.graph.uses import all_graphs
+from opdf_compile.graph.values import shape_of
 
 # A training step runs each product three times: forward, towards the input, towards the weight.
 STEP_FACTOR = 3
 
 
-def shape_of(node: Any) -> tuple[int, ...] | None:
-    """The example's shape of the tensor that a node gives, if the graph records it."""
-    value = node.meta.get("val") if isinstance(node, Node) else None
-    if not isinstance(value, Tensor):
-        return None
-    return tuple(concrete(size) for size in value.shape)
-
-
-def weight_op_flops(node: Node, weight: Sequence[int]) -> int:
-    """Forward FLOPs of a linear or convolution op.
+def weight_op_flops(node: Node, weight: Sequence[int], labels: str = "") -> int:
+    """Forward FLOPs of an op for one of its weights.
 
     Args:
         node: The op.
         weight: Shape of the weight as the op reads it.
+        labels: What the axes of the operand do (see `ops`); those of the op's first place if "".
     """
-    where = WEIGHT_OPS[node.target][0]
-    output = shape_of(node)
+    output, places = shape_of(node), layer_places(node)
     if output is None:
         return 0
-    if where.convolution and _is_transposed(node):
-        # Each input element meets (O/g * prod k) weights.
-        source = shape_of(operand(node, type(where)(0, "input")))
-        return 2 * prod(source) * prod(weight[1:]) if source else 0
-    if where.convolution:
-        return 2 * prod(output) * prod(weight[1:])
-    other = shape_of(node.args[where.other]) if len(node.args) > where.other else None
-    return 2 * prod(output) * (other[-1] if other else weight[-1])
+    if places and places[0].axes.endswith("*"):
+        # Each element of the result meets (I/g * prod k) weights; of a transposed convolution
+        # each element of the input meets (O/g * prod k).
+        source = shape_of(node.args[0]) if _is_transposed(node) else output
+        return 2 * prod(source or (0,)) * prod(weight[1:])
+    if places:
+        source = shape_of(node.args[0])
+        return 2 * prod(source[:-1]) * prod(weight) if source else 0
+    if not labels:
+        labels = next((found for _operand, found in labelled_operands(node)), "")
+    summed = [size for size, label in zip(weight, labels, strict=False) if label == "i"]
+    return 2 * prod(output) * prod(summed)
 
 
 def _is_transposed(node: Node) -> bool:
@@ -76,10 +74,12 @@ def step_flops(graph_module: GraphModule) -> int:
 def _node_flops(node: Node) -> int:
     if node.op != "call_function":
         return 0
-    if node.target in WEIGHT_OPS:
-        where = WEIGHT_OPS[node.target][0]
-        weight = shape_of(operand(node, where))
-        return weight_op_flops(node, weight) if weight else 0
+    if layer_places(node):
+        weights = [shape_of(operand(node, place)) for place in layer_places(node)]
+        return sum(weight_op_flops(node, weight) for weight in weights if weight)
+    first = next((shape_of(given) for given, _labels in labelled_operands(node)), None)
+    if first:
+        return weight_op_flops(node, first)
     if node.target is torch.ops.aten.scaled_dot_product_attention.default:
         return _attention_flops(node)
     count = _registry().get(getattr(node.target, "overloadpacket", None))

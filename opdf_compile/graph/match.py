@@ -16,7 +16,7 @@ from opdf_compile.graph.flops import weight_op_flops
 from opdf_compile.graph.flow import Flow, Meeting, meetings
 from opdf_compile.graph.layout import orientation
 from opdf_compile.graph.module_match import bare, module_rows
-from opdf_compile.graph.ops import LOOKUP, short_name
+from opdf_compile.graph.ops import FUNCTION, LOOKUP
 from opdf_compile.graph.rows import Match, MatchReport, Refusal, Use
 from opdf_compile.graph.sharing import is_weight_dtype, names_of_parameters
 from opdf_compile.graph.traced import MODULE, Phase, Traced
@@ -27,10 +27,6 @@ __all__ = ["Match", "MatchReport", "Refusal", "Use", "match"]
 SCALE = (
     "is stretched over the weight that {} reads (one number for a row or a block): a scale, "
     "not a matrix"
-)
-FUNCTION = (
-    "reaches {} through aten.{}, a function of the whole matrix: what its factors are, the "
-    "weight's are not (include= takes it all the same)"
 )
 
 
@@ -152,12 +148,7 @@ def _match(key: str, seen: _Sighting, uses: list[tuple[Phase, Meeting]]) -> Matc
     weight, sizes = seen.parameter, tuple(seen.parameter.shape)
     first = uses[0][1]
     assert first.origin is not None
-    roles = [
-        "".join(
-            sorted({label for label, axes in zip(first.labels, first.origin.layout) if axis in axes})
-        )
-        for axis in range(len(sizes))
-    ]
+    roles = [_role(first, axis) for axis in range(len(sizes))]
     transposed, kernel, rows = orientation(sizes, roles) if len(sizes) > 1 else (False, 1, 1)
     return Match(
         key=key,
@@ -169,6 +160,13 @@ def _match(key: str, seen: _Sighting, uses: list[tuple[Phase, Meeting]]) -> Matc
         aliases=seen.aliases,
         row_axes=rows,
     )
+
+
+def _role(meeting: Meeting, axis: int) -> str:
+    """The labels of the operand's axes that run over one axis of the Parameter, each once."""
+    assert meeting.origin is not None
+    over = zip(meeting.labels, meeting.origin.layout, strict=False)
+    return "".join(sorted({label for label, axes in over if axis in axes}))
 
 
 def _use(phase: Phase, meeting: Meeting) -> Use:
@@ -215,7 +213,7 @@ def _reason(seen: _Sighting, uses: list[tuple[Phase, Meeting]]) -> tuple[str | N
         )
     functions = [m.origin.function if m.origin else "" for _phase, m in uses]
     if all(functions):
-        return FUNCTION.format(uses[0][1].node.target, functions[0]), True
+        return FUNCTION.format(uses[0][1].node.target, f"aten.{functions[0]}"), True
     return None, False
 
 

@@ -6,7 +6,9 @@ from math import prod
 from typing import Any
 
 from torch import nn
+from torch.nn.utils import parametrize
 
+from opdf_compile.graph.ops import BILINEAR, FUNCTION, RECURRENT
 from opdf_compile.graph.rows import Match, MatchReport, Refusal
 from opdf_compile.graph.sharing import is_weight_dtype, names_of_parameters
 
@@ -18,7 +20,9 @@ _CONVOLUTIONS = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+# What holds more than one weight, by name.
+_ATTENTION = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+_CELL = ("weight_ih", "weight_hh")
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -54,7 +58,7 @@ def module_rows(model: nn.Module) -> MatchReport:
                 continue
             if id(weight) in matches or id(weight) in refusals:
                 continue
-            row = _row(module, weight, known, tied=id(weight) in embeddings)
+            row = _row(module, name, weight, known, tied=id(weight) in embeddings)
             if isinstance(row, Match):
                 matches[id(weight)] = row
             else:
@@ -63,24 +67,60 @@ def module_rows(model: nn.Module) -> MatchReport:
 
 
 def _weights(module: nn.Module) -> list[tuple[str, Any]]:
-    if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
-        return [("weight", module.weight)]
-    if isinstance(module, _RECURRENT):
+    if isinstance(module, nn.RNNBase):
         return [(n, p) for n, p in module.named_parameters(recurse=False) if p.ndim > 1]
-    if isinstance(module, nn.MultiheadAttention) and module.in_proj_weight is not None:
-        return [("in_proj_weight", module.in_proj_weight)]
+    if isinstance(module, nn.RNNCellBase):
+        names: tuple[str, ...] = _CELL
+    elif isinstance(module, nn.MultiheadAttention):
+        names = _ATTENTION
     # transformers' Conv1D is a linear layer that stores its weight (in, out).
-    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        return [("weight", module.weight)]
-    return []
+    elif isinstance(module, (nn.Linear, nn.Bilinear, *_CONVOLUTIONS)) or _is_conv1d(module):
+        names = ("weight",)
+    else:
+        names = ()
+    return [found for name in names if (found := _stored(module, name)) is not None]
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def _stored(module: nn.Module, name: str) -> tuple[str, Any] | None:
+    """The Parameter that a weight is, or is computed from, with its name.
+
+    A weight under a parametrization is not asked for: computing it may change the module (the
+    power iteration of a spectral norm).
+    """
+    if name in module._parameters:
+        weight = module._parameters[name]
+        return None if weight is None else (name, weight)
+    if parametrize.is_parametrized(module, name):
+        home: Any = module.parametrizations
+        found = [(n, p) for n, p in home[name].named_parameters(recurse=False) if p.ndim > 1]
+        found = [(f"parametrizations.{name}.{n}", p) for n, p in found]
+    else:  # The older weight_norm and spectral_norm.
+        stems = (f"{name}_v", f"{name}_orig")
+        found = [(n, module._parameters[n]) for n in stems if n in module._parameters]
+    # A weight norm holds its gains too, one number a row.
+    largest = max(found, key=lambda row: row[1].numel(), default=None)
+    return largest or (name, getattr(module, name))
+
+
+def _function(module: nn.Module, name: str) -> str | None:
+    """The parametrization that makes a weight as a function of a whole matrix, or None."""
+    if not parametrize.is_parametrized(module, "weight") or "parametrizations" not in name:
+        return None
+    home: Any = module.parametrizations
+    kinds = [type(step).__name__.strip("_") for step in home["weight"]]
+    return next((kind for kind in kinds if kind == "Orthogonal"), None)
 
 
 def _row(
-    module: nn.Module, weight: nn.Parameter, names: tuple[str, ...], *, tied: bool
+    module: nn.Module, name: str, weight: nn.Parameter, names: tuple[str, ...], *, tied: bool
 ) -> Match | Refusal:
     shape = tuple(weight.shape)
-    if isinstance(module, _RECURRENT):
-        reason = "is a recurrent weight: the fused kernel wants its weights in one flat buffer"
+    if isinstance(module, nn.RNNBase | nn.Bilinear):
+        reason = RECURRENT if isinstance(module, nn.RNNBase) else BILINEAR
         return Refusal(names[0], reason, shape=shape)
     if isinstance(weight, nn.parameter.UninitializedParameter) or not is_weight_dtype(weight):
         return Refusal(names[0], f"has dtype {weight.dtype}, not a dense float weight", shape=shape)
@@ -88,13 +128,17 @@ def _row(
         key=names[0],
         shape=shape,
         dtype=str(weight.dtype).removeprefix("torch."),
-        transposed=type(module).__name__ == "Conv1D",
+        transposed=_is_conv1d(module),
         kernel=prod(shape[2:]) if isinstance(module, _CONVOLUTIONS) else 1,
         aliases=names[1:],
     )
     if not weight.requires_grad:
         reason = "is frozen (requires_grad=False): extra parameters would not be trained"
         return Refusal(names[0], reason, shape=shape)
+    function = _function(module, name)
+    if function is not None:
+        reason = FUNCTION.format("the layer", function)
+        return Refusal(names[0], reason, shape=shape, offer=found)
     if tied:
         reason = f"is tied to an embedding of {shape[0]} rows (include= takes it all the same)"
         return Refusal(names[0], reason, shape=shape, offer=found)

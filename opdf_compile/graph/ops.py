@@ -1,11 +1,16 @@
-"""Which operators read a weight as a matrix, and which only look at it from another side.
+"""Which operators read a weight as a matrix, and which of its axes are rows and columns.
 
-op                              weight operand   matrix rows
-linear(x, W, b)                 args[1]          W rows (out_features)
-conv*(x, W, ...)                args[1]          W.shape[0]; columns I/g * prod(kernel)
-conv_transpose*(x, W, ...)      args[1]          W.shape[0] (in channels); the rest as columns
-addmm(b, x, W), mm(x, W)        last operand     W columns (out_features): `transposed`
-mm(W, x)                        args[0]          W rows
+The axes of a weight operand are labelled
+
+    o   out: in the weight and in the result        i   in: summed with an axis of the input
+    k   kernel of a convolution                     b   batch: in weight, input and result
+
+layer (takes its weight at a fixed place)         product (either operand may be the weight)
+    linear(x, W, b)                  oi               mm(x, W), addmm(b, x, W), matmul(x, W)    io
+    conv*(x, W, ...)                 oik..            mm(W, x), matmul(W, x), mv(W, x)          oi
+    conv_transpose*(x, W, ...)       iok..            bmm, baddbmm: the same after one b
+    conv_tbc(x, W, b)                kio              einsum, tensordot: see `equations`
+    lstm_cell(x, h, W_ih, W_hh)      oi               grouped_mm(x, W)                          bio
 """
 
 from __future__ import annotations
@@ -21,37 +26,37 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class WeightOperand:
-    """Where an operator takes its weight.
+class Place:
+    """Where an operator takes a weight.
 
     Attributes:
         index: Position among the operator's arguments.
         name: Keyword of that argument.
-        convolution: Whether the axes after the second are a kernel.
-        transposed: Whether the operand's columns, not its rows, are the out features.
-        other: Position of the operand that the weight multiplies.
+        axes: Labels of the operand's axes. A last "*" repeats the label before it; without it, axes
+            in front of the labels are batch axes.
     """
 
     index: int
     name: str
-    convolution: bool = False
-    transposed: bool = False
-    other: int = 0
+    axes: str
+
+    def labels(self, axes: int) -> str:
+        """The label of each axis of an operand with so many axes."""
+        if self.axes.endswith("*"):
+            known = self.axes[:-1]
+            return (known + known[-1] * axes)[:axes]
+        if axes == 1:
+            return "i"
+        return "b" * (axes - len(self.axes)) + self.axes[-axes:]
 
 
-_LINEAR = WeightOperand(1, "weight")
-_CONV = WeightOperand(1, "weight", convolution=True)
-_RIGHT = WeightOperand(1, "mat2", transposed=True)
-_LEFT = WeightOperand(0, "self", other=1)
+_LINEAR = (Place(1, "weight", "oi"),)
+_CONV = (Place(1, "weight", "oik*"),)
+_CONV_TRANSPOSE = (Place(1, "weight", "iok*"),)
+_CELL = (Place(2, "w_ih", "oi"), Place(3, "w_hh", "oi"))
 
-WEIGHT_OPS: dict[Any, tuple[WeightOperand, ...]] = {
-    aten.linear.default: (_LINEAR,),
-    aten.addmm.default: (
-        WeightOperand(2, "mat2", transposed=True, other=1),
-        WeightOperand(1, "mat1", other=2),
-    ),
-    aten.mm.default: (_RIGHT, _LEFT),
-    aten.matmul.default: (WeightOperand(1, "other", transposed=True), _LEFT),
+LAYERS: dict[Any, tuple[Place, ...]] = {
+    aten.linear.default: _LINEAR,
     **dict.fromkeys(
         (
             aten.conv1d.default,
@@ -60,109 +65,183 @@ WEIGHT_OPS: dict[Any, tuple[WeightOperand, ...]] = {
             aten.conv2d.padding,
             aten.conv3d.default,
             aten.conv3d.padding,
-            aten.conv_transpose1d.default,
-            aten.conv_transpose2d.input,
-            aten.conv_transpose3d.input,
             aten.convolution.default,
             aten._convolution.default,
         ),
-        (_CONV,),
+        _CONV,
+    ),
+    **dict.fromkeys(
+        (
+            aten.conv_transpose1d.default,
+            aten.conv_transpose2d.input,
+            aten.conv_transpose3d.input,
+        ),
+        _CONV_TRANSPOSE,
+    ),
+    aten.conv_tbc.default: (Place(1, "weight", "kio"),),
+    **dict.fromkeys(
+        (
+            aten.lstm_cell.default,
+            aten.gru_cell.default,
+            aten.rnn_tanh_cell.default,
+            aten.rnn_relu_cell.default,
+        ),
+        _CELL,
+    ),
+    aten._native_multi_head_attention.default: (
+        Place(5, "qkv_weight", "oi"),
+        Place(7, "proj_weight", "oi"),
+    ),
+    aten._transformer_encoder_layer_fwd.default: (
+        Place(3, "qkv_weight", "oi"),
+        Place(5, "proj_weight", "oi"),
+        Place(14, "ffn_weight_1", "oi"),
+        Place(16, "ffn_weight_2", "oi"),
     ),
 }
 
-# Products that are also written between two weights (low-rank updates, cores): no layer there.
-PRODUCTS = frozenset({aten.addmm.default, aten.mm.default, aten.matmul.default})
-NO_INPUT = "is multiplied with another weight, not with an input"
+PRODUCTS: dict[Any, tuple[Place, ...]] = {
+    aten.mm.default: (Place(1, "mat2", "io"), Place(0, "self", "oi")),
+    aten.matmul.default: (Place(1, "other", "io"), Place(0, "self", "oi")),
+    aten.addmm.default: (Place(2, "mat2", "io"), Place(1, "mat1", "oi")),
+    aten.bmm.default: (Place(1, "mat2", "io"), Place(0, "self", "oi")),
+    aten.baddbmm.default: (Place(2, "batch2", "io"), Place(1, "batch1", "oi")),
+    # The batch is summed: with the columns it makes one long axis.
+    aten.addbmm.default: (Place(2, "batch2", "iio"), Place(1, "batch1", "ioi")),
+    aten.mv.default: (Place(0, "self", "oi"), Place(1, "vec", "i")),
+    aten.addmv.default: (Place(1, "mat", "oi"), Place(2, "vec", "i")),
+    aten.inner.default: (Place(1, "other", "o*"), Place(0, "self", "o*")),
+}
 
-STACKED = "is a stack of matrices in a batched product, not one matrix"
+# Products whose operands come as one list.
+CHAINS = frozenset({aten.chain_matmul.default, aten.linalg_multi_dot.default})
 
 
-def _overloads(name: str) -> list[Any]:
+def _overloads(packet: Any) -> list[Any]:
     """The overloads of an operator that not every supported torch has."""
-    packet = getattr(aten, name, None)
     return [getattr(packet, o) for o in packet.overloads()] if packet is not None else []
 
+
+PRODUCTS |= {
+    op: (Place(1, "mat2", "bio"), Place(0, "self", "oi"))
+    for name in ("_grouped_mm", "_scaled_grouped_mm")
+    for op in _overloads(getattr(aten, name, None))
+}
+# By name: the library that defines it may not be imported when this file is.
+_GROUPED = "transformers.grouped_mm_fallback.default"
+
+RECURRENT = "is a recurrent weight: the fused kernel wants its weights in one flat buffer"
+BILINEAR = "is a stack of bilinear forms: two inputs meet in it, so it is no map from in to out"
+NO_INPUT = "is multiplied with another weight, not with an input"
+LOOKUP = "is a lookup table, not a matrix factor"
+FUNCTION = (
+    "reaches {} through {}, a function of the whole matrix: what its factors are, the weight's "
+    "are not (include= takes it all the same)"
+)
 
 # Operators that hold matrices which no parametrization here can replace, with the reason.
 REFUSED_OPS: dict[Any, str] = {
     **dict.fromkeys(
-        (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input),
-        "is a recurrent weight: the fused kernel wants its weights in one flat buffer",
-    ),
-    **dict.fromkeys(
-        (aten.bmm.default, aten.baddbmm.default, aten.einsum.default, aten.bilinear.default),
-        STACKED,
-    ),
-    **{op: STACKED for name in ("_grouped_mm", "_scaled_grouped_mm") for op in _overloads(name)},
-}
-
-# Views that keep the weight's numbers; the value says whether rows and columns change places.
-VIEW_OPS: dict[Any, bool] = {
-    aten.t.default: True,
-    aten.numpy_T.default: True,
-    aten.transpose.int: True,
-    aten.permute.default: True,
-    **dict.fromkeys(
         (
-            aten.to.dtype,
-            aten.to.dtype_layout,
-            aten.to.device,
-            aten._to_copy.default,
-            aten.contiguous.default,
-            aten.clone.default,
-            aten.alias.default,
-            aten.view.default,
-            aten.reshape.default,
-            aten.slice.Tensor,
-            aten.narrow.default,
-            aten.select.int,
-            aten.split.Tensor,
-            aten.split_with_sizes.default,
-            aten.chunk.default,
-            aten.unbind.int,
-            aten.squeeze.dim,
-            aten.unsqueeze.default,
+            aten.lstm.input,
+            aten.lstm.data,
+            aten.gru.input,
+            aten.gru.data,
+            aten.rnn_tanh.input,
+            aten.rnn_tanh.data,
+            aten.rnn_relu.input,
+            aten.rnn_relu.data,
         ),
-        False,
+        RECURRENT,
     ),
+    aten.bilinear.default: BILINEAR,
+    aten._trilinear.default: BILINEAR,
 }
 
-LOOKUP_OPS = frozenset({aten.embedding.default, aten.embedding_bag.padding_idx})
+LOOKUP_OPS = frozenset({aten.embedding.default, *_overloads(aten.embedding_bag)})
 
+# Ops that pick rows by an index tensor.
+GATHERS = frozenset(
+    {
+        aten.index.Tensor,
+        aten.index_select.default,
+        aten.gather.default,
+        aten.take_along_dim.default,
+        aten.take.default,
+        *LOOKUP_OPS,
+    }
+)
 
-# transformers.grouped_mm_fallback, quantised kernels, conv_tbc: products by their name.
+# Views and casts: the numbers stay as they are, so a use does not mention them.
+_VIEWS = frozenset(
+    {
+        *("t", "numpy_T", "mT", "mH", "matrix_H", "adjoint", "transpose", "swapaxes", "swapdims"),
+        *("permute", "movedim", "moveaxis", "view", "_unsafe_view", "reshape", "view_as"),
+        *("reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as"),
+        *("slice", "narrow", "select", "split", "split_with_sizes", "tensor_split", "chunk"),
+        *("unbind", "to", "_to_copy", "type_as", "contiguous", "clone", "alias", "detach"),
+        "lift_fresh_copy",
+    }
+)
+
+# A function of the whole matrix: what it gives has other factors than what it takes.
+_MATRIX_FUNCTION = re.compile(
+    r"^(matrix_exp|inverse|cholesky\w*|qr|svd|lu\w*|triangular_solve|geqrf|orgqr|ormqr|linalg_\w+)$"
+)
+_NORMS = frozenset({"linalg_vector_norm", "linalg_norm", "linalg_matrix_norm", "linalg_vecdot"})
+
+# What a cast to integers and back is called in exported quantisation-aware models.
+_KNOWN_LIBRARIES = frozenset({"aten", "prims", "quantized_decomposed"})
+
+# Quantised kernels and the like: products by their name.
 _PRODUCT_LIKE = re.compile(r"(?:^|_)(?:b?mm|mv|matmul|linear|gemm|conv\w*)(?:_|$)")
 
 
-def refused_op(node: Node) -> str | None:
-    """Why no weight of this op can be replaced, or None: it is no product, or one we know."""
+def layer_places(node: Node) -> tuple[Place, ...]:
+    """Where a layer takes its weights; () for every other op."""
+    return LAYERS.get(node.target, ())
+
+
+def product_places(node: Node) -> tuple[Place, ...]:
+    """The operands of a product with fixed places; () for every other op."""
+    if str(node.target) == _GROUPED:
+        return (Place(1, "weight", "bio"), Place(0, "input", "oi"))
+    return PRODUCTS.get(node.target, ())
+
+
+def operand(node: Node, place: Place) -> Any:
+    """The argument of `node` at `place`, given by position or by keyword."""
+    if len(node.args) > place.index:
+        return node.args[place.index]
+    return node.kwargs.get(place.name)
+
+
+def short_name(node: Node) -> str:
+    """The operator without its library and overload: "linear", "batch_norm"."""
+    packet = getattr(node.target, "overloadpacket", None)
+    return str(getattr(packet or node.target, "__name__", node.target))
+
+
+def is_view(node: Node) -> bool:
+    """Whether the op keeps the weight's numbers as they are."""
+    return short_name(node).rstrip("_") in _VIEWS
+
+
+def matrix_function(node: Node) -> bool:
+    """Whether the op is a function of a whole matrix, such as its exponential."""
+    name = short_name(node)
+    return name not in _NORMS and _MATRIX_FUNCTION.match(name) is not None
+
+
+def foreign(node: Node) -> str | None:
+    """Why nothing is known of what this op does with a weight, or None for ops that are known."""
     if node.target in REFUSED_OPS:
         return REFUSED_OPS[node.target]
-    if node.target in WEIGHT_OPS or node.op != "call_function":
-        return None
     packet = getattr(node.target, "overloadpacket", None)
-    if packet is None or not _PRODUCT_LIKE.search(packet.__name__):
+    if packet is None:
         return None
-    return f"is read by {node.target}, a product that this tool does not rewrite"
-
-
-def operand(node: Node, where: WeightOperand) -> Any:
-    """The argument of `node` at `where`, given by position or by keyword."""
-    if len(node.args) > where.index:
-        return node.args[where.index]
-    return node.kwargs.get(where.name)
-
-
-def operand_beside(node: Node, where: WeightOperand) -> Any:
-    """What the weight multiplies, or None if it is given by keyword."""
-    return node.args[where.other] if len(node.args) > where.other else None
-
-
-def swaps(node: Node) -> bool:
-    """Whether a view exchanges the two axes of a matrix."""
-    if not VIEW_OPS.get(node.target, False):
-        return False
-    if node.target is aten.permute.default:
-        order = node.args[1]
-        return isinstance(order, list | tuple) and list(order) == [1, 0]
-    return True
+    if _PRODUCT_LIKE.search(packet.__name__):
+        return f"is read by {node.target}, a product that this tool does not rewrite"
+    if getattr(node.target, "namespace", "aten") in _KNOWN_LIBRARIES:
+        return None
+    return f"is read by {node.target}, an operator that this tool does not know"

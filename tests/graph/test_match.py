@@ -223,34 +223,9 @@ class Quantised(nn.Module):
         return x.to(torch.int64) @ self.w
 
 
-INDIRECT = r"^reaches aten\.{} through aten\.{}, not as the weight itself$"
 REFUSALS = [
     (frozen(), {"weight": r"is frozen \(requires_grad=False\): extra parameters would not"}),
     (Unused(), {"spare.weight": "is not read by forward with these inputs"}),
-    (
-        parametrizations.weight_norm(nn.Linear(8, 8)),
-        {
-            "parametrizations.weight.original0": INDIRECT.format(
-                "linear.default", "_weight_norm.default"
-            ),
-            "parametrizations.weight.original1": INDIRECT.format(
-                "linear.default", "_weight_norm.default"
-            ),
-        },
-    ),
-    (
-        no_grad(parametrizations.weight_norm(nn.Linear(8, 8))),
-        {
-            "inner.parametrizations.weight.original0": "reaches aten.linear.default through",
-            "inner.parametrizations.weight.original1": "reaches aten.linear.default through",
-        },
-    ),
-    (
-        parametrizations.spectral_norm(nn.Linear(8, 8)),
-        {"parametrizations.weight.original": INDIRECT.format("linear.default", "div.Tensor")},
-    ),
-    (Calls((8, 8), lambda x, w: F.linear(x, torch.relu(w))), {"w": "through aten.relu.default"}),
-    (Calls((8, 8), lambda x, w: torch.relu(w) @ x.T), {"w": "through aten.relu.default"}),
     (Recurrent(nn.LSTM), {"rnn.weight_ih_l0": "recurrent", "rnn.weight_hh_l0": "recurrent"}),
     (Recurrent(nn.GRU), {"rnn.weight_ih_l0": "recurrent", "rnn.weight_hh_l0": "recurrent"}),
     (Complex(), {"linear.weight": "has dtype torch.complex64, only dense floating-point"}),
@@ -258,16 +233,9 @@ REFUSALS = [
     (Buffered(None), {"w": "is a buffer or constant read by aten.linear.default"}),
     (Buffered(2.0), {"w": "is a buffer or constant read by aten.linear.default"}),
     (Calls((8,), lambda x, w: x @ w), {"w": "has one axis: there is nothing to factorise"}),
-    (Calls((3, 8, 8), lambda x, w: x[:, None, None] @ w), {"w": "is a stack of matrices"}),
-    (Calls((3, 8, 8), lambda x, w: torch.bmm(x.expand(3, -1, -1), w)), {"w": "is a stack"}),
-    (Calls((8, 6), lambda x, w: torch.einsum("bi,io->bo", x, w)), {"w": "is a stack"}),
     (
         Calls((8, 6), lambda x, w: torch.ops.opdf_tests.grouped_mm_fallback(x, w)),
         {"w": r"is read by opdf_tests.grouped_mm_fallback.default, a product that this tool does"},
-    ),
-    (
-        Calls((6, 8), lambda x, w: torch.mv(w, x[0])),
-        {"w": r"is read by aten.mv.default, a product"},
     ),
     (LowRank(), {"a": "is multiplied with another weight", "b": "is multiplied with another"}),
     (nn.Sequential(nn.Linear(8, 0), nn.Linear(0, 2)), {"0.weight": "empty", "1.weight": "empty"}),

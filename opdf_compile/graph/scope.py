@@ -1,0 +1,61 @@
+"""The values of one graph's nodes, with what was written into a tensor after it was made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from opdf_compile.graph.values import NOTHING, Value, merged
+
+
+@dataclass
+class Scope:
+    """What is known so far.
+
+    Attributes:
+        module: The graph, and what its get_attrs read.
+        known: By node.
+        base: For a view the node whose memory it shows.
+        written: By base, what ops wrote in place.
+    """
+
+    module: GraphModule
+    known: dict[Node, Value] = field(default_factory=dict)
+    base: dict[Node, Node] = field(default_factory=dict)
+    written: dict[Node, Value] = field(default_factory=dict)
+
+    def value(self, given: Any) -> Value:
+        """What is known of an argument, with what was written into it since."""
+        if not isinstance(given, Node):
+            return NOTHING
+        value = self.known.get(given, NOTHING)
+        late = self.written.get(self.base.get(given, given))
+        return value if late is None else merged([value, late])
+
+    def merged(self, node: Node) -> Value:
+        """What is known of all that a node reads."""
+        return merged(self.value(source) for source in node.all_input_nodes)
+
+    def element(self, node: Node) -> Value:
+        """One element of a tuple."""
+        source, index = node.args[0], node.args[1]
+        value = self.value(source)
+        if value.parts:
+            place = index if isinstance(index, int) and index < len(value.parts) else 0
+            return value.parts[place]
+        return value
+
+    def put(self, node: Node, value: Value) -> None:
+        """Keep a node's value; what an op writes in place belongs to the tensor under the view."""
+        self.known[node] = value
+        schema = getattr(node.target, "_schema", None)
+        first = node.args[0] if node.args else None
+        if schema is None or not isinstance(first, Node):
+            return
+        if not schema.arguments or schema.arguments[0].alias_info is None:
+            return
+        base = self.base[node] = self.base.get(first, first)
+        if schema.is_mutable and value is not NOTHING:
+            self.written[base] = merged([self.written.get(base, NOTHING), value])
