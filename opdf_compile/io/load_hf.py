@@ -1,4 +1,4 @@
-"""`hf:DIR`: a model that transformers saved in a local folder.
+"""`hf:DIR`: a model that transformers (or timm) saved in a local folder.
 
 Only the folder is read: nothing is downloaded, no code of the folder runs (`trust_remote_code` is
 never set), weights are safetensors.
@@ -14,7 +14,9 @@ from typing import Any
 
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.inputs import Examples, Hints, InputOptions, make_examples, rename_axes
+from opdf_compile.io.load_timm import is_timm, load_timm_folder
 from opdf_compile.io.loaded import LoadedModel, first_line, fixed_randomness
+from opdf_compile.io.screen_hf import screen_folder
 from opdf_compile.io.torchvision_shim import prepare_torchvision
 
 # What onnxruntime users need beside the graph: the configuration, and the tokenizer's files.
@@ -51,6 +53,9 @@ def load_hf(spec: str, inputs: InputOptions, *, trust_pickle: bool = False) -> L
         InputError: transformers is not installed or does not know the architecture.
     """
     folder = _model_folder(spec, trust_pickle)
+    written = screen_folder(folder, spec)
+    if is_timm(written):
+        return load_timm_folder(folder, written, spec, trust_pickle=trust_pickle)
     transformers = _transformers(spec)
     with fixed_randomness(), _quiet(transformers):
         config = _config(transformers, folder, spec)
@@ -121,16 +126,24 @@ def _config(transformers: Any, folder: Path, spec: str) -> Any:
     return config
 
 
+def _architecture(transformers: Any, names: list[Any], spec: str) -> Any:
+    """The class of models that the folder names; anything else in transformers is not run."""
+    if not names:
+        return transformers.AutoModel
+    found = getattr(transformers, names[0], None) if isinstance(names[0], str) else None
+    if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
+        raise InputError(
+            f"{spec} is a {str(names[0])[:80]}, which transformers {transformers.__version__} does "
+            "not have as a model; install a version that has it"
+        )
+    return found
+
+
 def _model(
     transformers: Any, config: Any, folder: Path, spec: str, trust_pickle: bool
 ) -> tuple[Any, tuple[str, ...]]:
     names = list(getattr(config, "architectures", None) or [])
-    architecture = getattr(transformers, names[0], None) if names else transformers.AutoModel
-    if architecture is None:
-        raise InputError(
-            f"{spec} is a {names[0]}, which transformers {transformers.__version__} does not have; "
-            "install a version that has it"
-        )
+    architecture = _architecture(transformers, names, spec)
     safe = any(folder.glob("*.safetensors")) or not trust_pickle
     try:
         model, report = architecture.from_pretrained(
