@@ -1,7 +1,8 @@
 """Which axes of the inputs stay dynamic, and what they are called.
 
-torch.export takes a request per axis. ``Dim.DYNAMIC`` insists (it raises where the model fixes the
-size), ``Dim.AUTO`` asks, None fixes. The ladder in `trace` goes down from one to the next.
+torch.export takes a request per axis: ``Dim.AUTO`` asks for a free size and fixes it where the
+model does, None fixes it. (``Dim.DYNAMIC`` makes the same graph and raises where the model fixes the
+size: an export for nothing.) The `ladder` decides what is asked for.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
-from torch.export import Dim, ExportedProgram
+from torch.export import ExportedProgram
 
 from opdf_compile.errors import InputError
 from opdf_compile.graph.signature import Inputs
@@ -20,8 +21,6 @@ from opdf_compile.graph.signature import Inputs
 AxisNames = dict[str, dict[int, str]]
 Dynamic = Mapping[str, Sequence[str | int | None]] | Literal[False] | None
 BATCH = "batch_size"
-# The rungs of the tracer's ladder that keep axes dynamic, strictest first.
-AXIS_HINTS = (("dynamic", Dim.DYNAMIC), ("auto", Dim.AUTO))
 
 
 def wanted_axes(names: Sequence[str], leaves: Sequence[Any], dynamic: Dynamic) -> AxisNames:

@@ -1,6 +1,6 @@
 """The ladder: ask for everything, and give up as little as it takes, one phase at a time.
 
-dynamic -> auto -> auto-given -> by-axis -> static -> module        (see `traced`)
+dynamic, auto -> auto-given -> by-axis -> static -> module        (see `traced`)
 
 Each phase climbs by itself: a branch that is drawn while training (LayerDrop) does not keep the
 eval graph from being exported. What the model's own forward rejects is an error, and no rung.
@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 
 from opdf_compile.graph import axes as axes_of
 from opdf_compile.graph.axes import AxisNames
@@ -26,7 +26,6 @@ from opdf_compile.graph.probe import Run, rejected, run_model
 from opdf_compile.graph.signature import Inputs, bind
 from opdf_compile.graph.traced import MODULE, Phase
 
-_DYNAMIC, _AUTO = (hint for _name, hint in axes_of.AXIS_HINTS)
 # Each unit of the rung by-axis is one export.
 _MOST_UNITS = 6
 logger = logging.getLogger("opdf_compile")
@@ -91,7 +90,7 @@ class Ladder:
                 failures.append((rung, reason_of(error)))
                 stuck = depends_only_on_data(error)
             else:
-                return replace(held, rung=rung, failures=tuple(failures))
+                return replace(held, rung=self._name(rung, held), failures=tuple(failures))
             logger.info("trace: %s: the rung %r did not hold: %s", phase, *failures[-1])
             if len(failures) > 1:
                 continue
@@ -107,24 +106,29 @@ class Ladder:
                 return replace(again, notes=(*registered, *again.notes))
         return Held(MODULE, failures=tuple(failures))
 
+    def _name(self, rung: str, held: Held) -> str:
+        """AUTO that fixed nothing is what DYNAMIC insists on; one export serves both rungs."""
+        assert held.program is not None
+        fixed = axes_of.static_axes(held.program, list(self.wanted), self.wanted)
+        return "dynamic" if rung == "auto" and not fixed else rung
+
     def _attempts(self, phase: Phase) -> Iterator[tuple[str, Callable[[], Held]]]:
         wanted = self.wanted
         if any(wanted.values()):
-            yield "dynamic", lambda: self._export(phase, wanted, _DYNAMIC)
-            yield "auto", lambda: self._export(phase, wanted, _AUTO)
+            yield "auto", lambda: self._export(phase, wanted)
             given = axes_of.not_one(self.inputs, self.names, wanted)
             if given != wanted and any(given.values()):
-                yield "auto-given", lambda: self._export(phase, given, _AUTO)
+                yield "auto-given", lambda: self._export(phase, given)
             units = self._units()
             if len(units) > 1:
                 yield "by-axis", lambda: self._by_axis(phase, units)
-        yield "static", lambda: self._export(phase, {}, None)
+        yield "static", lambda: self._export(phase, {})
 
-    def _export(self, phase: Phase, axes: AxisNames, hint: Any) -> Held:
+    def _export(self, phase: Phase, axes: AxisNames) -> Held:
         # Only what this rung keeps free is widened: a model may take no batch but the example's.
         wide = axes_of.widen(self.inputs, self.names, axes)
         with explicit_forward(self.model, wide):
-            request = axes_of.request(wide, self.names, axes, hint)
+            request = axes_of.request(wide, self.names, axes, Dim.AUTO)
             shapes = bind(self.model.forward, *request) if axes else None
             return Held("", export_phase(self.model, phase, wide, shapes), shapes)
 
@@ -140,7 +144,7 @@ class Ladder:
         for unit in units:
             more = {name: {**kept.get(name, {}), **unit.get(name, {})} for name in self.wanted}
             try:
-                held, kept = self._export(phase, more, _AUTO), more
+                held, kept = self._export(phase, more), more
             except Exception as error:  # As in climb.
                 if is_out_of_memory(error):
                     raise

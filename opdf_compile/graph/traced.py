@@ -2,8 +2,8 @@
 
 rung        what the graph of a phase keeps
 ----------  ------------------------------------------------------------------------------
-dynamic     every axis that was asked for, insisted on
-auto        every axis was asked for; torch.export fixed those that the model fixes
+dynamic     every axis that was asked for
+auto        every axis was asked for, and torch.export fixed those that the model fixes
 auto-given  as auto, but axes whose example size is 1 are fixed
 by-axis     the axes that the model bears, found one after the other
 static      no free axis
