@@ -34,7 +34,7 @@ ASSETS := $(VENV)/assets/.fetched
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 COVERAGE := --cov=opdf_compile --cov-report=term
 
-.PHONY: help setup demo test test-all assets check bench docs clean
+.PHONY: help setup demo test test-all assets check bench zoo docs clean
 
 help:
 	@echo "make demo      the whole job on real handwritten digits, into $(DEMO_OUT)/"
@@ -44,6 +44,7 @@ help:
 	@echo "make check     format, lint, types and layers"
 	@echo "make docs      run every code block of README.md and docs/"
 	@echo "make bench     run the benchmarks"
+	@echo "make zoo       real architectures of timm and transformers; writes docs/zoo.md"
 	@echo "make setup     only install, into $(VENV)/"
 
 $(CREATED):
@@ -101,6 +102,9 @@ docs: $(DEV_STAMP)
 
 bench: $(DEV_STAMP)
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
+
+zoo: $(DEV_STAMP)
+	@$(BIN)/python benchmarks/zoo --jobs $(WORKERS) --json benchmarks/results/zoo.json --page docs/zoo.md
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUT) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

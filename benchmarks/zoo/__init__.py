@@ -1,0 +1,1 @@
+"""The zoo: real architectures through the whole pipeline, one process each."""

@@ -1,0 +1,33 @@
+"""All architectures by name, and which of them are exported."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+
+from zoo.architecture import Architecture
+from zoo.timm_models import TIMM
+from zoo.transformers_models import TRANSFORMERS
+
+ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in (*TIMM, *TRANSFORMERS)}
+
+# One of each kind of graph, the quickest of its kind: `make test` runs these.
+QUICK = ("timm/resnet18",)
+
+
+def named(globs: str) -> tuple[str, ...]:
+    """The names that some of the globs (separated by commas) cover, in the order of the lists."""
+    wanted = globs.split(",")
+    return tuple(n for n in ARCHITECTURES if any(fnmatchcase(n, glob) for glob in wanted))
+
+
+def exported(name: str, which: str) -> bool:
+    """Whether an architecture is exported too.
+
+    Args:
+        name: The architecture.
+        which: "all", "none", or "half": every second of each library's list.
+    """
+    if which != "half":
+        return which == "all"
+    library = ARCHITECTURES[name].library
+    return [n for n, a in ARCHITECTURES.items() if a.library == library].index(name) % 2 == 0
