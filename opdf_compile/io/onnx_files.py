@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.files import existing_file, read_failure
-from opdf_compile.verify.functions import check_calls
+from opdf_compile.io.onnx_calls import check_calls
+from opdf_compile.io.onnx_wholeness import check_whole
 
 if TYPE_CHECKING:
     import onnx
@@ -63,8 +64,13 @@ def load_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
             f"{file} is not a whole ONNX model (no {', no '.join(missing)} found); export it again"
         )
     check_calls(model, file)
-    for tensor in _external_tensors(model):
-        _check_external(tensor, file)
+    inside: list[onnx.TensorProto] = []
+    for tensor in _tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            _check_external(tensor, file)
+        else:
+            inside.append(tensor)
+    check_whole(model, inside, file)
     return model
 
 
@@ -74,10 +80,12 @@ def load_with_data(path: str | os.PathLike[str]) -> onnx.ModelProto:
     Raises:
         ArtefactError: As `load_onnx`.
     """
+    import onnx
     from onnx.external_data_helper import load_external_data_for_tensor
 
     model = load_onnx(path)
-    for tensor in _external_tensors(model):
+    external = onnx.TensorProto.EXTERNAL
+    for tensor in [found for found in _tensors(model) if found.data_location == external]:
         try:
             load_external_data_for_tensor(tensor, str(Path(path).parent))
         # onnx raises its own ValidationError, ValueError or OSError; all are about the file.
@@ -88,8 +96,8 @@ def load_with_data(path: str | os.PathLike[str]) -> onnx.ModelProto:
     return model
 
 
-def _external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor whose data lies in another file: initialisers and attributes, at any depth."""
+def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Every tensor: initialisers and attributes, at any depth."""
     import onnx
 
     holders: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
@@ -105,7 +113,7 @@ def _external_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
             _collect(holder.attribute_proto, tensors, holders)
         for node in holder.node:
             _collect(node.attribute, tensors, holders)
-        yield from (t for t in tensors if t.data_location == onnx.TensorProto.EXTERNAL)
+        yield from tensors
 
 
 def _collect(
@@ -114,9 +122,11 @@ def _collect(
     holders: list[onnx.GraphProto | onnx.FunctionProto],
 ) -> None:
     for attribute in attributes:
-        tensors.append(attribute.t)
+        if attribute.HasField("t"):
+            tensors.append(attribute.t)
         tensors.extend(attribute.tensors)
-        for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+        one = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+        for sparse in (*one, *attribute.sparse_tensors):
             tensors.extend((sparse.values, sparse.indices))
         if attribute.HasField("g"):
             holders.append(attribute.g)
