@@ -6,7 +6,7 @@ compiled to plain functions of ``self``, so one tree of parameters serves both p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,13 +60,13 @@ class PhaseGraph:
         """The model's output, in its own structure."""
         return pytree.tree_unflatten(self.function(module, *leaves), self.out_spec)
 
-    def with_weight_dtype(self, old: torch.dtype, new: torch.dtype) -> PhaseGraph:
-        """The same graph whose composed weights of dtype `old` come out as `new`."""
+    def with_weight_dtypes(self, moved: Mapping[torch.dtype, torch.dtype]) -> PhaseGraph:
+        """The same graph whose composed weights have the dtypes that theirs become."""
         graph = copy_flat(self.graph)
         for node in graph.nodes:
-            if WEIGHT_MARK in node.meta and node.args[1] == old:
+            if WEIGHT_MARK in node.meta:
                 assert node.target is WEIGHT_OP
-                node.args = (node.args[0], new)
+                node.args = (node.args[0], moved[node.args[1]])
         return PhaseGraph(graph, self.out_spec)
 
 
