@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from opdf_compile.cli import options as o
-from opdf_compile.cli.loading import ModelOptions, load_traced
+from opdf_compile.cli.loading import ModelOptions, ladder, load_traced
 from opdf_compile.cli.tables import count, shape, table
 from opdf_compile.cli.terminal import opened
 
@@ -40,8 +40,8 @@ def command(
         from opdf_compile.graph import match
 
         report = match(traced)
-        terminal.show(matches(report), *refusals(report), totals(report), *report.notes)
-        terminal.result(report.to_json() | {"model": model})
+        terminal.show(matches(report), *refusals(report), totals(report), *ladder(traced))
+        terminal.result(report.to_json() | {"model": model, "rungs": dict(traced.rungs)})
 
 
 def matches(report: MatchReport) -> Table:

@@ -47,10 +47,18 @@ def load_traced(terminal: Terminal, options: ModelOptions) -> Traced:
     """Loads and traces the model of the options.
 
     Raises:
-        UserError: It cannot be loaded, or torch.export cannot hold it as a graph.
+        UserError: It cannot be loaded, or rejects its example inputs.
     """
     loaded = load(terminal, options)
     from opdf_compile.graph import trace
 
     with terminal.busy(f"tracing {loaded.name}"):
         return trace(loaded.model, loaded.args, loaded.kwargs, dynamic=loaded.dynamic)
+
+
+def ladder(traced: Traced) -> list[str]:
+    """The rung of each phase in one line, and what the tracer had to give up, in sentences."""
+    rungs = traced.rungs
+    if len(set(rungs.values())) == 1:
+        return [f"rung: {traced.rung}", *traced.notes]
+    return ["rung: " + ", ".join(f"{rungs[phase]} ({phase})" for phase in rungs), *traced.notes]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opdf_compile.cli import options as o
-from opdf_compile.cli.loading import ModelOptions, load_traced
+from opdf_compile.cli.loading import ModelOptions, ladder, load_traced
 from opdf_compile.cli.tables import count, shape, table
 from opdf_compile.cli.terminal import opened
 
@@ -78,7 +78,10 @@ def command(
             )
         made.save(out)
         left = len(made.refusals)
-        terminal.show(plan_table(made), made.totals(), f"{left} weights left alone", f"Wrote {out}")
+        terminal.show(
+            plan_table(made), made.totals(), f"{left} weights left alone", *ladder(traced)
+        )
+        terminal.show(f"Wrote {out}")
         terminal.result(made.to_json())
 
 

@@ -1,8 +1,8 @@
 """Which axes of the inputs stay dynamic, and what they are called.
 
 torch.export takes a request per axis: ``Dim.AUTO`` asks for a free size and fixes it where the
-model does, None fixes it. (``Dim.DYNAMIC`` makes the same graph and raises where the model fixes the
-size: an export for nothing.) The `ladder` decides what is asked for.
+model does, None fixes it. (``Dim.DYNAMIC`` makes the same graph, and raises where the model fixes
+the size: an export for nothing.) The `ladder` decides what is asked for.
 """
 
 from __future__ import annotations

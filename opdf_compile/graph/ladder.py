@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
@@ -87,7 +88,7 @@ class Ladder:
             except Exception as error:  # torch.export raises whatever the model's own code raises.
                 if is_out_of_memory(error):
                     raise
-                failures.append((rung, reason_of(error)))
+                failures.append((rung, reason_of(error) + self._scripted()))
                 stuck = depends_only_on_data(error)
             else:
                 return replace(held, rung=self._name(rung, held), failures=tuple(failures))
@@ -167,6 +168,12 @@ class Ladder:
             ]
         inputs = [name for name, axes in self.wanted.items() if axes]
         return [{name: self.wanted[name]} for name in inputs[:_MOST_UNITS]]
+
+    def _scripted(self) -> str:
+        """A hint at the torch.jit modules inside: the error of one names no line of the model."""
+        modules = self.model.named_modules()
+        found = next((n for n, m in modules if isinstance(m, torch.jit.ScriptModule)), None)
+        return "" if found is None else f"; {found or 'it'} is a torch.jit module, compiled code"
 
     def _run(self, phase: Phase) -> Run:
         """The model's own forward; a batch of one may be too small for a batch norm in training."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Set
 from math import prod
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from opdf_compile.graph.ops import BILINEAR, FUNCTION, RECURRENT
@@ -39,11 +41,18 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def module_rows(model: nn.Module) -> MatchReport:
-    """The Linear and Conv submodules of a module as matches, one per Parameter.
+    """The weights of Linear, Conv and attention submodules as matches, one per Parameter.
+
+    How a Parameter that another module holds is used cannot be seen here: a note names the first.
 
     Args:
         model: Any module; its forward is not run.
     """
+    own = getattr(model, "weight_rows", None)
+    if callable(own):  # A student that has no modules names its weights itself.
+        rows = list(own())
+        matched = tuple(row for row in rows if isinstance(row, Match))
+        return MatchReport(matched, tuple(row for row in rows if isinstance(row, Refusal)))
     names = names_of_parameters(model)
     embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     matches: dict[int, Match] = {}
@@ -63,17 +72,43 @@ def module_rows(model: nn.Module) -> MatchReport:
                 matches[id(weight)] = row
             else:
                 refusals[id(weight)] = row
-    return MatchReport(tuple(matches.values()), tuple(refusals.values()))
+    notes = tuple(_unseen(model, matches.keys() | refusals.keys() | embeddings))
+    return MatchReport(tuple(matches.values()), tuple(refusals.values()), notes)
+
+
+def _unseen(model: nn.Module, seen: Set[int]) -> Iterator[str]:
+    left = [
+        name
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in seen
+        and not is_lazy(parameter)
+        and parameter.ndim > 1
+        # The gains of a weight norm: a part of a weight that has a row of its own.
+        and "parametrizations." not in name
+        and not name.endswith("weight_g")
+    ]
+    if left:
+        yield (
+            f"{len(left)} Parameters belong to no Linear, Conv or attention module (the first is "
+            f"{left[0]}): only a graph shows whether they are weights of a product"
+        )
+
+
+def is_lazy(parameter: Tensor) -> bool:
+    """Whether a Parameter has no shape before the first forward (nn.LazyLinear)."""
+    return isinstance(parameter, nn.parameter.UninitializedParameter)
 
 
 def _weights(module: nn.Module) -> list[tuple[str, Any]]:
-    if isinstance(module, nn.RNNBase):
+    if isinstance(module, nn.RNNBase | torch.jit.ScriptModule):
         return [(n, p) for n, p in module.named_parameters(recurse=False) if p.ndim > 1]
     if isinstance(module, nn.RNNCellBase):
         names: tuple[str, ...] = _CELL
     elif isinstance(module, nn.MultiheadAttention):
         names = _ATTENTION
     # transformers' Conv1D is a linear layer that stores its weight (in, out).
+    elif type(module).__name__.endswith("Experts"):  # Raw stacks (experts, out, in) there.
+        return [(n, p) for n, p in module.named_parameters(recurse=False) if p.ndim == 3]
     elif isinstance(module, (nn.Linear, nn.Bilinear, *_CONVOLUTIONS)) or _is_conv1d(module):
         names = ("weight",)
     else:
@@ -118,19 +153,25 @@ def _function(module: nn.Module, name: str) -> str | None:
 def _row(
     module: nn.Module, name: str, weight: nn.Parameter, names: tuple[str, ...], *, tied: bool
 ) -> Match | Refusal:
+    if is_lazy(weight):
+        return Refusal(names[0], "is not initialised yet: run the model once on an example")
     shape = tuple(weight.shape)
+    if isinstance(module, torch.jit.ScriptModule):
+        return Refusal(names[0], "belongs to a torch.jit module, compiled code", shape=shape)
     if isinstance(module, nn.RNNBase | nn.Bilinear):
         reason = RECURRENT if isinstance(module, nn.RNNBase) else BILINEAR
         return Refusal(names[0], reason, shape=shape)
-    if isinstance(weight, nn.parameter.UninitializedParameter) or not is_weight_dtype(weight):
+    if not is_weight_dtype(weight):
         return Refusal(names[0], f"has dtype {weight.dtype}, not a dense float weight", shape=shape)
+    convolution = isinstance(module, _CONVOLUTIONS)
     found = Match(
         key=names[0],
         shape=shape,
         dtype=str(weight.dtype).removeprefix("torch."),
         transposed=_is_conv1d(module),
-        kernel=prod(shape[2:]) if isinstance(module, _CONVOLUTIONS) else 1,
+        kernel=prod(shape[2:]) if convolution else 1,
         aliases=names[1:],
+        row_axes=1 if convolution else max(len(shape) - 1, 1),
     )
     if not weight.requires_grad:
         reason = "is frozen (requires_grad=False): extra parameters would not be trained"

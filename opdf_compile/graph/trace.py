@@ -23,7 +23,7 @@ from opdf_compile.graph.containers import register_dataclasses
 from opdf_compile.graph.failures import first_line
 from opdf_compile.graph.given import out_spec, trace_programs
 from opdf_compile.graph.ladder import Held, Ladder
-from opdf_compile.graph.module_match import bare
+from opdf_compile.graph.module_match import bare, is_lazy
 from opdf_compile.graph.phases import phase_flags, share
 from opdf_compile.graph.signature import (
     bind,
@@ -95,6 +95,7 @@ def trace(
             "torch.export.ExportedProgram; pass the module itself"
         )
     module = bare(model)
+    _refuse_lazy(module)
     inputs = normalise_inputs(args, kwargs)
     bind(module.forward, *inputs)
     registered = register_dataclasses(inputs)
@@ -121,6 +122,15 @@ def trace(
         reasons={phase: h.reason for phase, h in held.items() if h.rung == MODULE},
         notes=(*registered, *_notes(held), *_fixed(programs, tensors, wanted)),
     )
+
+
+def _refuse_lazy(module: nn.Module) -> None:
+    lazy = next((n for n, p in module.named_parameters() if is_lazy(p)), None)
+    if lazy is not None:
+        raise TraceError(
+            f"the parameter {lazy!r} of {type(module).__name__} is not initialised yet, wanted a "
+            "model that has its shapes; run it once on an example before it is traced"
+        )
 
 
 def _notes(held: Mapping[Phase, Held]) -> list[str]:
