@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         save_checkpoint,
     )
     from opdf_compile.io.onnx_export import export_onnx
+    from opdf_compile.io.onnx_student.reading import load_onnx
     from opdf_compile.parametrizations.registry import register
     from opdf_compile.plan.choose import plan
     from opdf_compile.plan.value import Plan
@@ -71,6 +72,7 @@ _HOME = {
     "overparam_class": "training.optimizer.overparam",
     "WeightProgram": "training.hoisted.program",
     "export_onnx": "io.onnx_export",
+    "load_onnx": "io.onnx_student.reading",
     "Checkpoint": "io.checkpoints.checkpoint",
     "latest_checkpoint": "io.checkpoints.checkpoint",
     "load_checkpoint": "io.checkpoints.checkpoint",
@@ -99,6 +101,7 @@ __all__ = [
     "hoist",
     "latest_checkpoint",
     "load_checkpoint",
+    "load_onnx",
     "match",
     "overparam_class",
     "plan",

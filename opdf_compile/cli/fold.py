@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opdf_compile.cli import options as o
-from opdf_compile.cli.expand import SUFFIXES, require_suffix
+from opdf_compile.cli.expand import require_suffix
 from opdf_compile.cli.loading import ModelOptions, load
 from opdf_compile.cli.tables import size_of_file
 from opdf_compile.cli.terminal import Terminal, opened
@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 NAME = "fold"
+SUFFIXES = (".pt2", ".safetensors", ".onnx")
 EXAMPLES = (
     "$ opdf-compile fold expanded.pt2 -o student.pt2\n\n"
-    "$ opdf-compile fold expanded.pt2 --weights trained.safetensors -o student.safetensors"
+    "$ opdf-compile fold expanded.pt2 --weights trained.safetensors -o student.safetensors\n\n"
+    "$ opdf-compile fold expanded.pt2 -o trained.onnx --model student.onnx"
 )
 
 
@@ -36,7 +38,8 @@ def command(
             "-o",
             "--out",
             metavar="OUT",
-            help="OUT.pt2, or OUT.safetensors with the student's own keys.",
+            help="OUT.pt2, OUT.safetensors with the student's own keys, or OUT.onnx for an ONNX "
+            "student (with --model).",
             show_default=False,
         ),
     ],
@@ -64,8 +67,15 @@ def command(
 
         with terminal.busy(f"folding {expanded}"):
             folded = fold_file(expanded, weights=weights, model=student, trust_pickle=trust_pickle)
-            folded.save(out)
-        for note in folded.notes:
+            if out.suffix == ".onnx":
+                from opdf_compile.io.onnx_student.folding import save_onnx
+
+                save_onnx(folded, student, out)
+            else:
+                folded.save(out)
+        # The graph of an ONNX file comes from the file, whatever the archive holds.
+        notes = () if out.suffix == ".onnx" else folded.notes
+        for note in notes:
             terminal.warn(note)
         terminal.show(f"Wrote {out} ({size_of_file(out.stat().st_size)})")
         terminal.result(
@@ -74,7 +84,7 @@ def command(
                 "expanded": str(expanded),
                 "out": str(out),
                 "tensors": len(folded.state),
-                "notes": list(folded.notes),
+                "notes": list(notes),
             }
         )
 

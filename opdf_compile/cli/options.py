@@ -14,7 +14,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="file.pt2, package.module:callable or file.py:callable (with ?key=value&...), "
+        help="file.pt2, file.onnx (with ?train=all or ?INPUT=NUMBER), "
+        "package.module:callable or file.py:callable (with ?key=value&...), "
         "timm:NAME or hf:DIR",
         show_default=False,
     ),

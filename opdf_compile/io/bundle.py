@@ -17,6 +17,7 @@ from opdf_compile.io.check_data import check_path, write_check
 from opdf_compile.io.files import atomic_folder, atomic_write, existing_file, sha256
 from opdf_compile.io.onnx_build import Export
 from opdf_compile.io.onnx_save import stage
+from opdf_compile.io.onnx_translate import own_version
 
 SCHEMA = "opdf-bundle/1"
 STUDENT, REFERENCE = "student.onnx", "reference.onnx"
@@ -88,7 +89,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     file = existing_file(path / MANIFEST, wanted="a bundle's manifest.json")
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtefactError(
             f"{file} is no JSON ({str(error)[:100].rstrip('.')}), wanted a bundle's manifest; "
             "export again"
@@ -152,17 +153,28 @@ def _check_extra(files: Sequence[Path]) -> None:
 
 
 def _manifest(folder: Path, student: Export) -> dict[str, Any]:
-    metadata = student.model.metadata_props
+    opset, metadata = _facts(student.model)
     return {
         "schema": SCHEMA,
         "files": {
             file.name: {"sha256": sha256(file), "bytes": file.stat().st_size}
             for file in sorted(_files(folder))
         },
-        "opset": student.model.opset_imports.get(""),
+        "opset": opset,
         "exporter": metadata["opdf.exporter"],
         "versions": versions(metadata["opdf.version"]),
     }
+
+
+def _facts(model: Any) -> tuple[int | None, dict[str, str]]:
+    """Opset and metadata of an exported model; an ONNX student's file names its own producer."""
+    import onnx
+
+    if not isinstance(model, onnx.ModelProto):
+        return model.opset_imports.get(""), dict(model.metadata_props)
+    opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), None)
+    producer = f"{model.producer_name} {model.producer_version}".strip()
+    return opset, {"opdf.exporter": producer or "unknown", "opdf.version": own_version()}
 
 
 def _files(folder: Path) -> Iterator[Path]:

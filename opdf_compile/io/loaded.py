@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-Kind = Literal["pt2", "callable", "timm", "hf", "pickle"]
+Kind = Literal["pt2", "callable", "timm", "hf", "pickle", "onnx"]
 
 
 @dataclass(frozen=True, eq=False)

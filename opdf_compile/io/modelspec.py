@@ -1,6 +1,7 @@
-"""The MODEL argument: a `.pt2` file, a callable, `timm:NAME` or `hf:DIR`, with its inputs.
+"""The MODEL argument: a file, a callable, `timm:NAME` or `hf:DIR`, with its inputs.
 
     student.pt2                          programs of torch.export
+    student.onnx?train=all&sr=16000      an ONNX file; the number of an input builds it in
     package.module:callable?width=64     code: a Module, (Module, args) or (Module, args, kwargs)
     file.py:callable
     timm:resnet18?num_classes=10         random weights, an example of the model's own input size
@@ -14,6 +15,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +35,8 @@ __all__ = ["FORMS", "LoadedModel", "load_model"]
 
 log = logging.getLogger("opdf_compile")
 
-FORMS = "file.pt2, package.module:callable, file.py:callable, timm:NAME or hf:DIR"
+FORMS = "file.pt2, file.onnx, package.module:callable, file.py:callable, timm:NAME or hf:DIR"
+ONNX_FILE = re.compile(r"(?P<path>.+\.onnx)(?:\?(?P<query>.*))?", re.DOTALL)
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -83,6 +86,10 @@ def _dispatch(spec: str, options: InputOptions, trust_pickle: bool) -> LoadedMod
         from opdf_compile.io.load_hf import load_hf
 
         return load_hf(spec, options, trust_pickle=trust_pickle)
+    if in_onnx := ONNX_FILE.fullmatch(spec):
+        from opdf_compile.io.onnx_student.load import load_student
+
+        return load_student(in_onnx, options)
     if in_file := load_callable.FILE.fullmatch(spec):
         return load_callable.load_file(in_file, spec)
     by_suffix = _loader_of(Path(spec).suffix.lower())
@@ -99,8 +106,6 @@ def _loader_of(suffix: str) -> Callable[[Path, bool], LoadedModel] | None:
         return lambda path, trust: load_archive(path, trust_pickle=trust)
     if suffix in _PICKLED:
         return _load_pickled
-    if suffix == ".onnx":
-        return _refuse_onnx
     if suffix == ".safetensors":
         return _refuse_weights
     return None
@@ -116,13 +121,6 @@ def _load_pickled(path: Path, trust_pickle: bool) -> LoadedModel:
             "package.module:callable and this file with --weights"
         )
     return LoadedModel(found, name=path.stem, kind="pickle")
-
-
-def _refuse_onnx(path: Path, _: bool) -> LoadedModel:
-    raise InputError(
-        f"{path} is an ONNX file, which cannot be a student yet; give the PyTorch model that it "
-        f"was exported from ({FORMS})"
-    )
 
 
 def _refuse_weights(path: Path, _: bool) -> LoadedModel:
@@ -179,7 +177,7 @@ def _with_inputs(loaded: LoadedModel, options: InputOptions) -> LoadedModel:
             examples, lambda name, axis, letter: _recorded_name(recorded, name, axis, letter)
         )
     dynamic: Any = examples.dynamic
-    if dynamic is None and loaded.programs:
+    if dynamic is None and (loaded.programs or loaded.kind == "onnx"):
         dynamic = loaded.dynamic
     return replace(loaded, args=tuple(args), kwargs=kwargs, dynamic=dynamic)
 

@@ -23,11 +23,13 @@ from opdf_compile.graph.signature import Inputs, bind, normalise_inputs
 from opdf_compile.graph.trace import Traced, trace
 from opdf_compile.io.check_data import CheckData
 from opdf_compile.io.evidence import gather
+from opdf_compile.io.onnx_student.exporting import file_and_check, student_of
 from opdf_compile.io.onnx_translate import export_program, quiet
 from opdf_compile.io.retype import cast, retyped
 from opdf_compile.io.truth import graph_of
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -49,11 +51,12 @@ class Export:
     """An ONNX model that is not on disk yet.
 
     Attributes:
-        model: The model; its weights are views of the source's own tensors.
+        model: The model; its weights are views of the source's own tensors. The message of the file
+            itself for an ONNX student.
         check: Its check data, without the hash of the file.
     """
 
-    model: ir.Model
+    model: ir.Model | onnx.ModelProto
     check: CheckData
 
 
@@ -83,6 +86,12 @@ def build(
         InputError: The example inputs do not fit.
     """
     wanted = parse_dtype(dtype)
+    student = student_of(model)
+    if student is not None:
+        given = normalise_inputs(args, kwargs)
+        if isinstance(model, Traced) and not any(given):
+            given = (model.args, model.kwargs)
+        return Export(*file_and_check(student, given, dynamic, opset, dtype))
     traced = _as_traced(model, args, kwargs, dynamic, wanted)
     _require_graph(traced)
     program = traced.programs["eval"]

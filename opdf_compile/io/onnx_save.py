@@ -12,6 +12,7 @@ from opdf_compile.errors import ExportError
 from opdf_compile.io.files import atomic_write
 
 if TYPE_CHECKING:
+    import onnx
     import onnx_ir as ir
 
 # A protobuf message ends at 2 GiB; the graph itself needs some of that.
@@ -29,7 +30,13 @@ def data_name(path: Path) -> str:
     return f"{path.name}.data"
 
 
-def stage(model: ir.Model, path: Path, stack: ExitStack, *, limit: int = SINGLE_FILE_BYTES) -> Path:
+def stage(
+    model: ir.Model | onnx.ModelProto,
+    path: Path,
+    stack: ExitStack,
+    *,
+    limit: int = SINGLE_FILE_BYTES,
+) -> Path:
     """Write a checked model under a temporary name; it becomes `path` when `stack` closes.
 
     Args:
@@ -48,6 +55,11 @@ def stage(model: ir.Model, path: Path, stack: ExitStack, *, limit: int = SINGLE_
     import onnx
     import onnx_ir as ir
 
+    if isinstance(model, onnx.ModelProto):
+        # An ONNX student's own file, byte for byte but for its weights: as valid as it came.
+        temporary = stack.enter_context(atomic_write(path))
+        temporary.write_bytes(model.SerializeToString())
+        return temporary
     if weight_bytes(model) > limit:
         return _stage_in_two(model, path, stack)
     proto = ir.serde.serialize_model(model)

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 # torch's translations are written for opset 18 and converted upwards from there.
 LOWEST_OPSET = 18
-_MISSING = re.compile(r"No ONNX function found for <OpOverload\(op='([^']+)'")
+_MISSING = re.compile(
+    r"No ONNX function found for <(?:OpOverload\(op='([^']+)'|torch\._higher_order_ops\.(\w+)\.)"
+)
 _STRIDES = "Cannot view a tensor"
 _NOISY_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 # Kept on the nodes: it says which submodule a node comes from. The rest of the exporter's metadata
@@ -161,7 +163,7 @@ def _sentence(error: BaseException) -> str:
     for link in chain:
         missing = _MISSING.search(str(link))
         if missing:
-            operator = missing[1].replace("::", ".")
+            operator = (missing[1] or missing[2]).replace("::", ".")
             return (
                 f"the operation {operator} has no ONNX form, wanted operations that the ONNX "
                 "exporter knows; write it with others or try a higher --opset"
@@ -207,13 +209,17 @@ def _strip_metadata(model: ir.Model) -> None:
     model.graph.doc_string = None
 
 
-def _record(model: ir.Model, parameters: Sequence[str]) -> None:
+def own_version() -> str:
+    """The installed version of this package."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        own = version("opdf-compile")
+        return version("opdf-compile")
     except PackageNotFoundError:
-        own = "unknown"  # A source tree that was never installed.
+        return "unknown"  # A source tree that was never installed.
+
+
+def _record(model: ir.Model, parameters: Sequence[str]) -> None:
     model.metadata_props["opdf.parameters"] = json.dumps(list(parameters))
-    model.metadata_props["opdf.version"] = own
+    model.metadata_props["opdf.version"] = own_version()
     model.metadata_props["opdf.exporter"] = f"torch.onnx {torch.__version__}"

@@ -51,6 +51,17 @@ def recorded_parameters(model: onnx.ModelProto, name: str) -> frozenset[str] | N
     return frozenset(names)
 
 
+def named_constants(model: onnx.ModelProto) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Dtype and shape of every initialiser and Constant node by name, nested graphs included."""
+    view = build_view(model, "", frozenset())
+    return {
+        value.name: (value.constant.dtype, value.constant.shape)
+        for scope in view.scopes
+        for value in scope.values.values()
+        if value.constant
+    }
+
+
 def guessed_parameters(model: onnx.ModelProto, folder: str) -> frozenset[str]:
     """Take floating-point constants of more than one element for parameters, settings excepted."""
     view = build_view(model, folder, frozenset())

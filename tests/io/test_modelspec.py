@@ -144,7 +144,7 @@ FILE_ERRORS: list[tuple[str, bytes | None, str]] = [
     ("cut.pt2", b"PK\x03\x04" + b"\0" * 100, "damaged or cut short"),
     ("model.pth", b"x", "is a pickle, and loading it would run code"),
     ("none.pth", None, "does not exist"),
-    ("model.onnx", b"x", "is an ONNX file, which cannot be a student yet"),
+    ("model.onnx", b"x", "is not an ONNX model or is truncated"),
     ("w.safetensors", b"x", "holds weights and no model"),
     ("model.h5", b"x", "is a file of an unknown kind .\\.h5.; wanted file.pt2"),
     ("README", b"x", "unknown kind .no suffix."),

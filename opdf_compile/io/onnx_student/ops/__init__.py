@@ -1,0 +1,14 @@
+"""ONNX operators as torch code, one file per family; `fill` enters them into the table."""
+
+import importlib
+
+_FAMILIES = (
+    *("activations", "arithmetic", "control", "convolution", "indexing", "logic", "norms"),
+    *("pooling", "quantised", "recurrent", "reductions", "resize", "shapes", "symbolic"),
+)
+
+
+def fill() -> None:
+    """Import every family, which enters its operators."""
+    for family in _FAMILIES:
+        importlib.import_module(f"{__name__}.{family}")

@@ -1,0 +1,59 @@
+"""If. A condition on sizes or constants is decided at once; one on data becomes torch.cond."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opdf_compile.io.onnx_student.registry import Call, operator
+from opdf_compile.io.onnx_student.values import Host, Value, as_tensor, number
+
+
+@operator("If", either=(0,))
+def if_(call: Call, condition: Value) -> Any:
+    """One of two graphs."""
+    then, other = call.node.graphs["then_branch"], call.node.graphs["else_branch"]
+    if isinstance(condition, Host):
+        return tuple(call.enter(then if number(condition) else other, None))
+    if not torch.compiler.is_exporting():
+        return tuple(call.enter(then if bool(condition.reshape(())) else other, None))
+    return _conditional(call, condition)
+
+
+def _conditional(call: Call, condition: Tensor) -> tuple[Any, ...]:
+    """Both branches in the traced graph, with all they read as operands.
+
+    The operator is called directly: torch.cond would first compile the branches with Dynamo.
+    """
+    graphs = [call.node.graphs[name] for name in ("then_branch", "else_branch")]
+    given: dict[Any, Value] = {}
+    for graph in graphs:
+        given.update(call.outside(graph))
+    operands = {place: value for place, value in given.items() if not _is_plain(value)}
+    tensors = [as_tensor(value, call.device) for value in operands.values()]
+
+    def branch(graph: Any) -> Any:
+        def run(*inner: Tensor) -> tuple[Tensor, ...]:
+            pairs = zip(operands.items(), inner, strict=True)
+            inside = given | {place: _with(value, tensor) for (place, value), tensor in pairs}
+            found = call.enter(graph, inside)
+            # The operator refuses outputs that are its inputs.
+            return tuple(as_tensor(value, call.device).clone() for value in found)
+
+        return run
+
+    chosen: tuple[Any, ...] = torch.ops.higher_order.cond(
+        condition.reshape(()), branch(graphs[0]), branch(graphs[1]), tuple(tensors)
+    )
+    return chosen
+
+
+def _is_plain(value: Value) -> bool:
+    return isinstance(value, Host) and value.read is None and not value.symbolic
+
+
+def _with(value: Value, tensor: Tensor) -> Value:
+    """The value inside a branch, which may read the tensor that was handed in and no other."""
+    return Host(value.array, value.dtype, lambda: tensor) if isinstance(value, Host) else tensor

@@ -1,0 +1,229 @@
+"""`load_onnx`: a `.onnx` file that nobody vouches for -> a student."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from opdf_compile.errors import ArtefactError, InputError
+from opdf_compile.io import onnx_files
+from opdf_compile.io.onnx_student.keys import identifier, keys_of
+from opdf_compile.io.onnx_student.nodes import Graph, all_constants, parse, torch_dtype
+from opdf_compile.io.onnx_student.registry import OLDEST_OPSET, require_known
+from opdf_compile.io.onnx_student.student import OnnxStudent, Source, all_tensors
+from opdf_compile.io.onnx_student.values import Host, host
+
+if TYPE_CHECKING:
+    import onnx
+
+log = logging.getLogger("opdf_compile")
+Train = Literal["weights", "all"]
+# What a tensor may claim without a byte of data behind it (a damaged or hostile size).
+_MOST_ELEMENTS = 1 << 33
+
+__all__ = ["OnnxStudent", "load_onnx", "make_source"]
+
+
+def load_onnx(
+    path: str | os.PathLike[str],
+    *,
+    train: Train = "weights",
+    fixed: Mapping[str, Any] | None = None,
+) -> OnnxStudent:
+    """Load an ONNX file as a module that trains, traces, folds and exports as ONNX again.
+
+    Nothing in the file runs: its nodes are looked up in a table of operators.
+
+    Args:
+        path: A `.onnx` file for inference, opset 7 or newer.
+        train: "weights" makes the weights of MatMul, Gemm, Conv and ConvTranspose trainable, which
+            are those that a plan can take; "all" makes biases, norm scales and embedding tables
+            trainable too. BatchNorm keeps its stored statistics in both.
+        fixed: Numbers for inputs that steer the graph (a sampling rate that an If compares): the
+            student has them built in and takes the other inputs only.
+
+    Returns:
+        The student, in eval mode. `student.dynamic` holds the axes that the file leaves open, and
+        `student.notes` what a user should know.
+
+    Raises:
+        ArtefactError: The file is missing, damaged, or keeps data outside its folder.
+        InputError: It holds an operator that has no torch form here.
+
+    Example:
+        >>> student = opdf.load_onnx("model.onnx")  # doctest: +SKIP
+        >>> traced = opdf.trace(student, (x,), dynamic=student.dynamic)  # doctest: +SKIP
+    """
+    if train not in ("weights", "all"):
+        raise InputError(f"train is {train!r}, wanted 'weights' or 'all'; choose one of them")
+    file = Path(path)
+    _require_sizes(onnx_files.load_onnx(file), file)
+    proto = onnx_files.load_with_data(file)
+    source = make_source(proto, str(file), fixed or {})
+    student = OnnxStudent(source, train_all=train == "all")
+    student.notes = tuple(_notes(proto, student))
+    return student.eval()
+
+
+def make_source(
+    proto: onnx.ModelProto, name: str, fixed: Mapping[str, Any] | None = None
+) -> Source:
+    """Parse a model.
+
+    Args:
+        proto: The model with its data. It is not changed.
+        name: The file's name for messages.
+        fixed: Numbers for inputs, by name.
+
+    Raises:
+        InputError: Its operator set is too old, or an operator or input has no torch form.
+    """
+    opsets = _opsets(proto)
+    if opsets.get("", 0) < OLDEST_OPSET:
+        raise InputError(
+            f"{name} uses opset {opsets.get('', 'none')}, wanted {OLDEST_OPSET} or newer; convert "
+            "it with onnx.version_converter"
+        )
+    inlined = _inlined(proto, name)
+    graph = parse(inlined.graph, _opsets(inlined))
+    require_known(graph)
+    # The file's own constants come first, so that their keys do not depend on its functions.
+    own = [(c.scope, c.name) for c in all_constants(proto.graph)]
+    every = [(c.scope, c.name) for c in all_tensors(graph)]
+    inputs = _inputs(proto, graph, name)
+    built_in = {key: _number(inputs, key, value, name) for key, value in (fixed or {}).items()}
+    values = {inputs[key][0]: number for key, number in built_in.items()}
+    inputs = {key: entry for key, entry in inputs.items() if key not in built_in}
+    return Source(
+        proto=proto,
+        graph=graph,
+        name=name,
+        fixed=values,
+        inputs={torch_name: original for torch_name, (original, _, _) in inputs.items()},
+        axes={torch_name: axes for torch_name, (_, axes, _) in inputs.items()},
+        dtypes={torch_name: dtype for torch_name, (_, _, dtype) in inputs.items()},
+        keys=keys_of([*own, *every]),
+    )
+
+
+def _number(inputs: Mapping[str, Any], key: str, value: Any, name: str) -> Host:
+    """A built-in input: one number in the file's dtype and rank.
+
+    Raises:
+        InputError: There is no such input, or it is no number.
+    """
+    if key not in inputs:
+        raise InputError(
+            f"{name} has no input {key!r} to fix, its inputs are {', '.join(inputs) or 'none'}; "
+            "use one of these names"
+        )
+    _original, axes, dtype = inputs[key]
+    try:
+        scalar = float(value) if dtype.is_floating_point else int(value)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"the input {key!r} of {name} is fixed to {value!r}, wanted one number"
+        ) from error
+    return host(np.full([1] * len(axes), scalar, dtype=object), dtype)
+
+
+def _opsets(proto: onnx.ModelProto) -> dict[str, int]:
+    return {
+        "" if entry.domain == "ai.onnx" else entry.domain: entry.version
+        for entry in proto.opset_import
+    }
+
+
+def _inlined(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The model with the bodies of its local functions in place of their calls."""
+    if not proto.functions:
+        return proto
+    from onnx import inliner
+
+    try:
+        return inliner.inline_local_functions(proto)
+    except Exception as error:  # The C++ inliner raises whatever it meets.
+        raise ArtefactError(
+            f"{name} has local functions that cannot be inlined "
+            f"({str(error).strip().splitlines()[0][:150]}); export the model again"
+        ) from error
+
+
+def _inputs(
+    proto: onnx.ModelProto, graph: Graph, name: str
+) -> Mapping[str, tuple[str, tuple[str | int, ...], torch.dtype]]:
+    found: dict[str, tuple[str, tuple[str | int, ...], torch.dtype]] = {}
+    by_name = {info.name: info for info in proto.graph.input}
+    for original in graph.inputs:
+        kind = by_name[original].type
+        if not kind.HasField("tensor_type"):
+            raise InputError(
+                f"the input {original!r} of {name} is no tensor ({kind.WhichOneof('value')}), "
+                "wanted tensors; give the PyTorch model that the file was exported from"
+            )
+        dtype = torch_dtype(kind.tensor_type.elem_type)
+        if dtype is None:
+            raise InputError(
+                f"the input {original!r} of {name} has the ONNX element type "
+                f"{kind.tensor_type.elem_type}, which torch does not calculate in; give the "
+                "PyTorch model that the file was exported from"
+            )
+        plain = identifier(original)
+        while plain in found:
+            plain += "_"
+        found[plain] = (original, _axes(plain, kind.tensor_type), dtype)
+    return found
+
+
+def _axes(name: str, kind: onnx.TypeProto.Tensor) -> tuple[str | int, ...]:
+    """A number where the file has one, the name of a symbolic axis, else a name of its own."""
+    if not kind.HasField("shape"):
+        return ()
+    axes: list[str | int] = []
+    for place, dim in enumerate(kind.shape.dim):
+        if dim.dim_value > 0:
+            axes.append(int(dim.dim_value))
+        elif any(c.isalnum() for c in dim.dim_param):
+            axes.append(identifier(dim.dim_param))
+        else:
+            axes.append(f"{name}_{place}")
+    return tuple(axes)
+
+
+def _require_sizes(model: onnx.ModelProto, file: Path) -> None:
+    """Refuse a tensor whose shape claims more than its data: it would be allocated."""
+    for constant in all_constants(model.graph):
+        elements = 1
+        for size in constant.tensor.dims:
+            elements *= size
+        if not 0 <= elements <= _MOST_ELEMENTS or any(d < 0 for d in constant.tensor.dims):
+            raise ArtefactError(
+                f"{file} holds {constant.name!r} with the shape {list(constant.tensor.dims)}, at "
+                f"most {_MOST_ELEMENTS} elements are read; export the model again"
+            )
+
+
+def _notes(proto: onnx.ModelProto, student: OnnxStudent) -> list[str]:
+    notes = []
+    if proto.training_info:
+        notes.append(f"{student.source.name} holds training information, which is ignored and kept")
+    quantised = _quantised(student.source.graph)
+    if quantised:
+        notes.append(
+            f"{len(quantised)} weights of {student.source.name} are quantised integers "
+            f"({quantised[0]!r}, ...), which cannot be factorised: they are left as they are"
+        )
+    return notes
+
+
+def _quantised(graph: Graph) -> list[str]:
+    readers = ("DequantizeLinear", "MatMulInteger")
+    names = [n for node in graph.nodes if node.op in readers for n in node.inputs[:2]]
+    constants = graph.constants
+    return [n for n in dict.fromkeys(names) if n in constants and len(constants[n].tensor.dims) > 1]

@@ -1,0 +1,242 @@
+"""`OnnxStudent`: an ONNX file as a torch module that can be trained and traced."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from opdf_compile.errors import ArtefactError
+from opdf_compile.graph.rows import Match, Refusal
+from opdf_compile.io.onnx_student.keys import Place
+from opdf_compile.io.onnx_student.nodes import Constant, Graph, torch_dtype
+from opdf_compile.io.onnx_student.running import Runner
+from opdf_compile.io.onnx_student.values import MOST_ELEMENTS, Host, Value, as_tensor
+from opdf_compile.io.onnx_student.weights import Role, roles
+
+if TYPE_CHECKING:
+    import onnx
+
+# A list of numbers this long may be limits or scales, which operators want as numbers.
+_MOST_SETTINGS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """The file behind a student. It is never changed, so that copies of a student share it.
+
+    Attributes:
+        proto: The file as it was read, external data included.
+        graph: The graph that is run; local functions are inlined.
+        name: What messages call it.
+        inputs: Names of the inputs, as torch sees them, to the file's own.
+        axes: For each input, a letter (free) or number per axis.
+        dtypes: The dtype of each input.
+        keys: The key of each floating-point constant.
+        fixed: Inputs of the file that have one value, by the file's name.
+    """
+
+    proto: onnx.ModelProto
+    graph: Graph
+    name: str
+    inputs: Mapping[str, str]
+    axes: Mapping[str, tuple[str | int, ...]]
+    dtypes: Mapping[str, torch.dtype]
+    keys: Mapping[Place, str]
+    fixed: Mapping[str, Host] = field(default_factory=dict)
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Source:
+        return self
+
+
+class OnnxStudent(nn.Module):
+    """An ONNX graph as a module; `load_onnx` makes it.
+
+    Its parameters are the weights of MatMul, Gemm, Conv and ConvTranspose under the names that
+    their initialisers have in the file; everything else that the file carries are buffers, so that
+    training changes matched weights alone. One output comes back as a tensor, several as a dict by
+    their names in the file.
+
+    Attributes:
+        source: The file.
+        notes: What a user should know, in sentences.
+    """
+
+    def __init__(self, source: Source, *, train_all: bool = False) -> None:
+        super().__init__()
+        self.source = source
+        self.notes: tuple[str, ...] = ()
+        self._hosts: dict[Place, Host] = {}
+        self._products: set[str] = set()
+        self._columns: set[str] = set()
+        self._paths: dict[Place, tuple[list[str], str]] = {}
+        self._fill(train_all)
+        self.__signature__ = _signature(source.inputs)
+
+    @property
+    def dynamic(self) -> dict[str, tuple[str | int | None, ...]]:
+        """A letter (free) or number (fixed) per axis of each input, as `trace` takes it."""
+        return {name: tuple(axes) for name, axes in self.source.axes.items()}
+
+    @property
+    def forward(self) -> Callable[..., Any]:  # type: ignore[override]
+        """The graph, as a function of the file's inputs."""
+
+        # torch.export names inputs by the signature, and wants a function with code of its own.
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self.compute(self.__signature__.bind(*args, **kwargs).arguments)
+
+        forward.__signature__ = self.__signature__  # type: ignore[attr-defined]
+        return forward
+
+    def weight_rows(self) -> list[Match | Refusal]:
+        """The trainable weights as matches, for plans that are made before tracing."""
+        return [
+            Match(
+                key=name,
+                shape=tuple(p.shape),
+                dtype=str(p.dtype).removeprefix("torch."),
+                transposed=name in self._columns and p.ndim == 2,
+                kernel=math.prod(p.shape[2:]),
+            )
+            for name, p in self.named_parameters()
+            if p.requires_grad and name in self._products
+        ]
+
+    def compute(self, inputs: Mapping[str, Any]) -> Any:
+        """Run the graph on inputs by their torch names."""
+        graph = self.source.graph
+        device = next((t.device for t in (*self.parameters(), *self.buffers())), None)
+        runner = Runner(self._constant, device or torch.device("cpu"))
+        given: dict[str, Value] = dict(self.source.fixed)
+        given.update({self.source.inputs[name]: value for name, value in inputs.items()})
+        outputs = runner.run(graph, given)
+        tensors = [as_tensor(value, device or torch.device("cpu")) for value in outputs]
+        if len(tensors) == 1:
+            return tensors[0]
+        return dict(zip(graph.outputs, tensors, strict=True))
+
+    def extra_repr(self) -> str:
+        """File and size, for `print`."""
+        return f"{self.source.name}, {len(self.source.graph.nodes)} nodes"
+
+    def _constant(self, constant: Constant) -> Value:
+        place = (constant.scope, constant.name)
+        known = self._hosts.get(place)
+        if known is None:
+            return self._tensor(place)
+        # A copy of the student reads its own tensor, so the link is made here.
+        read = partial(self._tensor, place) if place in self._paths else None
+        return Host(known.array, known.dtype, read)
+
+    def _tensor(self, place: Place) -> Tensor:
+        path, name = self._paths[place]
+        module: Any = self
+        for part in path:
+            module = module._modules[part]
+        found = module._parameters.get(name)
+        tensor: Tensor = module._buffers[name] if found is None else found
+        return tensor
+
+    def _fill(self, train_all: bool) -> None:
+        constants = list(all_tensors(self.source.graph))
+        tensors = {(c.scope, c.name): read_tensor(c, self.source.name) for c in constants}
+        ranks = {p: t.ndim for p, t in tensors.items() if _may_train(t)}
+        known = roles(self.source.graph, ranks, train_all=train_all)
+        for place, tensor in tensors.items():
+            role, columns = known.get(place, ("buffer", False))
+            if role == "weight":
+                self._products.add(self.source.keys[place])
+            if role == "weight" and columns:
+                self._columns.add(self.source.keys[place])
+            if role == "buffer" and _is_small(tensor):
+                self._hosts[place] = Host(_objects(tensor), tensor.dtype)
+                if not tensor.dtype.is_floating_point:
+                    continue
+            self._register(place, self.source.keys[place], tensor, role)
+
+    def _register(self, place: Place, key: str, tensor: Tensor, role: Role) -> None:
+        *path, name = key.split(".")
+        module: nn.Module = self
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            inner = module._modules[part]
+            assert inner is not None
+            module = inner
+        self._paths[place] = (path, name)
+        if role == "buffer":
+            module.register_buffer(name, tensor)
+        else:
+            module.register_parameter(name, nn.Parameter(tensor, requires_grad=role != "frozen"))
+
+
+def _signature(names: Mapping[str, str]) -> inspect.Signature:
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    return inspect.Signature([inspect.Parameter(name, kind) for name in names])
+
+
+def all_tensors(graph: Graph) -> list[Constant]:
+    """The constants of a parsed graph and of those nested in it, outermost first."""
+    found = list(graph.constants.values())
+    for node in graph.nodes:
+        for inner in node.graphs.values():
+            found.extend(all_tensors(inner))
+    return found
+
+
+def read_tensor(constant: Constant, name: str) -> Tensor:
+    """The numbers of a constant as a torch tensor of its own.
+
+    Raises:
+        ArtefactError: torch has no such dtype, or the data does not fill the shape.
+    """
+    from onnx import TensorProto, numpy_helper
+
+    proto = constant.tensor
+    dtype = torch_dtype(proto.data_type)
+    if dtype is None:
+        known = TensorProto.DataType.values()
+        kind = TensorProto.DataType.Name(proto.data_type) if proto.data_type in known else "unknown"
+        raise ArtefactError(
+            f"{name} holds {constant.name!r} as {kind}, which torch does not calculate in; give "
+            "the model before it was quantised, or the PyTorch model that it was exported from"
+        )
+    try:
+        array = numpy_helper.to_array(proto)
+        if dtype is torch.bfloat16:
+            bits = torch.from_numpy(array.view("uint16").copy())
+            return bits.view(torch.bfloat16)
+        # torch owns its memory: numpy's may be a read-only view of the message.
+        return torch.from_numpy(array.copy())
+    # numpy and onnx raise their own classes for data that does not fit its shape.
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ArtefactError(
+            f"{name} holds {constant.name!r} with data that does not fill its shape "
+            f"{list(proto.dims)} ({error}); export the model again"
+        ) from error
+
+
+def _may_train(tensor: Tensor) -> bool:
+    return tensor.dtype.is_floating_point and tensor.numel() > 1
+
+
+def _is_small(tensor: Tensor) -> bool:
+    if tensor.dtype.is_complex:
+        return False
+    return tensor.numel() <= (_MOST_SETTINGS if tensor.dtype.is_floating_point else MOST_ELEMENTS)
+
+
+def _objects(tensor: Tensor) -> Any:
+    import numpy as np
+
+    objects = np.empty(tuple(tensor.shape), dtype=object)
+    for place in np.ndindex(objects.shape):
+        objects[place] = tensor[place].item()
+    return objects
