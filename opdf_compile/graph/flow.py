@@ -215,8 +215,8 @@ class Flow:
         return Value(index.fed, value.made, picked)
 
     def _elementwise(self, scope: Scope, node: Node) -> Value:
-        sources = node.all_input_nodes
-        whole = scope.merged(node)
+        sources = ops.value_operands(node)
+        whole = merged(scope.value(source) for source in sources)
         if not whole.origins:
             return FED if whole.fed else whole
         reason = ops.foreign(node)

@@ -133,16 +133,22 @@ def orientation(sizes: Sequence[int], roles: Sequence[str]) -> tuple[bool, int, 
     while trailing > 2 and roles[trailing - 1] == "k":
         trailing -= 1
     kernel = prod(sizes[trailing:])
-    return False, kernel, _rows(roles)
+    return (
+        False,
+        kernel,
+        _rows(["" if n == 1 else role for n, role in zip(sizes, roles, strict=True)]),
+    )
 
 
 def _rows(roles: Sequence[str]) -> int:
     """The leading axes that are rows: all before the longest tail that is of one kind.
 
     b o i -> (b o) i;   o i k k -> o (i k k);   i o o -> i (o o);   k i o -> (k i) o
+
+    A kernel goes with what is before it, and so does an axis of size 1, whose role is "".
     """
-    rows, kinds = len(roles), set("oi")
-    while rows > 1 and (kinds & set(roles[rows - 1]) or roles[rows - 1] == "k"):
+    rows, kinds = len(roles), {"o", "i"}
+    while rows > 1 and (roles[rows - 1] in ("", "k") or kinds & set(roles[rows - 1])):
         kinds = kinds & set(roles[rows - 1]) or kinds
         rows -= 1
     return min(rows, len(roles) - 1)

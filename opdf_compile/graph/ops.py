@@ -227,6 +227,14 @@ def is_view(node: Node) -> bool:
     return short_name(node).rstrip("_") in _VIEWS
 
 
+def value_operands(node: Node) -> list[Node]:
+    """The operands whose numbers an op reads, without those that it only takes a shape from."""
+    name = short_name(node)
+    if name.endswith("_like") or name.startswith("new_"):
+        return []
+    return node.all_input_nodes[:1] if name.endswith("_as") else node.all_input_nodes
+
+
 def matrix_function(node: Node) -> bool:
     """Whether the op is a function of a whole matrix, such as its exponential."""
     name = short_name(node)

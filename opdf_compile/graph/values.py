@@ -133,10 +133,11 @@ def _step(node: Node, origin: Origin, old: Shape, new: Shape) -> Origin:
     sizes = tuple(origin.parameter.shape)
     if len(origin.layout) != len(old):
         origin = replace(origin, layout=(tuple(range(len(sizes))),) * len(old))
+    joined = short_name(node) in ("cat", "stack", "concat", "concatenate")
     after = replace(
         origin,
         layout=followed(node, origin.layout, old, new, sizes),
-        scales=origin.scales or _stretched(origin.layout, old, new),
+        scales=origin.scales or (not joined and _stretched(origin.layout, old, new)),
     )
     if matrix_function(node):
         after = replace(after, function=after.function or short_name(node))
@@ -149,11 +150,11 @@ def _stretched(layout: Layout, old: Shape, new: Shape) -> bool:
     (out, 1) -> (out, in) is a scale of each row; (out, in) -> (batch, out, in) is the same matrix
     for each element of a batch.
     """
+    live = [place for place, size in enumerate(old) if size != 1 and layout[place]]
+    if prod(new) <= prod(old) or len(live) < 2:
+        return prod(new) > prod(old)
     shift = len(new) - len(old)
-    if prod(new) <= prod(old) or shift < 0:
-        return False
-    if any(o not in (n, 1) for o, n in zip(old, new[shift:], strict=True)):
+    if shift < 0 or any(o not in (n, 1) for o, n in zip(old, new[shift:], strict=True)):
         return False
     grown = [place for place, size in enumerate(old) if size == 1 != new[shift + place]]
-    live = [place for place, size in enumerate(old) if size != 1 and layout[place]]
-    return len(live) < 2 or any(place > live[0] for place in grown)
+    return any(place > live[0] for place in grown)
