@@ -155,8 +155,8 @@ def _fold_programs(
             _load(program, trained, source)
     folded = {name: fold_program(program, Fold()) for name, program in programs.items()}
     state = {k: t.detach() for k, t in folded[MODEL].state_dict.items()}
-    aliases = _aliases(archive.extra, model)
-    state.update({a: state[key] for key, names in aliases.items() if key in state for a in names})
+    for key, names in _aliases(archive.extra, model, source).items():
+        _name_also(state, key, names, source)
     if model is not None:
         state = _as_model(state, model, source)
     notes = (
@@ -180,14 +180,35 @@ def _require_cores(names: Iterable[str], planned: bool, source: Path) -> None:
         )
 
 
-def _aliases(extra: Mapping[str, str], model: nn.Module | None) -> dict[str, list[str]]:
+def _aliases(
+    extra: Mapping[str, str], model: nn.Module | None, source: Path
+) -> dict[str, list[str]]:
     if model is not None:
         return _tied(model)
     try:
         aliases = json.loads(extra.get(NOTES_FILE, "{}")).get("aliases", {})
-    except (ValueError, AttributeError):
-        return {}  # A note that somebody damaged: the weights do not depend on it.
-    return aliases if isinstance(aliases, dict) else {}
+        texts = [text for key, names in aliases.items() for text in (key, *names)]
+        whole = all(isinstance(names, list) for names in aliases.values())
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        whole, texts = False, []
+    if not whole or not all(isinstance(text, str) for text in texts):
+        raise ArtefactError(
+            f"{source} holds damaged notes about tied weights ({NOTES_FILE}), wanted lists of "
+            "names; expand the model again, or give the student with --model"
+        )
+    return aliases  # type: ignore[no-any-return]
+
+
+def _name_also(state: dict[str, Tensor], key: str, names: Iterable[str], source: Path) -> None:
+    """Put a folded weight under its further names, none of which may be another weight's."""
+    for name in names if key in state else ():
+        if name in state and not torch.equal(state[name], state[key]):
+            raise ArtefactError(
+                f"{source} contradicts itself: its notes about tied weights call {key!r} also "
+                f"{name!r}, which is another weight; expand the model again, or give the student "
+                "with --model"
+            )
+        state[name] = state[key]
 
 
 def _tied(model: nn.Module) -> dict[str, list[str]]:

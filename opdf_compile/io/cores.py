@@ -97,7 +97,7 @@ def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
 def _planned(plan: str) -> Chosen:
     try:
         value = json.loads(plan)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FoldError(
             f"the plan in the file's header is damaged ({error}), wanted JSON; give the student "
             "with --model"

@@ -106,14 +106,15 @@ def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:
-    """All names that a node reads, also inside its nested graphs."""
+    """All names that a node reads, also from within its nested graphs."""
     names = set(node.input)
-    waiting = list(_subgraphs([node]))
-    while waiting:
-        graph = waiting.pop()
-        names.update(name for inner in graph.node for name in inner.input)
-        names.update(value.name for value in graph.output)
-        waiting.extend(_subgraphs(graph.node))
+    # The recursion is bounded: protobuf parses no more than 100 levels.
+    for graph in _subgraphs([node]):
+        inner = {value.name for value in graph.output}
+        inner.update(name for part in graph.node for name in _reads(part))
+        own = {value.name for value in (*graph.input, *graph.initializer)}
+        own.update(name for part in graph.node for name in part.output)
+        names |= inner - own
     return names
 
 
@@ -121,6 +122,8 @@ def _cyclic(nodes: Iterable[onnx.NodeProto]) -> bool:
     """Whether some node waits for itself (Kahn's algorithm)."""
     nodes = list(nodes)
     makers = {name: place for place, node in enumerate(nodes) for name in node.output if name}
+    if len(makers) < sum(1 for node in nodes for name in node.output if name):
+        return False  # A value that is defined twice has its own sentence.
     waits = [{makers[n] for n in _reads(node) if n in makers} for node in nodes]
     readers: list[list[int]] = [[] for _ in nodes]
     for place, sources in enumerate(waits):
