@@ -57,7 +57,14 @@ def file_and_check(
             )
     model = write_back(student)
     args, kwargs = inputs if any(inputs) else (tuple(example_inputs(student).values()), {})
-    traced = trace(student, args, kwargs, dynamic=student.dynamic if dynamic is None else dynamic)
+    axes = student.dynamic if dynamic is None else dynamic
+    traced = trace(student, args, kwargs, dynamic=axes, phases=("eval",))
+    if "eval" not in traced.programs:
+        raise ExportError(
+            f"torch.export cannot hold {student.source.name} as a graph, which the check data is "
+            f"computed with ({'; '.join(traced.notes) or 'no reason given'}); build the number of "
+            "an input that steers the graph in: FILE.onnx?NAME=NUMBER"
+        )
     names = student.source.inputs
     check = gather(
         traced.programs["eval"],
