@@ -159,6 +159,8 @@ def _left_out(found: Match, include: Globs, exclude: Globs, min_size: int) -> st
 def _specs(
     chosen: list[Match], request: dict[str, Any], flops: int, name: str
 ) -> Iterator[tuple[str, Spec]]:
+    if not chosen:
+        return  # No request can be wrong for them: `plan` says that there are none.
     if "cores" in request:
         for found in chosen:
             yield found.key, _propose(found, name, request["cores"])

@@ -226,3 +226,11 @@ def test_opdf_plan_and_verify_stay_functions() -> None:
     assert "plan" in dir(opdf)
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = opdf.nothing
+
+
+@pytest.mark.parametrize("request_", [{"overhead": 1.5}, {"scale": 2.0}, {"cores": 3}], ids=str)
+def test_a_traced_model_without_weights(request_: dict[str, float]) -> None:
+    # It has a graph, and no bound on its scale: what it lacks is weights.
+    traced = trace(nn.ReLU(), (torch.randn(2, 4),))
+    with pytest.raises(PlanError, match="has no Linear or Conv weight that this tool finds"):
+        plan(traced, **request_)
