@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import InputError
-from opdf_compile.graph.signature import Inputs
+from opdf_compile.graph.signature import Inputs, request_tree
 
 AxisNames = dict[str, dict[int, str]]
 Dynamic = Mapping[str, Sequence[str | int | None]] | Literal[False] | None
@@ -70,7 +70,10 @@ def request(inputs: Inputs, names: Sequence[str], axes: AxisNames, hint: Any) ->
             return None
         return dict.fromkeys(axes.get(name, {}), hint) or None
 
-    return _map_named(ask, inputs, names)
+    leaves, spec = pytree.tree_flatten(inputs)
+    asked = [ask(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
+    args, kwargs = request_tree(asked, spec)
+    return args, kwargs
 
 
 def widen(inputs: Inputs, names: Sequence[str], axes: AxisNames) -> Inputs:

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from opdf_compile.graph.flops import weight_op_flops
 from opdf_compile.graph.flow import Flow, Meeting, meetings
 from opdf_compile.graph.layout import orientation
-from opdf_compile.graph.module_match import bare, module_rows
+from opdf_compile.graph.module_match import bare, layer_rows, module_rows
 from opdf_compile.graph.ops import FUNCTION, LOOKUP
 from opdf_compile.graph.rows import Match, MatchReport, Refusal, Use
 from opdf_compile.graph.sharing import is_weight_dtype, names_of_parameters
@@ -221,12 +221,13 @@ def _unread(traced: Traced, found: _Findings) -> Iterator[Match | Refusal]:
     """Linear and Conv modules whose weight no op reads as a weight."""
     if isinstance(traced.source, ExportedProgram):
         return
-    report = module_rows(traced.source)
     if traced.rung == MODULE:
         # The phase without a graph may read any of them, so the modules' own word counts.
+        report = module_rows(traced.source)
         yield from report.matches
         yield from report.refusals
         return
+    report = layer_rows(traced.source)
     for row in report.matches:
         reader = found.read.get(row.key)
         if reader is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Set
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -41,9 +42,21 @@ def bare(model: nn.Module) -> nn.Module:
 
 
 def module_rows(model: nn.Module) -> MatchReport:
-    """The weights of Linear, Conv and attention submodules as matches, one per Parameter.
+    """All rows that modules give without a graph, one per Parameter.
 
-    How a Parameter that another module holds is used cannot be seen here: a note names the first.
+    How a Parameter that no layer holds is used cannot be seen here: it is refused, with an offer,
+    because over-parameterising it is exact whatever reads it.
+
+    Args:
+        model: Any module; its forward is not run.
+    """
+    report = layer_rows(model)
+    seen = {row.key for row in report.matches} | {row.key for row in report.refusals}
+    return replace(report, refusals=(*report.refusals, *_raw(model, seen)))
+
+
+def layer_rows(model: nn.Module) -> MatchReport:
+    """The weights of Linear, Conv and attention submodules, one row per Parameter.
 
     Args:
         model: Any module; its forward is not run.
@@ -72,26 +85,41 @@ def module_rows(model: nn.Module) -> MatchReport:
                 matches[id(weight)] = row
             else:
                 refusals[id(weight)] = row
-    notes = tuple(_unseen(model, matches.keys() | refusals.keys() | embeddings))
-    return MatchReport(tuple(matches.values()), tuple(refusals.values()), notes)
+    return MatchReport(tuple(matches.values()), tuple(refusals.values()))
 
 
-def _unseen(model: nn.Module, seen: Set[int]) -> Iterator[str]:
-    left = [
-        name
-        for name, parameter in model.named_parameters()
-        if id(parameter) not in seen
-        and not is_lazy(parameter)
-        and parameter.ndim > 1
-        # The gains of a weight norm: a part of a weight that has a row of its own.
-        and "parametrizations." not in name
-        and not name.endswith("weight_g")
-    ]
-    if left:
-        yield (
-            f"{len(left)} Parameters belong to no Linear, Conv or attention module (the first is "
-            f"{left[0]}): only a graph shows whether they are weights of a product"
-        )
+def _raw(model: nn.Module, seen: Set[str]) -> Iterator[Refusal]:
+    """Refusals for the matrices that belong to no layer and are no lookup table."""
+    names = names_of_parameters(model)
+    for path, module in model.named_modules():
+        # The parts of a computed weight stand behind the row of that weight.
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag | parametrize.ParametrizationList):
+            continue
+        for name, parameter in module.named_parameters(recurse=False):
+            key, *aliases = names[id(parameter)]
+            part = name in ("weight_g", "weight_v", "weight_orig")
+            mine = f"{path}.{name}".lstrip(".") == key and not part
+            if key in seen or is_lazy(parameter) or parameter.ndim < 2 or not mine:
+                continue
+            reason = (
+                f"belongs to a {type(module).__name__}: no graph shows how it is used (include= "
+                "takes it all the same)"
+            )
+            offer = _found(parameter, (key, *aliases))
+            yield Refusal(key, reason, shape=tuple(parameter.shape), offer=offer)
+
+
+def _found(weight: Tensor, names: tuple[str, ...]) -> Match | None:
+    """A Parameter of any use as a matrix: its last axis the columns."""
+    if not is_weight_dtype(weight) or not weight.requires_grad:
+        return None
+    return Match(
+        key=names[0],
+        shape=tuple(weight.shape),
+        dtype=str(weight.dtype).removeprefix("torch."),
+        aliases=names[1:],
+        row_axes=weight.ndim - 1,
+    )
 
 
 def is_lazy(parameter: Tensor) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from opdf_compile.graph.axes import BATCH, AxisNames, is_free
-from opdf_compile.graph.signature import Inputs
+from opdf_compile.graph.signature import Inputs, plain_spec, request_tree
 
 
 def concrete(size: int | torch.SymInt) -> int:
@@ -66,20 +66,27 @@ def recorded_inputs(program: ExportedProgram) -> Inputs:
             return torch.randn(shape, generator=generator).to(value.dtype)
         return torch.ones(shape, dtype=value.dtype)
 
-    return _unflatten(program, draw)
+    leaves = _mapped(program, draw)
+    args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
+    return args, kwargs
 
 
 def recorded_request(program: ExportedProgram) -> Inputs:
-    """``(args, kwargs)`` with {axis: Dim.AUTO} for every axis that the program keeps dynamic."""
+    """``(args, kwargs)`` with {axis: Dim.AUTO} for every axis that the program keeps dynamic.
+
+    It has the form of `plain_spec`, in which the program is exported again.
+    """
 
     def ask(value: Tensor) -> Any:
         sizes = enumerate(value.shape)
         return {a: Dim.AUTO for a, size in sizes if is_free(size)} or None
 
-    return _unflatten(program, ask)
+    args, kwargs = request_tree(_mapped(program, ask), plain_spec(program.call_spec.in_spec))
+    return args, kwargs
 
 
-def _unflatten(program: ExportedProgram, function: Any) -> Inputs:
+def _mapped(program: ExportedProgram, function: Any) -> list[Any]:
+    """What a function makes of each tensor input; None for the others."""
     wanted = list(program.graph_signature.user_inputs)
     values = {
         node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"
@@ -88,5 +95,4 @@ def _unflatten(program: ExportedProgram, function: Any) -> Inputs:
     for name in wanted:
         value = values.get(name) if isinstance(name, str) else name
         leaves.append(function(value) if isinstance(value, Tensor) else None)
-    args, kwargs = pytree.tree_unflatten(leaves, program.call_spec.in_spec)
-    return args, kwargs
+    return leaves

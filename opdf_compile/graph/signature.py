@@ -167,6 +167,31 @@ def plain_spec(spec: pytree.TreeSpec) -> pytree.TreeSpec:
     return pytree.TreeSpec(tuple, None, children)
 
 
+def request_tree(leaves: Sequence[Any], spec: pytree.TreeSpec) -> Any:
+    """A tree of requests in the form that torch.export compares with the inputs' tree.
+
+    Args:
+        leaves: One per leaf, in pytree order.
+        spec: The tree of the inputs. Where it holds a registered class, the request holds a list.
+    """
+    rest = iter(leaves)
+
+    def build(node: pytree.TreeSpec) -> Any:
+        if node.is_leaf():
+            return next(rest)
+        children = [build(child) for child in node.children()]
+        if node.type not in pytree.BUILTIN_TYPES:
+            return children
+        return pytree.tree_unflatten(children, _one_level(node))
+
+    return build(spec)
+
+
+def _one_level(node: pytree.TreeSpec) -> pytree.TreeSpec:
+    leaf = pytree.tree_structure(0)
+    return pytree.TreeSpec(node.type, node.context, [leaf] * node.num_children)
+
+
 def tensor_leaves(value: Any) -> list[Tensor]:
     """Every tensor in a nested value, in pytree order."""
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]

@@ -19,6 +19,7 @@ from torch.export import ExportedProgram
 from opdf_compile.errors import TraceError
 from opdf_compile.graph import axes as axes_of
 from opdf_compile.graph.axes import AxisNames, Dynamic
+from opdf_compile.graph.caches import without_cache
 from opdf_compile.graph.containers import register_dataclasses
 from opdf_compile.graph.failures import first_line
 from opdf_compile.graph.given import out_spec, trace_programs
@@ -103,7 +104,8 @@ def trace(
     names = leaf_names(module.forward, *inputs)
     wanted = axes_of.wanted_axes(names, leaves, dynamic)
     ladder = Ladder(module, inputs, names, wanted)
-    held = {phase: ladder.climb(phase) for phase in PHASES if phase in phases}
+    with without_cache(module) as switched:
+        held = {phase: ladder.climb(phase) for phase in PHASES if phase in phases}
     programs = {phase: h.program for phase, h in held.items() if h.program is not None}
     tensors = [n for n, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)]
     shown = programs.get("eval") or programs.get("train")
@@ -120,7 +122,7 @@ def trace(
         dynamic_shapes=shapes[-1] if shapes else None,
         rungs={phase: h.rung for phase, h in held.items()},
         reasons={phase: h.reason for phase, h in held.items() if h.rung == MODULE},
-        notes=(*registered, *_notes(held), *_fixed(programs, tensors, wanted)),
+        notes=(*registered, *switched, *_notes(held), *_fixed(programs, tensors, wanted)),
     )
 
 

@@ -23,6 +23,7 @@ from opdf_compile.graph.signature import Inputs, bind, normalise_inputs
 from opdf_compile.graph.trace import Traced, trace
 from opdf_compile.io.check_data import CheckData
 from opdf_compile.io.evidence import gather
+from opdf_compile.io.onnx_experts import batched_experts
 from opdf_compile.io.onnx_student.exporting import file_and_check, student_of
 from opdf_compile.io.onnx_translate import export_program, quiet
 from opdf_compile.io.retype import cast, retyped
@@ -183,17 +184,23 @@ def _trace_module(
     model: nn.Module, inputs: Inputs, dynamic: Dynamic, wanted: torch.dtype | None
 ) -> Traced:
     if wanted is None or not _changes(model.state_dict().values(), wanted):
-        return trace(model, *inputs, dynamic=dynamic, phases=("eval",))
+        return _trace_eval(model, inputs, dynamic)
     mapping = _to(wanted)
     converted = copy.deepcopy(model).to(wanted)
     converted_inputs = pytree.tree_map(lambda leaf: cast(leaf, mapping), inputs)
     try:
-        return trace(converted, *converted_inputs, dynamic=dynamic, phases=("eval",))
+        return _trace_eval(converted, converted_inputs, dynamic)
     except TraceError as error:
         raise ExportError(
             f"the model does not run in {str(wanted).removeprefix('torch.')} ({error}), wanted a "
             "forward without hard-coded dtypes; leave --dtype out"
         ) from error
+
+
+def _trace_eval(model: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Traced:
+    """An ONNX file needs no train graph, which may be one that torch.export cannot hold."""
+    with batched_experts(model):
+        return trace(model, *inputs, dynamic=dynamic, phases=("eval",))
 
 
 def _with_example(traced: Traced, args: Any, kwargs: Mapping[str, Any] | None) -> Traced:

@@ -92,12 +92,14 @@ def decompose(
         none requires grad. The same matrix, chain, device and thread count give the same cores.
 
     Raises:
-        InputError: The sizes differ from the chain's, or an entry is NaN or infinite.
+        InputError: The sizes differ from the chain's, or an entry is NaN, infinite or not there.
     """
     dtype = core_dtype(matrix.dtype)
     if tuple(matrix.shape) != (chain.rows, chain.cols):
         found, wanted = tuple(matrix.shape), (chain.rows, chain.cols)
         raise InputError(f"a matrix of shape {found} was found, {wanted} is wanted by the modes")
+    if matrix.is_meta:
+        raise InputError("it has no values (the meta device); give the model its weights first")
     if not bool(torch.isfinite(matrix).all()):
         count = int((~torch.isfinite(matrix)).sum())
         raise InputError(f"{count} of {matrix.numel()} entries are NaN or infinite")

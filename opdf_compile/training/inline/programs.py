@@ -51,12 +51,16 @@ def graph_module(
     in_spec: pytree.TreeSpec,
     out_spec: pytree.TreeSpec,
 ) -> GraphModule:
-    """A graph module that is called as the student is, over the tensors of `root`."""
+    """A graph module that is called as the student is, over the tensors of `root`.
+
+    Classes of the student's own (dataclasses, named tuples) become dicts and tuples on both sides:
+    a file must open where they are not known.
+    """
     fresh = copy_flat(graph)
-    plain = plain_spec(out_spec)
-    fresh.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, in_spec, plain)))
+    given, returned = plain_spec(in_spec), plain_spec(out_spec)
+    fresh.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, given, returned)))
     module = over_tensors_of(root, fresh)
-    module._in_spec, module._out_spec = in_spec, plain
+    module._in_spec, module._out_spec = given, returned
     return module
 
 
@@ -66,14 +70,14 @@ def export_graph(module: GraphModule, example: Inputs, dynamic: Inputs) -> Expor
     Args:
         module: What `graph_module` made.
         example: Inputs as (args, kwargs).
-        dynamic: The same tree with {axis: Dim} in place of tensors.
+        dynamic: The same tree, made of plain containers, with {axis: Dim} in place of tensors.
     """
     shapes: dict[str, Any] = bind(module.forward, *dynamic)
+    leaves, spec = pytree.tree_flatten(example)
+    args, kwargs = pytree.tree_unflatten(leaves, plain_spec(spec))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.export.export(
-            module, example[0], example[1], dynamic_shapes=shapes, strict=False
-        )
+        return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
 def fold_program(program: ExportedProgram, fold: Fold) -> ExportedProgram:
