@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
 
 from opdf_compile.graph.match import match
 from opdf_compile.graph.rows import Match, MatchReport
