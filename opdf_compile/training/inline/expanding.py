@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.fx.graph import CodeGen
 
 from opdf_compile.errors import InputError, PlanError, TraceError
 from opdf_compile.graph.edit import (
@@ -30,7 +31,7 @@ from opdf_compile.plan.value import Plan, PlanEntry
 from opdf_compile.training.inline.calling import convention
 from opdf_compile.training.inline.cores import Cores
 from opdf_compile.training.inline.expanded import Expanded
-from opdf_compile.training.inline.phase import PhaseGraph, copy_flat
+from opdf_compile.training.inline.phase import PhaseGraph
 
 Progress = Callable[[str, int, int], None]
 logger = logging.getLogger("opdf_compile")
@@ -80,7 +81,7 @@ def expand(
     expanded = Expanded(
         plan,
         {
-            phase: PhaseGraph(_flat(graphs[phase], names[phase]), out_spec(traced.programs[phase]))
+            phase: PhaseGraph(_taken(graphs[phase], names[phase]), out_spec(traced.programs[phase]))
             for phase in PHASES
         },
         convention(traced.programs, forward, traced.input_names),
@@ -205,8 +206,14 @@ def _differs(value: object, other: object) -> bool:
     return True
 
 
-def _flat(module: GraphModule, names: Mapping[str, str]) -> torch.fx.Graph:
-    graph = copy_flat(module.graph)
+def _taken(module: GraphModule, names: Mapping[str, str]) -> torch.fx.Graph:
+    """The graph of a module that is not needed any more, taking leaves and returning leaves.
+
+    It leaves its module behind, which holds the student's own tensors.
+    """
+    graph = module.graph
+    graph.owning_module = None
+    graph.set_codegen(CodeGen())
     drop_dtype_checks(graph)
     for node in graph.nodes:
         if node.op == "get_attr":
