@@ -52,7 +52,7 @@ def matches(report: MatchReport) -> Table:
         uses = len([use for use in found.uses if use.phase == "train"]) or len(found.uses)
         rows.add_row(
             " = ".join((found.key, *found.aliases)),
-            found.op,
+            found.reading,
             shape(found.shape),
             f"{found.parameters:,}",
             count(found.flops),

@@ -67,7 +67,8 @@ def layer_rows(model: nn.Module) -> MatchReport:
         matched = tuple(row for row in rows if isinstance(row, Match))
         return MatchReport(matched, tuple(row for row in rows if isinstance(row, Refusal)))
     names = names_of_parameters(model)
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    tables = (m for m in model.modules() if isinstance(m, nn.Embedding))
+    embeddings = {id(table._parameters.get("weight")) for table in tables}
     matches: dict[int, Match] = {}
     refusals: dict[int, Refusal] = {}
     for path, module in model.named_modules():
@@ -85,7 +86,21 @@ def layer_rows(model: nn.Module) -> MatchReport:
                 matches[id(weight)] = row
             else:
                 refusals[id(weight)] = row
-    return MatchReport(tuple(matches.values()), tuple(refusals.values()))
+    return MatchReport(tuple(matches.values()), (*refusals.values(), *_packed(model)))
+
+
+def _packed(model: nn.Module) -> Iterator[Refusal]:
+    """Refusals for the layers of torch.ao.nn.quantized, which hold no Parameter."""
+    for path, module in model.named_modules():
+        # By name: the classes of torch.ao move to a package of their own.
+        if ".nn.quantized" not in type(module).__module__:
+            continue
+        weight: Any = getattr(module, "weight", None)
+        if callable(weight):
+            reason = (
+                "is packed as quantised integers, which are not trained: match the model before"
+            )
+            yield Refusal(f"{path}.weight".lstrip("."), reason, shape=tuple(weight().shape))
 
 
 def _raw(model: nn.Module, seen: Set[str]) -> Iterator[Refusal]:

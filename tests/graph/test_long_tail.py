@@ -8,8 +8,13 @@ import pytest
 import torch
 from long_tail import CASES, NESTED, QUICK, Case
 from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
 
 import opdf_compile as opdf
+from opdf_compile.graph.flow import meetings
+from opdf_compile.graph.scope import Scope
+from opdf_compile.graph.sharing import deep_copy
+from opdf_compile.graph.values import Value
 
 # A loop cannot be trained: torch has no derivative of while_loop with a free number of steps.
 UNTRAINED = {"while_loop"}
@@ -100,3 +105,67 @@ def test_nested_weights_are_composed_outside() -> None:
     report = opdf.match(traced)
     uses = {m.key: len([u for u in m.uses if u.phase == "train"]) for m in report.matches}
     assert uses == {"a.weight": 1, "b.weight": 1, "c.weight": 2}
+
+
+def trajectory(case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """The student before, and after three steps in the inline and in the hoisted form."""
+    student, inputs = case.model().train(), case.inputs()
+    traced = opdf.trace(student, inputs)
+    plan = opdf.plan(traced, min_size=1, include=[*case.matches])
+    expanded, plain = opdf.expand(traced, plan), deep_copy(student)
+    inline = torch.optim.SGD(expanded.parameters(), lr=1e-3)
+    hoisted = opdf.Overparam(plain, torch.optim.SGD, plan=plan, lr=1e-3)
+    for model, optimizer in ((expanded, inline), (plain, hoisted)):
+        for _step in range(3):
+            optimizer.zero_grad()
+            run(model, inputs).square().mean().backward()
+            optimizer.step()
+    return student.state_dict(), opdf.fold(expanded).state_dict(), opdf.fold(hoisted).state_dict()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "case", [c for c in cases(CASES) if c.id in ("weight_norm", "spectral_norm, old", "scan")]
+)
+def test_both_forms_train_a_computed_weight_alike(case: Case) -> None:
+    before, inline, hoisted = trajectory(case)
+    assert_close(inline, hoisted)
+    assert any(not torch.equal(before[key], inline[key]) for key in case.matches)
+
+
+def test_the_walk_is_linear_in_the_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice the layers are twice the look-ups, with products of activations in between."""
+    looked_up = 0
+    value = Scope.value
+
+    def counted(self: Scope, given: object) -> Value:
+        nonlocal looked_up
+        looked_up += 1
+        return value(self, given)
+
+    monkeypatch.setattr(Scope, "value", counted)
+    found = []
+    for layers in (50, 100):
+        looked_up = 0
+        assert len(meetings(deep(layers)).meetings) == layers
+        found.append(looked_up)
+    assert found[1] <= 2 * found[0]
+
+
+def deep(layers: int) -> GraphModule:
+    """x -> linear(x, 2 W_k) -> its square, so many times."""
+    root, graph = nn.Module(), Graph()
+
+    def shaped(node: Node, *shape: int) -> Node:
+        node.meta["val"] = torch.empty(shape, device="meta")
+        return node
+
+    x = shaped(graph.placeholder("x"), 4, 4)
+    for k in range(layers):
+        root.register_parameter(f"w{k}", nn.Parameter(torch.empty(4, 4, device="meta")))
+        weight = shaped(graph.get_attr(f"w{k}"), 4, 4)
+        weight = shaped(graph.call_function(torch.ops.aten.mul.Tensor, (weight, 2.0)), 4, 4)
+        x = shaped(graph.call_function(torch.ops.aten.linear.default, (x, weight)), 4, 4)
+        x = shaped(graph.call_function(torch.ops.aten.matmul.default, (x, x)), 4, 4)
+    graph.output(x)
+    return GraphModule(root, graph)

@@ -299,3 +299,19 @@ def test_tables_read_in_text_html_and_json() -> None:
     assert value["matches"][0]["key"] == "0.weight"
     assert value["refusals"][0]["shape"] == [8, 8]
     assert "<code>1.w</code>" in report._repr_html_()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_packed_integers_are_refused() -> None:
+    floats = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 4))
+    packed = torch.ao.quantization.quantize_dynamic(floats, {nn.Linear})
+    reasons = {row.key: row.reason for row in match(packed).refusals}
+    assert list(reasons) == ["0.weight", "1.weight"]
+    assert all("packed as quantised integers" in reason for reason in reasons.values())
+
+
+def test_a_plan_of_a_module_does_not_move_its_power_iteration() -> None:
+    model = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8)).train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    assert [row.key for row in match(model).matches] == ["parametrizations.weight.original"]
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
