@@ -14,18 +14,17 @@ import torch
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io import onnx_files
 from opdf_compile.io.onnx_student.keys import identifier, keys_of
-from opdf_compile.io.onnx_student.nodes import Graph, all_constants, parse, torch_dtype
+from opdf_compile.io.onnx_student.nodes import Graph, Node, all_constants, parse, torch_dtype
 from opdf_compile.io.onnx_student.registry import OLDEST_OPSET, require_known
 from opdf_compile.io.onnx_student.student import OnnxStudent, Source, all_tensors
 from opdf_compile.io.onnx_student.values import Host, host
+from opdf_compile.io.onnx_student.weights import RECURRENT
 
 if TYPE_CHECKING:
     import onnx
 
 log = logging.getLogger("opdf_compile")
 Train = Literal["weights", "all"]
-# What a tensor may claim without a byte of data behind it (a damaged or hostile size).
-_MOST_ELEMENTS = 1 << 33
 
 __all__ = ["OnnxStudent", "load_onnx", "make_source"]
 
@@ -63,7 +62,6 @@ def load_onnx(
     if train not in ("weights", "all"):
         raise InputError(f"train is {train!r}, wanted 'weights' or 'all'; choose one of them")
     file = Path(path)
-    _require_sizes(onnx_files.load_onnx(file), file)
     proto = onnx_files.load_with_data(file)
     source = make_source(proto, str(file), fixed or {})
     student = OnnxStudent(source, train_all=train == "all")
@@ -196,19 +194,6 @@ def _axes(name: str, kind: onnx.TypeProto.Tensor) -> tuple[str | int, ...]:
     return tuple(axes)
 
 
-def _require_sizes(model: onnx.ModelProto, file: Path) -> None:
-    """Refuse a tensor whose shape claims more than its data: it would be allocated."""
-    for constant in all_constants(model.graph):
-        elements = 1
-        for size in constant.tensor.dims:
-            elements *= size
-        if not 0 <= elements <= _MOST_ELEMENTS or any(d < 0 for d in constant.tensor.dims):
-            raise ArtefactError(
-                f"{file} holds {constant.name!r} with the shape {list(constant.tensor.dims)}, at "
-                f"most {_MOST_ELEMENTS} elements are read; export the model again"
-            )
-
-
 def _notes(proto: onnx.ModelProto, student: OnnxStudent) -> list[str]:
     notes = []
     if proto.training_info:
@@ -219,7 +204,18 @@ def _notes(proto: onnx.ModelProto, student: OnnxStudent) -> list[str]:
             f"{len(quantised)} weights of {student.source.name} are quantised integers "
             f"({quantised[0]!r}, ...), which cannot be factorised: they are left as they are"
         )
+    recurrent = [node.name for node in _all_nodes(student.source.graph) if node.op in RECURRENT]
+    if recurrent:
+        notes.append(
+            f"{len(recurrent)} recurrent layers of {student.source.name} ({recurrent[0]!r}, ...) "
+            "keep their weights: the fused kernel wants them in one flat buffer"
+        )
     return notes
+
+
+def _all_nodes(graph: Graph) -> list[Node]:
+    inner = [g for node in graph.nodes for g in node.graphs.values()]
+    return [*graph.nodes, *(node for g in inner for node in _all_nodes(g))]
 
 
 def _quantised(graph: Graph) -> list[str]:

@@ -17,7 +17,7 @@ from opdf_compile.io.onnx_student.registry import find
 Role = Literal["weight", "frozen", "trained", "buffer"]
 _WEIGHT_PLACES = {"MatMul": (0, 1), "Gemm": (0, 1), "Conv": (1,), "ConvTranspose": (1,)}
 _VIEWS = ("Identity", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
-_RECURRENT = ("LSTM", "GRU", "RNN")
+RECURRENT = ("LSTM", "GRU", "RNN")
 # Inputs that are statistics and settings of an operator, whatever their size.
 _SETTINGS: Mapping[str, tuple[int, ...]] = {
     "BatchNormalization": (3, 4),
@@ -69,7 +69,7 @@ class _Walk:
             readers.product |= beside in fed
             readers.columns |= _columns(node, place)
             readers.other_weight |= beside not in fed
-        elif node.op in _RECURRENT and place in (1, 2) or node.op == "Einsum":
+        elif node.op in RECURRENT and place in (1, 2) or node.op == "Einsum":
             readers.other_weight = True
         elif node.op == "Gather" and place == 0:
             readers.table = True
