@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import FoldError
 from opdf_compile.graph.match import match
+from opdf_compile.graph.module_match import bare, layer_rows
 from opdf_compile.graph.rows import Match
 from opdf_compile.graph.sharing import names_of_parameters
 from opdf_compile.parametrizations.base import Spec
@@ -111,6 +112,8 @@ def _inferred(groups: Mapping[str, list[Tensor]], model: nn.Module | None) -> Ch
         return {key: _from_shapes(key, cores) for key, cores in groups.items()}
     report = match(model)
     offers = [r.offer for r in report.refusals if r.offer is not None]
+    # Of a Parameter that no layer holds, modules do not tell which axis is which.
+    raw = {offer.key for offer in offers} - {m.key for m in _of_layers(model)}
     known: dict[str, Match] = {m.key: m for m in (*report.matches, *offers)}
     chosen: Chosen = {}
     for key, cores in groups.items():
@@ -121,10 +124,28 @@ def _inferred(groups: Mapping[str, list[Tensor]], model: nn.Module | None) -> Ch
             [tuple(core.shape) for core in cores],
             found.shape,
             dtype=found.dtype,
-            transposed=found.transposed,
+            transposed=_transposed(found, cores, sure=key not in raw),
         )
         chosen[key] = ("mpo", spec, found.aliases)
     return chosen
+
+
+def _of_layers(model: nn.Module) -> list[Match]:
+    report = layer_rows(bare(model))
+    return [*report.matches, *(r.offer for r in report.refusals if r.offer is not None)]
+
+
+def _transposed(found: Match, cores: list[Tensor], *, sure: bool) -> bool:
+    """Whether the weight is stored (in, out): as its layer says, or as the cores' sizes tell."""
+    if sure or len(found.shape) != 2:
+        return found.transposed
+    if found.shape[0] == found.shape[1]:
+        raise FoldError(
+            f"the cores of {found.key!r} make a square matrix, and nothing tells its rows from its "
+            "columns: no layer holds it and the file has no plan; fold the file that opdf-compile "
+            "expand wrote"
+        )
+    return prod(core.shape[1] for core in cores if core.ndim == 4) == found.shape[1]
 
 
 def _from_shapes(key: str, cores: list[Tensor]) -> tuple[str, Spec, tuple[str, ...]]:
