@@ -47,6 +47,7 @@ def validate(plan: Any, module: nn.Module) -> None:
 
     Raises:
         PlanError: A name, shape, dtype or tie differs.
+        InputError: A weight is on the meta device.
     """
     names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
@@ -56,6 +57,11 @@ def validate(plan: Any, module: nn.Module) -> None:
         if entry.key not in owned:
             raise PlanError(_unknown(entry.key, owned))
         weight = owned[entry.key]
+        if weight.is_meta:
+            raise InputError(
+                f"the weight {entry.key!r} cannot be factorised: it has no values (the meta "
+                "device); give the student its weights first"
+            )
         found = {
             "shape": (list(entry.spec.shape), list(weight.shape)),
             "dtype": (entry.spec.dtype, str(weight.dtype).removeprefix("torch.")),

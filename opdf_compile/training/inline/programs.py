@@ -57,11 +57,20 @@ def graph_module(
     a file must open where they are not known.
     """
     fresh = copy_flat(graph)
+    _drop_texts(fresh)
     given, returned = plain_spec(in_spec), plain_spec(out_spec)
     fresh.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, given, returned)))
     module = over_tensors_of(root, fresh)
     module._in_spec, module._out_spec = given, returned
     return module
+
+
+def _drop_texts(graph: Graph) -> None:
+    """Return None for a text: torch writes one into a file, and cannot read the file back."""
+    for node in graph.nodes:
+        if node.op == "output":
+            texts_gone = [None if isinstance(value, str) else value for value in node.args[0]]
+            node.args = (tuple(texts_gone),)
 
 
 def export_graph(module: GraphModule, example: Inputs, dynamic: Inputs) -> ExportedProgram:
