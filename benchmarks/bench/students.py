@@ -77,12 +77,28 @@ def student(name: str, device: torch.device, seed: int = 0) -> Student:
 
 def bert(layers: int) -> nn.Module:
     """BERT-base with random weights, so many layers and no pooler."""
+    return bert_of(layers, hidden=768)
+
+
+def bert_of(layers: int, *, hidden: int) -> nn.Module:
+    """BERT with random weights and no pooler; 64 features per head, as BERT-base has.
+
+    Args:
+        layers: How many.
+        hidden: Features; 768 gives BERT-base, less also a small vocabulary.
+    """
     from opdf_compile.io.torchvision_shim import prepare_torchvision
 
     prepare_torchvision()
     from transformers import BertConfig, BertModel
 
-    config = BertConfig(num_hidden_layers=layers)
+    config = BertConfig(
+        num_hidden_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=hidden // 64,
+        intermediate_size=4 * hidden,
+        vocab_size=30522 if hidden == 768 else 1000,
+    )
     model: nn.Module = BertModel(config, add_pooling_layer=False)
     return model
 

@@ -144,6 +144,28 @@ def test_ddp(tmp_path: Path):
     assert shared["met"] is False
 
 
+def test_graph_scale(tmp_path: Path):
+    path, picture = tmp_path / "scale.json", tmp_path / "scale.png"
+    words = ("--rounds", "1", "--plot", str(picture))
+    rows = report("graph_scale", "opdf-graph-scale/1", *words, path=path)
+    assert [(row["layers"], row["weights"]) for row in rows] == [(2, 2), (4, 4), (8, 8)]
+    for row in rows:
+        times = row["cpu_seconds"]
+        assert row["ratio"] == pytest.approx(sum(times.values()) / times["export"])
+        assert row["ratio"] > 1 and min(times.values()) >= 0
+    slopes = json.loads(path.read_text())["slopes"]["tiny"]
+    assert set(slopes) == {"export", "unlift", "trace", "match", "plan", "expand", "own"}
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
+def test_the_exponent_is_that_of_the_power(power: float):
+    from bench.growth import exponent
+
+    sizes = [125, 250, 500, 1000]
+    assert exponent(sizes, [3e-4 * size**power for size in sizes]) == pytest.approx(power)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")
 @pytest.mark.parametrize("script", ["training_step", "decompose", "memory", "ddp"])
 def test_cuda_is_never_replaced_in_silence(script: str, capsys: pytest.CaptureFixture[str]):

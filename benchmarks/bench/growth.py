@@ -1,0 +1,69 @@
+"""How a time grows with a size: the exponent of a power law, and a plot of it.
+
+t = c n^s  ->  log t = log c + s log n;  s is the slope of the least-squares line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opdf_compile.io.files import atomic_write
+
+_COLOURS = ("#7f7f7f", "#b0b0b0", "#56b4e9", "#009e73", "#e69f00", "#d55e00")
+_INK = "#222222"
+
+# Model -> (layers, seconds by stage, slope by stage).
+Curves = Mapping[str, tuple[Sequence[int], Mapping[str, Sequence[float]], Mapping[str, float]]]
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """The slope of log seconds over log size.
+
+    Args:
+        sizes: At least two different ones, above 0.
+        seconds: Above 0.
+    """
+    slope, _constant = np.polyfit(np.log(sizes), np.log(seconds), 1)
+    return float(slope)
+
+
+def plot(curves: Curves, path: Path) -> None:
+    """Draw layers against seconds, one panel for each model, with a line of slope 1.
+
+    Args:
+        curves: What was measured.
+        path: A .png, replaced in one step.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(
+        1, len(curves), figsize=(5.4 * len(curves), 4.2), squeeze=False, layout="constrained"
+    )
+    for panel, (name, (sizes, stages, slopes)) in zip(panels[0], curves.items(), strict=True):
+        for colour, (stage, seconds) in zip(_COLOURS, stages.items(), strict=False):
+            label = f"{stage}, slope {slopes[stage]:.2f}"
+            panel.loglog(sizes, seconds, "o-", color=colour, label=label)
+        _decorate(panel, name, sizes, max(s for row in stages.values() for s in row))
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+    pyplot.close(figure)
+
+
+def _decorate(panel: Any, name: str, sizes: Sequence[int], top: float) -> None:
+    """Axes, and a dashed line of slope 1 above the curves."""
+    line = [2 * top * size / sizes[-1] for size in sizes]
+    panel.loglog(sizes, line, "--", color=_INK, linewidth=1, label="slope 1")
+    panel.set_xticks(list(sizes), labels=[str(size) for size in sizes])
+    panel.minorticks_off()
+    panel.set_xlabel("layers")
+    panel.set_ylabel("processor seconds")
+    panel.set_title(name, loc="left", color=_INK)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.legend(frameon=False, fontsize=8)
