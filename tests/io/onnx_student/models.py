@@ -283,8 +283,11 @@ def bert(folder: Path) -> Model:
     return Model(path, {"input_ids": ids, "attention_mask": mask}, 12)
 
 
-QUICK: tuple[Callable[[Path], Model], ...] = (old_gemm, shared, constants, half, branches)
-EXPORTED: tuple[Callable[[Path], Model], ...] = (cnn, mlp, old_cnn, old_mlp, bert)
+QUICK: tuple[Callable[[Path], Model], ...] = (old_gemm, constants)
+SLOW: tuple[Callable[[Path], Model], ...] = (
+    *(shared, half, branches),
+    *(cnn, mlp, old_cnn, old_mlp, bert),
+)
 _OCR = "rapidocr_onnxruntime/models"
 _VAD = "silero_vad/data"
 # Package, member, inputs, matched weights, numbers that are built in.

@@ -129,8 +129,8 @@ def test_a_file_made_by_hand_comes_back(make: Callable[[Path], Model], tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", models.EXPORTED, ids=lambda make: make.__name__)
-def test_a_file_of_torchs_exporters_comes_back(
+@pytest.mark.parametrize("make", models.SLOW, ids=lambda make: make.__name__)
+def test_a_file_of_other_producers_comes_back(
     make: Callable[[Path], Model], tmp_path: Path
 ) -> None:
     model = make(tmp_path)
