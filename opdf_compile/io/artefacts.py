@@ -22,8 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from opdf_compile.errors import ArtefactError, FoldError
+from opdf_compile.errors import ArtefactError, FoldError, OpdfError
 from opdf_compile.io.cores import fold_state
+from opdf_compile.io.loaded import first_line
 from opdf_compile.io.programs import EVAL, MODEL, read_programs, write_programs
 from opdf_compile.io.tensors import read_tensors, write_tensors
 from opdf_compile.passes.fold import Fold
@@ -153,7 +154,7 @@ def _fold_programs(
     if trained is not None:
         for program in programs.values():
             _load(program, trained, source)
-    folded = {name: fold_program(program, Fold()) for name, program in programs.items()}
+    folded = {name: _folded(program, source) for name, program in programs.items()}
     state = {k: t.detach() for k, t in folded[MODEL].state_dict.items()}
     for key, names in _aliases(archive.extra, model, source).items():
         _name_also(state, key, names, source)
@@ -169,6 +170,18 @@ def _fold_programs(
     )
     extra = {k: v for k, v in archive.extra.items() if k == NOTES_FILE}
     return FoldedFile(state, folded, extra, notes)
+
+
+def _folded(program: ExportedProgram, source: Path) -> ExportedProgram:
+    try:
+        return fold_program(program, Fold())
+    except OpdfError:
+        raise
+    except Exception as error:  # The product of the cores is computed as the file says.
+        raise ArtefactError(
+            f"{source} cannot be folded ({first_line(error)}), wanted cores whose product is the "
+            "weight; expand the model again"
+        ) from error
 
 
 def _require_cores(names: Iterable[str], planned: bool, source: Path) -> None:

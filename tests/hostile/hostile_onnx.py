@@ -1,4 +1,4 @@
-"""Hostile ONNX files, as candidates of `verify`."""
+"""Hostile ONNX files, as candidates of `verify` and as students."""
 
 from __future__ import annotations
 
@@ -198,4 +198,66 @@ _TABLE: list[tuple[str, Build, str, str]] = [
     ("operators of the year 3000", opset(1 << 62), VERIFY, "asks for version 4611686018427387904"),
     ("name that commands the terminal, ONNX", terminal(), VERIFY, r"reads '\x1b[2Jevil\n'"),
 ]
-ONNX = tuple(Case(name, build, command, words) for name, build, command, words in _TABLE)
+# The same files, and others, as students.
+_STUDENTS: list[tuple[str, Build, str, str]] = [
+    (
+        "student with data above",
+        external("../secret"),
+        "inspect models/bad.onnx",
+        "outside the model's folder",
+    ),
+    (
+        "student with data in memory",
+        external("*/_ORT_MEM_ADDR_/*", offset=64, length=64),
+        "expand models/bad.onnx -o out/o.pt2",
+        "an address in memory",
+    ),
+    (
+        "student without data",
+        tensor((1 << 40, 1 << 40)),
+        "plan bad.onnx -o out/plan.json",
+        "has 0 values, its shape",
+    ),
+    ("student with a cycle", cycle(), "export bad.onnx -o out/o.onnx", "has a cycle"),
+    (
+        "student with an operator of nobody",
+        saved(model([helper.make_node("Evil", ["x"], ["y"], domain="evil")])),
+        "inspect bad.onnx",
+        "Evil",
+    ),
+    (
+        "student whose function calls itself",
+        calling(function("f0", "f0")),
+        "inspect bad.onnx",
+        "'f0' calls itself",
+    ),
+    (
+        "student of 2^60 nodes",
+        doubling(),
+        "inspect bad.onnx",
+        "unfold to",
+    ),
+    (
+        "student that is broken",
+        raw(lambda: b"\xff" * 99),
+        "inspect bad.onnx",
+        "is not an ONNX model",
+    ),
+    (
+        "student with a size of 2^50",
+        saved(
+            model(
+                [
+                    helper.make_node("ConstantOfShape", ["s"], ["c"]),
+                    helper.make_node("Add", ["x", "c"], ["y"]),
+                ],
+                [numpy_helper.from_array(np.array([1 << 40, 1 << 10]), "s")],
+            )
+        ),
+        "inspect bad.onnx",
+        "can't allocate memory",
+    ),
+]
+ONNX = tuple(
+    Case(name, build, command, words) for name, build, command, words in (*_TABLE, *_STUDENTS)
+)

@@ -215,6 +215,16 @@ def aliases(value: Any) -> Build:
     return build
 
 
+def misfit(good: Path, here: Path) -> None:
+    """expanded.pt2 whose first reshape asks for another number of entries."""
+    found = members_of(good / "expanded.pt2")
+    value = json.loads(found[MODEL])
+    shaping = next(n for n in nodes(value) if "view" in n["target"] or "reshape" in n["target"])
+    shaping["inputs"][1]["arg"] = {"as_ints": [7]}
+    found[MODEL] = json.dumps(value).encode()
+    write(here / "bad.pt2", found)
+
+
 POWER = "Pow(Integer(10), Mul(Integer(64), Integer(64), Integer(64), Integer(64), Integer(64)))"
 INSPECT = "inspect bad.pt2"
 FOLD = "fold bad.pt2 -o out/o.pt2"
@@ -341,5 +351,6 @@ _TABLE: list[tuple[str, Build, str]] = [
 PT2 = (
     *(Case(name, build, INSPECT, words) for name, build, words in _TABLE),
     Case("notes with a number", aliases({"0.weight": 7}), FOLD, "notes about tied weights"),
+    Case("cores that do not fit", misfit, FOLD, "cannot be folded"),
     Case("notes over a weight", aliases({"0.weight": ["2.weight"]}), FOLD, "notes about tied"),
 )

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from hostile_case import Case
 from hostile_folders import FOLDERS
@@ -22,6 +23,8 @@ from hostile_onnx import ONNX
 from hostile_pt2 import PT2
 from hostile_safetensors import SAFETENSORS
 from hostile_texts import TEXTS
+
+from opdf_compile.cli import main
 
 HERE = Path(__file__).parent
 CASES: tuple[Case, ...] = (*PT2, *SAFETENSORS, *FOLDERS, *ONNX, *TEXTS)
@@ -113,3 +116,18 @@ def test_the_unharmed_file_passes(name: str, quick: dict[str, Any]) -> None:
     writes = [event for event in result["events"] if event.startswith("open for writing")]
     assert result["changed"] == bool(writes) == (" -o " in CONTROLS[name])
     assert all("/out/" in event or " out/" in event for event in writes), writes
+
+
+def test_names_from_a_file_are_shown_and_command_nothing(
+    good: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also in the lines of a result: control characters are spelled out, markup is no markup."""
+    made = onnx.load(good / "student.onnx")
+    evil = "\x1b[2J[bold]w\n\u202e"
+    made.graph.node[0].name, made.graph.node[0].op_type = evil, "Mul"
+    onnx.save(made, tmp_path / "named.onnx")
+    line = f"verify {tmp_path}/named.onnx --reference {good}/reference.onnx --only structure"
+    assert main(line.split()) == 1
+    out, err = capsys.readouterr()
+    assert r"\x1b[2J[bold]w" in out
+    assert all(line.isprintable() for line in (out + err).splitlines())
