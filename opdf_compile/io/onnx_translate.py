@@ -18,6 +18,7 @@ from opdf_compile.errors import ExportError
 from opdf_compile.io.onnx_constants import without_constants
 from opdf_compile.io.onnx_names import name_graph
 from opdf_compile.io.onnx_optimise import merge_tied, optimise
+from opdf_compile.io.onnx_padding import keep_padding
 from opdf_compile.io.onnx_sizes import read_sizes_from_first_input
 from opdf_compile.io.onnx_views import with_free_views
 
@@ -69,6 +70,7 @@ def export_program(
     read_sizes_from_first_input(model)
     with quiet():
         optimise(model, state)
+    keep_padding(model)
     parameters = [value for name, value in model.graph.initializers.items() if name in state]
     name_graph(model, inputs=input_names, outputs=tensors, axes=axis_names)
     _strip_metadata(model)
