@@ -13,6 +13,7 @@ from __future__ import annotations
 import operator
 from dataclasses import dataclass, field, replace
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
@@ -117,6 +118,8 @@ class Flow:
         return Value(origins={id(found): origin})
 
     def _visit(self, scope: Scope, node: Node) -> Value:
+        if isinstance(node.target, torch._ops.OpOverload) and scope.only_activations(node):
+            return FED  # Most nodes: no Parameter is near.
         graphs = nested_graphs(scope.module, node)
         if graphs:
             return self._enter(scope, node, graphs)

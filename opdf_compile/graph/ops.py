@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -218,8 +219,13 @@ def operand(node: Node, place: Place) -> Any:
 
 def short_name(node: Node) -> str:
     """The operator without its library and overload: "linear", "batch_norm"."""
-    packet = getattr(node.target, "overloadpacket", None)
-    return str(getattr(packet or node.target, "__name__", node.target))
+    return _name(node.target)
+
+
+@lru_cache(maxsize=4096)
+def _name(target: Any) -> str:
+    packet = getattr(target, "overloadpacket", None)
+    return str(getattr(packet or target, "__name__", target))
 
 
 def is_view(node: Node) -> bool:

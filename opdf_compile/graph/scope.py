@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from opdf_compile.graph.values import NOTHING, Value, merged
+from opdf_compile.graph.values import FED, NOTHING, Value, merged
 
 
 @dataclass
@@ -37,6 +37,12 @@ class Scope:
     def merged(self, node: Node) -> Value:
         """What is known of all that a node reads."""
         return merged(self.value(source) for source in node.all_input_nodes)
+
+    def only_activations(self, node: Node) -> bool:
+        """Whether an op reads activations (and sizes), and nothing else."""
+        values = [self.value(source) for source in node.all_input_nodes]
+        fed = [value is FED for value in values]
+        return any(fed) and all(f or v is NOTHING for f, v in zip(fed, values, strict=True))
 
     def element(self, node: Node) -> Value:
         """One element of a tuple."""
