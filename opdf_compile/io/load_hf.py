@@ -162,6 +162,12 @@ def _model(
     missing = sorted(report.get("missing_keys") or ())
     if not missing:
         return model, ()
+    if not model.state_dict().keys() - set(missing):
+        raise ArtefactError(
+            f"{spec}: {folder} holds none of the weights of {type(model).__name__} "
+            f"({', '.join(missing[:3])}), wanted the weights of this model; save it again with "
+            "save_pretrained"
+        )
     return model, (
         f"{len(missing)} weights of {names[0] if names else 'the model'} are not in {folder} and "
         f"were drawn at random ({', '.join(missing[:3])})",

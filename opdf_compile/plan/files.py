@@ -47,7 +47,7 @@ def read_json(path: Path) -> Any:
                 f"{path} has {path.stat().st_size:,} bytes, a plan has at most {MAX_BYTES:,}; "
                 "pass the file that opdf-compile plan wrote"
             )
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
     except OSError as error:
         raise PlanError(
             f"cannot read the plan {path}: {error.strerror}; "
@@ -57,3 +57,12 @@ def read_json(path: Path) -> Any:
         raise PlanError(
             f"{path} is not a plan: {error}; write one with opdf-compile plan MODEL -o plan.json"
         ) from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key that comes twice: JSON keeps the last one, whoever reads it the first."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        again = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise ValueError(f"it gives the key {again[:80]!r} twice")
+    return found

@@ -156,6 +156,32 @@ _MODELS: list[tuple[str, Build, str]] = [
         "the argument 'act_layer' is no plain value",
     ),
 ]
+# These get as far as transformers itself, which takes seconds to import.
+_TRANSFORMERS: list[tuple[str, Build, str]] = [
+    (
+        "code of its own",
+        model({"model_type": "evil", "auto_map": {"AutoConfig": "modeling_evil.Evil"}}),
+        "models with code of their own are not loaded",
+    ),
+    (
+        "code in place of a known model",
+        model(
+            {
+                "model_type": "bert",
+                "architectures": ["pipeline"],
+                "auto_map": {"AutoModel": "modeling_evil.Evil"},
+            }
+        ),
+        "is a pipeline, which transformers",
+    ),
+    ("architecture that is a number", model({"model_type": "bert", "architectures": [7]}), "a 7,"),
+    (
+        "weights of another model",
+        model({"model_type": "bert", "architectures": ["BertModel"], "num_hidden_layers": 1}),
+        "holds none of the weights of BertModel",
+    ),
+]
+SLOW_FOLDERS = tuple(Case(n, b, "inspect hf:model", words) for n, b, words in _TRANSFORMERS)
 FOLDERS = (
     *(Case(n, b, "inspect model.pt2 --weights shards", words) for n, b, words in _SHARDS),
     *(Case(n, b, "inspect hf:model", words) for n, b, words in _MODELS),

@@ -106,6 +106,11 @@ _PLANS: list[tuple[str, Build, str]] = [
         plan(lambda v: v["entries"][0]["spec"].update(out_modes=[float("nan")])),
         "out_modes",
     ),
+    (
+        "plan with a key twice",
+        text(b'{"schema": "opdf-plan/1", "entries": [], "entries": []}'),
+        "it gives the key 'entries' twice",
+    ),
     ("plan in other letters", text(b"\xff\xfe{}"), "is not a plan"),
     ("plan with a weight twice", plan(lambda v: v["entries"].append(v["entries"][0])), "twice"),
     ("key that climbs", key("../../evil"), "'../../evil', the model has no such weight"),

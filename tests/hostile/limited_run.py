@@ -1,6 +1,6 @@
 """Run command lines in a process with limits that watches itself: a script, not a test.
 
-    python limited_run.py CASES.json RESULTS.json
+    python limited_run.py CASES.json RESULTS.json [transformers]
 
 Memory, file sizes and seconds are limited; an audit hook notes each process, connection, import of
 an attacker's module and write outside the case's folder `out`.
@@ -28,6 +28,8 @@ FORBIDDEN = (
     *("socket.connect", "socket.getaddrinfo", "ctypes.dlopen", "shutil.rmtree", "os.remove"),
     *("os.rename", "os.symlink", "os.link", "os.mkdir", "os.chmod"),
 )
+# transformers looks for a function of the system's own library when a model is looked up.
+HARMLESS = (("libc.so.6",),)
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 
 events: list[str] = []
@@ -37,7 +39,7 @@ watching = False
 def hook(event: str, arguments: tuple[Any, ...]) -> None:
     if not watching:
         return
-    if event in FORBIDDEN:
+    if event in FORBIDDEN and arguments[:1] not in HARMLESS:
         events.append(f"{event} {arguments[:1]}")
     elif event == "import" and "evil" in str(arguments[0]):
         events.append(f"import {arguments[0]}")
@@ -109,6 +111,11 @@ def main() -> None:
     signal.signal(signal.SIGALRM, too_long)
     sys.addaudithook(hook)
     warm_up()
+    if "transformers" in sys.argv[3:]:
+        from opdf_compile.io.torchvision_shim import prepare_torchvision
+
+        prepare_torchvision()
+        import transformers  # noqa: F401
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE, FILE))

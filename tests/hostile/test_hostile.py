@@ -18,7 +18,7 @@ from typing import Any
 import onnx
 import pytest
 from hostile_case import Case
-from hostile_folders import FOLDERS
+from hostile_folders import FOLDERS, SLOW_FOLDERS
 from hostile_onnx import ONNX
 from hostile_pt2 import PT2
 from hostile_safetensors import SAFETENSORS
@@ -44,10 +44,10 @@ CONTROLS = {
 
 # A third of the table in every run, all kinds among it; the rest with the slow tests.
 QUICK = CASES[::3]
-REST = tuple(case for case in CASES if case not in QUICK)
+REST = (*(case for case in CASES if case not in QUICK), *SLOW_FOLDERS)
 
 
-def outcomes(cases: Sequence[Case], good: Path, root: Path) -> dict[str, Any]:
+def outcomes(cases: Sequence[Case], good: Path, root: Path, *imports: str) -> dict[str, Any]:
     """What became of every case and control, from one run in a limited process."""
     listed = []
     for place, case in enumerate(cases):
@@ -61,7 +61,10 @@ def outcomes(cases: Sequence[Case], good: Path, root: Path) -> dict[str, Any]:
         listed.append({"name": name, "command": command.format(good=good), "folder": str(folder)})
     (root / "cases.json").write_text(json.dumps(listed))
     done = subprocess.run(
-        [sys.executable, HERE / "limited_run.py", root / "cases.json", root / "results.json"],
+        [
+            *(sys.executable, HERE / "limited_run.py", root / "cases.json"),
+            *(root / "results.json", *imports),
+        ],
         env=os.environ | {"PYTHONPATH": str(HERE.parents[1]), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
@@ -78,7 +81,7 @@ def quick(good: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any
 
 @pytest.fixture(scope="module")
 def rest(good: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return outcomes(REST, good, tmp_path_factory.mktemp("hostile"))
+    return outcomes(REST, good, tmp_path_factory.mktemp("hostile"), "transformers")
 
 
 def test_names_are_different_and_there_are_enough() -> None:
