@@ -125,7 +125,8 @@ def main(words: Sequence[str] | None = None) -> None:
     made.add_argument("--plot", type=Path, metavar="FILE.png", help="draw layers against seconds")
     options = cli.parse(made, words)
     report = Report(SCHEMA, options.json)
-    before = environment(options.device, vars(options))
+    asked = {key: value for key, value in vars(options).items() if key != "plot"}
+    before = environment(options.device, asked)
     rows: list[dict[str, Any]] = []
     measure(*student("tiny", 2), 3)  # Imports, and the compose subgraph that all sizes share.
     for name in options.models:

@@ -44,7 +44,7 @@ def plot(curves: Curves, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(
-        1, len(curves), figsize=(5.4 * len(curves), 4.2), squeeze=False, layout="constrained"
+        1, len(curves), figsize=(7.0 * len(curves), 4.2), squeeze=False, layout="constrained"
     )
     for panel, (name, (sizes, stages, slopes)) in zip(panels[0], curves.items(), strict=True):
         for colour, (stage, seconds) in zip(_COLOURS, stages.items(), strict=False):
@@ -66,4 +66,4 @@ def _decorate(panel: Any, name: str, sizes: Sequence[int], top: float) -> None:
     panel.set_ylabel("processor seconds")
     panel.set_title(name, loc="left", color=_INK)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.legend(frameon=False, fontsize=8)
+    panel.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
