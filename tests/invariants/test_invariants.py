@@ -220,6 +220,7 @@ def test_invariant_4_no_silent_skip() -> None:
         "transposed.weight",
         "attention.in_proj_weight",
         "attention.out_proj.weight",
+        "normed.parametrizations.weight.original1",
     }
     assert all(len(row.reason.split()) > 3 for row in report.refusals)
     made = opdf.plan(model, exclude=["convolution.*"])
