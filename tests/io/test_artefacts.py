@@ -409,11 +409,18 @@ def test_missing_files(plain: dict[str, Any], tmp_path: Path) -> None:
         fold_file(plain[".safetensors"], weights=tmp_path / "nothing.safetensors")
 
 
-def test_a_damaged_note_costs_the_tied_name_only(files: dict[str, Path], tmp_path: Path) -> None:
+def test_damaged_notes_are_refused_and_missing_ones_cost_the_tied_name(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
     programs = read_programs(files["expanded.pt2"]).programs
-    for index, note in enumerate(("{", "[]", '{"aliases": 3}')):
+    notes = ("{", "[]", '{"aliases": 3}', '{"aliases": {"a": "bc"}}', '{"aliases": {"a": [1]}}')
+    for index, note in enumerate(notes):
         path = tmp_path / f"{index}.pt2"
         write_programs(path, {"model": programs["model"]}, {"opdf.json": note})
-        state = fold_file(path).state
-        assert "table.weight" in state
-        assert "head.weight" not in state
+        # Without its notes the student would lose a key, unnoticed.
+        with pytest.raises(ArtefactError, match="damaged notes about tied weights"):
+            fold_file(path)
+    # A user who saves a trained program again drops them; the weight is there under one name.
+    write_programs(tmp_path / "again.pt2", {"model": programs["model"]})
+    state = fold_file(tmp_path / "again.pt2").state
+    assert "table.weight" in state and "head.weight" not in state
