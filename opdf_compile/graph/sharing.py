@@ -7,7 +7,7 @@ identity is decided here by object first and by memory second.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -94,13 +94,17 @@ def is_weight_dtype(tensor: Tensor) -> bool:
 M = TypeVar("M")
 
 
-def deep_copy(model: M) -> M:
+def deep_copy(model: M, instead: Mapping[int, object] | None = None) -> M:
     """An independent copy of a module or program.
 
     Tensors that autograd computed are no leaves, and torch refuses to copy them; the hook of the
     old ``torch.nn.utils.weight_norm`` keeps one on the module. They are copied by value here.
+
+    Args:
+        model: What is copied.
+        instead: What takes the place of objects that are not to be copied, by the object's id.
     """
-    memo: dict[int, object] = {}
+    memo: dict[int, object] = dict(instead or {})
     if isinstance(model, nn.Module):
         for module in model.modules():
             for value in vars(module).values():

@@ -188,3 +188,18 @@ def test_the_expansion_of_an_expansion_has_no_weight_left() -> None:
     report = opdf.match(opdf.trace(expanded, (torch.randn(2, 8),)))
     assert not report.matches
     assert {r.key for r in report.refusals} == {f"weight_cores.{i}" for i in range(3)}
+
+
+def test_fold_reads_no_planned_weight_of_the_skeleton() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    model[1].weight = model[0].weight
+    expanded = opdf.expand(
+        traced := opdf.trace(model, (torch.randn(2, 16),)), opdf.plan(traced, cores=3)
+    )
+    skeleton = expanded.source
+    assert isinstance(skeleton, nn.Sequential) and skeleton[1].weight is skeleton[0].weight
+    assert torch.equal(skeleton[0].bias, model[0].bias)
+    skeleton[0].weight.data.fill_(float("nan"))
+    folded = opdf.fold(expanded)
+    assert folded[1].weight is folded[0].weight
+    assert (folded[0].weight - model[0].weight).abs().max() < 1e-6

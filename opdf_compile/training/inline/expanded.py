@@ -64,7 +64,10 @@ class Expanded(nn.Module):
 
     @property
     def source(self) -> nn.Module | ExportedProgram:
-        """A private copy of what was traced: the skeleton that `fold` fills."""
+        """A private copy of what was traced: the skeleton that `fold` fills.
+
+        Its planned weights hold no numbers: those are in the cores.
+        """
         return self._source[0]
 
     @property

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
 
@@ -85,7 +86,7 @@ def expand(
             for phase in PHASES
         },
         convention(traced.programs, forward, traced.input_names),
-        deep_copy(traced.source),
+        _skeleton(traced.source, plan),
         traced.example(),
         traced.axis_names,
     )
@@ -114,6 +115,22 @@ def _require_graphs(traced: Traced) -> None:
         "torch.export can hold; train the module itself in the hoisted form: "
         "opdf.Overparam(model, torch.optim.AdamW, plan=plan), or opdf.hoist(model, plan)"
     )
+
+
+def _skeleton(source: nn.Module | ExportedProgram, plan: Plan) -> nn.Module | ExportedProgram:
+    """A copy of what was traced, for `fold` to fill.
+
+    Planned weights come out as memory that nobody has written: their numbers are in the cores.
+    """
+    if not isinstance(source, nn.Module):
+        return deep_copy(source)
+    planned = {name for e in plan.entries for name in (e.key, *e.aliases)}
+    unwritten: dict[int, object] = {}
+    for name, weight in source.named_parameters(remove_duplicate=False):
+        if name in planned and id(weight) not in unwritten:
+            room = torch.empty_like(weight.data)
+            unwritten[id(weight)] = nn.Parameter(room, requires_grad=weight.requires_grad)
+    return deep_copy(source, unwritten)
 
 
 def _decompose(entry: PlanEntry, weight: Tensor, device: torch.device | str | None) -> Cores:
