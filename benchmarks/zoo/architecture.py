@@ -68,6 +68,9 @@ class Architecture:
         library = importlib.import_module("transformers")
         made = getattr(library, self.model)
         config = made.config_class(**{name: resolve(v) for name, v in self.options.items()})
+        # As `hf:DIR` does: a cache of keys and values has no use in training.
+        if getattr(config, "use_cache", None):
+            config.use_cache = False
         model: nn.Module = made(config)
         return model
 

@@ -45,8 +45,10 @@ _NOTES = """Outputs are equal if they differ by no more than ten times what the 
 when its weights and inputs move at random by as much as they were rounded.
 
 A share is of unique parameters in Linear and Conv weights. A vocabulary-sized weight that an
-embedding shares is refused by default (`include=` takes it); it counts as not matched. Where the
-rung is "module", no graph holds the model and the chain trains in the optimizer.
+embedding shares is refused by default (`include=` takes it); it counts as not matched. Stacked
+experts, recurrent kernels and tables are no Linear or Conv weights: they are among the refusals by
+reason, and not in the share. Where the rung is "module", no graph holds the model and the chain
+trains in the optimizer.
 """
 
 

@@ -158,7 +158,7 @@ def test_a_quadratic_pass_is_refused() -> None:
 
         def square() -> None:
             opdf.match(graphs)
-            for node in graph.nodes:  # Two calls for every pair of nodes.
+            for _node in graph.nodes:  # Two calls for every pair of nodes.
                 assert all(len(o.users) >= 0 and hash(o) != id(graph) for o in graph.nodes)
 
         return calls(square)
