@@ -7,7 +7,7 @@ may carry the match it would be (`Refusal.offer`): a plan that names it with `in
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -57,8 +57,10 @@ def match(model: Traced | nn.Module) -> MatchReport:
     rows: dict[str, Match | Refusal] = {
         key: row for key, seen in found.sightings.items() if (row := _judge(key, seen)) is not None
     }
-    for row in (*found.constants, *_unread(model, found)):
+    layers = _layers(model)
+    for row in (*found.constants, *_unread(model, found, layers)):
         rows.setdefault(row.key, row)
+    rows |= dict(_as_layers_store(rows, layers))
     order = {names[0]: index for index, names in enumerate(found.parameters.values())}
     ordered = sorted(rows.values(), key=lambda row: order.get(row.key, len(order)))
     return MatchReport(
@@ -217,7 +219,36 @@ def _reason(seen: _Sighting, uses: list[tuple[Phase, Meeting]]) -> tuple[str | N
     return None, False
 
 
-def _unread(traced: Traced, found: _Findings) -> Iterator[Match | Refusal]:
+def _layers(traced: Traced) -> MatchReport:
+    """What the modules of the source say of their own weights."""
+    if isinstance(traced.source, ExportedProgram):
+        return MatchReport(())
+    return layer_rows(traced.source)
+
+
+def _as_layers_store(
+    rows: dict[str, Match | Refusal], layers: MatchReport
+) -> Iterator[tuple[str, Match]]:
+    """Matches of layers with the rows and columns of their layer, whichever way an op reads them.
+
+    A file of cores without its plan knows the layers alone. For a square weight that is read the
+    other way round (x @ linear.weight) no size would tell rows from columns.
+    """
+    for layer in layers.matches:
+        row = rows.get(layer.key)
+        if isinstance(row, Match):
+            yield (
+                layer.key,
+                replace(
+                    row,
+                    transposed=layer.transposed,
+                    kernel=layer.kernel,
+                    row_axes=layer.row_axes,
+                ),
+            )
+
+
+def _unread(traced: Traced, found: _Findings, report: MatchReport) -> Iterator[Match | Refusal]:
     """Linear and Conv modules whose weight no op reads as a weight."""
     if isinstance(traced.source, ExportedProgram):
         return
@@ -227,7 +258,6 @@ def _unread(traced: Traced, found: _Findings) -> Iterator[Match | Refusal]:
         yield from report.matches
         yield from report.refusals
         return
-    report = layer_rows(traced.source)
     for row in report.matches:
         reader = found.read.get(row.key)
         if reader is None:

@@ -315,3 +315,23 @@ def test_a_plan_of_a_module_does_not_move_its_power_iteration() -> None:
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     assert [row.key for row in match(model).matches] == ["parametrizations.weight.original"]
     assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+
+
+class Backwards(nn.Module):
+    """A Linear whose weight is read from the other side as well, with its columns going out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, 12, bias=False)
+        self.weight = nn.Parameter(torch.randn(12, 12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.layer.weight @ self.weight
+
+
+def test_a_layer_keeps_its_rows_whichever_way_its_weight_is_read():
+    report = match(trace(Backwards(), (torch.randn(3, 12),)))
+    assert {m.key: m.transposed for m in report.matches} == {
+        "layer.weight": False,
+        "weight": True,
+    }
