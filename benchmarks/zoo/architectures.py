@@ -11,7 +11,20 @@ from zoo.transformers_models import TRANSFORMERS
 ARCHITECTURES: dict[str, Architecture] = {a.name: a for a in (*TIMM, *TRANSFORMERS)}
 
 # One of each kind of graph, the quickest of its kind: `make test` runs these.
-QUICK = ("timm/resnet18",)
+QUICK = (
+    "timm/resnext50_32x4d",
+    "timm/convmixer_768_32",
+    "timm/gmlp_ti16_224",
+    "timm/vit_tiny_patch16_224",
+    "timm/densenet121",
+    "timm/poolformer_s12",
+    "transformers/fnet",
+    "transformers/albert",
+    "transformers/gpt2",
+    "transformers/squeezebert",
+    "transformers/wav2vec2",
+    "transformers/patchtst",
+)
 
 
 def named(globs: str) -> tuple[str, ...]:

@@ -199,7 +199,12 @@ _MODERN = (
             "@timm.models.metaformer.Attention",
             "@timm.models.metaformer.Attention",
         ],
-        norm_layers="@timm.layers.LayerNorm2dNoBias",
+        norm_layers=[
+            "@timm.models.metaformer.LayerNorm2dNoBias",
+            "@timm.models.metaformer.LayerNorm2dNoBias",
+            "@timm.models.metaformer.LayerNormNoBias",
+            "@timm.models.metaformer.LayerNormNoBias",
+        ],
     ),
     _of(
         "focalnet_tiny_srf",
@@ -250,7 +255,7 @@ _MODERN = (
         depths=(1, 1, 1, 1),
         num_heads=(1, 2, 3, 4),
     ),
-    _of("halonet_h1", size=128),
+    _of("halonet_h1", size=256),
 )
 
 TIMM = _CONVOLUTIONAL + _MODERN

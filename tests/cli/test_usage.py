@@ -87,7 +87,7 @@ def test_no_arguments_print_the_help(capsys: Capture) -> None:
         (["verify", "x.onnx", "--only", ","], "only is ''; give one or more of"),
         (["export", "m:f", "-o", "x.onnx", "--dtype", "int8"], "'int8' is not one of"),
         (["expand", "m:f", "-o", "x.pth"], "-o x.pth has the suffix '.pth'; wanted .pt2 or"),
-        (["fold", "x.pt2", "-o", "x.onnx"], "-o x.onnx has the suffix '.onnx'; wanted .pt2 or"),
+        (["fold", "x.pt2", "-o", "x.bin"], "-o x.bin has the suffix '.bin'; wanted .pt2"),
     ],
 )
 def test_wrong_usage_is_one_sentence_and_exit_2(

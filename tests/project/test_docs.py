@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("**/*.md"))]
 # Pages whose blocks take minutes; `make test` leaves them to `make test-all`.
-LONG = {README, ROOT / "docs" / "distributed.md"}
+LONG = {README, ROOT / "docs" / "distributed.md", ROOT / "docs" / "onnx.md"}
 SHELL = {"console", "bash", "sh", "shell"}
 
 
@@ -154,7 +154,7 @@ def pages() -> Iterator[object]:
         yield pytest.param(page, marks=marks, id=str(page.relative_to(ROOT)))
 
 
-@pytest.mark.parametrize("page", pages())
+@pytest.mark.parametrize("page", list(pages()))
 def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     # A file imported by one page must not be found by the next.
