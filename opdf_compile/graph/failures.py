@@ -20,6 +20,7 @@ _NOT_THE_MODEL = tuple(
 _LONGEST = 200
 _ON_VALUES = "Python code depends on the value of a tensor"
 _CANNOT_TAKE_APART = "torch.export cannot take apart"
+_UNFOLLOWED = "fake tensor in the exported program constant's list"
 _UNKNOWN_CLASS = re.compile(
     r"input type <class '([^']+)'>|Found <class '([^']+)'> in output, which is not a known type"
 )
@@ -43,6 +44,8 @@ def reason_of(error: BaseException) -> str:
             f"{side} holds a {name}, which {_CANNOT_TAKE_APART}: it takes tensors, tuples, lists, "
             "dicts, dataclasses and classes registered with pytree"
         )
+    if _UNFOLLOWED in str(error):
+        return "forward reads a tensor where torch.export cannot follow (`.data`, torch.func)"
     what = _ON_VALUES if _data_dependent(error) else first_line(error)
     where = place_of(error)
     return f"{what}, at {where}" if where else what

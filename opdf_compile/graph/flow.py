@@ -38,6 +38,7 @@ from opdf_compile.graph.values import (
 # Higher-order ops by how their nested graph takes its operands.
 _LOOPS = ("scan", "while_loop", "while_loop_stack_output")
 _SLICED = ("scan", "map_impl", "map")
+WRITTEN = "is written in place by forward ({}): cores would not follow"
 NESTED = "is read by its name inside a nested graph, where it cannot be replaced"
 
 
@@ -100,7 +101,18 @@ class Flow:
                 scope.known[node] = NOTHING
             else:
                 scope.put(node, self._visit(scope, node))
+                self._written(scope, node)
         return []
+
+    def _written(self, scope: Scope, node: Node) -> None:
+        """A Parameter that forward itself writes: what it writes would be lost with the cores."""
+        target = scope.target_of_write(node)
+        if target is None or target.op not in ("get_attr", "placeholder"):
+            return
+        for origin in scope.known[target].origins.values():
+            if origin.parameter.ndim > 1 and not origin.through:
+                reason = WRITTEN.format(node.target)
+                self.meetings.append(Meeting("never", node, origin, reason=reason))
 
     def _stored(self, module: GraphModule, node: Node, *, nested: bool) -> Value:
         found, target = attribute(module, str(node.target)), str(node.target)

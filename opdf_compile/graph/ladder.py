@@ -8,6 +8,7 @@ eval graph from being exported. What the model's own forward rejects is an error
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from torch.export import Dim, ExportedProgram
 
 from opdf_compile.graph import axes as axes_of
 from opdf_compile.graph.axes import AxisNames
+from opdf_compile.graph.backwards import LostBackward, backwards_kept
 from opdf_compile.graph.containers import register_dataclasses
 from opdf_compile.graph.explicit import explicit_forward
 from opdf_compile.graph.failures import depends_only_on_data, is_out_of_memory, reason_of
@@ -85,6 +87,8 @@ class Ladder:
                 continue  # No request for axes changes what the model asks of its values.
             try:
                 held = attempt()
+            except LostBackward as error:
+                return Held(MODULE, failures=((rung, str(error)),))
             except Exception as error:  # torch.export raises whatever the model's own code raises.
                 if is_out_of_memory(error):
                     raise
@@ -128,7 +132,8 @@ class Ladder:
     def _export(self, phase: Phase, axes: AxisNames) -> Held:
         # Only what this rung keeps free is widened: a model may take no batch but the example's.
         wide = axes_of.widen(self.inputs, self.names, axes)
-        with explicit_forward(self.model, wide):
+        guard = backwards_kept() if phase == "train" else contextlib.nullcontext()
+        with explicit_forward(self.model, wide), guard:
             request = axes_of.request(wide, self.names, axes, Dim.AUTO)
             shapes = bind(self.model.forward, *request) if axes else None
             return Held("", export_phase(self.model, phase, wide, shapes), shapes)
@@ -146,6 +151,8 @@ class Ladder:
             more = {name: {**kept.get(name, {}), **unit.get(name, {})} for name in self.wanted}
             try:
                 held, kept = self._export(phase, more), more
+            except LostBackward:
+                raise
             except Exception as error:  # As in climb.
                 if is_out_of_memory(error):
                     raise

@@ -53,6 +53,11 @@ class Scope:
             return value.parts[place]
         return value
 
+    def target_of_write(self, node: Node) -> Node | None:
+        """The tensor under the views that an op writes in place, once it was put; or None."""
+        schema = getattr(node.target, "_schema", None)
+        return self.base.get(node) if schema is not None and schema.is_mutable else None
+
     def put(self, node: Node, value: Value) -> None:
         """Keep a node's value; what an op writes in place belongs to the tensor under the view."""
         self.known[node] = value

@@ -9,6 +9,7 @@ given     programs that were exported before
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ __all__ = [
     "trace",
     "trace_programs",
 ]
+
+_EXPORTING = threading.RLock()
 
 
 def trace(
@@ -104,7 +107,8 @@ def trace(
     names = leaf_names(module.forward, *inputs)
     wanted = axes_of.wanted_axes(names, leaves, dynamic)
     ladder = Ladder(module, inputs, names, wanted)
-    with without_cache(module) as switched:
+    # An export switches flags of the module and streams of the process: one at a time.
+    with _EXPORTING, without_cache(module) as switched:
         held = {phase: ladder.climb(phase) for phase in PHASES if phase in phases}
     programs = {phase: h.program for phase, h in held.items() if h.program is not None}
     tensors = [n for n, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)]

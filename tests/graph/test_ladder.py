@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -277,4 +279,78 @@ def test_a_reason_names_the_line_and_a_remedy() -> None:
     assert "rewrite that part" in remedy_of(".numpy() is not supported")
     assert "take and return" in remedy_of(
         "the output holds a X, which torch.export cannot take apart"
+    )
+
+
+class Straight(torch.autograd.Function):
+    """The sign, with the gradient of the identity."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor) -> Tensor:
+        return w.sign()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
+
+
+class Signs(nn.Module):
+    def __init__(self, straight: bool) -> None:
+        super().__init__()
+        self.layer, self.straight = nn.Linear(8, 16), straight
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.layer.weight
+        return nn.functional.linear(x, Straight.apply(weight) if self.straight else weight.tanh())
+
+
+def test_a_backward_that_a_graph_would_lose_keeps_the_module() -> None:
+    x = torch.randn(3, 8)
+    traced = trace(Signs(straight=True), (x,))
+    assert traced.rungs == {"train": "module", "eval": "dynamic"}
+    assert "forward runs the autograd.Function Straight, whose backward" in traced.notes[0]
+    with pytest.raises(TraceError, match="no train graph to expand .*autograd.Function Straight"):
+        opdf.expand(traced, opdf.plan(traced))
+    assert trace(Signs(straight=False), (x,)).rungs == {"train": "dynamic", "eval": "dynamic"}
+    # The patch that notices it is gone again, and the gradient is that of the class.
+    assert torch.autograd.Function.apply.__qualname__ != "backwards_kept.<locals>.apply"
+
+
+def test_the_gradient_of_a_function_trains_the_hoisted_form() -> None:
+    student, x = Signs(straight=True), torch.randn(3, 8)
+    before = student.layer.weight.detach().clone()
+    optimizer = opdf.Overparam(student, torch.optim.SGD, cores=2, lr=0.1)
+    student(x).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(student.layer.weight, before)
+
+
+def test_traces_in_threads_wait_for_one_another() -> None:
+    found: list[Any] = []
+    out = sys.stdout
+
+    def run() -> None:
+        found.append(trace(nn.Sequential(nn.Linear(8, 8), nn.ReLU()), (torch.randn(3, 8),)).rungs)
+
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [{"train": "dynamic", "eval": "dynamic"}] * 3
+    assert sys.stdout is out
+
+
+def test_data_is_named_as_what_torch_export_cannot_follow() -> None:
+    class Clamped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.layer.weight.data.clamp_(-1, 1)
+            return self.layer(x)
+
+    assert "forward reads a tensor where torch.export cannot follow (`.data`" in " ".join(
+        trace(Clamped(), (torch.randn(3, 8),)).notes
     )

@@ -335,3 +335,28 @@ def test_a_layer_keeps_its_rows_whichever_way_its_weight_is_read():
         "layer.weight": False,
         "weight": True,
     }
+
+
+class Written(nn.Module):
+    """Weights that forward itself writes, whole and by a view; and one that it only reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.whole, self.view, self.copy = (nn.Linear(8, 8, bias=False) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.whole.weight.mul_(0.5)
+            self.view.weight[0].clamp_(-0.1, 0.1)
+            late = (2 * self.copy.weight).add_(1)
+        return self.whole(x) + self.view(x) + self.copy(x) + late.sum()
+
+
+def test_a_weight_that_forward_writes_is_refused():
+    report = match(trace(Written(), (torch.randn(3, 8),)))
+    assert [m.key for m in report.matches] == ["copy.weight"]
+    reason = "is written in place by forward ({}): cores would not follow"
+    assert {r.key: r.reason for r in report.refusals} == {
+        "whole.weight": reason.format("aten.mul_.Tensor"),
+        "view.weight": reason.format("aten.clamp_.default"),
+    }

@@ -58,7 +58,7 @@ def expand(
 
     Raises:
         TraceError: A phase has no graph: it stands on the rung "module", or was not traced.
-        PlanError: The plan is for another model.
+        PlanError: The plan is for another model, or a planned weight has a hook on its gradient.
         InputError: A weight holds NaN or infinity.
 
     Example:
@@ -70,6 +70,7 @@ def expand(
     _require_graphs(traced)
     plan.validate(match(traced))
     tensors = _Tensors(traced, plan)
+    _refuse_hooks(plan, tensors)
     cores: dict[str, nn.ParameterList] = {}
     for index, entry in enumerate(plan.entries):
         if progress is not None:
@@ -115,6 +116,18 @@ def _require_graphs(traced: Traced) -> None:
         "torch.export can hold; train the module itself in the hoisted form: "
         "opdf.Overparam(model, torch.optim.AdamW, plan=plan), or opdf.hoist(model, plan)"
     )
+
+
+def _refuse_hooks(plan: Plan, tensors: _Tensors) -> None:
+    """A hook on a weight's gradient has no gradient to see once cores stand in its place."""
+    for entry in plan.entries:
+        weight = tensors.weight(entry)
+        if weight._backward_hooks or weight._post_accumulate_grad_hooks:
+            raise PlanError(
+                f"{entry.key!r} has a hook on its gradient, which its cores would never call, "
+                "wanted a weight without one; remove the hook, exclude the weight, or train in "
+                "the hoisted form (opdf.Overparam), where the weight keeps its gradient"
+            )
 
 
 def _skeleton(source: nn.Module | ExportedProgram, plan: Plan) -> nn.Module | ExportedProgram:

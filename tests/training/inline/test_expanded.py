@@ -448,3 +448,15 @@ def test_a_student_with_the_old_weight_norm() -> None:
     close(expanded(X), wanted)
     close(opdf.fold(expanded)(X), wanted)
     close(model(X), wanted)
+
+
+def test_a_weight_with_a_hook_on_its_gradient_is_refused() -> None:
+    student, x = nn.Linear(8, 8), torch.randn(3, 8)
+    traced = opdf.trace(student, (x,))
+    plan = opdf.plan(traced)
+    hook = student.weight.register_hook(lambda grad: 7 * grad)
+    with pytest.raises(PlanError, match="'weight' has a hook on its gradient, which its cores"):
+        opdf.expand(traced, plan)
+    hook.remove()
+    student.bias.register_hook(lambda grad: grad)
+    opdf.expand(traced, plan)
