@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import TensorArgument
 
 from opdf_compile.errors import ExportError
+from opdf_compile.io.onnx_attention import with_four_axes
 from opdf_compile.io.onnx_constants import without_constants
 from opdf_compile.io.onnx_names import name_graph
 from opdf_compile.io.onnx_optimise import merge_tied, optimise
@@ -63,7 +64,7 @@ def export_program(
     """
     _check_opset(opset)
     tensors = _tensor_outputs(program, output_names)
-    model = _translate(without_constants(program), opset)
+    model = _translate(with_four_axes(without_constants(program)), opset)
     _check_version(model, opset)
     state = frozenset(program.state_dict)
     merge_tied(model, tied_groups(program.state_dict))
