@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from opdf_compile.training.inline.expanded import Expanded
     from opdf_compile.training.inline.expanding import expand
     from opdf_compile.training.optimizer.overparam import Overparam, overparam_class
-    from opdf_compile.verify.report import ParityReport
+    from opdf_compile.verify.report.value import ParityReport
     from opdf_compile.verify.verdict import verify
 
 __version__ = "0.1.0"
@@ -77,7 +77,7 @@ _HOME = {
     "latest_checkpoint": "io.checkpoints.checkpoint",
     "load_checkpoint": "io.checkpoints.checkpoint",
     "save_checkpoint": "io.checkpoints.checkpoint",
-    "ParityReport": "verify.report",
+    "ParityReport": "verify.report.value",
     "verify": "verify.verdict",
 }
 

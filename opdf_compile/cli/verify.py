@@ -15,7 +15,7 @@ from opdf_compile.cli.terminal import opened, require_folder
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from opdf_compile.verify.report import ParityReport
+    from opdf_compile.verify.report.value import ParityReport
 
 NAME = "verify"
 EXAMPLES = (
@@ -117,7 +117,7 @@ def command(
 
 def verdict_table(report: ParityReport) -> Table:
     """One row per check: its verdict and the figures behind it."""
-    from opdf_compile.verify.rendering import rows
+    from opdf_compile.verify.report.rendering import rows
 
     made = table("Parity", "check", "verdict", "finding")
     for name, verdict, finding in rows(report):

@@ -17,8 +17,8 @@ from opdf_compile.io.bundle import is_bundle
 from opdf_compile.io.files import atomic_folder
 from opdf_compile.io.onnx_export import export_onnx
 from opdf_compile.plan.value import Plan
-from opdf_compile.verify.latency import check_budget
-from opdf_compile.verify.report import ParityReport
+from opdf_compile.verify.latency.measure import check_budget
+from opdf_compile.verify.report.value import ParityReport
 from opdf_compile.verify.verdict import verify
 
 Progress = Callable[[str, float], None]

@@ -7,7 +7,7 @@ from typing import Any
 
 from opdf_compile.distill.digits import Digits
 from opdf_compile.distill.race import METHODS, NAMES, Outcome, Race
-from opdf_compile.verify.report import ParityReport, plain
+from opdf_compile.verify.report.value import ParityReport, plain
 
 SCHEMA = "opdf-demo/1"
 

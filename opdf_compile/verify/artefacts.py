@@ -12,7 +12,7 @@ from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.bundle import MANIFEST, REFERENCE, STUDENT, changed_files, read_manifest
 from opdf_compile.io.check_data import check_path
 from opdf_compile.io.files import existing_file, sha256
-from opdf_compile.verify.loading import load_onnx
+from opdf_compile.verify.runtime.loading import load_onnx
 
 PathLike = str | os.PathLike[str]
 _WANTED = "an ONNX model"

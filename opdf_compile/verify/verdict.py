@@ -11,19 +11,25 @@ from typing import Any, Literal
 
 from opdf_compile.errors import InputError
 from opdf_compile.verify.artefacts import Artefacts, PathLike, find_artefacts, require_reference
-from opdf_compile.verify.environment import describe_environment
-from opdf_compile.verify.latency import (
+from opdf_compile.verify.latency.measure import (
     SEED,
     Progress,
     check_budget,
     measure_latency,
 )
-from opdf_compile.verify.latency_result import LatencyResult
-from opdf_compile.verify.numerics import check_numerics
-from opdf_compile.verify.report import PARTS, NumericsPart, ParityReport, StructurePart, overall
-from opdf_compile.verify.sessions import Device, resolve_device
-from opdf_compile.verify.statistics import RULES, Rule
-from opdf_compile.verify.structure import compare_structure
+from opdf_compile.verify.latency.result import LatencyResult
+from opdf_compile.verify.latency.statistics import RULES, Rule
+from opdf_compile.verify.numerics.check import check_numerics
+from opdf_compile.verify.report.environment import describe_environment
+from opdf_compile.verify.report.value import (
+    PARTS,
+    NumericsPart,
+    ParityReport,
+    StructurePart,
+    overall,
+)
+from opdf_compile.verify.runtime.sessions import Device, resolve_device
+from opdf_compile.verify.structure.compare import compare_structure
 
 _LOG = logging.getLogger("opdf_compile")
 
@@ -106,7 +112,7 @@ def verify(
     numerics, reasons = _numerics(files, request)
     speed = _latency(files, request)
     if request.plot is not None:
-        from opdf_compile.verify.plots import plot_latency
+        from opdf_compile.verify.report.plots import plot_latency
 
         plot_latency(speed, request.plot)
     if speed.verdict == "inconclusive":
@@ -183,7 +189,7 @@ def _margin(margin: float | str) -> float | None:
 
 
 def _plot_target(path: Path, asked: tuple[str, ...]) -> Path:
-    from opdf_compile.verify.plots import SUFFIXES
+    from opdf_compile.verify.report.plots import SUFFIXES
 
     if "latency" not in asked:
         raise InputError("a plot shows latency, which only= leaves out; ask for latency too")

@@ -1,0 +1,1 @@
+"""Time: paired blocks of interleaved sessions, the interval of their ratio, and the rule."""

@@ -1,0 +1,188 @@
+"""One figure for the latency verdict: what was timed, and what the ratio's interval says.
+
+Left, the distribution of the blocks' times, candidate against reference. Right, the ratio of each
+independently created group of sessions, the interval over all of them, and the margin.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from opdf_compile.errors import InternalError
+from opdf_compile.io.files import atomic_write
+from opdf_compile.verify.latency.result import LatencyResult
+from opdf_compile.verify.latency.statistics import location
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SUFFIXES = (".png", ".svg", ".pdf")
+
+# Blue, vermilion and grey stay apart for colour-blind readers and in print.
+_REFERENCE, _CANDIDATE, _CONTROL = "#0072b2", "#d55e00", "#7f7f7f"
+_BAND, _INK, _FAINT = "#e8f3ec", "#222222", "#b0b0b0"
+_VERDICT_INK = {"pass": "#1a7f37", "fail": "#cf222e", "inconclusive": "#9a6700"}
+_BINS = 48
+_STYLE: Any = {
+    "font.size": 10,
+    "axes.edgecolor": _FAINT,
+    "axes.labelcolor": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 12,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "legend.frameon": False,
+    "svg.hashsalt": "opdf",
+}
+
+
+def plot_latency(result: LatencyResult, path: Path) -> None:
+    """Draw the figure and write it whole or not at all.
+
+    Args:
+        result: A measurement, with its series.
+        path: A .png, .svg or .pdf file.
+
+    Raises:
+        ArtefactError: The path cannot be written.
+        InternalError: The result holds no measurement.
+    """
+    if result.control is None or not result.seconds:
+        raise InternalError("the latency plot was asked for without a measurement")
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        # A Figure of our own leaves the caller's pyplot state and backend alone.
+        figure = Figure(figsize=(11.0, 4.6), dpi=150, layout="constrained")
+        FigureCanvasAgg(figure)
+        left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
+        _draw_times(left, result)
+        _draw_ratios(right, result)
+        figure.suptitle(
+            f"latency on {result.device}: {result.verdict}",
+            x=0.012,
+            ha="left",
+            fontsize=13,
+            fontweight="bold",
+            color=_VERDICT_INK.get(result.verdict, _INK),
+        )
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, metadata=_metadata(path))
+
+
+def _draw_times(axes: Axes, result: LatencyResult) -> None:
+    times = {role: values.ravel() * 1e3 for role, values in result.seconds.items()}
+    both = np.concatenate([times["reference"], times["candidate"]])
+    # A few blocks that met another process would squeeze all others into one bar.
+    low, high = float(both.min()), float(np.quantile(both, 0.97))
+    bins = np.linspace(low, max(high, low * 1.001), _BINS).tolist()
+    shown = (
+        ("reference", _REFERENCE, result.reference_ms),
+        ("candidate", _CANDIDATE, result.candidate_ms),
+    )
+    for role, colour, median in shown:
+        values = np.clip(times[role], bins[0], bins[-1])  # type: ignore[index]
+        axes.hist(values, bins=bins, color=colour, alpha=0.28)
+        axes.hist(values, bins=bins, color=colour, histtype="step", linewidth=1.4)
+        axes.axvline(
+            median or 0.0,
+            color=colour,
+            linewidth=1.6,
+            linestyle=(0, (4, 2)),
+            label=f"{role}, median {median:.4g} ms",
+        )
+    beyond = int((both > bins[-1]).sum())
+    slow = f" ({beyond} slower blocks in the last bar)" if beyond else ""
+    axes.set_title(f"time of one run, {both.size} blocks")
+    axes.set_xlabel(f"milliseconds{slow}")
+    axes.set_ylabel("blocks")
+    axes.margins(y=0.28)
+    axes.legend(loc="upper right")
+
+
+def _draw_ratios(axes: Axes, result: LatencyResult) -> None:
+    logs = {role: np.log(values) for role, values in result.seconds.items()}
+    groups = logs["reference"].shape[0]
+    control = result.control
+    if control is None or result.margin is None or result.ratio is None:
+        raise InternalError("the latency plot was asked for without a measurement")
+    margin = result.margin
+    axes.axvspan(1 - margin, 1 + margin, color=_BAND, zorder=0)
+    axes.axvline(1.0, color=_FAINT, linewidth=1.0, zorder=1)
+    for role, colour, offset, marker in (
+        ("control", _CONTROL, 0.16, "o"),
+        ("candidate", _CANDIDATE, -0.16, "o"),
+    ):
+        ratios = np.exp(location(logs[role] - logs["reference"]))  # type: ignore[index]
+        axes.scatter(
+            ratios,
+            np.arange(1, groups + 1) + offset,
+            s=26,
+            color=colour,
+            marker=marker,
+            facecolors="white" if role == "control" else colour,
+            linewidths=1.3,
+            zorder=3,
+        )
+    rows = (
+        ("candidate / reference", _CANDIDATE, result.ratio, result.ci_low, result.ci_high),
+        ("reference / reference", _CONTROL, control.ratio, control.low, control.high),
+    )
+    # The intervals stand below the groups, so that the eye ends on them.
+    step = max(1.0, groups * 0.15)
+    for index, (label, colour, ratio, low, high) in enumerate(rows):
+        place = groups + 0.6 + step * (index + 0.68)
+        axes.plot(
+            [low or 0.0, high or 0.0],
+            [place, place],
+            color=colour,
+            linewidth=5,
+            solid_capstyle="butt",
+            zorder=2,
+        )
+        axes.scatter([ratio], [place], s=46, color="white", edgecolors=colour, zorder=4)
+        axes.annotate(
+            f"{label} {ratio:.3f} [{low:.3f}, {high:.3f}]",
+            xy=(0.985, place),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 11),
+            textcoords="offset points",
+            ha="right",
+            va="center",
+            color=colour,
+            fontsize=9,
+        )
+    axes.axhline(groups + 0.6, color=_FAINT, linewidth=0.8)
+    axes.set_ylim(groups + 0.7 + 2 * step, 0.3)
+    axes.set_yticks(_group_ticks(groups))
+    axes.set_ylabel("group of sessions")
+    axes.set_xlabel(f"ratio to the reference (shaded: margin ±{margin:g})")
+    axes.set_title("ratio per group, and the 90 % intervals")
+    _frame(axes, result)
+
+
+def _frame(axes: Axes, result: LatencyResult) -> None:
+    """Show the margin on both sides and every interval, with room around them."""
+    low, high = axes.get_xlim()
+    margin = result.margin or 0.0
+    axes.set_xlim(min(low, 1 - 1.6 * margin), max(high, 1 + 1.6 * margin))
+
+
+def _group_ticks(groups: int) -> list[int]:
+    step = max(1, round(groups / 8))
+    return list(range(1, groups + 1, step))
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """Without a date, equal measurements give equal files."""
+    if path.suffix.lower() == ".png":
+        return {"Software": "opdf-compile"}
+    return {"Date": None} if path.suffix.lower() == ".svg" else {"CreationDate": None}

@@ -1,0 +1,1 @@
+"""ONNX Runtime: checked files, resolved devices, sessions and runs."""

@@ -1,0 +1,1 @@
+"""Graphs: linked views, the walk that compares them, differences with their neighbourhood."""

@@ -1,0 +1,147 @@
+"""Structure: is the candidate's graph the reference's graph, up to names, order and sharing?
+
+The raw files are compared, before any runtime touched them: a runtime folds an unfolded chain of
+cores into one weight when it loads the file, so everything that looks at it later finds nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from opdf_compile.verify.runtime.loading import load_onnx
+from opdf_compile.verify.structure.differences import LARGEST_NUMBER, Difference
+from opdf_compile.verify.structure.graph_view import View
+from opdf_compile.verify.structure.interface import compare_interfaces, compare_opsets
+from opdf_compile.verify.structure.linking import build_view
+from opdf_compile.verify.structure.parameters import (
+    NOTE_WITHOUT_RECORD,
+    guessed_parameters,
+    named_constants,
+    recorded_parameters,
+)
+from opdf_compile.verify.structure.unreached import compare_unreached
+from opdf_compile.verify.structure.walk import Walk
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class StructureResult:
+    """The verdict on structure.
+
+    Attributes:
+        verdict: "pass" or "fail".
+        nodes: Nodes of the candidate at every depth; Constant nodes are constants, not nodes.
+        differences: At most 20, nearest to the outputs first; empty when the verdict is "pass".
+        notes: What limits the verdict.
+    """
+
+    verdict: Literal["pass", "fail"]
+    nodes: int
+    differences: tuple[Difference, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        """Whether the structure is the same."""
+        return self.verdict == "pass"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two linked models and how they were matched; the raw material of a result."""
+
+    candidate: View
+    reference: View
+    walk: Walk
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...] = ()
+
+    def result(self) -> StructureResult:
+        """Cut it down to the verdict."""
+        return StructureResult(
+            verdict="fail" if self.differences else "pass",
+            nodes=sum(1 for _ in self.candidate.nodes),
+            differences=self.differences[:LARGEST_NUMBER],
+            notes=self.notes,
+        )
+
+
+def compare_structure(
+    candidate_path: str | os.PathLike[str], reference_path: str | os.PathLike[str]
+) -> StructureResult:
+    """Compare the raw graphs of two ONNX files.
+
+    Ignored: names of nodes and inner values, node order, which equal-valued constants share one
+    initialiser, whether a constant is an initialiser or a Constant node, metadata, doc strings,
+    shape annotations of inner values, IR version, and unused operator set imports. Compared:
+    everything else. Constants that the exporter recorded as parameters compare by dtype and shape,
+    all others by value too. A file without the record is taken to have its floating-point
+    initialisers of more than one element as parameters, and a note says so.
+
+    Args:
+        candidate_path: The file that is to ship.
+        reference_path: The export of the untouched student.
+
+    Raises:
+        ArtefactError: A file is no valid ONNX model.
+    """
+    return compare_files(candidate_path, reference_path).result()
+
+
+def compare_files(
+    candidate_path: str | os.PathLike[str], reference_path: str | os.PathLike[str]
+) -> Comparison:
+    """Compare as `compare_structure` and keep both views and the pairs of nodes."""
+    paths = (Path(candidate_path), Path(reference_path))
+    models = [load_onnx(path) for path in paths]
+    folders = [str(path.parent) for path in paths]
+    records = [recorded_parameters(m, str(p)) for m, p in zip(models, paths, strict=True)]
+    notes: tuple[str, ...] = ()
+    if records[1] is None and _belongs(records[0], *models):
+        # A trained ONNX student against the file that it came from, which has the same names.
+        records[1] = records[0]
+    if None in records:
+        # One rule for both sides: a record on one side only would make every other constant a
+        # parameter here and a constant there.
+        notes = (NOTE_WITHOUT_RECORD,)
+        records = [guessed_parameters(m, f) for m, f in zip(models, folders, strict=True)]
+    views = [
+        build_view(model, folder, record or frozenset())
+        for model, folder, record in zip(models, folders, records, strict=True)
+    ]
+    return compare_views(views[0], views[1], notes)
+
+
+def _belongs(
+    record: frozenset[str] | None, candidate: onnx.ModelProto, reference: onnx.ModelProto
+) -> bool:
+    """Whether a record of parameters holds for the reference too: same names, dtypes and shapes."""
+    if not record:
+        return record is not None
+    ours, theirs = named_constants(candidate), named_constants(reference)
+    return all(name in ours and ours.get(name) == theirs.get(name) for name in record)
+
+
+def compare_models(
+    candidate: onnx.ModelProto, reference: onnx.ModelProto, folders: tuple[str, str] = ("", "")
+) -> Comparison:
+    """Compare two models whose constants must all agree by value."""
+    none: frozenset[str] = frozenset()
+    return compare_views(
+        build_view(candidate, folders[0], none), build_view(reference, folders[1], none)
+    )
+
+
+def compare_views(candidate: View, reference: View, notes: tuple[str, ...] = ()) -> Comparison:
+    """Compare two linked models: interface, operator sets, reached nodes, then the unreached."""
+    walk = Walk()
+    interface = compare_interfaces(candidate, reference) + compare_opsets(candidate, reference)
+    walk.enter(candidate.main, reference.main)
+    walk.run()
+    unreached = compare_unreached(candidate, reference, walk)
+    differences = (*interface, *walk.differences, *unreached)
+    return Comparison(candidate, reference, walk, differences, notes)

@@ -1,0 +1,84 @@
+"""Which constants of an ONNX graph are parameters of the model: the exporter's record."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from opdf_compile.errors import ArtefactError
+from opdf_compile.verify.structure.canonical import Constant, is_floating
+from opdf_compile.verify.structure.graph_view import Value
+from opdf_compile.verify.structure.linking import build_view
+
+if TYPE_CHECKING:
+    import onnx
+
+RECORD = "opdf.parameters"
+
+NOTE_WITHOUT_RECORD = (
+    f"a file lacks the exporter's record of parameters ({RECORD}), so floating-point initialisers "
+    "of more than one element were taken for parameters and their values were not compared; "
+    "export with opdf-compile to have every other constant compared"
+)
+
+# Their floating-point operands past the first are settings (scales, a region of interest), however
+# long they are.
+_SETTINGS = ("Resize", "Upsample")
+
+
+def recorded_parameters(model: onnx.ModelProto, name: str) -> frozenset[str] | None:
+    """Read the names that the exporter recorded; None without a record.
+
+    Args:
+        model: The model.
+        name: The file's name for messages.
+
+    Raises:
+        ArtefactError: The record is not a JSON list of names.
+    """
+    entry = next((p.value for p in model.metadata_props if p.key == RECORD), None)
+    if entry is None:
+        return None
+    try:
+        names = json.loads(entry)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise ArtefactError(
+            f"{name} has a damaged record of parameters in its metadata ({RECORD} is no JSON list "
+            "of names); export it again"
+        )
+    return frozenset(names)
+
+
+def named_constants(model: onnx.ModelProto) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Dtype and shape of every initialiser and Constant node by name, nested graphs included."""
+    view = build_view(model, "", frozenset())
+    return {
+        value.name: (value.constant.dtype, value.constant.shape)
+        for scope in view.scopes
+        for value in scope.values.values()
+        if value.constant
+    }
+
+
+def guessed_parameters(model: onnx.ModelProto, folder: str) -> frozenset[str]:
+    """Take floating-point constants of more than one element for parameters, settings excepted."""
+    view = build_view(model, folder, frozenset())
+    return frozenset(
+        value.name
+        for scope in view.scopes
+        for value in scope.values.values()
+        if value.constant and _looks_like_parameter(value.constant) and not _is_setting(value)
+    )
+
+
+def _looks_like_parameter(constant: Constant) -> bool:
+    elements = 1
+    for size in constant.shape:
+        elements *= size
+    return is_floating(constant.dtype) and elements > 1
+
+
+def _is_setting(value: Value) -> bool:
+    return any(node.proto.op_type in _SETTINGS and place > 0 for node, place in value.readers)
