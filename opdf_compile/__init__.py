@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         load_checkpoint,
         save_checkpoint,
     )
-    from opdf_compile.io.onnx_export import export_onnx
+    from opdf_compile.io.onnx.export import export_onnx
     from opdf_compile.io.onnx_student.reading import load_onnx
     from opdf_compile.parametrizations.registry import register
     from opdf_compile.plan.choose import plan
@@ -71,7 +71,7 @@ _HOME = {
     "Overparam": "training.optimizer.overparam",
     "overparam_class": "training.optimizer.overparam",
     "WeightProgram": "training.hoisted.program",
-    "export_onnx": "io.onnx_export",
+    "export_onnx": "io.onnx.export",
     "load_onnx": "io.onnx_student.reading",
     "Checkpoint": "io.checkpoints.checkpoint",
     "latest_checkpoint": "io.checkpoints.checkpoint",

@@ -63,7 +63,7 @@ def command(
         untouched = (
             load(terminal, replace(asked, model=reference, weights=None)) if reference else None
         )
-        from opdf_compile.io.onnx_export import export_onnx
+        from opdf_compile.io.onnx.export import export_onnx
 
         with terminal.busy(f"exporting {loaded.name}"):
             export_onnx(

@@ -15,7 +15,7 @@ from opdf_compile.distill.digits import Digits, load_digits
 from opdf_compile.distill.race import EXAMPLE_BATCH, Budget, Outcome, Race, race
 from opdf_compile.io.bundle import is_bundle
 from opdf_compile.io.files import atomic_folder
-from opdf_compile.io.onnx_export import export_onnx
+from opdf_compile.io.onnx.export import export_onnx
 from opdf_compile.plan.value import Plan
 from opdf_compile.verify.latency.measure import check_budget
 from opdf_compile.verify.report.value import ParityReport

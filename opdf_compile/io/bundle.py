@@ -15,9 +15,9 @@ import torch
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.check_data import check_path, write_check
 from opdf_compile.io.files import atomic_folder, atomic_write, existing_file, sha256
-from opdf_compile.io.onnx_build import Export
-from opdf_compile.io.onnx_save import stage
-from opdf_compile.io.onnx_translate import own_version
+from opdf_compile.io.onnx.build import Export
+from opdf_compile.io.onnx.save import stage
+from opdf_compile.io.onnx.translate import own_version
 
 SCHEMA = "opdf-bundle/1"
 STUDENT, REFERENCE = "student.onnx", "reference.onnx"

@@ -16,7 +16,7 @@ from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.inputs import Examples, Hints, InputOptions, make_examples, rename_axes
 from opdf_compile.io.load_timm import is_timm, load_timm_folder
 from opdf_compile.io.loaded import LoadedModel, first_line, fixed_randomness
-from opdf_compile.io.screen_hf import screen_folder
+from opdf_compile.io.screening.hf import screen_folder
 from opdf_compile.io.torchvision_shim import prepare_torchvision
 
 # What onnxruntime users need beside the graph: the configuration, and the tokenizer's files.

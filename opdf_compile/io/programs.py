@@ -25,7 +25,7 @@ from opdf_compile.errors import ArtefactError, InternalError, OpdfError
 from opdf_compile.graph.sharing import memory_key
 from opdf_compile.io.files import atomic_write, existing_file
 from opdf_compile.io.older_archives import is_older, read_older
-from opdf_compile.io.screening import screen_archive, writable_guard, writable_sample_inputs
+from opdf_compile.io.screening.archive import screen_archive, writable_guard, writable_sample_inputs
 from opdf_compile.io.sharing_writer import write_archive
 
 log = logging.getLogger("opdf_compile")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.files import atomic_write, existing_file
-from opdf_compile.io.screen_header import check_header
+from opdf_compile.io.screening.header import check_header
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

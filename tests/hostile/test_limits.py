@@ -7,20 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from opdf_compile.io import (
-    arrays,
-    inputs,
-    onnx_calls,
-    screen_container,
-    screen_extents,
-    screen_growth,
-    screen_header,
-    screen_hf,
-    screen_pickles,
-    screen_syntax,
-    screen_trees,
-    screening,
-    shards,
+from opdf_compile.io import arrays, inputs, shards
+from opdf_compile.io.onnx import calls
+from opdf_compile.io.screening import (
+    archive,
+    container,
+    extents,
+    growth,
+    header,
+    hf,
+    pickles,
+    syntax,
+    trees,
 )
 from opdf_compile.parametrizations import mpo_spec
 from opdf_compile.plan import files
@@ -28,28 +26,28 @@ from opdf_compile.tensor import modes
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"
 LIMITS: dict[str, tuple[int, ...]] = {
-    "members of an archive": (screen_container.MOST_MEMBERS,),
-    "JSON or text in an archive, one member": (screening.LARGEST_TEXT,),
-    "pickle in an archive, without its tensors": (screen_pickles.LARGEST_PICKLE,),
-    "values in sample inputs": (screen_trees.MOST_VALUES,),
-    "bytes that repeating tensors of one file may need": (screen_extents.LARGEST_REPEATED,),
-    "characters of a symbolic expression": (screen_syntax.LONGEST,),
+    "members of an archive": (container.MOST_MEMBERS,),
+    "JSON or text in an archive, one member": (archive.LARGEST_TEXT,),
+    "pickle in an archive, without its tensors": (pickles.LARGEST_PICKLE,),
+    "values in sample inputs": (trees.MOST_VALUES,),
+    "bytes that repeating tensors of one file may need": (extents.LARGEST_REPEATED,),
+    "characters of a symbolic expression": (syntax.LONGEST,),
     "digits of a number in it; where it is irrational": (
-        screen_growth.MOST_DIGITS,
-        screen_growth.MOST_DIGITS_IRRATIONAL,
+        growth.MOST_DIGITS,
+        growth.MOST_DIGITS_IRRATIONAL,
     ),
-    "parts that it compares": (screen_growth.MOST_COMPARED,),
-    "header of a safetensors file": (screen_header.LARGEST_HEADER,),
+    "parts that it compares": (growth.MOST_COMPARED,),
+    "header of a safetensors file": (header.LARGEST_HEADER,),
     "index of shards": (shards.LARGEST_INDEX,),
-    "config.json": (screen_hf.LARGEST_CONFIG,),
-    "a number in config.json; layers": (screen_hf.LARGEST_NUMBER, screen_hf.MOST_LAYERS),
+    "config.json": (hf.LARGEST_CONFIG,),
+    "a number in config.json; layers": (hf.LARGEST_NUMBER, hf.MOST_LAYERS),
     "plan file": (files.MAX_BYTES,),
     "cores of one weight": (modes.MAX_CORES,),
     "entries of a weight": (mpo_spec.MAX_ENTRIES,),
     "elements of an example input that is drawn": (inputs.MOST_ELEMENTS,),
     "what an `.npz` unpacks to": (arrays.LARGEST_BYTES,),
     "the same, as a multiple of the file": (arrays.MOST_INFLATION,),
-    "nodes that the functions of an ONNX file unfold to": (onnx_calls.MOST_NODES,),
+    "nodes that the functions of an ONNX file unfold to": (calls.MOST_NODES,),
 }
 # protobuf's own, not ours.
 ELSEWHERE = {"an ONNX file"}

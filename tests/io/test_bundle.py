@@ -14,8 +14,8 @@ from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.bundle import changed_files, is_bundle, read_manifest, write_bundle, write_file
 from opdf_compile.io.check_data import read_check
 from opdf_compile.io.files import sha256
-from opdf_compile.io.onnx_build import Export, build
-from opdf_compile.io.onnx_export import export_onnx
+from opdf_compile.io.onnx.build import Export, build
+from opdf_compile.io.onnx.export import export_onnx
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.io.screen_header import LARGEST_HEADER
+from opdf_compile.io.screening.header import LARGEST_HEADER
 from opdf_compile.io.tensors import read_tensors, write_tensors
 from opdf_compile.io.weights import load_weights
 

@@ -11,7 +11,7 @@ from opdf_compile.errors import FoldError
 from opdf_compile.graph.recorded import recorded_inputs
 from opdf_compile.io.artefacts import FoldedFile
 from opdf_compile.io.bundle import write_file
-from opdf_compile.io.onnx_build import Export
+from opdf_compile.io.onnx.build import Export
 from opdf_compile.io.onnx_student.exporting import file_and_check
 from opdf_compile.io.onnx_student.student import OnnxStudent
 

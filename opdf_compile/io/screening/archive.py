@@ -1,6 +1,6 @@
 """A model file is data: what must hold before torch opens a `.pt2`, or a pickle.
 
-`torch.export.load` unpickles, evaluates and executes parts of an archive (screen_program.py lists
+`torch.export.load` unpickles, evaluates and executes parts of an archive (program.py lists
 where). So the archive is read twice: here, member by member with the reader that torch uses and
 nothing that runs; then by torch. What is checked:
 
@@ -25,19 +25,19 @@ import torch
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.files import read_failure
-from opdf_compile.io.screen_container import form_problem
-from opdf_compile.io.screen_extents import Extents
-from opdf_compile.io.screen_guards import check_guard
-from opdf_compile.io.screen_pickles import check_state, load_plain
-from opdf_compile.io.screen_program import (
+from opdf_compile.io.screening.container import form_problem
+from opdf_compile.io.screening.extents import Extents
+from opdf_compile.io.screening.guards import check_guard
+from opdf_compile.io.screening.pickles import check_state, load_plain
+from opdf_compile.io.screening.program import (
     OtherSchema,
     check_payloads,
     check_program,
     itemsize_of,
     parse_json,
 )
-from opdf_compile.io.screen_syntax import NotPlain
-from opdf_compile.io.screen_trees import check_sample
+from opdf_compile.io.screening.syntax import NotPlain
+from opdf_compile.io.screening.trees import check_sample
 
 # A program of 100,000 nodes is about 100 MB of JSON, and Python needs 20 times that to hold it.
 LARGEST_TEXT = 128 << 20

@@ -1,7 +1,7 @@
 """The grammar that sizes and guards share: how a text is parsed, walked and shown.
 
-A text from a model file is parsed by Python's own parser and never evaluated here; screen_sizes.py
-and screen_guards.py say which nodes of the syntax tree they accept.
+A text from a model file is parsed by Python's own parser and never evaluated here; sizes.py
+and guards.py say which nodes of the syntax tree they accept.
 """
 
 from __future__ import annotations

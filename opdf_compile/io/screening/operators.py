@@ -14,7 +14,7 @@ import re
 
 import torch
 
-from opdf_compile.io.screen_syntax import NotPlain
+from opdf_compile.io.screening.syntax import NotPlain
 
 _OVERLOAD = re.compile(r"torch\.ops\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)\.([A-Za-z_]\w*)", re.ASCII)
 _HIGHER_ORDER = re.compile(r"torch\.ops\.higher_order\.([A-Za-z_]\w*)", re.ASCII)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from opdf_compile.errors import ArtefactError, ExportError
 from opdf_compile.graph.trace import trace
 from opdf_compile.io.check_data import read_check
-from opdf_compile.io.onnx_build import build
-from opdf_compile.io.onnx_export import export_onnx
-from opdf_compile.io.onnx_save import stage
+from opdf_compile.io.onnx.build import build
+from opdf_compile.io.onnx.export import export_onnx
+from opdf_compile.io.onnx.save import stage
 from opdf_compile.plan.choose import plan
 from opdf_compile.training.folding import fold
 from opdf_compile.training.inline.expanding import expand

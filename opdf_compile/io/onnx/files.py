@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.files import existing_file, read_failure
-from opdf_compile.io.onnx_calls import check_calls
-from opdf_compile.io.onnx_wholeness import check_whole
+from opdf_compile.io.onnx.calls import check_calls
+from opdf_compile.io.onnx.wholeness import check_whole
 
 if TYPE_CHECKING:
     import onnx

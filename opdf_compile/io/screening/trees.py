@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.io.screen_syntax import NotPlain
+from opdf_compile.io.screening.syntax import NotPlain
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
 _SAFE_TEXT = re.compile(r"[^\"'\\`{}\x00-\x1f\x7f-\x9f\u2028\u2029]{0,1024}")

@@ -12,7 +12,7 @@ import torch
 from opdf_compile.errors import ExportError
 from opdf_compile.graph.axes import Dynamic
 from opdf_compile.io.bundle import write_bundle, write_file
-from opdf_compile.io.onnx_build import Exportable, build
+from opdf_compile.io.onnx.build import Exportable, build
 
 
 def export_onnx(

@@ -23,11 +23,11 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from opdf_compile.io.screen_guards import check_guard
-from opdf_compile.io.screen_operators import check_operator
-from opdf_compile.io.screen_sizes import check_symbol_name, check_symbolic
-from opdf_compile.io.screen_syntax import NotPlain
-from opdf_compile.io.screen_trees import check_safe_text, check_treespec
+from opdf_compile.io.screening.guards import check_guard
+from opdf_compile.io.screening.operators import check_operator
+from opdf_compile.io.screening.sizes import check_symbol_name, check_symbolic
+from opdf_compile.io.screening.syntax import NotPlain
+from opdf_compile.io.screening.trees import check_safe_text, check_treespec
 
 Check = Callable[[Any], None]
 

@@ -19,7 +19,7 @@ import ast
 import math
 from dataclasses import dataclass
 
-from opdf_compile.io.screen_syntax import NotPlain, show
+from opdf_compile.io.screening.syntax import NotPlain, show
 
 # Python itself prints no number of more than 4300 digits.
 MOST_DIGITS = 4_000
@@ -46,7 +46,7 @@ def check_growth(tree: ast.AST) -> None:
     """Refuse a size whose computation would take absurdly long.
 
     Args:
-        tree: A syntax tree that screen_sizes.py accepted.
+        tree: A syntax tree that sizes.py accepted.
 
     Raises:
         NotPlain: The number would be too long, or too many are compared.

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.programs import read_programs, write_programs
-from opdf_compile.io.screening import screen_archive
+from opdf_compile.io.screening.archive import screen_archive
 
 Members = dict[str, bytes]
 

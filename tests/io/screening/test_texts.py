@@ -12,13 +12,13 @@ import sympy
 import torch
 from torch.utils._sympy.functions import FloorDiv, Max, Mod, PythonMod
 
-from opdf_compile.io.screen_guards import check_guard
-from opdf_compile.io.screen_operators import check_operator
-from opdf_compile.io.screen_program import check_program, parse_json
-from opdf_compile.io.screen_rules import RULES
-from opdf_compile.io.screen_sizes import check_symbol_name, check_symbolic
-from opdf_compile.io.screen_syntax import NotPlain
-from opdf_compile.io.screen_trees import check_sample, check_treespec
+from opdf_compile.io.screening.guards import check_guard
+from opdf_compile.io.screening.operators import check_operator
+from opdf_compile.io.screening.program import check_program, parse_json
+from opdf_compile.io.screening.rules import RULES
+from opdf_compile.io.screening.sizes import check_symbol_name, check_symbolic
+from opdf_compile.io.screening.syntax import NotPlain
+from opdf_compile.io.screening.trees import check_sample, check_treespec
 
 S, T = (sympy.Symbol(name, positive=True, integer=True) for name in ("s77", "s31"))
 EXPRESSIONS = [

@@ -15,13 +15,13 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import TensorArgument
 
 from opdf_compile.errors import ExportError
-from opdf_compile.io.onnx_attention import with_four_axes
-from opdf_compile.io.onnx_constants import without_constants
-from opdf_compile.io.onnx_names import name_graph
-from opdf_compile.io.onnx_optimise import merge_tied, optimise
-from opdf_compile.io.onnx_padding import keep_padding
-from opdf_compile.io.onnx_sizes import read_sizes_from_first_input
-from opdf_compile.io.onnx_views import with_free_views
+from opdf_compile.io.onnx.attention import with_four_axes
+from opdf_compile.io.onnx.constants import without_constants
+from opdf_compile.io.onnx.names import name_graph
+from opdf_compile.io.onnx.optimise import merge_tied, optimise
+from opdf_compile.io.onnx.padding import keep_padding
+from opdf_compile.io.onnx.sizes import read_sizes_from_first_input
+from opdf_compile.io.onnx.views import with_free_views
 
 if TYPE_CHECKING:
     import onnx_ir as ir

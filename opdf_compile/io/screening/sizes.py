@@ -3,7 +3,7 @@
 torch reads a symbolic size (`SymExpr.expr_str`, written by `sympy.srepr`) with `sympy.sympify`,
 that is with Python's `eval` (torch/_export/serde/serialize.py, `_parse_sym_expr`). Anything that is
 not on the lists here is refused, whatever it would do; what it may cost is bounded by
-screen_growth.py.
+growth.py.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import ast
 import re
 
-from opdf_compile.io.screen_growth import check_growth
-from opdf_compile.io.screen_syntax import (
+from opdf_compile.io.screening.growth import check_growth
+from opdf_compile.io.screening.syntax import (
     ALGEBRA,
     BARE,
     NotPlain,

@@ -23,9 +23,9 @@ from opdf_compile.graph.signature import Inputs, bind, normalise_inputs
 from opdf_compile.graph.trace import Traced, trace
 from opdf_compile.io.check_data import CheckData
 from opdf_compile.io.evidence import gather
-from opdf_compile.io.onnx_experts import batched_experts
+from opdf_compile.io.onnx.experts import batched_experts
+from opdf_compile.io.onnx.translate import export_program, quiet
 from opdf_compile.io.onnx_student.exporting import file_and_check, student_of
-from opdf_compile.io.onnx_translate import export_program, quiet
 from opdf_compile.io.retype import cast, retyped
 from opdf_compile.io.truth import graph_of
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 
-from opdf_compile.io.screen_syntax import (
+from opdf_compile.io.screening.syntax import (
     ALGEBRA,
     BARE,
     NotPlain,

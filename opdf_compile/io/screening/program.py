@@ -6,7 +6,7 @@ as it is. torch.fx generates source from the graph and `exec`s it while the file
 is a way to run code. Here every value must have exactly the declared type, and every text the form
 that its place allows.
 
-screen_rules.py says which texts become code, and what each must look like.
+rules.py says which texts become code, and what each must look like.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 
-from opdf_compile.io.screen_rules import Check, rule_of
-from opdf_compile.io.screen_syntax import NotPlain
+from opdf_compile.io.screening.rules import Check, rule_of
+from opdf_compile.io.screening.syntax import NotPlain
 
 
 class OtherSchema(ValueError):

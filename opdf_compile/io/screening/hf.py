@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.io.screen_header import check_header
+from opdf_compile.io.screening.header import check_header
 from opdf_compile.io.shards import read_json, weight_files
 
 LARGEST_CONFIG = 16 << 20

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.io.screen_container import form_problem
-from opdf_compile.io.screen_extents import Extents
-from opdf_compile.io.screen_syntax import NotPlain
+from opdf_compile.io.screening.container import form_problem
+from opdf_compile.io.screening.extents import Extents
+from opdf_compile.io.screening.syntax import NotPlain
 
 LARGEST_PICKLE = 64 << 20
 _OPCODES = frozenset(

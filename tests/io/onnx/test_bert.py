@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from opdf_compile.io.check_data import read_check
-from opdf_compile.io.onnx_export import export_onnx
+from opdf_compile.io.onnx.export import export_onnx
 from opdf_compile.io.torchvision_shim import prepare_torchvision
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from opdf_compile.io.screen_syntax import NotPlain
+from opdf_compile.io.screening.syntax import NotPlain
 
 # Tensors that repeat their bytes (made by `expand`) exist: position ids, masks. They are small.
 LARGEST_REPEATED = 1 << 30

@@ -1,0 +1,1 @@
+"""What must hold before torch opens a file that nobody vouches for."""
