@@ -27,6 +27,7 @@ WIDTH = 64
 KEYS = {
     *("verdict", "device", "provider", "ratio", "ci_low", "ci_high", "margin", "rule", "control"),
     *("sessions", "rounds", "reference_ms", "candidate_ms"),
+    *("throughput", "memory", "cold_start_ms", "cold_start", "file_bytes", "shapes"),
 }
 
 

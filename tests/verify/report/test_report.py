@@ -114,6 +114,7 @@ def test_the_json_has_exactly_the_keys_of_the_contract() -> None:
     assert set(values["latency"]) == {
         *("verdict", "device", "provider", "ratio", "ci_low", "ci_high", "margin", "rule"),
         *("control", "sessions", "rounds", "reference_ms", "candidate_ms"),
+        *("throughput", "memory", "cold_start_ms", "cold_start", "file_bytes", "shapes"),
     }
     assert set(values["latency"]["control"]) == {"ratio", "ci_low", "ci_high"}
     assert set(values["files"]["student.onnx"]) == {"sha256", "bytes", "opset", "exporter"}
