@@ -1,64 +1,47 @@
 """Is the candidate as fast as the reference? Paired, interleaved, randomised, with a control.
 
-One *group* is three sessions made one after the other in random order: reference, candidate and a
-second reference, the control. A *round* times one block of each, again in random order, so that
-whatever the machine does meets all three alike. The log-ratios candidate / reference and
-control / reference of a round are paired; `statistics.py` turns groups of rounds into intervals.
+`bench.py` makes the sessions and times rounds on them, `race.py` says how long to go on,
+`statistics.py` turns rounds into intervals and intervals into a verdict. This file joins them.
 
-Several groups are needed because a session draws its algorithms and its memory when it is made. The
-measurement looks at its result only after 4, 6, 9, 13, ... groups, and ends there only on evidence
-at the 99 % level; otherwise it goes on until the budget of time is used and then decides at 90 %.
-Stopping at the first glimpse of a wanted result would call noise a verdict.
-
-How often this errs, on synthetic races with a margin of 0.05: at a true ratio of exactly 1.05 the
-rule said "pass" or "fail" in at most 7.5 % of cases each; at 1.00 it never said "fail" and at 1.10
-never "pass", 1800 races each.
+How often this errs is measured: see docs/method.md, "Latency".
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from opdf_compile.errors import InputError
+from opdf_compile.verify.latency.bench import Bench, file_bytes, shapes_of
 from opdf_compile.verify.latency.inputs import latency_inputs
-from opdf_compile.verify.latency.result import ROLES, LatencyResult, Role
-from opdf_compile.verify.latency.statistics import (
-    EARLY_LEVEL,
-    RULES,
-    Rule,
-    Spread,
-    bootstrap,
-    judge,
+from opdf_compile.verify.latency.memory import largest
+from opdf_compile.verify.latency.race import SEED, Progress, Question, Race, Track
+from opdf_compile.verify.latency.result import LatencyResult, Role, ShapeResult
+from opdf_compile.verify.latency.shapes import (
+    Declared,
+    Shape,
+    batch_size,
+    declared_inputs,
+    shape_text,
 )
-from opdf_compile.verify.latency.timing import (
-    BoundSession,
-    bind,
-    runs_per_block,
-    settle,
-    undisturbed,
-    warm_up,
-)
+from opdf_compile.verify.latency.statistics import RULES, Interval, Rule, bootstrap
 from opdf_compile.verify.runtime.loading import load_onnx
-from opdf_compile.verify.runtime.sessions import Device, create_session, session_options
+from opdf_compile.verify.runtime.sessions import Device
 
-Progress = Callable[[str, float], None]
+if TYPE_CHECKING:
+    import onnx
 
-LOOKS = (4, 6, 9, 13, 19, 28, 42)
-MOST_GROUPS = 64
-# Even a budget that is too small buys this much, because less decides nothing.
-LEAST_GROUPS, LEAST_ROUNDS = 3, 6
-MOST_ROUNDS = 60
-_GROUPS_TO_FIT = 6
-SEED = 20240411
+__all__ = ["SEED", "Progress", "check_budget", "measure_latency"]
 
-_Array = npt.NDArray[np.float64]
+_SIDES: tuple[Role, Role] = ("reference", "candidate")
+# The first group pays for what the process loads once; there are always more groups.
+_FIRST_IS_ODD = 1
+_WORST_FIRST = ("fail", "inconclusive", "pass")
 
 
 def measure_latency(
@@ -70,6 +53,7 @@ def measure_latency(
     rule: Rule = "no-slower",
     budget: float = 60.0,
     check: Path | None = None,
+    shapes: Sequence[Mapping[str, Shape]] | None = None,
     threads: int | None = None,
     seed: int = SEED,
     progress: Progress | None = None,
@@ -84,6 +68,8 @@ def measure_latency(
         rule: "no-slower" (one-sided) or "equal" (both sides).
         budget: Seconds to spend; a clear verdict ends earlier, the minimum of groups may take more.
         check: Check data, whose first sample gives the inputs; None draws them.
+        shapes: Shapes of some or all inputs, one mapping for each measurement; None takes the
+            check data's. All of them must pass.
         threads: Threads within one operator; None leaves the choice to the runtime.
         seed: Fixes the orders, the drawn inputs and the resampling.
         progress: Called with a sentence and the share of the budget that is used.
@@ -96,14 +82,34 @@ def measure_latency(
     check_budget(budget)
     if rule not in RULES:
         raise InputError(f"latency is {rule!r}; give {' or '.join(RULES)}")
-    for path in (candidate, reference):
-        load_onnx(path)  # Once, so that making the sessions can leave it out.
-    paths = {"candidate": candidate, "reference": reference, "control": reference}
-    bench = _Bench(paths, device, check, threads, np.random.default_rng(seed))
-    race = _Race(bench, margin, rule, budget, progress or (lambda text, share: None))
+    began = time.perf_counter()
+    # Parsed and checked once, so that making the sessions can leave it out.
+    models: dict[Role, onnx.ModelProto] = {
+        "candidate": load_onnx(candidate),
+        "reference": load_onnx(reference),
+    }
+    declared = declared_inputs(models["candidate"])
+    rng = np.random.default_rng(seed)
+    rows: Sequence[Mapping[str, Shape] | None] = shapes or [None]
+    inputs = [latency_inputs(declared, check, rng, asked=asked, model=candidate) for asked in rows]
+    paths: dict[Role, Path] = {
+        "candidate": candidate,
+        "reference": reference,
+        "control": reference,
+    }
+    bench = Bench(paths, device, inputs, threads, rng)
+    question = Question(margin, rule, len(inputs))
+    race = Race(bench, question, budget, progress or (lambda text, share: None), began=began)
     ended = race.run()
-    main, control = race.spreads()
-    return _result(race, main, control, ended)
+    bench.close()
+    found = tuple(
+        _shape_result(bench, shape, track, question, declared)
+        for shape, track in enumerate(race.tracks)
+    )
+    sizes = {side: file_bytes(paths[side], models[side]) for side in _SIDES}
+    return _result(
+        bench, question, found, race.groups, sizes, (ended, *_notes(race, found, margin))
+    )
 
 
 def check_budget(budget: float) -> None:
@@ -118,142 +124,99 @@ def check_budget(budget: float) -> None:
         raise InputError(f"budget is {budget:g}; give seconds above 0")
 
 
-class _Bench:
-    """Makes groups of sessions and times rounds."""
-
-    def __init__(
-        self,
-        paths: Mapping[str, Path],
-        device: Device,
-        check: Path | None,
-        threads: int | None,
-        rng: np.random.Generator,
-    ) -> None:
-        self.paths, self.device, self.check, self.threads = paths, device, check, threads
-        self.rng = rng
-        self._inputs: dict[str, Any] | None = None
-
-    def group(self) -> dict[Role, BoundSession]:
-        """New sessions in random order, since the first one made may get the better memory."""
-        sessions = {role: self._session(role) for role in self._shuffled()}
-        if self._inputs is None:
-            self._inputs = latency_inputs(sessions["candidate"], self.check, self.rng)
-        return {
-            role: bind(session, self._inputs, self.device.name)
-            for role, session in sessions.items()
-        }
-
-    def round(self, group: Mapping[Role, BoundSession], runs: int) -> dict[Role, float]:
-        """Seconds per run of one block of each session, in random order."""
-        seconds: dict[Role, float] = {}
-        for role in self._shuffled():
-            settle(group[role], runs)
-            seconds[role] = group[role].seconds(runs)
-        return seconds
-
-    def _session(self, role: Role) -> Any:
-        path = self.paths[role]
-        return create_session(str(path), self.device, session_options(self.threads), str(path))
-
-    def _shuffled(self) -> list[Role]:
-        return [ROLES[index] for index in self.rng.permutation(len(ROLES))]
-
-
-class _Race:
-    """Adds groups until the verdict is clear or the budget is used."""
-
-    def __init__(
-        self, bench: _Bench, margin: float, rule: Rule, budget: float, progress: Progress
-    ) -> None:
-        self.bench, self.margin, self.rule = bench, margin, rule
-        self.budget, self.progress = budget, progress
-        self.rounds = self.runs = 0
-        self.groups: list[dict[Role, list[float]]] = []
-        self._begin = time.perf_counter()
-
-    def run(self) -> str:
-        """Measure; return how it ended, as a sentence."""
-        while len(self.groups) < MOST_GROUPS:
-            began = time.perf_counter()
-            with undisturbed():
-                self.groups.append(self._measure_group())
-            if len(self.groups) in LOOKS and self._clear():
-                return f"the verdict was clear at {EARLY_LEVEL:.0%} after {len(self.groups)} groups"
-            group_cost = time.perf_counter() - began
-            used = time.perf_counter() - self._begin
-            if len(self.groups) >= LEAST_GROUPS and used + group_cost > self.budget:
-                return f"the budget of {self.budget:g} s was used"
-        return f"all {MOST_GROUPS} groups were measured"
-
-    def table(self) -> dict[Role, _Array]:
-        """Seconds per run by role, shape (groups, rounds)."""
-        return {role: np.array([group[role] for group in self.groups]) for role in ROLES}
-
-    def spreads(self) -> tuple[Spread, Spread]:
-        """Bootstrap distributions of candidate / reference and control / reference."""
-        logs = {role: np.log(values) for role, values in self.table().items()}
-        rng = np.random.default_rng([SEED, len(self.groups)])
-        return (
-            bootstrap(logs["candidate"] - logs["reference"], rng),
-            bootstrap(logs["control"] - logs["reference"], rng),
-        )
-
-    def _clear(self) -> bool:
-        main, control = (spread.interval(EARLY_LEVEL) for spread in self.spreads())
-        return judge(main, control, margin=self.margin, rule=self.rule) != "inconclusive"
-
-    def _measure_group(self) -> dict[Role, list[float]]:
-        began = time.perf_counter()
-        group = self.bench.group()
-        single = max(warm_up(session) for session in group.values())
-        if not self.rounds:
-            self._plan(group, single, time.perf_counter() - began)
-        seconds: dict[Role, list[float]] = {role: [] for role in ROLES}
-        for _ in range(self.rounds):
-            for role, value in self.bench.round(group, self.runs).items():
-                seconds[role].append(value)
-            self._report()
-        return seconds
-
-    def _plan(self, group: Mapping[Role, BoundSession], single: float, setup: float) -> None:
-        """Fix runs per block and rounds per group, before any ratio has been seen."""
-        self.runs = runs_per_block(single)
-        began = time.perf_counter()
-        self.bench.round(group, self.runs)
-        cost = max(time.perf_counter() - began, 1e-9)
-        affordable = (self.budget / _GROUPS_TO_FIT - setup) / cost
-        self.rounds = max(LEAST_ROUNDS, min(MOST_ROUNDS, int(affordable)))
-
-    def _report(self) -> None:
-        share = min(1.0, (time.perf_counter() - self._begin) / self.budget)
-        self.progress(f"latency: group {len(self.groups) + 1} of {self.rounds} rounds", share)
-
-
-def _result(race: _Race, main: Spread, control: Spread, ended: str) -> LatencyResult:
-    seconds = race.table()
-    interval, noise = main.interval(), control.interval()
-    verdict = judge(interval, noise, margin=race.margin, rule=race.rule)
-    notes = [f"{ended}; {race.runs} runs per block"]
-    if verdict == "inconclusive" and not noise.fits(race.margin):
-        notes.append(
-            f"the reference against itself gave {noise.low:.3f} to {noise.high:.3f}, which does "
-            f"not fit the margin of {race.margin:g}: quieten the machine, raise the budget or the "
-            "margin"
-        )
-    return LatencyResult(
-        verdict=verdict,
-        device=race.bench.device.name,
-        provider=race.bench.device.provider,
+def _shape_result(
+    bench: Bench, shape: int, track: Track, question: Question, declared: Sequence[Declared]
+) -> ShapeResult:
+    spreads = track.spreads()
+    interval, control = (spread.interval() for spread in spreads)
+    seconds = track.table()
+    milliseconds = {side: float(np.median(seconds[side])) * 1e3 for side in _SIDES}
+    sizes = shapes_of(bench.inputs[shape])
+    samples = batch_size(sizes, declared)
+    return ShapeResult(
+        shape=sizes,
+        verdict=question.verdict(spreads),
         ratio=interval.ratio,
         ci_low=interval.low,
         ci_high=interval.high,
-        margin=race.margin,
-        rule=race.rule,
-        control=noise,
-        sessions=len(race.groups),
-        rounds=race.rounds,
-        reference_ms=float(np.median(seconds["reference"])) * 1e3,
-        candidate_ms=float(np.median(seconds["candidate"])) * 1e3,
+        control=control,
+        sessions=len(track.groups),
+        rounds=track.rounds,
+        reference_ms=milliseconds["reference"],
+        candidate_ms=milliseconds["candidate"],
+        throughput={
+            side: None if samples is None else samples / milliseconds[side] * 1e3 for side in _SIDES
+        },
+        memory={side: bench.memory(side, shape) for side in _SIDES},
         seconds=seconds,
-        notes=tuple(notes),
     )
+
+
+def _result(
+    bench: Bench,
+    question: Question,
+    found: tuple[ShapeResult, ...],
+    groups: int,
+    sizes: Mapping[Role, int],
+    notes: tuple[str, ...],
+) -> LatencyResult:
+    """The whole result; under the contract's keys it repeats the worst shape."""
+    worst = min(found, key=_badness)
+    return LatencyResult(
+        verdict=worst.verdict,
+        device=bench.device.name,
+        provider=bench.device.provider,
+        ratio=worst.ratio,
+        ci_low=worst.ci_low,
+        ci_high=worst.ci_high,
+        margin=question.margin,
+        rule=question.rule,
+        control=worst.control,
+        sessions=groups,
+        rounds=worst.rounds,
+        reference_ms=worst.reference_ms,
+        candidate_ms=worst.candidate_ms,
+        per_shape=found,
+        throughput=worst.throughput,
+        memory={side: largest([shape.memory[side] for shape in found]) for side in _SIDES},
+        cold_start_ms={
+            side: float(np.median(bench.cold[side][_FIRST_IS_ODD:])) * 1e3 for side in _SIDES
+        },
+        cold_start=_cold_start(bench),
+        file_bytes={side: sizes[side] for side in _SIDES},
+        seconds=worst.seconds,
+        notes=notes,
+    )
+
+
+def _badness(shape: ShapeResult) -> tuple[int, float]:
+    """Sorts the worst shape first: by its verdict, then by how much slower it may be."""
+    return _WORST_FIRST.index(shape.verdict), -shape.ci_high
+
+
+def _cold_start(bench: Bench) -> Interval:
+    candidate, reference = (
+        np.log(bench.cold[role][_FIRST_IS_ODD:]) for role in ("candidate", "reference")
+    )
+    return bootstrap((candidate - reference)[:, None], np.random.default_rng(SEED)).interval()
+
+
+def _notes(race: Race, found: Sequence[ShapeResult], margin: float) -> list[str]:
+    """What a reader of the verdict should know, beside how the race ended."""
+    notes = [f"{', '.join(str(track.runs) for track in race.tracks)} runs per block"]
+    for shape in found:
+        where = f" at {shape_text(shape.shape)}" if len(found) > 1 else ""
+        if shape.verdict != "inconclusive":
+            continue
+        if not shape.control.fits(margin):
+            notes.append(
+                f"the reference against itself gave {shape.control.low:.3f} to "
+                f"{shape.control.high:.3f}{where}, which does not fit the margin of {margin:g}: "
+                "quieten the machine, raise the budget or the margin"
+            )
+        elif len(found) > 1 and shape.ci_low > 1.0 + margin:
+            notes.append(
+                f"the ratio{where} is beyond the margin at 90 %, but not at the level that "
+                f"{len(found)} shapes share: raise the budget"
+            )
+    return notes

@@ -40,6 +40,8 @@ LEVEL = 0.90
 # often does not turn noise into a verdict (a look may err in 0.5 % of cases, the last one in 5 %).
 EARLY_LEVEL = 0.99
 _DRAWS = 2000
+# Resamplings of each session's blocks, from which the draws pick.
+_POOL = 100
 _TRIM = 0.25
 
 _Array = npt.NDArray[np.float64]
@@ -109,11 +111,13 @@ def bootstrap(log_ratios: _Array, rng: np.random.Generator, *, draws: int = _DRA
     centre = float(locations.mean())
     if sessions < 2:
         return Spread(centre, np.zeros(1), sessions)
-    picked = rng.integers(sessions, size=(draws, sessions))
-    chosen = rng.integers(blocks, size=(draws, sessions, blocks))
-    noise = location(log_ratios[picked[:, :, None], chosen]) - locations[picked]
+    chosen = rng.integers(blocks, size=(sessions, _POOL, blocks))
+    resampled = location(log_ratios[np.arange(sessions)[:, None, None], chosen])
+    noise = resampled - locations[:, None]
     effects = _session_effects(locations, float(noise.var()))
-    deviations = (effects[picked] + noise).mean(axis=1)
+    picked = rng.integers(sessions, size=(draws, sessions))
+    deviations = effects[picked] + noise[picked, rng.integers(_POOL, size=picked.shape)]
+    deviations = deviations.mean(axis=1)
     return Spread(centre, np.sort(deviations), sessions)
 
 

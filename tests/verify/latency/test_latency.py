@@ -12,16 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.check_data import CheckData, Sample, write_check
-from opdf_compile.verify.latency import measure as latency_module
+from opdf_compile.verify.latency import race as race_module
 from opdf_compile.verify.latency.inputs import BATCH, IMAGE, LENGTH, latency_inputs
-from opdf_compile.verify.latency.measure import (
-    LEAST_GROUPS,
-    LEAST_ROUNDS,
-    LOOKS,
-    measure_latency,
-)
+from opdf_compile.verify.latency.measure import measure_latency
+from opdf_compile.verify.latency.race import LEAST_GROUPS, LEAST_ROUNDS, LOOKS
 from opdf_compile.verify.latency.result import ROLES, LatencyResult
-from opdf_compile.verify.runtime.sessions import Device, open_session, resolve_device
+from opdf_compile.verify.latency.shapes import declared_inputs
+from opdf_compile.verify.runtime.loading import load_onnx
+from opdf_compile.verify.runtime.sessions import Device, resolve_device
 
 WIDTH = 64
 KEYS = {
@@ -128,13 +126,13 @@ def test_it_looks_only_where_it_said_it_would(
 ) -> None:
     """Every verdict before the end of the budget falls at one of the announced looks."""
     looked = []
-    clear = latency_module._Race._clear
+    clear = race_module.Race._clear
 
-    def spy(race: latency_module._Race) -> bool:
-        looked.append(len(race.groups))
+    def spy(race: race_module.Race) -> bool:
+        looked.append(race.groups)
         return clear(race)
 
-    monkeypatch.setattr(latency_module._Race, "_clear", spy)
+    monkeypatch.setattr(race_module.Race, "_clear", spy)
     measure_latency(reference, reference, cpu, margin=0.9, budget=30, threads=1)
     assert looked == list(LOOKS[: len(looked)])
     assert len(looked) >= 1
@@ -166,8 +164,7 @@ def test_the_first_sample_of_the_check_data_is_the_input(
     numbers = {"y": 0.0}
     sample = Sample({"x": value}, truth, numbers, numbers, numbers)
     write_check(check, CheckData(("x",), ("y",), "float32", (sample,)))
-    session = open_session(reference, cpu)
-    found = latency_inputs(session, check, np.random.default_rng(0))
+    found = latency_inputs(declared_inputs(load_onnx(reference)), check, np.random.default_rng(0))
     assert np.array_equal(found["x"], value)
 
 
@@ -201,7 +198,7 @@ def test_inputs_are_drawn_in_the_declared_form(
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path
     )
-    drawn = latency_inputs(open_session(path, cpu), None, np.random.default_rng(0))["v"]
+    drawn = latency_inputs(declared_inputs(load_onnx(path)), None, np.random.default_rng(0))["v"]
     assert drawn.shape == wanted
     assert drawn.dtype.name == dtype
     if drawn.dtype.kind in "iu":
