@@ -226,7 +226,11 @@ def test_invariant_5_on_a_gpu() -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
     opt = opdf.Overparam(model, torch.optim.SGD, cores=3, lr=0.1)
     model.cuda()(torch.randn(2, 16, device="cuda")).sum().backward()
-    with pytest.raises(DeviceError, match="move the student first"):
+    opt.step()
+    assert all(core.is_cuda for core in opt.program.cores("0.weight"))
+    opt.zero_grad()
+    model.cpu()(torch.randn(2, 16)).sum().backward()
+    with pytest.raises(DeviceError, match=r"is on cpu, its cores are on cuda:0; move the stude"):
         opt.step()
 
 
