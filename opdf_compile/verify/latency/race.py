@@ -6,7 +6,7 @@ a round are paired. Several groups are needed because a session draws its algori
 when it is made. About as much time goes into rounds as into making sessions, which is within a
 factor of two of the best split whatever the two kinds of noise are.
 
-The race looks at its result only after 4, 6, 9, 13, ... groups, and ends a shape there only on
+The race looks at its result only after 4, 6, 9, 14, ... groups, and ends a shape there only on
 evidence at the 99 % level; what time is left goes to the shapes that are still open. When the
 budget is used it decides at 90 %. Stopping at the first glimpse of a wanted result would call noise
 a verdict.
@@ -43,7 +43,8 @@ from opdf_compile.verify.latency.timing import runs_per_block, undisturbed
 
 Progress = Callable[[str, float], None]
 
-LOOKS = (4, 6, 9, 13, 19, 28, 42, 63, 94, 141, 211)
+# Few, because each look may err: 8 of them, at 0.5 % each side, add at most 4 % to the last one.
+LOOKS = (4, 6, 9, 14, 22, 44, 88, 176)
 MOST_GROUPS = 256
 # Even a budget that is too small buys this much, because less decides nothing.
 LEAST_GROUPS, LEAST_ROUNDS = 3, 6
