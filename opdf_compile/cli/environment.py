@@ -54,7 +54,8 @@ def examine() -> list[Finding]:
     python = Finding("python", f"{platform.python_version()} on {platform.platform()}")
     packages = [_itself(), *(_base(name) for name in BASE)]
     extras = [_optional(name, extra) for name, extra in OPTIONAL.items()]
-    return [python, *packages, _runtime(), *_providers(), _torch_device(), _torchvision(), *extras]
+    devices = [*_providers(), *_onnx_on_cuda(), _torch_device()]
+    return [python, *packages, _runtime(), *devices, _torchvision(), *extras]
 
 
 def version(name: str) -> str | None:
@@ -116,6 +117,23 @@ def _providers() -> list[Finding]:
         remedy = _pip("install --force-reinstall onnxruntime-gpu")
         return [Finding("execution providers", f"cannot load: {error}", "problem", remedy)]
     return [Finding("execution providers", ", ".join(onnxruntime.get_available_providers()))]
+
+
+def _onnx_on_cuda() -> list[Finding]:
+    """Whether `--device cuda` works, else the missing piece and what mends it."""
+    if not any(version(name) for name in RUNTIMES):
+        return []
+    from opdf_compile.errors import DeviceError
+    from opdf_compile.verify.runtime.cuda import missing_for_cuda
+
+    try:
+        missing = missing_for_cuda()
+    except DeviceError:  # The finding before this one says that the runtime cannot be imported.
+        return []
+    if missing is None:
+        return [Finding("--device cuda", "works: a session ran on the CUDA provider")]
+    found = f"not available: {missing.piece}"
+    return [Finding("--device cuda", found, "note", missing.remedy)]
 
 
 def _torch_device() -> Finding:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from opdf_compile.errors import InputError
+from opdf_compile.verify.runtime.quiet import quiet_runtime
 
 try:
     import resource
@@ -93,7 +94,8 @@ def bind(session: Any, inputs: Mapping[str, Any], device: str) -> BoundSession:
         binding.bind_output(output.name, kind)
     bound = BoundSession(session, binding, held)
     try:
-        bound.run()
+        with quiet_runtime():
+            bound.run()
     except Exception as error:  # onnxruntime's exceptions share no base but this one.
         reason = str(error).strip().splitlines()[0][:200]
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())

@@ -6,19 +6,16 @@ loaded, so the provider of every session is looked at after it was made.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import functools
-import io
 import logging
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from opdf_compile.errors import ArtefactError, DeviceError, InputError
+from opdf_compile.verify.runtime.cuda import OPTIONS, PROVIDER, missing_for_cuda, short_reason
 from opdf_compile.verify.runtime.loading import load_onnx
+from opdf_compile.verify.runtime.quiet import FATAL_ONLY, quiet_runtime
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -28,13 +25,6 @@ Optimisation = Literal["all", "basic", "none"]
 
 _LOG = logging.getLogger("opdf_compile")
 _CPU = "CPUExecutionProvider"
-_CUDA = "CUDAExecutionProvider"
-
-# TF32 keeps 10 mantissa bits, an error of 1e-3 that no export is to blame for. The algorithm search
-# is the runtime's own default, written out so that the report records what was in force.
-_CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}
-
-_FATAL_ONLY = 4
 
 
 @dataclass(frozen=True)
@@ -68,17 +58,17 @@ def resolve_device(device: str = "auto") -> Device:
         raise InputError(f"--device {device!r} is unknown; give auto, cpu or cuda")
     if device == "cpu":
         return Device("cpu", _CPU)
-    missing = _missing_for_cuda()
+    missing = missing_for_cuda()
     if missing is None:
         because = "asked for" if device == "cuda" else "auto: the CUDA provider loads"
-        return Device("cuda", _CUDA, dict(_CUDA_OPTIONS), because)
+        return Device("cuda", PROVIDER, dict(OPTIONS), because)
     if device == "cuda":
         raise DeviceError(
-            f"--device cuda was asked for but {missing}; run `opdf-compile doctor` for the command "
-            "that mends it, or give --device cpu"
+            f"--device cuda was asked for but {missing.piece}; run `opdf-compile doctor` for the "
+            "command that mends it, or give --device cpu"
         )
-    _LOG.info("device auto: cpu, because %s", missing)
-    return Device("cpu", _CPU, {}, f"auto: {missing}")
+    _LOG.info("device auto: cpu, because %s", missing.piece)
+    return Device("cpu", _CPU, {}, f"auto: {missing.piece}")
 
 
 def open_session(
@@ -125,13 +115,13 @@ def session_options(
     }
     options = ort.SessionOptions()
     options.graph_optimization_level = levels[optimisation]
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or _threads_allowed()
     options.inter_op_num_threads = 1
     # Two sessions of one process compete for the cores: a pool that spins after its work slows the
     # other session down and the comparison with it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.log_severity_level = _FATAL_ONLY
+    options.log_severity_level = FATAL_ONLY
     return options
 
 
@@ -157,17 +147,17 @@ def create_session(
         [_CPU] if device.name == "cpu" else [(device.provider, dict(device.provider_options)), _CPU]
     )
     try:
-        with _quiet_runtime():
+        with quiet_runtime():
             session = ort.InferenceSession(source, options, providers=providers)
     except state.NotImplemented as error:
         raise DeviceError(
-            f"{device.provider} has no kernel for an operator of {what} ({_short(error)}); choose "
-            "another --device or export with another --dtype"
+            f"{device.provider} has no kernel for an operator of {what} ({short_reason(error)}); "
+            "choose another --device or export with another --dtype"
         ) from error
     # The runtime's exceptions share no base class but Exception; all of them concern this model.
     except Exception as error:
         raise ArtefactError(
-            f"onnxruntime cannot load {what} ({_short(error)}); export it again"
+            f"onnxruntime cannot load {what} ({short_reason(error)}); export it again"
         ) from error
     if device.provider not in session.get_providers():
         raise DeviceError(
@@ -177,82 +167,12 @@ def create_session(
     return session
 
 
-def _short(error: Exception) -> str:
-    """The runtime's reason on one line without its code prefix."""
-    text = re.sub(r"\[ONNXRuntimeError\] : \d+ : ", "", " ".join(str(error).split()))
-    return text if len(text) <= 300 else f"{text[:297]}..."
+def _threads_allowed() -> int:
+    """The cores that this process may use where it may not use all; 0 leaves it to the runtime.
 
-
-@functools.cache
-def _missing_for_cuda() -> str | None:
-    """Name what keeps the CUDA provider from being used; None when a session really runs on it."""
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise DeviceError(
-            "onnxruntime is not installed, so no ONNX can be run; install opdf-compile[gpu] or "
-            "opdf-compile[cpu]"
-        ) from error
-    if _CUDA not in ort.get_available_providers():
-        return "the installed onnxruntime has no CUDA provider (it is the CPU package)"
-    if not _loads("nvcuda.dll" if os.name == "nt" else "libcuda.so.1"):
-        return "no NVIDIA driver was found (libcuda cannot be loaded)"
-    said = _preload(ort)
-    with _quiet_runtime():
-        try:
-            session = ort.InferenceSession(
-                _probe_model(), session_options(), providers=[(_CUDA, _CUDA_OPTIONS)]
-            )
-        # As in create_session: the runtime's exceptions share no base class of their own.
-        except Exception as error:
-            return f"the CUDA provider cannot start ({_short(error)})"
-    if _CUDA in session.get_providers():
-        return None
-    library = re.search(r"(lib\w+\.so[.\d]*|\w+\.dll)", said)
-    piece = f"the CUDA library {library.group(1)}" if library else "a CUDA or cuDNN library"
-    return f"the CUDA provider does not load ({piece} is missing or does not fit)"
-
-
-def _preload(ort: object) -> str:
-    """Let onnxruntime find the CUDA libraries that torch's wheels brought; return what it said."""
-    preload = getattr(ort, "preload_dlls", None)
-    if preload is None:
-        return ""
-    # It reports failures with print, and a library may not print.
-    said = io.StringIO()
-    with contextlib.redirect_stdout(said):
-        preload()
-    return said.getvalue()
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _quiet_runtime() -> Iterator[None]:
-    """Silence the runtime's process-wide logger while its failure becomes our sentence."""
-    import onnxruntime as ort
-
-    warnings_and_worse = 2
-    ort.set_default_logger_severity(_FATAL_ONLY)
-    try:
-        yield
-    finally:
-        ort.set_default_logger_severity(warnings_and_worse)
-
-
-def _probe_model() -> bytes:
-    """The smallest graph that the CUDA provider computes: one float addition."""
-    from onnx import TensorProto, helper
-
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
-    graph = helper.make_graph(
-        [helper.make_node("Add", ["x", "x"], ["y"])], "probe", value[:1], value[1:]
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return bytes(model.SerializeToString())
+    The runtime counts the machine's cores, and more threads than cores wait for each other.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    allowed = len(os.sched_getaffinity(0))
+    return 0 if allowed == os.cpu_count() else allowed
