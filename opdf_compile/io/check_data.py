@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ class Sample:
         error: By output, the largest absolute error of the torch model in the exported dtype.
         rms: By output, the root mean square of that error.
         maxabs: By output, the largest absolute value of the truth.
+        function: By output, how far it moves (largest, root mean square) when every function whose
+            runtimes are exact in the absolute sense only is off by a rounding of its range; empty
+            where there is no such function.
     """
 
     inputs: Mapping[str, Any]
@@ -43,6 +46,13 @@ class Sample:
     error: Mapping[str, float]
     rms: Mapping[str, float]
     maxabs: Mapping[str, float]
+    function: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def rows(self, output: str) -> int:
+        """Independent rows of an output: its batch, which no input and no output exceeds."""
+        sizes = [np.shape(value)[0] for value in self.inputs.values() if np.ndim(value)]
+        shape = np.shape(self.outputs[output])
+        return min(max(sizes, default=1), shape[0] if shape else 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +65,7 @@ class CheckData:
         dtype: The exported floating dtype ("float32", "float16", ...).
         samples: The evidence.
         onnx_sha256: Hash of the ONNX file that it was written with.
+        output_dtypes: By output, the dtype that the torch model returns; empty in older files.
     """
 
     input_names: tuple[str, ...]
@@ -62,6 +73,7 @@ class CheckData:
     dtype: str
     samples: tuple[Sample, ...]
     onnx_sha256: str = ""
+    output_dtypes: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_path(onnx_path: Path) -> Path:
@@ -83,6 +95,9 @@ def write_check(path: Path, data: CheckData) -> None:
         "dtype": np.array(data.dtype),
         "onnx_sha256": np.array(data.onnx_sha256),
     }
+    if data.output_dtypes:
+        dtypes = [data.output_dtypes[name] for name in data.output_names]
+        arrays["output_dtypes"] = np.array(dtypes, dtype=np.str_)
     for index, sample in enumerate(data.samples):
         for name, value in sample.inputs.items():
             arrays.update(_stored(f"s{index}.in.{name}", value))
@@ -91,6 +106,8 @@ def write_check(path: Path, data: CheckData) -> None:
             arrays[f"s{index}.err.{name}"] = np.float64(sample.error[name])
             arrays[f"s{index}.rms.{name}"] = np.float64(sample.rms[name])
             arrays[f"s{index}.maxabs.{name}"] = np.float64(sample.maxabs[name])
+            if name in sample.function:
+                arrays[f"s{index}.function.{name}"] = np.array(sample.function[name], np.float64)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             # numpy stamps the time of writing on every entry; a fixed one keeps the bytes equal.
@@ -155,6 +172,7 @@ def _assemble(arrays: Mapping[str, Any]) -> CheckData:
                 error={name: float(arrays[f"{key}.err.{name}"]) for name in outputs},
                 rms={name: float(arrays[f"{key}.rms.{name}"]) for name in outputs},
                 maxabs={name: float(arrays[f"{key}.maxabs.{name}"]) for name in outputs},
+                function=_function_errors(arrays, key, outputs),
             )
         )
     # A sample that lost its outputs would take those after it along, unnoticed.
@@ -165,9 +183,27 @@ def _assemble(arrays: Mapping[str, Any]) -> CheckData:
         kinds = {sample.outputs[name].dtype.kind for sample in samples}
         if len(kinds) > 1 or not kinds <= set("biufc"):
             raise ValueError(f"the truth of {name!r} is not all numbers of one kind")
+    dtypes = [str(name) for name in arrays.get("output_dtypes", ())]
     return CheckData(
-        inputs, outputs, str(arrays["dtype"]), tuple(samples), str(arrays["onnx_sha256"])
+        inputs,
+        outputs,
+        str(arrays["dtype"]),
+        tuple(samples),
+        str(arrays["onnx_sha256"]),
+        dict(zip(outputs, dtypes, strict=True)) if dtypes else {},
     )
+
+
+def _function_errors(
+    arrays: Mapping[str, Any], key: str, outputs: tuple[str, ...]
+) -> dict[str, tuple[float, float]]:
+    found = {}
+    for name in outputs:
+        pair = arrays.get(f"{key}.function.{name}")
+        if pair is not None:
+            largest, mean = (float(value) for value in pair)
+            found[name] = (largest, mean)
+    return found
 
 
 def _stored(key: str, value: Any) -> dict[str, Any]:

@@ -17,10 +17,14 @@ from opdf_compile.graph.axes import AxisNames
 from opdf_compile.graph.signature import Inputs
 from opdf_compile.graph.trace import first_line
 from opdf_compile.io.check_data import CheckData, Sample
-from opdf_compile.io.samples import drawn_samples
+from opdf_compile.io.function_noise import Moved, Watched, has_limited_functions
+from opdf_compile.io.samples import ENOUGH_ROWS, MOST_SAMPLES, ORDINARY, drawn_samples
 from opdf_compile.io.truth import Truth, graph_of, run
 
-SAMPLES = 4
+# More rows than the ordinary samples have are worth this much of a file.
+MOST_BYTES = 64 << 20
+# A model that takes none of so many drawn samples in a row takes none.
+MOST_FAILURES = 3
 logger = logging.getLogger("opdf_compile")
 
 
@@ -31,7 +35,7 @@ def gather(
     axis_names: AxisNames,
     output_names: Sequence[str],
     dtype: str,
-    samples: int = SAMPLES,
+    further: Sequence[Inputs] = (),
     seed: int = 0,
 ) -> CheckData:
     """Compute check data of an eval program.
@@ -42,65 +46,134 @@ def gather(
         axis_names: Its tensor inputs in order, each with the names of its dynamic axes.
         output_names: Names of its tensor outputs, in order.
         dtype: The exported dtype, for the record.
-        samples: How many samples in all.
+        further: More inputs of the user's own, each a sample.
         seed: Where the random numbers start.
 
     Raises:
-        ExportError: The model does not run on the user's own example.
+        ExportError: The model does not run on the user's own inputs.
     """
-    model, truth = graph_of(program), Truth(program)
-    measure = _Measure(model, truth, tuple(axis_names), tuple(output_names))
-    try:
-        first = measure(example)
-    except Exception as error:  # Whatever the user's own graph raises on the user's own example.
-        raise ExportError(
-            f"the traced model does not run on the example inputs ({type(error).__name__}: "
-            f"{first_line(error)}), wanted inputs of the traced shapes; give another example"
-        ) from error
-    found = [first]
-    bad = _not_finite(first)
-    rest = drawn_samples(program, example, axis_names, count=samples - 1, seed=seed)
-    found.extend(_first_that_runs(measure, candidates, bad) for candidates in rest)
-    return CheckData(tuple(axis_names), tuple(output_names), dtype, tuple(found))
+    measure = _Measure(program, tuple(axis_names), tuple(output_names), dtype)
+    own = [_of_user(measure, inputs) for inputs in (example, *further)]
+    samples = [sample for sample, blind in own if not blind]
+    row_bytes = _bytes(own[0][0]) // max(1, _fewest_rows(own[0][0]))
+    rest = drawn_samples(
+        program, example, axis_names, seed=seed, largest_batch=MOST_BYTES // max(1, row_bytes)
+    )
+    usual, failures = _not_finite(own[0][0]), 0
+    while _wants_more(samples) and failures < MOST_FAILURES:
+        drawn = _first_that_runs(measure, next(rest), usual)
+        failures = failures + 1 if drawn is None else 0
+        samples.extend([] if drawn is None else [drawn])
+    _warn_of_blind([blind for _, blind in own], kept=not samples)
+    return CheckData(
+        tuple(axis_names),
+        tuple(output_names),
+        dtype,
+        tuple(samples) or (own[0][0],),
+        output_dtypes=measure.output_dtypes,
+    )
 
 
 class _Measure:
-    """Inputs -> Sample, for one model and its truth."""
+    """Inputs -> Sample, and how many attention queries of it see no key."""
 
     def __init__(
-        self, model: torch.nn.Module, truth: Truth, inputs: Sequence[str], outputs: Sequence[str]
+        self, program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], dtype: str
     ) -> None:
-        self._model, self._truth = model, truth
+        self._model, self._truth = graph_of(program), Truth(program)
         self._inputs, self._outputs = inputs, outputs
+        # One unit in the last place of 1 in the exported dtype.
+        kind = getattr(torch, dtype, torch.float32)
+        self._unit = torch.finfo(kind if kind.is_floating_point else torch.float32).eps
+        self._has_limited = has_limited_functions(self._model)
+        self.output_dtypes: dict[str, str] = {}
 
-    def __call__(self, inputs: Inputs) -> Sample:
+    def __call__(self, inputs: Inputs) -> tuple[Sample, int]:
         tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        computed = dict(zip(self._outputs, run(self._model, *inputs), strict=True))
+        with Watched() as watched:
+            computed = dict(zip(self._outputs, run(self._model, *inputs), strict=True))
         exact = dict(zip(self._outputs, self._truth(*inputs), strict=True))
         errors = {name: _errors(computed[name], exact[name]) for name in self._outputs}
         truths = {name: as_array(value) for name, value in exact.items()}
-        return Sample(
+        self.output_dtypes = {
+            name: str(value.dtype).removeprefix("torch.") for name, value in computed.items()
+        }
+        sample = Sample(
             inputs=dict(zip(self._inputs, map(as_array, tensors), strict=True)),
             outputs=truths,
             error={name: pair[0] for name, pair in errors.items()},
             rms={name: pair[1] for name, pair in errors.items()},
             maxabs={name: _largest(value) for name, value in truths.items()},
+            function=self._function_errors(inputs, exact),
         )
+        return sample, watched.blind
+
+    def _function_errors(
+        self, inputs: Inputs, exact: Mapping[str, Tensor]
+    ) -> dict[str, tuple[float, float]]:
+        if not self._has_limited:
+            return {}
+        with Moved(self._unit):
+            moved = dict(zip(self._outputs, self._truth(*inputs), strict=True))
+        real = [name for name, value in exact.items() if value.is_floating_point()]
+        found = {name: _errors(moved[name], exact[name]) for name in real}
+        return {name: pair for name, pair in found.items() if np.isfinite(pair).all()}
+
+
+def _of_user(measure: _Measure, inputs: Inputs) -> tuple[Sample, int]:
+    try:
+        return measure(inputs)
+    except Exception as error:  # Whatever the user's own graph raises on the user's own example.
+        raise ExportError(
+            f"the traced model does not run on the example inputs ({type(error).__name__}: "
+            f"{first_line(error)}), wanted inputs of the traced shapes; give another example"
+        ) from error
 
 
 def _first_that_runs(
-    measure: _Measure, candidates: Sequence[Inputs], bad: Mapping[str, bool]
-) -> Sample:
-    *bold, example = candidates
-    for inputs in bold:
+    measure: _Measure, candidates: Sequence[Inputs], usual: Mapping[str, bool]
+) -> Sample | None:
+    """The boldest candidate that the model takes; None if it takes none."""
+    for inputs in candidates:
         try:
-            sample = measure(inputs)
+            sample, blind = measure(inputs)
         except Exception as error:  # A size or value that this model does not take.
             logger.debug("a drawn sample does not run: %s", first_line(error))
             continue
-        if all(bad[name] or not now for name, now in _not_finite(sample).items()):
+        if blind:
+            continue
+        if all(usual[name] or not now for name, now in _not_finite(sample).items()):
             return sample
-    return measure(example)
+    return None
+
+
+def _wants_more(samples: Sequence[Sample]) -> bool:
+    """Whether there are too few samples, or rows that a small file could still hold."""
+    if len(samples) < ORDINARY:
+        return True
+    rows = sum(_fewest_rows(sample) for sample in samples)
+    small = sum(map(_bytes, samples)) < MOST_BYTES
+    return rows < ENOUGH_ROWS and small and len(samples) < MOST_SAMPLES
+
+
+def _fewest_rows(sample: Sample) -> int:
+    return min((sample.rows(name) for name in sample.outputs), default=ENOUGH_ROWS)
+
+
+def _bytes(sample: Sample) -> int:
+    return sum(array.nbytes for array in (*sample.inputs.values(), *sample.outputs.values()))
+
+
+def _warn_of_blind(counts: Sequence[int], *, kept: bool) -> None:
+    if not any(counts):
+        return
+    logger.warning(
+        "the example inputs hold %d attention queries that their mask allows no key: there torch "
+        "gives zeros, ONNX Runtime may give the mean of all values; such inputs are %s the check "
+        "data, give an example with less padding",
+        sum(counts),
+        "all there is for" if kept else "left out of",
+    )
 
 
 def _not_finite(sample: Sample) -> dict[str, bool]:

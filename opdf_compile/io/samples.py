@@ -1,28 +1,32 @@
 """Example inputs for the numerics check: the user's own, and seeded ones that resemble it.
 
-One input can hide an error (a zero image, a mask of ones, batch 1), so further ones are drawn:
-floats with the example's mean, spread and range; integers and booleans out of the example's own
-values, so that token ids stay in the vocabulary; a mask of ones gets some padding in every other
-sample. Dynamic axes take other sizes, equal ones together.
+One input can hide an error (a zero image, a mask of ones, batch 1), and few rows leave a wide
+tolerance, so further ones are drawn (their values: `drawing`) until there are enough rows. Dynamic
+axes take other sizes, equal ones together.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export import ExportedProgram
 
 from opdf_compile.graph.axes import AxisNames, input_shapes, is_free
 from opdf_compile.graph.signature import Inputs
+from opdf_compile.io.drawing import Draw
+from opdf_compile.io.id_ranges import id_ranges
 
-# Sizes of the batch axis that the drawn samples go through; None is the example's own.
-BATCHES: tuple[int | None, ...] = (None, 1, 3)
+# Ordinary samples: of the example's own batch, of one, and of shorter length.
+ORDINARY = 4
+# Independent rows that a check needs: its tolerance shrinks with their number (verify/numerics).
+ENOUGH_ROWS = 16
+MOST_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -45,31 +49,45 @@ class Axis:
 
 
 def drawn_samples(
-    program: ExportedProgram, example: Inputs, axis_names: AxisNames, *, count: int, seed: int
+    program: ExportedProgram,
+    example: Inputs,
+    axis_names: AxisNames,
+    *,
+    seed: int,
+    largest_batch: int = ENOUGH_ROWS,
 ) -> Iterator[list[Inputs]]:
-    """Yield for each sample after the first the candidates to try, the boldest first.
+    """Yield, without end, the candidates to try for each sample after the first, the boldest first.
 
-    A model may reject a size that torch.export allowed, or turn drawn values into NaN; the next
-    candidate asks for less.
+    A model may reject a size that torch.export allowed, turn drawn values into NaN, or leave an
+    attention query without a key under a drawn mask; the next candidate asks for less.
 
     Args:
-        program: The eval program; its symbols say which axes are open.
+        program: The eval program; its symbols say which axes are open, its operations which
+            integers index a table.
         example: The user's inputs.
         axis_names: Every tensor input in order with the names of its axes; equal names share a
             size also where the program has two symbols for it.
-        count: How many samples.
         seed: Where the random numbers start.
+        largest_batch: The batch that is drawn at most.
     """
     groups = axis_groups(program, axis_names)
     axes = open_axes(program, example, groups)
-    for index in range(count):
-        draw = np.random.default_rng([seed, index])
-        sizes = _sizes(axes, index)
+    ranges = id_ranges(program, tuple(axis_names))
+    for index in itertools.count():
+        sizes = _sizes(axes, index, largest_batch)
         padded = index % 2 == 0
+
+        def drawn(
+            sizes: Mapping[str, int], padded: bool, whole: bool = False, index: int = index
+        ) -> Inputs:
+            draw = Draw(np.random.default_rng([seed, index]), ranges, padded, whole)
+            return _draw(example, groups, sizes, draw)
+
         yield [
-            _draw(example, groups, sizes, draw, padded),
-            _draw(example, groups, {}, draw, padded),
-            example,
+            drawn(sizes, padded),
+            drawn(sizes, padded, whole=True),
+            drawn({}, padded),
+            drawn({}, padded, whole=True),
         ]
 
 
@@ -133,14 +151,18 @@ def _integer(bound: Any, infinite: int) -> int:
         return infinite  # torch's own infinity of integers has no int().
 
 
-def _sizes(axes: Mapping[str, Axis], index: int) -> dict[str, int]:
-    """Sizes of one sample: the batch by the list above, the others shorter in every third."""
-    batch = BATCHES[index % len(BATCHES)]
+def _sizes(axes: Mapping[str, Axis], index: int, largest_batch: int) -> dict[str, int]:
+    """Sizes of one sample: the example's batch, 1, and what is missing for enough rows.
+
+    The other axes are shorter in every third sample.
+    """
+    turn = index % (ORDINARY - 1)
     sizes = {}
     for position, (group, axis) in enumerate(axes.items()):
+        missing = max(3, min(ENOUGH_ROWS - 2 * axis.size - 1, largest_batch))
         if position == 0:
-            sizes[group] = axis.size if batch is None else axis.clamp(batch)
-        elif batch == BATCHES[-1]:
+            sizes[group] = axis.clamp((axis.size, 1, missing)[turn])
+        elif turn == 2:
             sizes[group] = axis.clamp((axis.size + 1) // 2)
     return sizes
 
@@ -149,8 +171,7 @@ def _draw(
     example: Inputs,
     groups: Mapping[str, Sequence[str | None]],
     sizes: Mapping[str, int],
-    draw: np.random.Generator,
-    padded: bool,
+    draw: Draw,
 ) -> Inputs:
     leaves, spec = pytree.tree_flatten(example)
     order = iter(groups.items())
@@ -162,54 +183,6 @@ def _draw(
         name, entries = next(order)
         places = zip(entries, leaf.shape, strict=True)
         shape = tuple(int(size) if g is None else sizes.get(g, int(size)) for g, size in places)
-        drawn.append(_like(leaf, shape, draw, "mask" in name.lower(), padded))
+        drawn.append(draw.like(name, leaf, shape))
     args, kwargs = pytree.tree_unflatten(drawn, spec)
     return args, kwargs
-
-
-def _like(
-    leaf: Tensor,
-    shape: tuple[int, ...],
-    draw: np.random.Generator,
-    is_mask: bool = False,
-    padded: bool = False,
-) -> Tensor:
-    """A tensor of another shape with values such as the example's."""
-    values = leaf.detach().cpu()
-    if values.dtype.is_complex:
-        parts = torch.view_as_real(values)
-        return torch.view_as_complex(_like(parts, (*shape, 2), draw)).to(leaf.device)
-    if values.numel() == 0:
-        return torch.zeros(shape, dtype=leaf.dtype, device=leaf.device)
-    if values.dtype.is_floating_point:
-        drawn = torch.from_numpy(_floats(values.double().numpy(), shape, draw))
-    elif is_mask and _needs_padding(values, len(shape), padded):
-        drawn = torch.from_numpy(_prefixes(shape, draw))
-    else:
-        drawn = torch.from_numpy(draw.choice(values.numpy().reshape(-1), size=shape))
-    return drawn.to(dtype=leaf.dtype, device=leaf.device)
-
-
-def _needs_padding(values: Tensor, rank: int, padded: bool) -> bool:
-    """Whether a mask is drawn with padding: always if the example has some, else when asked."""
-    ones = values == 1
-    mixed = bool(((values == 0) | ones).all()) and bool((values == 0).any()) and bool(ones.any())
-    return rank >= 2 and (mixed or (padded and bool(ones.all())))
-
-
-def _floats(values: Any, shape: tuple[int, ...], draw: np.random.Generator) -> Any:
-    finite = values[np.isfinite(values)]
-    if finite.size == 0:
-        return draw.choice(values.reshape(-1), size=shape)
-    mean, spread = float(finite.mean()), float(finite.std())
-    if spread == 0.0:
-        # A constant example says nothing about the range.
-        return np.asarray(draw.normal(mean, 1.0, size=shape))
-    return np.clip(draw.normal(mean, spread, size=shape), finite.min(), finite.max())
-
-
-def _prefixes(shape: tuple[int, ...], draw: np.random.Generator) -> Any:
-    """Ones followed by padding along the last axis, at least half of it ones."""
-    length = shape[-1]
-    kept = draw.integers((length + 1) // 2, length + 1, size=(*shape[:-1], 1))
-    return (np.arange(length) < kept).astype(np.int64)

@@ -1,0 +1,264 @@
+"""Which integers an input may hold, found from the graph that reads it.
+
+An input that indexes a table of V rows takes 0 .. V-1: token ids an embedding's rows, position ids
+the position table's, labels the classes of a loss. Each integer input is followed through whatever
+keeps its values (views, casts, slices, clamps, a shift or a factor by a number) to every operation
+that indexes with it; where one input indexes two tables, the smaller one counts.
+
+An id that the graph compares with (`ids != pad`) has a meaning of its own. It is not drawn at
+random: a padding token in the middle, or a second end token, is what no tokenizer makes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+
+_KEEP = frozenset(
+    f"aten.{name}"
+    for name in (
+        *("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "expand", "permute", "t"),
+        *("transpose", "flatten", "slice", "select", "narrow", "clone", "contiguous", "detach"),
+        *("alias", "to", "_to_copy", "type_as", "repeat", "repeat_interleave", "split", "chunk"),
+        *("roll", "flip", "expand_as", "view_as", "unbind", "lift_fresh_copy", "masked_fill"),
+        *("unflatten", "split_with_sizes", "movedim", "squeeze_", "cat", "stack"),
+    )
+) | {"_operator.getitem"}
+_COMPARE = frozenset({"aten.eq", "aten.ne"})
+_LOSSES = frozenset({"aten.cross_entropy_loss", "aten.nll_loss", "aten.nll_loss_nd"})
+_SHIFTS: Mapping[str, int] = {"aten.add": 1, "aten.sub": -1}
+
+
+@dataclass(frozen=True)
+class IdRange:
+    """Values that an integer input may hold.
+
+    Attributes:
+        low: The smallest.
+        high: The largest.
+        special: Values in between that have a meaning of their own.
+    """
+
+    low: int
+    high: int
+    special: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class _Value:
+    """`factor` x + `shift`, clamped to [low, high], of an input x."""
+
+    source: str
+    factor: int = 1
+    shift: int = 0
+    low: float = -math.inf
+    high: float = math.inf
+
+    @property
+    def is_clamped(self) -> bool:
+        return math.isfinite(self.low) or math.isfinite(self.high)
+
+    def allows(self, low: float, high: float) -> tuple[float, float]:
+        """The x whose image lies within the limits; a clamp that keeps to them allows any."""
+        # What the clamp cuts off, below or above, can be no wrong index.
+        low = max(low, self.low)
+        high = min(high, self.high)
+        ends = ((low - self.shift) / self.factor, (high - self.shift) / self.factor)
+        return math.ceil(min(ends)), math.floor(max(ends))
+
+
+# A node may hold the values of several inputs (a concatenation), or of one in several ways.
+_Values = Mapping[Node, tuple[_Value, ...]]
+
+
+@dataclass
+class _Found:
+    low: float = -math.inf
+    high: float = math.inf
+    special: set[int] = field(default_factory=set)
+
+
+def id_ranges(program: ExportedProgram, names: Sequence[str]) -> dict[str, IdRange]:
+    """The ranges of the integer inputs that index something.
+
+    Args:
+        program: The eval program.
+        names: Names of its tensor inputs, in order.
+
+    Returns:
+        By input name; inputs that index nothing, such as masks, are left out.
+    """
+    wanted = set(program.graph_signature.user_inputs)
+    graph = program.graph_module
+    placeholders = [n for n in graph.graph.nodes if n.op == "placeholder" and n.name in wanted]
+    tensors = [n for n in placeholders if isinstance(n.meta.get("val"), Tensor)]
+    search = _Search()
+    values = {
+        node: (_Value(name),)
+        for node, name in zip(tensors, names, strict=True)
+        if _is_integer(node.meta["val"])
+    }
+    search.follow(graph, values)
+    return {name: _closed(found) for name, found in search.found.items() if _is_closed(found)}
+
+
+def _is_integer(value: Tensor) -> bool:
+    return not (
+        value.dtype.is_floating_point or value.dtype.is_complex or value.dtype is torch.bool
+    )
+
+
+def _is_closed(found: _Found) -> bool:
+    return math.isfinite(found.low) and math.isfinite(found.high) and found.low <= found.high
+
+
+def _closed(found: _Found) -> IdRange:
+    low, high = int(found.low), int(found.high)
+    special = frozenset(value for value in found.special if low <= value <= high)
+    # A range of special values only is a range of ordinary ones.
+    return IdRange(low, high, special if len(special) < high - low + 1 else frozenset())
+
+
+class _Search:
+    def __init__(self) -> None:
+        self.found: dict[str, _Found] = {}
+
+    def follow(self, module: GraphModule, values: dict[Node, tuple[_Value, ...]]) -> None:
+        """Walk one graph in order; `values` are the integers known at its start."""
+        for node in module.graph.nodes:
+            if node.op != "call_function":
+                continue
+            if isinstance(node.target, torch._ops.HigherOrderOperator):
+                self._enter(module, node, values)
+                continue
+            self._compare(node, values)
+            for index, size in _indexed(node):
+                for value in values.get(index, ()):
+                    self._limit(value, size)
+            passed = _passed_on(node, values)
+            if passed:
+                values[node] = passed
+
+    def _enter(
+        self, module: GraphModule, node: Node, values: dict[Node, tuple[_Value, ...]]
+    ) -> None:
+        """Follow values into a nested graph: its placeholders are the arguments after it."""
+        for place, argument in enumerate(node.args):
+            if not isinstance(argument, Node) or argument.op != "get_attr":
+                continue
+            inner = getattr(module, str(argument.target), None)
+            if not isinstance(inner, GraphModule):
+                continue
+            inside = [n for n in inner.graph.nodes if n.op == "placeholder"]
+            given = node.args[place + 1 :]
+            known = {
+                mine: values[theirs]
+                for mine, theirs in zip(inside, given, strict=False)
+                if isinstance(theirs, Node) and theirs in values
+            }
+            self.follow(inner, known)
+
+    def _compare(self, node: Node, values: _Values) -> None:
+        if _name(node) not in _COMPARE or not isinstance(node.args[1], int):
+            return
+        for value in _at(values, node.args[0]):
+            if value.factor == 1:
+                self._of(value).special.add(node.args[1] - value.shift)
+
+    def _limit(self, value: _Value, size: Any) -> None:
+        if not isinstance(size, int):
+            return
+        low, high = value.allows(0, size - 1)
+        found = self._of(value)
+        found.low, found.high = max(found.low, low), min(found.high, high)
+
+    def _of(self, value: _Value) -> _Found:
+        return self.found.setdefault(value.source, _Found())
+
+
+def _name(node: Node) -> str:
+    """`aten.add` of `aten.add.Tensor`."""
+    target = str(node.target)
+    if target == "<built-in function getitem>":
+        return "_operator.getitem"
+    return ".".join(target.split(".")[:2])
+
+
+def _indexed(node: Node) -> list[tuple[Any, Any]]:
+    """The nodes that an operation indexes with, each with the number of rows it indexes."""
+    name, args = _name(node), node.args
+    if name in ("aten.embedding", "aten.embedding_bag", "aten._embedding_bag"):
+        return [(args[1], _size(args[0], 0))]
+    if name in ("aten.index_select", "aten.gather"):
+        return [(args[2], _size(args[0], args[1]))]
+    if name in ("aten.scatter", "aten.scatter_add", "aten.index_add", "aten.index_fill"):
+        return [(args[2], _size(args[0], args[1]))]
+    if name in ("aten.index", "aten.index_put") and isinstance(args[1], list | tuple):
+        return [(at, _size(args[0], axis)) for axis, at in enumerate(args[1]) if at is not None]
+    if name == "aten.one_hot" and len(args) > 1:
+        return [(args[0], args[1] if args[1] != -1 else None)]
+    if name in _LOSSES:
+        axis = 1 if len(_shape(args[0])) > 1 else 0
+        return [(args[1], _size(args[0], axis))]
+    return []
+
+
+def _shape(node: Any) -> Sequence[Any]:
+    value = node.meta.get("val") if isinstance(node, Node) else None
+    return value.shape if isinstance(value, Tensor) else ()
+
+
+def _size(node: Any, axis: Any) -> int | None:
+    """A size that is a number: an open one bounds nothing that could be drawn."""
+    shape = _shape(node)
+    if not isinstance(axis, int) or not -len(shape) <= axis < len(shape):
+        return None
+    return shape[axis] if isinstance(shape[axis], int) else None
+
+
+def _at(values: _Values, node: Any) -> tuple[_Value, ...]:
+    return values.get(node, ()) if isinstance(node, Node) else ()
+
+
+def _passed_on(node: Node, values: _Values) -> tuple[_Value, ...]:
+    """What is known about the result of an operation."""
+    name, args = _name(node), node.args
+    if not args:
+        return ()
+    if name == "aten.where":
+        # `where(ids == -100, 0, ids)`: the branch that is an input's.
+        return tuple(value for branch in args[1:] for value in _at(values, branch))
+    if name in _KEEP:
+        parts = args[0] if isinstance(args[0], list | tuple) else args[:1]
+        return tuple(value for part in parts for value in _at(values, part))
+    return tuple(filter(None, (_computed(value, name, args) for value in _at(values, args[0]))))
+
+
+def _computed(value: _Value, name: str, args: Sequence[Any]) -> _Value | None:
+    """A clamp, or a shift or factor by a number; None where the values become others."""
+    if name in ("aten.clamp", "aten.clamp_min", "aten.clamp_max"):
+        return _clamped(value, name, args)
+    number = args[1] if len(args) > 1 else None
+    if value.is_clamped or not isinstance(number, int):
+        return None
+    if name in _SHIFTS:
+        return replace(value, shift=value.shift + _SHIFTS[name] * number)
+    if name == "aten.mul" and number > 0:
+        return replace(value, factor=value.factor * number, shift=value.shift * number)
+    return None
+
+
+def _clamped(value: _Value, name: str, args: Sequence[Any]) -> _Value | None:
+    ends = [a if isinstance(a, int) else None for a in (*args[1:3], None, None)][:2]
+    if name == "aten.clamp_max":
+        ends = [None, ends[0]]
+    low = value.low if ends[0] is None else max(value.low, ends[0])
+    high = value.high if ends[1] is None else min(value.high, ends[1])
+    return replace(value, low=low, high=high)
