@@ -1,26 +1,21 @@
-"""How much memory a session takes, from before it is created until after its first run.
+"""How much memory a session holds: from before it is created until after its first run.
 
-On CUDA it is what the device loses: the runtime's arena grows to the peak of the first run and
-keeps what it has. On the CPU it is the process's own peak, which Linux counts and lets a process
-reset. What cannot be known is None and never guessed.
+The runtime's arenas grow to the peak of the first run and keep what they have. On CUDA the growth
+is what the device loses, on the CPU it is what the C library's allocator has handed out (glibc
+counts that exactly; the resident set of the process would depend on what was freed before). What
+cannot be known is None and never guessed.
 
 The smallest growth of several sessions counts: one-off allocations of the process, such as the
-libraries' own kernels, fall on whichever session comes first.
+libraries' own tables and kernels, fall on whichever session comes first.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-_STATUS = Path("/proc/self/status")
-_RESET = Path("/proc/self/clear_refs")
-# "5" resets the peak resident set; see proc(5).
-_RESET_PEAK = "5"
 _DRIVERS = ("nvcuda.dll",) if os.name == "nt" else ("libcuda.so.1",)
 
 
@@ -41,10 +36,10 @@ def growth(device: str | None) -> Iterator[Growth]:
     if device is None:
         yield found
         return
-    begin, end = _meters(device)
-    before = begin()
+    used = _meter(device)
+    before = used()
     yield found
-    after = end()
+    after = used()
     if before is not None and after is not None and after > before:
         found.bytes = after - before
 
@@ -59,33 +54,31 @@ def largest(found: Sequence[int | None]) -> int | None:
     return max((value for value in found if value is not None), default=None)
 
 
-def _meters(device: str) -> tuple[Callable[[], int | None], Callable[[], int | None]]:
-    if device.startswith("cuda"):
-        return _device_used, _device_used
-    return _resident_from_now, _peak_resident
+class _MallocInfo(ctypes.Structure):
+    """glibc's struct mallinfo2, over all arenas of the allocator."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in (
+            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+        )
+    )
 
 
-def _resident_from_now() -> int | None:
-    """Resident bytes, after freed memory went back to the system and the peak was reset."""
+def _meter(device: str) -> Callable[[], int | None]:
+    return _device_used if device.startswith("cuda") else _heap_used
+
+
+def _heap_used() -> int | None:
+    """Bytes that the C library has handed out, on the heap and as mappings of their own."""
     try:
-        ctypes.CDLL(None).malloc_trim(0)
-        _RESET.write_text(_RESET_PEAK)
-    # Another system, another C library, or a /proc that may not be written.
-    except (OSError, AttributeError, TypeError):
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError, TypeError):  # Another system, or a C library without it.
         return None
-    return _status("VmRSS")
-
-
-def _peak_resident() -> int | None:
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int | None:
-    try:
-        found = re.search(rf"^{name}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return int(found.group(1)) * 1024 if found else None
+    mallinfo2.restype = _MallocInfo
+    info = mallinfo2()
+    return int(info.uordblks) + int(info.hblkhd)
 
 
 def _device_used() -> int | None:
