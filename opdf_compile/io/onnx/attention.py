@@ -11,34 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
-_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 _AXES = 4
 
 
-def with_four_axes(program: ExportedProgram) -> ExportedProgram:
-    """The program whose attentions the exporter can translate; itself where they are already.
-
-    Args:
-        program: It is not changed; the copy reads the same weights.
-    """
-    modules = [m for m in program.graph_module.modules() if isinstance(m, GraphModule)]
-    if not any(_is_odd(node) for module in modules for node in module.graph.nodes):
-        return program
-    brought: ExportedProgram = program.run_decompositions({_ATTENTION: _attention})
-    return brought
-
-
-def _is_odd(node: Node) -> bool:
-    if node.target is not _ATTENTION or not isinstance(node.args[0], Node):
-        return False
-    query = node.args[0].meta.get("val")
+def has_other_axes(node: Node) -> bool:
+    """Whether an attention's query has other than four axes."""
+    query = node.args[0].meta.get("val") if isinstance(node.args[0], Node) else None
     return isinstance(query, Tensor) and query.ndim != _AXES
 
 
-def _attention(
+def folded_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -47,13 +32,14 @@ def _attention(
     is_causal: bool = False,
     **options: Any,
 ) -> Any:
+    """`aten.scaled_dot_product_attention` over four axes where it has others."""
     if query.ndim == _AXES:
         return NotImplemented
     lead = query.shape[:-3]
     folded = [_folded(tensor) for tensor in (query, key, value)]
     if attn_mask is not None and attn_mask.ndim > 2:
         attn_mask = _folded(attn_mask.expand(*query.shape[:-2], *attn_mask.shape[-2:]))
-    result: Tensor = _ATTENTION(*folded, attn_mask, dropout_p, is_causal, **options)
+    result: Tensor = ATTENTION(*folded, attn_mask, dropout_p, is_causal, **options)
     return result.reshape(*lead, *result.shape[1:])
 
 

@@ -15,8 +15,8 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import TensorArgument
 
 from opdf_compile.errors import ExportError
-from opdf_compile.io.onnx.attention import with_four_axes
 from opdf_compile.io.onnx.constants import without_constants
+from opdf_compile.io.onnx.forms import with_known_forms
 from opdf_compile.io.onnx.names import name_graph
 from opdf_compile.io.onnx.optimise import merge_tied, optimise
 from opdf_compile.io.onnx.padding import keep_padding
@@ -64,7 +64,9 @@ def export_program(
     """
     _check_opset(opset)
     tensors = _tensor_outputs(program, output_names)
-    model = _translate(with_four_axes(without_constants(program)), opset)
+    with quiet():
+        known = with_known_forms(without_constants(program))
+    model = _translate(known, opset)
     _check_version(model, opset)
     state = frozenset(program.state_dict)
     merge_tied(model, tied_groups(program.state_dict))
