@@ -100,7 +100,7 @@ def id_ranges(program: ExportedProgram, names: Sequence[str]) -> dict[str, IdRan
     placeholders = [n for n in graph.graph.nodes if n.op == "placeholder" and n.name in wanted]
     tensors = [n for n in placeholders if isinstance(n.meta.get("val"), Tensor)]
     search = _Search()
-    values = {
+    values: dict[Node, tuple[_Value, ...]] = {
         node: (_Value(name),)
         for node, name in zip(tensors, names, strict=True)
         if _is_integer(node.meta["val"])

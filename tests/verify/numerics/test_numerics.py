@@ -18,7 +18,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.verify.numerics.check import NumericsResult, check_numerics
+from opdf_compile.verify.numerics.check import check_numerics
+from opdf_compile.verify.numerics.result import NumericsResult
 from opdf_compile.verify.runtime.sessions import resolve_device
 
 Arrays = dict[str, Any]

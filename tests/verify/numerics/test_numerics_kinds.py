@@ -22,7 +22,9 @@ from opdf_compile.errors import ArtefactError
 from opdf_compile.io.check_data import CheckData, Sample, check_path, read_check, write_check
 from opdf_compile.io.evidence import _errors
 from opdf_compile.io.files import sha256
-from opdf_compile.verify.numerics.check import ORDER_FACTOR, NumericsResult, check_numerics
+from opdf_compile.verify.numerics.check import check_numerics
+from opdf_compile.verify.numerics.floors import ORDER_FACTOR
+from opdf_compile.verify.numerics.result import NumericsResult
 from opdf_compile.verify.runtime.sessions import resolve_device
 
 CPU = resolve_device("cpu")
