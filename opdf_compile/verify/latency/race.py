@@ -151,10 +151,13 @@ class Race:
 
     def run(self) -> str:
         """Measure; return how it ended, as a sentence."""
+        with undisturbed():
+            return self._add_groups()
+
+    def _add_groups(self) -> str:
         while self.groups < MOST_GROUPS:
             began = self._clock()
-            with undisturbed():
-                self._measure_group()
+            self._measure_group()
             self.groups += 1
             if self.groups in LOOKS and self._clear():
                 return f"the verdict was clear at {EARLY_LEVEL:.0%} after {self.groups} groups"
