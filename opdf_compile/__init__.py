@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         load_checkpoint,
         save_checkpoint,
     )
+    from opdf_compile.io.foreign_check import write_check_data
     from opdf_compile.io.onnx.export import export_onnx
     from opdf_compile.io.onnx_student.reading import load_onnx
     from opdf_compile.parametrizations.registry import register
@@ -79,6 +80,7 @@ _HOME = {
     "save_checkpoint": "io.checkpoints.checkpoint",
     "ParityReport": "verify.report.value",
     "verify": "verify.verdict",
+    "write_check_data": "io.foreign_check",
 }
 
 __all__ = [
@@ -109,6 +111,7 @@ __all__ = [
     "save_checkpoint",
     "trace",
     "verify",
+    "write_check_data",
 ]
 
 

@@ -19,7 +19,7 @@ from typing import cast
 
 import typer
 
-from opdf_compile.cli import demo, doctor, expand, export, fold, inspect, plan, verify
+from opdf_compile.cli import check_data, demo, doctor, expand, export, fold, inspect, plan, verify
 from opdf_compile.cli.printable import printable
 from opdf_compile.errors import OpdfError, UserError
 
@@ -42,7 +42,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _module in (inspect, plan, expand, fold, export, verify, demo, doctor):
+for _module in (inspect, plan, expand, fold, export, verify, check_data, demo, doctor):
     app.command(_module.NAME, epilog=_module.EXAMPLES)(_module.command)
 
 

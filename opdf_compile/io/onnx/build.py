@@ -93,7 +93,7 @@ def build(
         if isinstance(model, Traced) and not any(given):
             given = (model.args, model.kwargs)
         return Export(*file_and_check(student, given, dynamic, opset, dtype))
-    traced = _as_traced(model, args, kwargs, dynamic, wanted)
+    traced = as_traced(model, args, kwargs, dynamic, wanted)
     _require_graph(traced)
     program = traced.programs["eval"]
     if not isinstance(traced.source, nn.Module):
@@ -130,9 +130,16 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return found
 
 
-def _as_traced(
+def as_traced(
     model: Any, args: Any, kwargs: Mapping[str, Any] | None, dynamic: Dynamic, wanted: Any
 ) -> Traced:
+    """Trace the eval phase of a model of any accepted form, in the dtype wanted (or its own).
+
+    Raises:
+        ExportError: The model is still expanded, or cannot be run in that dtype.
+        TraceError: torch.export cannot hold the model.
+        InputError: The example inputs do not fit.
+    """
     if isinstance(model, nn.Module):
         _refuse_expanded(model)
         return _trace_module(model, normalise_inputs(args, kwargs), dynamic, wanted)
@@ -278,4 +285,4 @@ def _refuse_training_graph(program: ExportedProgram) -> None:
             )
 
 
-__all__ = ["DTYPES", "Export", "Exportable", "build", "parse_dtype"]
+__all__ = ["DTYPES", "Export", "Exportable", "as_traced", "build", "parse_dtype"]

@@ -22,7 +22,7 @@ ratio of a plain loop to a kernel that sums in 16 lanes. Even with equal varianc
 measured RMS errors scatters: of n independent rows its logarithm has the standard deviation
 1 / sqrt(n) (that of half the logarithm of an F(n, n) variable). Elements of one row share their
 history, so n counts rows, not elements; export draws at least 16 where the file stays small. There
-the normal law for the logarithm is within 10 % of the F law; for fewer rows the F law has longer
+the normal law for the logarithm is within 18 % of the F law; for fewer rows the F law has longer
 tails, from a t that is small by luck, which u |truth| cuts off. z = 4.75 leaves a correct export
 one chance in a million.
 
