@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,13 +15,15 @@ from onnx import TensorProto, helper, numpy_helper
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.check_data import CheckData, Sample, write_check
 from opdf_compile.verify.latency import race as race_module
+from opdf_compile.verify.latency import timing as timing_module
 from opdf_compile.verify.latency.inputs import BATCH, IMAGE, LENGTH, latency_inputs
 from opdf_compile.verify.latency.measure import measure_latency
 from opdf_compile.verify.latency.race import LEAST_GROUPS, LEAST_ROUNDS, LOOKS
 from opdf_compile.verify.latency.result import ROLES, LatencyResult
-from opdf_compile.verify.latency.shapes import declared_inputs
+from opdf_compile.verify.latency.shapes import declared_inputs, parse_shapes
+from opdf_compile.verify.latency.timing import bind
 from opdf_compile.verify.runtime.loading import load_onnx
-from opdf_compile.verify.runtime.sessions import Device, resolve_device
+from opdf_compile.verify.runtime.sessions import Device, open_session, resolve_device
 
 WIDTH = 64
 KEYS = {
@@ -236,6 +240,105 @@ def test_an_unknown_rule_is_refused(reference: Path, cpu: Device) -> None:
 def test_a_missing_model_is_named(tmp_path: Path, reference: Path, cpu: Device) -> None:
     with pytest.raises(ArtefactError, match="gone.onnx does not exist"):
         measure_latency(tmp_path / "gone.onnx", reference, cpu, margin=0.05)
+
+
+def test_several_shapes_are_measured_in_the_same_sessions(reference: Path, cpu: Device) -> None:
+    shapes = parse_shapes([f"x=1x{WIDTH},16x{WIDTH}"])
+    result = measure_latency(
+        reference, reference, cpu, margin=0.5, budget=1e-6, threads=1, shapes=shapes
+    )
+    assert [dict(found.shape) for found in result.per_shape] == [dict(shape) for shape in shapes]
+    worst = {found.verdict for found in result.per_shape}
+    assert result.verdict == next(
+        word for word in ("fail", "inconclusive", "pass") if word in worst
+    )
+    assert (result.ratio, result.seconds) in [(s.ratio, s.seconds) for s in result.per_shape]
+    for found, batch in zip(result.per_shape, (1, 16), strict=True):
+        assert found.sessions == result.sessions == LEAST_GROUPS
+        assert found.throughput["candidate"] == pytest.approx(1e3 * batch / found.candidate_ms)
+    assert [row["shape"] for row in result.to_json()["shapes"]] == [
+        {"x": [1, WIDTH]},
+        {"x": [16, WIDTH]},
+    ]
+
+
+def test_what_comes_with_sessions_is_reported(tmp_path: Path, reference: Path, cpu: Device) -> None:
+    """The larger file takes more memory, and at least its weights."""
+    large = save_model(tmp_path / "large.onnx", extra=1024)
+    result = measure_latency(large, reference, cpu, margin=0.5, budget=1e-6, threads=1)
+    assert result.file_bytes["candidate"] == large.stat().st_size
+    assert result.cold_start_ms["reference"] > 0 and result.cold_start is not None
+    assert result.cold_start.low <= result.cold_start.ratio <= result.cold_start.high
+    taken = [result.memory[side] for side in ("reference", "candidate")]
+    if None in taken:
+        pytest.skip("the C library of this system does not count its memory")
+    assert taken[1] > taken[0] and taken[1] > 1024 * 1024 * 4
+
+
+@pytest.mark.parametrize("kind", [TensorProto.BFLOAT16, TensorProto.FLOAT16, TensorProto.DOUBLE])
+def test_every_dtype_is_bound_with_its_own_values(tmp_path: Path, cpu: Device, kind: int) -> None:
+    value = helper.make_tensor_value_info("v", kind, [2, 3])
+    out = helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3])
+    node = helper.make_node("Cast", ["v"], ["y"], to=TensorProto.FLOAT)
+    graph = helper.make_graph([node], "cast", [value], [out])
+    path = tmp_path / "cast.onnx"
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path
+    )
+    rng = np.random.default_rng(0)
+    inputs = latency_inputs(declared_inputs(load_onnx(path)), None, rng)
+    bound = bind(open_session(path, cpu), inputs, "cpu")
+    bound.run()
+    found = bound.binding.copy_outputs_to_cpu()[0]
+    np.testing.assert_array_equal(found, inputs["v"].astype(np.float32))
+
+
+def test_on_cuda_inputs_and_outputs_are_bound_on_the_first_device(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A recorded session stands in for the GPU; bfloat16 beside a torch without CUDA is copied."""
+    import ml_dtypes
+    import onnxruntime as ort
+
+    asked: list[tuple[object, ...]] = []
+    monkeypatch.setattr(
+        ort.OrtValue, "ortvalue_from_numpy", lambda array, kind, index: (kind, index, array.shape)
+    )
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    binding = SimpleNamespace(
+        bind_ortvalue_input=lambda name, value: asked.append((name, value)),
+        bind_output=lambda name, kind: asked.append((name, kind)),
+        synchronize_outputs=lambda: asked.append(("waited",)),
+    )
+    session = SimpleNamespace(
+        io_binding=lambda: binding,
+        get_inputs=lambda: [SimpleNamespace(name="x"), SimpleNamespace(name="half")],
+        get_outputs=lambda: [SimpleNamespace(name="y")],
+        run_with_iobinding=lambda bound: asked.append(("ran",)),
+    )
+    half = np.ones((2, 3), ml_dtypes.bfloat16)
+    bind(session, {"x": np.zeros((4, 5), np.float32), "half": half}, "cuda:0")
+    assert asked[0] == ("x", ("cuda", 0, (4, 5)))
+    assert asked[1][0] == "half" and asked[1][1].data_type() == "tensor(bfloat16)"  # type: ignore[attr-defined]
+    assert asked[2:] == [("y", "cuda"), ("ran",), ("waited",)]
+
+
+def test_an_interrupted_block_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first two blocks see the core taken away; the third one counts."""
+    counts = iter([0, 1, 1, 3, 3, 3])
+    monkeypatch.setattr(timing_module, "_preemptions", lambda: next(counts))
+    blocks = iter([9.0, 8.0, 7.0])
+    session = SimpleNamespace(seconds=lambda runs: next(blocks), run=lambda: None)
+    assert timing_module.calm_seconds(session, 1, 0.001) == 7.0  # type: ignore[arg-type]
+
+
+def test_a_machine_that_is_never_calm_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long runs are not repeated, short ones eight times at most."""
+    monkeypatch.setattr(timing_module, "_preemptions", itertools.count().__next__)
+    for single, wanted in ((0.001, 8), (0.02, 2), (1.0, 1)):
+        blocks = itertools.count(1.0)
+        session = SimpleNamespace(seconds=lambda runs, blocks=blocks: next(blocks))
+        assert timing_module.calm_seconds(session, 1, single) == wanted  # type: ignore[arg-type]
 
 
 @pytest.mark.gpu
