@@ -26,6 +26,7 @@ from opdf_compile.verify.runtime.loading import load_onnx
 from opdf_compile.verify.runtime.sessions import Device, open_session, resolve_device
 
 WIDTH = 64
+WORST_FIRST = ("fail", "inconclusive", "pass")
 KEYS = {
     *("verdict", "device", "provider", "ratio", "ci_low", "ci_high", "margin", "rule", "control"),
     *("sessions", "rounds", "reference_ms", "candidate_ms"),
@@ -247,15 +248,13 @@ def test_several_shapes_are_measured_in_the_same_sessions(reference: Path, cpu: 
     result = measure_latency(
         reference, reference, cpu, margin=0.5, budget=1e-6, threads=1, shapes=shapes
     )
-    assert [dict(found.shape) for found in result.per_shape] == [dict(shape) for shape in shapes]
-    worst = {found.verdict for found in result.per_shape}
-    assert result.verdict == next(
-        word for word in ("fail", "inconclusive", "pass") if word in worst
-    )
+    assert [dict(row.shape) for row in result.per_shape] == [dict(shape) for shape in shapes]
+    found = {shape.verdict for shape in result.per_shape}
+    assert result.verdict == next(word for word in WORST_FIRST if word in found)
     assert (result.ratio, result.seconds) in [(s.ratio, s.seconds) for s in result.per_shape]
-    for found, batch in zip(result.per_shape, (1, 16), strict=True):
-        assert found.sessions == result.sessions == LEAST_GROUPS
-        assert found.throughput["candidate"] == pytest.approx(1e3 * batch / found.candidate_ms)
+    for shape, batch in zip(result.per_shape, (1, 16), strict=True):
+        assert shape.sessions == result.sessions == LEAST_GROUPS
+        assert shape.throughput["candidate"] == pytest.approx(1e3 * batch / shape.candidate_ms)
     assert [row["shape"] for row in result.to_json()["shapes"]] == [
         {"x": [1, WIDTH]},
         {"x": [16, WIDTH]},
@@ -269,10 +268,10 @@ def test_what_comes_with_sessions_is_reported(tmp_path: Path, reference: Path, c
     assert result.file_bytes["candidate"] == large.stat().st_size
     assert result.cold_start_ms["reference"] > 0 and result.cold_start is not None
     assert result.cold_start.low <= result.cold_start.ratio <= result.cold_start.high
-    taken = [result.memory[side] for side in ("reference", "candidate")]
-    if None in taken:
+    small, big = (result.memory[side] for side in ("reference", "candidate"))
+    if small is None or big is None:
         pytest.skip("the C library of this system does not count its memory")
-    assert taken[1] > taken[0] and taken[1] > 1024 * 1024 * 4
+    assert big > small and big > 1024 * 1024 * 4
 
 
 @pytest.mark.parametrize("kind", [TensorProto.BFLOAT16, TensorProto.FLOAT16, TensorProto.DOUBLE])
