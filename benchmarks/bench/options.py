@@ -105,6 +105,38 @@ def choices(
     )
 
 
+def numbers(made: argparse.ArgumentParser, option: str, what: str, *default: int) -> None:
+    """Add an option that takes whole numbers from 1, separated by commas."""
+    made.add_argument(
+        option,
+        type=_numbers(option),
+        default=tuple(default),
+        metavar="N,N,..",
+        help=f"{what} (default {','.join(map(str, default))})",
+    )
+
+
+def whole(
+    made: argparse.ArgumentParser, option: str, what: str, default: int | None, *, least: int = 1
+) -> None:
+    """Add an option that takes one whole number."""
+    usual = "" if default is None else f" (default {default})"
+    made.add_argument(
+        option, type=_whole(option, least), default=default, metavar="N", help=f"{what}{usual}"
+    )
+
+
+def seconds(made: argparse.ArgumentParser, option: str, what: str, default: float) -> None:
+    """Add an option that takes a positive number of seconds."""
+    made.add_argument(
+        option,
+        type=_seconds(option),
+        default=default,
+        metavar="SECONDS",
+        help=f"{what} (default {default:g})",
+    )
+
+
 def fail(sentence: str) -> NoReturn:
     """End the process with exit code 2 and one sentence."""
     print(f"error: {sentence}", file=sys.stderr)

@@ -62,7 +62,7 @@ def environment(device: torch.device, options: Mapping[str, Any]) -> dict[str, A
         device: Where the work is done.
         options: The command line; what JSON cannot hold is written as text.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     plain = {key: value for key, value in options.items() if key != "json"}
     return {
         "versions": {library: _version(library) for library in _LIBRARIES},
@@ -181,7 +181,8 @@ def finite(value: float) -> float | None:
     return value if abs(value) != float("inf") else None
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's name."""
     for line in _cpuinfo():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

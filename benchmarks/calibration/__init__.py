@@ -1,0 +1,1 @@
+"""The pairs of verdicts.py, of which the right verdict is known, and the rates of its verdicts."""

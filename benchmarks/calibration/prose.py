@@ -1,0 +1,60 @@
+"""The words of docs/parity.md; its figures come from the JSON."""
+
+PENDING = (
+    "Pending: no figures of a GPU are in `benchmarks/results` yet. The commands below make them."
+)
+
+HEAD = (
+    "# Parity: how often the verdicts are right",
+    "",
+    "`verify` compares an export with the untouched student's in three parts. This page says how "
+    "often each part is wrong, measured on pairs of which the right answer is known. It is "
+    "written by `python benchmarks/verdicts.py --page docs/parity.md` from the JSON in "
+    "`benchmarks/results`.",
+)
+
+LATENCY = (
+    "**Latency.** The true ratio was measured apart from `verify`: pairs of new sessions, single "
+    "runs in random order, the median of each pair of sessions, and the 95 % interval of their "
+    "median. The slower candidates have one MatMul more, whose width was searched for the wanted "
+    'cost; the table gives the cost that was found, not the one that was wanted. "Right" is '
+    "`pass` where the true ratio lies below 1 + margin, `fail` where it lies above, and `either` "
+    "where its interval holds the limit. A wrong verdict is the opposite one: `inconclusive` is "
+    "an honest answer and counts apart. Brackets are exact (Clopper-Pearson) 95 % intervals."
+)
+
+STRUCTURE = (
+    "**Structure and numerics.** The check data of a changed file is signed for the changed file, "
+    "because `verify` would otherwise refuse it for its hash alone. A repetition draws the place "
+    "of the change anew, over four students. One element that is off by a small share of its "
+    "weight's largest one can be drowned by rounding, or sit behind a unit that is off; what was "
+    "not noticed is in the table."
+)
+
+UNFOLDED = (
+    'The candidate "a weight left as its three cores" computes the same numbers, and the runtime '
+    "multiplies the cores out when it loads the file, so it runs as fast as the reference: "
+    "numerics and latency pass. Structure looks at the raw file and refutes it. That is why "
+    "latency alone proves nothing."
+)
+
+REPEAT = (
+    "On a machine with an NVIDIA GPU, one thing at a time:",
+    "",
+    "```sh",
+    "python benchmarks/parity.py --export-only --jobs 7 --threads 2 --models-dir bundles",
+    "python benchmarks/parity.py --device cuda --models-dir bundles --batches 1,32 --budget 60 \\",
+    "    --json benchmarks/results/parity-cuda.json --resume --plot docs/parity_cuda.png",
+    "python benchmarks/verdicts.py --device cuda --resume \\",
+    "    --json benchmarks/results/verdicts-cuda.json",
+    "python benchmarks/training_step.py --device cuda \\",
+    "    --json benchmarks/results/training_step-cuda.json",
+    "python benchmarks/memory.py --device cuda --json benchmarks/results/memory-cuda.json",
+    "python -m pytest -m gpu",
+    "python benchmarks/verdicts.py --page docs/parity.md",
+    "```",
+    "",
+    "On a CPU, `taskset -c 1 python benchmarks/verdicts.py --threads 1 --resume --json "
+    "benchmarks/results/verdicts-cpu.json`. Every finished repetition is on the disk at once, and "
+    "the same command goes on after a stop.",
+)
