@@ -125,7 +125,7 @@ def _call(model: Any, sample: Mapping[str, Tensor], names: Mapping[str, str]) ->
 def _traced(model: Any, call: Inputs, names: Mapping[str, str], face: Interface) -> Traced:
     # A file of half precision is judged by the model in half precision.
     wanted = DTYPES.get(face.dtype) if isinstance(model, nn.Module) else None
-    axes = {names[port.name]: port.axes for port in face.inputs}
+    axes = {names[port.name]: port.axes for port in face.inputs if port.axes is not None}
     student = student_of(model)
     if student is not None:
         wanted = None
@@ -211,16 +211,18 @@ def _in_file(sample: Sample, face: Interface, data: CheckData, source: Path) -> 
         port.name: as_array(_tensor(sample.inputs[port.name]).to(port.dtype))
         for port in face.inputs
     }
-    keep = [port.name for port in face.outputs]
+
+    def kept(table: Mapping[str, Any]) -> dict[str, Any]:
+        return {port.name: table[port.name] for port in face.outputs if port.name in table}
+
     return Sample(
-        inputs,
-        *({name: table[name] for name in keep} for table in _tables(sample)),
-        function={name: sample.function[name] for name in keep if name in sample.function},
+        inputs=inputs,
+        outputs=kept(sample.outputs),
+        error=kept(sample.error),
+        rms=kept(sample.rms),
+        maxabs=kept(sample.maxabs),
+        function=kept(sample.function),
     )
-
-
-def _tables(sample: Sample) -> tuple[Arrays, ...]:
-    return sample.outputs, sample.error, sample.rms, sample.maxabs
 
 
 def _tensor(array: Any) -> Tensor:

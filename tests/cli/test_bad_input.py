@@ -84,6 +84,19 @@ BAD = {
     "truncated candidate": ("verify cut.onnx --reference reference.onnx", "cut.onnx"),
     "random candidate": ("verify random.onnx --reference reference.onnx", "random.onnx"),
     "random reference": ("verify student.onnx --reference random.onnx", "random.onnx"),
+    "check data for no file": ("check-data student.py:build --onnx gone.onnx", "gone.onnx"),
+    "check data for random bytes": (
+        "check-data student.py:build --onnx random.onnx",
+        "random.onnx",
+    ),
+    "check data from random inputs": (
+        "check-data student.py:build --onnx student.onnx --inputs random.npz",
+        "random.npz",
+    ),
+    "check data of another model": (
+        "check-data student.py:number --onnx student.onnx",
+        "number",
+    ),
     "random check data": ("verify bundle --check random.npz --only numerics", "random.npz"),
     "random weights": ("export student.py:build --weights random.safetensors -o o.onnx", "random"),
     "random inputs": ("inspect student.py:bare --inputs random.npz", "random.npz"),
