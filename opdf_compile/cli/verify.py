@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 NAME = "verify"
 EXAMPLES = (
     "$ opdf-compile verify student.onnx --reference reference.onnx\n\n"
-    "$ opdf-compile verify bundle/ --only structure,numerics --json report.json"
+    "$ opdf-compile verify bundle/ --only structure,numerics --json report.json\n\n"
+    "$ opdf-compile verify student.onnx --reference reference.onnx \\\n"
+    "    --shapes input_ids=1x128,32x128 --html report.html"
 )
 _COLOURS = {"pass": "bold green", "fail": "bold red"}
 
@@ -66,11 +69,25 @@ def command(
         str | None,
         typer.Option(metavar="CHECKS", help="Some of structure,numerics,latency."),
     ] = None,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="INPUT=1x128,32x128",
+            help="Shapes to measure; repeatable, one input each. The default is the check data's.",
+        ),
+    ] = None,
     plot: Annotated[
-        Path | None, typer.Option(metavar="F.png", help="Draw the latency distributions.")
+        Path | None,
+        typer.Option(metavar="F.png", help="Draw the latency, or how the graphs differ."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="F.html", help="Write the report as one HTML page.")
     ] = None,
     summary: Annotated[
-        Path | None, typer.Option(metavar="F.md", help="Write the report as Markdown.")
+        Path | None,
+        typer.Option(
+            metavar="F.md", help="Write the report as Markdown; append to $GITHUB_STEP_SUMMARY."
+        ),
     ] = None,
     json: o.Json = None,
     quiet: o.Quiet = False,
@@ -84,8 +101,9 @@ def command(
     Exit codes: 0 parity; 1 refuted; 2 bad input; 3 latency inconclusive; 4 numerics not checked.
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
-        if summary:
-            require_folder(summary)
+        for target in (summary, html):
+            if target:
+                require_folder(target)
         from opdf_compile.verify.verdict import verify
 
         with terminal.busy(f"verifying {candidate}") as bar:
@@ -100,13 +118,16 @@ def command(
                 check=check,
                 budget=budget,
                 only=only,
+                shapes=shapes,
                 plot=plot,
                 progress=lambda text, share: bar.update(
                     task, description=text, completed=share, total=1.0
                 ),
             )
         if summary:
-            _write(summary, report.to_markdown())
+            _summarise(summary, report.to_markdown())
+        if html:
+            report.save_html(html)
         if candidate.is_dir() and only is None:
             # A partial verdict does not replace a whole one.
             report.save(candidate / "report.json")
@@ -117,7 +138,7 @@ def command(
 
 def verdict_table(report: ParityReport) -> Table:
     """One row per check: its verdict and the figures behind it."""
-    from opdf_compile.verify.report.rendering import rows
+    from opdf_compile.verify.report.findings import rows
 
     made = table("Parity", "check", "verdict", "finding")
     for name, verdict, finding in rows(report):
@@ -142,8 +163,12 @@ def _coloured(verdict: str) -> Text:
     return Text(verdict, style=_COLOURS.get(verdict, "bold yellow"))
 
 
-def _write(path: Path, text: str) -> None:
+def _summarise(path: Path, text: str) -> None:
+    """Write Markdown; a summary that several steps of a CI job share is added to."""
     from opdf_compile.io.files import atomic_write
 
+    shared = os.environ.get("GITHUB_STEP_SUMMARY")
+    if shared and path.exists() and path.resolve() == Path(shared).resolve():
+        text = path.read_text(encoding="utf-8") + text
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

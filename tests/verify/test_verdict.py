@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.check_data import CheckData, Sample, check_path, write_check
 from opdf_compile.io.files import sha256
-from opdf_compile.verify.verdict import AUTO_MARGIN, verify
+from opdf_compile.verify.request import AUTO_MARGIN
+from opdf_compile.verify.verdict import verify
 
 WIDTH, BATCH = 16, 3
 FAST = ("structure", "numerics")
@@ -264,7 +265,10 @@ def test_models_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> Non
         ({"only": ["numerics", "size"]}, "only is 'size'"),
         ({"plot": "latency.gif"}, r"no \.png, \.svg, \.pdf file"),
         ({"plot": "no/such/folder/latency.png"}, "folder no/such/folder of the plot"),
-        ({"plot": "latency.png", "only": "structure"}, "ask for latency too"),
+        ({"plot": "latency.png", "only": "numerics"}, "ask for one of them"),
+        ({"shapes": ["x=1x8"], "only": "structure"}, "ask for latency too"),
+        ({"shapes": "x=1xy"}, "wanted sizes from 1 up"),
+        ({"shapes": ["x=1x8", {"x": (1, 8)}]}, "shapes mixes text and mappings"),
     ],
 )
 def test_options_without_meaning_are_refused_before_anything_runs(

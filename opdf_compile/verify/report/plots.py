@@ -1,4 +1,4 @@
-"""One figure for the latency verdict: what was timed, and what the ratio's interval says.
+"""The plots of the latency verdict: what was timed, and what the ratio's interval says.
 
 Left, the distribution of the blocks' times, candidate against reference. Right, the ratio of each
 independently created group of sessions, the interval over all of them, and the margin.
@@ -6,27 +6,25 @@ independently created group of sessions, the interval over all of them, and the 
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opdf_compile.errors import InternalError
-from opdf_compile.io.files import atomic_write
-from opdf_compile.verify.latency.result import LatencyResult
+from opdf_compile.verify.latency.result import LatencyResult, ShapeResult
+from opdf_compile.verify.latency.shapes import shape_text
 from opdf_compile.verify.latency.statistics import location
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-SUFFIXES = (".png", ".svg", ".pdf")
+    from matplotlib.figure import Figure
 
 # Blue, vermilion and grey stay apart for colour-blind readers and in print.
 _REFERENCE, _CANDIDATE, _CONTROL = "#0072b2", "#d55e00", "#7f7f7f"
 _BAND, _INK, _FAINT = "#e8f3ec", "#222222", "#b0b0b0"
 _VERDICT_INK = {"pass": "#1a7f37", "fail": "#cf222e", "inconclusive": "#9a6700"}
 _BINS = 48
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10,
     "axes.edgecolor": _FAINT,
     "axes.labelcolor": _INK,
@@ -42,43 +40,41 @@ _STYLE: Any = {
 }
 
 
-def plot_latency(result: LatencyResult, path: Path) -> None:
-    """Draw the figure and write it whole or not at all.
+def latency_figure(result: LatencyResult, shapes: Sequence[ShapeResult]) -> Figure:
+    """A row of two plots for each shape.
 
     Args:
-        result: A measurement, with its series.
-        path: A .png, .svg or .pdf file.
-
-    Raises:
-        ArtefactError: The path cannot be written.
-        InternalError: The result holds no measurement.
+        result: The measurement.
+        shapes: Those of its shapes that are drawn.
     """
-    if result.control is None or not result.seconds:
-        raise InternalError("the latency plot was asked for without a measurement")
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context(_STYLE):
-        # A Figure of our own leaves the caller's pyplot state and backend alone.
-        figure = Figure(figsize=(11.0, 4.6), dpi=150, layout="constrained")
-        FigureCanvasAgg(figure)
-        left, right = figure.subplots(1, 2, width_ratios=(1.0, 1.15))
-        _draw_times(left, result)
-        _draw_ratios(right, result)
-        figure.suptitle(
-            f"latency on {result.device}: {result.verdict}",
+    figure = new_figure((11.0, 4.6 * len(shapes)))
+    rows = figure.subfigures(len(shapes), 1, squeeze=False)[:, 0]
+    for part, shape in zip(rows, shapes, strict=True):
+        left, right = part.subplots(1, 2, width_ratios=(1.0, 1.15))
+        _draw_times(left, shape)
+        _draw_ratios(right, shape, result.margin or 0.0)
+        part.suptitle(
+            f"latency on {result.device}, {shape_text(shape.shape)}: {shape.verdict}",
             x=0.012,
             ha="left",
             fontsize=13,
             fontweight="bold",
-            color=_VERDICT_INK.get(result.verdict, _INK),
+            color=_VERDICT_INK.get(shape.verdict, _INK),
         )
-        with atomic_write(path) as temporary:
-            figure.savefig(temporary, metadata=_metadata(path))
+    return figure
 
 
-def _draw_times(axes: Axes, result: LatencyResult) -> None:
+def new_figure(size: tuple[float, float]) -> Figure:
+    """A figure of our own, which leaves the caller's pyplot state and backend alone."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_times(axes: Axes, result: ShapeResult) -> None:
     times = {role: values.ravel() * 1e3 for role, values in result.seconds.items()}
     both = np.concatenate([times["reference"], times["candidate"]])
     # A few blocks that met another process would squeeze all others into one bar.
@@ -93,7 +89,7 @@ def _draw_times(axes: Axes, result: LatencyResult) -> None:
         axes.hist(values, bins=bins, color=colour, alpha=0.28)
         axes.hist(values, bins=bins, color=colour, histtype="step", linewidth=1.4)
         axes.axvline(
-            median or 0.0,
+            median,
             color=colour,
             linewidth=1.6,
             linestyle=(0, (4, 2)),
@@ -108,13 +104,10 @@ def _draw_times(axes: Axes, result: LatencyResult) -> None:
     axes.legend(loc="upper right")
 
 
-def _draw_ratios(axes: Axes, result: LatencyResult) -> None:
+def _draw_ratios(axes: Axes, result: ShapeResult, margin: float) -> None:
     logs = {role: np.log(values) for role, values in result.seconds.items()}
     groups = logs["reference"].shape[0]
     control = result.control
-    if control is None or result.margin is None or result.ratio is None:
-        raise InternalError("the latency plot was asked for without a measurement")
-    margin = result.margin
     axes.axvspan(1 - margin, 1 + margin, color=_BAND, zorder=0)
     axes.axvline(1.0, color=_FAINT, linewidth=1.0, zorder=1)
     for role, colour, offset, marker in (
@@ -141,7 +134,7 @@ def _draw_ratios(axes: Axes, result: LatencyResult) -> None:
     for index, (label, colour, ratio, low, high) in enumerate(rows):
         place = groups + 0.6 + step * (index + 0.68)
         axes.plot(
-            [low or 0.0, high or 0.0],
+            [low, high],
             [place, place],
             color=colour,
             linewidth=5,
@@ -166,23 +159,15 @@ def _draw_ratios(axes: Axes, result: LatencyResult) -> None:
     axes.set_ylabel("group of sessions")
     axes.set_xlabel(f"ratio to the reference (shaded: margin ±{margin:g})")
     axes.set_title("ratio per group, and the 90 % intervals")
-    _frame(axes, result)
+    _frame(axes, margin)
 
 
-def _frame(axes: Axes, result: LatencyResult) -> None:
+def _frame(axes: Axes, margin: float) -> None:
     """Show the margin on both sides and every interval, with room around them."""
     low, high = axes.get_xlim()
-    margin = result.margin or 0.0
     axes.set_xlim(min(low, 1 - 1.6 * margin), max(high, 1 + 1.6 * margin))
 
 
 def _group_ticks(groups: int) -> list[int]:
     step = max(1, round(groups / 8))
     return list(range(1, groups + 1, step))
-
-
-def _metadata(path: Path) -> dict[str, Any]:
-    """Without a date, equal measurements give equal files."""
-    if path.suffix.lower() == ".png":
-        return {"Software": "opdf-compile"}
-    return {"Date": None} if path.suffix.lower() == ".svg" else {"CreationDate": None}

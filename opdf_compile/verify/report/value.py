@@ -6,17 +6,42 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from opdf_compile.io.files import atomic_write
 from opdf_compile.verify.latency.result import LatencyResult
 from opdf_compile.verify.report import rendering
 
+if TYPE_CHECKING:
+    from opdf_compile.verify.numerics.result import OutputError, Precision
+    from opdf_compile.verify.structure.picture import Neighbourhood
+
 SCHEMA = "opdf-report/1"
 PARTS = ("structure", "numerics", "latency")
 Whole = Literal["pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class OptimisedGraphs:
+    """What the runtime makes of the two graphs when it loads them.
+
+    Attributes:
+        verdict: "same", "differ" or "not_compared".
+        provider: The execution provider whose rewrites ran.
+        nodes: Nodes of the candidate's graph after them.
+        differences: What differs, or why nothing was compared, in sentences.
+    """
+
+    verdict: str = "not_compared"
+    provider: str | None = None
+    nodes: int | None = None
+    differences: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The values under the report's keys."""
+        return _values(self)
 
 
 @dataclass(frozen=True)
@@ -27,15 +52,21 @@ class StructurePart:
         verdict: "pass", "fail" or "not_asked".
         nodes: Nodes of the candidate's graph.
         differences: What differs, in sentences; also a file whose hash is not the manifest's.
+        optimised: The graphs after the runtime's own optimisation; it refutes nothing.
+        picture: The first difference, to be drawn; not in the JSON.
     """
 
     verdict: str = "not_asked"
     nodes: int | None = None
     differences: tuple[str, ...] = ()
+    optimised: OptimisedGraphs | None = None
+    picture: Neighbourhood | None = field(default=None, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """The values under the report's keys."""
-        return _values(self)
+        optimised = None if self.optimised is None else self.optimised.to_json()
+        values = {name: value for name, value in _values(self).items() if name != "picture"}
+        return {**values, "optimised": optimised}
 
 
 @dataclass(frozen=True)
@@ -49,6 +80,8 @@ class NumericsPart:
         noise_floor: What rounding alone produces.
         tolerance: The error that is allowed.
         samples: How many inputs were tried.
+        outputs: How each output compares.
+        precision: The exported dtype and its error budget.
     """
 
     verdict: str = "not_asked"
@@ -57,10 +90,14 @@ class NumericsPart:
     noise_floor: float | None = None
     tolerance: float | None = None
     samples: int | None = None
+    outputs: tuple[OutputError, ...] = ()
+    precision: Precision | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The values under the report's keys."""
-        return _values(self)
+        precision = None if self.precision is None else asdict(self.precision)
+        outputs = [_output_json(error) for error in self.outputs]
+        return {**_values(self), "outputs": outputs, "precision": precision}
 
 
 @dataclass(frozen=True)
@@ -134,6 +171,18 @@ class ParityReport:
         with atomic_write(Path(path)) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
+    def save_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one page that needs no network, whole or not at all.
+
+        Raises:
+            ArtefactError: The path cannot be written.
+        """
+        from opdf_compile.verify.report.page import page
+
+        text = page(self)
+        with atomic_write(Path(path)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
     def to_markdown(self) -> str:
         """A table for a pull request or a CI step summary."""
         return rendering.markdown(self)
@@ -143,6 +192,21 @@ class ParityReport:
 
     def __str__(self) -> str:
         return rendering.text(self)
+
+
+def _output_json(error: OutputError) -> dict[str, Any]:
+    """An output's errors and what they may be, with its worst element."""
+    return {
+        "output": error.output,
+        "max_abs_error": error.max_abs,
+        "tolerance": error.tolerance_max,
+        "rms_error": error.rms,
+        "rms_tolerance": error.tolerance_rms,
+        "noise_floor": error.floor_max,
+        "rows": error.rows,
+        "worst": None if error.element is None else asdict(error.element),
+        "problem": error.problem or error.unjudged or None,
+    }
 
 
 def overall(structure: str, numerics: str, latency: str) -> Whole:

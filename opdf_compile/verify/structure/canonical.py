@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import struct
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     import onnx
 
 _DEFAULT_DOMAINS = ("", "ai.onnx")
+
+# So many numbers of a constant are shown in a message.
+_FEW = 8
 
 # ONNX Runtime's own copies of ONNX operators, met in a graph that it has optimised; onnx has no
 # schema for them, but their attributes and defaults are those of the originals.
@@ -83,6 +87,18 @@ class Constant:
             parts = (self.proto.values, self.proto.indices)
             return ("sparse", self.shape, *(tensor_fingerprint(p, self.folder) for p in parts))
         return tensor_fingerprint(self.proto, self.folder)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether its numbers fit into a message."""
+        return math.prod(self.shape) <= _FEW
+
+    def numbers(self) -> str:
+        """The values in words; for a small constant."""
+        from onnx import numpy_helper
+
+        text = str(numpy_helper.to_array(self._dense, self.folder).tolist())
+        return text.replace(str(2**63 - 1), "end")
 
     def __str__(self) -> str:
         """Dtype and shape as in ``float32[64, 3, 7, 7]``."""

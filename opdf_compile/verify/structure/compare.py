@@ -22,6 +22,7 @@ from opdf_compile.verify.structure.parameters import (
     named_constants,
     recorded_parameters,
 )
+from opdf_compile.verify.structure.picture import Neighbourhood, picture_of
 from opdf_compile.verify.structure.unreached import compare_unreached
 from opdf_compile.verify.structure.walk import Walk
 
@@ -38,12 +39,14 @@ class StructureResult:
         nodes: Nodes of the candidate at every depth; Constant nodes are constants, not nodes.
         differences: At most 20, nearest to the outputs first; empty when the verdict is "pass".
         notes: What limits the verdict.
+        picture: Both neighbourhoods of the first difference; None where there is none.
     """
 
     verdict: Literal["pass", "fail"]
     nodes: int
     differences: tuple[Difference, ...] = ()
     notes: tuple[str, ...] = ()
+    picture: Neighbourhood | None = None
 
     def __bool__(self) -> bool:
         """Whether the structure is the same."""
@@ -67,7 +70,16 @@ class Comparison:
             nodes=sum(1 for _ in self.candidate.nodes),
             differences=self.differences[:LARGEST_NUMBER],
             notes=self.notes,
+            picture=self._picture(),
         )
+
+    def _picture(self) -> Neighbourhood | None:
+        if not self.differences:
+            return None
+        # A renamed input has no node to show; the first difference inside the graph has.
+        inner = [d for d in self.differences if d.candidate or d.reference]
+        first = (inner or list(self.differences))[0]
+        return picture_of(first, self.candidate, self.reference)
 
 
 def compare_structure(

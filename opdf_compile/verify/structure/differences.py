@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from opdf_compile.verify.structure.graph_view import Node, Scope, Value
 
@@ -21,6 +21,7 @@ class Difference:
         sentence: What differs.
         candidate: The candidate's node with its neighbours, one line.
         reference: The same for the reference.
+        nodes: The node on both sides that a picture should show, candidate first.
     """
 
     kind: str
@@ -28,6 +29,7 @@ class Difference:
     sentence: str
     candidate: str = ""
     reference: str = ""
+    nodes: tuple[Node | None, Node | None] = field(default=(None, None), repr=False, compare=False)
 
     def __str__(self) -> str:
         """The sentence, then both neighbourhoods."""
@@ -39,25 +41,39 @@ class Difference:
         return "\n".join(lines)
 
 
-def at_nodes(kind: str, candidate: Node, reference: Node, sentence: str) -> Difference:
-    """Make a difference that sits at two nodes."""
+def at_nodes(
+    kind: str,
+    candidate: Node,
+    reference: Node,
+    sentence: str,
+    readers: tuple[Node, Node] | None = None,
+) -> Difference:
+    """Make a difference that sits at two nodes, or where their readers take them."""
     return Difference(
         kind,
         (candidate.label, reference.label),
         sentence,
         describe_node(candidate),
         describe_node(reference),
+        readers or (candidate, reference),
     )
 
 
-def at_values(kind: str, candidate: Value, reference: Value, sentence: str) -> Difference:
-    """Make a difference that sits at two values."""
+def at_values(
+    kind: str,
+    candidate: Value,
+    reference: Value,
+    sentence: str,
+    readers: tuple[Node, Node] | None = None,
+) -> Difference:
+    """Make a difference that sits at two values, which `readers` read."""
     return Difference(
         kind,
         (_name(candidate), _name(reference)),
         sentence,
         describe_value(candidate),
         describe_value(reference),
+        readers or (candidate.node, reference.node),
     )
 
 

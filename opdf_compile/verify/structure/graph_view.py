@@ -93,6 +93,15 @@ class Node:
             declared=function.attribute_proto if function else (),
         )
 
+    def settings(self) -> dict[str, Hashable]:
+        """Attributes that are not at their defaults."""
+        shapes = {i: v.constant.shape for i, v in enumerate(self.inputs) if v.constant}
+        bare = type(self.proto)(op_type=self.proto.op_type, domain=self.proto.domain)
+        defaults = explicit_attributes(
+            bare, self.scope.opsets, folder=self.scope.folder, weight_shapes=shapes
+        )
+        return {k: v for k, v in self.attributes().items() if defaults.get(k) != v}
+
     def __str__(self) -> str:
         """Operator and name, for a message."""
         return f"{self.proto.op_type} {self.label!r}"

@@ -125,7 +125,8 @@ def _by_meaning(
 def _dead_difference(node: Node, side: str) -> Difference:
     names = (node.label, "") if side == "candidate" else ("", node.label)
     sentence = f"{node} is only in the {side}, and no output depends on it"
-    return Difference("dead", names, sentence, **{side: describe_node(node)})
+    nodes = (node, None) if side == "candidate" else (None, node)
+    return Difference("dead", names, sentence, nodes=nodes, **{side: describe_node(node)})
 
 
 def _compare_unused(candidate: View, reference: View) -> list[Difference]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from opdf_compile.verify.structure.canonical import same_constant, show_attribute
 from opdf_compile.verify.structure.differences import (
@@ -21,6 +22,28 @@ from opdf_compile.verify.structure.differences import (
 )
 from opdf_compile.verify.structure.graph_view import Node, Scope, Value
 from opdf_compile.verify.structure.interface import compare_function_opsets
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a pair of values is read; put into words only when they differ.
+
+    Attributes:
+        slot: Place among the inputs of the readers, or among the outputs of the scope.
+        readers: The two nodes that read the values; None where a scope returns them.
+        scope: The candidate's scope that returns the values.
+    """
+
+    slot: int
+    readers: tuple[Node, Node] | None = None
+    scope: Scope | None = None
+
+    def __str__(self) -> str:
+        if self.readers is not None:
+            return f"input {self.slot} of {self.readers[0]}"
+        if self.scope is not None:
+            return f"output {self.slot} of {describe_scope(self.scope)}"
+        return "what no output depends on"
 
 
 class Walk:
@@ -37,7 +60,7 @@ class Walk:
         self._back: dict[Node, Node] = {}
         self._scopes: dict[Scope, Scope] = {}
         self._scopes_back: dict[Scope, Scope] = {}
-        self._work: deque[tuple[Value, Value, str]] = deque()
+        self._work: deque[tuple[Value, Value, Place]] = deque()
 
     def run(self) -> None:
         """Follow everything that was entered, until it is done or too much differs."""
@@ -57,16 +80,15 @@ class Walk:
             if len(c) != len(r):
                 self._differ_scopes(what, candidate, reference, f"{len(c)} {what}", f"{len(r)}")
         self._compare_declarations(candidate, reference)
-        for place, (c_value, r_value) in enumerate(
+        for slot, (c_value, r_value) in enumerate(
             zip(candidate.outputs, reference.outputs, strict=False)
         ):
-            where = f"output {place} of {describe_scope(candidate)}"
-            self._work.append((c_value, r_value, where))
+            self._work.append((c_value, r_value, Place(slot, scope=candidate)))
         return True
 
     def pair_nodes(self, candidate: Node, reference: Node) -> None:
         """Pair two nodes that no output reaches."""
-        self._pair(candidate, reference, f"dead node {candidate.label!r}", None)
+        self._pair(candidate, reference, Place(0), None)
 
     def _compare_declarations(self, candidate: Scope, reference: Scope) -> None:
         if candidate.function is None or reference.function is None:
@@ -92,7 +114,7 @@ class Walk:
         sentence = f"{describe_scope(c)} has {found} in the candidate and {wanted} in the reference"
         self.differences.append(Difference(kind, (c.name, r.name), sentence))
 
-    def _match_values(self, c: Value, r: Value, where: str) -> None:
+    def _match_values(self, c: Value, r: Value, where: Place) -> None:
         if c.node is not None and r.node is not None:
             self._pair(c.node, r.node, where, (c, r))
         elif c.scope is not None and r.scope is not None:
@@ -104,11 +126,11 @@ class Walk:
         else:
             self._match_constants(c, r, where)
 
-    def _differ_edge(self, c: Value, r: Value, where: str) -> None:
+    def _differ_edge(self, c: Value, r: Value, where: Place) -> None:
         sentence = f"{where} is {c} in the candidate and {r} in the reference"
-        self.differences.append(at_values("edge", c, r, sentence))
+        self.differences.append(at_values("edge", c, r, sentence, where.readers))
 
-    def _match_constants(self, c: Value, r: Value, where: str) -> None:
+    def _match_constants(self, c: Value, r: Value, where: Place) -> None:
         a, b = c.constant, r.constant
         if a is None or b is None or same_constant(a, b):
             return
@@ -121,10 +143,13 @@ class Walk:
                 f"parameter of the model ({c}; {r})"
             )
         else:
-            sentence = f"{where} is a constant with other values in the two files ({c}; {r})"
-        self.differences.append(at_values("constant", c, r, sentence))
+            ours, theirs = (f"{v}{_numbers(v)}" for v in (c, r))
+            sentence = (
+                f"{where} is a constant with other values in the two files ({ours}; {theirs})"
+            )
+        self.differences.append(at_values("constant", c, r, sentence, where.readers))
 
-    def _pair(self, c: Node, r: Node, where: str, values: tuple[Value, Value] | None) -> None:
+    def _pair(self, c: Node, r: Node, where: Place, values: tuple[Value, Value] | None) -> None:
         if values and values[0].index != values[1].index:
             self._differ_edge(*values, where)
             return
@@ -140,10 +165,11 @@ class Walk:
             return
         self.differences.extend(_compare_nodes(c, r))
         self._enter_nested(c, r)
-        for place, (c_value, r_value) in enumerate(zip(c.inputs, r.inputs, strict=False)):
-            self._work.append((c_value, r_value, f"input {place} of {c}"))
+        readers = (c, r)
+        for slot, (c_value, r_value) in enumerate(zip(c.inputs, r.inputs, strict=False)):
+            self._work.append((c_value, r_value, Place(slot, readers)))
 
-    def _differ_sharing(self, c: Node, r: Node, where: str) -> None:
+    def _differ_sharing(self, c: Node, r: Node, where: Place) -> None:
         known, other = self.nodes.get(c), self._back.get(r)
         if known is not None:
             sentence = (
@@ -155,7 +181,7 @@ class Walk:
                 f"{where} is {c} in the candidate, but here the reference reads {r} again, which "
                 f"stands for {other} of the candidate elsewhere"
             )
-        self.differences.append(at_nodes("sharing", c, r, sentence))
+        self.differences.append(at_nodes("sharing", c, r, sentence, where.readers))
 
     def _enter_nested(self, c: Node, r: Node) -> None:
         for name in sorted(c.subgraphs.keys() & r.subgraphs.keys()):
@@ -169,6 +195,12 @@ class Walk:
                 f"calls {describe_scope(r.function)}, which stands for another one elsewhere"
             )
             self.differences.append(at_nodes("function", c, r, sentence))
+
+
+def _numbers(value: Value) -> str:
+    """The numbers of a small constant, which tell more than its name."""
+    constant = value.constant
+    return "" if constant is None or not constant.is_small else f" = {constant.numbers()}"
 
 
 def _absent(value: Value) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 
 from opdf_compile.errors import ArtefactError, InternalError
-from opdf_compile.verify.latency.result import LatencyResult
+from opdf_compile.verify.latency.result import LatencyResult, ShapeResult
 from opdf_compile.verify.latency.statistics import Interval
-from opdf_compile.verify.report.plots import plot_latency
+from opdf_compile.verify.numerics.result import OutputError
+from opdf_compile.verify.report.figures import plot_latency
+from opdf_compile.verify.report.page import page
 from opdf_compile.verify.report.value import (
     NumericsPart,
     ParityReport,
@@ -22,6 +25,26 @@ from opdf_compile.verify.report.value import (
     plain,
 )
 
+SERIES: dict = {
+    "reference": np.array([[2e-4, 2.1e-4, 1.9e-4], [2e-4, 2.2e-4, 2e-4]]),
+    "candidate": np.array([[2e-4, 2.0e-4, 1.9e-4], [2.1e-4, 2.2e-4, 2e-4]]),
+    "control": np.array([[2e-4, 2.0e-4, 2.1e-4], [2e-4, 2.1e-4, 2e-4]]),
+}
+SHAPE = ShapeResult(
+    shape={"x": (2, 8)},
+    verdict="pass",
+    ratio=1.003,
+    ci_low=0.991,
+    ci_high=1.015,
+    control=Interval(0.999, 0.988, 1.011),
+    sessions=2,
+    rounds=3,
+    reference_ms=0.2034,
+    candidate_ms=0.204,
+    throughput={"reference": 9833.0, "candidate": 9804.0},
+    memory={"reference": 1_500_000, "candidate": None},
+    seconds=SERIES,
+)
 MEASURED = LatencyResult(
     verdict="pass",
     device="cpu",
@@ -36,11 +59,11 @@ MEASURED = LatencyResult(
     rounds=3,
     reference_ms=0.2034,
     candidate_ms=0.204,
-    seconds={
-        "reference": np.array([[2e-4, 2.1e-4, 1.9e-4], [2e-4, 2.2e-4, 2e-4]]),
-        "candidate": np.array([[2e-4, 2.0e-4, 1.9e-4], [2.1e-4, 2.2e-4, 2e-4]]),
-        "control": np.array([[2e-4, 2.0e-4, 2.1e-4], [2e-4, 2.1e-4, 2e-4]]),
-    },
+    per_shape=(SHAPE,),
+    cold_start_ms={"reference": 12.0, "candidate": 12.5},
+    cold_start=Interval(1.04, 0.9, 1.2),
+    file_bytes={"reference": 1000, "candidate": 1001},
+    seconds=SERIES,
     notes=("the verdict was clear",),
 )
 FULL = ParityReport(
@@ -107,9 +130,10 @@ def test_the_json_has_exactly_the_keys_of_the_contract() -> None:
         *("schema", "verdict", "structure", "numerics", "latency", "environment", "files")
     ]
     assert values["schema"] == "opdf-report/1"
-    assert set(values["structure"]) == {"verdict", "nodes", "differences"}
+    assert set(values["structure"]) == {"verdict", "nodes", "differences", "optimised"}
     assert set(values["numerics"]) == {
-        *("verdict", "max_abs_error", "max_rel_error", "noise_floor", "tolerance", "samples")
+        *("verdict", "max_abs_error", "max_rel_error", "noise_floor", "tolerance", "samples"),
+        *("outputs", "precision"),
     }
     assert set(values["latency"]) == {
         *("verdict", "device", "provider", "ratio", "ci_low", "ci_high", "margin", "rule"),
@@ -167,8 +191,9 @@ def test_every_form_names_the_verdict_and_the_findings(verdict: str) -> None:
         verdict=verdict,  # type: ignore[arg-type]
         structure=StructurePart("fail", 412, ("attribute 'axis' is 1\n  candidate: Softmax",)),
     )
-    forms = (str(report), report.to_markdown(), report._repr_html_())
-    for form in forms:
+    # Markdown shows "\\[" as "[".
+    shown = report.to_markdown().replace("\\", "")
+    for form in (str(report), shown, report._repr_html_()):
         assert verdict in form.lower()
         for finding in ("412 nodes, 1 difference", "1.2e-06", "1.003x [0.991, 1.015]", "Softmax"):
             assert finding in form
@@ -181,12 +206,68 @@ def test_long_lists_of_differences_are_cut_for_people_only() -> None:
     assert len(report.to_json()["structure"]["differences"]) == 14
 
 
-def test_names_out_of_a_model_cannot_break_the_page_or_the_table() -> None:
-    hostile = "<script>alert(1)</script> | &"
-    report = ParityReport("fail", StructurePart("fail", 1, (hostile,)))
-    assert "<script>" not in report._repr_html_()
-    assert "<script>" not in report.to_markdown()
+def outside_fences(page: str) -> str:
+    """Markdown without what stands between fences, where nothing is taken for markup."""
+    kept, fence = [], ""
+    for line in page.splitlines():
+        opening = re.fullmatch(r"(`{3,})text", line)
+        if not fence and opening:
+            fence = opening[1]
+        elif fence and line == fence:
+            fence = ""
+        elif not fence:
+            kept.append(line)
+    assert not fence
+    return "\n".join(kept)
+
+
+HOSTILE = "<script>alert(1)</script> | & ` \" '"
+
+
+@pytest.mark.parametrize("more", ["", "\n```\n", "\n`````text\n````"])
+def test_names_out_of_a_model_cannot_break_the_page_or_the_table(more: str) -> None:
+    files = {f"{HOSTILE}.onnx": dict(FULL.files["student.onnx"])}
+    notes = {"notes": [HOSTILE], "device": {"name": HOSTILE}, HOSTILE: HOSTILE}
+    error = OutputError(HOSTILE, problem=HOSTILE)
+    report = replace(
+        FULL,
+        verdict="fail",
+        structure=StructurePart("fail", 1, (HOSTILE + more + HOSTILE,)),
+        numerics=replace(FULL.numerics, outputs=(error,)),
+        latency=replace(MEASURED, per_shape=(replace(SHAPE, shape={HOSTILE: (1,)}),)),
+        environment=notes,
+        files=files,
+    )
+    for form in (report._repr_html_(), page(report), outside_fences(report.to_markdown())):
+        assert "<script" not in form
+        assert "&lt;script" in form
     assert "\\|" in report.to_markdown()
+
+
+def test_the_page_stands_alone() -> None:
+    text = page(FULL)
+    assert text.startswith("<!doctype html>")
+    # Names of XML's own vocabularies are no addresses that a browser opens.
+    opened = re.sub(r'xmlns(:\w+)?="[^"]*"', "", text)
+    assert not re.search(r"https?:|src=|url\((?!#)|@import|<link|<script", opened)
+    for words in ("PASS".lower(), "student.onnx", "a" * 64, "0.991 to 1.015", "the verdict was"):
+        assert words in text
+    assert len(text) < 400_000
+
+
+def test_the_page_shows_what_differs(tmp_path: Path) -> None:
+    fault = OutputError("logits", max_abs=2.0, floor_max=1e-7, factor=4.0)
+    report = replace(
+        FULL,
+        verdict="fail",
+        structure=StructurePart("fail", 9, ("Sub has its inputs swapped",)),
+        numerics=NumericsPart("fail", 2.0, 1.0, 1e-7, 4e-7, 4, (fault,)),
+    )
+    report.save_html(tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Sub has its inputs swapped" in text
+    assert 'class="bar fail"' in text and "100 % of the tolerance" in text
+    assert 'class="bar fail"' not in page(FULL)
 
 
 def test_forms_of_a_report_without_measurements() -> None:
