@@ -54,8 +54,10 @@ def command(
             "",
             verdict_table(result.report),
             *details(result.report),
-            f"Wrote {out}/ (start with report.md)",
             verdict_line(result.report),
+            f"Wrote {out}/",
+            f"  {out}/report.html   the verdict with its plots: open it in a browser",
+            f"  {out}/report.md     what was trained, and how well it does",
         )
         terminal.result(_payload(result, out))
         # The demo shows what this machine can show: a noisy one does not make it a failure.

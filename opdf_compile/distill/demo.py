@@ -27,6 +27,7 @@ TRAINING_PLOT, PARAMETERS_PLOT, LATENCY_PLOT = (
     "parameters.png",
     "latency.png",
 )
+REPORTS = ("report.html", "report.json", "report.md")
 # Where training and export end, as shares of the whole.
 _TRAINED, _EXPORTED = 0.6, 0.7
 
@@ -126,7 +127,7 @@ def run_demo(
         )
         plot_training(found, folder / TRAINING_PLOT)
         plot_parameters(found.plan, found.plain.student, folder / PARAMETERS_PLOT)
-        names = sorted([*(file.name for file in folder.iterdir()), "report.json", "report.md"])
+        names = sorted([*(file.name for file in folder.iterdir()), *REPORTS])
         result = DemoResult(report, found, digits, tuple(target / name for name in names))
         _write_reports(result, folder)
     return result
@@ -154,3 +155,4 @@ def _write_reports(result: DemoResult, folder: Path) -> None:
     plots = (TRAINING_PLOT, PARAMETERS_PLOT, LATENCY_PLOT)
     page = demo_markdown(result.race, result.digits, result.report, plots)
     (folder / "report.md").write_text(page, encoding="utf-8")
+    result.report.save_html(folder / "report.html")

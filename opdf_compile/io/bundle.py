@@ -23,7 +23,7 @@ SCHEMA = "opdf-bundle/1"
 STUDENT, REFERENCE = "student.onnx", "reference.onnx"
 PLAN, MANIFEST = "plan.json", "manifest.json"
 # What other commands put beside a bundle; a new export replaces these with the bundle.
-_ADDED = ("report.json", "report.md", "*.png")
+_ADDED = ("report.html", "report.json", "report.md", "*.png")
 
 
 def write_file(path: Path, export: Export, reference: Export | None = None) -> None:

@@ -33,6 +33,7 @@ FILES = {
     "manifest.json",
     "report.json",
     "report.md",
+    "report.html",
 }
 
 
@@ -116,6 +117,16 @@ def test_the_page_states_both_accuracies_and_shows_the_plots(done: Done) -> None
     assert finding(result.race) in page
     assert set(re.findall(r"\]\((\S+\.png)\)", page)) == set(PLOTS)
     assert result.plan.totals() in page
+
+
+def test_the_html_report_is_the_verdicts_own(done: Done) -> None:
+    page = (done.out / "report.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>")
+    report = done.report()
+    assert f"Parity: {report['verdict']}" in page
+    assert report["files"]["student.onnx"]["sha256"] in page
+    assert page.count("<svg") == len(report["latency"]["shapes"])
+    assert ".out." not in page
 
 
 @pytest.mark.parametrize("name", PLOTS)
