@@ -96,7 +96,7 @@ def command(
 ) -> int:
     """Prove that an export has the structure, numbers and latency of the untouched student's.
 
-    A bundle also gets the report as report.json (not with --only).
+    A bundle also gets the report as report.json and report.html (not with --only).
 
     Exit codes: 0 parity; 1 refuted; 2 bad input; 3 latency inconclusive; 4 numerics not checked.
     """
@@ -131,7 +131,10 @@ def command(
         if candidate.is_dir() and only is None:
             # A partial verdict does not replace a whole one.
             report.save(candidate / "report.json")
-        terminal.show(verdict_table(report), *details(report), verdict_line(report))
+            report.save_html(candidate / "report.html")
+        terminal.show(
+            verdict_table(report), *more_tables(report), *details(report), verdict_line(report)
+        )
         terminal.result(report.to_json())
         return report.exit_code
 
@@ -143,6 +146,20 @@ def verdict_table(report: ParityReport) -> Table:
     made = table("Parity", "check", "verdict", "finding")
     for name, verdict, finding in rows(report):
         made.add_row(name, _coloured(verdict), finding)
+    return made
+
+
+def more_tables(report: ParityReport) -> list[Table]:
+    """The shapes where there are several, and what was measured but decides nothing."""
+    from opdf_compile.verify.report.findings import cost_rows, shape_rows
+
+    shapes = shape_rows(report.latency)
+    titled = {"Shapes": shapes if len(shapes) > 2 else [], "Beside it": cost_rows(report)}
+    made = []
+    for title, (head, *cells) in ((title, rows) for title, rows in titled.items() if rows):
+        made.append(table(title, *head))
+        for row in cells:
+            made[-1].add_row(*row)
     return made
 
 

@@ -24,10 +24,10 @@ _OPTIMISED = {
     "differ": "other graphs after the runtime's optimisation",
     "not_compared": "not compared after the runtime's optimisation",
 }
+# In a cell of two figures the candidate's stands first, as in the ratio.
 SHAPE_HEAD = (
     *("shape", "verdict", "ratio", "90 % interval", "control"),
-    *("candidate ms", "reference ms", "candidate samples/s", "reference samples/s"),
-    *("candidate memory", "reference memory"),
+    *("ms; reference", "samples/s; reference", "memory; reference"),
 )
 COST_HEAD = ("also measured", "candidate", "reference", "ratio")
 _SIDES = ("candidate", "reference")
@@ -206,16 +206,20 @@ def _shape_row(shape: ShapeResult) -> Row:
         f"{shape.ratio:.3f}",
         f"{shape.ci_low:.3f} to {shape.ci_high:.3f}",
         f"{control.low:.3f} to {control.high:.3f}",
-        f"{shape.candidate_ms:.3f}",
-        f"{shape.reference_ms:.3f}",
-        *(_rate(shape.throughput.get(side)) for side in _SIDES),
-        *(_bytes(shape.memory.get(side)) for side in _SIDES),
+        f"{shape.candidate_ms:.3f}; {shape.reference_ms:.3f}",
+        _both(*(_rate(shape.throughput.get(side)) for side in _SIDES)),
+        _both(*(_bytes(shape.memory.get(side)) for side in _SIDES)),
     )
 
 
 def number(value: float | None) -> str:
     """Two digits, or a dash."""
     return "-" if value is None else f"{value:.2g}"
+
+
+def _both(candidate: str, reference: str) -> str:
+    """Two figures in one cell; a dash where neither is known."""
+    return "-" if candidate == reference == "-" else f"{candidate}; {reference}"
 
 
 def _rate(value: float | None) -> str:
