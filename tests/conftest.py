@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import sys
 import zipfile
 from collections.abc import Callable
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 # Set before torch, transformers and matplotlib are imported: they read these once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -31,11 +35,56 @@ settings.register_profile(
 settings.load_profile("opdf")
 
 
+# Coverage's tracer halves the speed of every line of Python, torch's own too, and these run the
+# most of them. Little of this package runs inside, and nothing that tests do not call as well.
+UNMEASURED = (
+    (torch.export, "export"),
+    (torch.export, "load"),
+    (torch.export, "save"),
+    (torch.export.ExportedProgram, "module"),
+    (torch.export.ExportedProgram, "run_decompositions"),
+    (torch.onnx, "export"),
+)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    for owner, name in UNMEASURED:
+        setattr(owner, name, unmeasured(getattr(owner, name)))
+    SourceFileLoader.exec_module = import_unmeasured
+
+
+def unmeasured(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, which runs without the tracer that is set when it is called."""
+
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        tracer = sys.gettrace()
+        sys.settrace(None)
+        try:
+            return function(*args, **kwargs)
+        finally:
+            sys.settrace(tracer)
+
+    return call
+
+
+_import = SourceFileLoader.exec_module
+
+
+def import_unmeasured(loader: SourceFileLoader, module: ModuleType) -> None:
+    """Import a package; one that is installed without the tracer."""
+    installed = "site-packages" in loader.path
+    (unmeasured(_import) if installed else _import)(loader, module)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Path(__file__).parent
+    package = {part.stem for part in (tests.parent / "opdf_compile").iterdir()}
+    for item in items:
+        # Tests across the package do not measure what those of its folders cover.
+        if item.path.relative_to(tests).parts[0] not in package:
+            item.add_marker("no_cover")
     if torch.cuda.is_available():
         return
     for item in items:
