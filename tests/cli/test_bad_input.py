@@ -188,9 +188,9 @@ def test_good_input_through_the_same_commands(line: str, run: Run, tmp_path: Pat
 @pytest.mark.parametrize(
     "line",
     [
-        "expand student.py:build -o full.pt2",
+        pytest.param("expand student.py:build -o full.pt2", marks=pytest.mark.slow),
         "expand student.py:build -o full.safetensors",
-        "fold expanded.pt2 -o full.pt2",
+        pytest.param("fold expanded.pt2 -o full.pt2", marks=pytest.mark.slow),
         "export folded.pt2 -o full",
     ],
 )

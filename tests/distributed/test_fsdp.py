@@ -61,6 +61,7 @@ def test_folds_to_the_weights_of_one_process(two: Any, case: dict[str, Any]) -> 
         assert min(found[0]["norms"]) > case["clip"]
 
 
+@pytest.mark.slow
 def test_the_test_above_fails_without_reshard(two: Any) -> None:
     """The root is unsharded after an eval forward: what is written to its shards is lost."""
     try:
@@ -107,8 +108,15 @@ def test_an_optimizer_that_is_built_after_an_eval_forward(two: Any) -> None:
         assert students.distance(run["folded"], run["wanted"]) < 1e-9
 
 
-@pytest.mark.parametrize("after_eval", [False, True], ids=["at once", "after eval"])
-@pytest.mark.parametrize("shared", [False, True], ids=["replicated", "shared"])
+@pytest.mark.parametrize(
+    ("shared", "after_eval"),
+    [
+        pytest.param(False, False, id="replicated, at once", marks=pytest.mark.slow),
+        pytest.param(False, True, id="replicated, after eval"),
+        pytest.param(True, False, id="shared, at once"),
+        pytest.param(True, True, id="shared, after eval", marks=pytest.mark.slow),
+    ],
+)
 def test_state_of_sharded_parameters_is_taken_up(two: Any, after_eval: bool, shared: bool) -> None:
     for run in two.run("fsdp_tasks", "resume", after_eval=after_eval, shared=shared):
         assert run["kind"] == "DTensor"

@@ -209,6 +209,8 @@ print(digest.hexdigest())
 """
 
 
+# The quick ones are the tests of invariant 7.
+@pytest.mark.slow
 def test_deterministic_from_process_to_process() -> None:
     runs = [
         subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)

@@ -286,7 +286,12 @@ def test_inner_value_with_a_public_name_makes_way(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "numpy_name"), [("fp16", "float16"), ("bf16", "bfloat16"), ("fp32", "float32")]
+    ("dtype", "numpy_name"),
+    [
+        ("fp16", "float16"),
+        ("bf16", "bfloat16"),
+        pytest.param("fp32", "float32", marks=pytest.mark.slow),
+    ],
 )
 def test_dtype_converts_a_copy(dtype: str, numpy_name: str, tmp_path: Path) -> None:
     path = export_onnx(ConvNet(), (torch.rand(2, 3, 8, 8),), tmp_path / "m.onnx", dtype=dtype)
@@ -337,7 +342,7 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert captured.out == "" and captured.err == ""
 
 
-@pytest.mark.parametrize("opset", [18, 21])
+@pytest.mark.parametrize("opset", [pytest.param(18, marks=pytest.mark.slow), 21])
 def test_opset_is_what_was_asked_for(opset: int, tmp_path: Path) -> None:
     path = export_onnx(Scalars(), (torch.rand(2, 4, 5),), tmp_path / "m.onnx", opset=opset)
     assert [(e.domain, e.version) for e in onnx.load(str(path)).opset_import] == [("", opset)]

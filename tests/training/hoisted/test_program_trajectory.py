@@ -95,7 +95,10 @@ KEYS = ["conv.weight", "twins.*", "first.mix.weight", "first.shared.weight", "fi
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize(("dtype", "limit"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(
+    ("dtype", "limit"),
+    [(torch.float64, 1e-9), pytest.param(torch.float32, 1e-4, marks=pytest.mark.slow)],
+)
 def test_all_forms_go_the_way_of_the_inline_form(
     student: nn.Module, ids: Tensor, name: str, dtype: torch.dtype, limit: float
 ) -> None:
