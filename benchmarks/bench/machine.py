@@ -17,6 +17,8 @@ from bench.reporting import processor
 from opdf_compile.verify.runtime.sessions import Device
 
 _LIBRARIES = ("opdf-compile", "torch", "timm", "transformers", "numpy", "onnx", "onnxscript")
+# Where files lie says nothing about the figures.
+_PATHS = ("json", "folder", "models_dir", "plot", "page", "device")
 _RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 _QUERY = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
 
@@ -40,7 +42,11 @@ def machine(device: Device, options: Mapping[str, Any]) -> dict[str, Any]:
         "cpus": os.cpu_count(),
         # Above the number of threads in use, others were at work too.
         "load_average": os.getloadavg()[0],
-        "options": {key: str(value) for key, value in options.items() if value is not None},
+        "options": {
+            key: str(value)
+            for key, value in options.items()
+            if value is not None and key not in _PATHS
+        },
     }
 
 

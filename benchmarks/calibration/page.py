@@ -62,9 +62,16 @@ def page(results: Results) -> str:
 def _verdicts(value: Mapping[str, Any]) -> list[str]:
     groups = grouped(value["rows"])
     latency = {key: rows for key, rows in groups.items() if key[2] is not None}
-    lines = [*_conditions(value), "", LATENCY, "", *_latency_table(value, latency)]
-    lines += ["", *halving_lines(latency)]
-    return [*lines, "", STRUCTURE, "", *_parts_table(value["rows"])]
+    blocks = (
+        _conditions(value),
+        [LATENCY],
+        _latency_table(value, latency),
+        _summary(latency),
+        halving_lines(latency),
+        [STRUCTURE],
+        _parts_table(value["rows"]),
+    )
+    return [line for block in blocks if block for line in (*block, "")][:-1]
 
 
 def _conditions(value: Mapping[str, Any]) -> list[str]:
@@ -79,11 +86,11 @@ def _conditions(value: Mapping[str, Any]) -> list[str]:
         truth = value.get("truth", {}).get(label, {}).get("identical")
         if truth is not None:
             lines.append(
-                f'The network of "{label}" has {size["channels"]} channels, images of '
+                f'- The network of "{label}" has {size["channels"]} channels, images of '
                 f"{size['image']} pixels, batch {size['batch']}; one run took "
                 f"{truth['reference_ms']:.2f} ms."
             )
-    return [line.strip() for line in lines]
+    return [lines[0].strip(), "", *lines[1:]]
 
 
 def _latency_table(value: Mapping[str, Any], groups: Mapping[Any, Any]) -> list[str]:
@@ -101,18 +108,47 @@ def _latency_table(value: Mapping[str, Any], groups: Mapping[Any, Any]) -> list[
     return lines
 
 
+def _summary(groups: Mapping[Any, Any]) -> list[str]:
+    """What was wrong over all sizes and budgets, and how often the interval held the truth."""
+    lines = []
+    for name, wrong, what in (
+        ("identical", "fail", "Identical pairs that were called `fail`"),
+        ("slower-10", "pass", "Truly 10 % slower candidates that were called `pass`"),
+    ):
+        rows = _rows_of(name, groups)
+        if rows:
+            found = counted(rows, "latency")
+            undecided = share(found["inconclusive"], len(rows))
+            lines.append(
+                f"- {what}: {found[wrong]} of {len(rows)}, {share(found[wrong], len(rows))}; "
+                f"inconclusive: {found['inconclusive']}, {undecided}."
+            )
+    same = _rows_of("identical", groups)
+    if same:
+        held = sum(row["ci_low"] <= 1.0 <= row["ci_high"] for row in same)
+        lines.append(
+            f"- The 90 % interval of an identical pair held 1 in {held} of {len(same)} runs, "
+            f"{share(held, len(same))}."
+        )
+    return lines
+
+
+def _rows_of(name: str, groups: Mapping[Any, Any]) -> list[Mapping[str, Any]]:
+    return [row for (pair, *_), rows in groups.items() if pair == name for row in rows]
+
+
 def _parts_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = _header("candidate", "refuted by", "n", "structure right", "numerics right", left=2)
     for name, pair in PAIRS.items():
-        # Each repetition once: budgets concern latency only.
-        seen = {(r["size"], r["repetition"]): r for r in rows if r["pair"] == name}.values()
+        # These parts are functions of the files: equal files count once.
+        found = (row for row in rows if row["pair"] == name)
+        seen = {(row["size"], pair.draw(row["repetition"])): row for row in found}.values()
         if not seen:
             continue
-        right = (
-            str(share(counted(seen, part)[getattr(pair, part)], len(seen)))
-            for part in ("structure", "numerics")
-        )
-        lines.append(_line(pair.what, pair.refuted_by, str(len(seen)), *right))
+        right = [counted(seen, part)[getattr(pair, part)] for part in ("structure", "numerics")]
+        # Only what is drawn at random has a probability.
+        cells = [str(share(n, len(seen))) if pair.drawn else f"{n} of {len(seen)}" for n in right]
+        lines.append(_line(pair.what, pair.refuted_by, str(len(seen)), *cells))
     return lines
 
 

@@ -37,6 +37,7 @@ class Pair:
         change: Makes the candidate out of the student's graph; None leaves it.
         slower: The slowdown that is wanted, for an added product.
         opset: Of the candidate's export.
+        drawn: Whether every repetition draws the place of the change anew.
     """
 
     name: str
@@ -47,6 +48,13 @@ class Pair:
     change: surgery.Change | None = None
     slower: float | None = None
     opset: int | None = None
+    drawn: bool = False
+
+    def draw(self, repetition: int) -> int:
+        """What tells the files of a repetition from those of others."""
+        if self.drawn:
+            return repetition
+        return 0 if self.latency else repetition % STUDENTS
 
     @property
     def refuted_by(self) -> str:
@@ -65,8 +73,10 @@ def _slower(percent: int) -> Pair:
     )
 
 
-def _other(name: str, what: str, change: surgery.Change, numerics: str = "fail") -> Pair:
-    return Pair(name, what, structure="fail", numerics=numerics, change=change)
+def _other(
+    name: str, what: str, change: surgery.Change, *, numerics: str = "fail", drawn: bool = True
+) -> Pair:
+    return Pair(name, what, "fail", numerics, change=change, drawn=drawn)
 
 
 PAIRS = {
@@ -78,6 +88,7 @@ PAIRS = {
             "other values, names and order of initialisers",
             latency="pass",
             change=surgery.reorder,
+            drawn=True,
         ),
         *(_slower(percent) for percent in (1, 3, 5, 10)),
         Pair(
@@ -93,6 +104,7 @@ PAIRS = {
                 f"{'one weight' if kind == 'weight' else 'one element of a weight'} off by {text}",
                 numerics="fail",
                 change=change(size),
+                drawn=True,
             )
             for kind, change in (
                 ("weight", surgery.scaled_weight),
@@ -102,9 +114,9 @@ PAIRS = {
         ),
         _other("attribute", "one attribute (pads) changed", surgery.other_attribute),
         _other("identity", "one Identity added", surgery.added_identity, numerics="pass"),
-        _other("sub", "two inputs of a Sub swapped", surgery.swapped_subtraction),
+        _other("sub", "two inputs of a Sub swapped", surgery.swapped_subtraction, drawn=False),
         _other("slice", "a bound of a Slice changed", surgery.other_slice),
-        _other("resize", "a scale of a Resize changed", surgery.other_scale),
+        _other("resize", "a scale of a Resize changed", surgery.other_scale, drawn=False),
         _other("float16", "one initialiser in float16, and a Cast", surgery.half_initialiser),
         Pair("opset", "another opset", structure="fail", opset=18),
     )
@@ -139,7 +151,7 @@ def make(pair: Pair, size: Size, folder: Path, repetition: int, columns: int | N
         repetition: Chooses the student and the place of the change.
         columns: Of the added product, for a slower pair.
     """
-    seed = 0 if pair.latency else repetition % STUDENTS
+    seed = 0 if pair.latency else repetition % STUDENTS  # One student, one true ratio.
     student = export_student(folder, size, seed, pair.opset)
     # The same file twice is the same file twice: a slower pair is compared with its own student,
     # so that nothing but the product is between the two.

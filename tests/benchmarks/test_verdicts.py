@@ -195,6 +195,16 @@ def test_a_ledger_of_something_else_is_refused(
     assert path.read_bytes() == before
 
 
+def test_the_environment_holds_no_path_of_a_machine(tmp_path: Path) -> None:
+    from bench.machine import machine
+
+    words = ["--json", str(tmp_path / "v.json"), "--folder", str(tmp_path), "--budgets", "5"]
+    found = machine(resolve_device("cpu"), vars(verdicts._options(words)))
+    assert str(tmp_path) not in json.dumps(found)
+    assert found["options"]["budgets"] == "(5,)"
+    assert found["device"]["type"] == "cpu" and found["versions"]["torch"]
+
+
 def test_repetitions_go_round_and_parts_without_latency_once() -> None:
     words = ["--pairs", "identical,sub", "--repetitions", "2", "--budgets", "5,10"]
     found = verdicts.jobs(verdicts._options([*words, "--sizes", "5 ms"]))
@@ -233,7 +243,7 @@ def test_the_page_is_made_from_the_results() -> None:
 
 
 def test_the_page_says_what_is_pending() -> None:
-    assert page.page({}).count("Pending: no figures") == 3
+    assert page.page({}).count("Pending: these figures") == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")
