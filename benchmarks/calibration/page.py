@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from exports.forest import draw
 from exports.page import model_lines
 
 from calibration.inconclusive import halving_lines
@@ -35,9 +36,13 @@ def read_results(folder: Path = RESULTS) -> Results:
 
 
 def write_page(path: Path) -> None:
-    """Write the page."""
+    """Write the page, and beside it the picture of every table of real models."""
+    results = read_results()
     with atomic_write(path) as temporary:
-        temporary.write_text(page(read_results()), encoding="utf-8")
+        temporary.write_text(page(results), encoding="utf-8")
+    for name in results:
+        if name.startswith("parity-"):
+            draw(results[name], path.parent / f"{name.replace('-', '_')}.png")
 
 
 def page(results: Results) -> str:
