@@ -135,7 +135,7 @@ def _summary(groups: Mapping[Any, Any]) -> list[str]:
             f"- The 90 % interval of an identical pair held 1 in {held} of {len(same)} runs, "
             f"{share(held, len(same))}."
         )
-    return lines
+    return ["Over all sizes and budgets:", "", *lines] if lines else []
 
 
 def _rows_of(name: str, groups: Mapping[Any, Any]) -> list[Mapping[str, Any]]:
