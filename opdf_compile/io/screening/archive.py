@@ -25,7 +25,7 @@ import torch
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.files import read_failure
-from opdf_compile.io.screening.container import form_problem
+from opdf_compile.io.screening.container import form_problem, record_size
 from opdf_compile.io.screening.extents import Extents
 from opdf_compile.io.screening.guards import check_guard
 from opdf_compile.io.screening.pickles import check_state, load_plain
@@ -99,7 +99,7 @@ def screen_archive(path: str | os.PathLike[str], *, trust_pickle: bool = False) 
 def _agree(reader: Any, members: dict[str, int]) -> bool:
     """Whether torch's reader finds what Python's finds: one archive can hold two directories."""
     listed = {name.lower(): size for name, size in members.items()}
-    found = {name.lower(): reader.get_record_size(name) for name in reader.get_all_records()}
+    found = {name.lower(): record_size(reader, name) for name in reader.get_all_records()}
     return listed == found
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.io.screening.container import form_problem
+from opdf_compile.io.screening.container import form_problem, record_size
 from opdf_compile.io.screening.extents import Extents
 from opdf_compile.io.screening.syntax import NotPlain
 
@@ -92,7 +92,7 @@ def _open(data: bytes) -> tuple[Any, bytes]:
         names = reader.get_all_records()
         if "data.pkl" not in names or "constants.pkl" in names:
             raise NotPlain(_CODE)
-        if reader.get_record_size("data.pkl") > LARGEST_PICKLE:
+        if record_size(reader, "data.pkl") > LARGEST_PICKLE:
             raise NotPlain(f"a pickle of more than {LARGEST_PICKLE} bytes was found")
         return reader, reader.get_record("data.pkl")
     except (zipfile.BadZipFile, NotImplementedError, ValueError, RuntimeError) as error:
@@ -189,7 +189,7 @@ class _Stand(pickle.Unpickler):
         kind, storage, key, _, elements = identity
         if kind != "storage" or type(elements) is not int:
             raise NotPlain("a damaged pickle was found")
-        size = self._reader.get_record_size(f"data/{key}")
+        size = record_size(self._reader, f"data/{key}")
         if elements * storage.itemsize != size:
             raise NotPlain(
                 f"a tensor in a pickle claims {elements * storage.itemsize} bytes, the file holds "

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.programs import read_programs, write_programs
 from opdf_compile.io.screening.archive import screen_archive
+from opdf_compile.io.screening.container import record_size
 
 Members = dict[str, bytes]
 
@@ -515,3 +516,19 @@ def test_other_files_are_sentences(tmp_path: Path) -> None:
     ]:
         with pytest.raises(ArtefactError, match=words):
             read_programs(tmp_path / name)
+
+
+def test_sizes_of_members_as_an_older_torch_tells_them(tmp_path: Path) -> None:
+    torch.save({"a": torch.arange(7), "b": torch.zeros(3, 5)}, tmp_path / "weights.pt")
+    reader = torch._C.PyTorchFileReader(str(tmp_path / "weights.pt"))
+
+    class Older:
+        """The reader of torch 2.11, which has no `get_record_size`."""
+
+        def get_record(self, name: str) -> bytes:
+            return bytes(reader.get_record(name))
+
+    names = reader.get_all_records()
+    sizes = [record_size(Older(), name) for name in names]
+    assert sizes == [record_size(reader, name) for name in names]
+    assert sizes[names.index("data/0")] == 7 * 8
