@@ -127,7 +127,7 @@ def _versions(environment: Mapping[str, Any]) -> str:
     options = environment["options"]
     return (
         f"Measured with {named} on {environment['device']['name']}, {options['cores']} cores per "
-        f"weight, {options['jobs']} processes at a time, load {environment['load_average']:.1f}.\n"
+        f"weight, jobs {options['jobs']}, load {environment['load_average']:.1f}.\n"
     )
 
 
