@@ -224,7 +224,7 @@ def test_invariant_5_a_student_that_was_moved_is_an_error(monkeypatch: pytest.Mo
 @pytest.mark.gpu
 def test_invariant_5_on_a_gpu() -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
-    opt = opdf.Overparam(model, torch.optim.SGD, cores=3, lr=0.1)
+    opt = opdf.Overparam(model, torch.optim.SGD, cores=3, lr=0.1, momentum=0.9)
     model.cuda()(torch.randn(2, 16, device="cuda")).sum().backward()
     opt.step()
     assert all(core.is_cuda for core in opt.program.cores("0.weight"))
