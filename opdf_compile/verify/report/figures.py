@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from opdf_compile.verify.structure.picture import Neighbourhood
 
 SUFFIXES = (".png", ".svg", ".pdf")
-_PICTURE_SIZE = (12.0, 6.6)
+_PICTURE_SIZE = (11.0, 5.6)
 
 
 def plot_latency(result: LatencyResult, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -96,6 +97,37 @@ def file_rows(files: Mapping[str, Mapping[str, Any]]) -> list[Row]:
         )
         for name, entry in files.items()
     ]
+
+
+def about(report: ParityReport) -> str:
+    """Which model was compared with which, before the facts; empty where no file is known."""
+    models = [name for name in report.files if name.endswith(".onnx")]
+    return f"{' against '.join(models)}; " if models else ""
+
+
+def command(report: ParityReport) -> str:
+    """The command line that asks the same question of the same files."""
+    models = [name for name in report.files if name.endswith(".onnx")] or ["CANDIDATE.onnx"]
+    options = report.environment.get("options", {})
+    device = report.environment.get("device", {}).get("name", "auto")
+    parts = ["opdf-compile verify", shlex.quote(models[0])]
+    parts += [f"--reference {shlex.quote(name)}" for name in models[1:2]]
+    parts.append(f"--device {shlex.quote(str(device))}")
+    numbers = {name: options.get(name) for name in ("margin", "latency", "budget")}
+    parts += [f"--{name} {words(value)}" for name, value in numbers.items() if value]
+    if options.get("only") and len(options["only"]) < len(rows(report)):
+        parts.append(f"--only {','.join(options['only'])}")
+    parts += [f"--shapes {shlex.quote(text)}" for text in _shape_options(options)]
+    return " ".join(parts)
+
+
+def _shape_options(options: Mapping[str, Any]) -> list[str]:
+    """The shapes that were asked for, as the command line takes them: one option an input."""
+    columns: dict[str, list[str]] = {}
+    for shape in options.get("shapes", ()):
+        for name, sizes in shape.items():
+            columns.setdefault(name, []).append("x".join(map(str, sizes)))
+    return [f"{name}={','.join(sizes)}" for name, sizes in columns.items()]
 
 
 def facts(report: ParityReport) -> str:

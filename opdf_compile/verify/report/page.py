@@ -55,7 +55,9 @@ def page(report: ParityReport) -> str:
         outputs=[_output(error) for error in report.numerics.outputs],
         shapes=findings.shape_rows(report.latency),
         costs=findings.cost_rows(report),
+        about=findings.about(report),
         facts=findings.facts(report),
+        command=findings.command(report),
         # A drawing is ours; all that came out of a file was escaped when it was drawn.
         pictures=[
             (picture.title, markupsafe.Markup(picture.svg), picture.words)

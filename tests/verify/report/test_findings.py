@@ -8,6 +8,7 @@ import pytest
 
 from opdf_compile.verify.latency.result import LatencyResult
 from opdf_compile.verify.numerics.result import Element, OutputError
+from opdf_compile.verify.report import findings
 from opdf_compile.verify.report.findings import cost_rows, meaning, rows, shape_rows, words
 from opdf_compile.verify.report.value import (
     NumericsPart,
@@ -92,3 +93,26 @@ def test_values_of_the_environment_as_people_read_them() -> None:
     assert [words(v) for v in (None, True, False, [], shapes, 3)] == [
         *("-", "on", "off", "none", "x=1x128", "3")
     ]
+
+
+def test_the_command_asks_the_same_question() -> None:
+    options = {
+        "only": ["structure", "latency"],
+        "margin": 0.05,
+        "latency": "equal",
+        "budget": 20.0,
+        "shapes": [{"ids": [1, 8], "mask": [1, 8]}, {"ids": [4, 8], "mask": [4, 8]}],
+    }
+    entry = {"sha256": "a", "bytes": 1, "opset": 18, "exporter": None}
+    report = ParityReport(
+        "pass",
+        environment={"options": options, "device": {"name": "cpu"}},
+        files={"the student.onnx": entry, "x.check.npz": entry, "reference.onnx": entry},
+    )
+    assert findings.command(report) == (
+        "opdf-compile verify 'the student.onnx' --reference reference.onnx --device cpu "
+        "--margin 0.05 --latency equal --budget 20.0 --only structure,latency "
+        "--shapes ids=1x8,4x8 --shapes mask=1x8,4x8"
+    )
+    assert findings.about(report) == "the student.onnx against reference.onnx; "
+    assert findings.about(ParityReport("pass")) == ""
