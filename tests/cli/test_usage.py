@@ -15,7 +15,10 @@ from opdf_compile.cli import app as app_module
 from opdf_compile.cli import doctor, main
 from opdf_compile.errors import InternalError, PlanError
 
-COMMANDS = ("inspect", "plan", "expand", "fold", "export", "verify", "demo", "doctor")
+COMMANDS = (
+    *("inspect", "plan", "expand", "fold", "export", "check-data", "verify", "demo"),
+    "doctor",
+)
 Capture = pytest.CaptureFixture[str]
 
 
