@@ -6,7 +6,10 @@ cores into one weight when it loads the file, so everything that looks at it lat
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,6 +22,7 @@ from opdf_compile.verify.structure.linking import build_view
 from opdf_compile.verify.structure.parameters import (
     NOTE_WITHOUT_RECORD,
     guessed_parameters,
+    mark_parameters,
     named_constants,
     recorded_parameters,
 )
@@ -101,7 +105,20 @@ def compare_structure(
     Raises:
         ArtefactError: A file is no valid ONNX model.
     """
-    return compare_files(candidate_path, reference_path).result()
+    with _collector_paused():
+        return compare_files(candidate_path, reference_path).result()
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Let Python's cyclic collector wait: it would visit every linked value again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def compare_files(
@@ -110,27 +127,23 @@ def compare_files(
     """Compare as `compare_structure` and keep both views and the pairs of nodes."""
     paths = (Path(candidate_path), Path(reference_path))
     models = [load_onnx(path) for path in paths]
-    folders = [str(path.parent) for path in paths]
     records = [recorded_parameters(m, str(p)) for m, p in zip(models, paths, strict=True)]
+    views = [build_view(m, str(p.parent)) for m, p in zip(models, paths, strict=True)]
     notes: tuple[str, ...] = ()
-    if records[1] is None and _belongs(records[0], *models):
+    if records[1] is None and _belongs(records[0], *views):
         # A trained ONNX student against the file that it came from, which has the same names.
         records[1] = records[0]
     if None in records:
         # One rule for both sides: a record on one side only would make every other constant a
         # parameter here and a constant there.
         notes = (NOTE_WITHOUT_RECORD,)
-        records = [guessed_parameters(m, f) for m, f in zip(models, folders, strict=True)]
-    views = [
-        build_view(model, folder, record or frozenset())
-        for model, folder, record in zip(models, folders, records, strict=True)
-    ]
+        records = [guessed_parameters(view) for view in views]
+    for view, record in zip(views, records, strict=True):
+        mark_parameters(view, record or frozenset())
     return compare_views(views[0], views[1], notes)
 
 
-def _belongs(
-    record: frozenset[str] | None, candidate: onnx.ModelProto, reference: onnx.ModelProto
-) -> bool:
+def _belongs(record: frozenset[str] | None, candidate: View, reference: View) -> bool:
     """Whether a record of parameters holds for the reference too: same names, dtypes and shapes."""
     if not record:
         return record is not None
@@ -142,10 +155,7 @@ def compare_models(
     candidate: onnx.ModelProto, reference: onnx.ModelProto, folders: tuple[str, str] = ("", "")
 ) -> Comparison:
     """Compare two models whose constants must all agree by value."""
-    none: frozenset[str] = frozenset()
-    return compare_views(
-        build_view(candidate, folders[0], none), build_view(reference, folders[1], none)
-    )
+    return compare_views(build_view(candidate, folders[0]), build_view(reference, folders[1]))
 
 
 def compare_views(candidate: View, reference: View, notes: tuple[str, ...] = ()) -> Comparison:

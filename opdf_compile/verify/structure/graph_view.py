@@ -142,8 +142,9 @@ class Scope:
         """
         scope: Scope | None = self
         while scope is not None:
-            if name in scope.values:
-                return scope.values[name]
+            value = scope.values.get(name)
+            if value is not None:
+                return value
             scope = scope.parent
         raise ArtefactError(
             f"the graph {self.name!r} reads {name!r}, which nothing produces, so it is not valid "

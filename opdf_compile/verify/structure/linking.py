@@ -12,25 +12,23 @@ if TYPE_CHECKING:
     import onnx
 
 
-def build_view(model: onnx.ModelProto, folder: str, parameters: frozenset[str]) -> View:
+def build_view(model: onnx.ModelProto, folder: str) -> View:
     """Link a model.
 
     Args:
         model: The model.
         folder: Folder of its file, for external data.
-        parameters: Names of the constants that are parameters of the model.
 
     Raises:
         ArtefactError: A value is read that nothing produces, or defined twice.
     """
-    return _Builder(model, folder, parameters).build()
+    return _Builder(model, folder).build()
 
 
 class _Builder:
-    def __init__(self, model: onnx.ModelProto, folder: str, parameters: frozenset[str]) -> None:
+    def __init__(self, model: onnx.ModelProto, folder: str) -> None:
         self.model = model
         self.folder = folder
-        self.parameters = parameters
         self.scopes: list[Scope] = []
         self.functions: dict[FunctionKey, Scope] = {}
         self.links: list[tuple[Scope, list[str]]] = []
@@ -106,7 +104,7 @@ class _Builder:
                 )
 
     def _constant(self, name: str, proto: onnx.TensorProto | onnx.SparseTensorProto) -> Constant:
-        return Constant(name, proto, self.folder, name in self.parameters)
+        return Constant(name, proto, self.folder, parameter=False)
 
     def _constant_node(self, proto: onnx.NodeProto) -> Constant | None:
         if proto.op_type != "Constant" or plain_domain(proto.domain) or len(proto.output) != 1:

@@ -58,9 +58,9 @@ def _view(model: onnx.ModelProto | View | str | os.PathLike[str]) -> View:
     if isinstance(model, View):
         return model
     if isinstance(model, onnx.ModelProto):
-        return build_view(model, "", frozenset())
+        return build_view(model, "")
     path = Path(model)
-    return build_view(load_onnx(path), str(path.parent), frozenset())
+    return build_view(load_onnx(path), str(path.parent))
 
 
 def _near(node: Node) -> list[Node]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.verify.structure.canonical import Constant, is_floating
-from opdf_compile.verify.structure.graph_view import Value
-from opdf_compile.verify.structure.linking import build_view
+from opdf_compile.verify.structure.graph_view import Value, View
 
 if TYPE_CHECKING:
     import onnx
@@ -51,26 +52,33 @@ def recorded_parameters(model: onnx.ModelProto, name: str) -> frozenset[str] | N
     return frozenset(names)
 
 
-def named_constants(model: onnx.ModelProto) -> dict[str, tuple[int, tuple[int, ...]]]:
+def named_constants(view: View) -> dict[str, tuple[int, tuple[int, ...]]]:
     """Dtype and shape of every initialiser and Constant node by name, nested graphs included."""
-    view = build_view(model, "", frozenset())
     return {
         value.name: (value.constant.dtype, value.constant.shape)
-        for scope in view.scopes
-        for value in scope.values.values()
+        for value in _constants(view)
         if value.constant
     }
 
 
-def guessed_parameters(model: onnx.ModelProto, folder: str) -> frozenset[str]:
+def guessed_parameters(view: View) -> frozenset[str]:
     """Take floating-point constants of more than one element for parameters, settings excepted."""
-    view = build_view(model, folder, frozenset())
     return frozenset(
         value.name
-        for scope in view.scopes
-        for value in scope.values.values()
+        for value in _constants(view)
         if value.constant and _looks_like_parameter(value.constant) and not _is_setting(value)
     )
+
+
+def mark_parameters(view: View, names: frozenset[str]) -> None:
+    """Tell the constants of a view that they are parameters of the model."""
+    for value in _constants(view):
+        if value.constant and value.name in names:
+            value.constant = replace(value.constant, parameter=True)
+
+
+def _constants(view: View) -> Iterator[Value]:
+    return (v for scope in view.scopes for v in scope.values.values() if v.constant)
 
 
 def _looks_like_parameter(constant: Constant) -> bool:

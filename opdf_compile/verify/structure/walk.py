@@ -217,7 +217,7 @@ def _compare_nodes(c: Node, r: Node) -> Iterator[Difference]:
             sentence = f"{c} has {what} {found} in the candidate and {r} {wanted} in the reference"
             yield at_nodes(what, c, r, sentence)
     ours, theirs = c.attributes(), r.attributes()
-    for name in sorted(ours.keys() | theirs.keys()):
+    for name in () if ours == theirs else sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             found_text, wanted_text = (
                 show_attribute(side[name]) if name in side else "nothing" for side in (ours, theirs)
@@ -229,6 +229,8 @@ def _compare_nodes(c: Node, r: Node) -> Iterator[Difference]:
                 f"{wanted_text} in the reference"
             )
             yield at_nodes("attribute", c, r, sentence)
+    if not (c.subgraphs or r.subgraphs):
+        return
     counts = [{k: len(v) for k, v in node.subgraphs.items()} for node in (c, r)]
     if counts[0] != counts[1]:
         sentence = (
