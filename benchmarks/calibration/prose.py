@@ -42,6 +42,7 @@ UNFOLDED = (
 REPEAT = (
     "On a machine with an NVIDIA GPU, one thing at a time:",
     "",
+    "<!-- not run: it needs a GPU and half an hour -->",
     "```sh",
     "python benchmarks/parity.py --export-only --jobs 7 --threads 2 --models-dir bundles",
     "python benchmarks/parity.py --device cuda --models-dir bundles --batches 1,32 --budget 60 \\",

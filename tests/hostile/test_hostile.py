@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,10 @@ def test_the_unharmed_file_passes(name: str, quick: dict[str, Any]) -> None:
     result = quick[name]
     assert result["code"] == 0, result
     # The watch is awake: a command that writes is seen to write, into its output folder only.
-    writes = [event for event in result["events"] if event.startswith("open for writing")]
+    # What the runtime makes of two equal graphs goes through a temporary folder of our own.
+    own = f"open for writing {Path(tempfile.gettempdir()) / 'opdf-verify-'}"
+    events = [event for event in result["events"] if not event.startswith(own)]
+    writes = [event for event in events if event.startswith("open for writing")]
     assert result["changed"] == bool(writes) == (" -o " in CONTROLS[name])
     assert all("/out/" in event or " out/" in event for event in writes), writes
 

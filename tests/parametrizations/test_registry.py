@@ -15,7 +15,7 @@ def test_the_mpo_is_there() -> None:
 
 
 def test_a_new_parametrization_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
+    monkeypatch.setattr(registry, "_REGISTERED", {"mpo": registry.get("mpo")})
     other = Mpo(name="other")
     registry.register(other)
     registry.register(other)
