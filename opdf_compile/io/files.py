@@ -100,6 +100,29 @@ def atomic_folder(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def sha256_of_part(path: str | os.PathLike[str], offset: int, length: int) -> bytes:
+    """Digest of `length` bytes from `offset` on, read in pieces.
+
+    Args:
+        path: An existing file.
+        offset: Where the part begins, in bytes.
+        length: How long it is, in bytes.
+
+    Raises:
+        OSError: The file cannot be read, or ends before the part does.
+    """
+    digest, left = hashlib.sha256(), length
+    with Path(path).open("rb") as stream:
+        stream.seek(offset)
+        while left:
+            piece = stream.read(min(left, _CHUNK))
+            if not piece:
+                raise OSError(f"{left} bytes are missing at its end")
+            digest.update(piece)
+            left -= len(piece)
+    return digest.digest()
+
+
 def sha256(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits.
 

@@ -15,9 +15,11 @@ import sys
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opdf_compile.errors import ArtefactError
+from opdf_compile.io.files import sha256_of_part
 
 if TYPE_CHECKING:
     import onnx
@@ -147,6 +149,10 @@ def tensor_fingerprint(tensor: onnx.TensorProto, folder: str) -> Hashable:
     if tensor.data_type == TensorProto.STRING:
         return (*head, tuple(tensor.string_data))
     try:
+        if sys.byteorder == "little" and tensor.data_location == TensorProto.EXTERNAL:
+            part = _plain_part(tensor, folder)
+            if part is not None:
+                return (*head, sha256_of_part(*part))
         array = numpy_helper.to_array(tensor, folder)
     # numpy, ml_dtypes, the file system and onnx's checker each raise their own class here; all
     # of them say that this tensor cannot be read.
@@ -155,6 +161,22 @@ def tensor_fingerprint(tensor: onnx.TensorProto, folder: str) -> Hashable:
             f"the data of initialiser {tensor.name!r} cannot be read ({error}); export it again"
         ) from error
     return (*head, hashlib.sha256(array.tobytes()).digest())
+
+
+def _plain_part(tensor: onnx.TensorProto, folder: str) -> tuple[Path, int, int] | None:
+    """File, offset and length of external numbers whose bytes are their own; else None.
+
+    Reading them in pieces keeps a constant of gigabytes out of memory. Names that lead out of the
+    folder are left to onnx, which refuses them.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location, length = entries.get("location", ""), int(entries.get("length", -1))
+    path = Path(folder) / location
+    if Path(location).name != location or path.is_symlink() or not path.is_file():
+        return None
+    if length != math.prod(tensor.dims) * _WHOLE_BYTES.get(tensor.data_type, -1):
+        return None
+    return path, int(entries.get("offset", 0)), length
 
 
 @functools.cache

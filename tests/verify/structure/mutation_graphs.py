@@ -17,6 +17,7 @@ from opdf_compile.io.check_data import check_path, read_check, write_check
 from opdf_compile.io.files import sha256
 from opdf_compile.io.torchvision_shim import prepare_torchvision
 
+Exports = Callable[[str], Path]
 Example = tuple[Tensor, ...] | dict[str, Tensor]
 
 

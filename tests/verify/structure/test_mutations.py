@@ -8,14 +8,13 @@ own hash would refute a changed file before any number is looked at.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 import pytest
-from mutation_graphs import GRAPHS, claim_check_data, export
+from mutation_graphs import GRAPHS, Exports, claim_check_data
 from mutation_tools import Change, DoesNotApply
 from mutations_cosmetic import COSMETIC
 from mutations_semantic import BY_NUMERICS, BY_STRUCTURE
@@ -45,17 +44,6 @@ TABLES = {
     "by structure": Wanted(BY_STRUCTURE, "fail", None),
     "by numerics": Wanted(BY_NUMERICS, "pass", "fail"),
 }
-
-
-@pytest.fixture(scope="session")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> functools._lru_cache_wrapper[Path]:
-    folder = tmp_path_factory.mktemp("graphs")
-
-    @functools.cache
-    def exported(name: str) -> Path:
-        return export(name, folder / f"{name}.onnx")
-
-    return exported
 
 
 def applied(reference: Path, table: dict[str, Change], folder: Path) -> Iterator[tuple[str, Path]]:
@@ -95,7 +83,7 @@ def wrong_verdicts(reference: Path, wanted: Wanted, folder: Path) -> tuple[list[
     "graph", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 )
 def test_no_mutation_gets_a_wrong_verdict(
-    graph: str, kind: str, exports: functools._lru_cache_wrapper[Path], tmp_path: Path
+    graph: str, kind: str, exports: Exports, tmp_path: Path
 ) -> None:
     wrong, seen = wrong_verdicts(exports(graph), TABLES[kind], tmp_path)
     assert wrong == []
@@ -108,9 +96,7 @@ def test_the_tables_hold_more_than_sixty_mutations() -> None:
 
 
 @pytest.mark.slow
-def test_each_mutation_applies_to_a_graph(
-    exports: functools._lru_cache_wrapper[Path], tmp_path: Path
-) -> None:
+def test_each_mutation_applies_to_a_graph(exports: Exports, tmp_path: Path) -> None:
     pairs = {
         (kind, name, graph)
         for graph in GRAPHS
@@ -124,7 +110,7 @@ def test_each_mutation_applies_to_a_graph(
 
 @pytest.mark.parametrize("name", ["detector"])
 def test_a_mutated_file_is_refuted_by_its_hash_first(
-    name: str, exports: functools._lru_cache_wrapper[Path], tmp_path: Path
+    name: str, exports: Exports, tmp_path: Path
 ) -> None:
     reference = exports(name)
     model = onnx.load(reference)
