@@ -321,10 +321,12 @@ print(hashlib.sha256(b"".join(c.detach().numpy().tobytes() for c in cores)).hexd
 
 def test_invariant_7_decompositions_are_deterministic() -> None:
     for name, make in WEIGHTS.items():
-        first = grow(linear(make()), torch.randn(2, make().shape[1])).cores("weight")
+        traced = opdf.trace(linear(make()), (torch.randn(2, make().shape[1]),))
+        plan = opdf.plan(traced, min_size=1)
+        first = opdf.expand(traced, plan).cores("weight")
         torch.manual_seed(1234)
         torch.randn(100)
-        second = grow(linear(make()), torch.randn(2, make().shape[1])).cores("weight")
+        second = opdf.expand(traced, plan).cores("weight")
         for ours, again in zip(first, second, strict=True):
             assert torch.equal(ours, again), name
     runs = {

@@ -60,7 +60,7 @@ def brute_force(value: Plan) -> tuple[int, int]:
     return trained, deployed
 
 
-@pytest.mark.parametrize("cores", [2, 3, 5, 64])
+@pytest.mark.parametrize("cores", [2, 3, 5, pytest.param(64, marks=pytest.mark.slow)])
 def test_cores(resnet: Traced, cores: int) -> None:
     made = plan(resnet, cores=cores)
     assert {len(entry.core_names) for entry in made.entries} == {cores}
