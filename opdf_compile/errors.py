@@ -58,6 +58,10 @@ class ExportError(UserError):
     """The ONNX exporter cannot express the model."""
 
 
+class RecipeError(UserError):
+    """A recipe says something that cannot be done; the message starts with its file and line."""
+
+
 class DeviceError(UserError):
     """The device or execution provider that was asked for is not there."""
 

@@ -1,0 +1,153 @@
+"""What a recipe becomes: everything that a training run needs, and nothing about how it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from opdf_compile.plan.value import Plan
+
+if TYPE_CHECKING:
+    from opdf_compile.distill.layer_map import LayerMap
+    from opdf_compile.distill.losses import WeightedSum
+    from opdf_compile.distill.recipe.schema import Recipe
+    from opdf_compile.training.optimizer.alignment import Alignment
+
+Batch = Mapping[str, Tensor]
+Outputs = Mapping[str, Tensor]
+
+
+class Examples(Protocol):
+    """A map-style dataset whose items are mappings of tensors."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Batch:
+        """One example: tensors by column, without a batch axis."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """The three parts of the data.
+
+    Attributes:
+        train: What is learned from.
+        validation: What is chosen with.
+        test: What the result is stated on; no choice looks at it. May be empty.
+        inputs: The columns that go into the forward, in this order.
+        labels: The column with the labels, or None.
+        collate: Makes a batch of a list of examples.
+        fingerprint: A hash over the contents of all parts.
+        source: Where it came from, in words.
+    """
+
+    train: Examples
+    validation: Examples
+    test: Examples
+    inputs: tuple[str, ...]
+    labels: str | None
+    collate: Callable[[Sequence[Batch]], dict[str, Tensor]]
+    fingerprint: str = ""
+    source: str = ""
+
+    def arguments(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+        """A forward's (args, kwargs): one input goes by position, several by name."""
+        if len(self.inputs) == 1:
+            return (batch[self.inputs[0]],), {}
+        return (), {name: batch[name] for name in self.inputs}
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """What validations compare.
+
+    Attributes:
+        name: For tables and logs.
+        pieces: Of (student outputs, teacher outputs or None, batch): a sum over examples and how
+            many there were, both 0-d tensors. The metric is the sum of sums over the sum of
+            counts, whatever the batches and the processes.
+        higher_is_better: Which way is up.
+        needs_teacher: Whether the teacher's outputs are read.
+    """
+
+    name: str
+    pieces: Callable[[Outputs, Outputs | None, Batch], tuple[Tensor, Tensor]]
+    higher_is_better: bool
+    needs_teacher: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A prepared recipe.
+
+    Attributes:
+        recipe: As it was read.
+        base: The folder that relative paths start from.
+        make_student: A fresh student of a seed, warm-started if the recipe says so.
+        teacher: In eval mode, without gradients; None where nothing needs one.
+        data: The parts.
+        example: A small batch, for tracing and export.
+        losses: Makes the weighted sum; learned projections are its parameters, so one call per run.
+        plan: The plan for a student of `make_student`, or None for plain training.
+        optimizer: Of (student, plan, lr=, weight_decay=, extra=): plain where the plan is None.
+            `extra` are parameters beyond the student's, as learned projections.
+        metric: What validations compare.
+        layer_map: Student weights and teacher weights, or None.
+        alignment: Makes the alignment of one run, or None.
+        notes: What a user should know, in sentences.
+    """
+
+    recipe: Recipe
+    base: Path
+    make_student: Callable[[int], nn.Module]
+    teacher: nn.Module | None
+    data: Data
+    example: dict[str, Tensor]
+    losses: Callable[[], WeightedSum]
+    plan: Callable[[nn.Module], Plan | None]
+    optimizer: Callable[..., Optimizer]
+    metric: Metric
+    layer_map: LayerMap | None = None
+    alignment: Callable[[], Alignment] | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def fingerprint(self) -> str:
+        """The hash of the data."""
+        return self.data.fingerprint
+
+    def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """A model's outputs on a batch, by name; see `named_outputs`."""
+        args, kwargs = self.data.arguments(batch)
+        return named_outputs(model(*args, **kwargs))
+
+
+def named_outputs(value: Any) -> dict[str, Tensor]:
+    """Name what a forward returned.
+
+    A tensor is "logits". Mappings (also those of transformers) keep their keys; a tuple inside is
+    counted, as in "hidden_states.3". A bare tuple's parts are "0", "1", ...
+    """
+    if isinstance(value, Tensor):
+        return {"logits": value}
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, tuple | list):
+        parts = ((str(place), part) for place, part in enumerate(value))
+    else:
+        return {}
+    named: dict[str, Tensor] = {}
+    for key, part in parts:
+        if isinstance(part, Tensor):
+            named[str(key)] = part
+        elif isinstance(part, Mapping | tuple | list):
+            named.update({f"{key}.{name}": t for name, t in named_outputs(part).items()})
+    return named

@@ -1,0 +1,80 @@
+"""The `[[loss]]` sections: one class per kind, so that a key that a kind has not is an error."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Loss(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: Text | None = Field(None, description="Its name in logs; the kind by default.")
+    weight: Positive = Field(1.0, description="Its weight in the sum.")
+    student: Text | None = Field(None, description="The student's output that it reads.")
+    mask: Text | None = Field(None, description="A column of the data: 1 counts, 0 does not.")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it compares with the teacher."""
+        return True
+
+
+class _FromTeacher(_Loss):
+    teacher: Text | None = Field(None, description="The teacher's output that it reads.")
+
+
+class HintonLoss(_FromTeacher):
+    """KL of softened logits, times the temperature squared."""
+
+    kind: Literal["hinton"]
+    temperature: Positive = Field(4.0, description="Softens both.")
+
+
+class SkewLoss(_FromTeacher):
+    """Skew KL and reverse skew KL (DistiLLM)."""
+
+    kind: Literal["skew-kl", "reverse-skew-kl"]
+    alpha: OpenShare = Field(0.1, description="Share of the first distribution in the mixture.")
+
+
+class CorrelationLoss(_FromTeacher):
+    """Correlation between the logits of classes, of examples, and of their ranks."""
+
+    kind: Literal["correlation"]
+    classes: AtLeastZero = Field(1.0, description="Weight of the part over classes.")
+    batch: AtLeastZero = Field(1.0, description="Weight of the part over the batch.")
+    rank: AtLeastZero = Field(0.0, description="Weight of the differentiable rank part.")
+
+
+class HiddenLoss(_FromTeacher):
+    """Mean squared or cosine distance of hidden states."""
+
+    kind: Literal["hidden", "cosine"]
+    projection: Literal["learned", "fixed", "none"] = Field(
+        "none", description="From the student's width to the teacher's."
+    )
+
+
+class TaskLoss(_Loss):
+    """The task itself, from the labels."""
+
+    kind: Literal["task"]
+    of: Literal["cross_entropy", "mse"] = Field("cross_entropy", description="Which loss.")
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Share.")
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Labels alone."""
+        return False
+
+
+LossSection = Annotated[
+    HintonLoss | SkewLoss | CorrelationLoss | HiddenLoss | TaskLoss, Field(discriminator="kind")
+]

@@ -1,0 +1,189 @@
+"""The recipe's schema: one class per section of the file, one attribute per key.
+
+The descriptions are what `docs/distill.md` prints, and the defaults are those of the file.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from opdf_compile.distill.recipe.loss_schema import LossSection
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """What all sections have in common: no unknown keys, no guessing of types, no changes."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class StudentSection(Section):
+    """The network that ships."""
+
+    model: Text = Field(description="A MODEL as on the command line.")
+    weights: Text | None = Field(None, description="A .safetensors file with start weights.")
+    warm_start: bool = Field(False, description="Copy the teacher's mapped layers into it first.")
+    layer_map: Literal["every-kth", "found"] | dict[str, str] = Field(
+        "every-kth",
+        description="Which teacher layer each student layer learns from: the rule every k-th "
+        "block, found by role, shape and depth, or a table of student weight = teacher weight.",
+    )
+
+
+class TeacherSection(Section):
+    """The network that is learned from."""
+
+    model: Text = Field(description="A MODEL as on the command line.")
+    weights: Text | None = Field(None, description="A .safetensors file with its weights.")
+    cache: bool = Field(
+        False, description="Compute its outputs once and keep them on disk, not in every epoch."
+    )
+
+
+class DataSection(Section):
+    """What is learned from, chosen with, and measured on."""
+
+    source: Text = Field(
+        description="digits, mnist1d, FILE.npz, FILE.safetensors, package.module:callable, "
+        "FILE.py:callable, or hf:DIR (a data set that the package datasets saved)."
+    )
+    validation: Text | None = Field(None, description="A file for the validation part.")
+    test: Text | None = Field(None, description="A file for the test part.")
+    inputs: list[Text] | None = Field(
+        None, description="Columns that go into the forward; all but the labels by default."
+    )
+    labels: Text | None = Field("labels", description="The column with the labels, if any.")
+    validation_share: Share = Field(0.15, description="Share split off where no part is given.")
+    test_share: Share = Field(0.15, description="Share split off where no part is given.")
+    split_seed: int = Field(0, ge=0, description="Where the shuffle of the split starts.")
+    batch: Count = Field(64, description="Examples per forward, summed over all processes.")
+
+
+class PlanSection(Section):
+    """How the student's weights are over-parameterised."""
+
+    enabled: bool = Field(True, description="false distils the plain student.")
+    parametrization: Text = Field("mpo", description="A name in the registry.")
+    cores: int | None = Field(None, ge=2, le=64, description="Cores per weight; 3 by default.")
+    scale: float | None = Field(None, gt=1, description="Training over deployed parameters.")
+    overhead: float | None = Field(None, gt=1, description="Cost of a step over the plain one.")
+    include: list[Text] = Field([], description="Globs; only these weights.")
+    exclude: list[Text] = Field([], description="Globs; not these weights.")
+
+
+class AlignmentSection(Section):
+    """The pull of the student's cores towards the teacher's; left out, there is none."""
+
+    weight: Positive = Field(1.0, description="Weight of the alignment loss.")
+
+
+class OptimizerSection(Section):
+    """The optimizer; other keys are options of its class (betas, momentum, nesterov, ...)."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+
+    name: Text = Field("AdamW", description="A class of torch.optim.")
+    lr: Positive | Literal["matched"] = Field(
+        description="Peak learning rate; matched = plain_lr, scaled so that the first step is as "
+        "long as the plain student's."
+    )
+    plain_lr: Positive | None = Field(
+        None, description="The plain student's rate, which lr = matched starts from."
+    )
+    weight_decay: AtLeastZero = Field(0.0, description="Weight decay.")
+    decay: Literal["weight", "cores"] = Field(
+        "weight", description="What decays: the weight as in the plain student, or its cores."
+    )
+    no_decay: list[Text] = Field([], description="Globs of parameters without weight decay.")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that go to the optimizer's class as they are."""
+        return dict(self.model_extra or {})
+
+
+class ScheduleSection(Section):
+    """The learning rate over the run."""
+
+    kind: Literal["cosine", "linear", "constant"] = Field("cosine", description="Its shape.")
+    warmup: AtLeastZero = Field(
+        0.1, description="Linear rise at the start: a share below 1, or a number of steps."
+    )
+
+
+class TrainingSection(Section):
+    """How long and in which way."""
+
+    epochs: Count | None = Field(None, description="Passes over the training part.")
+    steps: Count | None = Field(None, description="Optimizer steps, in place of epochs.")
+    seed: int = Field(0, ge=0, description="Start weights, order of examples, dropout.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where it trains.")
+    precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
+        "fp32", description="fp32, mixed bf16 or fp16, or all in fp64."
+    )
+    accumulation: Count = Field(1, description="Batches per optimizer step.")
+    clip: Positive | None = Field(None, description="Largest norm of the gradient.")
+    evaluate_every: Count | None = Field(
+        None, description="Optimizer steps between validations; each epoch by default."
+    )
+    checkpoint_every: Count | None = Field(
+        None, description="Optimizer steps between checkpoints; each epoch by default."
+    )
+    keep: Count = Field(2, description="Checkpoints to keep.")
+    early_stopping: Count | None = Field(
+        None, description="Stop after so many validations without a better one; the best is kept."
+    )
+    metric: Text = Field(
+        "auto",
+        description="accuracy, cosine, kl, mse, loss, or package.module:callable; auto takes "
+        "accuracy where there are labels, otherwise loss.",
+    )
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="Decay of an average of the weights, which then ships."
+    )
+    log_with: list[Text] = Field([], description="Trackers of Accelerate: tensorboard, wandb, ...")
+
+
+class ExportSection(Section):
+    """What is written at the end."""
+
+    enabled: bool = Field(True, description="false leaves the trained weights alone.")
+    opset: int | None = Field(None, ge=17, description="ONNX opset.")
+    dtype: Literal["fp32", "fp16", "bf16"] | None = Field(None, description="Of the ONNX file.")
+
+
+class VerifySection(Section):
+    """Proof that the folded student is the untouched one's equal."""
+
+    enabled: bool = Field(True, description="false writes the bundle without a verdict.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where it is measured.")
+    margin: Positive | Literal["auto"] = Field("auto", description="Allowed latency excess.")
+    budget: Positive = Field(30.0, description="Seconds for the latency measurement.")
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    student: StudentSection
+    teacher: TeacherSection | None = None
+    data: DataSection
+    plan: PlanSection = PlanSection()
+    loss: list[LossSection] = Field(min_length=1)
+    alignment: AlignmentSection | None = None
+    optimizer: OptimizerSection
+    schedule: ScheduleSection = ScheduleSection()
+    training: TrainingSection
+    export: ExportSection = ExportSection()
+    verify: VerifySection = VerifySection()
+
+    def section(self, name: str) -> Section | None:
+        """A section by its name in the file."""
+        found: Section | None = getattr(self, name)
+        return found
