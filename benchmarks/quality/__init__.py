@@ -1,0 +1,1 @@
+"""The study: does over-parameterisation make distilled students better, and where."""

@@ -1,0 +1,131 @@
+"""The rows of benchmarks/results/quality.json: one per task, setting, method and endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from quality.statistics import ALPHA, Comparison, compare, holm, holm_family
+
+SCHEMA = "opdf-quality/1"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured: both sides of one comparison, seed by seed.
+
+    Attributes:
+        task: Name of the task.
+        start: "random" or "warm".
+        length: "short" or "long".
+        method: Name of the method.
+        baseline: Name of its rival.
+        endpoint: "accuracy", "kl", or another figure of the task.
+        ours: Scores of the method, one per seed.
+        theirs: Scores of the rival, the same seeds in the same order.
+        optimizer: Name of the optimizer.
+    """
+
+    task: str
+    start: str
+    length: str
+    method: str
+    baseline: str
+    endpoint: str
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+    optimizer: str = "sgd"
+
+    @property
+    def family(self) -> tuple[str, ...]:
+        """What Holm corrects together: the same question on every task."""
+        return (
+            self.optimizer, self.start, self.length, self.method, self.baseline, self.endpoint
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison; `ci_low` and `ci_high` are Holm's (see statistics.py), over its family.
+
+    Attributes:
+        score: Mean score of the method.
+        baseline_score: Mean score of the rival.
+        ci95_low: Lower end of the interval of this task alone.
+        ci95_high: Its upper end.
+        p_holm: `p_t` after Holm, over the tasks of the family.
+        family: Number of tasks of the family.
+    """
+
+    task: str
+    start: str
+    length: str
+    optimizer: str
+    method: str
+    baseline: str
+    endpoint: str
+    score: float
+    baseline_score: float
+    difference: float
+    ci_low: float
+    ci_high: float
+    ci95_low: float
+    ci95_high: float
+    p_t: float
+    p_sign_flip: float
+    p_holm: float
+    family: int
+    seeds: int
+
+
+def rows_of(measured: Iterable[Scores], *, alpha: float = ALPHA) -> list[Row]:
+    """Compare, and correct over the tasks of every family."""
+    families: dict[tuple[str, ...], list[Scores]] = {}
+    for scores in measured:
+        families.setdefault(scores.family, []).append(scores)
+    return [row for members in families.values() for row in _family_rows(members, alpha)]
+
+
+def to_json(rows: Sequence[Row], **beside: Any) -> dict[str, Any]:
+    """The JSON value of the rows and of what belongs to them (machine, protocol, figures)."""
+    return {"schema": SCHEMA, **beside, "rows": [asdict(row) for row in rows]}
+
+
+def from_json(data: Mapping[str, Any]) -> list[Row]:
+    """The rows of a JSON value."""
+    return [Row(**row) for row in data["rows"]]
+
+
+def _family_rows(members: Sequence[Scores], alpha: float) -> list[Row]:
+    alone = [compare(m.ours, m.theirs, alpha=alpha) for m in members]
+    adjusted = holm_family(alone, alpha=alpha)
+    p_values = holm([c.p_t for c in alone])
+    return [
+        _row(member, single, corrected, p, len(members))
+        for member, single, corrected, p in zip(members, alone, adjusted, p_values, strict=True)
+    ]
+
+
+def _row(member: Scores, alone: Comparison, holms: Comparison, p_holm: float, family: int) -> Row:
+    return Row(
+        task=member.task,
+        start=member.start,
+        length=member.length,
+        optimizer=member.optimizer,
+        method=member.method,
+        baseline=member.baseline,
+        endpoint=member.endpoint,
+        score=sum(member.ours) / len(member.ours),
+        baseline_score=sum(member.theirs) / len(member.theirs),
+        difference=alone.difference,
+        ci_low=holms.ci_low,
+        ci_high=holms.ci_high,
+        ci95_low=alone.ci_low,
+        ci95_high=alone.ci_high,
+        p_t=alone.p_t,
+        p_sign_flip=alone.p_sign_flip,
+        p_holm=p_holm,
+        family=family,
+        seeds=alone.seeds,
+    )
