@@ -66,5 +66,11 @@ class DeviceError(UserError):
     """The device or execution provider that was asked for is not there."""
 
 
+class RunInterrupted(OpdfError):
+    """A training run was told to stop, saved where it was, and says how to go on."""
+
+    exit_code: ClassVar[int] = 130
+
+
 class InternalError(OpdfError):
     """A pass or a checker broke its own contract; please report it."""
