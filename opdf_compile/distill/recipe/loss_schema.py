@@ -15,10 +15,18 @@ Text = Annotated[str, Field(min_length=1)]
 class _Loss(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    name: Text | None = Field(None, description="Its name in logs; the kind by default.")
+    name: Text | None = Field(
+        None, description="Its name in logs; the kind by default.", examples=["soft"]
+    )
     weight: Positive = Field(1.0, description="Its weight in the sum.")
-    student: Text | None = Field(None, description="The student's output that it reads.")
-    mask: Text | None = Field(None, description="A column of the data: 1 counts, 0 does not.")
+    student: Text | None = Field(
+        None,
+        description="The student's output that it reads; the first by default.",
+        examples=["logits"],
+    )
+    mask: Text | None = Field(
+        None, description="A column of the data: 1 counts, 0 does not.", examples=["attention_mask"]
+    )
 
     @property
     def needs_teacher(self) -> bool:
@@ -27,7 +35,11 @@ class _Loss(BaseModel):
 
 
 class _FromTeacher(_Loss):
-    teacher: Text | None = Field(None, description="The teacher's output that it reads.")
+    teacher: Text | None = Field(
+        None,
+        description="The teacher's output that it reads; the first by default.",
+        examples=["logits"],
+    )
 
 
 class HintonLoss(_FromTeacher):

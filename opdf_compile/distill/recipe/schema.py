@@ -5,17 +5,38 @@ The descriptions are what `docs/distill.md` prints, and the defaults are those o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from opdf_compile.distill.recipe.loss_schema import LossSection
+from opdf_compile.distill.recipe.toml_lines import Path, line_of
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Source:
+    """The text that a recipe was read from.
+
+    Attributes:
+        name: The file's name.
+        text: Its contents.
+        lines: The line of each key.
+    """
+
+    name: str
+    text: str
+    lines: dict[Path, int]
+
+    def place(self, path: Path) -> str:
+        """A key's place as "FILE:LINE"."""
+        return f"{self.name}:{line_of(self.lines, path)}"
 
 
 class Section(BaseModel):
@@ -27,8 +48,13 @@ class Section(BaseModel):
 class StudentSection(Section):
     """The network that ships."""
 
-    model: Text = Field(description="A MODEL as on the command line.")
-    weights: Text | None = Field(None, description="A .safetensors file with start weights.")
+    model: Text = Field(
+        description="A MODEL as on the command line; relative to the recipe.",
+        examples=["student.py:build"],
+    )
+    weights: Text | None = Field(
+        None, description="A .safetensors file with start weights.", examples=["start.safetensors"]
+    )
     warm_start: bool = Field(False, description="Copy the teacher's mapped layers into it first.")
     layer_map: Literal["every-kth", "found"] | dict[str, str] = Field(
         "every-kth",
@@ -40,8 +66,13 @@ class StudentSection(Section):
 class TeacherSection(Section):
     """The network that is learned from."""
 
-    model: Text = Field(description="A MODEL as on the command line.")
-    weights: Text | None = Field(None, description="A .safetensors file with its weights.")
+    model: Text = Field(
+        description="A MODEL as on the command line; relative to the recipe.",
+        examples=["student.py:build"],
+    )
+    weights: Text | None = Field(
+        None, description="A .safetensors file with its weights.", examples=["teacher.safetensors"]
+    )
     cache: bool = Field(
         False, description="Compute its outputs once and keep them on disk, not in every epoch."
     )
@@ -52,12 +83,17 @@ class DataSection(Section):
 
     source: Text = Field(
         description="digits, mnist1d, FILE.npz, FILE.safetensors, package.module:callable, "
-        "FILE.py:callable, or hf:DIR (a data set that the package datasets saved)."
+        "FILE.py:callable, or hf:DIR (a data set that the package datasets saved).",
+        examples=["digits"],
     )
-    validation: Text | None = Field(None, description="A file for the validation part.")
-    test: Text | None = Field(None, description="A file for the test part.")
+    validation: Text | None = Field(
+        None, description="A file for the validation part.", examples=["validation.npz"]
+    )
+    test: Text | None = Field(None, description="A file for the test part.", examples=["test.npz"])
     inputs: list[Text] | None = Field(
-        None, description="Columns that go into the forward; all but the labels by default."
+        None,
+        description="Columns that go into the forward; all but the labels by default.",
+        examples=[["images"]],
     )
     labels: Text | None = Field("labels", description="The column with the labels, if any.")
     validation_share: Share = Field(0.15, description="Share split off where no part is given.")
@@ -71,11 +107,19 @@ class PlanSection(Section):
 
     enabled: bool = Field(True, description="false distils the plain student.")
     parametrization: Text = Field("mpo", description="A name in the registry.")
-    cores: int | None = Field(None, ge=2, le=64, description="Cores per weight; 3 by default.")
-    scale: float | None = Field(None, gt=1, description="Training over deployed parameters.")
-    overhead: float | None = Field(None, gt=1, description="Cost of a step over the plain one.")
-    include: list[Text] = Field([], description="Globs; only these weights.")
-    exclude: list[Text] = Field([], description="Globs; not these weights.")
+    cores: int | None = Field(
+        None, ge=2, le=64, description="Cores per weight; 3 by default.", examples=[3]
+    )
+    scale: float | None = Field(
+        None, gt=1, description="Training over deployed parameters.", examples=[2.0]
+    )
+    overhead: float | None = Field(
+        None, gt=1, description="Cost of a step over the plain one.", examples=[1.2]
+    )
+    include: list[Text] = Field(
+        [], description="Globs; only these weights.", examples=[["encoder.*"]]
+    )
+    exclude: list[Text] = Field([], description="Globs; not these weights.", examples=[["head.*"]])
 
 
 class AlignmentSection(Section):
@@ -92,16 +136,21 @@ class OptimizerSection(Section):
     name: Text = Field("AdamW", description="A class of torch.optim.")
     lr: Positive | Literal["matched"] = Field(
         description="Peak learning rate; matched = plain_lr, scaled so that the first step is as "
-        "long as the plain student's."
+        "long as the plain student's.",
+        examples=[0.001],
     )
     plain_lr: Positive | None = Field(
-        None, description="The plain student's rate, which lr = matched starts from."
+        None,
+        description="The plain student's rate, which lr = matched starts from.",
+        examples=[0.001],
     )
     weight_decay: AtLeastZero = Field(0.0, description="Weight decay.")
     decay: Literal["weight", "cores"] = Field(
         "weight", description="What decays: the weight as in the plain student, or its cores."
     )
-    no_decay: list[Text] = Field([], description="Globs of parameters without weight decay.")
+    no_decay: list[Text] = Field(
+        [], description="Globs of parameters without weight decay.", examples=[["*.bias"]]
+    )
 
     @property
     def options(self) -> dict[str, Any]:
@@ -121,24 +170,32 @@ class ScheduleSection(Section):
 class TrainingSection(Section):
     """How long and in which way."""
 
-    epochs: Count | None = Field(None, description="Passes over the training part.")
-    steps: Count | None = Field(None, description="Optimizer steps, in place of epochs.")
+    epochs: Count | None = Field(None, description="Passes over the training part.", examples=[30])
+    steps: Count | None = Field(
+        None, description="Optimizer steps, in place of epochs.", examples=[1000]
+    )
     seed: int = Field(0, ge=0, description="Start weights, order of examples, dropout.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where it trains.")
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = Field(
         "fp32", description="fp32, mixed bf16 or fp16, or all in fp64."
     )
     accumulation: Count = Field(1, description="Batches per optimizer step.")
-    clip: Positive | None = Field(None, description="Largest norm of the gradient.")
+    clip: Positive | None = Field(None, description="Largest norm of the gradient.", examples=[1.0])
     evaluate_every: Count | None = Field(
-        None, description="Optimizer steps between validations; each epoch by default."
+        None,
+        description="Optimizer steps between validations; each epoch by default.",
+        examples=[100],
     )
     checkpoint_every: Count | None = Field(
-        None, description="Optimizer steps between checkpoints; each epoch by default."
+        None,
+        description="Optimizer steps between checkpoints; each epoch by default.",
+        examples=[100],
     )
     keep: Count = Field(2, description="Checkpoints to keep.")
     early_stopping: Count | None = Field(
-        None, description="Stop after so many validations without a better one; the best is kept."
+        None,
+        description="Stop after so many validations without a better one; the best is kept.",
+        examples=[5],
     )
     metric: Text = Field(
         "auto",
@@ -146,17 +203,29 @@ class TrainingSection(Section):
         "accuracy where there are labels, otherwise loss.",
     )
     ema: float | None = Field(
-        None, gt=0, lt=1, description="Decay of an average of the weights, which then ships."
+        None,
+        gt=0,
+        lt=1,
+        description="Decay of an average of the weights, which then ships.",
+        examples=[0.999],
     )
-    log_with: list[Text] = Field([], description="Trackers of Accelerate: tensorboard, wandb, ...")
+    log_with: list[Text] = Field(
+        [],
+        description="Trackers of Accelerate: tensorboard, wandb, ...",
+        examples=[["tensorboard"]],
+    )
 
 
 class ExportSection(Section):
     """What is written at the end."""
 
     enabled: bool = Field(True, description="false leaves the trained weights alone.")
-    opset: int | None = Field(None, ge=17, description="ONNX opset.")
-    dtype: Literal["fp32", "fp16", "bf16"] | None = Field(None, description="Of the ONNX file.")
+    opset: int | None = Field(None, ge=17, description="ONNX opset.", examples=[18])
+    dtype: Literal["fp32", "fp16", "bf16"] | None = Field(
+        None,
+        description="Number format of the ONNX file; the student's by default.",
+        examples=["fp16"],
+    )
 
 
 class VerifySection(Section):
@@ -183,7 +252,23 @@ class Recipe(Section):
     export: ExportSection = ExportSection()
     verify: VerifySection = VerifySection()
 
-    def section(self, name: str) -> Section | None:
-        """A section by its name in the file."""
-        found: Section | None = getattr(self, name)
-        return found
+    _source: Source = PrivateAttr(default_factory=lambda: Source("the recipe", "", {}))
+
+    def remember(self, source: Source) -> None:
+        """Keep the text that this was read from, for messages and the lock file."""
+        self._source = source
+
+    @property
+    def text(self) -> str:
+        """The file's contents; empty for a recipe that was made in Python."""
+        return self._source.text
+
+    def place(self, *path: str | int) -> str:
+        """Where a key stands, as "FILE:LINE", for the start of a sentence."""
+        return self._source.place(path)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a loss, the alignment or the warm start reads the teacher."""
+        losses = any(loss.needs_teacher for loss in self.loss)
+        return losses or self.alignment is not None or self.student.warm_start

@@ -1,0 +1,233 @@
+"""What a recipe says with two keys that cannot both be meant.
+
+The schema looks at keys one by one; these rules look at the whole. Each gives a sentence with the
+place of the key that is easiest to change.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from opdf_compile.distill.recipe.checks_optimizer import optimizer_problems
+from opdf_compile.distill.recipe.problems import Problem, suggestion
+from opdf_compile.distill.recipe.schema import Recipe
+
+METRICS = ("auto", "accuracy", "cosine", "kl", "mse", "loss")
+NEED_TEACHER = ("cosine", "kl", "mse")
+# The trackers of Accelerate's `log_with`.
+TRACKERS = (
+    *("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio"),
+    "wandb",
+)
+
+
+def contradiction(recipe: Recipe) -> Problem | None:
+    """The first rule that the recipe breaks, or None."""
+    return next((problem for rule in _RULES for problem in rule(recipe)), None)
+
+
+def _length(recipe: Recipe) -> Iterator[Problem]:
+    training = recipe.training
+    if training.epochs is not None and training.steps is not None:
+        yield Problem(
+            ("training", "steps"),
+            f"[training] has epochs = {training.epochs} and steps = {training.steps}, wanted one "
+            "of them; remove steps",
+        )
+    if training.epochs is None and training.steps is None:
+        yield Problem(
+            ("training",),
+            "[training] has neither epochs nor steps, wanted how long it trains; add epochs = 30",
+        )
+
+
+def _teacher(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.teacher is not None:
+        return
+    readers: list[tuple[tuple[str | int, ...], str]] = [
+        (("loss", place, "kind"), f"the {loss.kind} loss compares with a teacher")
+        for place, loss in enumerate(recipe.loss)
+        if loss.needs_teacher
+    ]
+    if recipe.alignment is not None:
+        readers.append((("alignment",), "[alignment] pulls towards a teacher"))
+    if recipe.student.warm_start:
+        readers.append((("student", "warm_start"), "warm_start copies layers of a teacher"))
+    if recipe.training.metric in NEED_TEACHER:
+        metric = recipe.training.metric
+        readers.append((("training", "metric"), f"the metric {metric} compares with a teacher"))
+    for path, what in readers:
+        yield Problem(path, f"{what} and the recipe has none, wanted a [teacher]; add one")
+
+
+def _plan(recipe: Recipe) -> Iterator[Problem]:
+    plan, given = recipe.plan, recipe.plan.model_fields_set
+    sizes = [name for name in ("cores", "scale", "overhead") if name in given]
+    if len(sizes) > 1:
+        yield Problem(
+            ("plan", sizes[1]),
+            f"[plan] has {' and '.join(sizes)}, wanted one of cores, scale, overhead, as each "
+            f"fixes the plan; remove {sizes[1]}",
+        )
+    from opdf_compile import parametrizations
+    from opdf_compile.parametrizations.registry import names
+
+    assert parametrizations is not None  # Importing it registers its own.
+    if plan.parametrization not in names():
+        advice = suggestion(plan.parametrization, names(), 'write parametrization = "mpo"')
+        yield Problem(
+            ("plan", "parametrization"),
+            f'parametrization in [plan] is "{plan.parametrization}", wanted one of '
+            f"{', '.join(names())}{advice}",
+        )
+
+
+def _plain(recipe: Recipe) -> Iterator[Problem]:
+    """Keys that say how weights are over-parameterised in a recipe that does not do it."""
+    if recipe.plan.enabled:
+        return
+    remedy = "remove it, or set enabled = true in [plan]"
+    for name in sorted(recipe.plan.model_fields_set - {"enabled"}):
+        yield Problem(
+            ("plan", name),
+            f"[plan] has {name} and enabled = false, wanted a plain student or a plan; {remedy}",
+        )
+    if recipe.alignment is not None:
+        yield Problem(
+            ("alignment",),
+            "[alignment] pulls the cores of a plan that has enabled = false, wanted cores; "
+            f"{remedy}",
+        )
+    if recipe.optimizer.decay == "cores":
+        yield Problem(
+            ("optimizer", "decay"),
+            'decay = "cores" means the cores of a plan that has enabled = false, wanted cores; '
+            f"{remedy}",
+        )
+
+
+def _student(recipe: Recipe) -> Iterator[Problem]:
+    student = recipe.student
+    if student.warm_start and student.weights is not None:
+        yield Problem(
+            ("student", "warm_start"),
+            f'[student] has warm_start = true and weights = "{student.weights}", wanted one start; '
+            "remove one of them",
+        )
+    uses = student.warm_start or recipe.alignment is not None
+    if "layer_map" in student.model_fields_set and not uses:
+        yield Problem(
+            ("student", "layer_map"),
+            "[student] has a layer_map that nothing reads, wanted warm_start = true or "
+            "[alignment]; add one of them or remove it",
+        )
+    if student.layer_map == {}:
+        yield Problem(
+            ("student", "layer_map"),
+            "layer_map in [student] is an empty table, wanted student weight = teacher weight; "
+            'write layer_map = "every-kth", or the pairs',
+        )
+
+
+def _losses(recipe: Recipe) -> Iterator[Problem]:
+    names = Counter(loss.name or loss.kind for loss in recipe.loss)
+    for place, loss in reversed(list(enumerate(recipe.loss))):
+        name = loss.name or loss.kind
+        if names[name] > 1:
+            yield Problem(
+                ("loss", place),
+                f"{names[name]} losses are called {name}, wanted a name for each; add name = "
+                f'"{name}-2" to this one',
+            )
+
+
+def _data(recipe: Recipe) -> Iterator[Problem]:
+    data = recipe.data
+    if data.validation is None and data.validation_share == 0:
+        yield Problem(
+            ("data", "validation_share"),
+            "validation_share in [data] is 0 and there is no validation file, wanted examples to "
+            "choose with; write validation_share = 0.15",
+        )
+    split = sum(
+        share
+        for part, share in (
+            (data.validation, data.validation_share),
+            (data.test, data.test_share),
+        )
+        if part is None
+    )
+    if split >= 1:
+        yield Problem(
+            ("data", "validation_share"),
+            f"validation_share and test_share in [data] are {split:g} together, wanted less than "
+            "1, as the rest is trained on; make them smaller",
+        )
+
+
+def _schedule(recipe: Recipe) -> Iterator[Problem]:
+    warmup, steps = recipe.schedule.warmup, recipe.training.steps
+    if warmup >= 1 and warmup != int(warmup):
+        yield Problem(
+            ("schedule", "warmup"),
+            f"warmup in [schedule] is {warmup:g}, wanted a share below 1 or a whole number of "
+            f"steps; write warmup = {round(warmup)}",
+        )
+    if steps is not None and warmup >= 1 and warmup >= steps:
+        yield Problem(
+            ("schedule", "warmup"),
+            f"warmup in [schedule] is {warmup:g} steps and the run has {steps}, wanted fewer; "
+            "write warmup = 0.1 for a tenth of the run",
+        )
+
+
+def _training(recipe: Recipe) -> Iterator[Problem]:
+    training = recipe.training
+    metric = training.metric
+    if metric not in METRICS and ":" not in metric:
+        advice = suggestion(metric, METRICS, 'write metric = "auto"')
+        yield Problem(
+            ("training", "metric"),
+            f'metric in [training] is "{metric}", wanted one of {", ".join(METRICS)} or '
+            f"package.module:callable{advice}",
+        )
+    if training.precision == "fp16" and training.device == "cpu":
+        yield Problem(
+            ("training", "precision"),
+            'precision = "fp16" needs a GPU and device is "cpu", wanted fp32, bf16 or fp64 there; '
+            'write precision = "bf16"',
+        )
+    for place, tracker in enumerate(training.log_with):
+        if tracker not in TRACKERS:
+            yield Problem(
+                ("training", "log_with", place),
+                f'log_with in [training] names "{tracker}", wanted one of {", ".join(TRACKERS)}'
+                f"{suggestion(tracker, TRACKERS, 'remove it')}",
+            )
+
+
+def _verify(recipe: Recipe) -> Iterator[Problem]:
+    if recipe.export.enabled:
+        return
+    if recipe.verify.model_fields_set and recipe.verify.enabled:
+        yield Problem(
+            ("verify",),
+            "[verify] looks at a bundle and [export] has enabled = false, wanted a bundle; remove "
+            "[verify] or that line",
+        )
+
+
+_RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
+    _length,
+    _teacher,
+    _plain,
+    _plan,
+    _student,
+    _losses,
+    _data,
+    optimizer_problems,
+    _schedule,
+    _training,
+    _verify,
+)
