@@ -61,10 +61,7 @@ def load_file(match: re.Match[str], spec: str) -> LoadedModel:
         ArtefactError: The file is missing.
         InputError: It cannot be imported, has no such callable, or the callable fails.
     """
-    file = existing_file(match["file"], wanted="a Python file").resolve()
-    with _import_path(file.parent), fixed_randomness():
-        module = _import_file(file, spec)
-        return _call(_find(module, match["name"], spec), match, spec)
+    return _unpack(_made(match, spec), match["name"], spec)
 
 
 def load_module(match: re.Match[str], spec: str) -> LoadedModel:
@@ -73,15 +70,72 @@ def load_module(match: re.Match[str], spec: str) -> LoadedModel:
     Raises:
         InputError: The module cannot be imported, has no such callable, or the callable fails.
     """
+    return _unpack(_made(match, spec), match["name"], spec)
+
+
+def names_code(spec: str) -> bool:
+    """Whether an argument has the form of a callable, in a file or a module."""
+    return bool(FILE.fullmatch(spec) or MODULE.fullmatch(spec))
+
+
+def find_callable(spec: str) -> Callable[..., Any]:
+    """The callable that `file.py:callable` or `package.module:callable` names, without calling it.
+
+    Raises:
+        ArtefactError: The file is missing.
+        InputError: It has no such form, cannot be imported, or has no such callable.
+    """
+    with _found(_parsed(spec), spec) as found:
+        return found
+
+
+def call_callable(spec: str) -> Any:
+    """What a callable returns that need not build a model, from fixed random numbers.
+
+    Args:
+        spec: `file.py:callable` or `package.module:callable`, with `?key=value&...`.
+
+    Raises:
+        ArtefactError: The file is missing.
+        InputError: It has no such form, cannot be imported, has no such callable, or this fails.
+    """
+    return _made(_parsed(spec), spec)
+
+
+def _parsed(spec: str) -> re.Match[str]:
+    match = FILE.fullmatch(spec) or MODULE.fullmatch(spec)
+    if match is None:
+        raise InputError(
+            f"{spec!r} names no code; wanted package.module:callable or file.py:callable"
+        )
+    return match
+
+
+def _made(match: re.Match[str], spec: str) -> Any:
+    with _found(match, spec) as build:
+        return _call(build, match, spec)
+
+
+@contextlib.contextmanager
+def _found(match: re.Match[str], spec: str) -> Iterator[Callable[..., Any]]:
+    """Import a callable; within the block its neighbours can be imported too."""
+    if "file" in match.groupdict():
+        file = existing_file(match["file"], wanted="a Python file").resolve()
+        with _import_path(file.parent), fixed_randomness():
+            yield _find(_import_file(file, spec), match["name"], spec)
+        return
     with _import_path(Path.cwd()), fixed_randomness():
-        try:
-            module = importlib.import_module(match["module"])
-        except (Exception, SystemExit) as error:  # Importing runs the user's code.
-            raise InputError(
-                f"{match['module']} of {spec} cannot be imported ({first_line(error)}); install "
-                "it or run from the folder that holds it"
-            ) from error
-        return _call(_find(module, match["name"], spec), match, spec)
+        yield _find(_import_module(match["module"], spec), match["name"], spec)
+
+
+def _import_module(name: str, spec: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:  # Importing runs the user's code.
+        raise InputError(
+            f"{name} of {spec} cannot be imported ({first_line(error)}); install it or run from "
+            "the folder that holds it"
+        ) from error
 
 
 def _import_file(file: Path, spec: str) -> ModuleType:
@@ -122,7 +176,7 @@ def _find(module: ModuleType, dotted: str, spec: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _call(build: Callable[..., Any], match: re.Match[str], spec: str) -> LoadedModel:
+def _call(build: Callable[..., Any], match: re.Match[str], spec: str) -> Any:
     arguments = parse_query(match["query"], spec)
     if isinstance(build, nn.Module):
         raise InputError(
@@ -130,13 +184,12 @@ def _call(build: Callable[..., Any], match: re.Match[str], spec: str) -> LoadedM
             "it in a function"
         )
     try:
-        made = build(**arguments)
+        return build(**arguments)
     except (Exception, SystemExit) as error:  # The callable is the user's code.
         raise InputError(
             f"{spec} raised {first_line(error)}; correct its arguments or the callable (--debug "
             "shows the traceback)"
         ) from error
-    return _unpack(made, match["name"], spec)
 
 
 def _unpack(made: Any, name: str, spec: str) -> LoadedModel:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -53,21 +54,35 @@ class LoadedModel:
         return self.model if isinstance(self.model, dict) else {}
 
 
+# Where the random numbers of a model that is built start.
+_SEED: ContextVar[int] = ContextVar("seed", default=0)
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within the block, models are built from the random numbers of another seed."""
+    token = _SEED.set(seed)
+    try:
+        yield
+    finally:
+        _SEED.reset(token)
+
+
 @contextlib.contextmanager
 def fixed_randomness() -> Iterator[None]:
     """Build a model from the same random numbers on every run; the caller's state comes back.
 
     The same MODEL argument then has the same random weights in every command: a student and its
-    untouched reference start equal.
+    untouched reference start equal. `seeded` gives others.
     """
     import numpy as np
 
     python_state, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         try:
-            random.seed(0)
-            np.random.seed(0)
-            torch.manual_seed(0)
+            random.seed(_SEED.get())
+            np.random.seed(_SEED.get() % 2**32)
+            torch.manual_seed(_SEED.get())
             yield
         finally:
             random.setstate(python_state)
