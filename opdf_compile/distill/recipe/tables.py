@@ -1,0 +1,130 @@
+"""Examples in memory: columns of tensors, their batches, their split, their fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from opdf_compile.distill.recipe.job import Batch, Examples
+
+PARTS = ("train", "validation", "test")
+# What torch's cross-entropy leaves out.
+IGNORED_LABEL = -100
+
+
+class Table:
+    """Examples as columns of equal length; an item is a mapping of one row's tensors.
+
+    Attributes:
+        columns: By name, ``(n, ...)``.
+    """
+
+    def __init__(self, columns: Mapping[str, Tensor]) -> None:
+        self.columns = dict(columns)
+
+    def __len__(self) -> int:
+        return min((len(column) for column in self.columns.values()), default=0)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        return {name: column[index] for name, column in self.columns.items()}
+
+
+class Chosen:
+    """Some of the examples of another dataset."""
+
+    def __init__(self, whole: Examples, indices: Tensor) -> None:
+        self._whole, self._indices = whole, indices.tolist()
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self._whole[self._indices[index]]
+
+
+class Padded:
+    """Makes batches; texts of unequal length are filled up to the longest.
+
+    Labels are filled with -100, which losses leave out, everything else with 0.
+
+    Args:
+        labels: The column with the labels, if any.
+    """
+
+    def __init__(self, labels: str | None) -> None:
+        self._labels = labels
+
+    def __call__(self, rows: Sequence[Batch]) -> dict[str, Tensor]:
+        """One batch of rows: columns ``(len(rows), ...)``."""
+        return {name: self._column(name, [row[name] for row in rows]) for name in rows[0]}
+
+    def _column(self, name: str, values: list[Tensor]) -> Tensor:
+        if len({value.shape for value in values}) == 1:
+            return torch.stack(values)
+        filler = IGNORED_LABEL if name == self._labels else 0
+        return pad_sequence(values, batch_first=True, padding_value=filler)
+
+
+def pick(whole: Examples, indices: Tensor) -> Examples:
+    """Some examples, in memory where the whole is."""
+    if isinstance(whole, Table):
+        return Table({name: column[indices] for name, column in whole.columns.items()})
+    return Chosen(whole, indices)
+
+
+def split(
+    whole: Examples, shares: Mapping[str, float], labels: str | None, seed: int
+) -> dict[str, Examples]:
+    """Split examples in a way that depends on the seed and their number alone.
+
+    Classes keep their proportions where the labels are one whole number per example.
+
+    Args:
+        whole: All examples.
+        shares: Of the parts to split off; what is left is "train".
+        labels: The column with the labels, if any.
+        seed: Where the shuffle starts.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    found: dict[str, list[Tensor]] = {"train": [], **{name: [] for name in shares}}
+    for members in _groups(whole, labels):
+        order = members[torch.randperm(len(members), generator=generator)]
+        start = 0
+        total = 0.0
+        for name, share in shares.items():
+            total += share
+            end = round(len(order) * total)
+            found[name].append(order[start:end])
+            start = end
+        found["train"].append(order[start:])
+    return {name: pick(whole, torch.cat(parts).sort().values) for name, parts in found.items()}
+
+
+def _groups(whole: Examples, labels: str | None) -> Iterator[Tensor]:
+    column = whole.columns.get(labels or "") if isinstance(whole, Table) else None
+    if column is None or column.ndim != 1 or column.is_floating_point():
+        yield torch.arange(len(whole))
+        return
+    for label in torch.unique(column):
+        yield (column == label).nonzero()[:, 0]
+
+
+def fingerprint(parts: Mapping[str, Examples]) -> str:
+    """A hash over everything that the parts hold; equal for equal contents, in any container."""
+    digest = hashlib.sha256()
+    for name in PARTS:
+        part = parts[name]
+        digest.update(f"{name} {len(part)}".encode())
+        for index in range(len(part)):
+            row = part[index]
+            for key in sorted(row):
+                value = row[key].detach().cpu().contiguous()
+                digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+                digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
