@@ -1,0 +1,36 @@
+"""What a student is trained on: small modules, and a weighted sum of them that reports its parts.
+
+loss = WeightedSum({"soft": (0.9, HintonKD(4.0)), "hard": (0.1, TaskLoss())})
+loss(student(x), teacher(x), {"labels": y}).backward()
+loss.parts                                      # {"soft": ..., "hard": ...}, before the weights
+
+Every loss takes `(student, teacher, *, mask=None)`, classes or features on the last axis, and works
+in float32 or wider whatever autocast does. No gradient flows into what the teacher gave. Each has
+`pieces`, a sum and a count, from which several processes make one exact mean.
+"""
+
+from __future__ import annotations
+
+from opdf_compile.distill.losses.base import Loss
+from opdf_compile.distill.losses.correlation import CorrelationLoss
+from opdf_compile.distill.losses.hidden import CosineLoss, HiddenStateLoss
+from opdf_compile.distill.losses.hinton import HintonKD, distillation_loss
+from opdf_compile.distill.losses.projection import Projection
+from opdf_compile.distill.losses.skew import ReverseSkewKL, SkewKL
+from opdf_compile.distill.losses.task import TaskLoss
+from opdf_compile.distill.losses.weighted import Term, WeightedSum
+
+__all__ = [
+    "CorrelationLoss",
+    "CosineLoss",
+    "HiddenStateLoss",
+    "HintonKD",
+    "Loss",
+    "Projection",
+    "ReverseSkewKL",
+    "SkewKL",
+    "TaskLoss",
+    "Term",
+    "WeightedSum",
+    "distillation_loss",
+]
