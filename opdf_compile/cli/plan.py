@@ -41,6 +41,13 @@ def command(
         float | None,
         typer.Option(metavar="R", help="Cost of a training step, 1.2 for 20 % over the plain one."),
     ] = None,
+    parametrization: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="mpo, or another of the registry: svd, powerprop, spectral, shared.",
+        ),
+    ] = "mpo",
     include: Annotated[
         list[str] | None,
         typer.Option(metavar="GLOB", help="Take these weights only; repeatable."),
@@ -75,6 +82,7 @@ def command(
                 overhead=overhead,
                 include=tuple(include or ()),
                 exclude=tuple(exclude or ()),
+                parametrization=parametrization,
             )
         made.save(out)
         left = len(made.refusals)

@@ -7,3 +7,4 @@ import here.
 from __future__ import annotations
 
 from opdf_compile.parametrizations import mpo as mpo
+from opdf_compile.parametrizations import svd as svd

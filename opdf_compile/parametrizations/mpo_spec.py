@@ -88,7 +88,7 @@ def matrix_sizes(shape: tuple[int, ...], *, transposed: bool, row_axes: int = 1)
     if type(shape) is not tuple or any(type(size) is not int or size < 1 for size in shape):
         raise PlanError(f"a weight's shape is a tuple of positive integers, found {shape!r}")
     if len(shape) < 2:
-        raise PlanError(f"an MPO weight has two axes or more, found shape {list(shape)}")
+        raise PlanError(f"a weight to parametrize has two axes or more, found shape {list(shape)}")
     if type(transposed) is not bool:
         raise PlanError(f"transposed is true or false, found {transposed!r}")
     if transposed and len(shape) != 2:

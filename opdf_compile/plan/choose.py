@@ -44,7 +44,8 @@ def plan(
 
     Args:
         model: A traced model; a bare module is accepted (module-level matches, no FLOPs).
-        cores: Cores per weight; 3 if nothing else is asked for.
+        cores: Cores per weight; if nothing else is asked for 3, or what the parametrization is
+            usually given (svd: 2).
         scale: Training parameters over deployed parameters, above 1.
         overhead: Predicted FLOPs of a training step over the plain student's, above 1.
         include: Globs over weight names; only these are planned. Names a vocabulary-sized weight
@@ -64,7 +65,8 @@ def plan(
         >>> round(plan(torch.nn.Linear(768, 3072), cores=3).scale, 3)
         2.125
     """
-    request = _request(cores, scale, overhead)
+    usual = getattr(get(parametrization), "usual_cores", DEFAULT_CORES)
+    request = _request(cores, scale, overhead, usual)
     graph = model.graph if isinstance(model, Traced) else None
     flops = step_flops(graph) if graph is not None else 0
     report = match(model)
@@ -94,7 +96,9 @@ def plan(
     return made.made_for(source) if isinstance(source, nn.Module) else made
 
 
-def _request(cores: int | None, scale: float | None, overhead: float | None) -> dict[str, Any]:
+def _request(
+    cores: int | None, scale: float | None, overhead: float | None, usual: int
+) -> dict[str, Any]:
     given = {
         name: value
         for name, value in (("cores", cores), ("scale", scale), ("overhead", overhead))
@@ -106,16 +110,17 @@ def _request(cores: int | None, scale: float | None, overhead: float | None) -> 
             "each of them fixes the plan"
         )
     if not given:
-        return {"cores": DEFAULT_CORES}
+        return {"cores": usual}
     name, value = next(iter(given.items()))
     whole = name == "cores"
-    wanted = "a whole number from 2 to 64" if whole else "a number above 1"
+    least = min(2, usual)
+    wanted = f"a whole number from {least} to 64" if whole else "a number above 1"
     if whole:
-        good = type(value) is int and 2 <= value <= 64
+        good = type(value) is int and least <= value <= 64
     else:
         good = type(value) in (int, float) and 1 < value < float("inf")
     if not good:
-        raise PlanError(f"{name} is {value!r}, wanted {wanted}; the default is cores=3")
+        raise PlanError(f"{name} is {value!r}, wanted {wanted}; the default is cores={usual}")
     return given
 
 
@@ -191,9 +196,13 @@ def _form(found: Match) -> dict[str, Any]:
 
 
 def _adds(spec: Spec, name: str) -> bool:
-    """Whether the cores hold more freedom than one scalar for each pair of neighbours."""
+    """Whether the cores hold more freedom than one scalar for each pair of neighbours.
+
+    One tensor has no neighbour: it adds nothing, and changes only how the weight moves.
+    """
     parametrization = get(name)
-    return parametrization.cost(spec).added >= len(parametrization.shapes(spec))
+    tensors = len(parametrization.shapes(spec))
+    return tensors == 1 or parametrization.cost(spec).added >= tensors
 
 
 def _by_scale(chosen: list[Match], name: str, scale: float) -> Iterator[tuple[str, Spec]]:

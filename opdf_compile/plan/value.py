@@ -270,7 +270,10 @@ HEAD = ("weight", "by", "shape", "modes", "deployed", "trained", "FLOPs/step")
 
 
 def describe(entry: PlanEntry) -> str:
-    """The modes of an entry in short: ``[64,1,48]x[32,1,24]``."""
+    """The modes of an entry in short, ``[64,1,48]x[32,1,24]``, or what the parametrization says."""
+    own = getattr(get(entry.parametrization), "describe", None)
+    if own is not None:
+        return str(own(entry.spec))
     spec = get(entry.parametrization).spec_to_json(entry.spec)
     modes = [spec[name] for name in ("out_modes", "in_modes") if name in spec]
     return "x".join("[" + ",".join(map(str, m)) + "]" for m in modes)  # type: ignore[call-overload]

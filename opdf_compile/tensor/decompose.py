@@ -98,16 +98,25 @@ def decompose(
     if tuple(matrix.shape) != (chain.rows, chain.cols):
         found, wanted = tuple(matrix.shape), (chain.rows, chain.cols)
         raise InputError(f"a matrix of shape {found} was found, {wanted} is wanted by the modes")
-    if matrix.is_meta:
-        raise InputError("it has no values (the meta device); give the model its weights first")
-    if not bool(torch.isfinite(matrix).all()):
-        count = int((~torch.isfinite(matrix)).sum())
-        raise InputError(f"{count} of {matrix.numel()} entries are NaN or infinite")
+    require_values(matrix)
     with torch.no_grad():
         centre = _centre(chain)
         work = matrix.detach().to(device=device or matrix.device, dtype=torch.float64)
         left, right = _balanced_factors(_arrange(work, chain, centre))
         return _place(left.to(matrix.device, dtype), right.to(matrix.device, dtype), chain, centre)
+
+
+def require_values(weight: Tensor) -> None:
+    """Refuse a weight that nothing can be made of.
+
+    Raises:
+        InputError: An entry is NaN, infinite or not there.
+    """
+    if weight.is_meta:
+        raise InputError("it has no values (the meta device); give the model its weights first")
+    if not bool(torch.isfinite(weight).all()):
+        count = int((~torch.isfinite(weight)).sum())
+        raise InputError(f"{count} of {weight.numel()} entries are NaN or infinite")
 
 
 def _centre(chain: Chain) -> int:
