@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from opdf_compile.distill.recipe.checks_optimizer import optimizer_problems
+from opdf_compile.distill.recipe.loss_schema import CorrelationLoss, TaskLoss
 from opdf_compile.distill.recipe.problems import Problem, suggestion
 from opdf_compile.distill.recipe.schema import Recipe
 
-METRICS = ("auto", "accuracy", "cosine", "kl", "mse", "loss")
-NEED_TEACHER = ("cosine", "kl", "mse")
+METRICS = ("auto", "accuracy", "agreement", "cosine", "kl", "mse")
+NEED_TEACHER = ("agreement", "cosine", "kl")
 # The trackers of Accelerate's `log_with`.
 TRACKERS = (
     *("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio"),
@@ -132,6 +133,19 @@ def _student(recipe: Recipe) -> Iterator[Problem]:
 
 def _losses(recipe: Recipe) -> Iterator[Problem]:
     names = Counter(loss.name or loss.kind for loss in recipe.loss)
+    for place, loss in enumerate(recipe.loss):
+        if isinstance(loss, TaskLoss) and loss.label_smoothing and loss.of != "cross_entropy":
+            yield Problem(
+                ("loss", place, "label_smoothing"),
+                f'label_smoothing belongs to cross entropy and the task loss is of "{loss.of}", '
+                'wanted one or the other; remove it or write of = "cross_entropy"',
+            )
+        if isinstance(loss, CorrelationLoss) and not loss.classes + loss.batch + loss.rank:
+            yield Problem(
+                ("loss", place),
+                "the correlation loss has classes, batch and rank all 0, wanted at least one part; "
+                "write classes = 1.0",
+            )
     for place, loss in reversed(list(enumerate(recipe.loss))):
         name = loss.name or loss.kind
         if names[name] > 1:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-OpenShare = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
 
 
@@ -53,7 +53,9 @@ class SkewLoss(_FromTeacher):
     """Skew KL and reverse skew KL (DistiLLM)."""
 
     kind: Literal["skew-kl", "reverse-skew-kl"]
-    alpha: OpenShare = Field(0.1, description="Share of the first distribution in the mixture.")
+    alpha: Share = Field(
+        0.1, description="Share of the first distribution in the mixture; 0 is the plain KL."
+    )
 
 
 class CorrelationLoss(_FromTeacher):
@@ -63,10 +65,11 @@ class CorrelationLoss(_FromTeacher):
     classes: AtLeastZero = Field(1.0, description="Weight of the part over classes.")
     batch: AtLeastZero = Field(1.0, description="Weight of the part over the batch.")
     rank: AtLeastZero = Field(0.0, description="Weight of the differentiable rank part.")
+    temperature: Positive = Field(4.0, description="Softens both; ranks do not depend on it.")
 
 
 class HiddenLoss(_FromTeacher):
-    """Mean squared or cosine distance of hidden states."""
+    """Mean squared difference of hidden states, or 1 - cos of their angle."""
 
     kind: Literal["hidden", "cosine"]
     projection: Literal["learned", "fixed", "none"] = Field(
@@ -78,8 +81,12 @@ class TaskLoss(_Loss):
     """The task itself, from the labels."""
 
     kind: Literal["task"]
-    of: Literal["cross_entropy", "mse"] = Field("cross_entropy", description="Which loss.")
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(0.0, description="Share.")
+    of: Literal["cross_entropy", "binary_cross_entropy", "mse"] = Field(
+        "cross_entropy", description="One class of several, each class yes or no, or numbers."
+    )
+    label_smoothing: Share = Field(
+        0.0, description="Share of a label that is spread over all classes; of cross entropy."
+    )
 
     @property
     def needs_teacher(self) -> bool:

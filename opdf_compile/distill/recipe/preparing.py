@@ -3,10 +3,38 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from opdf_compile.distill.recipe.job import Job
+import torch
+from torch import Tensor, nn
+
+from opdf_compile.distill.recipe.job import Batch, Data, Job, named_outputs
+from opdf_compile.distill.recipe.layers import make_layer_map, warm_started
+from opdf_compile.distill.recipe.loading import load_data
+from opdf_compile.distill.recipe.loss_terms import make_losses, try_losses
+from opdf_compile.distill.recipe.metrics import make_metric
+from opdf_compile.distill.recipe.models import (
+    importing_from,
+    load_student,
+    load_teacher,
+    placed,
+)
+from opdf_compile.distill.recipe.optimizing import make_optimizer, parameter_groups, peak_rate
+from opdf_compile.distill.recipe.planning import make_plan
 from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.errors import RecipeError, UserError
+from opdf_compile.plan.value import Plan
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from opdf_compile.distill.layer_map import LayerMap
+    from opdf_compile.distill.losses import WeightedSum
+    from opdf_compile.training.optimizer.alignment import Alignment
+
+_EXAMPLES = 8
 
 
 def prepare(recipe: Recipe, *, base: str | os.PathLike[str] = ".") -> Job:
@@ -16,7 +44,157 @@ def prepare(recipe: Recipe, *, base: str | os.PathLike[str] = ".") -> Job:
         recipe: As `read_recipe` gave it.
         base: The folder that its relative paths start from: the recipe's own.
 
+    Returns:
+        Everything that a run needs, on the CPU.
+
     Raises:
-        UserError: Something cannot be loaded, or does not fit.
+        RecipeError: Something cannot be loaded, or does not fit; the sentence starts with the line.
+
+    Example:
+        >>> job = prepare(read_recipe("digits.toml"))  # doctest: +SKIP
+        >>> student = job.make_student(0)  # doctest: +SKIP
     """
-    raise NotImplementedError(Path(base))
+    folder = Path(base)
+    loaded = load_student(recipe, folder, recipe.training.seed)
+    student = loaded.model
+    assert isinstance(student, nn.Module)
+    teacher = load_teacher(recipe, folder)
+    data = load_data(recipe, folder, student)
+    rows = range(min(_EXAMPLES, len(data.validation)))
+    example = data.collate([data.validation[row] for row in rows])
+    layer_map = make_layer_map(recipe, student, teacher, data.arguments(example))
+    made = _Made(recipe, folder, teacher, data, example, layer_map)
+    losses = made.try_everything(student)
+    parameter_groups(recipe, student)
+    with importing_from(folder):
+        metric = make_metric(recipe, losses, data.labels, example)
+    return Job(
+        recipe=recipe,
+        base=folder,
+        make_student=made.student,
+        teacher=teacher,
+        data=data,
+        example=example,
+        losses=made.losses,
+        plan=made.plan,
+        optimizer=made.optimizer,
+        rate=made.rate,
+        metric=metric,
+        dynamic=_dynamic(loaded.dynamic, data),
+        layer_map=layer_map,
+        alignment=made.alignment if recipe.alignment is not None else None,
+        notes=tuple(loaded.notes),
+    )
+
+
+def _dynamic(dynamic: dict[str, Any] | None, data: Data) -> dict[str, Any] | None:
+    """The free axes that the model's loader knows, where it knows all inputs."""
+    if dynamic is None or any(name not in dynamic for name in data.inputs):
+        return None
+    return {name: dynamic[name] for name in data.inputs}
+
+
+@dataclass(eq=False)
+class _Made:
+    """What a job makes anew for each run."""
+
+    recipe: Recipe
+    base: Path
+    teacher: nn.Module | None
+    data: Data
+    example: dict[str, Tensor]
+    layer_map: LayerMap | None
+    _outputs: tuple[dict[str, Tensor], dict[str, Tensor] | None] = ({}, None)
+    _plan: Plan | None = field(default=None)
+
+    def student(self, seed: int) -> nn.Module:
+        """A fresh student in train mode."""
+        student = load_student(self.recipe, self.base, seed).model
+        assert isinstance(student, nn.Module)
+        if self.recipe.student.warm_start:
+            warm_started(self.recipe, student, self.teacher, self.layer_map)
+        return student.train()
+
+    def losses(self) -> WeightedSum:
+        """The losses of one run."""
+        return make_losses(self.recipe, *self._outputs, self.data.labels)
+
+    def plan(self, student: nn.Module) -> Plan | None:
+        """The recipe's plan; all students of one recipe have the same."""
+        if not self.recipe.plan.enabled:
+            return None
+        if self._plan is None:
+            arguments = self.data.arguments(self.example)
+            self._plan = make_plan(self.recipe, student, arguments, self.teacher, self.layer_map)
+        return self._plan.made_for(student)
+
+    def optimizer(self, student: nn.Module, plan: Plan | None, **given: Any) -> Optimizer:
+        """The optimizer of one run."""
+        return make_optimizer(self.recipe, student, plan, **given)
+
+    def rate(self, student: nn.Module, plan: Plan | None) -> float:
+        """The peak learning rate."""
+        size = min(self.recipe.data.batch, len(self.data.train))
+        batch = self.data.collate([self.data.train[row] for row in range(size)])
+        losses = self.losses()
+        teacher = None if self.teacher is None else self._forward(self.teacher, batch)
+
+        def batch_loss(model: nn.Module) -> Tensor:
+            args, kwargs = self.data.arguments(batch)
+            return losses(named_outputs(model(*args, **kwargs)), teacher, batch)
+
+        return peak_rate(self.recipe, student, plan, batch_loss)
+
+    def alignment(self) -> Alignment:
+        """The alignment of one run."""
+        from opdf_compile.distill.alignment import CoreAlignment
+
+        assert self.recipe.alignment is not None
+        with placed(self.recipe, "alignment"):
+            made: Alignment = CoreAlignment(
+                self.teacher, self.layer_map, weight=self.recipe.alignment.weight
+            )
+        return made
+
+    def try_everything(self, student: nn.Module) -> WeightedSum:
+        """One forward of both and every loss on it, so that a misfit is found before training."""
+        with placed(self.recipe, "student", "model"):
+            ours = self._forward(student, self.example)
+        theirs = None
+        if self.teacher is not None:
+            with placed(self.recipe, "teacher", "model"):
+                theirs = self._forward(self.teacher, self.example)
+        self._outputs = ours, theirs
+        losses = self.losses()
+        try_losses(self.recipe, losses, ours, theirs, self.example)
+        return losses
+
+    def _forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Outputs in eval mode, without gradients; the model's modes are as before."""
+        modes = [(module, module.training) for module in model.modules()]
+        args, kwargs = self.data.arguments(batch)
+        try:
+            with torch.no_grad():
+                found = named_outputs(model.eval()(*args, **kwargs))
+        except UserError:
+            raise
+        except Exception as error:  # A forward is the user's code.
+            raise RecipeError(self._rejects(error, batch)) from error
+        finally:
+            for module, mode in modes:
+                module.training = mode
+        if not found:
+            raise RecipeError(
+                f"{self.recipe.place('student', 'model')}: the forward returns no tensor, wanted a "
+                "tensor, a tuple or a mapping of tensors"
+            )
+        return found
+
+    def _rejects(self, error: Exception, batch: Batch) -> str:
+        shapes = ", ".join(f"{name} {list(batch[name].shape)}" for name in self.data.inputs)
+        lines = str(error).strip().splitlines()
+        return (
+            f"{self.recipe.place('data')}: the model rejects the inputs {shapes} "
+            f"({type(error).__name__}: {(lines or [''])[0][:150]}), wanted columns that its "
+            "forward takes; name them with inputs in [data]"
+        )

@@ -199,8 +199,9 @@ class TrainingSection(Section):
     )
     metric: Text = Field(
         "auto",
-        description="accuracy, cosine, kl, mse, loss, or package.module:callable; auto takes "
-        "accuracy where there are labels, otherwise loss.",
+        description="accuracy, agreement (with the teacher), cosine, kl, mse, or a callable; auto "
+        "takes accuracy where labels are classes, mse where they are numbers, and otherwise what "
+        "the first loss compares.",
     )
     ema: float | None = Field(
         None,

@@ -1,0 +1,66 @@
+"""The recipe's layer map, and the warm start that it allows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from opdf_compile.distill.recipe.models import placed
+from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.errors import InternalError
+
+if TYPE_CHECKING:
+    from opdf_compile.distill.layer_map import LayerMap
+
+
+def make_layer_map(
+    recipe: Recipe,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+) -> LayerMap | None:
+    """The map that the recipe names, checked against both models; None where nothing reads it.
+
+    Args:
+        recipe: A checked recipe.
+        student: Any student of it.
+        teacher: Its teacher.
+        arguments: A forward's (args, kwargs).
+
+    Raises:
+        RecipeError: The map names weights that are not there, or none is found.
+    """
+    if not recipe.student.warm_start and recipe.alignment is None:
+        return None
+    from opdf_compile.distill.layer_map import LayerMap, every_kth, found
+
+    given = recipe.student.layer_map
+    if teacher is None:
+        raise InternalError("a recipe whose layers are mapped passed its checks without a teacher")
+    with placed(recipe, "student", "layer_map"):
+        if isinstance(given, dict):
+            mapped = LayerMap.from_mapping(given)
+            mapped.check(student, teacher)
+            return mapped
+        if given == "every-kth":
+            return every_kth(student, teacher)
+        from opdf_compile.graph.trace import trace
+
+        return found(trace(student, *arguments), trace(teacher, *arguments))
+
+
+def warm_started(
+    recipe: Recipe, student: nn.Module, teacher: nn.Module | None, layer_map: LayerMap | None
+) -> None:
+    """Copy the teacher's mapped layers into a student.
+
+    Raises:
+        RecipeError: They cannot be copied.
+    """
+    from opdf_compile.distill.layer_map import copy_layers
+
+    if teacher is None or layer_map is None:
+        raise InternalError("a recipe with a warm start was prepared without a layer map")
+    with placed(recipe, "student", "warm_start"):
+        copy_layers(student, teacher, layer_map)

@@ -1,0 +1,128 @@
+"""The recipe's losses as modules, checked on one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from opdf_compile.distill import losses as kinds
+from opdf_compile.distill.recipe.loss_schema import (
+    CorrelationLoss,
+    HiddenLoss,
+    HintonLoss,
+    LossSection,
+    SkewLoss,
+    TaskLoss,
+)
+from opdf_compile.distill.recipe.models import placed
+from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.errors import RecipeError
+
+Outputs = Mapping[str, Tensor]
+FAVOURITE = "logits"
+
+
+def make_losses(
+    recipe: Recipe, student: Outputs, teacher: Outputs | None, labels: str | None
+) -> kinds.WeightedSum:
+    """The weighted sum of a recipe; learned projections start from torch's random numbers.
+
+    Args:
+        recipe: A checked recipe.
+        student: Its outputs on a batch, for names and widths.
+        teacher: The teacher's, or None.
+        labels: The column with the labels, or None.
+
+    Raises:
+        RecipeError: A loss reads what is not there.
+    """
+    terms: dict[str, tuple[float, nn.Module]] = {}
+    for place, loss in enumerate(recipe.loss):
+        terms[loss.name or loss.kind] = (
+            loss.weight,
+            _term(recipe, place, loss, student, teacher, labels),
+        )
+    return kinds.WeightedSum(terms)
+
+
+def _term(
+    recipe: Recipe,
+    place: int,
+    loss: LossSection,
+    student: Outputs,
+    teacher: Outputs | None,
+    labels: str | None,
+) -> kinds.Term:
+    read = _output(recipe, place, "student", loss.student, student)
+    if isinstance(loss, TaskLoss):
+        if labels is None:
+            raise RecipeError(
+                f"{recipe.place('loss', place, 'kind')}: the task loss compares with labels and "
+                'the data has no column "labels", wanted their column; name it with labels in '
+                "[data]"
+            )
+        made: nn.Module = kinds.TaskLoss(loss.of, label_smoothing=loss.label_smoothing)
+        return kinds.Term(made, read, labels=labels, mask=loss.mask)
+    other = _output(recipe, place, "teacher", loss.teacher, teacher or {})
+    made = _module(recipe, place, loss, student[read], (teacher or {})[other])
+    return kinds.Term(made, read, other, mask=loss.mask)
+
+
+def _module(
+    recipe: Recipe, place: int, loss: LossSection, student: Tensor, teacher: Tensor
+) -> nn.Module:
+    if isinstance(loss, HintonLoss):
+        return kinds.HintonKD(loss.temperature)
+    if isinstance(loss, SkewLoss):
+        return {"skew-kl": kinds.SkewKL, "reverse-skew-kl": kinds.ReverseSkewKL}[loss.kind](
+            loss.alpha
+        )
+    if isinstance(loss, CorrelationLoss):
+        return kinds.CorrelationLoss(
+            loss.classes, loss.batch, loss.rank, temperature=loss.temperature
+        )
+    assert isinstance(loss, HiddenLoss)
+    widths = student.shape[-1], teacher.shape[-1]
+    if loss.projection == "none":
+        if widths[0] != widths[1]:
+            raise RecipeError(
+                f"{recipe.place('loss', place)}: the {loss.kind} loss compares {widths[0]} numbers "
+                f"of the student with {widths[1]} of the teacher, wanted equal widths; add "
+                'projection = "learned"'
+            )
+        return {"hidden": kinds.HiddenStateLoss, "cosine": kinds.CosineLoss}[loss.kind]()
+    made = {"hidden": kinds.HiddenStateLoss, "cosine": kinds.CosineLoss}[loss.kind]
+    return made(*widths, projection=loss.projection)
+
+
+def _output(recipe: Recipe, place: int, whose: str, name: str | None, outputs: Outputs) -> str:
+    """The output that a loss reads: the one it names, or "logits", or the first."""
+    if name is None and outputs:
+        return FAVOURITE if FAVOURITE in outputs else next(iter(outputs))
+    if name in outputs:
+        return str(name)
+    found = ", ".join(list(outputs)[:8]) or "none"
+    raise RecipeError(
+        f'{recipe.place("loss", place, whose)}: this loss reads "{name}" of the {whose}, whose '
+        f"outputs are {found}, wanted one of them; correct {whose} = ..., or let the model return "
+        "it"
+    )
+
+
+def try_losses(
+    recipe: Recipe,
+    losses: kinds.WeightedSum,
+    student: Outputs,
+    teacher: Outputs | None,
+    batch: Outputs,
+) -> None:
+    """Compute every loss once, so that shapes that do not fit are found before training.
+
+    Raises:
+        RecipeError: One of them cannot be computed.
+    """
+    for place, term in enumerate(losses.terms.values()):
+        with torch.no_grad(), placed(recipe, "loss", place):
+            term.pieces(student, teacher, batch)

@@ -1,0 +1,121 @@
+"""What validations compare: sums over examples and their counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opdf_compile.distill import losses as kinds
+from opdf_compile.distill.recipe.job import Batch, Metric, Outputs
+from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.errors import RecipeError
+
+_UP = ("accuracy", "agreement", "cosine")
+_NEED_LABELS = ("accuracy", "mse")
+_NEED_TEACHER = ("agreement", "cosine", "kl")
+Pieces = tuple[Tensor, Tensor]
+
+
+def make_metric(
+    recipe: Recipe, losses: kinds.WeightedSum, labels: str | None, batch: Batch
+) -> Metric:
+    """The metric that a recipe names.
+
+    Args:
+        recipe: A checked recipe.
+        losses: Its losses; the metric reads the outputs that they read.
+        labels: The column with the labels, or None.
+        batch: An example.
+
+    Raises:
+        RecipeError: It needs labels that the data does not have.
+    """
+    name = recipe.training.metric
+    if ":" in name:
+        return _custom(recipe, name)
+    if name == "auto":
+        name = _usual(recipe, losses, labels, batch)
+    if name in _NEED_LABELS and labels is None:
+        raise RecipeError(
+            f"{recipe.place('training', 'metric')}: the metric {name} compares with labels and the "
+            "data has none, wanted a column of them; name it with labels in [data], or write "
+            'metric = "cosine"'
+        )
+    terms = list(losses.terms.values())
+    term = next((t for t in terms if t.needs_teacher == (name in _NEED_TEACHER)), terms[0])
+    reader = _Reader(term, labels)
+    pieces = getattr(reader, name)
+    return Metric(name, pieces, name in _UP, needs_teacher=name in _NEED_TEACHER)
+
+
+def _usual(recipe: Recipe, losses: kinds.WeightedSum, labels: str | None, batch: Batch) -> str:
+    if labels is not None:
+        return "mse" if batch[labels].is_floating_point() else "accuracy"
+    first = recipe.loss[0].kind
+    return "cosine" if first in ("hidden", "cosine") else "kl"
+
+
+def _custom(recipe: Recipe, name: str) -> Metric:
+    """A callable of (student outputs, teacher outputs or None, batch) -> (sum, count)."""
+    from opdf_compile.distill.recipe.models import placed
+    from opdf_compile.io.load_callable import find_callable
+
+    with placed(recipe, "training", "metric"):
+        function: Callable[..., Any] = find_callable(name)
+
+    def pieces(student: Outputs, teacher: Outputs | None, batch: Batch) -> Pieces:
+        total, count = function(student, teacher, batch)
+        return torch.as_tensor(total), torch.as_tensor(count)
+
+    up = bool(getattr(function, "higher_is_better", True))
+    return Metric(name.rpartition(":")[2], pieces, up, needs_teacher=recipe.teacher is not None)
+
+
+class _Reader:
+    """The metrics over what one loss reads: its outputs and its mask."""
+
+    def __init__(self, term: kinds.Term, labels: str | None) -> None:
+        self._student, self._teacher, self._mask = term.student, term.teacher, term.mask
+        self._labels = labels
+
+    def accuracy(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Pieces:
+        """Share of labels that are the student's first choice."""
+        labels = batch[self._labels or ""]
+        right = student[self._student].argmax(-1) == labels
+        return self._sum(right, batch, labels >= 0)
+
+    def agreement(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Pieces:
+        """Share of examples where student and teacher choose the same."""
+        return self._sum(
+            student[self._student].argmax(-1) == self._other(teacher).argmax(-1), batch
+        )
+
+    def cosine(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Pieces:
+        """Mean cosine of the angle between the student's and the teacher's output."""
+        pair = student[self._student].double(), self._other(teacher).double()
+        return self._sum(torch.cosine_similarity(*pair, dim=-1), batch)
+
+    def kl(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Pieces:
+        """Mean KL(teacher || student) in nats."""
+        logs = torch.log_softmax(self._other(teacher).double(), -1)
+        ours = torch.log_softmax(student[self._student].double(), -1)
+        return self._sum((logs.exp() * (logs - ours)).sum(-1), batch)
+
+    def mse(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Pieces:
+        """Mean squared difference from the labels."""
+        labels = batch[self._labels or ""].double()
+        error = (student[self._student].double().reshape(labels.shape) - labels).square()
+        return error.sum(), torch.tensor(float(error.numel()), device=error.device)
+
+    def _other(self, teacher: Outputs | None) -> Tensor:
+        return (teacher or {})[self._teacher]
+
+    def _sum(self, values: Tensor, batch: Batch, counted: Tensor | None = None) -> Pieces:
+        """Values ``(...)`` of the rows that count; a mask may leave out more."""
+        keep = torch.ones_like(values, dtype=torch.bool) if counted is None else counted
+        if self._mask is not None and self._mask in batch:
+            keep = keep & (batch[self._mask] != 0)
+        return values.double()[keep].sum(), keep.double().sum()

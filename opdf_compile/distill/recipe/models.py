@@ -1,0 +1,86 @@
+"""The recipe's student and teacher, from MODEL arguments."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+
+from opdf_compile.distill.recipe.paths import located, located_model
+from opdf_compile.distill.recipe.schema import Recipe, StudentSection, TeacherSection
+from opdf_compile.errors import RecipeError, UserError
+from opdf_compile.io.loaded import LoadedModel, seeded
+from opdf_compile.io.modelspec import load_model
+
+
+@contextlib.contextmanager
+def placed(recipe: Recipe, *path: str | int) -> Iterator[None]:
+    """Put the line of a key in front of what goes wrong because of it.
+
+    Raises:
+        RecipeError: In place of another error of the user's.
+    """
+    try:
+        yield
+    except RecipeError:
+        raise
+    except UserError as error:
+        raise RecipeError(f"{recipe.place(*path)}: {error}") from error
+
+
+@contextlib.contextmanager
+def importing_from(base: Path) -> Iterator[None]:
+    """Let the recipe's code be imported from its folder, also by name."""
+    entry = str(base.resolve())
+    if entry in sys.path:
+        yield
+        return
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(entry)
+
+
+def load_student(recipe: Recipe, base: Path, seed: int) -> LoadedModel:
+    """A fresh student in train mode, all of whose parameters are as its loader gave them.
+
+    Args:
+        recipe: A checked recipe.
+        base: Where relative paths start.
+        seed: Where its random start weights come from.
+    """
+    with seeded(seed):
+        return _load(recipe, base, "student", recipe.student)
+
+
+def load_teacher(recipe: Recipe, base: Path) -> nn.Module | None:
+    """The teacher in eval mode, without gradients."""
+    if recipe.teacher is None:
+        return None
+    found = _load(recipe, base, "teacher", recipe.teacher).model
+    assert isinstance(found, nn.Module)
+    return found.eval().requires_grad_(False)
+
+
+def _load(
+    recipe: Recipe, base: Path, name: str, section: StudentSection | TeacherSection
+) -> LoadedModel:
+    with importing_from(base), placed(recipe, name, "model"):
+        loaded = load_model(located_model(section.model, base))
+    if not isinstance(loaded.model, nn.Module):
+        raise RecipeError(
+            f"{recipe.place(name, 'model')}: {section.model} is a program without a class of its "
+            f"own, wanted a {name} as a module; give package.module:callable, FILE.py:callable, "
+            "FILE.onnx, timm:NAME or hf:DIR"
+        )
+    if section.weights is not None:
+        from opdf_compile.io.weights import load_weights
+
+        with placed(recipe, name, "weights"):
+            load_weights(loaded.model, located(section.weights, base))
+    return loaded

@@ -1,0 +1,120 @@
+"""The recipe's optimizer over a student, plain or over-parameterised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from opdf_compile.distill.recipe.checks_optimizer import optimizer_class, optimizer_options
+from opdf_compile.distill.recipe.models import placed
+from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.errors import RecipeError
+from opdf_compile.plan.value import Plan
+from opdf_compile.training.optimizer.overparam import Overparam
+
+if TYPE_CHECKING:
+    from opdf_compile.training.optimizer.alignment import Alignment
+
+
+def make_optimizer(
+    recipe: Recipe,
+    student: nn.Module,
+    plan: Plan | None,
+    *,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    alignment: Alignment | None = None,
+) -> Optimizer:
+    """The optimizer of a run.
+
+    Args:
+        recipe: A checked recipe.
+        student: What is trained.
+        plan: How it is over-parameterised; None trains it as it is.
+        lr: The rate in place of the recipe's; needed where that is "matched".
+        weight_decay: In place of the recipe's.
+        alignment: Pulls the cores towards a teacher's.
+
+    Raises:
+        RecipeError: The optimizer does not take the student.
+    """
+    section = recipe.optimizer
+    rate = section.lr if lr is None else lr
+    if isinstance(rate, str):
+        raise RecipeError(
+            f'{recipe.place("optimizer", "lr")}: lr is "matched", which is measured on a student, '
+            "and no number was given; pass lr=job.rate(student, plan)"
+        )
+    options = {"lr": rate, **optimizer_options(section, weight_decay)}
+    groups = parameter_groups(recipe, student)
+    kind = optimizer_class(section)
+    if plan is None:
+        return kind(groups, **options)
+    pulled = {} if alignment is None else {"alignment": alignment}
+    with placed(recipe, "optimizer", "name"):
+        return Overparam(
+            groups, kind, plan=plan, module=student, decay=section.decay, **pulled, **options
+        )
+
+
+def parameter_groups(recipe: Recipe, student: nn.Module) -> list[dict[str, Any]]:
+    """The student's parameters, those of `no_decay` in a group of their own.
+
+    Raises:
+        RecipeError: A glob names no parameter.
+    """
+    named = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
+    globs = recipe.optimizer.no_decay
+    for place, glob in enumerate(globs):
+        if not any(fnmatchcase(name, glob) for name, _ in named):
+            raise RecipeError(
+                f'{recipe.place("optimizer", "no_decay", place)}: the glob "{glob}" names none of '
+                f"the student's {len(named)} parameters, wanted one that does (the first is "
+                f'"{named[0][0] if named else "none"}"); correct or remove it'
+            )
+    free = [p for name, p in named if any(fnmatchcase(name, glob) for glob in globs)]
+    kept = {id(p) for p in free}
+    groups: list[dict[str, Any]] = [{"params": [p for _, p in named if id(p) not in kept]}]
+    if free:
+        groups.append({"params": free, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def peak_rate(
+    recipe: Recipe,
+    student: nn.Module,
+    plan: Plan | None,
+    batch_loss: Callable[[nn.Module], Tensor],
+) -> float:
+    """The recipe's rate as a number; "matched" is measured on one batch.
+
+    Args:
+        recipe: A checked recipe.
+        student: A fresh one; it comes back as it was.
+        plan: Its plan; without one "matched" means the plain rate.
+        batch_loss: Of a module like the student the loss on one batch.
+
+    Raises:
+        RecipeError: The calibration found no rate.
+    """
+    section = recipe.optimizer
+    if section.lr != "matched":
+        return section.lr
+    assert section.plain_lr is not None  # A rule of the recipe's checks.
+    if plan is None:
+        return section.plain_lr
+    from opdf_compile.distill.learning_rate import matched_rate
+
+    with placed(recipe, "optimizer", "lr"):
+        return matched_rate(
+            student,
+            batch_loss,
+            plan,
+            optimizer_class(section),
+            section.plain_lr,
+            **optimizer_options(section),
+        ).lr

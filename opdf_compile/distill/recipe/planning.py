@@ -1,0 +1,51 @@
+"""The recipe's plan for its student."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from opdf_compile.distill.recipe.models import placed
+from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.plan.value import Plan
+
+if TYPE_CHECKING:
+    from opdf_compile.distill.layer_map import LayerMap
+
+
+def make_plan(
+    recipe: Recipe,
+    student: nn.Module,
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+    teacher: nn.Module | None,
+    layer_map: LayerMap | None,
+) -> Plan:
+    """Plan a student as the recipe says.
+
+    Args:
+        recipe: A checked recipe.
+        student: What is planned.
+        arguments: A forward's (args, kwargs).
+        teacher: Whose cores an alignment compares with.
+        layer_map: Its weights for the student's.
+
+    Raises:
+        RecipeError: No such plan exists.
+    """
+    from opdf_compile.graph.trace import trace
+    from opdf_compile.plan.choose import plan
+
+    section = recipe.plan
+    size = next((n for n in ("scale", "overhead", "cores") if getattr(section, n)), None)
+    with placed(recipe, "plan", size or "enabled"):
+        traced = trace(student, *arguments, phases=("train",))
+        return plan(
+            traced,
+            cores=section.cores,
+            scale=section.scale,
+            overhead=section.overhead,
+            include=section.include,
+            exclude=section.exclude,
+            parametrization=section.parametrization,
+        )
