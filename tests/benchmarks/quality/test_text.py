@@ -13,6 +13,7 @@ import torch
 from quality.text.command import Runs
 from quality.text.corpus import Corpus, _bert, embed_all
 from quality.text.prepare import _sentences
+from quality.text.scores import scores_of
 from quality.text.search import TRIALS, Options, search
 from quality.text.training import Spec, correlation, train
 
@@ -133,3 +134,32 @@ def test_finished_runs_are_not_trained_again(tmp_path: Path) -> None:
     over = Runs(log, deadline=0.0)
     assert over([spec]) == [{"test_cosine": 0.5}]
     assert over([spec, Spec("warm", 2, "plain", 1e-3, 0.0, 0.9, 0)]) is None
+
+
+def test_scores_pair_methods_by_seed_and_take_the_average_for_ema() -> None:
+    def runs(*cosines: float) -> dict[str, Any]:
+        return {
+            "runs": [
+                {"test_cosine": c, "ema_test_cosine": c + 0.1, "people": -c, "ema_people": 0.0}
+                for c in cosines
+            ]
+        }
+
+    plain = {
+        "plain": runs(0.1, 0.2),
+        "plain + ema": runs(0.3, 0.4),
+        "plain, equal wall-clock": runs(0.2, 0.3),
+    }
+    cells = [
+        {"start": "warm", "steps": 75, "finals": plain, "untouched": runs(0.0, 0.0)["runs"]},
+        {"start": "warm", "steps": 75, "finals": {"mpo": runs(0.5, 0.7)}},
+        {"start": "random", "steps": 300, "finals": {"mpo": runs(0.5, 0.7)}},
+    ]
+    found = {(s.method, s.baseline, s.endpoint): s for s in scores_of({"cells": cells})}
+    assert found["mpo", "plain", "cosine"].ours == (0.5, 0.7)
+    assert found["mpo", "plain", "cosine"].theirs == (0.1, 0.2)
+    assert found["mpo", "plain", "people"].ours == (-0.5, -0.7)
+    assert found["mpo", "plain, equal wall-clock", "cosine"].theirs == (0.2, 0.3)
+    assert found["plain + ema", "plain", "cosine"].ours == pytest.approx((0.4, 0.5))
+    assert found["no training", "plain", "cosine"].ours == (0.0, 0.0)
+    assert {(s.start, s.length) for s in found.values()} == {("warm", "short")}
