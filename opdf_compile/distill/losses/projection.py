@@ -68,5 +68,5 @@ def orthonormal(rows: int, columns: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     size = (max(rows, columns), min(rows, columns))
     q, r = torch.linalg.qr(torch.randn(size, generator=generator, dtype=torch.float64))
-    q = q * torch.where(r.diagonal() < 0, -1.0, 1.0)
-    return q if rows > columns else q.T.contiguous()
+    signed: Tensor = q * torch.where(r.diagonal() < 0, -1.0, 1.0)
+    return signed if rows > columns else signed.T.contiguous()
