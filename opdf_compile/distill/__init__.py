@@ -9,16 +9,68 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opdf_compile.distill.layer_map import (
+        CopyReport,
+        LayerMap,
+        copy_layers,
+        every_kth,
+        found_map,
+    )
     from opdf_compile.distill.learning_rate import Matched, matched_rate
+    from opdf_compile.distill.losses import (
+        CorrelationLoss,
+        CosineLoss,
+        HiddenStateLoss,
+        HintonKD,
+        Loss,
+        Projection,
+        ReverseSkewKL,
+        SkewKL,
+        TaskLoss,
+        Term,
+        WeightedSum,
+    )
 
 # Public name -> the module of this package that has it.
 _HOME = {
+    "CopyReport": "layer_map",
+    "CorrelationLoss": "losses",
+    "CosineLoss": "losses",
+    "HiddenStateLoss": "losses",
+    "HintonKD": "losses",
+    "LayerMap": "layer_map",
+    "Loss": "losses",
     "Matched": "learning_rate",
+    "Projection": "losses",
+    "ReverseSkewKL": "losses",
+    "SkewKL": "losses",
+    "TaskLoss": "losses",
+    "Term": "losses",
+    "WeightedSum": "losses",
+    "copy_layers": "layer_map",
+    "every_kth": "layer_map",
+    "found_map": "layer_map",
     "matched_rate": "learning_rate",
 }
 
 __all__ = [
+    "CopyReport",
+    "CorrelationLoss",
+    "CosineLoss",
+    "HiddenStateLoss",
+    "HintonKD",
+    "LayerMap",
+    "Loss",
     "Matched",
+    "Projection",
+    "ReverseSkewKL",
+    "SkewKL",
+    "TaskLoss",
+    "Term",
+    "WeightedSum",
+    "copy_layers",
+    "every_kth",
+    "found_map",
     "matched_rate",
 ]
 

@@ -14,4 +14,15 @@ from opdf_compile.distill.layer_map.rule import every_kth
 from opdf_compile.distill.layer_map.value import LayerMap
 from opdf_compile.distill.layer_map.weights import main_weights
 
-__all__ = ["CopyReport", "LayerMap", "copy_layers", "every_kth", "found", "main_weights"]
+# Its name in opdf_compile.distill, where "found" alone would say little.
+found_map = found
+
+__all__ = [
+    "CopyReport",
+    "LayerMap",
+    "copy_layers",
+    "every_kth",
+    "found",
+    "found_map",
+    "main_weights",
+]

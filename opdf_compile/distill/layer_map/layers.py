@@ -19,11 +19,12 @@ from opdf_compile.graph.ops import short_name
 from opdf_compile.graph.trace import Traced
 from opdf_compile.graph.uses import nested_graphs
 
-_SHAPES = frozenset(
-    "alias chunk clone contiguous detach dropout expand flatten permute reshape split "
-    "split_with_sizes squeeze t to transpose unbind unflatten unsqueeze view _to_copy "
-    "_unsafe_view getitem _assert_tensor_metadata".split()
-)
+_SHAPES = {
+    *("alias", "chunk", "clone", "contiguous", "detach", "dropout", "expand", "flatten"),
+    *("getitem", "permute", "reshape", "split", "split_with_sizes", "squeeze", "t", "to"),
+    *("transpose", "unbind", "unflatten", "unsqueeze", "view", "_to_copy", "_unsafe_view"),
+    "_assert_tensor_metadata",
+}
 _SAME = {"addmm": "linear", "mm": "linear", "matmul": "linear", "bmm": "matmul"}
 
 
