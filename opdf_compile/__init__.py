@@ -25,6 +25,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opdf_compile.distill.alignment.core_alignment import CoreAlignment
+    from opdf_compile.distill.alignment.joint import JointPlan, joint_plan
     from opdf_compile.errors import OpdfError, UserError, WeightsChanged
     from opdf_compile.graph.match import match
     from opdf_compile.graph.rows import Match, MatchReport, Refusal
@@ -53,6 +55,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "CoreAlignment": "distill.alignment.core_alignment",
+    "JointPlan": "distill.alignment.joint",
+    "joint_plan": "distill.alignment.joint",
     "OpdfError": "errors",
     "UserError": "errors",
     "WeightsChanged": "errors",
@@ -85,7 +90,9 @@ _HOME = {
 
 __all__ = [
     "Checkpoint",
+    "CoreAlignment",
     "Expanded",
+    "JointPlan",
     "Match",
     "MatchReport",
     "OpdfError",
@@ -101,6 +108,7 @@ __all__ = [
     "export_onnx",
     "fold",
     "hoist",
+    "joint_plan",
     "latest_checkpoint",
     "load_checkpoint",
     "load_onnx",

@@ -59,6 +59,11 @@ class Chain:
         return len(self.out_modes)
 
     @property
+    def central(self) -> int:
+        """Place of the central core, n // 2 counted from 0; the others are auxiliary."""
+        return self.cores // 2
+
+    @property
     def products(self) -> Modes:
         """i_k j_k of every core."""
         return tuple(i * j for i, j in zip(self.out_modes, self.in_modes, strict=True))

@@ -97,6 +97,16 @@ class WeightProgram:
         named = unit.named_cores()
         return tuple(named[name] for name in entry.core_names)
 
+    def weights(self, keys: Collection[str]) -> dict[str, Tensor]:
+        """Weights as the module holds them now, whole: those whose cores are held here.
+
+        A sharded weight is gathered by all ranks together, so all of them must ask for the same.
+        """
+        reshard(self.module)
+        mine = self.owned()
+        reading = ((key, self._bounds[key].read()) for key in self._bounds if key in keys)
+        return {key: weight for key, weight in reading if key in mine}
+
     def backward(self) -> tuple[str, ...]:
         """Pull dL/dW of every matched weight back to the cores; W.grad becomes None.
 
@@ -267,6 +277,11 @@ class WeightProgram:
         """Run every compose through torch.compile from now on; options as torch.compile's."""
         for unit in self.units:
             unit.compile(**options)
+
+    def fill(self, cores: Mapping[str, Tensor]) -> None:
+        """Overwrite cores by name; the weights stay as they are until the next refresh."""
+        for unit in self.units:
+            unit.fill(cores)
 
     def fold(self, source: Source | None = None, into: nn.Module | None = None) -> nn.Module:
         """The student with plain weights; see `opdf.fold`."""

@@ -173,7 +173,7 @@ def require_shareable(group: Any, optimizer_class: Maker) -> None:
     Raises:
         InputError: Each rank would step along a direction of its own.
     """
-    if group is None or _class_of(optimizer_class) is not torch.optim.LBFGS:
+    if group is None or not is_lbfgs(optimizer_class):
         return
     raise InputError(
         "LBFGS makes one direction out of all gradients, and with process_group each rank holds "
@@ -199,6 +199,12 @@ def batching_of(batched: Batched, make: Maker) -> Batched:
 def name_of(make: Maker) -> str:
     """What to call an optimizer class, or any other callable that makes one."""
     return str(getattr(_class_of(make), "__name__", type(make).__name__))
+
+
+def is_lbfgs(make: Maker) -> bool:
+    """Whether an optimizer class is LBFGS, which looks at all gradients and losses as a whole."""
+    kind = _class_of(make)
+    return isinstance(kind, type) and issubclass(kind, torch.optim.LBFGS)
 
 
 def _class_of(make: Any) -> Any:

@@ -1,6 +1,6 @@
 """The state of an Overparam by the student's own parameter names: what saving and loading need.
 
-matched weight W:   {"cores.k": T_k, "cores.k.exp_avg": .., ..}
+matched weight W:   {"cores.k": T_k, "cores.k.exp_avg": .., .., and what an alignment keeps}
 other parameter:    what the wrapped optimizer keeps
 """
 
@@ -17,6 +17,7 @@ from opdf_compile.plan.value import Plan
 from opdf_compile.training.hoisted.binding import reshard
 from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.optimizer import state as named
+from opdf_compile.training.optimizer.alignment import Alignment
 from opdf_compile.training.optimizer.groups import Group, Links
 from opdf_compile.training.optimizer.saved import load_state, pack_state, unpack_state
 
@@ -27,6 +28,7 @@ class NamedState(Optimizer):
     program: WeightProgram
     inner: Optimizer
     plan: Plan
+    alignment: Alignment | None
     _links: Links
     _names: dict[int, str]
 
@@ -76,6 +78,8 @@ class NamedState(Optimizer):
         states: dict[str, named.State] = {}
         for unit in self.program.units:
             states.update(named.weight_states(unit, self.inner))
+        for name, kept in (self.alignment.state_by_name() if self.alignment else {}).items():
+            states[name].update(kept)
         matched = {entry.key for entry in self.plan.entries}
         for group in self.param_groups:
             for parameter in group["params"]:

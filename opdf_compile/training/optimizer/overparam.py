@@ -26,6 +26,7 @@ from opdf_compile.training.hoisted.hoisting import hoist
 from opdf_compile.training.hoisted.program import Source, WeightProgram
 from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer import state as named
+from opdf_compile.training.optimizer.alignment import Alignment, require_alignable
 from opdf_compile.training.optimizer.arguments import (
     batching_of,
     build,
@@ -73,6 +74,8 @@ class Overparam(NamedState):
         recompute: Save the memory of the intermediate products at the cost of a second forward of
             compose.
         process_group: Share cores and their optimizer state out over these ranks.
+        alignment: A loss that draws the cores towards a teacher's, added once per step; it costs
+            no forward, and no clip sees it. See `opdf.CoreAlignment`.
         progress: Called with (weight, number done, number of weights) before each decomposition.
         **options: Options of the wrapped optimizer.
 
@@ -80,6 +83,7 @@ class Overparam(NamedState):
         program: The weight program.
         inner: The wrapped optimizer.
         plan: What is over-parameterised.
+        alignment: What draws the cores towards a teacher's, or None.
 
     Raises:
         PlanError: The plan does not fit the student or the groups.
@@ -106,6 +110,7 @@ class Overparam(NamedState):
         batched: Batched = "auto",
         recompute: bool = False,
         process_group: Any = None,
+        alignment: Alignment | None = None,
         progress: Callable[[str, int, int], None] | None = None,
         **options: Any,
     ) -> None:
@@ -116,6 +121,7 @@ class Overparam(NamedState):
         defaults = defaults_of(optimizer_class, options)
         batched = batching_of(batched, optimizer_class)
         require_shareable(process_group, optimizer_class)
+        require_alignable(alignment, optimizer_class)
         if decay not in ("weight", "cores"):
             raise InputError(f"decay is {decay!r}, wanted 'weight' or 'cores'")
         home = homes(groups, student)
@@ -133,6 +139,9 @@ class Overparam(NamedState):
             progress=progress,
             separate=place_of.__getitem__,
         )
+        self.alignment = alignment
+        if alignment is not None:
+            alignment.attach(self.program)
         stepped: list[list[nn.Parameter]] = [[] for _ in groups]
         for unit in self.program.units:
             stepped[place_of[unit.keys[0]]].extend(unit.storage)
@@ -175,6 +184,7 @@ class Overparam(NamedState):
         moved: set[str] = set()
         if closure is None:
             moved.update(self._pull())
+            self._align()
             self._decay(moved)
             loss = self.inner.step()
         else:
@@ -202,6 +212,7 @@ class Overparam(NamedState):
             with torch.enable_grad():
                 loss = closure()
             moved.update(self._pull())
+            self._align()
             if not count:
                 self._decay(moved)
             count += 1
@@ -228,6 +239,10 @@ class Overparam(NamedState):
         finally:
             for weight, grad in kept:
                 weight.grad = grad
+
+    def _align(self) -> None:
+        if self.alignment is not None:
+            self.alignment.add_gradients(self.program)
 
     def _weights(self) -> list[nn.Parameter]:
         """The matched weights as the student holds them now.
@@ -310,6 +325,8 @@ class Overparam(NamedState):
         for unit in self.program.units:
             if unit.batched and 0 < len(changed & set(unit.keys)) < len(unit.keys):
                 self._take_apart(unit)
+        if self.alignment is not None:
+            self.alignment.attach(self.program, changed)
         for unit in self.program.units:
             if changed & set(unit.keys):
                 named.reset(unit, self.inner, self._make)

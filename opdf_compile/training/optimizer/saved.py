@@ -120,6 +120,8 @@ def load_state(
     cores: dict[str, Tensor] = {}
     for key in program.owned():
         cores.update(_require_cores(optimizer, key, states.get(key, {})))
+    if optimizer.alignment is not None:
+        optimizer.alignment.require_state(states)
     for unit in program.units:
         if not named.joins(unit, states):
             take_apart(program, unit, optimizer.inner)
@@ -131,8 +133,9 @@ def load_state(
     for name in optimizer.owned_names():
         if name not in matched and states.get(name):
             inner[parameters[name]] = {k: named.own(v) for k, v in states[name].items()}
-    for unit in program.units:
-        unit.fill(cores)
+    program.fill(cores)
+    if optimizer.alignment is not None:
+        optimizer.alignment.load_state_by_name(states)
     named.load_inner(optimizer.inner, inner)
     # A copy: a learning rate may be a tensor, which schedulers write to.
     groups = copy.deepcopy(groups)

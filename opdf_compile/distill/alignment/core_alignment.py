@@ -1,0 +1,333 @@
+"""CoreAlignment: the tensor constraint loss for an Overparam or an Expanded.
+
+L = mean over aligned weights of   1/n_aux  sum over auxiliary cores of MSE(student, teacher)
+
+attach   student cores <- canonical gauge, turned to the teacher's     once, before any step
+step     dL_total/dcores += weight dL/dcores                           once per optimizer step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opdf_compile.distill.alignment.pairs import (
+    Pair,
+    Teacher,
+    matrix_of,
+    mpo_form,
+    pair_up,
+    pairs_of,
+    weights_of,
+)
+from opdf_compile.distill.alignment.report import AlignmentReport, Row
+from opdf_compile.distill.alignment.terms import Terms, shares
+from opdf_compile.errors import InputError
+from opdf_compile.parametrizations.mpo_spec import MpoSpec
+from opdf_compile.plan.value import Plan
+from opdf_compile.tensor.canonical import canonical, is_canonical
+from opdf_compile.tensor.compose import compose
+from opdf_compile.tensor.gauge import aligned, distance
+from opdf_compile.training.hoisted.program import WeightProgram
+from opdf_compile.training.inline.expanded import Expanded
+
+States = Mapping[str, Mapping[str, Any]]
+Progress = Callable[[str, int, int], None]
+_LABEL = "teacher."
+
+
+class CoreAlignment:
+    """Draws a student's auxiliary cores to its teacher's.
+
+    The teacher's weights are decomposed once, in float64, with the student's modes; only the cores
+    that are compared are kept, in the dtype and on the device of the student's. The student's cores
+    are brought into the canonical gauge and turned to the teacher's, so that equal weights have the
+    loss 0 whatever gauge they came in, and close weights a small one. The weights do not change.
+
+    Cores whose shapes differ are left out; `report` says which. `opdf.joint_plan` chooses modes
+    with which none differ for a teacher of another width.
+
+    Args:
+        teacher: The teacher, or its state_dict; it is read when the alignment is attached.
+        layer_map: Pairs of weight names (student, teacher): a LayerMap, a mapping or a list.
+        weight: What the loss is multiplied by; may be changed between steps.
+        progress: Called with (weight, number done, number of weights) before each decomposition.
+
+    Attributes:
+        weight: As given.
+        last: The loss at the last step, before it is multiplied by `weight`: a scalar. Where ranks
+            share the program, the part of the weights held here; the sum over ranks is the loss.
+
+    Raises:
+        InputError: The map or the weight is of the wrong kind.
+
+    Source: arXiv 2411.06448, eq. 5; the gauge and its alignment are ours.
+
+    Example:
+        >>> import torch, opdf_compile as opdf
+        >>> teacher, student = torch.nn.Linear(16, 16), torch.nn.Linear(16, 16)
+        >>> alignment = opdf.CoreAlignment(teacher, [("weight", "weight")], weight=0.1)
+        >>> opt = opdf.Overparam(student, torch.optim.AdamW, lr=1e-3, cores=3, alignment=alignment)
+        >>> student(torch.randn(2, 16)).sum().backward()
+        >>> opt.step(); alignment.last.item() > 0
+        True
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        layer_map: Any,
+        weight: float = 1.0,
+        *,
+        progress: Progress | None = None,
+    ) -> None:
+        """Keep what is given; nothing is decomposed before it is attached."""
+        if (
+            isinstance(weight, bool)
+            or not isinstance(weight, int | float)
+            or not 0 <= weight < 1e30
+        ):
+            raise InputError(f"the alignment's weight is {weight!r}, wanted a number from 0 on")
+        weights_of(teacher)
+        self.weight = float(weight)
+        self.last: Tensor | None = None
+        self._teacher = teacher
+        self._wanted = pairs_of(layer_map)
+        self._progress = progress
+        self._pairs: tuple[Pair, ...] = ()
+        self._targets: dict[str, dict[int, Tensor]] = {}
+        self._start: dict[str, float] = {}
+        self._terms: Terms | None = None
+
+    @property
+    def report(self) -> AlignmentReport:
+        """Which cores are compared and which are left out; prints as a table."""
+        rows = (
+            Row(p.key, p.teacher, p.compared, p.note, self._start.get(p.key)) for p in self._pairs
+        )
+        return AlignmentReport(tuple(rows))
+
+    @property
+    def targets(self) -> dict[str, dict[int, Tensor]]:
+        """The teacher's cores, by the student's weight and the place of the core."""
+        return {key: dict(kept) for key, kept in self._targets.items()}
+
+    def attach(
+        self, program: WeightProgram | Expanded, keys: Collection[str] | None = None
+    ) -> None:
+        """Turn the student's cores to the teacher's; the weights keep their bits.
+
+        `Overparam` calls it. For an Expanded call it once, before the training and before its state
+        is loaded: there the composed weights move by the rounding of the cores.
+
+        Args:
+            program: A weight program or an Expanded.
+            keys: The weights whose cores were made anew since; all if None.
+
+        Raises:
+            InputError: No core can be compared, or the map names what is not there.
+        """
+        run = program.ranks.together if isinstance(program, WeightProgram) else _alone
+        if keys is None:
+            self._pairs = run(partial(self._paired, program))
+            self._targets, self._start, self.last = {}, {}, None
+        wanted = [p.key for p in self._pairs if p.compared and (keys is None or p.key in keys)]
+        if isinstance(program, WeightProgram):
+            program.require_unchanged()
+            weights = program.weights(wanted)
+        else:
+            weights = {key: _composed(program, key) for key in wanted}
+        run(partial(self._turn, program, weights))
+        self._terms = None
+
+    def add_gradients(self, program: WeightProgram) -> None:
+        """Add weight dL/dcore to the cores that have a gradient, and set `last`."""
+        if self._terms is None or not self._terms.fit(program.units):
+            self._move_targets(program)
+            self._terms = Terms(program.units, self._targets, self._count)
+        self.last = self._terms.add(self.weight)
+
+    def loss(self, model: Expanded) -> Tensor:
+        """The loss of the inline form, weight x L, to be added to the total loss; differentiable.
+
+        Raises:
+            InputError: `attach(model)` was not called before.
+        """
+        if not self._targets:
+            raise InputError(
+                "the alignment was not attached, so its gauge is not fixed; call "
+                "alignment.attach(model) once after expand, before training"
+            )
+        terms = []
+        for key, kept in self._targets.items():
+            cores, factors = model.cores(key), shares(kept, self._count)
+            for k, target in kept.items():
+                distant = (cores[k] - target.to(cores[k])).square().sum()
+                terms.append(factors[k] * distant)
+        total = torch.stack(terms).sum()
+        self.last = total.detach()
+        return self.weight * total
+
+    def state_by_name(self) -> dict[str, dict[str, Any]]:
+        """The teacher's cores as the student was aligned to them, by the student's weights."""
+        return {
+            key: {f"{_LABEL}{k}": target for k, target in kept.items()}
+            for key, kept in self._targets.items()
+        }
+
+    def require_state(self, states: States) -> None:
+        """Refuse a state without the cores that the student was aligned to.
+
+        Raises:
+            InputError: One is missing or has another shape.
+        """
+        for key, kept in self._targets.items():
+            saved = states.get(key, {})
+            found = {k: _shape(saved.get(f"{_LABEL}{k}")) for k in kept}
+            wanted = {k: tuple(target.shape) for k, target in kept.items()}
+            if found != wanted:
+                raise InputError(
+                    f"the state of {key!r} holds teacher's cores of shapes {found}, wanted "
+                    f"{wanted}: it was saved with another alignment or none, and its cores are in "
+                    "another gauge; load it without alignment, or load only the model's weights "
+                    "and build the optimizer anew"
+                )
+
+    def load_state_by_name(self, states: States) -> None:
+        """Take the teacher's cores over, so that the loss goes on as it was."""
+        self.require_state(states)
+        self._targets = {
+            key: {k: _taken(states[key][f"{_LABEL}{k}"], target) for k, target in kept.items()}
+            for key, kept in self._targets.items()
+        }
+        self._terms = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """For the inline form, whose optimizer knows nothing of the alignment."""
+        return {
+            f"{key}.{label}": value
+            for key, kept in self.state_by_name().items()
+            for label, value in kept.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` gave; call `attach` before.
+
+        Raises:
+            InputError: A core is missing or has another shape.
+        """
+        states: dict[str, dict[str, Any]] = {}
+        for name, value in state.items():
+            key, _, place = name.rpartition(f".{_LABEL}")
+            states.setdefault(key, {})[f"{_LABEL}{place}"] = value
+        self.load_state_by_name(states)
+
+    def __str__(self) -> str:
+        return str(self.report)
+
+    @property
+    def _count(self) -> int:
+        return sum(bool(pair.compared) for pair in self._pairs)
+
+    def _paired(self, program: WeightProgram | Expanded) -> tuple[Pair, ...]:
+        pairs = pair_up(program.plan, self._teacher, self._wanted)
+        if isinstance(program, WeightProgram):
+            _require_names(program.module, pairs)
+        if not any(pair.compared for pair in pairs):
+            raise InputError(
+                f"no core can be aligned: {pairs[0].key!r} {_reason(pairs[0], program.plan)}; map "
+                "weights that the plan over-parameterises, or make the plan with "
+                "opdf.joint_plan(student, teacher, layer_map)"
+            )
+        return pairs
+
+    def _turn(self, program: WeightProgram | Expanded, weights: Mapping[str, Tensor]) -> None:
+        teacher = weights_of(self._teacher)
+        by_key = {pair.key: pair for pair in self._pairs}
+        for done, (key, weight) in enumerate(weights.items()):
+            if self._progress is not None:
+                self._progress(key, done, len(weights))
+            pair, cores = by_key[key], program.cores(key)
+            if key not in self._targets:
+                self._targets[key] = _targets(pair, teacher[pair.teacher], cores)
+            assert pair.spec is not None
+            start = _canonical(cores, pair.spec, weight)
+            wide = {k: target.double() for k, target in self._targets[key].items()}
+            moved = aligned(start, wide)
+            self._start[key] = distance(moved, wide)
+            _fill(program, key, moved)
+
+    def _move_targets(self, program: WeightProgram) -> None:
+        self._targets = {
+            key: {k: target.to(program.cores(key)[k].device) for k, target in kept.items()}
+            for key, kept in self._targets.items()
+        }
+
+
+def _targets(pair: Pair, weight: Tensor, like: tuple[Tensor, ...]) -> dict[int, Tensor]:
+    """The teacher's cores that are compared, as the student's are stored."""
+    assert pair.teacher_spec is not None
+    matrix = matrix_of(weight.to(like[0].device), pair.teacher_spec)
+    try:
+        cores = canonical(matrix, pair.teacher_spec.chain)
+    except InputError as error:
+        raise InputError(
+            f"the teacher's weight {pair.teacher!r} cannot be factorised: {error}; repair it, or "
+            "take it out of the layer map"
+        ) from error
+    return {k: cores[k].to(like[k].dtype) for k in pair.compared}
+
+
+def _canonical(cores: tuple[Tensor, ...], spec: MpoSpec, weight: Tensor) -> tuple[Tensor, ...]:
+    if is_canonical(cores, spec.chain):
+        return tuple(core.detach().double() for core in cores)
+    return canonical(matrix_of(weight, spec), spec.chain)
+
+
+def _composed(model: Expanded, key: str) -> Tensor:
+    """The weight of an Expanded in float64."""
+    entry = next(entry for entry in model.plan.entries if entry.key == key)
+    spec = mpo_form(entry)
+    assert spec is not None
+    wide = [core.detach().double() for core in model.cores(key)]
+    return compose(wide, transposed=spec.transposed).reshape(spec.shape)
+
+
+def _fill(program: WeightProgram | Expanded, key: str, cores: tuple[Tensor, ...]) -> None:
+    entry = next(entry for entry in program.plan.entries if entry.key == key)
+    if isinstance(program, WeightProgram):
+        program.fill(dict(zip(entry.core_names, cores, strict=True)))
+        return
+    with torch.no_grad():
+        for stored, core in zip(program.cores(key), cores, strict=True):
+            stored.copy_(core)
+
+
+def _require_names(student: nn.Module, pairs: tuple[Pair, ...]) -> None:
+    known = {name for name, _ in student.named_parameters(remove_duplicate=False)}
+    for pair in pairs:
+        if pair.key not in known:
+            raise InputError(
+                f"layer_map names {pair.key!r}, the student has no such parameter; correct the map"
+            )
+
+
+def _reason(pair: Pair, plan: Plan) -> str:
+    auxiliary = "has no auxiliary core" if not pair.note else pair.note
+    return auxiliary if plan.entries else "is not over-parameterised"
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _taken(value: Tensor, like: Tensor) -> Tensor:
+    return value.detach().to(device=like.device, dtype=like.dtype, copy=True)
+
+
+def _alone(action: Callable[[], Any]) -> Any:
+    return action()
