@@ -4,7 +4,7 @@
 |----------------------------------------|-----------------|-----------------------------------|
 | it returns                             | 0, or its code  |                                   |
 | `UserError`, or wrong usage            | 2               | one sentence                      |
-| Ctrl-C                                 | 130             | one word                          |
+| Ctrl-C                                 | 130             | one word, or how to go on         |
 | anything else                          | 70              | one sentence that asks for a report |
 
 A traceback is shown only with `--debug`.
@@ -19,9 +19,20 @@ from typing import cast
 
 import typer
 
-from opdf_compile.cli import check_data, demo, doctor, expand, export, fold, inspect, plan, verify
+from opdf_compile.cli import (
+    check_data,
+    demo,
+    distill,
+    doctor,
+    expand,
+    export,
+    fold,
+    inspect,
+    plan,
+    verify,
+)
 from opdf_compile.cli.printable import printable
-from opdf_compile.errors import OpdfError, UserError
+from opdf_compile.errors import OpdfError, RunInterrupted, UserError
 
 PROGRAM = "opdf-compile"
 INTERNAL = 70
@@ -42,7 +53,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _module in (inspect, plan, expand, fold, export, verify, check_data, demo, doctor):
+for _module in (inspect, plan, expand, fold, export, verify, check_data, distill, demo, doctor):
     app.command(_module.NAME, epilog=_module.EXAMPLES)(_module.command)
 
 
@@ -75,7 +86,7 @@ def _explain(error: Exception) -> tuple[str, int]:
     """The sentence and the exit code of an error that ended a command."""
     if isinstance(error, _UsageError):
         return _usage_sentence(error), USAGE
-    if isinstance(error, UserError):
+    if isinstance(error, UserError | RunInterrupted):
         return str(error), error.exit_code
     code = error.exit_code if isinstance(error, OpdfError) else INTERNAL
     what = " ".join(f"{type(error).__name__}: {error}".split())

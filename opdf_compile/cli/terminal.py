@@ -30,7 +30,7 @@ LOGGER = "opdf_compile"
 _PIPE_WIDTH = 160
 
 
-class _Description(ProgressColumn):
+class Description(ProgressColumn):
     """What is being done; names of files and weights in it are neither markup nor commands."""
 
     def render(self, task: Task) -> Text:
@@ -57,6 +57,16 @@ class Terminal:
     def json_on_stdout(self) -> bool:
         """Whether the standard output belongs to the JSON alone."""
         return self._json_target == "-"
+
+    @property
+    def animated(self) -> bool:
+        """Whether bars and live tables are drawn: on a terminal, unless quiet."""
+        return not self.quiet and self._err.is_terminal
+
+    @property
+    def progress_console(self) -> Console:
+        """Where bars are drawn."""
+        return self._err
 
     def show(self, *renderables: RenderableType) -> None:
         """Prints tables or text for a person; nothing when quiet or when JSON goes to stdout."""
@@ -97,11 +107,11 @@ class Terminal:
         """Shows a spinner or bar on a terminal while the block runs; nothing elsewhere."""
         columns = (
             SpinnerColumn(),
-            _Description(),
+            Description(),
             BarColumn(),
             TimeElapsedColumn(),
         )
-        hidden = self.quiet or not self._err.is_terminal
+        hidden = not self.animated
         with Progress(*columns, console=self._err, transient=True, disable=hidden) as progress:
             progress.add_task(what, total=None)
             yield progress

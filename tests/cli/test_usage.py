@@ -16,7 +16,7 @@ from opdf_compile.cli import doctor, main
 from opdf_compile.errors import InternalError, PlanError
 
 COMMANDS = (
-    *("inspect", "plan", "expand", "fold", "export", "check-data", "verify", "demo"),
+    *("inspect", "plan", "expand", "fold", "export", "check-data", "verify", "distill", "demo"),
     "doctor",
 )
 Capture = pytest.CaptureFixture[str]
@@ -58,7 +58,6 @@ def test_help_lists_the_commands_and_no_others(capsys: Capture) -> None:
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert [name for name in COMMANDS if f"│ {name} " not in out] == []
-    assert "distill" not in out
     assert "--install-completion" in out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -132,8 +132,9 @@ def _values(section: OptimizerSection) -> Iterator[Problem]:
     """What the class itself says of the values, tried on a parameter of one number."""
     rate = section.plain_lr if section.lr == "matched" else section.lr
     options = optimizer_options(section)
+    kind: Callable[..., Optimizer] = optimizer_class(section)
     try:
-        optimizer_class(section)([nn.Parameter(torch.zeros(1))], lr=rate, **options)
+        kind([nn.Parameter(torch.zeros(1))], lr=rate, **options)
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         names = [name for name in section.options if name in str(error).lower()]
         guess = names or list(section.options)

@@ -148,14 +148,10 @@ def named_outputs(value: Any) -> dict[str, Tensor]:
     """
     if isinstance(value, Tensor):
         return {"logits": value}
-    if isinstance(value, Mapping):
-        parts = value.items()
-    elif isinstance(value, tuple | list):
-        parts = ((str(place), part) for place, part in enumerate(value))
-    else:
-        return {}
+    if isinstance(value, tuple | list) and not isinstance(value, Mapping):
+        value = {str(place): part for place, part in enumerate(value)}
     named: dict[str, Tensor] = {}
-    for key, part in parts:
+    for key, part in value.items() if isinstance(value, Mapping) else ():
         if isinstance(part, Tensor):
             named[str(key)] = part
         elif isinstance(part, Mapping | tuple | list):

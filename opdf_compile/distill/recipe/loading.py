@@ -94,6 +94,13 @@ def _labels(recipe: Recipe, columns: tuple[str, ...]) -> str | None:
 def _split(recipe: Recipe, parts: dict[str, Examples], labels: str | None) -> dict[str, Examples]:
     """All three parts: what the source does not give is split off its train part."""
     section = recipe.data
+    for name in ("validation", "test"):
+        key = f"{name}_share"
+        if name in parts and key in section.model_fields_set:
+            raise RecipeError(
+                f"{recipe.place('data', key)}: {key} is given and the {name} part is not split "
+                f"off, as {getattr(section, name) or section.source} brings one; remove {key}"
+            )
     shares = {
         name: share
         for name, share in (

@@ -54,7 +54,7 @@ def make_optimizer(
     kind = optimizer_class(section)
     if plan is None:
         return kind(groups, **options)
-    pulled = {} if alignment is None else {"alignment": alignment}
+    pulled: dict[str, Any] = {} if alignment is None else {"alignment": alignment}
     with placed(recipe, "optimizer", "name"):
         return Overparam(
             groups, kind, plan=plan, module=student, decay=section.decay, **pulled, **options

@@ -141,7 +141,8 @@ class _Made:
 
         def batch_loss(model: nn.Module) -> Tensor:
             args, kwargs = self.data.arguments(batch)
-            return losses(named_outputs(model(*args, **kwargs)), teacher, batch)
+            value: Tensor = losses(named_outputs(model(*args, **kwargs)), teacher, batch)
+            return value
 
         return peak_rate(self.recipe, student, plan, batch_loss)
 

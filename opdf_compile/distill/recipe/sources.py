@@ -39,7 +39,7 @@ def load_source(source: str, base: Path) -> dict[str, Examples]:
     """
     name, _, query = source.partition("?")
     if name == "digits":
-        return {"train": _digits()}
+        return _digits()
     if name == "mnist1d":
         return _mnist1d(parse_query(query or None, source))
     if source.endswith(_FILES):
@@ -114,17 +114,15 @@ def table(columns: Mapping[str, Tensor], source: str) -> Table:
     return Table(columns)
 
 
-def _digits() -> Table:
+def _digits() -> dict[str, Examples]:
+    """The demo's parts: columns images ``(n, 1, 8, 8)`` and labels."""
     from opdf_compile.distill.digits import load_digits
 
-    parts = load_digits()
-    both = [getattr(parts, name) for name in PARTS]
-    return Table(
-        {
-            "images": torch.cat([part.images for part in both]),
-            "labels": torch.cat([part.labels for part in both]),
-        }
-    )
+    digits = load_digits()
+    parts = {name: getattr(digits, name) for name in PARTS}
+    return {
+        name: Table({"images": part.images, "labels": part.labels}) for name, part in parts.items()
+    }
 
 
 def _mnist1d(arguments: dict[str, Any]) -> dict[str, Examples]:

@@ -1,0 +1,222 @@
+"""`opdf-compile distill`: the whole job of a recipe."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from opdf_compile.cli import options as o
+from opdf_compile.cli.tables import table
+from opdf_compile.cli.terminal import Terminal, opened
+from opdf_compile.errors import InputError, UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from opdf_compile.distill.recipe import Job, Recipe
+    from opdf_compile.distill.run.running import RunResult
+    from opdf_compile.plan.value import Plan
+
+NAME = "distill"
+EXAMPLES = (
+    "$ opdf-compile distill --init digits.toml\n\n"
+    "$ opdf-compile distill digits.toml -o digits-run\n\n"
+    "$ accelerate launch --num_processes 2 -m opdf_compile distill digits.toml"
+)
+
+
+def command(
+    recipe: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE.toml", help="What is trained, and how.", show_default=False),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--out",
+            metavar="DIR",
+            help="The run's folder; RECIPE-run by default. A run that was interrupted goes on.",
+            show_default=False,
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh/--resume", help="Refuse a folder that holds a run, or go on with that run."
+        ),
+    ] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", "--dry-run", help="Load and check everything, print the plan, and stop."
+        ),
+    ] = False,
+    init: Annotated[
+        bool, typer.Option("--init", help="Write a recipe that runs, and stop.")
+    ] = False,
+    json: o.Json = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    debug: o.Debug = False,
+) -> int:
+    """Distil a student as a recipe says: train, fold, export, verify.
+
+    Writes a run folder with the bundle, the log, a report with plots, checkpoints, and a lock file
+    of everything that decided the result.
+    """
+    first = _rank() == 0
+    with opened(
+        json if first else None, quiet=quiet or not first, verbose=verbose, debug=debug
+    ) as terminal:
+        if init:
+            return _init(terminal, recipe, check=check)
+        try:
+            asked, job = _prepared(terminal, recipe)
+        except UserError as error:
+            # All processes find the same mistake; one sentence is enough.
+            if first:
+                raise
+            return error.exit_code
+        plan = _shown(terminal, asked, job)
+        if check:
+            terminal.show(f"{recipe} can run; nothing was trained")
+            terminal.result(_checked(recipe, job, plan))
+            return 0
+        return _run(terminal, recipe, job, out or Path(f"{recipe.stem}-run"), fresh=fresh)
+
+
+def _rank() -> int:
+    """This process's place among those of accelerate launch or torchrun."""
+    text = os.environ.get("RANK", "0")
+    return int(text) if text.isdigit() else 0
+
+
+def _init(terminal: Terminal, recipe: Path, *, check: bool) -> int:
+    from opdf_compile.distill.recipe.template import write_template
+
+    if check:
+        raise InputError("--init writes a recipe and --check reads one, wanted one of them")
+    write_template(recipe)
+    terminal.show(f"Wrote {recipe}", f"  opdf-compile distill {recipe}   runs it")
+    terminal.result({"schema": "opdf-distill-init/1", "recipe": str(recipe)})
+    return 0
+
+
+def _prepared(terminal: Terminal, file: Path) -> tuple[Recipe, Job]:
+    from opdf_compile.distill.recipe import prepare, read_recipe
+
+    recipe = read_recipe(file)
+    with terminal.busy(f"loading what {file.name} names"):
+        return recipe, prepare(recipe, base=file.parent)
+
+
+def _shown(terminal: Terminal, recipe: Recipe, job: Job) -> Plan | None:
+    """Print what will be trained; the plan of it."""
+    with terminal.busy("planning"):
+        plan = job.plan(job.make_student(recipe.training.seed))
+    terminal.show(job_table(job))
+    if job.layer_map is not None:
+        terminal.show(str(job.layer_map), "")
+    if plan is None:
+        terminal.show("plain: the student trains as it is", "")
+    else:
+        from opdf_compile.cli.plan import plan_table
+
+        terminal.show(plan_table(plan), plan.totals(), "")
+    for note in job.notes:
+        terminal.warn(note)
+    return plan
+
+
+def job_table(job: Job) -> Table:
+    """What a recipe became, in a dozen rows."""
+    recipe, data = job.recipe, job.data
+    rows = table("Recipe", "what", "value")
+    rows.add_row("student", recipe.student.model)
+    rows.add_row("teacher", recipe.teacher.model if recipe.teacher else "none")
+    sizes = (
+        f"{len(data.train):,} train, {len(data.validation):,} validation, {len(data.test):,} test"
+    )
+    rows.add_row("data", f"{data.source}: {sizes}")
+    rows.add_row("inputs", ", ".join(data.inputs) + (f"; {data.labels}" if data.labels else ""))
+    rows.add_row(
+        "losses", ", ".join(f"{loss.weight:g} x {loss.name or loss.kind}" for loss in recipe.loss)
+    )
+    length = recipe.training
+    many = f"{length.epochs} epochs" if length.epochs else f"{length.steps} steps"
+    rows.add_row("training", f"{many} of batch {data_batch(job)}, {length.precision}")
+    rate = recipe.optimizer.lr
+    shown = f"matched to {recipe.optimizer.plain_lr:g}" if rate == "matched" else f"{rate:g}"
+    rows.add_row("optimizer", f"{recipe.optimizer.name}, lr {shown}, {recipe.schedule.kind}")
+    rows.add_row("metric", job.metric.name)
+    return rows
+
+
+def data_batch(job: Job) -> str:
+    """Examples per optimizer step."""
+    batch, times = job.recipe.data.batch, job.recipe.training.accumulation
+    return str(batch) if times == 1 else f"{batch} x {times}"
+
+
+def _checked(recipe: Path, job: Job, plan: Plan | None) -> dict[str, Any]:
+    data = job.data
+    return {
+        "schema": "opdf-distill-check/1",
+        "recipe": str(recipe),
+        "fingerprint": job.fingerprint,
+        "examples": {
+            "train": len(data.train),
+            "validation": len(data.validation),
+            "test": len(data.test),
+        },
+        "inputs": list(data.inputs),
+        "labels": data.labels,
+        "metric": job.metric.name,
+        "layer_map": None if job.layer_map is None else [list(p) for p in job.layer_map.pairs],
+        "plan": None if plan is None else plan.to_json(),
+    }
+
+
+def _run(terminal: Terminal, recipe: Path, job: Job, folder: Path, *, fresh: bool) -> int:
+    from opdf_compile.cli.distill_live import watching
+    from opdf_compile.distill.run.running import run
+
+    with watching(terminal) as watch:
+        result = run(job, folder, resume=not fresh, watch=watch)
+    terminal.show(metric_table(job, result), f"parity: {result.verdict}", f"Wrote {folder}/")
+    terminal.show(f"  {result.report}   curves, metrics and verdict")
+    if result.bundle is not None:
+        terminal.show(f"  {result.bundle}/   what ships")
+    terminal.result(
+        {
+            "schema": "opdf-distill/1",
+            "recipe": str(recipe),
+            "folder": str(folder),
+            "verdict": result.verdict,
+            "metric": job.metric.name,
+            "metrics": dict(result.metrics),
+            "bundle": None if result.bundle is None else str(result.bundle),
+            "report": str(result.report),
+            "steps": result.steps,
+            "best_step": result.best_step,
+            "fingerprint": job.fingerprint,
+        }
+    )
+    return result.exit_code
+
+
+def metric_table(job: Job, result: RunResult) -> Table:
+    """The metric of each model on the test part."""
+    made = table(
+        f"{job.metric.name} on {len(job.data.test):,} test examples",
+        "model",
+        "value",
+        numbers=("value",),
+    )
+    for name, value in result.metrics.items():
+        made.add_row(name, f"{value:.4f}")
+    return made
