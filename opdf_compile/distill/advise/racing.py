@@ -1,0 +1,293 @@
+"""`advise`: a paired race on the user's own student and data, within a budget of seconds.
+
+1. calibration  what a step of each method costs, measured in turns
+2. tuning       each side (plain; over-parameterised) has the same seconds to find its best setting
+3. final        fresh seeds and fresh examples, both sides at their best setting, pair by pair
+
+The choice between methods (n = 2, n = 3, aligned) is a part of the over-parameterised side's
+tuning. Only its result meets the plain student in the final, on seeds and examples that the tuning
+has not seen: so there is one comparison, and the interval needs no correction for the choice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from opdf_compile.distill.advise.final import Pair, final
+from opdf_compile.distill.advise.folds import Folds
+from opdf_compile.distill.advise.grid import Grid, grid_of
+from opdf_compile.distill.advise.methods import PLAIN, Method, methods
+from opdf_compile.distill.advise.runner import Clock, OutOfTime, Runner, Trained, whole_run
+from opdf_compile.distill.advise.search import Search, Trial
+from opdf_compile.distill.advise.statistics import paired
+from opdf_compile.distill.advise.timetable import (
+    MOST_PAIRS,
+    Pace,
+    Timetable,
+    pace_of,
+    steps_of,
+    timetable,
+)
+from opdf_compile.distill.advise.value import Advice, Side, Tried
+from opdf_compile.distill.recipe.job import Job
+from opdf_compile.errors import InputError
+
+Progress = Callable[[str, float], None]
+_CALIBRATION_STEPS = 6
+_CALIBRATION_ROUNDS = 2
+# What calibration may cost, as a share of the budget; one round there always is.
+_CALIBRATION_SHARE = 0.05
+# A pair is started only if it fits with this much to spare.
+OVER, SIDES = "over-parameterised", 2
+
+
+def advise(
+    job: Job,
+    *,
+    budget_seconds: float = 600.0,
+    most_pairs: int = MOST_PAIRS,
+    clock: Clock = time.perf_counter,
+    progress: Progress | None = None,
+) -> Advice:
+    """Race plain against over-parameterised training, and say which to use.
+
+    Args:
+        job: A prepared recipe.
+        budget_seconds: What the race may take.
+        most_pairs: Pairs of final runs that are enough, at least 2.
+        clock: Seconds, of any zero.
+        progress: Called with a sentence and the share of the budget that is used.
+
+    Returns:
+        The advice. Both sides' metric and differences are on validation examples; the test part is
+        never read.
+
+    Raises:
+        InputError: The budget has no meaning, or is too small: the sentence says what is needed.
+    """
+    _require(budget_seconds, most_pairs)
+    return _Race(job, budget_seconds, most_pairs, clock, progress or (lambda *_: None)).advice()
+
+
+@dataclass
+class _Tuning:
+    """A side while it is tuned."""
+
+    name: str
+    search: Search
+    seconds: float = 0.0
+    runs: int = 0
+    done: bool = False
+    steps: dict[tuple[str, int], int] = field(default_factory=dict)
+
+
+class _Race:
+    def __init__(
+        self, job: Job, budget: float, most_pairs: int, clock: Clock, progress: Progress
+    ) -> None:
+        self._started, self._clock = clock(), clock
+        self._job, self._budget, self._most_pairs = job, budget, most_pairs
+        self._progress = progress
+        self._say("tracing and planning the student")
+        self._methods = {method.name: method for method in methods(job)}
+        self._grid: Grid = grid_of(job.recipe.optimizer)
+        self._folds = Folds(job)
+        try:
+            self._runner = Runner(job, self._folds, clock, self._started + budget)
+        except OutOfTime:
+            raise InputError(
+                f"the budget of {budget:g} s is too little time: the teacher's outputs alone take "
+                "longer; give a larger --budget"
+            ) from None
+        self._runs: dict[str, list[Trained]] = {name: [] for name in self._methods}
+
+    @property
+    def used(self) -> float:
+        """Seconds since the start."""
+        return self._clock() - self._started
+
+    def advice(self) -> Advice:
+        """Run the stages."""
+        paces = self._calibrate()
+        whole = whole_run(self._job)
+        table = timetable(self._budget, self.used, whole, paces, most_pairs=self._most_pairs)
+        over = [name for name in self._methods if name != PLAIN]
+        sides = [
+            _Tuning(PLAIN, Search([PLAIN], self._grid)),
+            _Tuning(OVER, Search(over, self._grid)),
+        ]
+        self._tune(sides, table, paces)
+        # The tuning's own runs know better than the calibration what a step costs.
+        paces = {name: pace_of(runs) for name, runs in self._runs.items()}
+        pairs = self._final(sides, table, paces)
+        return self._advice(sides, table, paces, pairs)
+
+    def _calibrate(self) -> dict[str, Pace]:
+        """Short runs of every method in turns, so that a busy moment hits all of them."""
+        fold, point = self._folds.tuning(), self._grid
+        for _ in range(_CALIBRATION_ROUNDS):
+            for method in self._methods.values():
+                self._say(f"measuring the cost of a step: {method.name}")
+                try:
+                    run = self._runner.run(
+                        method, point.rate, 0.0, fold=fold, seed=0, steps=_CALIBRATION_STEPS
+                    )
+                except OutOfTime:
+                    raise InputError(
+                        f"the budget of {self._budget:g} s is too little time: it ended while the "
+                        "cost of a step was measured; give a larger --budget"
+                    ) from None
+                self._runs[method.name].append(run)
+            if self.used > _CALIBRATION_SHARE * self._budget:
+                break
+        return {name: pace_of(runs) for name, runs in self._runs.items()}
+
+    def _tune(self, sides: list[_Tuning], table: Timetable, paces: dict[str, Pace]) -> None:
+        """Give the next run to the side that has used less time, until both have used theirs."""
+        while waiting := [side for side in sides if not side.done]:
+            side = min(waiting, key=lambda side: side.seconds)
+            side.search.used = side.seconds / table.tuning
+            trial = side.search.ask()
+            name, share = trial.point.method, table.shares[trial.rung]
+            steps = steps_of(name, share * table.steps, paces)
+            cost = paces[name].setup + steps * paces[name].step + paces[name].around
+            if side.seconds + cost > table.tuning:
+                side.done = True
+                continue
+            self._try(side, trial, steps)
+
+    def _try(self, side: _Tuning, trial: Trial, steps: int) -> None:
+        point = trial.point
+        lr, decay = self._grid.lr(point), self._grid.weight_decay(point)
+        self._say(f"tuning, rung {trial.rung + 1}: {point.method}, lr {lr:g}, decay {decay:g}")
+        run = self._runner.run(
+            self._methods[point.method],
+            lr,
+            decay,
+            fold=self._folds.tuning(),
+            seed=trial.seed,
+            steps=steps,
+        )
+        side.seconds += run.cost
+        side.runs += 1
+        side.steps[point.method, trial.rung] = steps
+        side.search.tell(trial, run.score)
+        self._runs[point.method].append(run)
+
+    def _final(self, sides: list[_Tuning], table: Timetable, paces: dict[str, Pace]) -> list[Pair]:
+        chosen = [self._chosen(side) for side in sides]
+        steps = [steps_of(method.name, table.steps, paces) for method, _, _ in chosen]
+        return final(
+            self._runner,
+            self._folds,
+            chosen,
+            steps,
+            most=self._most_pairs,
+            left=lambda: self._budget - self.used,
+            say=self._say,
+        )
+
+    def _chosen(self, side: _Tuning) -> tuple[Method, float, float]:
+        best = side.search.best
+        return self._methods[best.method], self._grid.lr(best), self._grid.weight_decay(best)
+
+    def _advice(
+        self, sides: list[_Tuning], table: Timetable, paces: dict[str, Pace], pairs: list[Pair]
+    ) -> Advice:
+        metric, up = self._job.metric, self._job.metric.higher_is_better
+        plain, over = (
+            self._side(side, [pair.runs[place] for pair in pairs], paces)
+            for place, side in enumerate(sides)
+        )
+        differences = [d for pair in pairs if (d := pair.difference) is not None]
+        return Advice(
+            plain,
+            over,
+            paired(differences) if differences else None,
+            tuple(pair.seed for pair in pairs),
+            metric.name,
+            up,
+            table.whole,
+            self._budget,
+            self.used,
+            self._folds.mixed,
+            tuple(self._notes(table, plain, over)),
+        )
+
+    def _side(self, side: _Tuning, runs: Sequence[Trained], paces: dict[str, Pace]) -> Side:
+        method, lr, decay = self._chosen(side)
+        return Side(
+            method.name,
+            method.lines,
+            lr,
+            decay,
+            side.search.at_edge(side.search.best),
+            tuple(self._tried(side)),
+            side.runs,
+            side.seconds,
+            sum(run.cost for run in runs),
+            runs[0].steps,
+            paces[method.name].step,
+            paces[method.name].setup,
+            tuple(self._shown(run.score.value) for run in runs),
+        )
+
+    def _tried(self, side: _Tuning) -> list[Tried]:
+        search = side.search
+        return [
+            Tried(
+                rung + 1,
+                point.method,
+                self._grid.lr(point),
+                self._grid.weight_decay(point),
+                side.steps[point.method, rung],
+                len(search.scores[rung][point]),
+                self._shown(search.mean(rung, point).value),
+            )
+            for rung in range(len(search.scores))
+            for point in search.ranking(rung)
+        ]
+
+    def _shown(self, value: float) -> float | None:
+        """A score as the metric itself; None where it diverged."""
+        if value == float("-inf"):
+            return None
+        return value if self._job.metric.higher_is_better else -value
+
+    def _notes(self, table: Timetable, plain: Side, over: Side) -> list[str]:
+        notes = []
+        if table.steps < table.whole:
+            notes.append(
+                f"The recipe's run has {table.whole} steps; there was time for runs of "
+                f"{table.steps}. Gains of short runs can vanish in longer ones: a larger --budget "
+                "races longer runs."
+            )
+        notes += [
+            f"The best setting of {name} lies at the edge of what there was time to try."
+            for name, side in ((PLAIN, plain), (OVER, over))
+            if side.at_edge
+        ]
+        left_out = [
+            name
+            for name, given in (
+                ("ema", self._job.recipe.training.ema),
+                ("early_stopping", self._job.recipe.training.early_stopping),
+            )
+            if given
+        ]
+        if left_out:
+            notes.append(f"The race leaves out {' and '.join(left_out)}, on both sides.")
+        return [*self._job.notes, *notes]
+
+    def _say(self, text: str, *_: Any) -> None:
+        self._progress(text, min(1.0, self.used / self._budget))
+
+
+def _require(budget: float, most_pairs: int) -> None:
+    if not 0 < budget < float("inf"):
+        raise InputError(f"the budget is {budget} s, wanted a positive number of seconds")
+    if most_pairs < 2:
+        raise InputError(f"most_pairs is {most_pairs}, wanted at least 2 for an interval")

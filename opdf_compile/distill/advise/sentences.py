@@ -1,0 +1,65 @@
+"""The advice in words, and as lines for the recipe."""
+
+from __future__ import annotations
+
+import json
+
+from opdf_compile.distill.advise.methods import PLAIN
+from opdf_compile.distill.advise.value import Advice, Side
+
+
+def recommendation(advice: Advice) -> str:
+    """One or two sentences: what to do, and why."""
+    if advice.verdict == "use":
+        return f"Use {setting(advice.over)}: {_evidence(advice)}."
+    if advice.verdict == "do-not-use":
+        return (
+            f"Do not use over-parameterisation here: {_evidence(advice)}. "
+            f"Train the plain student at {setting(advice.plain, named=False)}."
+        )
+    return (
+        f"No difference could be shown: {_evidence(advice)}. {_needed(advice)}Until then the plain "
+        f"student is the simpler choice, at {setting(advice.plain, named=False)}."
+    )
+
+
+def recipe_lines(advice: Advice) -> str:
+    """The lines of the recipe that follow the advice, as TOML."""
+    side = advice.over if advice.verdict == "use" else advice.plain
+    lines = ["[plan]", *(f"{key} = {json.dumps(value)}" for key, value in side.lines.items())]
+    if not side.lines:
+        lines = []
+    rates = [f"lr = {side.lr!r}", f"weight_decay = {side.weight_decay!r}"]
+    return "\n".join([*lines, *[""] * bool(lines), "[optimizer]", *rates])
+
+
+def setting(side: Side, *, named: bool = True) -> str:
+    """A side's choice: "n = 2 at lr 2e-5, weight decay 0.01"."""
+    rates = f"lr {side.lr:g}, weight decay {side.weight_decay:g}"
+    return f"{side.method} at {rates}" if named and side.method != PLAIN else rates
+
+
+def _evidence(advice: Advice) -> str:
+    ours, theirs, count = advice.over.diverged, advice.plain.diverged, len(advice.seeds)
+    if ours != theirs:
+        return f"{ours} of its {count} runs diverged, and {theirs} of the plain student's"
+    found = advice.comparison
+    if found is None:
+        return f"all {count} pairs of runs diverged"
+    better = "better" if found.mean > 0 else "worse"
+    size = f"{abs(found.mean):.3g} {better}" if found.mean else "as good as plain"
+    return (
+        f"in equal time it is {size} in {advice.metric} than plain at its own best setting "
+        f"(95 % interval {found.low:+.3g} to {found.high:+.3g}, {count} pairs of runs, "
+        f"p = {found.p_t:.2g}, sign flips {found.p_sign_flip:.2g})"
+    )
+
+
+def _needed(advice: Advice) -> str:
+    found, seconds = advice.comparison, advice.seconds_needed
+    if found is None or found.seeds_needed is None or seconds is None:
+        return ""
+    return (
+        f"To see a difference of this size in 8 of 10 races takes {found.seeds_needed} pairs, "
+        f"about --budget {seconds:.0f}. "
+    )

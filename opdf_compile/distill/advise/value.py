@@ -1,0 +1,183 @@
+"""What `advise` found: both sides' tuning, the paired comparison, and what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from opdf_compile.distill.advise.statistics import Paired
+
+SCHEMA = "opdf-advise/1"
+Verdict = Literal["use", "do-not-use", "no-difference"]
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A setting in a rung of the tuning.
+
+    Attributes:
+        rung: 1, 2 or 3.
+        method: Name of the method.
+        lr: Learning rate.
+        weight_decay: Weight decay.
+        steps: Steps per run.
+        seeds: How many runs.
+        score: Mean of the metric; None where a run diverged.
+    """
+
+    rung: int
+    method: str
+    lr: float
+    weight_decay: float
+    steps: int
+    seeds: int
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of the race.
+
+    Attributes:
+        method: The method that it chose.
+        lines: The keys of the recipe's section `plan` for it.
+        lr: The learning rate that it chose.
+        weight_decay: The weight decay that it chose.
+        at_edge: Whether time ran out before its choice had neighbours on both sides.
+        tried: What the tuning tried, the best of each rung first.
+        tuning_runs: Runs of the tuning.
+        tuning_seconds: What they took.
+        final_seconds: What its final runs took.
+        final_steps: Steps of each.
+        step_seconds: Median seconds per step.
+        setup_seconds: Median seconds before the first step.
+        scores: Its metric in the final comparison, one per seed; None where a run diverged.
+    """
+
+    method: str
+    lines: Mapping[str, Any]
+    lr: float
+    weight_decay: float
+    at_edge: bool
+    tried: tuple[Tried, ...]
+    tuning_runs: int
+    tuning_seconds: float
+    final_seconds: float
+    final_steps: int
+    step_seconds: float
+    setup_seconds: float
+    scores: tuple[float | None, ...]
+
+    @property
+    def diverged(self) -> int:
+        """Final runs that diverged."""
+        return sum(score is None for score in self.scores)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The recommendation and what it rests on.
+
+    Attributes:
+        plain: The plain student's side.
+        over: The over-parameterised side.
+        comparison: Over-parameterised minus plain, positive where it is better, over the seeds
+            where neither diverged; None where there are none.
+        seeds: The final seeds.
+        metric: Name of the metric.
+        higher_is_better: Which way is up for `plain.scores` and `over.scores`.
+        whole: Steps of the recipe's own run.
+        budget: Seconds that were given.
+        seconds: Seconds that were used.
+        mixed: Whether final folds were drawn from the training part; see `folds`.
+        notes: What a user should know, in sentences.
+    """
+
+    plain: Side
+    over: Side
+    comparison: Paired | None
+    seeds: tuple[int, ...]
+    metric: str
+    higher_is_better: bool
+    whole: int
+    budget: float
+    seconds: float
+    mixed: bool
+    notes: tuple[str, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """What the interval allows to say."""
+        if self.over.diverged != self.plain.diverged:
+            return "do-not-use" if self.over.diverged > self.plain.diverged else "use"
+        if self.comparison is None:
+            return "no-difference"
+        if self.comparison.low > 0:
+            return "use"
+        return "do-not-use" if self.comparison.high < 0 else "no-difference"
+
+    @property
+    def final_share(self) -> float:
+        """The part of the time used that the final comparison had."""
+        return (self.plain.final_seconds + self.over.final_seconds) / self.seconds
+
+    @property
+    def seconds_needed(self) -> float | None:
+        """A budget with which a difference of the size found would be seen; None if unknown."""
+        needed = self.comparison.seeds_needed if self.comparison else None
+        if needed is None:
+            return None
+        final = self.plain.final_seconds + self.over.final_seconds
+        pair = final / len(self.seeds)
+        return max(self.seconds - final + needed * pair, 1.5 * needed * pair)
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values, with a schema."""
+        from opdf_compile.distill.advise.sentences import recipe_lines, recommendation
+
+        return {
+            "schema": SCHEMA,
+            "verdict": self.verdict,
+            "recommendation": recommendation(self),
+            "recipe_lines": recipe_lines(self),
+            "metric": self.metric,
+            "higher_is_better": self.higher_is_better,
+            "comparison": _comparison_json(self),
+            "plain": _side_json(self.plain),
+            "over_parameterised": _side_json(self.over),
+            "run": {"plain_steps": self.plain.final_steps, "recipe_steps": self.whole},
+            "budget_seconds": self.budget,
+            "seconds": self.seconds,
+            "final_share": self.final_share,
+            "folds": "drawn per seed" if self.mixed else "half of the validation part",
+            "notes": list(self.notes),
+        }
+
+
+def _comparison_json(advice: Advice) -> dict[str, Any] | None:
+    found = advice.comparison
+    if found is None:
+        return None
+    return {
+        "difference": found.mean,
+        "ci_low": _finite(found.low),
+        "ci_high": _finite(found.high),
+        "p_t": found.p_t,
+        "p_sign_flip": found.p_sign_flip,
+        "differences": list(found.differences),
+        "seeds": list(advice.seeds),
+        "seeds_needed": found.seeds_needed,
+        "seconds_needed": advice.seconds_needed,
+    }
+
+
+def _side_json(side: Side) -> dict[str, Any]:
+    values = {name: value for name, value in vars(side).items() if name != "tried"}
+    values |= {"lines": dict(side.lines), "scores": list(side.scores)}
+    return {**values, "tried": [vars(row) for row in side.tried]}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
