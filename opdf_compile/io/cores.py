@@ -18,6 +18,7 @@ from opdf_compile.graph.module_match import bare, layer_rows
 from opdf_compile.graph.rows import Match
 from opdf_compile.graph.sharing import names_of_parameters
 from opdf_compile.parametrizations.base import Spec
+from opdf_compile.parametrizations import registry
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.passes.regions import core_key, require_finite
 from opdf_compile.plan.value import Plan
@@ -120,14 +121,36 @@ def _inferred(groups: Mapping[str, list[Tensor]], model: nn.Module | None) -> Ch
         found = known.get(key)
         if found is None:
             continue
-        spec = get("mpo").infer(
-            [tuple(core.shape) for core in cores],
-            found.shape,
-            dtype=found.dtype,
-            transposed=_transposed(found, cores, sure=key not in raw),
-        )
-        chosen[key] = ("mpo", spec, found.aliases)
+        name, spec = _spec_of(found, cores, sure=key not in raw)
+        chosen[key] = (name, spec, found.aliases)
     return chosen
+
+
+def _spec_of(found: Match, cores: list[Tensor], *, sure: bool) -> tuple[str, Spec]:
+    """The parametrization and spec that have tensors of these shapes.
+
+    Cores with four axes are an MPO's (svd's are such, too); other shapes are offered to every other
+    parametrization in turn.
+    """
+    shapes = [tuple(core.shape) for core in cores]
+    if all(len(shape) == 4 for shape in shapes):
+        turned = _transposed(found, cores, sure=sure)
+        return "mpo", get("mpo").infer(shapes, found.shape, dtype=found.dtype, transposed=turned)
+    ways = _ways(found, sure=sure)
+    reasons = []
+    for name in registry.names():
+        for turned in ways:
+            try:
+                spec = get(name).infer(shapes, found.shape, dtype=found.dtype, transposed=turned)
+            except FoldError as error:
+                reasons.append(f"{name}: {error}")
+            else:
+                return name, spec
+    raise FoldError(
+        f"the cores of {found.key!r} are those of no parametrization ({'; '.join(reasons)}), "
+        "wanted shapes that tell the weight; fold the file that opdf-compile expand wrote, which "
+        "has the plan"
+    )
 
 
 def _of_layers(model: nn.Module) -> list[Match]:
@@ -135,17 +158,23 @@ def _of_layers(model: nn.Module) -> list[Match]:
     return [*report.matches, *(r.offer for r in report.refusals if r.offer is not None)]
 
 
-def _transposed(found: Match, cores: list[Tensor], *, sure: bool) -> bool:
-    """Whether the weight is stored (in, out): as its layer says, or as the cores' sizes tell."""
+def _ways(found: Match, *, sure: bool) -> tuple[bool, ...]:
+    """Whether the weight is stored (in, out): as its layer says, or both answers."""
     if sure or len(found.shape) != 2:
-        return found.transposed
+        return (found.transposed,)
     if found.shape[0] == found.shape[1]:
         raise FoldError(
             f"the cores of {found.key!r} make a square matrix, and nothing tells its rows from its "
             "columns: no layer holds it and the file has no plan; fold the file that opdf-compile "
             "expand wrote"
         )
-    return prod(core.shape[1] for core in cores if core.ndim == 4) == found.shape[1]
+    return (False, True)
+
+
+def _transposed(found: Match, cores: list[Tensor], *, sure: bool) -> bool:
+    """Whether the weight is stored (in, out); where two answers are left the cores' sizes tell."""
+    ways = _ways(found, sure=sure)
+    return ways[0] if len(ways) == 1 else prod(core.shape[1] for core in cores) == found.shape[1]
 
 
 def _from_shapes(key: str, cores: list[Tensor]) -> tuple[str, Spec, tuple[str, ...]]:

@@ -7,4 +7,5 @@ import here.
 from __future__ import annotations
 
 from opdf_compile.parametrizations import mpo as mpo
+from opdf_compile.parametrizations import powerprop as powerprop
 from opdf_compile.parametrizations import svd as svd

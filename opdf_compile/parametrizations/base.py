@@ -36,12 +36,25 @@ class Spec(Protocol):
 
 S = TypeVar("S", bound=Spec)
 
+# One summand of a weight: place of a tensor -> the power of a factor that the tensor takes so that
+# the summand takes the factor itself. {0: 1/2, 1: 1/2} for a product of two, {0: 1/a} for t^a.
+Term = Mapping[int, float]
+
 
 class Parametrization(Protocol[S]):
     """A pair of pure functions, and what a planner needs to choose between their specs.
 
-    A parametrization that is linear in each of its tensors says so with ``multilinear = True``:
-    only then can decay of the weight be carried by its tensors (see `training.optimizer.decay`).
+    What a parametrization may have beside the members below:
+
+    multilinear = True          It is linear in each of its tensors, so that decay of the weight can
+                                be carried by them (see `training.optimizer.decay`).
+    terms(spec)                 The same where the weight is a sum of products or a power: every
+                                summand as a `Term`. The weight is odd in the first tensor of each.
+    rates(spec)                 Of each tensor the factor of its learning rate; `Overparam` gives
+                                them param groups of their own. In a loop over the inline form it
+                                is the user who does.
+    usual_cores = 2             Number of tensors where nobody asks for one; otherwise 3.
+    describe(spec)              The spec in short, for tables.
     """
 
     @property

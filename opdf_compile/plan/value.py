@@ -21,7 +21,7 @@ from torch import nn
 
 from opdf_compile.errors import PlanError
 from opdf_compile.graph.rows import Match, MatchReport, Refusal, text_table
-from opdf_compile.parametrizations.base import Spec
+from opdf_compile.parametrizations.base import Spec, Term
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.tensor.cost import Cost
 
@@ -60,6 +60,23 @@ class PlanEntry:
     def core_names(self) -> tuple[str, ...]:
         """Names of the cores in a state dict."""
         return tuple(get(self.parametrization).core_names(self.key, self.spec))
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Of each core the factor of its learning rate; 1 unless the parametrization says more."""
+        own = getattr(get(self.parametrization), "rates", None)
+        return (1.0,) * len(self.core_names) if own is None else tuple(own(self.spec))
+
+    @property
+    def terms(self) -> tuple[Term, ...] | None:
+        """What scales the weight, see `parametrizations.base.Term`; None where nothing says so."""
+        parametrization, count = get(self.parametrization), len(self.core_names)
+        own = getattr(parametrization, "terms", None)
+        if own is not None:
+            return tuple(own(self.spec))
+        if not getattr(parametrization, "multilinear", False):
+            return None
+        return (dict.fromkeys(range(count), 1 / count),)
 
     def to_json(self) -> dict[str, Any]:
         """The entry as plain values."""

@@ -58,12 +58,13 @@ def make_units(
     if batched not in (True, False, "auto"):
         raise InputError(f"batched is {batched!r}, wanted True, False or 'auto'")
     cost = {entry.key: entry.cost.step_flops for entry in plan.entries}
+    rates = {entry.key: entry.rates for entry in plan.entries}
 
     def apart(part: Part) -> Hashable:
         key = part.keys[0]
         wanted = cost[key] <= SMALL if batched == "auto" else batched
         # A part of its own kind stays alone.
-        return (separate(key), None if wanted else part.keys)
+        return (separate(key), rates[key], None if wanted else part.keys)
 
     units = []
     for members in group(parts, cores, apart):

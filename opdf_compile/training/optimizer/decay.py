@@ -7,6 +7,9 @@ Plain decoupled decay takes W to (1 - lr wd) W. The chain is linear in each of i
 and spreads the factor evenly, which keeps the balance of the cores. Letting the optimizer decay the
 cores itself takes W to (1 - lr wd)^n W, and its small singular values no differently from the large
 ones only as long as nothing else moves them: an n-fold, spectrum-dependent pull.
+
+A weight that is a sum of products, or a power of one tensor, says what scales it as `terms`: each
+summand is scaled like a chain, each tensor by the power that the term gives it.
 """
 
 from __future__ import annotations
@@ -14,21 +17,22 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
+from torch import Tensor
 
 from opdf_compile.errors import PlanError
-from opdf_compile.parametrizations.registry import get
+from opdf_compile.parametrizations.base import Term
 from opdf_compile.plan.value import Plan
 from opdf_compile.training.hoisted.unit import Unit
 
 
 def require_multilinear(plan: Plan) -> None:
-    """Refuse decay="weight" for a parametrization that does not say it is linear in each core.
+    """Refuse decay="weight" for a parametrization that does not say what scales its weight.
 
     Raises:
         PlanError: With the name of the first one.
     """
     for entry in plan.entries:
-        if not getattr(get(entry.parametrization), "multilinear", False):
+        if entry.terms is None:
             raise PlanError(
                 f"weight_decay is not 0, decay='weight' scales every core, and the parametrization "
                 f"{entry.parametrization!r} of {entry.key!r} does not say that it is linear in each"
@@ -47,8 +51,22 @@ def decay(unit: Unit, factor: float, keys: Collection[str]) -> None:
     """
     if factor == 1.0 or not any(key in keys for key in unit.keys):
         return
-    cores = [core.detach() for core in unit.storage]
-    torch._foreach_mul_(cores, abs(factor) ** (1 / len(cores)))
-    if factor < 0:
-        # A step so large that it turns the weight around: one core takes the sign.
-        cores[0].neg_()
+    for term in _terms(unit):
+        by_share: dict[float, list[Tensor]] = {}
+        for place, share in term.items():
+            by_share.setdefault(share, []).append(unit.storage[place].detach())
+        for share, cores in by_share.items():
+            torch._foreach_mul_(cores, abs(factor) ** share)
+        if factor < 0:
+            # A step so large that it turns the weight around: one core takes the sign.
+            unit.storage[next(iter(term))].detach().neg_()
+
+
+def _terms(unit: Unit) -> tuple[Term, ...]:
+    """The terms of a unit's weights, by place in its storage."""
+    entry, count = unit.weights[0].entry, len(unit.storage)
+    names = unit.members[0]
+    if len(entry.core_names) != count:  # Several weights of shared cores.
+        return (dict.fromkeys(range(count), 1 / count),)
+    place = [names.index(name) for name in entry.core_names]
+    return tuple({place[k]: share for k, share in term.items()} for term in entry.terms or ())

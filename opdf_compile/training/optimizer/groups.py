@@ -2,6 +2,7 @@
 
     outer group {W_1, W_2, b; lr, weight_decay, ..}  ->  inner {b; lr, weight_decay, ..}
                                                          inner {cores of W_1, W_2; lr, 0, ..}
+                                                         inner {cores with a rate r; r lr, 0, ..}
 
 Schedulers and users change the outer options; they are copied inwards before each step.
 """
@@ -65,6 +66,7 @@ class Links:
         cores: For each outer group the cores of its matched weights.
         matched: Ids of the matched weights.
         split: Whether the cores get a group of their own, without weight decay.
+        rates: By id of a core the factor of its learning rate, where it is not 1.
     """
 
     def __init__(
@@ -74,9 +76,12 @@ class Links:
         matched: set[int],
         *,
         split: bool,
+        rates: Mapping[int, float] | None = None,
     ) -> None:
         """Lay out the inner groups."""
         self.split = split
+        self._rate_of = dict(rates or {})
+        self._rates: dict[int, float] = {}
         self.inner: list[Group] = []
         self.places: list[list[int]] = []
         self._bare: set[int] = set()
@@ -88,27 +93,48 @@ class Links:
     def add(self, group: Group, rest: list[Tensor], stepped: list[nn.Parameter]) -> list[Group]:
         """Lay out one more outer group; returns its inner groups."""
         options = {key: value for key, value in group.items() if key not in _OWN}
+        usual = [core for core in stepped if id(core) not in self._rate_of]
         # Cores are plain tensors; torch's foreach and fused steps take no DTensor beside those.
         apart = self.split or is_sharded(rest)
-        members = [rest, stepped] if apart else [[*rest, *stepped]]
-        made: list[Group] = [{**options, "params": params} for params in members if params]
-        if self.split and stepped:
-            self._bare.add(len(self.inner) + len(made) - 1)
-            made[-1]["weight_decay"] = 0.0
+        members = [rest, usual] if apart else [[*rest, *usual]]
+        own = self._by_rate(stepped)
+        made: list[Group] = [{**options, "params": p} for p in [*members, *own.values()] if p]
+        first = len(self.inner)
+        after = first + len(made)
+        self._rates.update(zip(range(after - len(own), after), own, strict=True))
+        if self.split:
+            bare = range(first + bool(rest), after)
+            self._bare.update(bare)
+            for place in bare:
+                made[place - first]["weight_decay"] = 0.0
         self.places.append(list(range(len(self.inner), len(self.inner) + len(made))))
         self._seen.append({})
         self.inner.extend(made)
         return made
 
+    def _by_rate(self, cores: list[nn.Parameter]) -> dict[float, list[nn.Parameter]]:
+        found: dict[float, list[nn.Parameter]] = {}
+        for core in cores:
+            if id(core) in self._rate_of:
+                found.setdefault(self._rate_of[id(core)], []).append(core)
+        return found
+
     def push(self, outer: list[Group], inner: list[Group]) -> None:
         """Copy the options that changed since the last call from the outer groups inwards."""
         for group, places, seen in zip(outer, self.places, self._seen, strict=True):
             for key, value in group.items():
-                if key in _OWN or (key in seen and _same(seen[key], value)):
+                if key in _OWN:
+                    continue
+                scaled = key == "lr" and not self._rates.keys().isdisjoint(places)
+                # A scheduler may write into a tensor, and a product of it is a copy.
+                stale = scaled and isinstance(value, Tensor)
+                if not stale and key in seen and _same(seen[key], value):
                     continue
                 seen[key] = value
                 for place in places:
-                    if not (key == "weight_decay" and place in self._bare):
+                    if key == "lr" and place in self._rates:
+                        inner[place][key] = value * self._rates[place]
+                    elif not (key == "weight_decay" and place in self._bare):
                         inner[place][key] = value
 
     def push_all(
@@ -142,8 +168,9 @@ class Links:
                     for key, value in inner[place].items()
                     if key not in _OWN
                     and not (key in group and equal(group[key], value))
-                    # The zero of cores that decay with W is the layout's, not the optimizer's.
+                    # The layout's own: the zero of cores that decay with W, the scaled rates.
                     and not (key == "weight_decay" and place in self._bare)
+                    and not (key == "lr" and place in self._rates)
                 }
                 for place in places
             ]
