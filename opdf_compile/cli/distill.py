@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opdf_compile.cli import options as o
-from opdf_compile.cli.tables import table
+from opdf_compile.cli.tables import shape, table
 from opdf_compile.cli.terminal import Terminal, opened
 from opdf_compile.errors import InputError, UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from torch import nn
 
     from opdf_compile.distill.recipe import Job, Recipe
     from opdf_compile.distill.run.running import RunResult
@@ -117,10 +118,11 @@ def _prepared(terminal: Terminal, file: Path) -> tuple[Recipe, Job]:
 def _shown(terminal: Terminal, recipe: Recipe, job: Job) -> Plan | None:
     """Print what will be trained; the plan of it."""
     with terminal.busy("planning"):
-        plan = job.plan(job.make_student(recipe.training.seed))
+        student = job.make_student(recipe.training.seed)
+        plan = job.plan(student)
     terminal.show(job_table(job))
     if job.layer_map is not None:
-        terminal.show(str(job.layer_map), "")
+        terminal.show(layer_table(job, student))
     if plan is None:
         terminal.show("plain: the student trains as it is", "")
     else:
@@ -154,6 +156,17 @@ def job_table(job: Job) -> Table:
     rows.add_row("optimizer", f"{recipe.optimizer.name}, lr {shown}, {recipe.schedule.kind}")
     rows.add_row("metric", job.metric.name)
     return rows
+
+
+def layer_table(job: Job, student: nn.Module) -> Table:
+    """Which of the teacher's weights belongs to which of the student's."""
+    made = table("Layer map", "student", "shape", "teacher", "shape")
+    ours = dict(student.named_parameters(remove_duplicate=False))
+    assert job.teacher is not None
+    theirs = dict(job.teacher.named_parameters(remove_duplicate=False))
+    for mine, other in job.layer_map or ():
+        made.add_row(mine, shape(ours[mine].shape), other, shape(theirs[other].shape))
+    return made
 
 
 def data_batch(job: Job) -> str:

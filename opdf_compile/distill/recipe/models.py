@@ -14,6 +14,7 @@ from opdf_compile.distill.recipe.schema import Recipe, StudentSection, TeacherSe
 from opdf_compile.errors import RecipeError, UserError
 from opdf_compile.io.loaded import LoadedModel, seeded
 from opdf_compile.io.modelspec import load_model
+from opdf_compile.io.torchvision_shim import prepare_torchvision
 
 
 @contextlib.contextmanager
@@ -70,6 +71,8 @@ def load_teacher(recipe: Recipe, base: Path) -> nn.Module | None:
 def _load(
     recipe: Recipe, base: Path, name: str, section: StudentSection | TeacherSection
 ) -> LoadedModel:
+    # The recipe's own code may import transformers or timm, which import it.
+    prepare_torchvision()
     with importing_from(base), placed(recipe, name, "model"):
         loaded = load_model(located_model(section.model, base))
     if not isinstance(loaded.model, nn.Module):

@@ -33,13 +33,23 @@ def make_plan(
     Raises:
         RecipeError: No such plan exists.
     """
+    from opdf_compile.distill.alignment import joint_plan
     from opdf_compile.graph.trace import trace
-    from opdf_compile.plan.choose import plan
+    from opdf_compile.plan.choose import DEFAULT_CORES, plan
 
     section = recipe.plan
     size = next((n for n in ("scale", "overhead", "cores") if getattr(section, n)), None)
     with placed(recipe, "plan", size or "enabled"):
         traced = trace(student, *arguments, phases=("train",))
+        if _joint(recipe) and teacher is not None and layer_map is not None:
+            return joint_plan(
+                traced,
+                teacher,
+                layer_map,
+                section.cores or DEFAULT_CORES,
+                include=section.include,
+                exclude=section.exclude,
+            ).plan
         return plan(
             traced,
             cores=section.cores,
@@ -49,3 +59,10 @@ def make_plan(
             exclude=section.exclude,
             parametrization=section.parametrization,
         )
+
+
+def _joint(recipe: Recipe) -> bool:
+    """Whether modes are chosen for student and teacher together: where cores are aligned."""
+    section = recipe.plan
+    sized = section.scale is not None or section.overhead is not None
+    return recipe.alignment is not None and section.parametrization == "mpo" and not sized

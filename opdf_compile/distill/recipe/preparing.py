@@ -63,6 +63,10 @@ def prepare(recipe: Recipe, *, base: str | os.PathLike[str] = ".") -> Job:
     rows = range(min(_EXAMPLES, len(data.validation)))
     example = data.collate([data.validation[row] for row in rows])
     layer_map = make_layer_map(recipe, student, teacher, data.arguments(example))
+    notes = tuple(loaded.notes)
+    if layer_map is not None and teacher is not None:
+        with placed(recipe, "student", "layer_map"):
+            notes += layer_map.check(student, teacher)
     made = _Made(recipe, folder, teacher, data, example, layer_map)
     losses = made.try_everything(student)
     parameter_groups(recipe, student)
@@ -83,7 +87,7 @@ def prepare(recipe: Recipe, *, base: str | os.PathLike[str] = ".") -> Job:
         dynamic=_dynamic(loaded.dynamic, data),
         layer_map=layer_map,
         alignment=made.alignment if recipe.alignment is not None else None,
-        notes=tuple(loaded.notes),
+        notes=notes,
     )
 
 
