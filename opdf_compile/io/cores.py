@@ -17,8 +17,8 @@ from opdf_compile.graph.match import match
 from opdf_compile.graph.module_match import bare, layer_rows
 from opdf_compile.graph.rows import Match
 from opdf_compile.graph.sharing import names_of_parameters
-from opdf_compile.parametrizations.base import Spec
 from opdf_compile.parametrizations import registry
+from opdf_compile.parametrizations.base import Spec
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.passes.regions import core_key, require_finite
 from opdf_compile.plan.value import Plan

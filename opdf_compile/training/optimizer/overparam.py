@@ -42,6 +42,7 @@ from opdf_compile.training.optimizer.arguments import (
 from opdf_compile.training.optimizer.decay import decay, require_multilinear
 from opdf_compile.training.optimizer.groups import Group, Links, outer_groups, tensors
 from opdf_compile.training.optimizer.named_state import NamedState, names_of
+from opdf_compile.training.optimizer.rates import core_rates
 from opdf_compile.training.optimizer.summary import Summary
 from opdf_compile.training.optimizer.unbatching import take_apart, uneven
 
@@ -146,7 +147,8 @@ class Overparam(NamedState):
         for unit in self.program.units:
             stepped[place_of[unit.keys[0]]].extend(unit.storage)
         matched = {id(owned[entry.key]) for entry in self.plan.entries}
-        self._links = Links(groups, stepped, matched, split=self._split)
+        rates = core_rates(self.program.units)
+        self._links = Links(groups, stepped, matched, split=self._split, rates=rates)
         self._make = functools.partial(optimizer_class, **options)
         self.inner = self.program.ranks.together(
             lambda: build(optimizer_class, self._links.inner, options)
