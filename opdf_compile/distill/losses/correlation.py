@@ -32,7 +32,8 @@ class CorrelationLoss(Loss):
         rank: Weight of the part over ranks. It compares each pair of classes: classes squared
             numbers for each row, so at most 1,024 classes.
         temperature: Of the softmax before the first two parts; ranks do not depend on it.
-        sharpness: s above; smaller is nearer to Spearman's, with gradients at near ties only.
+        sharpness: s above. At 0.5 all pairs of classes that are in the wrong order pull; near 0
+            the distance is Spearman's, with gradients at near ties only.
         reduction: "mean", "sum" or "none"; see `Loss`. The batch part, one number, is added to
             each row.
 
@@ -49,7 +50,7 @@ class CorrelationLoss(Loss):
         rank: float = 0.0,
         *,
         temperature: float = 4.0,
-        sharpness: float = 0.1,
+        sharpness: float = 0.5,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction)
@@ -63,7 +64,7 @@ class CorrelationLoss(Loss):
         if not (temperature > 0 and sharpness > 0):
             raise InputError(
                 f"CorrelationLoss got temperature={temperature} and sharpness={sharpness}, wanted "
-                "positive numbers; 4 and 0.1 are usual"
+                "positive numbers; 4 and 0.5 are usual"
             )
         self.classes, self.batch, self.rank = classes, batch, rank
         self.temperature, self.sharpness = temperature, sharpness

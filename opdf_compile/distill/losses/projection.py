@@ -69,4 +69,5 @@ def orthonormal(rows: int, columns: int) -> Tensor:
     size = (max(rows, columns), min(rows, columns))
     q, r = torch.linalg.qr(torch.randn(size, generator=generator, dtype=torch.float64))
     signed: Tensor = q * torch.where(r.diagonal() < 0, -1.0, 1.0)
-    return signed if rows > columns else signed.T.contiguous()
+    # QR gives columns; some optimizers want gradients, which take the weight's layout, in rows.
+    return (signed if rows > columns else signed.T).contiguous()

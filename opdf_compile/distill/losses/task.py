@@ -12,6 +12,8 @@ from opdf_compile.distill.losses.base import Loss, Reduction
 from opdf_compile.errors import InputError
 
 Kind = Literal["cross_entropy", "mse", "binary_cross_entropy"]
+# Torch leaves out -100 unasked; labels that do not count are no longer there when it is called.
+NO_LABEL = -(2**62)
 
 
 class TaskLoss(Loss):
@@ -90,6 +92,7 @@ class TaskLoss(Loss):
             student.reshape(-1, student.shape[-1]),
             teacher.reshape(-1).long(),
             label_smoothing=self.label_smoothing,
+            ignore_index=NO_LABEL,
             reduction="none",
         )
         return rows.reshape(teacher.shape)
