@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.errors import RecipeError, UserError
 from opdf_compile.plan.value import Plan
 
 if TYPE_CHECKING:
@@ -33,32 +33,55 @@ def make_plan(
     Raises:
         RecipeError: No such plan exists.
     """
+    try:
+        return _chosen(recipe, student, arguments, teacher, layer_map)
+    except UserError as error:
+        raise RecipeError(
+            f"{recipe.place('plan', _blamed(recipe, str(error)))}: {error}"
+        ) from error
+
+
+def _chosen(
+    recipe: Recipe,
+    student: nn.Module,
+    arguments: tuple[tuple[Any, ...], dict[str, Any]],
+    teacher: nn.Module | None,
+    layer_map: LayerMap | None,
+) -> Plan:
     from opdf_compile.distill.alignment import joint_plan
     from opdf_compile.graph.trace import trace
     from opdf_compile.plan.choose import DEFAULT_CORES, plan
 
     section = recipe.plan
-    size = next((n for n in ("scale", "overhead", "cores") if getattr(section, n)), None)
-    with placed(recipe, "plan", size or "enabled"):
-        traced = trace(student, *arguments, phases=("train",))
-        if _joint(recipe) and teacher is not None and layer_map is not None:
-            return joint_plan(
-                traced,
-                teacher,
-                layer_map,
-                section.cores or DEFAULT_CORES,
-                include=section.include,
-                exclude=section.exclude,
-            ).plan
-        return plan(
+    traced = trace(student, *arguments, phases=("train",))
+    if _joint(recipe) and teacher is not None and layer_map is not None:
+        return joint_plan(
             traced,
-            cores=section.cores,
-            scale=section.scale,
-            overhead=section.overhead,
+            teacher,
+            layer_map,
+            section.cores or DEFAULT_CORES,
             include=section.include,
             exclude=section.exclude,
-            parametrization=section.parametrization,
-        )
+        ).plan
+    return plan(
+        traced,
+        cores=section.cores,
+        scale=section.scale,
+        overhead=section.overhead,
+        include=section.include,
+        exclude=section.exclude,
+        parametrization=section.parametrization,
+    )
+
+
+def _blamed(recipe: Recipe, message: str) -> str:
+    """The key of [plan] that a message is about."""
+    section = recipe.plan
+    for name in ("include", "exclude"):
+        if any(repr(glob) in message for glob in getattr(section, name)):
+            return name
+    given = section.model_fields_set
+    return next((name for name in ("scale", "overhead", "cores") if name in given), "enabled")
 
 
 def _joint(recipe: Recipe) -> bool:

@@ -94,7 +94,7 @@ def _syntax(message: str, text: str, name: str) -> str:
     found = _POSITION.search(message)
     last = text.rstrip("\n").count("\n") + 1
     line = int(found[1]) if found and found[1] else last
-    reason = _POSITION.sub("", message)
+    reason = _POSITION.sub("", message).replace("Cannot overwrite a value", "this was given before")
     written = text.splitlines()[line - 1].strip()[:60] if text.strip() else "nothing"
     return (
         f"{name}:{line}: this is no TOML ({reason[:1].lower()}{reason[1:]}), found {written!r}, "
