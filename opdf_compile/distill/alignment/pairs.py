@@ -59,7 +59,7 @@ def pairs_of(layer_map: Any) -> tuple[tuple[str, str], ...]:
         given = given.items()
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise InputError(
-            f"layer_map is a {type(layer_map).__name__}, wanted pairs of weight names; give "
+            f"layer_map is of type {type(layer_map).__name__}, wanted pairs of weight names; give "
             "[(student weight, teacher weight), ..] or a LayerMap"
         )
     pairs = tuple(tuple(pair) for pair in given)
@@ -110,7 +110,7 @@ def weights_of(teacher: Teacher) -> dict[str, Tensor]:
         named = teacher.items()
     else:
         raise InputError(
-            f"the teacher is a {type(teacher).__name__}, wanted a module or its state_dict()"
+            f"the teacher is of type {type(teacher).__name__}, wanted a module or its state_dict()"
         )
     return {name: tensor.detach() for name, tensor in named if isinstance(tensor, Tensor)}
 
@@ -194,9 +194,9 @@ def _pair(
 def _missing(spec: MpoSpec, other: MpoSpec, compared: tuple[int, ...]) -> Iterator[str]:
     places = set(range(spec.chain.cores)) - {spec.chain.central, *compared}
     if places:
-        which = ", ".join(map(str, sorted(places)))
+        which = ("core " if len(places) == 1 else "cores ") + ", ".join(map(str, sorted(places)))
         bonds = f"bonds {list(spec.chain.bonds)} and {list(other.chain.bonds)}"
-        yield f"cores {which} are left out: their shapes differ ({bonds})"
+        yield f"{which}: no counterpart of equal shape ({bonds})"
 
 
 def _transposed(teacher: Teacher) -> dict[str, bool]:
