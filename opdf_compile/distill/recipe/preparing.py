@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from opdf_compile.distill.recipe.axes import export_axes
 from opdf_compile.distill.recipe.job import Batch, Data, Job, named_outputs
 from opdf_compile.distill.recipe.layers import make_layer_map, warm_started
 from opdf_compile.distill.recipe.loading import load_data
@@ -84,18 +85,11 @@ def prepare(recipe: Recipe, *, base: str | os.PathLike[str] = ".") -> Job:
         optimizer=made.optimizer,
         rate=made.rate,
         metric=metric,
-        dynamic=_dynamic(loaded.dynamic, data),
+        dynamic=export_axes(recipe, data, example, loaded.dynamic),
         layer_map=layer_map,
         alignment=made.alignment if recipe.alignment is not None else None,
         notes=notes,
     )
-
-
-def _dynamic(dynamic: dict[str, Any] | None, data: Data) -> dict[str, Any] | None:
-    """The free axes that the model's loader knows, where it knows all inputs."""
-    if dynamic is None or any(name not in dynamic for name in data.inputs):
-        return None
-    return {name: dynamic[name] for name in data.inputs}
 
 
 @dataclass(eq=False)

@@ -135,8 +135,8 @@ class OptimizerSection(Section):
 
     name: Text = Field("AdamW", description="A class of torch.optim.")
     lr: Positive | Literal["matched"] = Field(
-        description="Peak learning rate; matched = plain_lr, scaled so that the first step is as "
-        "long as the plain student's.",
+        description="Peak learning rate; matched scales plain_lr so that a step moves the weights as "
+        "far as the plain student's step.",
         examples=[0.001],
     )
     plain_lr: Positive | None = Field(
@@ -221,6 +221,12 @@ class ExportSection(Section):
     """What is written at the end."""
 
     enabled: bool = Field(True, description="false leaves the trained weights alone.")
+    axes: dict[str, str] | None = Field(
+        None,
+        description="Free axes of the inputs by letters, fixed ones by numbers, such as "
+        '{input_ids = "BxS"}; the first axis of each by default.',
+        examples=["BxS"],
+    )
     opset: int | None = Field(None, ge=17, description="ONNX opset.", examples=[18])
     dtype: Literal["fp32", "fp16", "bf16"] | None = Field(
         None,

@@ -69,7 +69,10 @@ class _Scanner:
         self._at = found.end() if found else self._at
 
     def _note(self, path: Path) -> None:
-        self._lines.setdefault(path, self._text.count("\n", 0, self._at) + 1)
+        """Keep the line of a path and of what is around it, where they are first spoken of."""
+        line = self._text.count("\n", 0, self._at) + 1
+        for length in range(1, len(path) + 1):
+            self._lines.setdefault(path[:length], line)
 
     def _header(self, brackets: int) -> Path:
         self._at += brackets
@@ -112,8 +115,7 @@ class _Scanner:
         start = self._at
         path = (*table, *self._dotted())
         end, self._at = self._at, start
-        for length in range(len(table) + 1, len(path) + 1):
-            self._note(path[:length])
+        self._note(path)
         self._at = end + 1
         self._value(path)
 
