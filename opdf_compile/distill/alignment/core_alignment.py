@@ -28,7 +28,6 @@ from opdf_compile.distill.alignment.report import AlignmentReport, Row
 from opdf_compile.distill.alignment.terms import Terms, shares
 from opdf_compile.errors import InputError
 from opdf_compile.parametrizations.mpo_spec import MpoSpec
-from opdf_compile.plan.value import Plan
 from opdf_compile.tensor.canonical import canonical, is_canonical
 from opdf_compile.tensor.compose import compose
 from opdf_compile.tensor.gauge import aligned, distance
@@ -60,7 +59,8 @@ class CoreAlignment:
     Attributes:
         weight: As given.
         last: The loss at the last step, before it is multiplied by `weight`: a scalar. Where ranks
-            share the program, the part of the weights held here; the sum over ranks is the loss.
+            share the program, the part of the weights held here (None if no aligned one is); the
+            sum over ranks is the loss.
 
     Raises:
         InputError: The map or the weight is of the wrong kind.
@@ -238,9 +238,10 @@ class CoreAlignment:
         if isinstance(program, WeightProgram):
             _require_names(program.module, pairs)
         if not any(pair.compared for pair in pairs):
+            first = next((pair for pair in pairs if pair.spec is not None), pairs[0])
             raise InputError(
-                f"no core can be aligned: {pairs[0].key!r} {_reason(pairs[0], program.plan)}; map "
-                "weights that the plan over-parameterises, or make the plan with "
+                f"no core can be aligned: {first.key!r} {first.note or 'has no auxiliary core'}; "
+                "map weights that the plan over-parameterises, or make the plan with "
                 "opdf.joint_plan(student, teacher, layer_map)"
             )
         return pairs
@@ -314,11 +315,6 @@ def _require_names(student: nn.Module, pairs: tuple[Pair, ...]) -> None:
             raise InputError(
                 f"layer_map names {pair.key!r}, the student has no such parameter; correct the map"
             )
-
-
-def _reason(pair: Pair, plan: Plan) -> str:
-    auxiliary = "has no auxiliary core" if not pair.note else pair.note
-    return auxiliary if plan.entries else "is not over-parameterised"
 
 
 def _shape(value: Any) -> tuple[int, ...] | None:

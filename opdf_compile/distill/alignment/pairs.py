@@ -92,6 +92,8 @@ def pair_up(plan: Plan, teacher: Teacher, pairs: Iterable[tuple[str, str]]) -> t
             raise InputError(_unknown(name, weights))
         entry = entries.get(key)
         label = key if entry is None else entry.key
+        if label in made and made[label].teacher == name:
+            continue  # A tied weight under another of its names.
         if label in made:
             raise InputError(
                 f"layer_map gives {label!r} to {made[label].teacher!r} and to {name!r}, wanted one "
