@@ -8,4 +8,6 @@ from __future__ import annotations
 
 from opdf_compile.parametrizations import mpo as mpo
 from opdf_compile.parametrizations import powerprop as powerprop
+from opdf_compile.parametrizations import shared as shared
+from opdf_compile.parametrizations import spectral as spectral
 from opdf_compile.parametrizations import svd as svd

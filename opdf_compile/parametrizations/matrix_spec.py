@@ -6,7 +6,8 @@ matrix (E * O) x I, a linear weight stored as (I, O) its transpose: as for the M
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self, TypeVar
 
@@ -79,6 +80,12 @@ def as_weight(matrix: Tensor, spec: MatrixSpec) -> Tensor:
     """A matrix of rows x columns as the weight: contiguous, cast once."""
     stored = matrix.mT if spec.transposed else matrix
     return stored.reshape(spec.shape).contiguous().to(getattr(torch, spec.dtype))
+
+
+def row_axes_of(shape: Sequence[int], rows: int) -> int:
+    """How many leading axes multiply to `rows`; 1 where none do, which the spec then refuses."""
+    fitting = (k for k in range(1, len(shape)) if math.prod(shape[:k]) == rows)
+    return next(fitting, 1)
 
 
 def to_json(spec: MatrixSpec) -> dict[str, object]:

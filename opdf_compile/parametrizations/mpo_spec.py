@@ -130,7 +130,7 @@ def spec_from_json(data: Mapping[str, object]) -> MpoSpec:
     if not isinstance(data, Mapping):
         raise PlanError(f"an MPO spec is a JSON object, found {type(data).__name__}")
     missing = [key for key in _REQUIRED if key not in data]
-    unknown = sorted(str(key) for key in data if key not in (*_REQUIRED, "bonds"))
+    unknown = sorted(str(key) for key in data if key not in (*_REQUIRED, *_OPTIONAL))
     if missing:
         raise PlanError(f"the MPO spec lacks {', '.join(missing)}; it needs {', '.join(_REQUIRED)}")
     if unknown:

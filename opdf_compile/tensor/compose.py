@@ -146,7 +146,9 @@ def compose(
         segments[step.position : step.position + 2] = [
             left.reshape(step.left, step.bond) @ right.reshape(step.bond, step.right)
         ]
-    return segments[0].reshape(recipe.interleaved).permute(recipe.axes).reshape(recipe.result)
+    separated = segments[0].reshape(recipe.interleaved).permute(recipe.axes)
+    # Of one mode of each kind the transpose would stay a view.
+    return separated.reshape(recipe.result).contiguous()
 
 
 class _Recipe(NamedTuple):

@@ -102,7 +102,7 @@ def decompose(
     with torch.no_grad():
         centre = _centre(chain)
         work = matrix.detach().to(device=device or matrix.device, dtype=torch.float64)
-        left, right = _balanced_factors(_arrange(work, chain, centre))
+        left, right = balanced_factors(_arrange(work, chain, centre))
         return _place(left.to(matrix.device, dtype), right.to(matrix.device, dtype), chain, centre)
 
 
@@ -160,7 +160,7 @@ def _place(
     return tuple(tensor.contiguous() for tensor in cores)
 
 
-def _balanced_factors(
+def balanced_factors(
     arranged: Float[Tensor, "left right"],
 ) -> tuple[Float[Tensor, "left bond"], Float[Tensor, "bond right"]]:
     """A = U S^{1/2} and B = S^{1/2} V^T, with signs fixed and null directions kept alive."""

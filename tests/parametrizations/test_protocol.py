@@ -1,0 +1,354 @@
+"""What every registered parametrization must do, each with a check that can fail."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
+
+from opdf_compile.errors import FoldError, InputError, PlanError
+from opdf_compile.parametrizations import registry
+from opdf_compile.parametrizations.registry import get
+
+NAMES = ("mpo", "powerprop", "shared", "spectral", "svd")
+
+# Weight shape, transposed, kernel, row_axes: the cases that modules bring.
+WEIGHTS: dict[str, tuple[tuple[int, ...], bool, int, int]] = {
+    "Linear": ((48, 30), False, 1, 1),
+    "addmm operand": ((30, 48), True, 1, 1),
+    "Linear, one output": ((1, 30), False, 1, 1),
+    "prime sizes": ((23, 37), False, 1, 1),
+    "Conv1d": ((16, 6, 5), False, 5, 1),
+    "Conv2d": ((16, 6, 3, 3), False, 9, 1),
+    "Conv2d, depthwise": ((16, 1, 3, 3), False, 9, 1),
+    "ConvTranspose2d": ((6, 16, 3, 3), False, 9, 1),
+    "stack of experts": ((3, 12, 20), False, 1, 2),
+}
+named = pytest.mark.parametrize("name", NAMES)
+of_weights = pytest.mark.parametrize("form", WEIGHTS.values(), ids=WEIGHTS)
+
+
+def test_these_are_the_registered_ones() -> None:
+    assert registry.names() == NAMES
+
+
+def usual(name: str, form: tuple[Any, ...], dtype: str = "float32") -> Any:
+    shape, transposed, kernel, row_axes = form
+    cores = getattr(get(name), "usual_cores", 3)
+    return get(name).propose(
+        shape, cores=cores, dtype=dtype, transposed=transposed, kernel=kernel, row_axes=row_axes
+    )
+
+
+def candidates(name: str, form: tuple[Any, ...], dtype: str = "float32") -> tuple[Any, ...]:
+    shape, transposed, kernel, row_axes = form
+    return get(name).candidates(
+        shape, dtype=dtype, transposed=transposed, kernel=kernel, row_axes=row_axes
+    )
+
+
+def random(shape: tuple[int, ...], seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def error_of(name: str, weight: Tensor, spec: Any) -> float:
+    """Relative error of expanding, in the weight's own dtype and in float64; the worse."""
+    tensors = get(name).decompose(weight, spec)
+    wide = get(name).compose([t.double() for t in tensors], spec.with_dtype("float64"))
+    norm = weight.double().norm().clamp(min=torch.finfo(torch.float64).tiny)
+    core = spec.with_dtype(str(get(name).core_dtype(spec)).removeprefix("torch."))
+    errors = [
+        (made.double() - weight.double()).norm() / norm
+        for made in (wide, get(name).compose(tensors, core))
+    ]
+    return float(max(errors))
+
+
+@named
+@of_weights
+def test_there_and_back(name: str, form: tuple[Any, ...]) -> None:
+    weight, spec = random(form[0]), usual(name, form)
+    tensors = get(name).decompose(weight, spec)
+    assert tuple(tuple(t.shape) for t in tensors) == tuple(get(name).shapes(spec))
+    assert len(get(name).core_names("a.weight", spec)) == len(tensors)
+    assert get(name).core_names("a.weight", spec)[0] == "a.weight_cores.0"
+    composed = get(name).compose(tensors, spec)
+    assert (composed.shape, composed.dtype) == (weight.shape, weight.dtype)
+    assert composed.is_contiguous()
+    assert error_of(name, weight, spec) <= 1e-6
+    wrong = get(name).compose([*tensors[:-1], tensors[-1] * 1.01], spec)
+    assert (wrong - weight).norm() > 1e-3 * weight.norm(), "the control"
+    assert not any(t.requires_grad for t in tensors)
+    assert all(t.is_contiguous() for t in tensors)
+
+
+HARD: dict[str, Callable[[], Tensor]] = {
+    "zero": lambda: torch.zeros(24, 36),
+    "constant": lambda: torch.full((24, 36), 0.3),
+    "identity": lambda: torch.eye(24, 36),
+    "rank deficient": lambda: random((24, 2)) @ random((2, 36), 1),
+    "sparse": lambda: random((24, 36)) * (random((24, 36), 1) > 1),
+    "tiny": lambda: random((24, 36)) * 1e-30,
+    "huge": lambda: random((24, 36)) * 1e30,
+    "wide range": lambda: random((24, 36)) * 10 ** random((24, 36), 1).mul(6),
+}
+
+
+@named
+@pytest.mark.parametrize("case", HARD)
+def test_invariant_1_hard_weights(name: str, case: str) -> None:
+    weight = HARD[case]()
+    for spec in candidates(name, ((24, 36), False, 1, 1)):
+        tensors = get(name).decompose(weight, spec)
+        assert all(bool(torch.isfinite(t).all()) for t in tensors)
+        assert error_of(name, weight, spec) <= 1e-6
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        get(name).compose(leaves, spec).sum().backward()
+        grads = [leaf.grad for leaf in leaves]
+        assert all(g is not None and bool(torch.isfinite(g).all()) for g in grads)
+        # Only powerprop's zeros have no gradient; it says so.
+        moves = any(bool((g != 0).any()) for g in grads if g is not None)
+        assert moves or (name, case) == ("powerprop", "zero")
+
+
+@named
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_dtypes(name: str, dtype: str) -> None:
+    form = WEIGHTS["Linear"]
+    weight = random(form[0]).to(getattr(torch, dtype))
+    spec = usual(name, form, dtype)
+    tensors = get(name).decompose(weight, spec)
+    wanted = torch.float64 if dtype == "float64" else torch.float32
+    assert get(name).core_dtype(spec) == wanted
+    assert {t.dtype for t in tensors} == {wanted}
+    assert get(name).compose(tensors, spec).dtype == weight.dtype
+    exact = get(name).compose([t.double() for t in tensors], spec.with_dtype("float64"))
+    assert exact.dtype == torch.float64
+    assert (exact - weight.double()).norm() <= 2e-7 * weight.double().norm()
+    if dtype in ("float16", "bfloat16"):
+        assert torch.equal(exact.to(weight.dtype), weight), "fold gives the same bits"
+
+
+@named
+def test_the_same_weight_gives_the_same_tensors(name: str) -> None:
+    weight, spec = random((48, 30)), usual(name, WEIGHTS["Linear"])
+    first = get(name).decompose(weight, spec)
+    torch.randn(100)
+    again = get(name).decompose(weight.clone(), spec)
+    assert all(map(torch.equal, first, again))
+    other = get(name).decompose(weight * 1.01, spec)
+    assert not all(map(torch.equal, first, other)), "the control"
+
+
+@named
+@of_weights
+def test_json_and_infer(name: str, form: tuple[Any, ...]) -> None:
+    shape, transposed, _kernel, _axes = form
+    for spec in (*candidates(name, form, "bfloat16"), usual(name, form, "bfloat16")):
+        text = json.dumps(get(name).spec_to_json(spec))
+        assert get(name).spec_from_json(json.loads(text)) == spec
+        assert isinstance(spec, get(name).spec_type)
+        if name == "powerprop":
+            with pytest.raises(FoldError, match="do not tell the exponent"):
+                get(name).infer(get(name).shapes(spec), shape)
+            continue
+        shapes = [list(s) for s in get(name).shapes(spec)]
+        assert get(name).infer(shapes, shape, dtype="bfloat16", transposed=transposed) == spec
+        shapes[0][-1] += 1
+        with pytest.raises(FoldError):
+            get(name).infer(shapes, shape, dtype="bfloat16", transposed=transposed)
+
+
+@named
+@of_weights
+def test_the_cost_is_exact(name: str, form: tuple[Any, ...]) -> None:
+    for spec in candidates(name, form)[:8]:
+        cost = get(name).cost(spec)
+        leaves = [torch.zeros(s, requires_grad=True) for s in get(name).shapes(spec)]
+        assert cost.parameters == sum(leaf.numel() for leaf in leaves)
+        assert cost.added == cost.parameters - math.prod(form[0])
+        if name == "powerprop":
+            continue  # No product: its entries are counted by hand.
+        added = math.prod(form[0]) if name == "spectral" else 0
+        with FlopCounterMode(display=False) as forward:
+            weight = get(name).compose(leaves, spec)
+        assert forward.get_total_flops() == cost.forward_flops - added
+        with FlopCounterMode(display=False) as backward:
+            weight.sum().backward()
+        assert backward.get_total_flops() == cost.backward_flops
+        assert cost.largest_intermediate >= math.prod(form[0])
+
+
+shapes_of_weights = st.one_of(
+    st.tuples(st.integers(1, 900), st.integers(1, 900)),
+    st.tuples(st.integers(1, 200), st.integers(1, 200), st.just(3), st.just(3)),
+)
+
+
+@named
+@settings(max_examples=15)
+@given(shape=shapes_of_weights, turned=st.booleans())
+def test_candidates_rise_in_added_parameters(
+    name: str, shape: tuple[int, ...], turned: bool
+) -> None:
+    form = (shape, turned and len(shape) == 2, math.prod(shape[2:]), 1)
+    specs = candidates(name, form, "float16")
+    added = [get(name).cost(spec).added for spec in specs]
+    assert 0 < len(specs) <= 40
+    assert added == sorted(set(added))
+    assert {(spec.shape, spec.dtype, spec.transposed) for spec in specs} == {
+        (shape, "float16", form[1])
+    }
+    assert usual(name, form, "float16") in specs
+
+
+@named
+def test_the_traced_graph_and_its_gradients(name: str) -> None:
+    form = WEIGHTS["addmm operand"]
+    spec = usual(name, form, "bfloat16")
+    tensors = get(name).decompose(random(form[0]).bfloat16(), spec)
+    graph = make_fx(lambda *t: get(name).compose(t, spec))(*tensors)
+    assert torch.equal(graph(*tensors), get(name).compose(tensors, spec))
+    casts = [n for n in graph.graph.nodes if "_to_copy" in str(n.target)]
+    assert len(casts) == 1, "compose ends in one cast"
+    assert not any(n.op == "get_attr" for n in graph.graph.nodes)
+
+
+@named
+@pytest.mark.parametrize("case", ["Linear", "addmm operand", "Conv2d", "stack of experts"])
+def test_gradients_are_those_of_finite_differences(name: str, case: str) -> None:
+    form = WEIGHTS[case]
+    spec = usual(name, (form[0], *form[1:]), "float64")
+    leaves = [t.requires_grad_() for t in get(name).decompose(random(form[0]).double(), spec)]
+    probe = random(form[0], 1).double()
+
+    def value(*tensors: Tensor) -> Tensor:
+        return (get(name).compose(tensors, spec) * probe).sum()
+
+    grads = torch.autograd.grad(value(*leaves), leaves)
+    for k, leaf in enumerate(leaves):
+        step = random(tuple(leaf.shape), 2 + k).double() * 1e-6
+        ends = [value(*leaves[:k], leaf + s * step, *leaves[k + 1 :]) for s in (1, -1)]
+        slope = (ends[0] - ends[1]).item() / 2
+        assert slope == pytest.approx(float((grads[k] * step).sum()), rel=1e-6, abs=1e-12)
+
+
+@named
+@pytest.mark.parametrize("case", ["Linear", "addmm operand", "Conv2d", "stack of experts"])
+def test_compose_goes_through_vmap(name: str, case: str) -> None:
+    """Replicas of one student, each with tensors of its own, composed together."""
+    form = WEIGHTS[case]
+    spec = usual(name, form)
+    made = [get(name).decompose(random(form[0], seed), spec) for seed in range(3)]
+    stacks = tuple(torch.stack(row) for row in zip(*made, strict=True))
+
+    def compose(*tensors: Tensor) -> Tensor:
+        return get(name).compose(tensors, spec)
+
+    together = torch.func.vmap(compose)(*stacks)
+    alone = torch.stack([compose(*tensors) for tensors in made])
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+    per_replica = torch.func.vmap(torch.func.grad(lambda *t: compose(*t).square().sum()))(*stacks)
+    wanted = torch.autograd.functional.jacobian(
+        lambda t: compose(t, *made[1][1:]).square().sum(), made[1][0]
+    )
+    torch.testing.assert_close(per_replica[1], wanted, rtol=1e-4, atol=1e-5)
+
+
+@named
+def test_decay_terms_scale_the_weight(name: str) -> None:
+    from opdf_compile.plan.value import PlanEntry
+
+    spec = usual(name, WEIGHTS["Linear"], "float64")
+    entry = PlanEntry("weight", name, spec)
+    tensors = list(get(name).decompose(random((48, 30)).double(), spec))
+    weight = get(name).compose(tensors, spec)
+    assert entry.terms is not None
+    assert sorted(k for term in entry.terms for k in term) == list(range(len(tensors)))
+    for term in entry.terms:
+        for place, share in term.items():
+            tensors[place] = tensors[place] * 0.9**share
+        first = next(iter(term))
+        tensors[first] = -tensors[first]
+    torch.testing.assert_close(
+        get(name).compose(tensors, spec), -0.9 * weight, rtol=1e-12, atol=1e-12
+    )
+    assert len(entry.rates) == len(tensors)
+
+
+@named
+@pytest.mark.parametrize(
+    ("weight", "sentence"),
+    [
+        (torch.ones(30, 48), r"shape \[30, 48\] was found, \[48, 30\] is wanted"),
+        (torch.ones(48, 30) / 0, "1440 of 1440 entries are NaN or infinite"),
+        (torch.ones(48, 30, device="meta"), "it has no values"),
+    ],
+)
+def test_weights_that_cannot_be_decomposed(name: str, weight: Tensor, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        get(name).decompose(weight, usual(name, WEIGHTS["Linear"]))
+
+
+@named
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"shape": [48]}, "two axes or more"),
+        ({"shape": "48"}, "list of positive integers|tuple of positive integers"),
+        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"transposed": 0}, "transposed"),
+        ({"row_axes": 2}, "row_axes is 2"),
+        ({"colour": 3}, "unknown keys: colour"),
+    ],
+)
+def test_json_that_is_no_spec(name: str, change: dict[str, Any], sentence: str) -> None:
+    good = get(name).spec_to_json(usual(name, WEIGHTS["Linear"]))
+    with pytest.raises(PlanError, match=sentence):
+        get(name).spec_from_json({**good, **change})
+    with pytest.raises(PlanError, match="lacks shape"):
+        get(name).spec_from_json({k: v for k, v in good.items() if k != "shape"})
+    with pytest.raises(PlanError, match="is a JSON object, found list"):
+        get(name).spec_from_json([])
+
+
+def changed(name: str, **values: Any) -> None:
+    replace(usual(name, WEIGHTS["Linear"]), **values)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "sentence"),
+    [
+        ("powerprop", {"exponent": 1}, "exponent is 1, wanted a number above 1 and at most 8"),
+        ("powerprop", {"exponent": float("nan")}, "exponent is nan"),
+        ("powerprop", {"exponent": "2"}, "exponent is '2'"),
+        ("spectral", {"rank": 31}, "rank is 31, wanted 1 to 30"),
+        ("spectral", {"rank": True}, "rank is True"),
+        ("spectral", {"depth": 1}, "depth is 1, wanted 2 to 63"),
+        ("spectral", {"outer_rate": 0}, "outer_rate is 0, wanted a positive number"),
+        ("shared", {"blocks": 5}, "blocks is 5, wanted a divisor of the 48 rows"),
+        ("shared", {"out_modes": (48, 1)}, "make a block of 48 x 30, wanted two modes each for 12"),
+        ("shared", {"in_modes": (30,)}, "the blocks' modes are no chain: each core needs"),
+    ],
+)
+def test_choices_that_do_not_fit(name: str, values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(PlanError, match=sentence):
+        changed(name, **values)
+
+
+@pytest.mark.parametrize(
+    ("name", "cores"), [("powerprop", 2), ("shared", 2), ("shared", 4), ("spectral", 2), ("svd", 3)]
+)
+def test_numbers_of_cores_that_there_are_not(name: str, cores: int) -> None:
+    with pytest.raises(PlanError, match=f"found cores={cores}"):
+        get(name).propose((48, 30), cores=cores)
