@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from opdf_compile.distill.layer_map.layers import Layer, layers_of
+from opdf_compile.distill.layer_map.layers import Layer, in_common_units, layers_of
 from opdf_compile.distill.layer_map.value import LayerMap
 from opdf_compile.distill.layer_map.weights import module_of
 from opdf_compile.errors import InputError
@@ -24,7 +24,7 @@ from opdf_compile.graph.trace import Traced
 
 # A factor of 2.5 in one size, or 1.6 in both: a fused query-key-value is not a query.
 FARTHEST = math.log(2.5)
-# Two units with less than half in common are no partners.
+# A unit that finds less than half of itself in another has another partner, or none.
 LEAST = 0.5
 # How much more likeness counts than depth: stages are told apart by shape before depth is asked.
 LIKENESS = 10.0
@@ -37,7 +37,7 @@ class Unit:
     Attributes:
         path: The module's path, or the weight's name.
         layers: Its weights, in the order of their use.
-        end: Where it ends among the units of its sort, from 0 to 1.
+        end: Where it ends among the units of its sort in its container, from 0 to 1.
     """
 
     path: str
@@ -87,12 +87,12 @@ class Finder:
     def _score(self, left: Unit, right: Unit) -> float | None:
         key = (left.signature, right.signature)
         if key not in self._known:
-            likeness = self._inside(left, right)[1]
-            self._known[key] = likeness / max(len(left.layers), len(right.layers))
-        likeness = self._known[key]
-        if likeness < LEAST:
+            self._known[key] = self._inside(left, right)[1]
+        mine, theirs = (self._known[key] / len(unit.layers) for unit in (left, right))
+        # A stage of the teacher may hold more blocks, so what the student finds counts most.
+        if mine < LEAST:
             return None
-        return LIKENESS * likeness + 1 - abs(left.end - right.end)
+        return LIKENESS * (0.8 * mine + 0.2 * theirs) + 1 - abs(left.end - right.end)
 
     def _inside(self, left: Unit, right: Unit) -> tuple[list[tuple[Layer, Layer]], float]:
         if len(left.layers) == len(right.layers) == 1:
@@ -123,13 +123,14 @@ def found(student: Traced, teacher: Traced) -> LayerMap:
         >>> print(chosen.describe(student, teacher))
     """
     finder = Finder(_classes(student), _classes(teacher))
-    pairs, _likeness = finder.pairs(layers_of(student), layers_of(teacher), ("", ""))
+    mine, theirs = in_common_units(layers_of(student), layers_of(teacher))
+    pairs, _likeness = finder.pairs(mine, theirs, ("", ""))
     if not pairs:
         raise InputError(
             "found_map found no weights of student and teacher that are alike in kind, role and "
             "shape, wanted networks of one family; give the map as a table of names"
         )
-    pairs.sort(key=lambda pair: pair[0].order)
+    pairs.sort(key=lambda pair: pair[0].order[-1])
     return LayerMap(tuple((mine.name, theirs.name) for mine, theirs in pairs))
 
 
@@ -142,9 +143,11 @@ def alike(mine: Layer, theirs: Layer) -> float:
     if mine.kind == "table":
         # Vocabularies differ; the table's role tells words from positions.
         return 0.5 + 0.2 * (mine.role == theirs.role) + 0.3 * (mine.shape == theirs.shape)
-    if distance > FARTHEST:
-        return 0.0
     same_role, same_op = mine.role == theirs.role, mine.op == theirs.op
+    # A value is no query, and no projection of the attention's result.
+    other_part = mine.mixed != theirs.mixed or (mine.mixed and not same_role)
+    if distance > FARTHEST or other_part:
+        return 0.0
     return 0.4 + 0.3 * math.exp(-distance) + 0.2 * same_role + 0.1 * same_op
 
 
@@ -187,11 +190,18 @@ def assignment(
 
 
 def _with_end(made: Sequence[Unit], place: int) -> Unit:
-    """A block's end among the blocks; a single weight's among the single weights."""
+    """A block's end among the blocks of its container; a single weight's among the single ones.
+
+    So the last block of a stage meets the last block of a stage, whatever their numbers.
+    """
     unit = made[place]
-    single = len(unit.layers) == 1
-    beside = [p for p, other in enumerate(made) if (len(other.layers) == 1) == single]
+    sort = _sort(unit)
+    beside = [p for p, other in enumerate(made) if _sort(other) == sort]
     return Unit(unit.path, unit.layers, (beside.index(place) + 1) / len(beside))
+
+
+def _sort(unit: Unit) -> str | None:
+    return unit.path.rpartition(".")[0] if len(unit.layers) > 1 else None
 
 
 def _repeats(layers: Sequence[Layer], path: str, classes: dict[str, str]) -> Counter[str]:

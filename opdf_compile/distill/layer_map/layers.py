@@ -6,7 +6,7 @@ the place it takes there. Query, key and value are told apart by it, whatever th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,8 @@ _SHAPES = {
     *("transpose", "unbind", "unflatten", "unsqueeze", "view", "_to_copy", "_unsafe_view"),
     "_assert_tensor_metadata",
 }
+# Where a result that goes there is mixed with another: queries, keys and values.
+_MIXING = {"matmul", "baddbmm", "einsum"}
 _SAME = {"addmm": "linear", "mm": "linear", "matmul": "linear", "bmm": "matmul"}
 
 
@@ -35,11 +37,11 @@ class Layer:
     Attributes:
         name: Its name in the model.
         shape: Its shape.
-        kind: What it is: "table", "vector", "matrix", or "kernel 3x3".
+        kind: What it is: "table", "vector", "matrix", "kernel 3x3", or "3 axes".
         op: The op that reads it.
         role: Where the result goes.
         order: When it is used; layers beside each other are sorted by their roles.
-        size: Rows and columns in units of the model's width.
+        size: Rows and columns; of a stack of matrices those of each.
     """
 
     name: str
@@ -49,6 +51,12 @@ class Layer:
     role: str = ""
     order: tuple[int, ...] = ()
     size: tuple[float, ...] = ()
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the result is multiplied with another activation: queries, keys and values."""
+        op = self.role.partition(" ")[0]
+        return op in _MIXING or op.startswith("scaled_dot_product")
 
 
 def layers_of(traced: Traced) -> list[Layer]:
@@ -64,8 +72,20 @@ def layers_of(traced: Traced) -> list[Layer]:
     weights = main_weights(holder)
     if graph is None:
         found = [_layer(name, weight, "") for name, weight in weights.items()]
-        return _scaled([replace(x, order=(place,)) for place, x in enumerate(found)])
-    return _scaled(sorted(_in_graph(graph, weights), key=lambda layer: layer.order))
+        return [replace(x, order=(place,)) for place, x in enumerate(found)]
+    return sorted(_in_graph(graph, weights), key=lambda layer: layer.order)
+
+
+def in_common_units(mine: Sequence[Layer], theirs: Sequence[Layer]) -> tuple[list[Layer], ...]:
+    """Both with sizes in units of the model's width, unless they share most of their shapes.
+
+    So the layers of a student that is narrower than its teacher everywhere are of equal sizes. The
+    width is the largest smaller side of a matrix or kernel.
+    """
+    shapes = {layer.shape for layer in theirs}
+    if sum(layer.shape in shapes for layer in mine) > len(mine) / 2:
+        return list(mine), list(theirs)
+    return _scaled(mine), _scaled(theirs)
 
 
 def _in_graph(graph: GraphModule, weights: Mapping[str, Tensor]) -> Iterator[Layer]:
@@ -86,26 +106,24 @@ def _in_graph(graph: GraphModule, weights: Mapping[str, Tensor]) -> Iterator[Lay
 
 
 def _layer(name: str, weight: Tensor, op: str) -> Layer:
+    shape = tuple(weight.shape)
+    size = tuple(map(float, shape[-2:]))
     if op == "embedding":
         kind = "table"
-    elif weight.ndim < 2:
-        kind = "vector"
-    elif weight.ndim == 2:
-        kind = "matrix"
+    elif len(shape) < 3:
+        kind = "matrix" if len(shape) == 2 else "vector"
+    elif "conv" in op or not op:
+        kind = "kernel " + "x".join(map(str, shape[2:]))
+        size = tuple(map(float, shape[:2]))
     else:
-        kind = "kernel " + "x".join(map(str, weight.shape[2:]))
-    return Layer(name, tuple(weight.shape), kind, op)
+        kind = f"{len(shape)} axes"
+    return Layer(name, shape, kind, op, size=size)
 
 
-def _scaled(layers: list[Layer]) -> list[Layer]:
-    """With sizes in units of the model's width: the most frequent smaller side of a matrix.
-
-    So the layers of a student that is narrower than its teacher in all places are of equal sizes.
-    """
-    sides = [min(x.shape[:2]) for x in layers if len(x.shape) > 1 and x.kind != "table"]
-    sides = sides or [x.shape[0] for x in layers if x.shape]
-    width = max(set(sides), key=lambda side: (sides.count(side), side), default=1)
-    return [replace(x, size=tuple(s / max(width, 1) for s in x.shape[:2])) for x in layers]
+def _scaled(layers: Sequence[Layer]) -> list[Layer]:
+    sides = [min(x.size) for x in layers if x.kind == "matrix" or x.kind.startswith("kernel")]
+    width = max(sides or [side for x in layers for side in x.size], default=1.0)
+    return [replace(x, size=tuple(side / width for side in x.size)) for x in layers]
 
 
 def _measure(graph: GraphModule, depths: dict[Node, int], start: int = 0) -> None:

@@ -28,8 +28,12 @@ class _Tree:
     parts: dict[str, _Tree] = field(default_factory=dict)
 
     def kind(self) -> tuple[object, ...]:
-        """What two blocks of one row have in common: names and axes of what is inside."""
-        return (self.axes, *((key, part.kind()) for key, part in sorted(self.parts.items())))
+        """What two blocks of one row have in common: names and axes of what is inside.
+
+        How many numbered blocks are inside of it has no part in that: a stage is a stage.
+        """
+        inside = {("#" if key.isdigit() else key, part.kind()) for key, part in self.parts.items()}
+        return (self.axes, frozenset(inside))
 
 
 def every_kth(student: nn.Module, teacher: nn.Module) -> LayerMap:

@@ -100,7 +100,7 @@ class LayerMap:
 
         Returns:
             What is unusual though allowed, in sentences: a teacher weight that is used twice, an
-            order that is crossed. Empty for a map that keeps the order.
+            order that is crossed, weights of other proportions. Empty for a map as it should be.
 
         Raises:
             InputError: A name is not there, or two weights can have nothing to do with each other
@@ -114,7 +114,7 @@ class LayerMap:
             _check_name(s, left, "student")
             _check_name(t, right, "teacher")
             _check_kind(s, left[s], t, right[t])
-        return (*self._shared(), *self._crossed(list(left), list(right)))
+        return (*self._shared(), *self._crossed(list(left), list(right)), *self._odd(left, right))
 
     def describe(self, student: nn.Module, teacher: nn.Module) -> str:
         """The map as a table with shapes, what has no partner, and what is unusual."""
@@ -148,6 +148,20 @@ class LayerMap:
                 )
                 return
 
+    def _odd(self, left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Iterator[str]:
+        """One sentence for the first pair whose proportions differ by more than a factor of 2.5."""
+        for s, t in self.pairs:
+            mine, theirs = left[s].shape, right[t].shape
+            if len(mine) < 2 or 0 in (*mine, *theirs):
+                continue
+            factor = (mine[0] / mine[1]) / (theirs[0] / theirs[1])
+            if not 0.4 <= factor <= 2.5:
+                yield (
+                    f"{s!r} {_shape(left[s])} and {t!r} {_shape(right[t])} have other proportions: "
+                    "are they of one role?"
+                )
+                return
+
 
 def _block(name: str) -> str:
     """A name up to its first number."""
@@ -171,7 +185,8 @@ def _check_name(name: str, names: Mapping[str, Tensor], side: str) -> None:
 
 
 def _check_kind(s: str, left: Tensor, t: str, right: Tensor) -> None:
-    if left.ndim != right.ndim or left.shape[2:] != right.shape[2:]:
+    kernels = left.ndim > 3 and left.shape[2:] != right.shape[2:]
+    if left.ndim != right.ndim or kernels:
         raise InputError(
             f"the layer map pairs {s!r} {_shape(left)} with {t!r} {_shape(right)}, wanted two "
             "weights of one kind (as many axes, equal kernels); pair it with another, or leave "
