@@ -135,8 +135,8 @@ class OptimizerSection(Section):
 
     name: Text = Field("AdamW", description="A class of torch.optim.")
     lr: Positive | Literal["matched"] = Field(
-        description="Peak learning rate; matched scales plain_lr so that a step moves the weights as "
-        "far as the plain student's step.",
+        description="Peak learning rate; matched scales plain_lr so that a step moves the weights "
+        "as far as the plain student's step.",
         examples=[0.001],
     )
     plain_lr: Positive | None = Field(

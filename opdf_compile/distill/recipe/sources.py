@@ -15,6 +15,7 @@ from opdf_compile.distill.recipe.problems import suggestion
 from opdf_compile.distill.recipe.tables import PARTS, Table
 from opdf_compile.errors import ArtefactError, InputError, UserError
 from opdf_compile.io.load_callable import call_callable, names_code, parse_query
+from opdf_compile.io.loaded import fixed_randomness
 
 FORMS = (
     "digits, mnist1d, FILE.npz, FILE.safetensors, package.module:callable, FILE.py:callable or "
@@ -145,7 +146,8 @@ def _mnist1d(arguments: dict[str, Any]) -> dict[str, Examples]:
     settings = get_dataset_args()
     settings.seed = int(arguments.get("seed", settings.seed))
     settings.num_samples = int(arguments.get("samples", settings.num_samples))
-    made = make_dataset(settings)
+    with fixed_randomness():  # It seeds the generators of the whole process.
+        made = make_dataset(settings)
     parts = {}
     for name, ending in (("train", ""), ("test", "_test")):
         signals = torch.as_tensor(made[f"x{ending}"], dtype=torch.float32)
