@@ -1,0 +1,216 @@
+"""Every parametrization through every form: inline, hoisted, files, checkpoints, export.
+
+The MPO has its own files; here all registered ones must do what it does on one small network with a
+convolution, a batch norm, a linear layer and a tied pair.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import opdf_compile as opdf
+from opdf_compile.errors import FoldError
+from opdf_compile.io.artefacts import fold_file, save_expanded
+from opdf_compile.io.cores import fold_state
+from opdf_compile.parametrizations import registry
+
+NAMES = registry.names()
+named = pytest.mark.parametrize("name", NAMES)
+
+
+class Student(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(2, 8, 3, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.first = nn.Linear(8 * 4, 16)
+        self.second = nn.Linear(16, 16)
+        self.third = nn.Linear(16, 16)
+        self.third.weight = self.second.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.norm(self.convolution(x))).flatten(1)
+        return self.third(torch.tanh(self.second(torch.tanh(self.first(hidden)))))
+
+
+X = torch.randn(6, 2, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def student(dtype: torch.dtype = torch.float64) -> Student:
+    torch.manual_seed(0)
+    return Student().to(dtype)
+
+
+def plan_of(model: nn.Module | opdf.Traced, name: str) -> opdf.Plan:
+    plan = opdf.plan(model, parametrization=name)
+    assert {entry.key for entry in plan.entries} == {
+        "convolution.weight",
+        "first.weight",
+        "second.weight",
+    }
+    assert {entry.parametrization for entry in plan.entries} == {name}
+    return plan
+
+
+def train(model: Any, optimizer: Any, steps: int = 3) -> None:
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(X).square().mean().backward()
+        optimizer.step()
+
+
+def groups_of(expanded: opdf.Expanded, lr: float) -> list[dict[str, Any]]:
+    """What a user of the inline form writes to give each core its own rate."""
+    rate_of = {
+        name: rate
+        for entry in expanded.plan.entries
+        for name, rate in zip(entry.core_names, entry.rates, strict=True)
+    }
+    return [
+        {"params": [p], "lr": lr * rate_of.get(name, 1.0)}
+        for name, p in expanded.named_parameters()
+    ]
+
+
+@pytest.fixture(scope="module")
+def traced() -> opdf.Traced:
+    return opdf.trace(student(), (X,))
+
+
+# The MPO's own trajectories and files are tested at length elsewhere.
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "mpo" else n for n in NAMES]
+)
+def test_both_forms_train_alike_and_fold(name: str, traced: opdf.Traced, tmp_path: Path) -> None:
+    model = student()
+    plan = plan_of(traced, name)
+    plan.save(tmp_path / "plan.json")
+    assert opdf.Plan.load(tmp_path / "plan.json") == plan
+    inline = opdf.expand(traced, plan)
+    untouched = copy.deepcopy(model.state_dict())
+    assert all(torch.equal(v, untouched[k]) for k, v in model.state_dict().items())
+    unfolded = opdf.fold(inline).state_dict()
+    for key, value in untouched.items():
+        torch.testing.assert_close(unfolded[key], value, rtol=1e-12, atol=1e-13)
+    hoisted = opdf.Overparam(model, torch.optim.SGD, plan=plan, lr=0.05, momentum=0.9)
+    train(inline, torch.optim.SGD(groups_of(inline, 0.05), momentum=0.9))
+    train(model, hoisted)
+    folded = opdf.fold(inline)
+    assert type(folded) is Student
+    assert folded.third.weight is folded.second.weight
+    # The same trajectory within rounding, and not the one of another rate.
+    for key, value in opdf.fold(hoisted).state_dict().items():
+        torch.testing.assert_close(folded.state_dict()[key], value, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(model.state_dict()[key], value, rtol=1e-9, atol=1e-10)
+    assert (folded.first.weight - untouched["first.weight"]).abs().max() > 1e-4
+    other = student()
+    train(other, opdf.Overparam(other, torch.optim.SGD, plan=plan, lr=0.06, momentum=0.9))
+    assert (other.first.weight - model.first.weight).abs().max() > 1e-5, "the control"
+    files(inline, folded, tmp_path)
+
+
+def files(inline: opdf.Expanded, folded: nn.Module, folder: Path) -> None:
+    """Out of a program, out of tensors with a plan, out of tensors alone and the student."""
+    save_expanded(inline, folder / "trained.pt2")
+    save_expanded(inline, folder / "trained.safetensors")
+    found = [fold_file(folder / f"trained.{kind}").state for kind in ("pt2", "safetensors")]
+    for state in found:
+        assert set(state) == set(folded.state_dict())
+        for key, value in folded.state_dict().items():
+            torch.testing.assert_close(state[key], value, rtol=1e-12, atol=1e-13)
+    tensors = {key: value.detach() for key, value in inline.state_dict().items()}
+    if inline.plan.entries[0].parametrization == "powerprop":
+        with pytest.raises(FoldError, match="do not tell the exponent of powerprop"):
+            fold_state(tensors, None, folded)
+        return
+    alone = fold_state(tensors, None, folded)
+    for key, value in folded.state_dict().items():
+        torch.testing.assert_close(alone[key], value, rtol=1e-12, atol=1e-13)
+
+
+@named
+def test_a_checkpoint_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
+    runs = []
+    for interrupted in (False, True):
+        model = student(torch.float32)
+        opt = opdf.Overparam(model, torch.optim.AdamW, plan=plan_of(model, name), lr=0.01)
+        loss = X.float()
+        for step in range(4):
+            opt.zero_grad()
+            model(loss).square().mean().backward()
+            opt.step()
+            if interrupted and step == 1:
+                opdf.save_checkpoint(tmp_path / "run", opt, step=step)
+                torch.manual_seed(9)
+                model = Student()
+                plan = plan_of(model, name)
+                opt = opdf.Overparam(model, torch.optim.AdamW, plan=plan, lr=0.5)
+                found = opdf.latest_checkpoint(tmp_path / "run")
+                assert found is not None
+                opdf.load_checkpoint(found, opt)
+        runs.append(copy.deepcopy(model.state_dict()))
+    assert all(torch.equal(value, runs[1][key]) for key, value in runs[0].items())
+    assert not torch.equal(runs[0]["first.weight"], student(torch.float32).first.weight)
+
+
+@named
+def test_weight_decay_is_that_of_the_weight(name: str) -> None:
+    """AdamW decays by default, so every parametrization must be able to."""
+    model = student()
+    start = model.first.weight.detach().clone()
+    opt = opdf.Overparam(
+        model, torch.optim.AdamW, plan=plan_of(model, name), lr=0.1, weight_decay=0.3
+    )
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    opt.step()
+    torch.testing.assert_close(model.first.weight.detach(), start * 0.97, rtol=1e-12, atol=1e-13)
+
+
+@named
+def test_small_weights_of_one_form_are_batched(name: str) -> None:
+    models = []
+    for batched in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(*(nn.Linear(16, 16) for _ in range(3))).double()
+        plan = opdf.plan(model, parametrization=name)
+        opt = opdf.Overparam(model, torch.optim.Adam, plan=plan, lr=0.01, batched=batched)
+        assert len(opt.program.units) == (1 if batched else 3)
+        for _ in range(3):
+            opt.zero_grad()
+            model(X.reshape(12, 16)).square().mean().backward()
+            opt.step()
+        models.append(model)
+    for one, other in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
+@named
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_students_keep_their_bits(name: str, dtype: torch.dtype) -> None:
+    model = student(dtype)
+    before = copy.deepcopy(model.state_dict())
+    opt = opdf.Overparam(model, torch.optim.SGD, plan=plan_of(model, name), lr=0.1)
+    folded = opdf.fold(opt).state_dict()
+    assert all(torch.equal(value, before[key]) for key, value in folded.items())
+    assert {core.dtype for core in opt.program.cores("first.weight")} == {torch.float32}
+
+
+@pytest.mark.slow
+@named
+def test_what_is_exported_is_the_untouched_students_graph(name: str, tmp_path: Path) -> None:
+    model = student(torch.float32).train()
+    untouched = copy.deepcopy(model)
+    opt = opdf.Overparam(model, torch.optim.AdamW, plan=plan_of(model, name), lr=0.01)
+    model(X.float()).square().mean().backward()
+    opt.step()
+    bundle = tmp_path / "bundle"
+    opdf.export_onnx(opdf.fold(opt).eval(), (X.float(),), f"{bundle}/", reference=untouched.eval())
+    report = opdf.verify(f"{bundle}/", only=("structure", "numerics"))
+    assert report, str(report)
