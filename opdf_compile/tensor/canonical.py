@@ -62,7 +62,7 @@ def is_canonical(cores: Sequence[Float[Tensor, "_left _out _in _right"]], chain:
     """
     live = _live(chain)
     if len(live) != 2 or not all(
-        _is_identity(core) for k, core in enumerate(cores) if k not in live
+        is_identity(core) for k, core in enumerate(cores) if k not in live
     ):
         return False
     left, right = (cores[k].detach().double() for k in live)
@@ -76,7 +76,8 @@ def _live(chain: Chain) -> list[int]:
     return [k for k, size in enumerate(chain.products) if size > 1]
 
 
-def _is_identity(core: Tensor) -> bool:
+def is_identity(core: Float[Tensor, "_left _out _in _right"]) -> bool:
+    """Whether a core has modes of 1 and is the identity of its bond, bit for bit."""
     size = core.shape[0]
     eye = torch.eye(size, dtype=core.dtype, device=core.device)
     return core.shape == (size, 1, 1, size) and torch.equal(core.detach()[:, 0, 0], eye)

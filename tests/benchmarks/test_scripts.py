@@ -126,6 +126,17 @@ def test_memory(tmp_path: Path):
     assert by_form["hoisted", True]["beyond_bytes"] < hoisted["beyond_bytes"]
 
 
+def test_alignment(tmp_path: Path):
+    words = ("--accumulation", "1,2", "--rounds", "3")
+    rows = report("alignment", "opdf-alignment/1", *words, path=tmp_path / "alignment.json")
+    assert [row["accumulation"] for row in rows] == [1, 2]
+    for row in rows:
+        # Two weights of 48 x 64, two of three cores of each, with bonds of 48.
+        assert row["form"] == "aligned" and row["cores"] == row["rounds"] == 3
+        assert 0 < row["compared_parameters"] < row["core_parameters"] == 15_360
+        assert 0 < row["share_alone"] < 1 and row["alignment_seconds"] > 0
+
+
 @pytest.mark.slow
 def test_ddp(tmp_path: Path):
     """Ten processes; `test_traffic.py` has the arithmetic and the counting without them."""

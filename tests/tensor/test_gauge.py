@@ -69,6 +69,21 @@ def test_of_an_outer_core_the_distance_is_that_of_bures(chain: Chain) -> None:
         assert float(found) == pytest.approx(float(wanted), rel=1e-9)
 
 
+@pytest.mark.parametrize("size", [1e-8, 1e-4, 1.0, 10.0])
+@pytest.mark.parametrize("chain", [PAPER, OUTER, TWO, Chain((8, 2), (8, 3))], ids=str)
+def test_outer_cores_differ_by_no_more_than_the_matrices(chain: Chain, size: float) -> None:
+    """||A Q - B||^2 <= 2 sqrt(D) ||W - V||_F: Powers and Stoermer 1970, Araki and Yamagami 1981."""
+    one = torch.randn(chain.rows, chain.cols, dtype=torch.float64)
+    other = one + size * torch.randn_like(one)
+    targets = dict(enumerate(canonical(other, chain)))
+    del targets[chain.central]
+    moved = aligned(canonical(one, chain), targets)
+    for place, bond in ((0, chain.bonds[1]), (chain.cores - 1, chain.bonds[-2])):
+        if place in targets:
+            apart = (moved[place] - targets[place]).square().sum()
+            assert apart <= 2 * bond**0.5 * (one - other).norm() + 1e-24
+
+
 @pytest.mark.parametrize("chain", CHAINS, ids=str)
 def test_equal_matrices_have_distance_zero_and_only_some_cores_may_be_compared(
     chain: Chain,
