@@ -1,0 +1,68 @@
+"""The reference in the docs, the template and the examples follow the schema."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from opdf_compile.cli import main
+from opdf_compile.distill.recipe import parse_recipe, read_recipe
+from opdf_compile.distill.recipe.reference import markdown
+from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.distill.recipe.template import TEMPLATE
+from opdf_compile.distill.recipe.wording import section_names, sections
+
+ROOT = Path(__file__).parents[3]
+RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.toml"))
+
+
+def test_the_page_holds_the_reference_of_the_schema() -> None:
+    page = (ROOT / "docs" / "distill.md").read_text(encoding="utf-8")
+    held = page.partition("<!-- reference -->\n")[2].partition("<!-- end of reference -->")[0]
+    assert held == markdown(), "write opdf_compile.distill.recipe.reference.markdown() into it"
+
+
+def test_the_reference_names_every_key_of_every_section() -> None:
+    text = markdown()
+    for title, keys in sections().items():
+        for key in keys.values():
+            assert f"`{key.name}`" in text or key.name == "kind", (title, key.name)
+            assert key.description or key.name == "kind", (title, key.name)
+    assert set(section_names()) == set(Recipe.model_fields)
+
+
+@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.name)
+def test_the_examples_are_recipes(file: Path) -> None:
+    assert read_recipe(file).training.seed == 0
+
+
+def test_the_template_is_a_recipe_with_and_without_its_comments() -> None:
+    plain = parse_recipe(TEMPLATE)
+    assert plain.plan.cores == 3
+    commented = re.findall(r"^# (\w+) = ", TEMPLATE, re.MULTILINE)
+    known = {name for keys in sections().values() for name in keys}
+    assert set(commented) - known == {"betas"}
+    assert (ROOT / "examples" / "recipes" / "digits.toml").read_text() == TEMPLATE
+
+
+def test_every_example_in_the_schema_is_accepted_by_toml() -> None:
+    for keys in sections().values():
+        for key in keys.values():
+            for text in filter(None, (key.example, key.default)):
+                tomllib.loads(f"{key.name} = {text}")
+
+
+def test_init_writes_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["distill", "--init", "mine.toml"]) == 0
+    assert Path("mine.toml").read_text(encoding="utf-8") == TEMPLATE
+    Path("mine.toml").write_text("mine", encoding="utf-8")
+    capsys.readouterr()
+    assert main(["distill", "--init", "mine.toml"]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert Path("mine.toml").read_text(encoding="utf-8") == "mine"
