@@ -83,9 +83,9 @@ def traced() -> opdf.Traced:
     return opdf.trace(student(), (X,))
 
 
-# The MPO's own trajectories and files are tested at length elsewhere.
+# The MPO's own trajectories and files are tested at length elsewhere, and svd is an MPO of two cores.
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "mpo" else n for n in NAMES]
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("mpo", "svd") else n for n in NAMES]
 )
 def test_both_forms_train_alike_and_fold(name: str, traced: opdf.Traced, tmp_path: Path) -> None:
     model = student()
@@ -112,26 +112,38 @@ def test_both_forms_train_alike_and_fold(name: str, traced: opdf.Traced, tmp_pat
     other = student()
     train(other, opdf.Overparam(other, torch.optim.SGD, plan=plan, lr=0.06, momentum=0.9))
     assert (other.first.weight - model.first.weight).abs().max() > 1e-5, "the control"
-    files(inline, folded, tmp_path)
+    alone(inline, folded)
 
 
-def files(inline: opdf.Expanded, folded: nn.Module, folder: Path) -> None:
-    """Out of a program, out of tensors with a plan, out of tensors alone and the student."""
-    save_expanded(inline, folder / "trained.pt2")
-    save_expanded(inline, folder / "trained.safetensors")
-    found = [fold_file(folder / f"trained.{kind}").state for kind in ("pt2", "safetensors")]
-    for state in found:
-        assert set(state) == set(folded.state_dict())
-        for key, value in folded.state_dict().items():
-            torch.testing.assert_close(state[key], value, rtol=1e-12, atol=1e-13)
+def alone(inline: opdf.Expanded, folded: nn.Module) -> None:
+    """Out of the tensors and the student, without a plan."""
     tensors = {key: value.detach() for key, value in inline.state_dict().items()}
     if inline.plan.entries[0].parametrization == "powerprop":
         with pytest.raises(FoldError, match="do not tell the exponent of powerprop"):
             fold_state(tensors, None, folded)
         return
-    alone = fold_state(tensors, None, folded)
+    require_equal(fold_state(tensors, None, folded), folded)
+
+
+def require_equal(state: dict[str, Tensor], folded: nn.Module) -> None:
+    assert set(state) == set(folded.state_dict())
     for key, value in folded.state_dict().items():
-        torch.testing.assert_close(alone[key], value, rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(state[key], value, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == "spectral" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
+)
+def test_files(name: str, traced: opdf.Traced, tmp_path: Path) -> None:
+    inline = opdf.expand(traced, plan_of(traced, name))
+    with torch.no_grad():
+        for parameter in inline.parameters():
+            parameter.add_(0.01)
+    folded = opdf.fold(inline)
+    assert isinstance(folded, nn.Module)
+    for kind in ("pt2", "safetensors"):
+        save_expanded(inline, tmp_path / f"trained.{kind}")
+        require_equal(fold_file(tmp_path / f"trained.{kind}").state, folded)
 
 
 @named
