@@ -83,7 +83,7 @@ def traced() -> opdf.Traced:
     return opdf.trace(student(), (X,))
 
 
-# The MPO's own trajectories and files are tested at length elsewhere, and svd is an MPO of two cores.
+# The MPO's own trajectories are tested at length elsewhere, and svd is an MPO of two cores.
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=pytest.mark.slow) if n in ("mpo", "svd") else n for n in NAMES]
 )
