@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +11,11 @@ from torch import Tensor
 
 from opdf_compile.distill import losses as kinds
 from opdf_compile.distill.recipe.job import Batch, Metric, Outputs
+from opdf_compile.distill.recipe.models import importing_from, placed
+from opdf_compile.distill.recipe.paths import located_model
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import RecipeError
+from opdf_compile.io.load_callable import find_callable
 
 _UP = ("accuracy", "agreement", "cosine")
 _NEED_LABELS = ("accuracy", "mse")
@@ -20,12 +24,13 @@ Pieces = tuple[Tensor, Tensor]
 
 
 def make_metric(
-    recipe: Recipe, losses: kinds.WeightedSum, labels: str | None, batch: Batch
+    recipe: Recipe, base: Path, losses: kinds.WeightedSum, labels: str | None, batch: Batch
 ) -> Metric:
     """The metric that a recipe names.
 
     Args:
         recipe: A checked recipe.
+        base: Where relative paths start.
         losses: Its losses; the metric reads the outputs that they read.
         labels: The column with the labels, or None.
         batch: An example.
@@ -35,7 +40,7 @@ def make_metric(
     """
     name = recipe.training.metric
     if ":" in name:
-        return _custom(recipe, name)
+        return _custom(recipe, base, name)
     if name == "auto":
         name = _usual(recipe, losses, labels, batch)
     if name in _NEED_LABELS and labels is None:
@@ -58,13 +63,10 @@ def _usual(recipe: Recipe, losses: kinds.WeightedSum, labels: str | None, batch:
     return "cosine" if first in ("hidden", "cosine") else "kl"
 
 
-def _custom(recipe: Recipe, name: str) -> Metric:
+def _custom(recipe: Recipe, base: Path, name: str) -> Metric:
     """A callable of (student outputs, teacher outputs or None, batch) -> (sum, count)."""
-    from opdf_compile.distill.recipe.models import placed
-    from opdf_compile.io.load_callable import find_callable
-
-    with placed(recipe, "training", "metric"):
-        function: Callable[..., Any] = find_callable(name)
+    with importing_from(base), placed(recipe, "training", "metric"):
+        function: Callable[..., Any] = find_callable(located_model(name, base))
 
     def pieces(student: Outputs, teacher: Outputs | None, batch: Batch) -> Pieces:
         total, count = function(student, teacher, batch)

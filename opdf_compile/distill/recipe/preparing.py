@@ -16,12 +16,7 @@ from opdf_compile.distill.recipe.layers import make_layer_map, warm_started
 from opdf_compile.distill.recipe.loading import load_data
 from opdf_compile.distill.recipe.loss_terms import make_losses, try_losses
 from opdf_compile.distill.recipe.metrics import make_metric
-from opdf_compile.distill.recipe.models import (
-    importing_from,
-    load_student,
-    load_teacher,
-    placed,
-)
+from opdf_compile.distill.recipe.models import load_student, load_teacher, placed
 from opdf_compile.distill.recipe.optimizing import make_optimizer, parameter_groups, peak_rate
 from opdf_compile.distill.recipe.planning import make_plan
 from opdf_compile.distill.recipe.schema import Recipe
@@ -71,8 +66,7 @@ def prepare(recipe: Recipe, *, base: str | os.PathLike[str] = ".") -> Job:
     made = _Made(recipe, folder, teacher, data, example, layer_map)
     losses = made.try_everything(student)
     parameter_groups(recipe, student)
-    with importing_from(folder):
-        metric = make_metric(recipe, losses, data.labels, example)
+    metric = make_metric(recipe, folder, losses, data.labels, example)
     return Job(
         recipe=recipe,
         base=folder,
@@ -148,7 +142,7 @@ class _Made:
         """The alignment of one run."""
         from opdf_compile.distill.alignment import CoreAlignment
 
-        assert self.recipe.alignment is not None
+        assert self.recipe.alignment is not None and self.teacher is not None
         with placed(self.recipe, "alignment"):
             made: Alignment = CoreAlignment(
                 self.teacher, self.layer_map, weight=self.recipe.alignment.weight

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.distill.recipe.job import Batch, Examples
-from opdf_compile.distill.recipe.paths import located
+from opdf_compile.distill.recipe.paths import located, located_model
 from opdf_compile.distill.recipe.problems import suggestion
 from opdf_compile.distill.recipe.tables import PARTS, Table
 from opdf_compile.errors import ArtefactError, InputError, UserError
@@ -48,17 +48,12 @@ def load_source(source: str, base: Path) -> dict[str, Examples]:
     if source.startswith("hf:"):
         return _saved_dataset(located(source.removeprefix("hf:"), base), source)
     if names_code(source):
-        return _parts(call_callable(_code(source, base)), source)
+        return _parts(call_callable(located_model(source, base)), source)
     raise InputError(f'source "{source}" has no known form, wanted {FORMS}{_advice(source)}')
 
 
 def _advice(source: str) -> str:
     return suggestion(source, ("digits", "mnist1d"), "save arrays with numpy.savez and name that")
-
-
-def _code(source: str, base: Path) -> str:
-    file, mark, rest = source.partition(".py:")
-    return f"{located(f'{file}.py', base)}:{rest}" if mark else source
 
 
 def read_columns(file: Path) -> dict[str, Tensor]:
