@@ -71,8 +71,11 @@ def command(
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         asked = ModelOptions(model, weights, tuple(input or ()), inputs, size, trust_pickle)
-        traced = load_traced(terminal, asked)
+        from opdf_compile.parametrizations.registry import get
         from opdf_compile.plan import plan
+
+        get(parametrization)  # A name that is not known is told before the model is traced.
+        traced = load_traced(terminal, asked)
 
         with terminal.busy("planning"):
             made = plan(

@@ -1,0 +1,30 @@
+"""plan --parametrization: the name reaches the plan, and an unknown one is told before any work."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[[str], int]
+
+
+def test_the_name_reaches_the_plan(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "p.json"
+    assert run(f"plan student.py:build -o {out} --parametrization svd") == 0
+    entries = json.loads(out.read_text())["entries"]
+    assert {entry["parametrization"] for entry in entries} == {"svd"}
+    assert " svd " in capsys.readouterr().out
+
+
+def test_an_unknown_name_is_told_first(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(f"plan no_such_file.py:build -o {tmp_path}/p.json --parametrization tucker") == 2
+    error = capsys.readouterr().err
+    assert "'tucker' is not known; use one of: mpo, powerprop, shared, spectral, svd" in error
+    assert not list(tmp_path.iterdir())
