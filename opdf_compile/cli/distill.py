@@ -200,7 +200,8 @@ def _run(terminal: Terminal, recipe: Path, job: Job, folder: Path, *, fresh: boo
 
     with watching(terminal) as watch:
         result = run(job, folder, resume=not fresh, watch=watch)
-    terminal.show(metric_table(job, result), f"parity: {result.verdict}", f"Wrote {folder}/")
+    seen = f"on {len(job.data.test):,} test examples that no choice looked at"
+    terminal.show(metric_table(job, result), seen, f"parity: {result.verdict}", f"Wrote {folder}/")
     terminal.show(f"  {result.report}   curves, metrics and verdict")
     if result.bundle is not None:
         terminal.show(f"  {result.bundle}/   what ships")
@@ -224,12 +225,8 @@ def _run(terminal: Terminal, recipe: Path, job: Job, folder: Path, *, fresh: boo
 
 def metric_table(job: Job, result: RunResult) -> Table:
     """The metric of each model on the test part."""
-    made = table(
-        f"{job.metric.name} on {len(job.data.test):,} test examples",
-        "model",
-        "value",
-        numbers=("value",),
-    )
+    value_head = f"test {job.metric.name}"
+    made = table("Result", "model", value_head, numbers=(value_head,))
     for name, value in result.metrics.items():
         made.add_row(name, f"{value:.4f}")
     return made
