@@ -86,6 +86,22 @@ def test_a_checkpoint_resumes_bit_by_bit(tmp_path: Path) -> None:
     assert torch.equal(resumed.alignment.last, optimizer.alignment.last)
 
 
+def test_what_was_loaded_stays_when_a_weight_is_taken_from_outside() -> None:
+    teacher = orthogonal()
+    student, again = network(12), network(12, seed=5)
+    optimizer = built(student, teacher)
+    train(student, optimizer, 1)
+    resumed = built(again, near(teacher))
+    again.load_state_dict(student.state_dict())
+    resumed.load_state_dict(optimizer.state_dict())
+    with torch.no_grad():
+        again[0].weight.mul_(1.5)
+    assert resumed.absorb() == ("0.weight",)
+    kept = optimizer.alignment.state_by_name()
+    for key, cores in resumed.alignment.state_by_name().items():
+        assert all(torch.equal(core, kept[key][name]) for name, core in cores.items())
+
+
 def test_the_state_matters_decomposing_the_teacher_again_would_jump() -> None:
     """What the two tests above would not see if the teacher's cores were stable by themselves."""
     teacher = orthogonal()
