@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -119,12 +120,28 @@ def fingerprint(parts: Mapping[str, Examples]) -> str:
     """A hash over everything that the parts hold; equal for equal contents, in any container."""
     digest = hashlib.sha256()
     for name in PARTS:
-        part = parts[name]
-        digest.update(f"{name} {len(part)}".encode())
-        for index in range(len(part)):
-            row = part[index]
-            for key in sorted(row):
-                value = row[key].detach().cpu().contiguous()
-                digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(f"{name} {len(parts[name])}\n".encode())
+        for key, (form, values) in sorted(_hashed(parts[name]).items()):
+            digest.update(f"{key} {form.hexdigest()} {values.hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def _hashed(part: Examples) -> dict[str, tuple[hashlib._Hash, hashlib._Hash]]:
+    """For each column a hash of its rows' forms, and one of their bytes."""
+    found = defaultdict(lambda: (hashlib.sha256(), hashlib.sha256()))
+    for key, column, rows in _pieces(part):
+        form, values = found[key]
+        form.update(f"{column.dtype} {tuple(column.shape[1:])};".encode() * rows)
+        values.update(column.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return dict(found)
+
+
+def _pieces(part: Examples) -> Iterator[tuple[str, Tensor, int]]:
+    """Columns, or parts of them, with their number of rows: whole ones hash at once."""
+    if isinstance(part, Table):
+        for key, column in part.columns.items():
+            yield key, column, len(column)
+        return
+    for index in range(len(part)):
+        for key, value in part[index].items():
+            yield key, value[None], 1
