@@ -71,10 +71,8 @@ def _plan(recipe: Recipe) -> Iterator[Problem]:
             f"[plan] has {' and '.join(sizes)}, wanted one of cores, scale, overhead, as each "
             f"fixes the plan; remove {sizes[1]}",
         )
-    from opdf_compile import parametrizations
     from opdf_compile.parametrizations.registry import names
 
-    assert parametrizations is not None  # Importing it registers its own.
     if plan.parametrization not in names():
         advice = suggestion(plan.parametrization, names(), 'write parametrization = "mpo"')
         yield Problem(

@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from opdf_compile.distill.recipe.checks import contradiction
 from opdf_compile.distill.recipe.problems import Problem, of_pydantic
-from opdf_compile.distill.recipe.schema import Recipe, Source
+from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.distill.recipe.section import Source
 from opdf_compile.distill.recipe.toml_lines import key_lines
 from opdf_compile.errors import ArtefactError, RecipeError
 from opdf_compile.io.files import existing_file

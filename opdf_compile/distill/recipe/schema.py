@@ -5,44 +5,20 @@ The descriptions are what `docs/distill.md` prints, and the defaults are those o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr
 
 from opdf_compile.distill.recipe.loss_schema import LossSection
-from opdf_compile.distill.recipe.toml_lines import Path, line_of
-
-Share = Annotated[float, Field(ge=0, lt=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
-Text = Annotated[str, Field(min_length=1)]
-
-
-@dataclass(frozen=True)
-class Source:
-    """The text that a recipe was read from.
-
-    Attributes:
-        name: The file's name.
-        text: Its contents.
-        lines: The line of each key.
-    """
-
-    name: str
-    text: str
-    lines: dict[Path, int]
-
-    def place(self, path: Path) -> str:
-        """A key's place as "FILE:LINE"."""
-        return f"{self.name}:{line_of(self.lines, path)}"
-
-
-class Section(BaseModel):
-    """What all sections have in common: no unknown keys, no guessing of types, no changes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+from opdf_compile.distill.recipe.section import (
+    AtLeastZero,
+    Count,
+    Positive,
+    Section,
+    Share,
+    Source,
+    Text,
+)
 
 
 class StudentSection(Section):

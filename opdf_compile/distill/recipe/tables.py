@@ -128,11 +128,14 @@ def fingerprint(parts: Mapping[str, Examples]) -> str:
 
 def _hashed(part: Examples) -> dict[str, tuple[hashlib._Hash, hashlib._Hash]]:
     """For each column a hash of its rows' forms, and one of their bytes."""
-    found = defaultdict(lambda: (hashlib.sha256(), hashlib.sha256()))
+    found: dict[str, tuple[hashlib._Hash, hashlib._Hash]] = defaultdict(
+        lambda: (hashlib.sha256(), hashlib.sha256())
+    )
     for key, column, rows in _pieces(part):
         form, values = found[key]
         form.update(f"{column.dtype} {tuple(column.shape[1:])};".encode() * rows)
-        values.update(column.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        flat = column.detach().cpu().contiguous().view(-1).view(torch.uint8)
+        values.update(flat.numpy().data)
     return dict(found)
 
 
