@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -139,7 +140,9 @@ def _import_module(name: str, spec: str) -> ModuleType:
 
 
 def _import_file(file: Path, spec: str) -> ModuleType:
-    name = f"opdf_model_{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}_{abs(hash(str(file))):x}"
+    # The same name in every process: Python's own hash of a text is another in each.
+    place = zlib.crc32(str(file).encode())
+    name = f"opdf_model_{re.sub(r'[^0-9A-Za-z_]', '_', file.stem)}_{place:x}"
     found = importlib.util.spec_from_file_location(name, file)
     if found is None or found.loader is None:
         raise InputError(f"{file} of {spec} is no Python file; give FILE.py:CALLABLE")
