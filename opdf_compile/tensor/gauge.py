@@ -8,8 +8,8 @@ The central core is compared with nothing, so the sides do not see each other, a
 bonds are fixed from the end inwards. Each Q_k is an orthogonal Procrustes problem, Q_k = U V^T of
 the singular vectors of S_k^T T_k (Schoenemann, Psychometrika 31, 1966). Where inner auxiliary cores
 are identities, as they are in the paper's shapes, they add nothing to the sum and this is its
-minimum. Elsewhere each Q_k is the best for the core that it closes, given those outside it; repeated
-passes over all bonds gained less than 1e-4 of the sum on random matrices, so none are made.
+minimum. Elsewhere each Q_k is the best for the core that it closes, given those outside it; more
+passes, over all bonds, gained less than 1e-4 of the sum on random matrices, so none are made.
 """
 
 from __future__ import annotations

@@ -18,19 +18,16 @@ from torch import Tensor, nn
 from opdf_compile.distill.alignment.pairs import (
     Pair,
     Teacher,
-    matrix_of,
-    mpo_form,
     pair_up,
     pairs_of,
+    require_names,
     weights_of,
 )
 from opdf_compile.distill.alignment.report import AlignmentReport, Row
 from opdf_compile.distill.alignment.terms import Terms, shares
+from opdf_compile.distill.alignment.turning import composed, fill, teacher_cores, turned
 from opdf_compile.errors import InputError
-from opdf_compile.parametrizations.mpo_spec import MpoSpec
-from opdf_compile.tensor.canonical import canonical, is_canonical
-from opdf_compile.tensor.compose import compose
-from opdf_compile.tensor.gauge import aligned, distance
+from opdf_compile.plan.value import Plan
 from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.inline.expanded import Expanded
 
@@ -116,6 +113,25 @@ class CoreAlignment:
         """The teacher's cores, by the student's weight and the place of the core."""
         return {key: dict(kept) for key, kept in self._targets.items()}
 
+    def check(self, plan: Plan, student: nn.Module | None = None) -> tuple[Pair, ...]:
+        """Who is compared with whom under a plan; nothing is decomposed.
+
+        Raises:
+            InputError: No core can be compared, or the map names what is not there.
+        """
+        pairs = pair_up(plan, self._teacher, self._wanted)
+        if student is not None:
+            require_names(student, pairs)
+        if not any(pair.compared for pair in pairs):
+            planned = {entry.key for entry in plan.entries}
+            first = next((pair for pair in pairs if pair.key in planned), pairs[0])
+            raise InputError(
+                f"no core can be aligned: {first.key!r} {first.note or 'has no auxiliary core'}; "
+                "map weights that the plan over-parameterises, or make the plan with "
+                "opdf.joint_plan(student, teacher, layer_map)"
+            )
+        return pairs
+
     def attach(
         self, program: WeightProgram | Expanded, keys: Collection[str] | None = None
     ) -> None:
@@ -131,18 +147,19 @@ class CoreAlignment:
         Raises:
             InputError: No core can be compared, or the map names what is not there.
         """
-        run = program.ranks.together if isinstance(program, WeightProgram) else _alone
         if keys is None:
-            self._pairs = run(partial(self._paired, program))
+            self._pairs = self.check(
+                program.plan, program.module if isinstance(program, WeightProgram) else None
+            )
             self._targets, self._start, self.last = {}, {}, None
         wanted = [p.key for p in self._pairs if p.compared and (keys is None or p.key in keys)]
+        self._terms = None
         if isinstance(program, WeightProgram):
             program.require_unchanged()
             weights = program.weights(wanted)
+            program.ranks.together(partial(self._turn, program, weights))
         else:
-            weights = {key: _composed(program, key) for key in wanted}
-        run(partial(self._turn, program, weights))
-        self._terms = None
+            self._turn(program, {key: composed(program, key) for key in wanted})
 
     def add_gradients(self, program: WeightProgram) -> None:
         """Add weight dL/dcore to the cores that have a gradient, and set `last`."""
@@ -233,19 +250,6 @@ class CoreAlignment:
     def _count(self) -> int:
         return sum(bool(pair.compared) for pair in self._pairs)
 
-    def _paired(self, program: WeightProgram | Expanded) -> tuple[Pair, ...]:
-        pairs = pair_up(program.plan, self._teacher, self._wanted)
-        if isinstance(program, WeightProgram):
-            _require_names(program.module, pairs)
-        if not any(pair.compared for pair in pairs):
-            first = next((pair for pair in pairs if pair.spec is not None), pairs[0])
-            raise InputError(
-                f"no core can be aligned: {first.key!r} {first.note or 'has no auxiliary core'}; "
-                "map weights that the plan over-parameterises, or make the plan with "
-                "opdf.joint_plan(student, teacher, layer_map)"
-            )
-        return pairs
-
     def _turn(self, program: WeightProgram | Expanded, weights: Mapping[str, Tensor]) -> None:
         teacher = weights_of(self._teacher)
         by_key = {pair.key: pair for pair in self._pairs}
@@ -254,13 +258,9 @@ class CoreAlignment:
                 self._progress(key, done, len(weights))
             pair, cores = by_key[key], program.cores(key)
             if key not in self._targets:
-                self._targets[key] = _targets(pair, teacher[pair.teacher], cores)
-            assert pair.spec is not None
-            start = _canonical(cores, pair.spec, weight)
-            wide = {k: target.double() for k, target in self._targets[key].items()}
-            moved = aligned(start, wide)
-            self._start[key] = distance(moved, wide)
-            _fill(program, key, moved)
+                self._targets[key] = teacher_cores(pair, teacher[pair.teacher], cores)
+            moved, self._start[key] = turned(cores, pair, weight, self._targets[key])
+            fill(program, key, moved)
 
     def _move_targets(self, program: WeightProgram) -> None:
         self._targets = {
@@ -269,61 +269,9 @@ class CoreAlignment:
         }
 
 
-def _targets(pair: Pair, weight: Tensor, like: tuple[Tensor, ...]) -> dict[int, Tensor]:
-    """The teacher's cores that are compared, as the student's are stored."""
-    assert pair.teacher_spec is not None
-    matrix = matrix_of(weight.to(like[0].device), pair.teacher_spec)
-    try:
-        cores = canonical(matrix, pair.teacher_spec.chain)
-    except InputError as error:
-        raise InputError(
-            f"the teacher's weight {pair.teacher!r} cannot be factorised: {error}; repair it, or "
-            "take it out of the layer map"
-        ) from error
-    return {k: cores[k].to(like[k].dtype) for k in pair.compared}
-
-
-def _canonical(cores: tuple[Tensor, ...], spec: MpoSpec, weight: Tensor) -> tuple[Tensor, ...]:
-    if is_canonical(cores, spec.chain):
-        return tuple(core.detach().double() for core in cores)
-    return canonical(matrix_of(weight, spec), spec.chain)
-
-
-def _composed(model: Expanded, key: str) -> Tensor:
-    """The weight of an Expanded in float64."""
-    entry = next(entry for entry in model.plan.entries if entry.key == key)
-    spec = mpo_form(entry)
-    assert spec is not None
-    wide = [core.detach().double() for core in model.cores(key)]
-    return compose(wide, transposed=spec.transposed).reshape(spec.shape)
-
-
-def _fill(program: WeightProgram | Expanded, key: str, cores: tuple[Tensor, ...]) -> None:
-    entry = next(entry for entry in program.plan.entries if entry.key == key)
-    if isinstance(program, WeightProgram):
-        program.fill(dict(zip(entry.core_names, cores, strict=True)))
-        return
-    with torch.no_grad():
-        for stored, core in zip(program.cores(key), cores, strict=True):
-            stored.copy_(core)
-
-
-def _require_names(student: nn.Module, pairs: tuple[Pair, ...]) -> None:
-    known = {name for name, _ in student.named_parameters(remove_duplicate=False)}
-    for pair in pairs:
-        if pair.key not in known:
-            raise InputError(
-                f"layer_map names {pair.key!r}, the student has no such parameter; correct the map"
-            )
-
-
 def _shape(value: Any) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def _taken(value: Tensor, like: Tensor) -> Tensor:
     return value.detach().to(device=like.device, dtype=like.dtype, copy=True)
-
-
-def _alone(action: Callable[[], Any]) -> Any:
-    return action()

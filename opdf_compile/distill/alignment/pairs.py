@@ -18,6 +18,7 @@ from opdf_compile.errors import InputError, PlanError
 from opdf_compile.graph.match import match
 from opdf_compile.graph.module_match import bare
 from opdf_compile.parametrizations.mpo_spec import MpoSpec, matrix_sizes
+from opdf_compile.parametrizations.registry import get
 from opdf_compile.plan.value import Plan, PlanEntry
 
 Teacher = nn.Module | Mapping[str, Tensor]
@@ -149,9 +150,11 @@ def alike(spec: MpoSpec, shape: tuple[int, ...]) -> bool:
 
 def mpo_form(entry: PlanEntry) -> MpoSpec | None:
     """The chain of an entry, where its parametrization has one."""
-    form = getattr(entry.spec, "chain", None)
-    found = entry.spec if isinstance(entry.spec, MpoSpec) else form
-    return found if isinstance(found, MpoSpec) else None
+    own = entry.spec if isinstance(entry.spec, MpoSpec) else getattr(entry.spec, "chain", None)
+    if not isinstance(own, MpoSpec):
+        return None
+    shapes = tuple(get(entry.parametrization).shapes(entry.spec))
+    return own if shapes == own.chain.core_shapes else None
 
 
 def matrix_of(weight: Tensor, spec: MpoSpec) -> Tensor:
@@ -169,6 +172,23 @@ def compared_cores(student: MpoSpec, teacher: MpoSpec) -> tuple[int, ...]:
     left = [k for k in places if k < student.chain.central and all(same[: k + 1])]
     right = [k for k in places if k > student.chain.central and all(same[k:])]
     return (*left, *right)
+
+
+def require_names(student: nn.Module, pairs: Iterable[Pair]) -> None:
+    """Refuse a map that names what the student does not have.
+
+    Raises:
+        InputError: With the first name.
+    """
+    known = [name for name, _ in student.named_parameters(remove_duplicate=False)]
+    for key in (pair.key for pair in pairs):
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise InputError(
+                f"layer_map names the student's weight {key!r}, the student has no such "
+                f"parameter{hint}; correct the map"
+            )
 
 
 def _pair(

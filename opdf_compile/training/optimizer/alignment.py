@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
+from opdf_compile.plan.value import Plan
 from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.optimizer.arguments import is_lbfgs
 
@@ -28,6 +29,14 @@ class Alignment(Protocol):
     """
 
     last: Tensor | None
+
+    def check(self, plan: Plan, student: nn.Module) -> object:
+        """Refuse what `attach` would, before a weight is decomposed.
+
+        Raises:
+            InputError: The alignment does not fit the plan.
+        """
+        ...
 
     def attach(self, program: WeightProgram, keys: Collection[str] | None = None) -> None:
         """Get ready for a program whose cores are as `decompose` made them.

@@ -131,6 +131,8 @@ class Overparam(NamedState):
         owned = dict(student.named_parameters(remove_duplicate=False))
         place_of = {e.key: home[id(owned[e.key])] for e in self.plan.entries}
         self._require_decay([{**defaults, **group} for group in groups])
+        if alignment is not None:
+            alignment.check(self.plan, student)
         self.program: WeightProgram = hoist(
             student,
             self.plan,

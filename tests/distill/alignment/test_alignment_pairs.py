@@ -126,7 +126,11 @@ def test_one_teacher_weight_may_guide_two_of_the_student() -> None:
 
 REFUSED: list[tuple[Any, Any, str]] = [
     (network(), [("0.weight", "9.weight")], r"teacher's weight '9.weight', .* \(did you mean"),
-    (network(), [("9.weight", "0.weight")], r"'9.weight', the student has no such parameter"),
+    (
+        network(),
+        [("9.weight", "0.weight")],
+        r"student's weight '9.weight', the student has no such parameter",
+    ),
     (network(), [("0.weight", "0.weight"), ("0.weight", "2.weight")], r"to '0.weight' and to"),
     (network(), [("0.bias", "0.bias")], r"no core can be aligned: '0.bias' is not over-"),
     (nn.Sequential(nn.Linear(7, 11)), [("0.weight", "0.weight")], r"no core can be aligned"),
@@ -178,3 +182,24 @@ def test_progress_is_told_before_each_weight() -> None:
     alignment = opdf.CoreAlignment(network(seed=1), MAP, progress=lambda *event: told.append(event))
     aligned_optimizer(network(), alignment)
     assert told == [("0.weight", 0, 2), ("2.weight", 1, 2)]
+
+
+def test_a_map_that_does_not_fit_is_refused_before_a_weight_is_decomposed() -> None:
+    told: list[str] = []
+    alignment = opdf.CoreAlignment(network(), [("8.weight", "0.weight")])
+    with pytest.raises(opdf.UserError, match="has no such parameter"):
+        aligned_optimizer(network(), alignment, progress=lambda key, *_: told.append(key))
+    assert told == []
+
+
+def test_two_factors_are_a_chain_and_other_parametrizations_are_left_out() -> None:
+    student = network()
+    alignment = opdf.CoreAlignment(network(seed=1), MAP)
+    plan = opdf.plan(student, parametrization="svd")
+    aligned_optimizer(student, alignment, cores=None, plan=plan)
+    assert [sorted(kept) for kept in alignment.targets.values()] == [[0], [0]]
+    other = opdf.plan(student, parametrization="powerprop")
+    with pytest.raises(opdf.UserError, match=r"has no chain of cores \(powerprop\)"):
+        aligned_optimizer(
+            network(), opdf.CoreAlignment(network(seed=1), MAP), cores=None, plan=other
+        )
