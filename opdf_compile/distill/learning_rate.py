@@ -24,6 +24,7 @@ gradients do. At the matched rate the same decay per step needs weight_decay * l
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ from opdf_compile.graph.sharing import deep_copy
 from opdf_compile.plan.value import Plan
 from opdf_compile.training.hoisted.binding import is_sharded, unwrap, validate
 from opdf_compile.training.optimizer.arguments import defaults_of, name_of, needs_closure
+
+logger = logging.getLogger("opdf_compile")
 
 STEPS = 3
 _MOST_TRIALS = 40
@@ -191,6 +194,7 @@ def _solved(
     place, factor = math.log(lr), math.nan
     for trial in range(1, _MOST_TRIALS + 1):
         step = step_at(math.exp(place))
+        logger.info("lr %.4g: a step of %.4g, wanted %.4g", math.exp(place), step, target)
         if trial == 1:
             factor = step / target
             _require_moving(step)

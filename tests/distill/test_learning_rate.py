@@ -176,6 +176,23 @@ def test_it_is_the_same_every_time() -> None:
     assert len(found) == 1
 
 
+def test_small_rates_are_not_lost_in_the_rounding_of_compose() -> None:
+    """The factor is the same at all small rates, down to those of pretrained students."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 64)
+    inputs = torch.randn(16, 64)
+
+    def loss(copied: nn.Module) -> Tensor:
+        return (copied(inputs) - inputs).square().mean()
+
+    plan = opdf.plan(model, cores=3)
+    factors = [
+        matched_rate(model, loss, plan, torch.optim.AdamW, lr, steps=1).factor
+        for lr in (1e-4, 1e-6)
+    ]
+    assert factors[1] == pytest.approx(factors[0], rel=0.01)
+
+
 def test_groups_keep_the_ratio_of_their_rates() -> None:
     model = network()
     plan = opdf.plan(model)
