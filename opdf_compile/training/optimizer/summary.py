@@ -102,6 +102,10 @@ class Summary:
             f"{'product' if self.units[0] == 1 else 'products'} of cores ({self.units[1]} batched)"
             + (", composed again in the backward" if self.recompute else ""),
         ]
+        rates = sorted({rate for e in self.plan.entries for rate in e.rates if rate != 1})
+        if rates:
+            some = ", ".join(f"{rate:g}" for rate in rates)
+            lines.append(f"some cores learn at a rate of their own: {some} times the group's")
         if self.rank[1] > 1:
             lines.append(
                 f"rank {self.rank[0]} of {self.rank[1]} holds {self.held:,} of "

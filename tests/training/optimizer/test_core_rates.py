@@ -164,6 +164,28 @@ def test_groups_keep_their_rates_apart() -> None:
         torch.testing.assert_close(core.detach(), value, rtol=1e-12, atol=1e-12)
 
 
+def test_a_batch_that_is_taken_apart_keeps_its_rates() -> None:
+    model = network()
+    opt = made(model, lr=0.1, batched=True)
+    wanted = [core.detach().clone() for core in opt.program.cores("1.weight")]
+    for both in (True, False):
+        grads = [torch.cos(torch.arange(144.0).double() + k).reshape(12, 12) for k in (0, 1)]
+        model[0].weight.grad = grads[0] if both else None
+        model[1].weight.grad = grads[1].clone()
+        opt.step()
+        wanted = by_hand(wanted, grads[1], 0.1, 3.0)
+    assert len(opt.program.units) == 2
+    for core, value in zip(opt.program.cores("1.weight"), wanted, strict=True):
+        torch.testing.assert_close(core.detach(), value, rtol=1e-12, atol=1e-12)
+
+
+def test_the_summary_tells_of_them() -> None:
+    opt = made(network(), lr=0.1)
+    assert "some cores learn at a rate of their own: 3 times the group's" in str(opt.summary())
+    plain = opdf.Overparam(network(), torch.optim.SGD, cores=3, lr=0.1)
+    assert "rate of their own" not in str(plain.summary())
+
+
 @pytest.mark.parametrize(("lr", "factor"), [(0.1, 0.97), (10.0, -2.0)])
 def test_decay_of_a_sum_is_plain_decay_of_the_weight(lr: float, factor: float) -> None:
     model = network()
