@@ -25,6 +25,7 @@ class Scores:
         ours: Scores of the method, one per seed.
         theirs: Scores of the rival, the same seeds in the same order.
         optimizer: Name of the optimizer.
+        question: Comparisons with the same one are corrected together, whatever else differs.
     """
 
     task: str
@@ -36,10 +37,13 @@ class Scores:
     ours: tuple[float, ...]
     theirs: tuple[float, ...]
     optimizer: str = "sgd"
+    question: str = ""
 
     @property
     def family(self) -> tuple[str, ...]:
         """What Holm corrects together: the same question on every task."""
+        if self.question:
+            return (self.question,)
         return (
             self.optimizer, self.start, self.length, self.method, self.baseline, self.endpoint
         )  # fmt: skip
