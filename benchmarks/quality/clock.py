@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ def step_ratio(task: Task, optimizer: OptimizerName, *, online: bool, cores: int
         online: Whether the teacher's forward is part of the step, or its logits are stored.
         cores: Cores per weight.
     """
-    options = {"momentum": 0.9} if optimizer == "sgd" else {}
+    options: dict[str, Any] = {"momentum": 0.9} if optimizer == "sgd" else {}
     students = [task.student()().to(task.parts["train"].inputs) for _ in range(2)]
     plain = _CLASSES[optimizer](students[0].parameters(), lr=1e-3, **options)
     ours = opdf.Overparam(students[1], _CLASSES[optimizer], cores=cores, lr=1e-3, **options)

@@ -1,14 +1,14 @@
 """A fleet: many replicas of one tiny student, trained side by side, each with its own everything.
 
-R replicas are R rows of one matrix; each has its own start, order of the data, learning rate, decay,
-momentum and share of the teacher. They do not touch each other, so the gradient of the sum of
+R replicas are R rows of one matrix; each has its own start, order of the data, learning rate,
+decay, momentum and share of the teacher. They do not touch each other, so the gradient of the sum of
 their losses is the gradient of each. A test shows that a row equals a loop with `opdf.Overparam`.
 
 SGD     b <- m b + g                                      w <- w - lr b
 AdamW   b <- m b + (1 - m) g,  v <- 0.999 v + 0.001 g^2   w <- w - lr b' / (sqrt v' + 1e-8)
 
-before which decay takes every weight W to (1 - lr wd) W; lr wd is given as one number, the decay per
-step at the peak rate, since it is what acts on W. Both follow a warm-up and a cosine.
+before which decay takes every weight W to (1 - lr wd) W; lr wd is given as one number, the decay
+per step at the peak rate, since it is what acts on W. Both follow a warm-up and a cosine.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Fleet:
             self.average.mul_(self.averaging).add_(self.flat, alpha=1 - self.averaging)
 
     def _recorded(self, chosen: Tensor) -> Callable[[], None]:
-        """A replayable step; an ordinary one, said so, where recording fails or gives other bits."""
+        """A step to replay; an ordinary one, said so, where recording fails or differs."""
         state = (self.flat, self.average, self._first, self._second)
         saved = [tensor.clone() for tensor in state]
         self._count.fill_(1.0)
@@ -154,7 +154,7 @@ class Fleet:
                 tensor.copy_(value)
 
         try:
-            aside = torch.cuda.Stream()
+            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 for _ in range(_CHECKED_STEPS):
@@ -197,7 +197,7 @@ class Fleet:
     def weights(self) -> dict[str, Tensor]:
         """The students' parameters, with a leading axis of replicas."""
         with torch.no_grad():
-            return vmap(self.form.weights)(self.flat.clone())  # type: ignore[no-any-return]
+            return vmap(self.form.weights)(self.flat.clone())
 
 
 def forward(student: nn.Module, form: Form) -> Callable[[Tensor, Tensor], Tensor]:
@@ -207,7 +207,7 @@ def forward(student: nn.Module, form: Form) -> Callable[[Tensor, Tensor], Tensor
         logits: Tensor = functional_call(student, form.weights(flat), (inputs,))
         return logits
 
-    return vmap(one)  # type: ignore[no-any-return]
+    return vmap(one)
 
 
 def distillation_losses(logits: Tensor, teacher: Tensor, labels: Tensor, share: Tensor) -> Tensor:

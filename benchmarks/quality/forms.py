@@ -4,7 +4,7 @@
 
 Over-parameterised forms use the package's own `decompose` and `compose`; a fleet maps them over its
 replicas. Decay of the weight is carried by its tensors, as `Overparam(decay="weight")` does: a
-weight that is homogeneous of degree h in its tensors scales by c when each of them scales by c^(1/h).
+weight that is homogeneous of degree h in its tensors scales by c if each of them does by c^(1/h).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Form:
 
     def weights(self, flat: Tensor) -> dict[str, Tensor]:
         """The student's parameters of one replica's flat vector."""
-        pieces = iter(flat.split(self.sizes))
+        pieces = iter(torch.split(flat, self.sizes))
         return {
             part.name: part.compose([next(pieces).view(leaf.shape) for leaf in part.leaves])
             for part in self.parts
@@ -113,7 +113,7 @@ def package(student: nn.Module, parametrization: str, cores: int, *, frozen: boo
 
 
 def wide(student: nn.Module) -> Form:
-    """ExpandNets' idea (arXiv 1811.10495): each matrix is B A, its hidden width four times its rank.
+    """ExpandNets' idea (arXiv 1811.10495): each matrix is B A, four times as wide as its rank.
 
     Of B and A the one at the smaller side is random with nearly orthonormal columns or rows, fixed
     by the weight's name, and the other one makes up for it through its pseudo-inverse: the start

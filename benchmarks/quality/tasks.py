@@ -159,7 +159,7 @@ def prepare(names: Iterable[str], wheels: Path, path: Path) -> dict[str, float]:
         accuracy[name] = float(right.mean())
         print(f"{name:<18} teacher {accuracy[name]:.3f} on validation", flush=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]
     return accuracy
 
 

@@ -4,7 +4,7 @@ A first round covers a wide grid. Each later round is a small grid around the be
 that it follows a method wherever its best lies. Every method gets the same rounds.
 
 Axes are chosen so that they depend on each other little, and all are logarithmic:
-rate       SGD: lr / (1 - momentum), the length of the steps once the momentum has built up. AdamW: lr
+rate       SGD: lr / (1 - momentum), the length of steps once momentum has built up. AdamW: lr
 decay      lr weight_decay, what decay takes from a weight in one step at the peak rate; up to 1e-4
            is no decay worth the name (0.6 % over 120 steps) and counts as none at all
 momentum   1 - momentum

@@ -1,4 +1,4 @@
-"""A unit of the study: one task, one optimizer, one length. Tuned, then run once with fresh seeds."""
+"""A unit of the study: one task, optimizer and length; tuned, then run once with fresh seeds."""
 
 from __future__ import annotations
 
@@ -134,7 +134,10 @@ def _rules(
                 made.append((name, start, rule, trial, runs))
     everything = [run for *_rest, runs in made for run in runs]
     outcomes = iter(engine.run(everything, steps, ("validation",)))
-    return [_rule(*rest, [next(outcomes) for _ in runs]) for *rest, runs in made]
+    return [
+        _rule(name, start, rule, trial, [next(outcomes) for _ in runs])
+        for name, start, rule, trial, runs in made
+    ]
 
 
 def _rule(name: str, start: str, rule: str, trial: Trial, outcomes: list[Any]) -> dict[str, Any]:
