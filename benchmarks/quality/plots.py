@@ -74,6 +74,6 @@ def _panel(axis: object, rows: Sequence[Row], tasks: Sequence[str]) -> None:
     limit = min(1.05 * limit, _WIDEST)
     axis.set_xlim(-limit, limit)
     axis.set_yticks(range(len(tasks)), tasks)
-    axis.invert_yaxis()
+    axis.set_ylim(len(tasks) - 0.5, -0.5)
     axis.set_xlabel("points of test accuracy above plain distillation", fontsize=9)
     axis.grid(axis="x", alpha=0.3)

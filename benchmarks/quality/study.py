@@ -34,7 +34,7 @@ def run(
     path: Path,
     *,
     device: torch.device,
-    budget: str,
+    budget: str | Budget,
     seconds: float,
     record: bool,
     tasks: tuple[str, ...] = CONFIRMATION,
@@ -46,14 +46,15 @@ def run(
         data: The prepared file.
         path: Where the results are written, after every unit.
         device: Where to train.
-        budget: "full", "small" or "tiny".
+        budget: "full", "small" or "tiny", or one of its own.
         seconds: Time for the whole call.
         record: Record steps as CUDA graphs.
         tasks: Names of tasks.
         settings: (optimizer, length) pairs, the most important first.
     """
     started = time.perf_counter()
-    result = _begun(path, budget, device)
+    size = budget if isinstance(budget, Budget) else BUDGETS[budget]
+    result = _begun(path, budget if isinstance(budget, str) else "own", device)
     done = {(u["task"], u["optimizer"], u["length"]) for u in result["units"]}
     students: dict[str, Any] = {name: {} for name in tasks}
     longest: dict[str, float] = {}
@@ -69,7 +70,7 @@ def run(
                 load(data, name, device),
                 optimizer,
                 length,
-                BUDGETS[budget],
+                size,
                 record=record,
                 students=students[name],
             )
