@@ -20,6 +20,7 @@ from typing import cast
 import typer
 
 from opdf_compile.cli import (
+    advise,
     check_data,
     demo,
     distill,
@@ -53,7 +54,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for _module in (inspect, plan, expand, fold, export, verify, check_data, distill, demo, doctor):
+for _module in (
+    inspect,
+    plan,
+    expand,
+    fold,
+    export,
+    verify,
+    check_data,
+    distill,
+    advise,
+    demo,
+    doctor,
+):
     app.command(_module.NAME, epilog=_module.EXAMPLES)(_module.command)
 
 

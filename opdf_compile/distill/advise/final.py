@@ -6,15 +6,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from opdf_compile.distill.advise.folds import Folds
-from opdf_compile.distill.advise.methods import Method
-from opdf_compile.distill.advise.runner import OutOfTime, Runner, Trained
+from opdf_compile.distill.advise.folds import Fold, Folds
+from opdf_compile.distill.advise.runner import OutOfTime, Trained
 
 # Far from the tuning's seeds, which count from 0.
 FIRST_SEED = 1000
 # A pair is started only if the longest so far would fit with this to spare.
 _SLACK = 1.05
-Setting = tuple[Method, float, float]
+Run = Callable[[int, Fold, int, int], Trained]
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,9 @@ class Pair:
 
 
 def final(
-    runner: Runner,
+    run: Run,
+    steps: Callable[[], Sequence[int]],
     folds: Folds,
-    settings: Sequence[Setting],
-    steps: Sequence[int],
     *,
     most: int,
     left: Callable[[], float],
@@ -52,10 +50,9 @@ def final(
     it suits would make it too short.
 
     Args:
-        runner: Trains and scores.
+        run: Trains and scores; of the side (0 plain, 1 over-parameterised), fold, seed and steps.
+        steps: Steps of both sides' next runs, which take equal time.
         folds: Where each seed's examples come from.
-        settings: Method, rate and decay of plain and of the other side.
-        steps: Steps of their runs.
         most: Pairs that are enough.
         left: Seconds that are left.
         say: Told what runs.
@@ -64,23 +61,14 @@ def final(
     longest = 0.0
     while len(pairs) < most and left() >= _SLACK * longest:
         before, seed = left(), FIRST_SEED + len(pairs)
-        say(f"final, seed {len(pairs) + 1}")
+        say(f"final comparison, pair {len(pairs) + 1}")
+        fold, counts, runs = folds.final(seed), steps(), {}
         try:
-            runs = _pair(runner, folds, settings, steps, seed)
+            # Sides take turns in going first: a machine that warms up favours neither.
+            for side in (0, 1) if len(pairs) % 2 == 0 else (1, 0):
+                runs[side] = run(side, fold, seed, counts[side])
         except OutOfTime:
             break
-        pairs.append(Pair(seed, runs))
+        pairs.append(Pair(seed, (runs[0], runs[1])))
         longest = max(longest, before - left())
     return pairs
-
-
-def _pair(
-    runner: Runner, folds: Folds, settings: Sequence[Setting], steps: Sequence[int], seed: int
-) -> tuple[Trained, Trained]:
-    fold = folds.final(seed)
-    runs: dict[int, Trained] = {}
-    # Sides take turns in going first: a machine that warms up or slows down favours neither.
-    for place in (0, 1) if seed % 2 == 0 else (1, 0):
-        method, lr, decay = settings[place]
-        runs[place] = runner.run(method, lr, decay, fold=fold, seed=seed, steps=steps[place])
-    return runs[0], runs[1]

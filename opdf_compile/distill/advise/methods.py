@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
 from opdf_compile.distill.recipe.job import Job
 from opdf_compile.graph.trace import trace
 from opdf_compile.plan.choose import plan as choose_plan
@@ -42,12 +40,14 @@ def methods(job: Job) -> tuple[Method, ...]:
     Raises:
         UserError: The student cannot be traced, or has no weight that can be planned.
     """
-    student = job.make_student(0)
-    asked = job.recipe.plan
+    student, asked = job.make_student(0), job.recipe.plan
+    args, kwargs = job.data.arguments(job.example)
+    traced = trace(student, args, kwargs)
     made = [Method(PLAIN, None, lines={"enabled": False})]
     for cores in CORES:
+        plan = choose_plan(traced, cores=cores, include=asked.include, exclude=asked.exclude)
         lines = {"enabled": True, "parametrization": "mpo", "cores": cores}
-        made.append(Method(f"n = {cores}", _plan(job, student, cores), lines=lines))
+        made.append(Method(f"n = {cores}", plan, lines=lines))
     usual = asked.parametrization == "mpo" and asked.cores in (None, *CORES)
     sized = asked.scale is not None or asked.overhead is not None
     if asked.enabled and (not usual or sized):
@@ -55,11 +55,3 @@ def methods(job: Job) -> tuple[Method, ...]:
     if asked.enabled and job.alignment is not None:
         made.append(Method("as in the recipe, aligned", job.plan(student), aligned=True))
     return tuple(made)
-
-
-def _plan(job: Job, student: nn.Module, cores: int) -> Plan:
-    args, kwargs = job.data.arguments(job.example)
-    asked = job.recipe.plan
-    return choose_plan(
-        trace(student, args, kwargs), cores=cores, include=asked.include, exclude=asked.exclude
-    )

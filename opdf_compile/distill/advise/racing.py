@@ -14,10 +14,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any
 
 from opdf_compile.distill.advise.final import Pair, final
-from opdf_compile.distill.advise.folds import Folds
+from opdf_compile.distill.advise.folds import Fold, Folds
 from opdf_compile.distill.advise.grid import Grid, grid_of
 from opdf_compile.distill.advise.methods import PLAIN, Method, methods
 from opdf_compile.distill.advise.runner import Clock, OutOfTime, Runner, Trained, whole_run
@@ -37,11 +38,10 @@ from opdf_compile.errors import InputError
 
 Progress = Callable[[str, float], None]
 _CALIBRATION_STEPS = 6
-_CALIBRATION_ROUNDS = 2
+_CALIBRATION_ROUNDS = 3
 # What calibration may cost, as a share of the budget; one round there always is.
 _CALIBRATION_SHARE = 0.05
-# A pair is started only if it fits with this much to spare.
-OVER, SIDES = "over-parameterised", 2
+OVER = "over-parameterised"
 
 
 def advise(
@@ -111,7 +111,8 @@ class _Race:
 
     def advice(self) -> Advice:
         """Run the stages."""
-        paces = self._calibrate()
+        self._calibrate()
+        paces = self._paces()
         whole = whole_run(self._job)
         table = timetable(self._budget, self.used, whole, paces, most_pairs=self._most_pairs)
         over = [name for name in self._methods if name != PLAIN]
@@ -120,30 +121,37 @@ class _Race:
             _Tuning(OVER, Search(over, self._grid)),
         ]
         self._tune(sides, table, paces)
-        # The tuning's own runs know better than the calibration what a step costs.
-        paces = {name: pace_of(runs) for name, runs in self._runs.items()}
-        pairs = self._final(sides, table, paces)
-        return self._advice(sides, table, paces, pairs)
+        pairs = self._final(sides, table)
+        if not pairs:
+            raise InputError(
+                f"the budget of {self._budget:g} s ended before a pair of final runs did: the "
+                "machine became slower meanwhile; give a larger --budget"
+            )
+        return self._advice(sides, table, pairs)
 
-    def _calibrate(self) -> dict[str, Pace]:
+    def _paces(self) -> dict[str, Pace]:
+        """What runs have cost so far."""
+        return {name: pace_of(runs) for name, runs in self._runs.items()}
+
+    def _calibrate(self) -> None:
         """Short runs of every method in turns, so that a busy moment hits all of them."""
-        fold, point = self._folds.tuning(), self._grid
-        for _ in range(_CALIBRATION_ROUNDS):
+        fold, lr = self._folds.tuning(), self._grid.rate
+        for turn in range(_CALIBRATION_ROUNDS):
+            # The first round is not counted: first uses import, allocate and choose algorithms.
+            steps = _CALIBRATION_STEPS if turn else 1
             for method in self._methods.values():
                 self._say(f"measuring the cost of a step: {method.name}")
                 try:
-                    run = self._runner.run(
-                        method, point.rate, 0.0, fold=fold, seed=0, steps=_CALIBRATION_STEPS
-                    )
+                    run = self._runner.run(method, lr, 0.0, fold=fold, seed=0, steps=steps)
                 except OutOfTime:
                     raise InputError(
                         f"the budget of {self._budget:g} s is too little time: it ended while the "
                         "cost of a step was measured; give a larger --budget"
                     ) from None
-                self._runs[method.name].append(run)
-            if self.used > _CALIBRATION_SHARE * self._budget:
-                break
-        return {name: pace_of(runs) for name, runs in self._runs.items()}
+                if turn:
+                    self._runs[method.name].append(run)
+            if turn and self.used > _CALIBRATION_SHARE * self._budget:
+                return
 
     def _tune(self, sides: list[_Tuning], table: Timetable, paces: dict[str, Pace]) -> None:
         """Give the next run to the side that has used less time, until both have used theirs."""
@@ -177,14 +185,24 @@ class _Race:
         side.search.tell(trial, run.score)
         self._runs[point.method].append(run)
 
-    def _final(self, sides: list[_Tuning], table: Timetable, paces: dict[str, Pace]) -> list[Pair]:
+    def _final(self, sides: list[_Tuning], table: Timetable) -> list[Pair]:
         chosen = [self._chosen(side) for side in sides]
-        steps = [steps_of(method.name, table.steps, paces) for method, _, _ in chosen]
+
+        def steps() -> list[int]:
+            # All runs so far say what a step costs, so that both sides' time stays equal.
+            paces = self._paces()
+            return [steps_of(method.name, table.steps, paces) for method, _, _ in chosen]
+
+        def run(place: int, fold: Fold, seed: int, count: int) -> Trained:
+            method, lr, decay = chosen[place]
+            trained = self._runner.run(method, lr, decay, fold=fold, seed=seed, steps=count)
+            self._runs[method.name].append(trained)
+            return trained
+
         return final(
-            self._runner,
-            self._folds,
-            chosen,
+            run,
             steps,
+            self._folds,
             most=self._most_pairs,
             left=lambda: self._budget - self.used,
             say=self._say,
@@ -194,10 +212,8 @@ class _Race:
         best = side.search.best
         return self._methods[best.method], self._grid.lr(best), self._grid.weight_decay(best)
 
-    def _advice(
-        self, sides: list[_Tuning], table: Timetable, paces: dict[str, Pace], pairs: list[Pair]
-    ) -> Advice:
-        metric, up = self._job.metric, self._job.metric.higher_is_better
+    def _advice(self, sides: list[_Tuning], table: Timetable, pairs: list[Pair]) -> Advice:
+        paces, metric, up = self._paces(), self._job.metric, self._job.metric.higher_is_better
         plain, over = (
             self._side(side, [pair.runs[place] for pair in pairs], paces)
             for place, side in enumerate(sides)
@@ -229,7 +245,7 @@ class _Race:
             side.runs,
             side.seconds,
             sum(run.cost for run in runs),
-            runs[0].steps,
+            round(fmean(run.steps for run in runs)),
             paces[method.name].step,
             paces[method.name].setup,
             tuple(self._shown(run.score.value) for run in runs),
@@ -266,8 +282,9 @@ class _Race:
                 "races longer runs."
             )
         notes += [
-            f"The best setting of {name} lies at the edge of what there was time to try."
-            for name, side in ((PLAIN, plain), (OVER, over))
+            f"The best setting of {name} lies at the edge of what was tried: a better one may lie "
+            "beyond it."
+            for name, side in (("the plain student", plain), (f"the {OVER} student", over))
             if side.at_edge
         ]
         left_out = [

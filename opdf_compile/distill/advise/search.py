@@ -111,13 +111,22 @@ class Search:
         return _mean(self.scores[rung][point])
 
     def _missing(self, point: Point, *, decays: bool = True) -> list[Point]:
-        """Neighbours that no rung has tried; for a decay, a run at about the same rate counts."""
-        tried = {point for scores in self.scores for point in scores}
-        near = {(p.method, p.decay) for p in tried if abs(p.rate - point.rate) <= COARSE}
-        missing = [p for p in rate_neighbours(point) if p not in tried]
-        if decays and self.grid.decays:
-            missing += [p for p in decay_neighbours(point) if (p.method, p.decay) not in near]
-        return missing
+        """Neighbours in whose place no rung has tried anything about the same."""
+        tried = [p for scores in self.scores for p in scores if p.method == point.method]
+        missing = [
+            near
+            for near in rate_neighbours(point)
+            if not any(
+                p.rate != point.rate
+                and min(point.rate, near.rate) <= p.rate <= max(point.rate, near.rate)
+                and abs(p.decay - point.decay) <= 1
+                for p in tried
+            )
+        ]
+        if not (decays and self.grid.decays):
+            return missing
+        around = {p.decay for p in tried if abs(p.rate - point.rate) <= COARSE}
+        return missing + [p for p in decay_neighbours(point) if p.decay not in around]
 
     def _trials(self) -> Iterator[Trial]:
         for trial in self._scan():

@@ -17,6 +17,13 @@ def recommendation(advice: Advice) -> str:
             f"Do not use over-parameterisation here: {_evidence(advice)}. "
             f"Train the plain student at {setting(advice.plain, named=False)}."
         )
+    if advice.verdict == "undecided":
+        loser = "the plain student" if advice.gain > 0 else advice.over.method
+        return (
+            f"Undecided: {_evidence(advice)}, but the best setting found for {loser} lies at the "
+            "edge of what there was time to try, so that a better one may lie beyond it. Give "
+            f"--budget {2 * advice.budget:.0f}."
+        )
     return (
         f"No difference could be shown: {_evidence(advice)}. {_needed(advice)}Until then the plain "
         f"student is the simpler choice, at {setting(advice.plain, named=False)}."
@@ -42,14 +49,16 @@ def setting(side: Side, *, named: bool = True) -> str:
 def _evidence(advice: Advice) -> str:
     ours, theirs, count = advice.over.diverged, advice.plain.diverged, len(advice.seeds)
     if ours != theirs:
-        return f"{ours} of its {count} runs diverged, and {theirs} of the plain student's"
+        name = advice.over.method
+        return f"of {count} runs each, {ours} of {name} and {theirs} of the plain student diverged"
     found = advice.comparison
     if found is None:
         return f"all {count} pairs of runs diverged"
     better = "better" if found.mean > 0 else "worse"
-    size = f"{abs(found.mean):.3g} {better}" if found.mean else "as good as plain"
+    size = f"{abs(found.mean):.3g} {better} than" if found.mean else "as good as"
     return (
-        f"in equal time it is {size} in {advice.metric} than plain at its own best setting "
+        f"in equal time {advice.over.method} is {size} the plain student in {advice.metric}, each "
+        "at its own best setting "
         f"(95 % interval {found.low:+.3g} to {found.high:+.3g}, {count} pairs of runs, "
         f"p = {found.p_t:.2g}, sign flips {found.p_sign_flip:.2g})"
     )

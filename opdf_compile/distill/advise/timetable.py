@@ -2,7 +2,8 @@
 
 Every run takes the same time, whoever runs: a run is as long as the plain student's with so many
 steps, and the over-parameterised student takes the steps that fit into that time, less the time
-its decomposition took. Two thirds of the budget belong to the final comparison.
+its decomposition took. Two thirds of the budget belong to the final comparison; a small budget
+gives up to a half to the tuning, because an untuned side decides nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from statistics import median
+from statistics import fmean, median
 
 from opdf_compile.distill.advise.methods import PLAIN
 from opdf_compile.distill.advise.runner import Trained
@@ -25,11 +26,11 @@ FEWEST_STEPS = 30
 _MOST_TUNING = 60
 _LEAST_TUNING = 2
 # What rung 1 wants to try per method: its scans, and some neighbours.
-_SCANNED = 12
+_SCANNED = 11
 # The share of the tuning time that rung 1 has; search.py says where it ends.
 _FIRST_RUNG = 0.4
 _SHORTEST_SHARE = 1 / 16
-_SHORTEST_STEPS = 10
+_SHORTEST_STEPS = 6
 # The first steps of a run allocate and warm up.
 _WARM = 2
 # A budget that is just enough would be missed when the machine is a little slower.
@@ -52,11 +53,12 @@ class Pace:
 
 
 def pace_of(runs: list[Trained]) -> Pace:
-    """The medians over some runs of one method."""
+    """The mean step of one method's runs, and the medians of what surrounds the steps.
+
+    The mean, because a run takes the sum of its steps, slow ones included.
+    """
     steps = [s for run in runs for s in (run.step_seconds[_WARM:] or run.step_seconds)]
-    return Pace(
-        median(run.setup for run in runs), median(steps), median(run.around for run in runs)
-    )
+    return Pace(median(run.setup for run in runs), fmean(steps), median(run.around for run in runs))
 
 
 @dataclass(frozen=True)
@@ -108,42 +110,74 @@ def timetable(
         InputError: The budget is too small for runs that would say something.
     """
     plain, around = paces[PLAIN], max(pace.around for pace in paces.values())
-    # A run must leave the slowest set-up time for some steps, too.
-    least = max(min(FEWEST_STEPS, whole), _least_steps(paces))
+    least = min(whole, max(FEWEST_STEPS, _plain_steps(_SHORTEST_STEPS, paces)))
     pairs = min(FEWEST_PAIRS, most_pairs)
-    left = min(FINAL_SHARE * budget, budget - used)
-    fits = math.floor((left / (2 * pairs) - around - plain.setup) / plain.step)
-    steps = min(whole, fits)
-    tuning = (budget - left - used) / 2
+
+    def fitting(seconds: float) -> int:
+        return min(whole, math.floor((seconds / (2 * pairs) - around - plain.setup) / plain.step))
+
+    tuning = ((1 - FINAL_SHARE) * budget - used) / 2
+    wanted = _tuning_needed(fitting(FINAL_SHARE * budget), around, paces)
+    if tuning < wanted:
+        tuning = min(wanted, (0.5 * budget - used) / 2)
+    left = budget - used - 2 * tuning
+    steps = fitting(left)
+    if steps < least or tuning < (1 - 1e-9) * _tuning_needed(steps, around, paces):
+        raise InputError(_too_little(budget, used, least, whole, around, pairs, paces))
     cost = seconds_of(steps, plain) + around
-    if steps < min(least, whole) or tuning < _LEAST_TUNING * cost:
-        raise InputError(_too_little(budget, used, min(least, whole), whole, plain, around, pairs))
     tuning = min(tuning, _MOST_TUNING * cost)
+    first = _FIRST_RUNG * tuning / _scanned(paces) - around
+    first = min(1.0, max(_shortest(steps, paces), first / seconds_of(steps, plain)))
     pairs = min(most_pairs, math.floor(left / (2 * cost)))
-    first = (_FIRST_RUNG * tuning / (_SCANNED * (len(paces) - 1)) - around) / (cost - around)
-    shortest = max(_SHORTEST_SHARE, min(1.0, _SHORTEST_STEPS / steps))
-    first = min(1.0, max(shortest, first))
     return Timetable(steps, whole, tuning, pairs, (first, math.sqrt(first), 1.0))
 
 
-def _least_steps(paces: Mapping[str, Pace]) -> int:
+def _tuning_needed(steps: int, around: float, paces: Mapping[str, Pace]) -> float:
+    """Seconds in which a side can scan its settings and confirm some in whole runs."""
+    run = seconds_of(steps, paces[PLAIN])
+    scan = _scanned(paces) * (_shortest(steps, paces) * run + around)
+    return max(scan / _FIRST_RUNG, _LEAST_TUNING * (run + around))
+
+
+def _scanned(paces: Mapping[str, Pace]) -> int:
+    """What the first rung wants to try; the over-parameterised side's number decides for both."""
+    return _SCANNED * (len(paces) - 1)
+
+
+def _shortest(steps: int, paces: Mapping[str, Pace]) -> float:
+    """The least share of a run that still shows something."""
+    return min(1.0, max(_SHORTEST_SHARE, _plain_steps(_SHORTEST_STEPS, paces) / max(1, steps)))
+
+
+def _plain_steps(steps: int, paces: Mapping[str, Pace]) -> int:
+    """Plain steps in whose time every method takes so many, after its set-up."""
     plain = paces[PLAIN]
-    setup = max(pace.setup for pace in paces.values()) - plain.setup
-    return math.ceil(2 * setup / plain.step)
+    return max(
+        math.ceil((pace.setup - plain.setup + steps * pace.step) / plain.step)
+        for pace in paces.values()
+    )
 
 
 def _too_little(
-    budget: float, used: float, least: int, whole: int, plain: Pace, around: float, pairs: int
+    budget: float,
+    used: float,
+    least: int,
+    whole: int,
+    around: float,
+    pairs: int,
+    paces: Mapping[str, Pace],
 ) -> str:
-    def needed(steps: int) -> int:
-        run = seconds_of(steps, plain) + around
-        tuning = used + 2 * _LEAST_TUNING * run
-        return math.ceil(_SLACK * max(2 * pairs * run / FINAL_SHARE, tuning / (1 - FINAL_SHARE)))
+    def run(steps: int) -> float:
+        return seconds_of(steps, paces[PLAIN]) + around
 
-    shortest, longest = seconds_of(least, plain) + around, seconds_of(whole, plain) + around
-    whole_runs = f", or {needed(whole)} for whole runs of {longest:.2g} s" * (whole > least)
+    def needed(steps: int) -> int:
+        final, tuning = 2 * pairs * run(steps), 2 * _tuning_needed(steps, around, paces)
+        return math.ceil(_SLACK * max(final + used + tuning, 2 * (used + tuning)))
+
+    longer = needed(whole) > needed(least)
+    whole_runs = f", or {needed(whole)} for whole runs of {run(whole):.2g} s" * longer
     return (
         f"the budget of {budget:g} s is too little time: a run of {least} steps takes "
-        f"{shortest:.2g} s, and tuning and {pairs} pairs of runs are wanted; give --budget "
+        f"{run(least):.2g} s, and tuning and {pairs} pairs of runs are wanted; give --budget "
         f"{needed(least)}{whole_runs}"
     )

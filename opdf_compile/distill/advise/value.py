@@ -10,7 +10,7 @@ from typing import Any, Literal
 from opdf_compile.distill.advise.statistics import Paired
 
 SCHEMA = "opdf-advise/1"
-Verdict = Literal["use", "do-not-use", "no-difference"]
+Verdict = Literal["use", "do-not-use", "no-difference", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,25 @@ class Advice:
 
     @property
     def verdict(self) -> Verdict:
-        """What the interval allows to say."""
-        if self.over.diverged != self.plain.diverged:
-            return "do-not-use" if self.over.diverged > self.plain.diverged else "use"
-        if self.comparison is None:
+        """What the final comparison allows to say.
+
+        A side that lost with a setting at the edge of what was tried has not lost: "undecided".
+        """
+        if self.gain == 0:
             return "no-difference"
-        if self.comparison.low > 0:
-            return "use"
-        return "do-not-use" if self.comparison.high < 0 else "no-difference"
+        loser = self.plain if self.gain > 0 else self.over
+        if loser.at_edge:
+            return "undecided"
+        return "use" if self.gain > 0 else "do-not-use"
+
+    @property
+    def gain(self) -> int:
+        """1 where the over-parameterised side is shown to be better, -1 worse, 0 neither."""
+        if self.over.diverged != self.plain.diverged:
+            return -1 if self.over.diverged > self.plain.diverged else 1
+        if self.comparison is None:
+            return 0
+        return (self.comparison.low > 0) - (self.comparison.high < 0)
 
     @property
     def final_share(self) -> float:

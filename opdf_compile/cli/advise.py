@@ -1,0 +1,185 @@
+"""`opdf-compile advise`: whether over-parameterisation pays for a recipe, by a race."""
+
+from __future__ import annotations
+
+import time
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from opdf_compile.cli import options as o
+from opdf_compile.cli.tables import table
+from opdf_compile.cli.terminal import Terminal, opened
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from opdf_compile.distill.advise import Advice
+    from opdf_compile.distill.advise.value import Side, Tried
+    from opdf_compile.distill.recipe import Job
+
+NAME = "advise"
+EXAMPLES = (
+    "$ opdf-compile distill --init digits.toml\n\n"
+    "$ opdf-compile advise digits.toml\n\n"
+    "$ opdf-compile advise digits.toml --budget 1800 --json advice.json"
+)
+_SHOWN = 3
+_SIDES = ("plain", "over-parameterised")
+
+
+def command(
+    recipe: Annotated[
+        Path,
+        typer.Argument(metavar="RECIPE.toml", help="What would be trained.", show_default=False),
+    ],
+    budget: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Time that the whole race may take.")
+    ] = 600.0,
+    json: o.Json = None,
+    quiet: o.Quiet = False,
+    verbose: o.Verbose = False,
+    debug: o.Debug = False,
+) -> None:
+    """Race plain against over-parameterised training on a recipe's own student and data.
+
+    Both sides get the same time to find their best learning rate and weight decay, and the same
+    time for each run. Fresh seeds and fresh examples then compare the two. Nothing is written.
+    """
+    started = time.perf_counter()
+    with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
+        from opdf_compile.distill.advise import advise
+
+        job = _job(terminal, recipe)
+        loading = time.perf_counter() - started
+        with terminal.busy(f"advice on {recipe}") as bar:
+            (task,) = bar.task_ids
+            advice = advise(
+                job,
+                budget_seconds=budget - loading,
+                progress=lambda text, share: bar.update(
+                    task, description=text, completed=share, total=1.0
+                ),
+            )
+        _show(terminal, advice, loading)
+        times = {"budget_seconds": budget, "loading_seconds": loading}
+        terminal.result({**advice.to_json(), **times, "recipe": str(recipe)})
+
+
+def _job(terminal: Terminal, file: Path) -> Job:
+    from opdf_compile.distill.recipe import prepare, read_recipe
+
+    recipe = read_recipe(file)
+    with terminal.busy(f"loading what {file.name} names"):
+        return prepare(recipe, base=file.parent)
+
+
+def _show(terminal: Terminal, advice: Advice, loading: float) -> None:
+    from opdf_compile.distill.advise.sentences import recipe_lines, recommendation
+
+    terminal.show(
+        tried_table(advice),
+        sides_table(advice),
+        pairs_table(advice),
+        f"Time: {advice.seconds + loading:.0f} s, {advice.final_share:.0%} of the race in the "
+        "final comparison.",
+    )
+    for note in advice.notes:
+        terminal.warn(note)
+    terminal.show("", recommendation(advice), "", *recipe_lines(advice).splitlines())
+
+
+def tried_table(advice: Advice) -> Table:
+    """The best settings of each rung and side."""
+    numbers = ("rung", "lr", "weight decay", "steps", "seeds", advice.metric)
+    made = table(
+        f"What each side tried (the best {_SHOWN} of each rung)",
+        "side",
+        "rung",
+        "method",
+        *numbers[1:],
+        numbers=numbers,
+    )
+    for name, side in zip(_SIDES, (advice.plain, advice.over), strict=True):
+        for rung, group in groupby(side.tried, key=lambda row: row.rung):
+            rows = list(group)
+            for place, row in enumerate(rows[:_SHOWN]):
+                first = (name if rung == 1 else "", str(rung)) if place == 0 else ("", "")
+                made.add_row(*first, *_tried_cells(row))
+            if len(rows) > _SHOWN:
+                made.add_row("", "", f"and {len(rows) - _SHOWN} more")
+        made.add_section()
+    return made
+
+
+def _tried_cells(row: Tried) -> tuple[str, ...]:
+    return (
+        row.method,
+        f"{row.lr:g}",
+        f"{row.weight_decay:g}",
+        str(row.steps),
+        str(row.seeds),
+        _score(row.score),
+    )
+
+
+def sides_table(advice: Advice) -> Table:
+    """What each side chose, and what its runs cost."""
+    numbers = ("lr", "weight decay", "ms a step", "set-up s", "steps a run", "s a run")
+    seconds = ("tuning runs", "tuning s", "final s")
+    made = table(
+        "Equal time for both", "side", "chosen", *numbers, *seconds, numbers=numbers + seconds
+    )
+    for name, side in zip(_SIDES, (advice.plain, advice.over), strict=True):
+        made.add_row(name, *_side_cells(side, len(advice.seeds)))
+    return made
+
+
+def _side_cells(side: Side, runs: int) -> tuple[str, ...]:
+    return (
+        side.method,
+        f"{side.lr:g}",
+        f"{side.weight_decay:g}",
+        f"{1000 * side.step_seconds:.3g}",
+        f"{side.setup_seconds:.2g}",
+        str(side.final_steps),
+        f"{side.final_seconds / runs:.3g}",
+        str(side.tuning_runs),
+        f"{side.tuning_seconds:.3g}",
+        f"{side.final_seconds:.3g}",
+    )
+
+
+def pairs_table(advice: Advice) -> Table:
+    """The final comparison, seed by seed; the last row is the mean with its interval."""
+    way = "higher" if advice.higher_is_better else "lower"
+    heads = (advice.plain.method, advice.over.method, "gain")
+    made = table(
+        f"Final comparison: {advice.metric}, {way} is better",
+        "seed",
+        *heads,
+        numbers=heads,
+    )
+    sign = 1 if advice.higher_is_better else -1
+    for seed, plain, over in zip(
+        advice.seeds, advice.plain.scores, advice.over.scores, strict=True
+    ):
+        gap = "none" if plain is None or over is None else f"{sign * (over - plain):+.3g}"
+        made.add_row(str(seed), _score(plain), _score(over), gap)
+    found = advice.comparison
+    if found is not None:
+        interval = f"{found.mean:+.3g} ({found.low:+.3g} to {found.high:+.3g})"
+        made.add_section()
+        made.add_row("mean", _mean(advice.plain), _mean(advice.over), interval)
+    return made
+
+
+def _mean(side: Side) -> str:
+    scores = [score for score in side.scores if score is not None]
+    return _score(sum(scores) / len(scores))
+
+
+def _score(score: float | None) -> str:
+    return "diverged" if score is None else f"{score:.4g}"

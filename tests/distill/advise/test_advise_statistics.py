@@ -1,0 +1,72 @@
+"""The paired statistics, against scipy and against simulated races."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from opdf_compile.distill.advise.statistics import (
+    paired,
+    seeds_needed,
+    sign_flip,
+    t_below,
+    t_quantile,
+)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 20, 63])
+def test_t_agrees_with_scipy(freedom: int) -> None:
+    for value in (-3.0, -0.1, 0.0, 0.5, 2.2, 7.0):
+        assert t_below(value, freedom) == pytest.approx(stats.t.cdf(value, freedom), abs=1e-12)
+    for probability in (0.5, 0.8, 0.975, 0.999):
+        expected = stats.t.ppf(probability, freedom)
+        assert t_quantile(probability, freedom) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_interval_and_p_are_those_of_the_paired_t_test() -> None:
+    differences = np.random.default_rng(1).normal(0.3, 1.0, size=9)
+    found = paired(differences.tolist())
+    test = stats.ttest_1samp(differences, 0.0)
+    interval = test.confidence_interval(0.95)
+    assert found.p_t == pytest.approx(test.pvalue)
+    assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_sign_flips_of_three_differences_by_hand() -> None:
+    # Sums of the eight flips of 1, 2, 4: +-7, +-5, +-3, +-1; two of them are as far as 7.
+    assert sign_flip([1.0, 2.0, 4.0]) == 0.25
+    assert sign_flip([1.0, 2.0, -4.0]) == 1.0
+
+
+def test_drawn_sign_flips_agree_with_the_t_test_on_many_differences() -> None:
+    differences = np.random.default_rng(2).normal(0.3, 1.0, size=40)
+    drawn = sign_flip(differences.tolist())
+    assert drawn == pytest.approx(stats.ttest_1samp(differences, 0.0).pvalue, abs=0.02)
+
+
+def test_seeds_needed_have_the_power_that_they_promise() -> None:
+    """By the noncentral t distribution: 80 % at the number named, less with two fewer."""
+    count = seeds_needed(0.5, 1.0)
+    assert count is not None
+
+    def power(n: int) -> float:
+        limit, shift = stats.t.ppf(0.975, n - 1), 0.5 * math.sqrt(n)
+        return float(stats.nct.sf(limit, n - 1, shift))
+
+    assert power(count) >= 0.795
+    assert power(count - 2) < 0.8
+
+
+@pytest.mark.parametrize("differences", [[0.0, 0.0, 0.0], [0.5]])
+def test_no_spread_or_one_seed_shows_nothing(differences: list[float]) -> None:
+    found = paired(differences)
+    assert found.p_t == 1.0
+    assert not (found.low > 0 or found.high < 0)
+    assert found.seeds_needed is None
+
+
+def test_equal_differences_are_seen() -> None:
+    assert paired([0.1] * 6).low > 0
