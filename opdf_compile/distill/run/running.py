@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from opdf_compile.distill.recipe.job import Job
-from opdf_compile.distill.run.events import Watch
+from opdf_compile.distill.run.building import Setup, build
+from opdf_compile.distill.run.caching import cached_parts
+from opdf_compile.distill.run.events import Finished, Started, Watch, silent
+from opdf_compile.distill.run.finishing import End, finish, require_runtime
+from opdf_compile.distill.run.folder import RunFolder, only_run, open_folder
+from opdf_compile.distill.run.lock import lock_of
+from opdf_compile.distill.run.machine import open_accelerator, require_accelerate, start_trackers
+from opdf_compile.distill.run.report import read_result, write_report
+from opdf_compile.distill.run.saving import saved_peak
+from opdf_compile.distill.run.teaching import Teaching
+from opdf_compile.distill.run.training import Training
+from opdf_compile.io.checkpoints.ranks import Ranks
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -48,14 +64,111 @@ def run(
 ) -> RunResult:
     """Train, fold, export and verify; a run that was interrupted goes on where it was.
 
+    On one CPU thread the result has the same bits, however often it was interrupted. Under
+    `accelerate launch` or torchrun every process calls it; the batch of the recipe is shared out
+    over them.
+
     Args:
         job: A prepared recipe.
         folder: The run's folder, made if missing.
         resume: Go on with a run that the folder holds; False refuses such a folder.
-        watch: Is told what happens.
+        watch: Is told what happens, in the first process.
 
     Raises:
         ArtefactError: The folder holds other files, a damaged run, or the run of something else.
-        UserError: The recipe asks for what is not there.
+        RunInterrupted: Ctrl-C or SIGTERM; the run is saved, and the sentence says how to go on.
+        UserError: The recipe asks for what is not there, or training diverged.
+
+    Example:
+        >>> job = prepare(read_recipe("digits.toml"))  # doctest: +SKIP
+        >>> run(job, "digits-run").metrics["student"]  # doctest: +SKIP
+        0.98
     """
-    raise NotImplementedError(Path(folder))
+    require_accelerate()
+    require_runtime(job)
+    path = Path(folder)
+    accelerator = open_accelerator(job.recipe.training, path)
+    ranks = Ranks()
+    tell = watch if watch is not None and ranks.rank == 0 else silent
+    place = ranks.together(lambda: _opened(job, path, ranks, resume=resume))
+    with _held(place, ranks):
+        value = ranks.together(lambda: read_result(place))
+        if value is None:
+            value = _train(job, place, accelerator, ranks, tell)
+        result = _result(value, place)
+        tell(Finished(result.verdict, result.metrics, result.bundle, result.report))
+    return result
+
+
+def _opened(job: Job, path: Path, ranks: Ranks, *, resume: bool) -> RunFolder:
+    """The first process makes or checks the folder."""
+    if ranks.rank:
+        return RunFolder(path)
+    lock = lock_of(job, job.make_student(job.recipe.training.seed))
+    return open_folder(path, lock, job.text, resume=resume)
+
+
+@contextmanager
+def _held(place: RunFolder, ranks: Ranks) -> Iterator[None]:
+    if ranks.rank:
+        yield
+        return
+    with only_run(place):
+        yield
+
+
+def _train(
+    job: Job, place: RunFolder, accelerator: Accelerator, ranks: Ranks, tell: Watch
+) -> dict[str, Any]:
+    """Train what is left, then finish in the first process; the value of the report."""
+    from accelerate.utils import set_seed
+
+    setup = build(job, accelerator, peak=ranks.together(lambda: saved_peak(place.checkpoints)))
+    cache, notes = cached_parts(job, setup, accelerator, place, tell)
+    teaching = Teaching(job, setup.teacher, accelerator.autocast, accelerator.device, cache)
+    start_trackers(accelerator, job.recipe.model_dump(mode="json"))
+    training = Training(job, setup, accelerator, teaching, place, tell)
+    # After all that builds: what was built may have drawn random numbers, and a resumed run, which
+    # builds again, takes those of its checkpoint.
+    set_seed(job.recipe.training.seed, device_specific=True)
+    training.resume()
+    tell(_started(job, setup, accelerator, training.progress.step, notes))
+    training.run()
+    kept = training.saving.kept
+
+    def end() -> dict[str, Any]:
+        if ranks.rank:
+            return {}
+        found: End = finish(job, setup, kept, training.evaluation, place, tell)
+        return write_report(job, setup, training.progress, found, place)
+
+    value = ranks.gather(ranks.together(end))[0]
+    accelerator.end_training()
+    return value
+
+
+def _started(
+    job: Job, setup: Setup, accelerator: Accelerator, step: int, notes: tuple[str, ...]
+) -> Started:
+    return Started(
+        step=step,
+        steps=setup.steps,
+        steps_per_epoch=setup.order.steps_per_epoch,
+        device=str(accelerator.device),
+        processes=accelerator.num_processes,
+        metric=job.metric.name,
+        higher_is_better=job.metric.higher_is_better,
+        notes=(*job.notes, *notes),
+    )
+
+
+def _result(value: Mapping[str, Any], place: RunFolder) -> RunResult:
+    return RunResult(
+        verdict=value["verdict"],
+        metrics=dict(value["test"]),
+        bundle=place.bundle if value["bundle"] else None,
+        report=place.page,
+        folder=place.path,
+        steps=value["steps"],
+        best_step=value["kept_step"],
+    )

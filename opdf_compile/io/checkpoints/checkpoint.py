@@ -4,18 +4,21 @@
     DIR/step-000100/shard-00000-of-00002.safetensors     one for each rank that saved
 
 A checkpoint holds the module's state dict, the cores, the wrapped optimizer's state, the options of
-the param groups, the random number generators, and what the caller gives as `extra`. No pickle.
+the param groups, the random number generators, and what the caller gives as `extra` and `tensors`.
+No pickle.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.checkpoints.fit import check_fit
@@ -57,11 +60,13 @@ class Checkpoint:
         step: The step that was given to `save_checkpoint`.
         extra: What was given as `extra`; tuples have become lists.
         path: The checkpoint's own folder.
+        tensors: What was given as `tensors`, on the CPU.
     """
 
     step: int
     extra: Any
     path: Path
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def save_checkpoint(
@@ -70,6 +75,7 @@ def save_checkpoint(
     *,
     step: int,
     extra: Any = None,
+    tensors: Mapping[str, Tensor] | None = None,
     keep: int | None = None,
     rng: bool = True,
 ) -> Path:
@@ -84,6 +90,8 @@ def save_checkpoint(
         step: The number of the step; each can be saved once.
         extra: A JSON value to keep with it, such as ``{"scheduler": scheduler.state_dict()}``. In a
             distributed run that of rank 0 counts.
+        tensors: Tensors to keep with it by name, such as an average of the weights; those of rank 0
+            count.
         keep: Delete older checkpoints beyond this number, once the new one is in place.
         rng: Keep the random number generators of torch, python and numpy too.
 
@@ -103,6 +111,7 @@ def save_checkpoint(
     _require_one_step(ranks.gather(step))
     reshard(optimizer.program.module)
     share = ranks.together(partial(take, optimizer, ranks))
+    kept = ranks.together(partial(_keep, tensors, share.tensors, ranks))
     random = pack(random_states(), f"random/{ranks.rank}", share.tensors) if rng else None
     base = Path(directory)
     target = step_folder(base, step)
@@ -111,7 +120,7 @@ def save_checkpoint(
         folder = ranks.gather(opened)[0]
         written = ranks.together(partial(write_share, folder, share, random, ranks))
         parts = ranks.gather(written)
-        about = {"step": step, "optimizer": type(optimizer.inner).__name__}
+        about = {"step": step, "optimizer": type(optimizer.inner).__name__, "kept": kept}
         ranks.together(partial(_publish, folder, parts, about, text, ranks, writing))
         ranks.together(partial(_prune, base, step, keep, ranks))
     return target
@@ -150,7 +159,7 @@ def load_checkpoint(
     ranks.together(partial(give_module, optimizer.program.module, ready.module))
     if ready.restore is not None:
         ready.restore()
-    return Checkpoint(ready.manifest.step, ready.manifest.extra, folder)
+    return Checkpoint(ready.manifest.step, ready.manifest.extra, folder, ready.kept)
 
 
 def _arguments(step: int, extra: Any, keep: int | None) -> str:
@@ -160,6 +169,21 @@ def _arguments(step: int, extra: Any, keep: int | None) -> str:
     if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
         raise InputError(f"keep is {keep!r}, wanted a number of checkpoints from 1 on, or None")
     return json_text(extra, "extra")
+
+
+def _keep(
+    tensors: Mapping[str, Tensor] | None, into: dict[str, Tensor], ranks: Ranks
+) -> dict[str, Any]:
+    """Rank 0: put the caller's tensors into its shard; where each of them is."""
+    given = dict(tensors or {}) if ranks.rank == 0 else {}
+    odd = next((name for name, value in given.items() if not isinstance(value, Tensor)), None)
+    if odd is not None:
+        raise InputError(
+            f"tensors[{odd!r}] is a {type(given[odd]).__name__}, wanted a tensor; numbers and "
+            "texts go into extra"
+        )
+    packed: dict[str, Any] = pack(given, "kept", into)
+    return packed
 
 
 def _require_one_step(steps: list[int]) -> None:
@@ -226,6 +250,7 @@ class _Ready:
     manifest: Manifest
     state: Snapshot
     module: State
+    kept: dict[str, Tensor]
     restore: Callable[[], None] | None
 
 
@@ -239,7 +264,8 @@ def _prepare(folder: Path, optimizer: Optimizer, ranks: Ranks, rng: bool) -> _Re
     module = read_module(manifest, shards.tensor)
     state = read_state(manifest, optimizer, module, shards.tensor)
     restore = _random(folder, manifest, ranks, shards) if rng else None
-    return _Ready(manifest, state, module, restore)
+    kept = unpack(manifest.kept, shards.tensor)
+    return _Ready(manifest, state, module, kept, restore)
 
 
 def _random(

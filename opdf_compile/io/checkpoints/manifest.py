@@ -61,6 +61,7 @@ class Manifest(BaseModel):
         module: The module's state dict, packed; a tied weight is one tensor under several names.
         state: The optimizer's state by parameter name, packed.
         random: The random number generators of each rank, packed; empty where they were left out.
+        kept: What the caller gave as `tensors`, packed; older checkpoints have none.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, populate_by_name=True)
@@ -77,6 +78,7 @@ class Manifest(BaseModel):
     module: dict[str, _Packed]
     state: dict[str, dict[str, _Packed]]
     random: list[dict[str, _Packed]]
+    kept: dict[str, _Packed] = Field(default_factory=dict)
 
     def text(self) -> str:
         """The manifest as JSON text."""

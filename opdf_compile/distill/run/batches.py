@@ -1,0 +1,46 @@
+"""Examples from a part of the data, as batches on the device of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from opdf_compile.distill.recipe.job import Batch, Data, Examples
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Makes batches.
+
+    Attributes:
+        data: Knows how to collate.
+        device: Where they go.
+        double: Whether floating-point columns become float64.
+    """
+
+    data: Data
+    device: torch.device
+    double: bool = False
+
+    def of(self, part: Examples, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The batch of these examples."""
+        return self.moved(self.data.collate([part[index] for index in indices]))
+
+    def moved(self, batch: Batch) -> dict[str, Tensor]:
+        """A batch on the device."""
+        return {
+            name: tensor.to(self.device, torch.float64 if self._wide(tensor) else None)
+            for name, tensor in batch.items()
+        }
+
+    def _wide(self, tensor: Tensor) -> bool:
+        return self.double and tensor.is_floating_point()
+
+
+def spans(examples: int, batch: int) -> Iterator[list[int]]:
+    """The indices of a part in order, batch by batch, the last one shorter."""
+    for start in range(0, examples, batch):
+        yield list(range(start, min(start + batch, examples)))

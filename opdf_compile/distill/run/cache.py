@@ -1,0 +1,199 @@
+"""The teacher's outputs on the disk, computed once.
+
+    cache/KEY/train-00000.safetensors    outputs on the first examples, in their order
+    cache/KEY/train.json                 the files and their hashes; written last: then all is there
+
+KEY is a hash of the data, the teacher, the precision and what is kept of it. Each file is written
+whole or not at all and holds the same examples on every run, so that a killed run goes on at the
+first missing file and gets the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from opdf_compile.distill.recipe.job import Examples
+from opdf_compile.distill.run.batches import spans
+from opdf_compile.errors import ArtefactError, InputError
+from opdf_compile.io.checkpoints.ranks import Ranks
+from opdf_compile.io.files import atomic_write, sha256
+from opdf_compile.io.tensors import read_tensors, write_tensors
+
+# A file of a few MB is written in a moment, so a killed run loses a moment.
+FILE_BYTES = 16 << 20
+_SCHEMA = "opdf-teacher-cache/1"
+
+Outputs = dict[str, Tensor]
+Compute = Callable[[list[int]], Outputs]
+Say = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is kept of one part of the data.
+
+    Attributes:
+        name: "train", "validation" or "test".
+        examples: The part itself.
+        compute: The outputs on the examples of these indices, on the CPU.
+        batch: Examples per forward of the teacher.
+    """
+
+    name: str
+    examples: Examples
+    compute: Compute
+    batch: int
+
+
+def cache_key(*parts: str) -> str:
+    """A name for the cache of these data, teacher, precision and outputs."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def require_repeatable(part: Part) -> None:
+    """Read some examples twice: a cache would freeze data that augments.
+
+    Raises:
+        InputError: They differ.
+    """
+    for index in sorted({0, len(part.examples) // 2, len(part.examples) - 1}):
+        first, second = part.examples[index], part.examples[index]
+        if any(not _same(first[column], second[column]) for column in first):
+            raise InputError(
+                f"example {index} of the {part.name} part is another each time it is read, so the "
+                "teacher's outputs on it cannot be kept; write [teacher] cache = false"
+            )
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    return torch.allclose(first, second, rtol=0.0, atol=0.0, equal_nan=True)
+
+
+def cached(folder: Path, part: Part, say: Say) -> Cached:
+    """Open what is kept of a part, after computing what is missing.
+
+    All processes must call it together; they share the work out by files.
+
+    Args:
+        folder: ``cache/KEY``.
+        part: What to keep.
+        say: Is told a sentence and the share that is done.
+
+    Raises:
+        InputError: The data changes from read to read, or the outputs have no fixed shape.
+        ArtefactError: A file is damaged, or cannot be written.
+    """
+    ranks = Ranks()
+    index = folder / f"{part.name}.json"
+    if not ranks.gather(index.is_file())[0]:
+        require_repeatable(part)
+        ranks.together(lambda: folder.mkdir(parents=True, exist_ok=True))
+        files = ranks.together(lambda: _fill(folder, part, ranks, say))
+        if ranks.rank == 0:
+            _write_index(index, files)
+    ranks.together(lambda: None)
+    return Cached(index)
+
+
+def _fill(folder: Path, part: Part, ranks: Ranks, say: Say) -> list[Path]:
+    """Write this process's share of the files; the names of all."""
+    text = f"the teacher's outputs on the {part.name} part"
+    count = len(part.examples)
+    first = part.compute(list(range(min(part.batch, count))))
+    rows = _rows_per_file(first, min(part.batch, count), part.batch)
+    blocks = list(spans(count, rows))
+    files = [folder / f"{part.name}-{place:05d}.safetensors" for place in range(len(blocks))]
+    for place in range(ranks.rank, len(files), ranks.size):
+        say(text, place / len(files))
+        if not files[place].is_file():
+            pieces = [
+                part.compute(blocks[place][start : start + part.batch])
+                for start in range(0, len(blocks[place]), part.batch)
+            ]
+            write_tensors(files[place], _joined(pieces, part.name))
+    say(text, 1.0)
+    return files
+
+
+def _rows_per_file(outputs: Outputs, examples: int, batch: int) -> int:
+    """A multiple of the batch that fills a file."""
+    each = sum(tensor.numel() * tensor.element_size() for tensor in outputs.values()) / examples
+    return max(1, int(FILE_BYTES / max(1.0, each) / batch)) * batch
+
+
+def _joined(pieces: list[Outputs], part: str) -> Outputs:
+    for name in pieces[0]:
+        shapes = {tuple(piece[name].shape[1:]) for piece in pieces}
+        if len(shapes) > 1:
+            raise InputError(
+                f"the teacher's output {name!r} has the shapes {sorted(shapes)} on examples of the "
+                f"{part} part, wanted one shape; pad the data to one length, or write [teacher] "
+                "cache = false"
+            )
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _write_index(index: Path, files: list[Path]) -> None:
+    entries = [{"name": file.name, "sha256": sha256(file)} for file in files]
+    with atomic_write(index) as temporary:
+        text = json.dumps({"schema": _SCHEMA, "files": entries}, indent=1)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+class Cached:
+    """Reads rows of what was kept of one part.
+
+    Args:
+        index: Its JSON file.
+
+    Raises:
+        ArtefactError: It is damaged.
+    """
+
+    def __init__(self, index: Path) -> None:
+        self._blocks = [_block(index, entry) for entry in _entries(index)]
+        # All blocks but the last have this many rows.
+        self._rows = len(next(iter(self._blocks[0].values())))
+
+    def rows(self, indices: list[int]) -> Outputs:
+        """The outputs of these examples, in this order."""
+        found = [
+            {
+                name: rows[index % self._rows]
+                for name, rows in self._blocks[index // self._rows].items()
+            }
+            for index in indices
+        ]
+        return {name: torch.stack([row[name] for row in found]) for name in found[0]}
+
+
+def _entries(index: Path) -> list[dict[str, Any]]:
+    try:
+        value = json.loads(index.read_text(encoding="utf-8"))
+        if value["schema"] != _SCHEMA or not value["files"]:
+            raise ValueError(f"schema {value['schema']!r}, wanted {_SCHEMA!r}")
+        return [{"name": str(e["name"]), "sha256": str(e["sha256"])} for e in value["files"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(index, str(error)) from error
+
+
+def _block(index: Path, entry: dict[str, Any]) -> Outputs:
+    file = index.parent / Path(entry["name"]).name
+    if not file.is_file() or sha256(file) != entry["sha256"]:
+        raise _damaged(file, "it is not what was written")
+    return read_tensors(file)[0]
+
+
+def _damaged(file: Path, reason: str) -> ArtefactError:
+    return ArtefactError(
+        f"the teacher's cache {file} is damaged ({reason[:100]}), wanted a whole one; delete the "
+        f"folder {file.parent} and start again, which computes it anew"
+    )

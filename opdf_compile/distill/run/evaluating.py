@@ -1,0 +1,79 @@
+"""A metric over a part of the data, shared out over the processes.
+
+Every batch gives a sum and a count. They are added in the order of the batches, not of the
+processes, so that the value is the same on any number of processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opdf_compile.distill.recipe.job import Batch, Examples, Metric
+from opdf_compile.distill.run.batches import Batches, spans
+from opdf_compile.io.checkpoints.ranks import Ranks
+
+Forward = Callable[[Batch], dict[str, Tensor]]
+Teacher = Callable[[str, list[int], Batch], Any]
+
+
+class Evaluation:
+    """Measures models on one part.
+
+    Args:
+        metric: What is measured.
+        batches: Makes batches.
+        batch: Examples per forward.
+        teacher: Gives the teacher's outputs where the metric reads them.
+    """
+
+    def __init__(self, metric: Metric, batches: Batches, batch: int, teacher: Teacher) -> None:
+        self._metric, self._batches, self._batch, self._teacher = metric, batches, batch, teacher
+
+    @torch.no_grad()
+    def __call__(self, forward: Forward, part: str, *, alone: bool = False) -> float:
+        """The metric of a model on a part; NaN where the part is empty.
+
+        Args:
+            forward: The model's outputs on a batch.
+            part: "train", "validation" or "test".
+            alone: Measure all of it in this process; the others need not call it.
+        """
+        examples: Examples = getattr(self._batches.data, part)
+        ranks = Ranks()
+        rank, size = (0, 1) if alone else (ranks.rank, ranks.size)
+        own: dict[int, tuple[float, float]] = {}
+        for place, indices in enumerate(spans(len(examples), self._batch)):
+            if place % size == rank:
+                own[place] = self._piece(forward, part, examples, indices)
+        together = {
+            k: v for found in ([own] if alone else ranks.gather(own)) for k, v in found.items()
+        }
+        pieces = [together[place] for place in sorted(together)]
+        count = sum(count for _, count in pieces)
+        return sum(total for total, _ in pieces) / count if count else math.nan
+
+    def _piece(
+        self, forward: Forward, part: str, examples: Examples, indices: list[int]
+    ) -> tuple[float, float]:
+        batch = self._batches.of(examples, indices)
+        teacher = self._teacher(part, indices, batch) if self._metric.needs_teacher else None
+        total, count = self._metric.pieces(forward(batch), teacher, batch)
+        return float(total), float(count)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode; each submodule's own flag comes back."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, flag in flags:
+            module.training = flag

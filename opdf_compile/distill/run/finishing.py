@@ -1,0 +1,206 @@
+"""The end of a run: the student that ships, its export, the verdict, the metric on the test."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opdf_compile.distill.recipe.job import Batch, Job
+from opdf_compile.distill.run.building import Setup
+from opdf_compile.distill.run.evaluating import Evaluation, evaluating
+from opdf_compile.distill.run.events import Stage, Watch
+from opdf_compile.distill.run.folder import RunFolder
+from opdf_compile.errors import UserError
+from opdf_compile.io.bundle import STUDENT, changed_files, is_bundle
+from opdf_compile.io.onnx.export import export_onnx
+from opdf_compile.verify.report.value import ParityReport
+from opdf_compile.verify.runtime.runner import Runner
+from opdf_compile.verify.runtime.sessions import resolve_device
+from opdf_compile.verify.verdict import verify
+
+_LOG = logging.getLogger("opdf_compile")
+LATENCY_PLOT = "latency.png"
+
+
+def require_runtime(job: Job) -> None:
+    """Refuse before training what could only be refused after it.
+
+    Raises:
+        UserError: The recipe asks for a verdict and onnxruntime is not installed.
+    """
+    recipe = job.recipe
+    asked = recipe.export.enabled and recipe.verify.enabled
+    if asked and importlib.util.find_spec("onnxruntime") is None:
+        raise UserError(
+            "[verify] is enabled and onnxruntime is not installed; install it with pip install "
+            '"opdf-compile[gpu]" (or [cpu]), or write enabled = false under [verify]'
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class End:
+    """What the finished student came to.
+
+    Attributes:
+        metrics: On the test part by model, in the order of the report.
+        parity: The verdict on the bundle, or None.
+        bundle: What ships, or None.
+    """
+
+    metrics: dict[str, float]
+    parity: ParityReport | None
+    bundle: Path | None
+
+
+def finish(
+    job: Job,
+    setup: Setup,
+    kept: Mapping[str, Tensor],
+    evaluation: Evaluation,
+    folder: RunFolder,
+    watch: Watch,
+) -> End:
+    """Export, verify and measure; in one process.
+
+    Args:
+        job: What was trained.
+        setup: With what.
+        kept: The weights that ship.
+        evaluation: Measures on the device of the run.
+        folder: Where the bundle goes.
+        watch: Is told what is being done.
+    """
+    untouched = job.make_student(job.recipe.training.seed).eval()
+    student = job.make_student(job.recipe.training.seed).eval()
+    student.load_state_dict(dict(kept), strict=False)
+    bundle = None
+    if job.recipe.export.enabled:
+        watch(Stage("exporting student and reference", 0.0))
+        bundle = _export(job, setup, student, untouched, folder)
+        watch(Stage("exporting student and reference", 1.0))
+    parity = _verify(job, bundle, watch) if bundle is not None else None
+    metrics = _metrics(job, setup, student, untouched, bundle, evaluation, watch)
+    return End(metrics, parity, bundle)
+
+
+def _export(
+    job: Job, setup: Setup, student: nn.Module, untouched: nn.Module, folder: RunFolder
+) -> Path:
+    """The bundle; one that a killed run has finished is taken as it is."""
+    path, section = folder.bundle, job.recipe.export
+    if path.is_dir() and is_bundle(path) and not changed_files(path):
+        return path
+    args, kwargs = job.data.arguments(job.example)
+    return export_onnx(
+        student,
+        args,
+        path,
+        kwargs or None,
+        reference=untouched,
+        dynamic=None if job.dynamic is None else dict(job.dynamic),
+        opset=section.opset,
+        dtype=section.dtype,
+        plan=None if setup.plan is None else setup.plan.to_json(),
+    )
+
+
+def _verify(job: Job, bundle: Path, watch: Watch) -> ParityReport | None:
+    section = job.recipe.verify
+    if not section.enabled:
+        return None
+    text = "verifying the bundle"
+    watch(Stage(text, 0.0))
+    report = verify(
+        bundle,
+        device=section.device,
+        margin=section.margin,
+        budget=section.budget,
+        plot=bundle / LATENCY_PLOT,
+        progress=lambda _what, share: watch(Stage(text, share)),
+    )
+    report.save(bundle / "report.json")
+    report.save_html(bundle / "report.html")
+    watch(Stage(text, 1.0))
+    return report
+
+
+def _metrics(
+    job: Job,
+    setup: Setup,
+    student: nn.Module,
+    untouched: nn.Module,
+    bundle: Path | None,
+    evaluation: Evaluation,
+    watch: Watch,
+) -> dict[str, float]:
+    if not len(job.data.test):
+        return {}
+    found: dict[str, float] = {}
+    models = {"untouched": untouched, "teacher": setup.teacher, "student": student}
+    for place, (name, model) in enumerate(models.items()):
+        watch(Stage("measuring on the test part", place / 4))
+        if model is None:
+            continue
+        model.to(setup.batches.device)
+        if setup.batches.double:
+            model.double()
+        try:
+            with evaluating(model) as still:
+                found[name] = evaluation(_forward(job, still), "test", alone=True)
+        except Exception as error:  # A metric of labels may not fit a teacher's outputs.
+            if name != "teacher":
+                raise
+            _LOG.warning("the teacher has no %s: %s", job.metric.name, str(error)[:200])
+    exported = None if bundle is None else _exported(job, student, bundle)
+    if exported is not None:
+        watch(Stage("measuring on the test part", 3 / 4))
+        found["onnx"] = evaluation(exported, "test", alone=True)
+    watch(Stage("measuring on the test part", 1.0))
+    return found
+
+
+def _forward(job: Job, model: nn.Module) -> Any:
+    return lambda batch: job.forward(model, batch)
+
+
+def _exported(job: Job, student: nn.Module, bundle: Path) -> Any:
+    """The forward of the ONNX file, with the student's names of outputs; None without a runtime."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return None
+    if job.recipe.export.dtype not in (None, "fp32"):
+        return None  # Its inputs have another dtype than the data.
+    runner = Runner(bundle / STUDENT, resolve_device("cpu"))
+    parameters = next(student.parameters())
+    example = {name: tensor.to(parameters.device) for name, tensor in job.example.items()}
+    double = parameters.dtype == torch.float64
+    with torch.no_grad():
+        names = list(job.forward(student, _widened(example) if double else example))
+
+    def forward(batch: Batch) -> dict[str, Tensor]:
+        columns = [batch[name] for name in job.data.inputs]
+        own = runner.input_names if len(columns) == 1 else job.data.inputs
+        arrays = {name: _plain(job, name, c) for name, c in zip(own, columns, strict=True)}
+        found = runner(arrays)
+        device = columns[0].device
+        values = [torch.from_numpy(found[name]).to(device) for name in runner.output_names]
+        keys = runner.output_names if set(names) == set(runner.output_names) else names
+        return dict(zip(keys, values, strict=True))
+
+    return forward
+
+
+def _plain(job: Job, name: str, column: Tensor) -> Any:
+    """A column as the export takes it: a run in float64 exports the model as it is made."""
+    like = job.example.get(name, job.example[job.data.inputs[0]])
+    return column.to("cpu", like.dtype).numpy()
+
+
+def _widened(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {n: t.double() if t.is_floating_point() else t for n, t in batch.items()}

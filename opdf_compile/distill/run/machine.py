@@ -1,0 +1,138 @@
+"""The Accelerator of a run: device, processes, precision, trackers."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from opdf_compile.errors import DeviceError, InputError, UserError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from opdf_compile.distill.recipe.schema import TrainingSection
+
+_PRECISION = {"fp32": "no", "fp64": "no", "bf16": "bf16", "fp16": "fp16"}
+# Accelerate leaves a tracker out without a word where its package is missing.
+_PACKAGES = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "wandb": ("wandb",),
+    "comet_ml": ("comet_ml",),
+    "mlflow": ("mlflow",),
+    "aim": ("aim",),
+    "clearml": ("clearml",),
+    "dvclive": ("dvclive",),
+    "swanlab": ("swanlab",),
+    "trackio": ("trackio",),
+}
+_LOG = logging.getLogger("opdf_compile")
+
+
+def require_accelerate() -> None:
+    """Refuse to start without Accelerate.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    if importlib.util.find_spec("accelerate") is None:
+        raise UserError(
+            "the package accelerate is not installed, and training runs on it; install it with "
+            'pip install "opdf-compile[distill]"'
+        )
+
+
+def require_trackers(names: list[str]) -> None:
+    """Refuse trackers that are unknown or whose package is missing.
+
+    Raises:
+        UserError: With the command that installs it.
+    """
+    for name in names:
+        if name not in _PACKAGES:
+            raise InputError(
+                f"[training] log_with has {name!r}, wanted some of {', '.join(_PACKAGES)}; correct "
+                "the name"
+            )
+        if not any(importlib.util.find_spec(package) for package in _PACKAGES[name]):
+            raise UserError(
+                f"[training] log_with has {name!r} and its package is not installed; install it "
+                f"with pip install {_PACKAGES[name][0]}, or take it out of the recipe"
+            )
+
+
+def open_accelerator(training: TrainingSection, folder: Path) -> Accelerator:
+    """Accelerate's own object, for as many processes as were launched.
+
+    Args:
+        training: Device, precision and trackers.
+        folder: Where trackers put their files.
+
+    Raises:
+        DeviceError: The device or the precision is not there.
+        UserError: A tracker is not there.
+    """
+    require_accelerate()
+    require_trackers(list(training.log_with))
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
+
+    cuda = torch.cuda.is_available()
+    if training.device == "cuda" and not cuda:
+        raise DeviceError(
+            '[training] device is "cuda" and torch finds no CUDA device; run opdf-compile doctor, '
+            'or write device = "auto"'
+        )
+    cpu = training.device == "cpu" or not cuda
+    if training.precision == "fp16" and cpu:
+        raise DeviceError(
+            '[training] precision is "fp16", which needs a CUDA device, and this run is on the '
+            'CPU; write precision = "bf16" or "fp32"'
+        )
+    _forget_other_precision(_PRECISION[training.precision])
+    return Accelerator(
+        cpu=cpu,
+        mixed_precision=_PRECISION[training.precision],
+        log_with=list(training.log_with) or None,
+        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "trackers")),
+    )
+
+
+def _forget_other_precision(wanted: str) -> None:
+    """Let one process run recipes of different precision, one after another.
+
+    Accelerate keeps one state per process and refuses a second precision. There is no public way
+    to let go of it; the process group stays.
+    """
+    from accelerate.state import AcceleratorState
+
+    kept = AcceleratorState._shared_state
+    if kept and kept.get("_mixed_precision") != wanted:
+        AcceleratorState._reset_state()
+
+
+def start_trackers(accelerator: Accelerator, recipe: dict[str, Any]) -> None:
+    """Open the trackers with the recipe as a flat table."""
+    if accelerator.log_with:
+        accelerator.init_trackers("opdf-compile", config=_flat(recipe))
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        found: dict[str, Any] = {}
+        for key, item in value.items():
+            found.update(_flat(item, f"{name}.{key}" if name else str(key)))
+        return found
+    return {name: value if isinstance(value, bool | int | float | str) else str(value)}
+
+
+def added_up(accelerator: Accelerator, vector: Tensor) -> Tensor:
+    """A vector summed over all processes."""
+    if accelerator.num_processes == 1:
+        return vector
+    added: Tensor = accelerator.reduce(vector, reduction="sum")
+    return added

@@ -1,0 +1,103 @@
+"""The training objective over all batches of a step and all processes.
+
+    L = sum over terms of  weight * (sum over examples) / (count over all batches and processes)
+
+Each forward gives a sum and a count for every term. Dividing by the count of the whole step, not by
+that of one piece of it, makes the gradient independent of how the step was cut up, also where masks
+leave unequal pieces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from opdf_compile.distill.losses.base import Loss, both
+from opdf_compile.distill.losses.weighted import Term, WeightedSum
+
+Pieces = dict[str, tuple[Tensor, Tensor]]
+Batch = Mapping[str, Tensor]
+Forward = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
+
+
+class Objective(nn.Module):
+    """Student and losses as one module, so that the gradients of both travel between processes.
+
+    Args:
+        student: What is trained.
+        losses: A WeightedSum; its learned projections are trained too.
+        forward: Of (student, batch): its outputs by name.
+    """
+
+    def __init__(self, student: nn.Module, losses: WeightedSum, forward: Forward) -> None:
+        super().__init__()
+        self.student, self.losses = student, losses
+        self._outputs = forward
+
+    def forward(self, batch: Batch, teacher: Mapping[str, Tensor] | None) -> Pieces:
+        """Sum and count of each term."""
+        return self.losses.pieces(self._outputs(self.student, batch), teacher, batch)
+
+
+class Divisors:
+    """The counts of a whole step, known after its first forward.
+
+    A term's count grows with what it measures: the examples, or the rows that its mask and its
+    labels let through. The first batch tells how much it counts for each, and the batches
+    themselves tell the rest, so that no forward need wait for another's.
+
+    Args:
+        terms: By name, as a WeightedSum holds them.
+        add_up: Adds a vector over all processes.
+    """
+
+    def __init__(self, terms: Mapping[str, Term], add_up: Callable[[Tensor], Tensor]) -> None:
+        self._terms, self._add_up = dict(terms), add_up
+
+    def __call__(
+        self, pieces: Pieces, batches: Sequence[Batch], stop: bool
+    ) -> tuple[dict[str, float], bool]:
+        """The divisors of a step; all processes must call it together.
+
+        Args:
+            pieces: Of the first batch.
+            batches: This process's parts of all batches of the step.
+            stop: Whether this process was told to stop.
+
+        Returns:
+            A divisor for each term, and whether any process was told to stop.
+        """
+        counts = [count.detach().double() for _, count in pieces.values()]
+        told = torch.tensor([float(stop)], dtype=torch.float64, device=counts[0].device)
+        measured = [[_measure(self._terms[name], b) for b in batches] for name in pieces]
+        first = told.new_tensor([of_batches[0] for of_batches in measured])
+        whole = told.new_tensor([sum(of_batches) for of_batches in measured])
+        added = self._add_up(torch.cat([told, torch.stack(counts), first, whole]))
+        count, part, all_ = added[1:].reshape(3, -1).tolist()
+        found = zip(pieces, count, part, all_, strict=True)
+        return {name: _divisor(*numbers) for name, *numbers in found}, bool(added[0] > 0)
+
+
+def _measure(term: Term, batch: Batch) -> float:
+    """What a term's count is proportional to."""
+    rows: Tensor | None = None
+    if term.mask is not None and term.mask in batch:
+        rows = batch[term.mask] != 0
+    if term.labels is not None and term.labels in batch and isinstance(term.loss, Loss):
+        rows = both(rows, term.loss._left_out(batch[term.labels]))
+    return float(len(next(iter(batch.values()))) if rows is None else rows.sum())
+
+
+def _divisor(count: float, part: float, whole: float) -> float:
+    """The count of the step from that of a part of it; 1 where nothing counts and the sum is 0."""
+    if part == whole:
+        return count or 1.0
+    return (count / part if part else 1.0) * whole or 1.0
+
+
+def weighted(pieces: Pieces, weights: Mapping[str, float], divisors: Mapping[str, float]) -> Tensor:
+    """This process's part of the objective; the parts of all processes and batches add up to it."""
+    terms = [weights[name] * (total / divisors[name]) for name, (total, _) in pieces.items()]
+    return torch.stack(terms).sum()

@@ -1,0 +1,194 @@
+"""Checkpoints of a run: the student and its optimizer, and all that the next step depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from opdf_compile.distill.run.building import Setup
+from opdf_compile.distill.run.plain_state import PlainState
+from opdf_compile.distill.run.state import Progress
+from opdf_compile.errors import ArtefactError
+from opdf_compile.io.checkpoints.checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from opdf_compile.io.checkpoints.folder import step_folder
+from opdf_compile.io.checkpoints.manifest import read_manifest
+from opdf_compile.io.checkpoints.ranks import Ranks
+from opdf_compile.training.optimizer.overparam import Overparam
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from opdf_compile.distill.recipe.schema import TrainingSection
+
+State = dict[str, Tensor]
+
+
+class Saving:
+    """Saves and loads one run.
+
+    Args:
+        setup: What is trained.
+        accelerator: Holds the scaler of float16, if there is one.
+
+    Attributes:
+        kept: The weights that would ship, on the CPU; in the first process only.
+    """
+
+    def __init__(self, setup: Setup, accelerator: Accelerator) -> None:
+        self._setup, self._accelerator = setup, accelerator
+        self.kept: State = {}
+        plain = not isinstance(setup.optimizer, Overparam)
+        self._optimizer: Any = (
+            PlainState(setup.optimizer, setup.student) if plain else setup.optimizer
+        )
+
+    def keep(self, progress: Progress) -> None:
+        """Keep the weights as they are now: the average, or the folded student."""
+        progress.kept_step = progress.step
+        if not self._accelerator.is_main_process:
+            return
+        self.kept = {
+            name: value.detach().cpu().clone()
+            for name, value in self._deployed().state_dict().items()
+            if isinstance(value, Tensor)
+        }
+
+    def _deployed(self) -> nn.Module:
+        if self._setup.average is not None:
+            averaged: nn.Module = self._setup.average.module
+            return averaged
+        if isinstance(self._setup.optimizer, Overparam):
+            return self._setup.optimizer.fold()
+        return self._setup.student
+
+    def save(self, folder: Path, progress: Progress, training: TrainingSection) -> Path | None:
+        """Write a checkpoint, unless this step has one; all processes together."""
+        if Ranks().gather(step_folder(folder, progress.step).exists())[0]:
+            return None
+        side = self._setup.side
+        extra = {
+            "progress": progress.to_json(),
+            "scaler": None if self._scaler is None else self._scaler.state_dict(),
+            "side": None if side is None else _options(side),
+        }
+        return save_checkpoint(
+            folder,
+            self._optimizer,
+            step=progress.step,
+            extra=extra,
+            tensors=self._tensors(),
+            keep=training.keep,
+        )
+
+    def load(self, folder: Path) -> Progress | None:
+        """Load the newest checkpoint; None where there is none.
+
+        Raises:
+            ArtefactError: It is damaged, or of something else.
+        """
+        if latest_checkpoint(folder) is None:
+            return None
+        found = load_checkpoint(folder, self._optimizer)
+        if not isinstance(found.extra, dict):
+            raise _foreign(found)
+        progress = Progress.from_json(found.extra.get("progress"), str(found.path))
+        try:
+            self._give(found)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _foreign(found) from error
+        return progress
+
+    @property
+    def _scaler(self) -> Any:
+        return self._accelerator.scaler
+
+    def _tensors(self) -> State:
+        """All tensors beside the student's own and its optimizer's."""
+        found = {f"kept/{name}": tensor for name, tensor in self.kept.items()}
+        found.update(_state_of("losses", self._setup.losses))
+        if self._setup.average is not None:
+            found.update(_state_of("average", self._setup.average))
+        if self._setup.side is not None:
+            for place, kept in self._setup.side.state_dict()["state"].items():
+                found.update(
+                    {f"side/{place}/{k}": v for k, v in kept.items() if isinstance(v, Tensor)}
+                )
+        return found
+
+    def _give(self, found: Checkpoint) -> None:
+        tensors = found.tensors
+        setup = self._setup
+        if self._accelerator.is_main_process:
+            self.kept = dict(_below("kept", tensors))
+        setup.losses.load_state_dict(_below("losses", tensors))
+        if setup.average is not None:
+            setup.average.load_state_dict(_below("average", tensors))
+        if setup.side is not None:
+            _give_side(setup.side, found.extra["side"], _below("side", tensors))
+        if self._scaler is not None:
+            self._scaler.load_state_dict(found.extra["scaler"])
+
+
+def _state_of(name: str, module: nn.Module) -> State:
+    return {f"{name}/{key}": value.detach() for key, value in module.state_dict().items()}
+
+
+def _below(name: str, tensors: Mapping[str, Tensor]) -> State:
+    start = f"{name}/"
+    return {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
+
+
+def _options(side: Optimizer) -> dict[str, Any]:
+    """The options of the groups, and what the optimizer keeps beside tensors."""
+    state = side.state_dict()
+    plain = {
+        str(place): {key: value for key, value in kept.items() if not isinstance(value, Tensor)}
+        for place, kept in state["state"].items()
+    }
+    return {"groups": state["param_groups"], "values": plain}
+
+
+def _give_side(side: Optimizer, options: Mapping[str, Any], tensors: State) -> None:
+    state: dict[int, dict[str, Any]] = {
+        int(place): dict(values) for place, values in options["values"].items()
+    }
+    for name, tensor in tensors.items():
+        place, _, key = name.partition("/")
+        state[int(place)][key] = tensor
+    now = side.state_dict()["param_groups"]
+    groups = [
+        # JSON knows no tuples.
+        {key: tuple(v) if isinstance(group.get(key), tuple) else v for key, v in saved.items()}
+        for group, saved in zip(now, options["groups"], strict=True)
+    ]
+    side.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _foreign(found: Checkpoint) -> ArtefactError:
+    return ArtefactError(
+        f"{found.path} does not fit this run, wanted a checkpoint that it wrote; delete it, and "
+        "the run goes on from the one before"
+    )
+
+
+def saved_peak(folder: Path) -> float | None:
+    """The peak rate of the newest checkpoint: a matched rate is measured once per run.
+
+    Raises:
+        ArtefactError: The checkpoint is damaged.
+    """
+    newest = latest_checkpoint(folder)
+    if newest is None:
+        return None
+    extra = read_manifest(newest).extra
+    value = extra.get("progress") if isinstance(extra, dict) else None
+    return Progress.from_json(value, str(newest)).peak

@@ -1,0 +1,41 @@
+"""The learning rate of a step, as a share of its peak: no state, so nothing to resume."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from torch.optim import Optimizer
+
+Kind = Literal["cosine", "linear", "constant"]
+
+
+def share_of_peak(step: int, steps: int, kind: Kind, warmup: float) -> float:
+    """Linear up, then as the kind says; above 0 at every step.
+
+    Args:
+        step: From 0 on.
+        steps: Of the whole run.
+        kind: "cosine" (half a cosine towards 0), "linear" (towards 0) or "constant".
+        warmup: A share of all steps below 1, or a number of steps.
+    """
+    warm = round(warmup * steps) if warmup < 1 else round(warmup)
+    warm = min(warm, steps)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    if kind == "constant":
+        return 1.0
+    done = (step - warm) / max(1, steps - warm)
+    return 0.5 * (1 + math.cos(math.pi * done)) if kind == "cosine" else 1 - done
+
+
+def remember_peaks(optimizer: Optimizer) -> None:
+    """Note each group's rate as its peak, under the name that torch's schedulers use."""
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+
+
+def set_rates(optimizer: Optimizer, share: float) -> None:
+    """Give every group its share of its own peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * share
