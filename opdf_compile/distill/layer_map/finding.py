@@ -130,7 +130,7 @@ def found(student: Traced, teacher: Traced) -> LayerMap:
             "found_map found no weights of student and teacher that are alike in kind, role and "
             "shape, wanted networks of one family; give the map as a table of names"
         )
-    pairs.sort(key=lambda pair: pair[0].order[-1])
+    pairs.sort(key=lambda pair: pair[0].order)
     return LayerMap(tuple((mine.name, theirs.name) for mine, theirs in pairs))
 
 
@@ -158,7 +158,7 @@ def units(layers: Sequence[Layer], path: str, classes: dict[str, str]) -> list[U
     for layer in layers:
         block = next((p for p in _inside_of(layer.name, path) if counts.get(p, 0) > 1), None)
         groups.setdefault(block or layer.name, []).append(layer)
-    first = sorted(groups.items(), key=lambda group: min(x.order[-1] for x in group[1]))
+    first = sorted(groups.items(), key=lambda group: min(x.order for x in group[1]))
     made = [Unit(name, tuple(inside)) for name, inside in first]
     return [_with_end(made, place) for place in range(len(made))]
 

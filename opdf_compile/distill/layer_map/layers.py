@@ -6,7 +6,7 @@ the place it takes there. Query, key and value are told apart by it, whatever th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,7 +40,7 @@ class Layer:
         kind: What it is: "table", "vector", "matrix", "kernel 3x3", or "3 axes".
         op: The op that reads it.
         role: Where the result goes.
-        order: When it is used; layers beside each other are sorted by their roles.
+        order: When it is used; layers that read one value are in the order of their roles.
         size: Rows and columns; of a stack of matrices those of each.
     """
 
@@ -49,7 +49,7 @@ class Layer:
     kind: str
     op: str = ""
     role: str = ""
-    order: tuple[int, ...] = ()
+    order: int = 0
     size: tuple[float, ...] = ()
 
     @property
@@ -72,7 +72,7 @@ def layers_of(traced: Traced) -> list[Layer]:
     weights = main_weights(holder)
     if graph is None:
         found = [_layer(name, weight, "") for name, weight in weights.items()]
-        return [replace(x, order=(place,)) for place, x in enumerate(found)]
+        return [replace(x, order=place) for place, x in enumerate(found)]
     return sorted(_in_graph(graph, weights), key=lambda layer: layer.order)
 
 
@@ -88,11 +88,13 @@ def in_common_units(mine: Sequence[Layer], theirs: Sequence[Layer]) -> tuple[lis
     return _scaled(mine), _scaled(theirs)
 
 
-def _in_graph(graph: GraphModule, weights: Mapping[str, Tensor]) -> Iterator[Layer]:
+def _in_graph(graph: GraphModule, weights: Mapping[str, Tensor]) -> list[Layer]:
     readers = meetings(graph).read
     depths: dict[Node, int] = {}
     _measure(graph, depths)
     places = {node: place for place, node in enumerate(depths)}
+    found: list[Layer] = []
+    beside: dict[Node, list[tuple[tuple[int, ...], int]]] = {}
     for name, weight in weights.items():
         reader = readers.get(id(weight))
         if reader is None:
@@ -101,8 +103,25 @@ def _in_graph(graph: GraphModule, weights: Mapping[str, Tensor]) -> Iterator[Lay
         user, place = _consumer(node)
         role = f"{_op(user)} {place}" if user is not None else ""
         after = depths.get(user, 0) if user is not None else 0
-        order = (depths.get(node, 0), after, place, places.get(node, 0))
-        yield replace(_layer(name, weight, _op(node)), role=role, order=order)
+        rank = (after, place, places[node])
+        beside.setdefault(_read_by(node, depths), []).append((rank, len(found)))
+        found.append(replace(_layer(name, weight, _op(node)), role=role, order=places[node]))
+    for group in beside.values():
+        # One code computes queries first and another values: they change places, as far as needed.
+        orders = sorted(found[index].order for _rank, index in group)
+        for order, (_rank, index) in zip(orders, sorted(group), strict=True):
+            found[index] = replace(found[index], order=order)
+    return found
+
+
+def _read_by(node: Node, depths: Mapping[Node, int]) -> Node:
+    """The activation that an op reads, without changes of shape."""
+    current = node
+    while current is node or (_op(current) in _SHAPES and current.all_input_nodes):
+        if not current.all_input_nodes:
+            break
+        current = max(current.all_input_nodes, key=lambda n: depths.get(n, 0))
+    return current
 
 
 def _layer(name: str, weight: Tensor, op: str) -> Layer:
