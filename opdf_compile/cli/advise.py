@@ -12,6 +12,7 @@ import typer
 from opdf_compile.cli import options as o
 from opdf_compile.cli.tables import table
 from opdf_compile.cli.terminal import Terminal, opened
+from opdf_compile.errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -50,10 +51,16 @@ def command(
     """
     started = time.perf_counter()
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
-        from opdf_compile.distill.advise import advise
+        from opdf_compile.distill.advise import advise, require_budget
 
+        require_budget(budget)
         job = _job(terminal, recipe)
         loading = time.perf_counter() - started
+        if loading >= budget:
+            raise InputError(
+                f"the budget of {budget:g} s is too little time: loading what {recipe} names took "
+                f"{loading:.1f} s; give a larger --budget"
+            )
         with terminal.busy(f"advice on {recipe}") as bar:
             (task,) = bar.task_ids
             advice = advise(

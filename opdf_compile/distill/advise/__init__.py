@@ -1,12 +1,12 @@
 """Advice: whether over-parameterisation pays for a recipe, found by a race on its own data.
 
 advice = advise(job, budget_seconds=600)
-advice.verdict          # "use", "do-not-use" or "no-difference"
+advice.verdict          # "use", "do-not-use", "no-difference" or "undecided"
 """
 
 from __future__ import annotations
 
-from opdf_compile.distill.advise.racing import advise
+from opdf_compile.distill.advise.racing import advise, require_budget
 from opdf_compile.distill.advise.value import Advice
 
-__all__ = ["Advice", "advise"]
+__all__ = ["Advice", "advise", "require_budget"]

@@ -68,7 +68,9 @@ def advise(
     Raises:
         InputError: The budget has no meaning, or is too small: the sentence says what is needed.
     """
-    _require(budget_seconds, most_pairs)
+    require_budget(budget_seconds)
+    if most_pairs < 2:
+        raise InputError(f"most_pairs is {most_pairs}, wanted at least 2 for an interval")
     return _Race(job, budget_seconds, most_pairs, clock, progress or (lambda *_: None)).advice()
 
 
@@ -303,8 +305,13 @@ class _Race:
         self._progress(text, min(1.0, self.used / self._budget))
 
 
-def _require(budget: float, most_pairs: int) -> None:
-    if not 0 < budget < float("inf"):
-        raise InputError(f"the budget is {budget} s, wanted a positive number of seconds")
-    if most_pairs < 2:
-        raise InputError(f"most_pairs is {most_pairs}, wanted at least 2 for an interval")
+def require_budget(seconds: float) -> None:
+    """Refuse a budget without meaning.
+
+    Raises:
+        InputError: It is not a positive number.
+    """
+    if not 0 < seconds < float("inf"):
+        raise InputError(
+            f"the budget is {seconds} s, wanted a positive number of seconds; the default is 600"
+        )

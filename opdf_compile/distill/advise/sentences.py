@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from opdf_compile.distill.advise.methods import PLAIN
+from opdf_compile.distill.advise.statistics import sign_test
 from opdf_compile.distill.advise.value import Advice, Side
 
 
@@ -48,16 +49,19 @@ def setting(side: Side, *, named: bool = True) -> str:
 
 def _evidence(advice: Advice) -> str:
     ours, theirs, count = advice.over.diverged, advice.plain.diverged, len(advice.seeds)
-    if ours != theirs:
-        name = advice.over.method
-        return f"of {count} runs each, {ours} of {name} and {theirs} of the plain student diverged"
-    found = advice.comparison
-    if found is None:
-        return f"all {count} pairs of runs diverged"
+    found, name = advice.comparison, advice.over.method
+    if ours or theirs or found is None:
+        wins, losses = advice.wins
+        return (
+            f"in equal time {name} wins {wins} and loses {losses} of {count} pairs of runs in "
+            f"{advice.metric}, where {ours} of its runs and {theirs} of the plain student's "
+            f"diverged and lost (sign test, p = {sign_test(wins, losses):.2g}); take a lower rate "
+            "where runs diverge"
+        )
     better = "better" if found.mean > 0 else "worse"
     size = f"{abs(found.mean):.3g} {better} than" if found.mean else "as good as"
     return (
-        f"in equal time {advice.over.method} is {size} the plain student in {advice.metric}, each "
+        f"in equal time {name} is {size} the plain student in {advice.metric}, each "
         "at its own best setting "
         f"(95 % interval {found.low:+.3g} to {found.high:+.3g}, {count} pairs of runs, "
         f"p = {found.p_t:.2g}, sign flips {found.p_sign_flip:.2g})"

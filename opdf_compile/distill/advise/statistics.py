@@ -91,6 +91,13 @@ def sign_flip(differences: Sequence[float]) -> float:
     return (hits + 1) / (_DRAWS + 1)
 
 
+def sign_test(wins: int, losses: int) -> float:
+    """Two-sided p-value of so many wins and losses where both are equally likely."""
+    count = wins + losses
+    tail = sum(math.comb(count, k) for k in range(min(wins, losses) + 1)) / 2**count
+    return min(1.0, 2 * tail)
+
+
 def seeds_needed(mean: float, spread: float) -> int | None:
     """Seeds at which the t test sees a true difference of `mean` with a power of 80 %.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from opdf_compile.distill.advise.statistics import Paired
+from opdf_compile.distill.advise.statistics import LEVEL, Paired, sign_test
 
 SCHEMA = "opdf-advise/1"
 Verdict = Literal["use", "do-not-use", "no-difference", "undecided"]
@@ -122,12 +122,28 @@ class Advice:
 
     @property
     def gain(self) -> int:
-        """1 where the over-parameterised side is shown to be better, -1 worse, 0 neither."""
-        if self.over.diverged != self.plain.diverged:
-            return -1 if self.over.diverged > self.plain.diverged else 1
+        """1 where the over-parameterised side is shown to be better, -1 worse, 0 neither.
+
+        A run that diverged has no place in a mean, but it has lost: then wins are counted.
+        """
+        if self.over.diverged or self.plain.diverged:
+            wins, losses = self.wins
+            return (sign_test(wins, losses) < 1 - LEVEL) * ((wins > losses) - (wins < losses))
         if self.comparison is None:
             return 0
         return (self.comparison.low > 0) - (self.comparison.high < 0)
+
+    @property
+    def wins(self) -> tuple[int, int]:
+        """Pairs that the over-parameterised side won and lost; ties count for neither."""
+        pairs = zip(self.over.scores, self.plain.scores, strict=True)
+        merits = [(self._merit(over), self._merit(plain)) for over, plain in pairs]
+        return sum(o > p for o, p in merits), sum(o < p for o, p in merits)
+
+    def _merit(self, score: float | None) -> float:
+        if score is None:
+            return -math.inf
+        return score if self.higher_is_better else -score
 
     @property
     def final_share(self) -> float:

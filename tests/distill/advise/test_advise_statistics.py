@@ -12,6 +12,7 @@ from opdf_compile.distill.advise.statistics import (
     paired,
     seeds_needed,
     sign_flip,
+    sign_test,
     t_below,
     t_quantile,
 )
@@ -70,3 +71,9 @@ def test_no_spread_or_one_seed_shows_nothing(differences: list[float]) -> None:
 
 def test_equal_differences_are_seen() -> None:
     assert paired([0.1] * 6).low > 0
+
+
+def test_sign_test_agrees_with_scipy() -> None:
+    for wins, losses in ((5, 0), (9, 1), (4, 6), (3, 3)):
+        expected = stats.binomtest(wins, wins + losses).pvalue
+        assert sign_test(wins, losses) == pytest.approx(expected)

@@ -1,0 +1,110 @@
+"""The verdict and its sentence, on races made by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from opdf_compile.distill.advise.sentences import recipe_lines, recommendation
+from opdf_compile.distill.advise.statistics import paired
+from opdf_compile.distill.advise.value import Advice, Side
+
+
+def side(method: str, scores: list[float | None], *, at_edge: bool = False) -> Side:
+    enabled = method != "plain"
+    return Side(
+        method=method,
+        lines={"enabled": enabled},
+        lr=2e-5,
+        weight_decay=0.01,
+        at_edge=at_edge,
+        tried=(),
+        tuning_runs=10,
+        tuning_seconds=10.0,
+        final_seconds=40.0,
+        final_steps=100,
+        step_seconds=0.01,
+        setup_seconds=0.0,
+        scores=tuple(scores),
+    )
+
+
+def advice(plain: list[float | None], over: list[float | None]) -> Advice:
+    both = [o - p for o, p in zip(over, plain, strict=True) if o is not None and p is not None]
+    return Advice(
+        plain=side("plain", plain),
+        over=side("n = 2", over),
+        comparison=paired(both) if both else None,
+        seeds=tuple(range(len(plain))),
+        metric="accuracy",
+        higher_is_better=True,
+        whole=100,
+        budget=120.0,
+        seconds=110.0,
+        mixed=True,
+    )
+
+
+BASE = [0.80, 0.81, 0.79, 0.80, 0.82, 0.78, 0.80, 0.81]
+BETTER = [0.84, 0.86, 0.83, 0.85, 0.86, 0.83, 0.84, 0.85]
+LIKE = [0.81, 0.80, 0.80, 0.79, 0.83, 0.77, 0.81, 0.80]
+
+
+def test_a_gain_is_recommended_with_its_setting() -> None:
+    found = advice(list(BASE), list(BETTER))
+    assert found.verdict == "use"
+    assert recommendation(found).startswith("Use n = 2 at lr 2e-05, weight decay 0.01: in equal")
+    assert "enabled = true" in recipe_lines(found)
+
+
+def test_a_loss_is_said() -> None:
+    found = advice(list(BETTER), list(BASE))
+    assert found.verdict == "do-not-use"
+    assert recommendation(found).startswith("Do not use over-parameterisation here")
+    assert "enabled = false" in recipe_lines(found)
+
+
+def test_no_difference_says_what_it_would_take() -> None:
+    found = advice(list(BASE), [*LIKE[:7], 0.82])
+    assert found.verdict == "no-difference"
+    assert found.comparison is not None and found.comparison.seeds_needed is not None
+    assert f"takes {found.comparison.seeds_needed} pairs" in recommendation(found)
+
+
+def test_equal_scores_name_no_number_of_seeds() -> None:
+    found = advice(list(BASE), list(BASE))
+    assert found.verdict == "no-difference"
+    assert "--budget" not in recommendation(found)
+
+
+@pytest.mark.parametrize("loser", ["plain", "over"])
+def test_a_side_at_the_edge_has_not_lost(loser: str) -> None:
+    won = advice(list(BASE), list(BETTER))
+    lost = advice(list(BETTER), list(BASE))
+    found = won if loser == "plain" else lost
+    edge = replace(getattr(found, loser), at_edge=True)
+    changed = replace(found, **{loser: edge})
+    assert changed.verdict == "undecided"
+    assert "--budget 240" in recommendation(changed)
+    # The winner may lie at an edge: it can only become better.
+    winner = "over" if loser == "plain" else "plain"
+    edge = replace(getattr(found, winner), at_edge=True)
+    assert replace(found, **{winner: edge}).verdict == found.verdict
+
+
+def test_a_run_that_diverged_has_lost_its_pair() -> None:
+    one = advice(list(BASE), [*BETTER[:7], None])
+    # 7 wins of 8: p = 0.07.
+    assert (one.wins, one.verdict) == ((7, 1), "no-difference")
+    many = advice(list(BASE) * 2, [*BETTER * 2][:15] + [None])
+    assert (many.wins, many.verdict) == ((15, 1), "use")
+    all_lost = advice(list(BASE), [None] * 8)
+    assert (all_lost.wins, all_lost.verdict) == ((0, 8), "do-not-use")
+    assert "8 of its runs" in recommendation(all_lost)
+
+
+def test_all_runs_of_both_sides_diverged() -> None:
+    found = advice([None] * 4, [None] * 4)
+    assert (found.wins, found.verdict) == ((0, 0), "no-difference")
+    recommendation(found)
