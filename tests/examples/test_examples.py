@@ -77,6 +77,36 @@ def test_accelerate_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (tmp_path / "state" / "optimizer.bin").exists()
 
 
+def test_distill_plain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    losses, report = load("distill_plain").main(tmp_path / "bundle")
+    printed = capsys.readouterr().out
+    assert losses[-1] < 0.2 * losses[0]
+    assert report and report.verdict == "pass"
+    assert "8 of 8 tensors copied" in printed and "hard" in printed
+    assert (tmp_path / "bundle" / "student.onnx").exists()
+
+
+def test_distill_trainer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prepare_torchvision()
+    example = load("distill_trainer")
+    example.main(tmp_path)
+    printed = capsys.readouterr().out
+    first, last = losses_of(printed)
+    assert last < 0.9 * first
+    assert "41 of 41 tensors copied" in printed
+    loaded = example.BertForSequenceClassification.from_pretrained(tmp_path / "student")
+    assert list(loaded.state_dict()) == list(example.make_model(2).state_dict())
+
+
+def test_distill_lightning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module, student = load("distill_lightning").main(tmp_path)
+    first, last = losses_of(capsys.readouterr().out)
+    assert last < 0.5 * first
+    assert set(module.loss.parts) == {"skew", "relation"}
+    saved = torch.load(tmp_path / "student.pt")
+    assert all(torch.equal(saved[name], value) for name, value in student.state_dict().items())
+
+
 def test_every_example_is_run_and_short() -> None:
     files = sorted(path.stem for path in FOLDER.glob("*.py"))
     tested = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
