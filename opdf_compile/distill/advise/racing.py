@@ -289,6 +289,11 @@ class _Race:
             for name, side in (("the plain student", plain), (f"the {OVER} student", over))
             if side.at_edge
         ]
+        if self._job.alignment is not None and not self._methods[over.method].aligned:
+            notes.append(
+                f"{over.method} without alignment was the best over-parameterised setting: where "
+                "you follow the advice, remove [alignment] from the recipe."
+            )
         left_out = [
             name
             for name, given in (

@@ -94,7 +94,7 @@ def sign_flip(differences: Sequence[float]) -> float:
 def sign_test(wins: int, losses: int) -> float:
     """Two-sided p-value of so many wins and losses where both are equally likely."""
     count = wins + losses
-    tail = sum(math.comb(count, k) for k in range(min(wins, losses) + 1)) / 2**count
+    tail: float = sum(math.comb(count, k) for k in range(min(wins, losses) + 1)) / 2**count
     return min(1.0, 2 * tail)
 
 

@@ -1,0 +1,125 @@
+"""Search, timetable and folds, each by itself."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from planted_jobs import job, recipe
+
+from opdf_compile.distill.advise.folds import Folds
+from opdf_compile.distill.advise.grid import Grid, Point, grid_of
+from opdf_compile.distill.advise.runner import Score
+from opdf_compile.distill.advise.search import Search
+from opdf_compile.distill.advise.timetable import Pace, seconds_of, steps_of, timetable
+from opdf_compile.distill.recipe.schema import OptimizerSection
+from opdf_compile.errors import InputError
+
+GRID = Grid(rate=0.01, decay=0.01, start=0)
+
+
+def searched(search: Search, best: dict[str, tuple[int, int]], runs: int = 120) -> Search:
+    """Run a search against a hill with its top at a rate and decay of each method."""
+    for number in range(runs):
+        search.used = number / runs
+        trial = search.ask()
+        rate, decay = best[trial.point.method]
+        height = -abs(trial.point.rate - rate) - abs(trial.point.decay - decay)
+        search.tell(trial, Score(height + (trial.point.method == "n = 2") * 0.5, 0.0))
+    return search
+
+
+@pytest.mark.parametrize("top", [(0, 0), (1, 1), (-3, 2), (10, 0), (-12, 5)])
+def test_search_finds_the_top_wherever_it_lies(top: tuple[int, int]) -> None:
+    search = searched(Search(["plain"], GRID), {"plain": top})
+    # A top between two coarse rates is found to one place.
+    assert abs(search.best.rate - top[0]) <= 1
+    assert search.best.decay == top[1]
+    assert not search.at_edge(search.best)
+
+
+def test_search_chooses_between_methods() -> None:
+    both = {"n = 2": (-2, 0), "n = 3": (2, 1)}
+    assert searched(Search(list(both), GRID), both).best == Point("n = 2", -2, 0)
+
+
+def test_search_that_ran_out_of_time_knows_that_it_is_at_an_edge() -> None:
+    search = searched(Search(["plain"], GRID), {"plain": (14, 0)}, runs=5)
+    assert search.at_edge(search.best)
+
+
+def test_a_setting_that_diverges_is_never_the_best() -> None:
+    search = Search(["plain"], GRID)
+    for _ in range(40):
+        trial = search.ask()
+        bad = trial.point.rate > 0
+        search.tell(trial, Score(-math.inf if bad else trial.point.rate / 10, 0.0))
+    assert search.best.rate <= 0
+
+
+def test_both_sides_are_given_the_same_seeds() -> None:
+    seeds = []
+    for methods in (["plain"], ["n = 2", "n = 3"]):
+        search = Search(methods, GRID)
+        asked = []
+        for number in range(200):
+            search.used = number / 200
+            trial = search.ask()
+            asked.append((trial.rung, trial.seed))
+            search.tell(trial, Score(-abs(trial.point.rate), 0.0))
+        seeds.append(sorted(set(asked))[:5])
+    assert seeds[0] == seeds[1]
+
+
+def test_grid_starts_at_the_recipe_and_knows_optimizers_without_decay() -> None:
+    grid = grid_of(OptimizerSection(name="AdamW", lr=2e-5, weight_decay=0.1))
+    middle = Point("plain", 0, grid.start)
+    assert (grid.lr(middle), grid.weight_decay(middle)) == (2e-5, 0.1)
+    matched = grid_of(OptimizerSection(name="SGD", lr="matched", plain_lr=0.05))
+    assert matched.lr(Point("plain", 0, 0)) == 0.05
+    assert not grid_of(OptimizerSection(name="Rprop", lr=0.01)).decays
+
+
+PACES = {"plain": Pace(0.0, 0.01, 0.1), "n = 2": Pace(0.5, 0.02, 0.1)}
+
+
+def test_every_run_has_the_plain_runs_time() -> None:
+    time = seconds_of(1000, PACES["plain"])
+    steps = steps_of("n = 2", 1000, PACES)
+    assert PACES["n = 2"].setup + steps * PACES["n = 2"].step == pytest.approx(time)
+
+
+def test_two_thirds_of_an_ample_budget_go_to_the_final() -> None:
+    table = timetable(600.0, 6.0, 1000, PACES, most_pairs=100)
+    assert table.steps == 1000
+    assert table.pairs * 2 * (10.0 + 0.1) <= 2 / 3 * 600 < (table.pairs + 1) * 2 * (10.0 + 0.1)
+    assert 6.0 + 2 * table.tuning + 2 / 3 * 600 == pytest.approx(600)
+
+
+def test_a_budget_too_small_for_whole_runs_shortens_them() -> None:
+    table = timetable(300.0, 6.0, 10_000, PACES, most_pairs=30)
+    assert 30 <= table.steps < 10_000
+    assert table.pairs >= 8
+
+
+def test_the_budget_that_a_refusal_names_is_enough() -> None:
+    with pytest.raises(InputError, match=r"give --budget (\d+)") as refused:
+        timetable(10.0, 2.0, 1000, PACES, most_pairs=30)
+    named = float(str(refused.value).split("--budget ")[1].split(",")[0])
+    assert timetable(named, 2.0, 1000, PACES, most_pairs=30).pairs >= 8
+
+
+def test_final_scores_what_no_tuning_run_was_scored_on() -> None:
+    given = job("hurts", 0)
+    for name, mixed in (("own.py:data", False), ("digits", True)):
+        section = recipe().data.model_copy(update={"source": name})
+        object.__setattr__(given, "recipe", given.recipe.model_copy(update={"data": section}))
+        folds = Folds(given)
+        assert folds.mixed is mixed
+        tuned = set(folds.tuning().score.tolist())
+        for seed in (1000, 1001):
+            fold = folds.final(seed)
+            assert not tuned & set(fold.score.tolist())
+            assert not set(fold.train.tolist()) & set(fold.score.tolist())
+    assert not torch.equal(folds.final(1000).score, folds.final(1001).score)
