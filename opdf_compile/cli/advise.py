@@ -11,7 +11,7 @@ import typer
 
 from opdf_compile.cli import options as o
 from opdf_compile.cli.tables import table
-from opdf_compile.cli.terminal import Terminal, opened
+from opdf_compile.cli.terminal import Terminal, opened, require_folder
 from opdf_compile.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ NAME = "advise"
 EXAMPLES = (
     "$ opdf-compile distill --init digits.toml\n\n"
     "$ opdf-compile advise digits.toml\n\n"
-    "$ opdf-compile advise digits.toml --budget 1800 --json advice.json"
+    "$ opdf-compile advise digits.toml --budget 1800 --json advice.json --plot advice.png"
 )
 _SHOWN = 3
 _SIDES = ("plain", "over-parameterised")
@@ -39,6 +39,10 @@ def command(
     budget: Annotated[
         float, typer.Option(metavar="SECONDS", help="Time that the whole race may take.")
     ] = 600.0,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="F.png", help="Draw the tuning and the paired gains."),
+    ] = None,
     json: o.Json = None,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -51,6 +55,8 @@ def command(
     """
     started = time.perf_counter()
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
+        if plot is not None:
+            require_folder(plot)
         from opdf_compile.distill.advise import advise, require_budget
 
         require_budget(budget)
@@ -70,6 +76,10 @@ def command(
                     task, description=text, completed=share, total=1.0
                 ),
             )
+        if plot is not None:
+            from opdf_compile.distill.advise.plots import plot_advice
+
+            plot_advice(advice, plot)
         _show(terminal, advice, loading)
         times = {"budget_seconds": budget, "loading_seconds": loading}
         terminal.result({**advice.to_json(), **times, "recipe": str(recipe)})
