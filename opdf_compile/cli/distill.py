@@ -66,8 +66,7 @@ def command(
 ) -> int:
     """Distil a student as a recipe says: train, fold, export, verify.
 
-    Writes a run folder with the bundle, the log, a report with plots, checkpoints, and a lock file
-    of everything that decided the result.
+    Writes a run folder: the bundle, a report with plots, the log, checkpoints, and a lock file.
     """
     first = _rank() == 0
     with opened(

@@ -117,14 +117,14 @@ class Screen:
             "step %d: loss %s, %s %.4f (best %.4f at step %d)",
             *(event.step, loss, self._metric, event.value, event.best, event.best_step),
         )
-        left = "" if event.patience is None else str(event.patience)
+        left = "" if event.patience is None else f"{event.patience} left"
         mark = "best" if event.best_step == event.step else left
         self._rows.append(
             (f"{event.epoch:.2f}", str(event.step), loss, rate, f"{event.value:.4f}", mark)
         )
 
     def _table(self) -> Table:
-        head = ("epoch", "step", "loss", "rate", self._metric, "left")
+        head = ("epoch", "step", "loss", "rate", self._metric, "")
         made = table("Validation", *head, numbers=head)
         for row in self._rows:
             made.add_row(*row)

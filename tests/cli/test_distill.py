@@ -211,7 +211,7 @@ def test_the_live_table_shows_bars_and_the_last_validations() -> None:
     rows = [line.split() for line in out.splitlines() if line.strip()[:2] in ("1.", "2.")]
     assert rows == [
         ["1.00", "4", "0.51", "0.1", "0.6250", "best"],
-        ["2.00", "8", "0.25", "0.01", "0.5000", "2"],
+        ["2.00", "8", "0.25", "0.01", "0.5000", "2", "left"],
     ]
     screen.told(Finished("pass", {}, None))
     stream.truncate(0)

@@ -141,11 +141,11 @@ def _inputs(
         return tuple(candidates)
     kinds = inspect.Parameter
     parameters = inspect.signature(student.forward).parameters
-    if any(p.kind is kinds.VAR_KEYWORD for p in parameters.values()):
-        return tuple(candidates)
     taken = tuple(name for name in parameters if name in candidates)
     if taken:
         return taken
+    if candidates and any(p.kind is kinds.VAR_KEYWORD for p in parameters.values()):
+        return tuple(candidates)
     raise RecipeError(
         f"{recipe.place('data')}: the columns {', '.join(candidates) or 'none'} have no name of "
         f"the student's inputs ({', '.join(parameters)}), wanted to know which go in; name them "

@@ -58,7 +58,7 @@ kind = "task"
 weight = 0.5
 [optimizer]
 name = "{optimizer}"
-lr = 0.02
+lr = {rate}
 {options}
 [training]
 {training}
@@ -75,6 +75,7 @@ USUAL = {
     "batch": "8",
     "plan": "enabled = false",
     "optimizer": "AdamW",
+    "rate": "0.02",
     "options": "weight_decay = 0.1",
     "training": "epochs = 3\\ncheckpoint_every = 3\\nema = 0.9",
     "export": "false",

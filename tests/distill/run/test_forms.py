@@ -1,0 +1,119 @@
+"""The forms that a recipe can ask for, each from start to end and resumed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from opdf_compile.distill.run import (
+    Finished,
+    Saved,
+    Stage,
+    Started,
+    Stepped,
+    Validated,
+    run,
+)
+from opdf_compile.distill.run.folder import RunFolder
+from opdf_compile.distill.run.report import read_result
+from opdf_compile.errors import ArtefactError, UserError
+
+HIDDEN = """
+[[loss]]
+kind = "hidden"
+projection = "learned"
+"""
+SLOW = pytest.mark.slow
+FORMS = {
+    "learned projection": {"training": "steps = 6\\ncheckpoint_every = 3" + HIDDEN},
+    "bf16": {"training": 'steps = 4\\nprecision = "bf16"\\ncheckpoint_every = 2'},
+    "matched": {"plan": "cores = 2", "rate": '"matched"\nplain_lr = 0.02'},
+    "aligned": {
+        "plan": "cores = 2",
+        "student": "student",
+        "training": "steps = 4\\n[alignment]\\nweight = 0.5",
+    },
+    "tensorboard": {"training": 'steps = 4\\nlog_with = ["tensorboard"]'},
+}
+
+
+class Killed(BaseException):
+    """Ends a run."""
+
+
+@pytest.mark.parametrize(
+    "form", ["learned projection", *(pytest.param(f, marks=SLOW) for f in list(FORMS)[1:])]
+)
+def test_every_form_runs_and_resumes(form: str, make: Any, tmp_path: Path, outcome: Any) -> None:
+    if form == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
+        with pytest.raises(UserError, match="pip install tensorboard"):
+            run(make(**FORMS[form]), tmp_path / "whole")
+        return
+
+    def watch(event: Any) -> None:
+        if isinstance(event, Stepped) and event.step == 4:
+            raise Killed
+
+    run(make(**FORMS[form]), tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(make(**FORMS[form]), tmp_path / "parts", watch=watch)
+    run(make(**FORMS[form]), tmp_path / "parts")
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+def test_from_the_first_step_to_the_bundle(make: Any, tmp_path: Path) -> None:
+    events: list[Any] = []
+    found = run(make(export="true"), tmp_path / "run", watch=events.append)
+    kinds = [type(event) for event in events]
+    assert kinds[0] is Started and kinds[-1] is Finished
+    assert {Stage, Stepped, Validated, Saved} <= set(kinds)
+    assert all(kinds[place - 1] is Stepped for place, k in enumerate(kinds) if k is Validated)
+    assert found.bundle == tmp_path / "run" / "bundle" and found.verdict == "not_verified"
+    assert set(found.metrics) == {"untouched", "teacher", "student", "onnx"}
+    assert found.metrics["onnx"] == found.metrics["student"]
+    assert found.metrics["student"] > found.metrics["untouched"]
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "data:image/png;base64," in page and "Parity was not verified." in page
+    text = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert "| student after training, folded |" in text
+    value = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+    assert value["kept_step"] == found.best_step and value["lock"]["versions"]["torch"]
+
+
+def test_a_loss_that_is_no_number_ends_the_run(make: Any, tmp_path: Path) -> None:
+    job = make(optimizer="SGD", rate="1e30", options="")
+    with pytest.raises(UserError, match=r"training has diverged; lower \[optimizer\] lr"):
+        run(job, tmp_path / "run")
+
+
+def test_a_damaged_report_is_told(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert read_result(folder) is None
+    folder.result.write_text('{"schema": "other"}', encoding="utf-8")
+    with pytest.raises(ArtefactError, match="the end of the run is done again"):
+        read_result(folder)
+
+
+def test_data_that_changes_is_not_cached(make: Any, tmp_path: Path) -> None:
+    job = make(cache="true")
+    job.data.train.__class__ = _changing(type(job.data.train))
+    with pytest.raises(UserError, match=r"another each time it is read.*cache = false"):
+        run(job, tmp_path / "run")
+
+
+def _changing(kind: type) -> type:
+    """A data set that augments."""
+
+    class Changing(kind):  # type: ignore[misc]
+        count = 0
+
+        def __getitem__(self, index: int) -> Any:
+            Changing.count += 1
+            item = dict(super().__getitem__(index))
+            return {**item, "x": item["x"] + Changing.count}
+
+    return Changing
