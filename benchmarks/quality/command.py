@@ -23,8 +23,9 @@ def main() -> None:
     run.add_argument("--json", type=Path, required=True)
     run.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     run.add_argument("--budget", type=float, default=330.0, help="seconds")
-    run.add_argument("--size", choices=("full", "small", "tiny"), default="full")
+    run.add_argument("--size", choices=("full", "small", "tiny", "extended"), default="full")
     run.add_argument("--tasks", nargs="*", default=None)
+    run.add_argument("--settings", nargs="*", default=None, help="as sgd-short; default: all")
     run.add_argument("--no-record", action="store_true", help="no CUDA graphs")
     page = commands.add_parser("page", help="rows, plots and docs/evidence.md")
     page.add_argument("--runs", type=Path, default=_RESULTS / "quality-runs.json")
@@ -44,7 +45,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
-    from quality.study import run
+    from quality.study import SETTINGS, run
     from quality.tasks import CONFIRMATION
 
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -58,6 +59,7 @@ def _run(options: argparse.Namespace) -> None:
         seconds=options.budget,
         record=device.type == "cuda" and not options.no_record,
         tasks=tuple(options.tasks or CONFIRMATION),
+        settings=tuple(s for s in SETTINGS if "-".join(s) in (options.settings or "-".join(s))),
     )
 
 

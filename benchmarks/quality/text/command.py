@@ -62,7 +62,7 @@ def main() -> None:
 
 def _run(options: argparse.Namespace) -> None:
     began = time.monotonic()
-    ratio = _ratio_of_steps(options.data, options.device)
+    ratio = _earlier_ratio(options.json) or _ratio_of_steps(options.data, options.device)
     print(f"step time over plain: {ratio}", flush=True)
     log = Runs(options.json.with_suffix(".jsonl"), began + options.budget)
     context = get_context("spawn")
@@ -182,6 +182,11 @@ def _open(data: str, device: str) -> None:
 
 def _work(spec: Spec, deadline: float) -> dict[str, float] | None:
     return None if time.monotonic() > deadline else train(_state["corpus"], spec)
+
+
+def _earlier_ratio(path: Path) -> dict[str, float] | None:
+    """What an earlier part of this run measured: its runs of equal wall-clock were cut to it."""
+    return dict(json.loads(path.read_text())["step_time_over_plain"]) if path.exists() else None
 
 
 def _ratio_of_steps(data: Path, device: str) -> dict[str, float]:
