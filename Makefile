@@ -115,7 +115,7 @@ $(STUDY_OUT)/study.npz: benchmarks/quality/wheels.txt | $(DEV_STAMP)
 
 study: $(STUDY_OUT)/study.npz
 	@$(BIN)/python benchmarks/quality run --data $< --json $(STUDY_OUT)/runs.json --size small --budget 420
-	@$(BIN)/python benchmarks/quality page --runs $(STUDY_OUT)/runs.json --text none --json $(STUDY_OUT)/quality.json --plot $(STUDY_OUT)/evidence.png
+	@$(BIN)/python benchmarks/quality page --runs $(STUDY_OUT)/runs.json --text none --extended none --json $(STUDY_OUT)/quality.json --plot $(STUDY_OUT)/evidence.png
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUT) $(STUDY_OUT) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -30,6 +30,7 @@ def main() -> None:
     page = commands.add_parser("page", help="rows, plots and docs/evidence.md")
     page.add_argument("--runs", type=Path, default=_RESULTS / "quality-runs.json")
     page.add_argument("--text", type=Path, default=_RESULTS / "quality-text.json")
+    page.add_argument("--extended", type=Path, default=_RESULTS / "quality-extended.json")
     page.add_argument("--json", type=Path, default=_RESULTS / "quality.json")
     page.add_argument("--plot", type=Path, default=None)
     page.add_argument("--page", type=Path, default=None)
@@ -66,4 +67,5 @@ def _run(options: argparse.Namespace) -> None:
 def _page(options: argparse.Namespace) -> None:
     from quality.page import write
 
-    write(options.runs, options.text, options.json, options.plot, options.page)
+    o = options
+    write(o.runs, o.text, o.json, o.plot, o.page, o.extended)

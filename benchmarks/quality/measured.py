@@ -77,11 +77,17 @@ def rules_of(units: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def edges_of(units: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Winners of the tuning that lie at the edge of all that was tried, as sentences."""
+def edges_of(units: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Winners of the tuning that lie at the edge of all that was tried, and on which axes."""
     return [
-        f"{unit['task']} {unit['optimizer']} {unit['length']} {r['method']} {r['start']}: "
-        + ", ".join(r["tuned"]["edges"])
+        {
+            "task": unit["task"],
+            "optimizer": unit["optimizer"],
+            "length": unit["length"],
+            "start": r["start"],
+            "method": r["method"],
+            "axes": r["tuned"]["edges"],
+        }
         for unit in units
         for r in unit["results"]
         if r["tuned"]["edges"]

@@ -83,3 +83,27 @@ def _against_longer(
         for method in ("mpo", "svd")
         if method in finals
     ]
+
+
+def edges_of(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Winners of the search that lie at the edge of all that was tried, and on which axes."""
+    lengths = sorted({cell["steps"] for cell in result["cells"]})
+    found = []
+    for cell in result["cells"]:
+        best, trials = cell["search"]["best"], cell["search"]["trials"]
+        axes = [name for name, axis in _AXES.items() if _at_edge(best, trials, axis)]
+        if axes:
+            length = "short" if cell["steps"] == lengths[0] else "long"
+            place = {"task": TASK, "optimizer": "adamw", "length": length, "start": cell["start"]}
+            found.append({**place, "method": cell["method"], "axes": axes})
+    return found
+
+
+_AXES = {"rate": "lr", "decay": "weight_decay", "momentum": "momentum"}
+
+
+def _at_edge(best: Mapping[str, float], trials: list[Mapping[str, float]], axis: str) -> bool:
+    """No decay at all is a natural end, and no edge."""
+    tried = [trial[axis] for trial in trials]
+    ends = {max(tried)} if axis == "weight_decay" else {min(tried), max(tried)}
+    return best[axis] in ends

@@ -11,8 +11,10 @@ import torch
 from quality import page
 from quality.engine import Engine, Run
 from quality.methods import BY_NAME, METHODS
+from quality.rows import Scores, rows_of
 from quality.sources import read_ts
 from quality.study import TINY, run
+from quality.tables import primary_table
 from quality.tasks import Signals, load, split
 from quality.trials import Trial, best_of, edges, first_round, later_round
 from quality.tuning import tune
@@ -145,7 +147,7 @@ def test_a_study_goes_on_after_a_stop_and_ends_in_rows(tmp_path: Path) -> None:
     assert units[0] == first[0]
     assert [(u["optimizer"], u["length"]) for u in units] == [("sgd", "short"), ("sgd", "long")]
     table = tmp_path / "evidence.md"
-    table.write_text("words\n<!-- tables: begin -->\nold\n<!-- tables: end -->\nmore\n")
+    table.write_text("words\n<!-- table: primary -->\nold\n<!-- end -->\nmore\n")
     page.write(path, tmp_path / "none", tmp_path / "rows.json", tmp_path / "plot.png", table)
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert len(rows) == 2 * 2 * 2
@@ -155,3 +157,27 @@ def test_a_study_goes_on_after_a_stop_and_ends_in_rows(tmp_path: Path) -> None:
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     text = table.read_text()
     assert "old" not in text and text.startswith("words") and text.endswith("more\n")
+    assert "| t | accuracy |" in text
+
+
+def test_a_table_goes_to_its_own_place() -> None:
+    place = "a\n<!-- table: {} -->\nold\n<!-- end -->\nb\n".format
+    assert page.filled(place("kl") + place("rules"), {"rules": "| new |"}) == (
+        place("kl") + place("rules").replace("\nold\n", "\n\n| new |\n\n")
+    )
+
+
+def test_a_winner_at_an_edge_is_told_in_the_table() -> None:
+    scores = tuple(np.linspace(0.1, 0.9, 8))
+    edge = {"task": "t", "optimizer": "sgd", "start": "warm", "length": "short"}
+    row = Scores(
+        **edge,
+        method="mpo",
+        baseline="plain",
+        endpoint="accuracy",
+        ours=scores,
+        theirs=scores[::-1],
+    )
+    at = [{**edge, "method": "mpo", "axes": ["rate"]}]
+    assert primary_table(rows_of([row]), at).endswith("| 8 | mpo: rate |")
+    assert primary_table(rows_of([row]), [{**at[0], "task": "u"}]).endswith("| 8 | no |")
