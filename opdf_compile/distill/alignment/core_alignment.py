@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opdf_compile.distill.alignment import saved
 from opdf_compile.distill.alignment.pairs import (
     Pair,
     Teacher,
@@ -24,6 +25,7 @@ from opdf_compile.distill.alignment.pairs import (
     weights_of,
 )
 from opdf_compile.distill.alignment.report import AlignmentReport, Row
+from opdf_compile.distill.alignment.saved import States
 from opdf_compile.distill.alignment.terms import Terms, shares
 from opdf_compile.distill.alignment.turning import composed, fill, teacher_cores, turned
 from opdf_compile.errors import InputError
@@ -31,9 +33,7 @@ from opdf_compile.plan.value import Plan
 from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.inline.expanded import Expanded
 
-States = Mapping[str, Mapping[str, Any]]
 Progress = Callable[[str, int, int], None]
-_LABEL = "teacher."
 
 
 class CoreAlignment:
@@ -191,10 +191,7 @@ class CoreAlignment:
 
     def state_by_name(self) -> dict[str, dict[str, Any]]:
         """The teacher's cores as the student was aligned to them, by the student's weights."""
-        return {
-            key: {f"{_LABEL}{k}": target for k, target in kept.items()}
-            for key, kept in self._targets.items()
-        }
+        return saved.by_name(self._targets)
 
     def require_state(self, states: States) -> None:
         """Refuse a state without the cores that the student was aligned to.
@@ -202,25 +199,11 @@ class CoreAlignment:
         Raises:
             InputError: One is missing or has another shape.
         """
-        for key, kept in self._targets.items():
-            saved = states.get(key, {})
-            found = {k: _shape(saved.get(f"{_LABEL}{k}")) for k in kept}
-            wanted = {k: tuple(target.shape) for k, target in kept.items()}
-            if found != wanted:
-                raise InputError(
-                    f"the state of {key!r} holds teacher's cores of shapes {found}, wanted "
-                    f"{wanted}: it was saved with another alignment or none, and its cores are in "
-                    "another gauge; load it without alignment, or load only the model's weights "
-                    "and build the optimizer anew"
-                )
+        saved.require(states, self._targets)
 
     def load_state_by_name(self, states: States) -> None:
         """Take the teacher's cores over, so that the loss goes on as it was."""
-        self.require_state(states)
-        self._targets = {
-            key: {k: _taken(states[key][f"{_LABEL}{k}"], target) for k, target in kept.items()}
-            for key, kept in self._targets.items()
-        }
+        self._targets = saved.taken(states, self._targets)
         self._terms = None
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -237,11 +220,7 @@ class CoreAlignment:
         Raises:
             InputError: A core is missing or has another shape.
         """
-        states: dict[str, dict[str, Any]] = {}
-        for name, value in state.items():
-            key, _, place = name.rpartition(f".{_LABEL}")
-            states.setdefault(key, {})[f"{_LABEL}{place}"] = value
-        self.load_state_by_name(states)
+        self.load_state_by_name(saved.unflattened(state))
 
     def __str__(self) -> str:
         return str(self.report)
@@ -267,11 +246,3 @@ class CoreAlignment:
             key: {k: target.to(program.cores(key)[k].device) for k, target in kept.items()}
             for key, kept in self._targets.items()
         }
-
-
-def _shape(value: Any) -> tuple[int, ...] | None:
-    return tuple(value.shape) if isinstance(value, Tensor) else None
-
-
-def _taken(value: Tensor, like: Tensor) -> Tensor:
-    return value.detach().to(device=like.device, dtype=like.dtype, copy=True)
