@@ -6,18 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quality.rows import Row
-from quality.tables import is_primary
+from quality.tables import OPTIMIZERS, SETTINGS, is_primary
 
 _METHODS = ("mpo", "svd", "powerprop", "wide", "ema")
-_SETTINGS = (
-    ("sgd", "warm", "short"),
-    ("sgd", "random", "short"),
-    ("sgd", "warm", "long"),
-    ("sgd", "random", "long"),
-    ("adamw", "warm", "short"),
-    ("adamw", "random", "short"),
-)
-_OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
 # Diverged rivals would squeeze everything else together.
 _WIDEST = 15.0
 
@@ -30,7 +21,7 @@ def forest(rows: Sequence[Row], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     shown = [r for r in rows if r.endpoint in ("accuracy", "cosine") and r.baseline == "plain"]
-    settings = [s for s in _SETTINGS if any((r.optimizer, r.start, r.length) == s for r in shown)]
+    settings = [s for s in SETTINGS if any((r.optimizer, r.start, r.length) == s for r in shown)]
     tasks = list(dict.fromkeys(r.task for r in shown))
     columns = 2
     lines = max(1, -(-len(settings) // columns))
@@ -49,7 +40,7 @@ def forest(rows: Sequence[Row], path: Path) -> None:
             here += [r for r in shown if is_primary(r) and r not in here]
             primary = "  (primary)"
         _panel(axis, here, tasks)
-        name = _OPTIMIZERS[optimizer]
+        name = OPTIMIZERS[optimizer]
         axis.set_title(f"{name}, {start} start, {length} run{primary}", fontsize=10)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(_METHODS), frameon=False)

@@ -9,7 +9,7 @@ from quality import measured
 from quality.rows import Row
 from quality.text.scores import TASK as TEXT
 
-_SETTINGS = (
+SETTINGS = (
     ("sgd", "warm", "short"),
     ("sgd", "random", "short"),
     ("sgd", "warm", "long"),
@@ -17,7 +17,7 @@ _SETTINGS = (
     ("adamw", "warm", "short"),
     ("adamw", "random", "short"),
 )
-_NAMES = {"sgd": "SGD", "adamw": "AdamW"}
+OPTIMIZERS = {"sgd": "SGD", "adamw": "AdamW"}
 
 
 def primary_table(rows: Sequence[Row], edges: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -45,8 +45,8 @@ def settings_table(rows: Sequence[Row], endpoint: str) -> str:
         if r.endpoint == endpoint:
             place = found.setdefault((r.method, r.baseline), {})
             place.setdefault((r.optimizer, r.start, r.length), []).append(r)
-    shown = [s for s in _SETTINGS if any(s in columns for columns in found.values())]
-    heads = [f"{_NAMES[optimizer]} {start} {length}" for optimizer, start, length in shown]
+    shown = [s for s in SETTINGS if any(s in columns for columns in found.values())]
+    heads = [f"{OPTIMIZERS[optimizer]} {start} {length}" for optimizer, start, length in shown]
     lines = [f"| comparison | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for (method, baseline), columns in found.items():
         cells = [_cell(columns.get(setting, ()), endpoint) for setting in shown]
