@@ -11,10 +11,10 @@ import torch
 from quality import page
 from quality.engine import Engine, Run
 from quality.methods import BY_NAME, METHODS
-from quality.rows import Scores, rows_of
+from quality.rows import Scores, from_json, rows_of
 from quality.sources import read_ts
 from quality.study import TINY, run
-from quality.tables import primary_table
+from quality.tables import primary_table, rules_table, settings_table, text_table
 from quality.tasks import Signals, load, split
 from quality.trials import Trial, best_of, edges, first_round, later_round
 from quality.tuning import tune
@@ -181,3 +181,32 @@ def test_a_winner_at_an_edge_is_told_in_the_table() -> None:
     at = [{**edge, "method": "mpo", "axes": ["rate"]}]
     assert primary_table(rows_of([row]), at).endswith("| 8 | mpo: rate |")
     assert primary_table(rows_of([row]), [{**at[0], "task": "u"}]).endswith("| 8 | no |")
+
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_the_page_shows_the_committed_rows() -> None:
+    result = json.loads((ROOT / "benchmarks/results/quality.json").read_text())
+    rows, edges = from_json(result), result["edges"]
+    tables = {
+        "primary": primary_table(rows, edges),
+        "accuracy": settings_table(rows, "accuracy"),
+        "kl": settings_table(rows, "kl"),
+        "cosine": text_table(rows, "cosine"),
+        "people": text_table(rows, "people"),
+        "rules": rules_table(result["rules"]),
+    }
+    shown = (ROOT / "docs/evidence.md").read_text()
+    assert page.filled(shown, tables) == shown
+    assert page.filled(shown, {**tables, "kl": "| other |"}) != shown
+
+
+@pytest.mark.slow
+def test_the_committed_rows_come_from_the_committed_runs(tmp_path: Path) -> None:
+    results = ROOT / "benchmarks/results"
+    page.write(results / "quality-runs.json", results / "quality-text.json", tmp_path / "q.json")
+    made, kept = (
+        json.loads(p.read_text()) for p in (tmp_path / "q.json", results / "quality.json")
+    )
+    assert made == kept
