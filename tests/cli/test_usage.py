@@ -16,8 +16,8 @@ from opdf_compile.cli import doctor, main
 from opdf_compile.errors import InternalError, PlanError
 
 COMMANDS = (
-    *("inspect", "plan", "expand", "fold", "export", "check-data", "verify", "distill", "demo"),
-    "doctor",
+    *("inspect", "plan", "expand", "fold", "export", "check-data", "verify", "distill", "advise"),
+    *("demo", "doctor"),
 )
 Capture = pytest.CaptureFixture[str]
 

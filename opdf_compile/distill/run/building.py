@@ -75,7 +75,10 @@ def build(job: Job, accelerator: Accelerator, *, peak: float | None = None) -> S
         teacher = None if teacher is None else copy.deepcopy(teacher).double()
     plan = job.plan(student)
     if peak is None:
-        peak = Ranks().gather(job.rate(student, plan))[0]
+        with torch.random.fork_rng():
+            # Dropout takes part in the calibration of a matched rate.
+            torch.manual_seed(training.seed)
+            peak = Ranks().gather(job.rate(student, plan))[0]
     student.to(device)
     if teacher is not None:
         teacher.to(device)

@@ -34,7 +34,7 @@ FORMS = {
     "matched": {"plan": "cores = 2", "rate": '"matched"\nplain_lr = 0.02'},
     "aligned": {
         "plan": "cores = 2",
-        "student": "student",
+        "student": 'student"\\nlayer_map = "found',
         "training": "steps = 4\\n[alignment]\\nweight = 0.5",
     },
     "tensorboard": {"training": 'steps = 4\\nlog_with = ["tensorboard"]'},
@@ -85,7 +85,7 @@ def test_from_the_first_step_to_the_bundle(make: Any, tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_no_number_ends_the_run(make: Any, tmp_path: Path) -> None:
-    job = make(optimizer="SGD", rate="1e30", options="")
+    job = make(optimizer="SGD", rate="3e38", options="")
     with pytest.raises(UserError, match=r"training has diverged; lower \[optimizer\] lr"):
         run(job, tmp_path / "run")
 
