@@ -6,7 +6,7 @@ advice.verdict          # "use", "do-not-use", "no-difference" or "undecided"
 
 from __future__ import annotations
 
-from opdf_compile.distill.advise.racing import advise, require_budget
+from opdf_compile.distill.advise.racing import advise, require_limits
 from opdf_compile.distill.advise.value import Advice
 
-__all__ = ["Advice", "advise", "require_budget"]
+__all__ = ["Advice", "advise", "require_limits"]

@@ -12,6 +12,7 @@ from opdf_compile.plan.value import Plan
 
 PLAIN = "plain"
 CORES = (2, 3)
+_PLAIN_RATE = "plain_lr in [optimizer]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,13 +23,15 @@ class Method:
         name: As tables print it: "plain", "n = 2".
         plan: How its weights are over-parameterised; None for the plain student.
         aligned: Whether its cores are pulled towards the teacher's.
-        lines: The keys of the recipe's section `plan` that ask for it.
+        lines: The recipe's section `plan` that asks for it; empty where that stays as it is.
+        without: What the recipe has and this does not: "[alignment]", "plain_lr in [optimizer]".
     """
 
     name: str
     plan: Plan | None
     aligned: bool = False
     lines: dict[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
 
 
 def methods(job: Job) -> tuple[Method, ...]:
@@ -42,16 +45,34 @@ def methods(job: Job) -> tuple[Method, ...]:
     """
     student, asked = job.make_student(0), job.recipe.plan
     args, kwargs = job.data.arguments(job.example)
-    traced = trace(student, args, kwargs)
-    made = [Method(PLAIN, None, lines={"enabled": False})]
+    traced = trace(student, args, kwargs, phases=("train",))
+    made = [Method(PLAIN, None, lines={"enabled": False}, without=_without(job, plain=True))]
+    globs = asked.model_dump(include={"include", "exclude"}, exclude_defaults=True)
+    without = _without(job, plain=False)
     for cores in CORES:
         plan = choose_plan(traced, cores=cores, include=asked.include, exclude=asked.exclude)
-        lines = {"enabled": True, "parametrization": "mpo", "cores": cores}
-        made.append(Method(f"n = {cores}", plan, lines=lines))
+        lines = {"enabled": True, "parametrization": "mpo", "cores": cores, **globs}
+        made.append(Method(f"n = {cores}", plan, lines=lines, without=without))
     usual = asked.parametrization == "mpo" and asked.cores in (None, *CORES)
     sized = asked.scale is not None or asked.overhead is not None
     if asked.enabled and (not usual or sized):
-        made.append(Method("as in the recipe", job.plan(student)))
+        made.append(Method("as in the recipe", job.plan(student), without=without))
     if asked.enabled and job.alignment is not None:
-        made.append(Method("as in the recipe, aligned", job.plan(student), aligned=True))
+        rate = tuple(name for name in without if name == _PLAIN_RATE)
+        name = "as in the recipe, aligned"
+        made.append(Method(name, job.plan(student), aligned=True, without=rate))
     return tuple(made)
+
+
+def _without(job: Job, *, plain: bool) -> tuple[str, ...]:
+    """What a recipe has to lose before it trains a method without alignment at a given rate."""
+    recipe = job.recipe
+    maps = "layer_map" in recipe.student.model_fields_set and not recipe.student.warm_start
+    found = {
+        "[alignment]": recipe.alignment is not None,
+        # Only alignment and warm start read the map, and a key that nothing reads is refused.
+        "layer_map in [student]": recipe.alignment is not None and maps,
+        _PLAIN_RATE: recipe.optimizer.plain_lr is not None,
+        "decay in [optimizer]": plain and recipe.optimizer.decay == "cores",
+    }
+    return tuple(name for name, given in found.items() if given)

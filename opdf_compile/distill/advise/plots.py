@@ -66,7 +66,8 @@ def _tuning(axes: Axes, advice: Advice) -> None:
     axes.set_title(f"tuning: best {advice.metric} at each learning rate")
     axes.set_xlabel("learning rate")
     axes.set_ylim(*_window(shown, advice.higher_is_better))
-    axes.legend(fontsize=8)
+    if shown:
+        axes.legend(fontsize=8)
 
 
 def _best_by_rate(side: Side, rung: int, higher_is_better: bool) -> dict[float, float]:
@@ -80,6 +81,8 @@ def _best_by_rate(side: Side, rung: int, higher_is_better: bool) -> dict[float, 
 
 def _window(values: list[float], higher_is_better: bool) -> tuple[float, float]:
     """Limits that hold the better three quarters: rates far too high would flatten the rest."""
+    if not values:
+        return 0.0, 1.0
     ordered = sorted(values, reverse=higher_is_better)
     best, worst = ordered[0], ordered[math.ceil(0.75 * (len(ordered) - 1))]
     room = 0.08 * (abs(best - worst) or 1.0)

@@ -11,16 +11,18 @@ has not seen: so there is one comparison, and the interval needs no correction f
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from opdf_compile.distill.advise.final import Pair, final
 from opdf_compile.distill.advise.folds import Fold, Folds
 from opdf_compile.distill.advise.grid import Grid, grid_of
 from opdf_compile.distill.advise.methods import PLAIN, Method, methods
+from opdf_compile.distill.advise.notes import notes
 from opdf_compile.distill.advise.runner import Clock, OutOfTime, Runner, Trained, whole_run
 from opdf_compile.distill.advise.search import Search, Trial
 from opdf_compile.distill.advise.statistics import paired
@@ -41,7 +43,6 @@ _CALIBRATION_STEPS = 6
 _CALIBRATION_ROUNDS = 3
 # What calibration may cost, as a share of the budget; one round there always is.
 _CALIBRATION_SHARE = 0.05
-OVER = "over-parameterised"
 
 
 def advise(
@@ -49,6 +50,7 @@ def advise(
     *,
     budget_seconds: float = 600.0,
     most_pairs: int = MOST_PAIRS,
+    spent_seconds: float = 0.0,
     clock: Clock = time.perf_counter,
     progress: Progress | None = None,
 ) -> Advice:
@@ -56,8 +58,9 @@ def advise(
 
     Args:
         job: A prepared recipe.
-        budget_seconds: What the race may take.
+        budget_seconds: What may be taken in all.
         most_pairs: Pairs of final runs that are enough, at least 2.
+        spent_seconds: What of the budget is gone already, for loading; the race has the rest.
         clock: Seconds, of any zero.
         progress: Called with a sentence and the share of the budget that is used.
 
@@ -68,10 +71,22 @@ def advise(
     Raises:
         InputError: The budget has no meaning, or is too small: the sentence says what is needed.
     """
-    require_budget(budget_seconds)
-    if most_pairs < 2:
-        raise InputError(f"most_pairs is {most_pairs}, wanted at least 2 for an interval")
-    return _Race(job, budget_seconds, most_pairs, clock, progress or (lambda *_: None)).advice()
+    require_limits(budget_seconds, most_pairs)
+    if spent_seconds >= budget_seconds:
+        raise InputError(
+            f"the budget of {budget_seconds:g} s is too little time: loading what the recipe names "
+            f"took {spent_seconds:.1f} s; give a larger --budget"
+        )
+    given = _Given(budget_seconds, spent_seconds, most_pairs)
+    return _Race(job, given, clock, progress or (lambda *_: None)).advice()
+
+
+class _Given(NamedTuple):
+    """What the caller allows: seconds in all, seconds that are gone, pairs."""
+
+    budget: float
+    spent: float
+    most_pairs: int
 
 
 @dataclass
@@ -87,28 +102,26 @@ class _Tuning:
 
 
 class _Race:
-    def __init__(
-        self, job: Job, budget: float, most_pairs: int, clock: Clock, progress: Progress
-    ) -> None:
-        self._started, self._clock = clock(), clock
-        self._job, self._budget, self._most_pairs = job, budget, most_pairs
+    def __init__(self, job: Job, given: _Given, clock: Clock, progress: Progress) -> None:
+        self._started, self._clock = clock() - given.spent, clock
+        self._job, self._given, self._budget = job, given, given.budget
         self._progress = progress
         self._say("tracing and planning the student")
         self._methods = {method.name: method for method in methods(job)}
         self._grid: Grid = grid_of(job.recipe.optimizer)
         self._folds = Folds(job)
         try:
-            self._runner = Runner(job, self._folds, clock, self._started + budget)
+            self._runner = Runner(job, self._folds, clock, self._started + given.budget)
         except OutOfTime:
             raise InputError(
-                f"the budget of {budget:g} s is too little time: the teacher's outputs alone take "
-                "longer; give a larger --budget"
+                f"the budget of {given.budget:g} s is too little time: the teacher's outputs alone "
+                "take longer; give a larger --budget"
             ) from None
         self._runs: dict[str, list[Trained]] = {name: [] for name in self._methods}
 
     @property
     def used(self) -> float:
-        """Seconds since the start."""
+        """Seconds of the budget that are gone."""
         return self._clock() - self._started
 
     def advice(self) -> Advice:
@@ -116,20 +129,21 @@ class _Race:
         self._calibrate()
         paces = self._paces()
         whole = whole_run(self._job)
-        table = timetable(self._budget, self.used, whole, paces, most_pairs=self._most_pairs)
+        spent, pairs = self._given.spent, self._given.most_pairs
+        table = timetable(self._budget, self.used, whole, paces, most_pairs=pairs, spent=spent)
         over = [name for name in self._methods if name != PLAIN]
         sides = [
             _Tuning(PLAIN, Search([PLAIN], self._grid)),
-            _Tuning(OVER, Search(over, self._grid)),
+            _Tuning("over-parameterised", Search(over, self._grid)),
         ]
-        self._tune(sides, table, paces)
-        pairs = self._final(sides, table)
-        if not pairs:
-            raise InputError(
-                f"the budget of {self._budget:g} s ended before a pair of final runs did: the "
-                "machine became slower meanwhile; give a larger --budget"
-            )
-        return self._advice(sides, table, pairs)
+        with contextlib.suppress(OutOfTime):
+            self._tune(sides, table, paces)
+            if found := self._final(sides, table):
+                return self._advice(sides, table, found)
+        raise InputError(
+            f"the budget of {self._budget:g} s ended before a pair of final runs did: the "
+            "machine became slower meanwhile; give a larger --budget"
+        )
 
     def _paces(self) -> dict[str, Pace]:
         """What runs have cost so far."""
@@ -152,7 +166,7 @@ class _Race:
                     ) from None
                 if turn:
                     self._runs[method.name].append(run)
-            if turn and self.used > _CALIBRATION_SHARE * self._budget:
+            if turn and self.used - self._given.spent > _CALIBRATION_SHARE * self._budget:
                 return
 
     def _tune(self, sides: list[_Tuning], table: Timetable, paces: dict[str, Pace]) -> None:
@@ -205,7 +219,7 @@ class _Race:
             run,
             steps,
             self._folds,
-            most=self._most_pairs,
+            most=self._given.most_pairs,
             left=lambda: self._budget - self.used,
             say=self._say,
         )
@@ -231,8 +245,10 @@ class _Race:
             table.whole,
             self._budget,
             self.used,
+            self._given.spent,
+            self._given.most_pairs,
             self._folds.mixed,
-            tuple(self._notes(table, plain, over)),
+            tuple(notes(self._job, table.steps, plain, over)),
         )
 
     def _side(self, side: _Tuning, runs: Sequence[Trained], paces: dict[str, Pace]) -> Side:
@@ -240,6 +256,7 @@ class _Race:
         return Side(
             method.name,
             method.lines,
+            method.without,
             lr,
             decay,
             side.search.at_edge(side.search.best),
@@ -275,48 +292,22 @@ class _Race:
             return None
         return value if self._job.metric.higher_is_better else -value
 
-    def _notes(self, table: Timetable, plain: Side, over: Side) -> list[str]:
-        notes = []
-        if table.steps < table.whole:
-            notes.append(
-                f"The recipe's run has {table.whole} steps; there was time for runs of "
-                f"{table.steps}. Gains of short runs can vanish in longer ones: a larger --budget "
-                "races longer runs."
-            )
-        notes += [
-            f"The best setting of {name} lies at the edge of what was tried: a better one may lie "
-            "beyond it."
-            for name, side in (("the plain student", plain), (f"the {OVER} student", over))
-            if side.at_edge
-        ]
-        if self._job.alignment is not None and not self._methods[over.method].aligned:
-            notes.append(
-                f"{over.method} without alignment was the best over-parameterised setting: where "
-                "you follow the advice, remove [alignment] from the recipe."
-            )
-        left_out = [
-            name
-            for name, given in (
-                ("ema", self._job.recipe.training.ema),
-                ("early_stopping", self._job.recipe.training.early_stopping),
-            )
-            if given
-        ]
-        if left_out:
-            notes.append(f"The race leaves out {' and '.join(left_out)}, on both sides.")
-        return [*self._job.notes, *notes]
-
     def _say(self, text: str, *_: Any) -> None:
         self._progress(text, min(1.0, self.used / self._budget))
 
 
-def require_budget(seconds: float) -> None:
-    """Refuse a budget without meaning.
+def require_limits(seconds: float, pairs: int = MOST_PAIRS) -> None:
+    """Refuse a budget or a number of pairs without meaning.
 
     Raises:
-        InputError: It is not a positive number.
+        InputError: The seconds are not a positive number, or the pairs fewer than two.
     """
     if not 0 < seconds < float("inf"):
         raise InputError(
             f"the budget is {seconds} s, wanted a positive number of seconds; the default is 600"
+        )
+    if pairs < 2:
+        raise InputError(
+            f"the final comparison is to have {pairs} pairs, wanted at least 2 for an interval; "
+            f"the default is {MOST_PAIRS}"
         )

@@ -92,7 +92,7 @@ class Runner:
         self._mixed = _MIXED.get(training.precision)
         # Steps of warm-up are those of a whole run; a shorter one has as large a share of it.
         self.warmup = warmup if warmup < 1 else min(0.999, warmup / whole_run(job))
-        self.teaching = Teaching(job, folds, self.device, self.floating, self._check)
+        self.teaching = Teaching(job, folds, self.device, self.floating, self.autocast, self._check)
 
     def run(
         self, method: Method, lr: float, weight_decay: float, *, fold: Fold, seed: int, steps: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 from opdf_compile.distill.advise.methods import PLAIN
 from opdf_compile.distill.advise.statistics import sign_test
@@ -32,13 +33,15 @@ def recommendation(advice: Advice) -> str:
 
 
 def recipe_lines(advice: Advice) -> str:
-    """The lines of the recipe that follow the advice, as TOML."""
+    """The lines of the recipe that follow the advice, as TOML with comments that say where to."""
     side = advice.over if advice.verdict == "use" else advice.plain
-    lines = ["[plan]", *(f"{key} = {json.dumps(value)}" for key, value in side.lines.items())]
-    if not side.lines:
-        lines = []
+    lines = [f"# Remove {name}." for name in side.without]
+    if side.lines:
+        lines.append("[plan]            # In place of the recipe's section, if it has one.")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in side.lines.items()]
     rates = [f"lr = {side.lr!r}", f"weight_decay = {side.weight_decay!r}"]
-    return "\n".join([*lines, *[""] * bool(lines), "[optimizer]", *rates])
+    head = "[optimizer]       # These keys in place of the recipe's; the others stay."
+    return "\n".join([*lines, *[""] * bool(lines), head, *rates])
 
 
 def setting(side: Side, *, named: bool = True) -> str:
@@ -72,7 +75,8 @@ def _needed(advice: Advice) -> str:
     found, seconds = advice.comparison, advice.seconds_needed
     if found is None or found.seeds_needed is None or seconds is None:
         return ""
+    more = f" --pairs {found.seeds_needed}" if found.seeds_needed > advice.most_pairs else ""
     return (
         f"To see a difference of this size in 8 of 10 races takes {found.seeds_needed} pairs, "
-        f"about --budget {seconds:.0f}. "
+        f"about --budget {math.ceil(seconds)}{more}. "
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ class Teaching:
         folds: Its examples.
         device: Where the teacher computes.
         floating: Type of floating-point tensors; None leaves them.
+        autocast: The mixed precision that it runs in.
         check: Called now and then; may raise when time is up.
     """
 
@@ -29,10 +31,11 @@ class Teaching:
         folds: Folds,
         device: torch.device,
         floating: torch.dtype | None,
+        autocast: Callable[[], AbstractContextManager[Any]],
         check: Callable[[], Any],
     ) -> None:
         """Compute the outputs once where the recipe keeps them: a step then costs what it will."""
-        self._job = job
+        self._job, self._autocast = job, autocast
         self._teacher = None if job.teacher is None else moved(job.teacher, device, floating)
         self._kept: list[dict[str, Tensor]] = []
         if self._teacher is None or job.recipe.teacher is None or not job.recipe.teacher.cache:
@@ -59,7 +62,8 @@ class Teaching:
     @torch.no_grad()
     def _compute(self, batch: Batch) -> dict[str, Tensor]:
         assert self._teacher is not None
-        return self._job.forward(self._teacher, batch)
+        with self._autocast():
+            return self._job.forward(self._teacher, batch)
 
 
 def moved(value: Any, device: torch.device, floating: torch.dtype | None) -> Any:

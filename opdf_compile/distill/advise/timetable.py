@@ -95,7 +95,13 @@ def steps_of(method: str, plain_steps: float, paces: Mapping[str, Pace]) -> int:
 
 
 def timetable(
-    budget: float, used: float, whole: int, paces: Mapping[str, Pace], *, most_pairs: int
+    budget: float,
+    used: float,
+    whole: int,
+    paces: Mapping[str, Pace],
+    *,
+    most_pairs: int,
+    spent: float = 0.0,
 ) -> Timetable:
     """Divide the budget.
 
@@ -105,10 +111,14 @@ def timetable(
         whole: Steps of the recipe.
         paces: What the methods cost.
         most_pairs: Pairs that are enough.
+        spent: Seconds of `used` that were gone before the race; no stage's share counts them.
 
     Raises:
-        InputError: The budget is too small for runs that would say something.
+        InputError: The budget is too small for runs that would say something, or the recipe's run
+            too short for a step of every method.
     """
+    _require_room(whole, paces)
+    given, budget, used = budget, budget - spent, used - spent
     plain, around = paces[PLAIN], max(pace.around for pace in paces.values())
     least = min(whole, max(FEWEST_STEPS, _plain_steps(_SHORTEST_STEPS, paces)))
     pairs = min(FEWEST_PAIRS, most_pairs)
@@ -123,7 +133,8 @@ def timetable(
     left = budget - used - 2 * tuning
     steps = fitting(left)
     if steps < least or tuning < (1 - 1e-9) * _tuning_needed(steps, around, paces):
-        raise InputError(_too_little(budget, used, least, whole, around, pairs, paces))
+        needed = _needed(used, (least, whole), around, pairs, paces)
+        raise InputError(_too_little(given, spent, needed, (least, whole), around, paces[PLAIN]))
     cost = seconds_of(steps, plain) + around
     tuning = min(tuning, _MOST_TUNING * cost)
     first = _FIRST_RUNG * tuning / _scanned(paces) - around
@@ -158,26 +169,47 @@ def _plain_steps(steps: int, paces: Mapping[str, Pace]) -> int:
     )
 
 
+def _require_room(whole: int, paces: Mapping[str, Pace]) -> None:
+    """Refuse a recipe that is over before a method has taken a step: nothing would be equal."""
+    wanted = _plain_steps(1, paces)
+    if whole < wanted:
+        slowest = max(paces, key=lambda name: paces[name].setup + paces[name].step)
+        raise InputError(
+            f"the recipe's run of {whole} steps takes {seconds_of(whole, paces[PLAIN]):.2g} s, in "
+            f"which {slowest} cannot take one step: its set-up takes {paces[slowest].setup:.2g} s "
+            f"and a step {paces[slowest].step:.2g} s; wanted at least {wanted} steps in "
+            "[training], or a plan of fewer weights"
+        )
+
+
+def _needed(
+    used: float, lengths: tuple[int, ...], around: float, pairs: int, paces: Mapping[str, Pace]
+) -> list[float]:
+    """Seconds that races with runs of these lengths would take."""
+
+    def needed(steps: int) -> float:
+        final = 2 * pairs * (seconds_of(steps, paces[PLAIN]) + around)
+        tuning = 2 * _tuning_needed(steps, around, paces)
+        return _SLACK * max(final + used + tuning, 2 * (used + tuning))
+
+    return [needed(steps) for steps in lengths]
+
+
 def _too_little(
     budget: float,
-    used: float,
-    least: int,
-    whole: int,
+    spent: float,
+    needed: list[float],
+    lengths: tuple[int, int],
     around: float,
-    pairs: int,
-    paces: Mapping[str, Pace],
+    plain: Pace,
 ) -> str:
-    def run(steps: int) -> float:
-        return seconds_of(steps, paces[PLAIN]) + around
-
-    def needed(steps: int) -> int:
-        final, tuning = 2 * pairs * run(steps), 2 * _tuning_needed(steps, around, paces)
-        return math.ceil(_SLACK * max(final + used + tuning, 2 * (used + tuning)))
-
-    longer = needed(whole) > needed(least)
-    whole_runs = f", or {needed(whole)} for whole runs of {run(whole):.2g} s" * longer
+    # What loading took, it will take again.
+    least, whole = (math.ceil(seconds + _SLACK * spent) for seconds in needed)
+    shortest, longest = (seconds_of(steps, plain) + around for steps in lengths)
+    loading = f" after loading took {spent:.0f} s" if spent >= 1 else ""
+    longer = f", or {whole} for whole runs of {longest:.2g} s" if whole > least else ""
     return (
-        f"the budget of {budget:g} s is too little time: a run of {least} steps takes "
-        f"{run(least):.2g} s, and tuning and {pairs} pairs of runs are wanted; give --budget "
-        f"{needed(least)}{whole_runs}"
+        f"the budget of {budget:g} s is too little time{loading}: a run of {lengths[0]} steps "
+        f"takes {shortest:.2g} s, and tuning and {FEWEST_PAIRS} pairs of runs are wanted; give "
+        f"--budget {least}{longer}"
     )

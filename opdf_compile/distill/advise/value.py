@@ -42,7 +42,8 @@ class Side:
 
     Attributes:
         method: The method that it chose.
-        lines: The keys of the recipe's section `plan` for it.
+        lines: The recipe's section `plan` for it; empty where that stays as it is.
+        without: What the recipe has and it does not: "[alignment]", "plain_lr in [optimizer]".
         lr: The learning rate that it chose.
         weight_decay: The weight decay that it chose.
         at_edge: Whether time ran out before its choice had neighbours on both sides.
@@ -58,6 +59,7 @@ class Side:
 
     method: str
     lines: Mapping[str, Any]
+    without: tuple[str, ...]
     lr: float
     weight_decay: float
     at_edge: bool
@@ -91,6 +93,8 @@ class Advice:
         whole: Steps of the recipe's own run.
         budget: Seconds that were given.
         seconds: Seconds that were used.
+        spent: Seconds of them that were gone before the race, for loading.
+        most_pairs: Pairs that were enough.
         mixed: Whether final folds were drawn from the training part; see `folds`.
         notes: What a user should know, in sentences.
     """
@@ -104,6 +108,8 @@ class Advice:
     whole: int
     budget: float
     seconds: float
+    spent: float
+    most_pairs: int
     mixed: bool
     notes: tuple[str, ...] = ()
 
@@ -147,8 +153,9 @@ class Advice:
 
     @property
     def final_share(self) -> float:
-        """The part of the time used that the final comparison had."""
-        return (self.plain.final_seconds + self.over.final_seconds) / self.seconds
+        """The part of the race's time that the final comparison had."""
+        final = self.plain.final_seconds + self.over.final_seconds
+        return final / (self.seconds - self.spent)
 
     @property
     def seconds_needed(self) -> float | None:
@@ -158,7 +165,8 @@ class Advice:
             return None
         final = self.plain.final_seconds + self.over.final_seconds
         pair = final / len(self.seeds)
-        return max(self.seconds - final + needed * pair, 1.5 * needed * pair)
+        # A race gives the final comparison no more than two thirds of what loading leaves.
+        return max(self.seconds - final + needed * pair, self.spent + 1.5 * needed * pair)
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values, with a schema."""
@@ -177,6 +185,7 @@ class Advice:
             "run": {"plain_steps": self.plain.final_steps, "recipe_steps": self.whole},
             "budget_seconds": self.budget,
             "seconds": self.seconds,
+            "loading_seconds": self.spent,
             "final_share": self.final_share,
             "folds": "drawn per seed" if self.mixed else "half of the validation part",
             "notes": list(self.notes),

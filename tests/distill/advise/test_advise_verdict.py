@@ -16,6 +16,7 @@ def side(method: str, scores: list[float | None], *, at_edge: bool = False) -> S
     return Side(
         method=method,
         lines={"enabled": enabled},
+        without=(),
         lr=2e-5,
         weight_decay=0.01,
         at_edge=at_edge,
@@ -42,6 +43,8 @@ def advice(plain: list[float | None], over: list[float | None]) -> Advice:
         whole=100,
         budget=120.0,
         seconds=110.0,
+        spent=0.0,
+        most_pairs=30,
         mixed=True,
     )
 

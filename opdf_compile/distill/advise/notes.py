@@ -1,0 +1,47 @@
+"""What a user should know beside the figures, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from opdf_compile.distill.advise.runner import whole_run
+from opdf_compile.distill.advise.value import Side
+from opdf_compile.distill.recipe.job import Job
+
+
+def notes(job: Job, steps: int, plain: Side, over: Side) -> list[str]:
+    """The job's own notes, and those of a race.
+
+    Args:
+        job: The prepared recipe.
+        steps: Steps of a plain run.
+        plain: The plain student's side.
+        over: The over-parameterised side.
+    """
+    return [*job.notes, *_length(job, steps), *_edges(plain, over), *_left_out(job)]
+
+
+def _length(job: Job, steps: int) -> Iterator[str]:
+    whole = whole_run(job)
+    if steps < whole:
+        yield (
+            f"The recipe's run has {whole} steps; there was time for runs of {steps}. Gains of "
+            "short runs can vanish in longer ones: a larger --budget races longer runs."
+        )
+
+
+def _edges(plain: Side, over: Side) -> Iterator[str]:
+    for name, side in (("plain", plain), ("over-parameterised", over)):
+        if side.at_edge:
+            yield (
+                f"The best setting of the {name} student lies at the edge of what was tried: a "
+                "better one may lie beyond it."
+            )
+
+
+def _left_out(job: Job) -> Iterator[str]:
+    training = job.recipe.training
+    given = {"ema": training.ema, "early_stopping": training.early_stopping}
+    names = [name for name, value in given.items() if value]
+    if names:
+        yield f"The race leaves out {' and '.join(names)}, on both sides."

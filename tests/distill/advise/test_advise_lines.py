@@ -1,0 +1,129 @@
+"""The lines that are printed make a valid recipe of any recipe that was raced."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from planted_jobs import job
+from test_advise_verdict import BASE, BETTER, advice
+
+from opdf_compile.distill.advise.methods import Method, methods
+from opdf_compile.distill.advise.sentences import recipe_lines
+from opdf_compile.distill.recipe import parse_recipe
+
+HEAD = """\
+[student]
+model = "a:b"
+{student}
+[teacher]
+model = "a:c"
+[data]
+source = "digits"
+[[loss]]
+kind = "hinton"
+[training]
+steps = 10
+"""
+RECIPES = {
+    "usual": ("", "[plan]\ncores = 3\n[optimizer]\nlr = 0.1\n"),
+    "plain": ("", "[plan]\nenabled = false\n[optimizer]\nlr = 0.1\n"),
+    "sized": ("", '[plan]\nscale = 1.5\nexclude = ["head.*"]\n[optimizer]\nlr = 0.1\n'),
+    "svd": ("", '[plan]\nparametrization = "svd"\n[optimizer]\nlr = 0.1\n'),
+    "matched": ("", '[optimizer]\nlr = "matched"\nplain_lr = 0.1\n'),
+    "cores decay": ("", '[optimizer]\nlr = 0.1\ndecay = "cores"\nweight_decay = 0.1\n'),
+    "no decay": ("", '[optimizer]\nname = "Rprop"\nlr = 0.1\n'),
+    "aligned": ('layer_map = "found"', "[alignment]\nweight = 1.0\n[optimizer]\nlr = 0.1\n"),
+    "warm": (
+        'layer_map = "found"\nwarm_start = true',
+        '[alignment]\nweight = 1.0\n[optimizer]\nlr = "matched"\nplain_lr = 0.1\n',
+    ),
+}
+
+
+def raced(text: str) -> tuple[Method, ...]:
+    given = job("hurts", 0)
+    recipe = parse_recipe(text)
+    # Globs of another student would fit no weight of this one.
+    plan = recipe.plan.model_copy(update={"exclude": []})
+    aligned = (lambda: None) if recipe.alignment else None
+    asked = recipe.model_copy(update={"plan": plan})
+    return methods(replace(given, recipe=asked, alignment=aligned))
+
+
+def pasted(text: str, lines: str) -> str:
+    """What a user does with the lines, as they say it."""
+    tree, more = tomllib.loads(text), tomllib.loads(lines)
+    if "plan" in more:
+        tree["plan"] = more["plan"]
+    tree["optimizer"] |= more["optimizer"]
+    for line in lines.splitlines():
+        if line.startswith("# Remove "):
+            remove(tree, line.removeprefix("# Remove ").removesuffix("."))
+    return "".join(section(name, value) for name, value in tree.items())
+
+
+def remove(tree: dict[str, Any], what: str) -> None:
+    if what.startswith("["):
+        del tree[what.strip("[]")]
+        return
+    key, _, place = what.partition(" in ")
+    del tree[place.strip("[]")][key]
+
+
+def section(name: str, value: Any) -> str:
+    if isinstance(value, list):
+        return "".join(section(f"[{name}]", entry) for entry in value)
+    keys = (
+        f"{key} = {str(v).lower() if v in (True, False) else repr(v)}" for key, v in value.items()
+    )
+    return f"[{name}]\n" + "\n".join(keys) + "\n"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_advice_can_be_pasted_into_the_recipe(name: str) -> None:
+    student, rest = RECIPES[name]
+    text = HEAD.format(student=student) + rest
+    parse_recipe(text)
+    plain, *over = raced(text)
+    for method in over:
+        for use in (True, False):
+            found = advice(BASE, BETTER) if use else advice(BETTER, BASE)
+            # A race gives an optimizer without weight decay no other.
+            decay = 0.0 if name == "no decay" else 0.01
+            parts = {"lines": method.lines, "without": method.without, "weight_decay": decay}
+            found = replace(
+                found,
+                over=replace(found.over, **parts),
+                plain=replace(
+                    found.plain, lines=plain.lines, without=plain.without, weight_decay=decay
+                ),
+            )
+            read = parse_recipe(pasted(text, recipe_lines(found)))
+            assert read.plan.enabled == use
+            assert read.optimizer.lr == found.over.lr
+            if use and method.lines:
+                assert (read.plan.cores, read.alignment) == (method.lines["cores"], None)
+            if use and not method.lines:
+                assert read.plan == parse_recipe(text).plan
+
+
+def test_lines_say_what_has_to_go() -> None:
+    student, rest = RECIPES["warm"]
+    plain, *over = raced(HEAD.format(student=student) + rest)
+    assert plain.without == ("[alignment]", "plain_lr in [optimizer]")
+    assert over[0].without == plain.without
+    assert (over[-1].name, over[-1].aligned) == ("as in the recipe, aligned", True)
+    assert over[-1].without == ("plain_lr in [optimizer]",)
+    student, rest = RECIPES["aligned"]
+    plain, *_ = raced(HEAD.format(student=student) + rest)
+    assert plain.without == ("[alignment]", "layer_map in [student]")
+
+
+def test_methods_keep_the_recipes_globs() -> None:
+    given = job("hurts", 0)
+    plan = given.recipe.plan.model_copy(update={"include": ["weight"]})
+    made = methods(replace(given, recipe=given.recipe.model_copy(update={"plan": plan})))
+    assert [method.lines.get("include") for method in made] == [None, ["weight"], ["weight"]]
