@@ -95,8 +95,9 @@ def _job(terminal: Terminal, file: Path) -> Job:
 def _show(terminal: Terminal, advice: Advice) -> None:
     from opdf_compile.distill.advise.sentences import recipe_lines, recommendation
 
+    sides = (advice.plain, advice.over)
     terminal.show(
-        tried_table(advice),
+        *(tried_table(side, name, advice.metric) for side, name in zip(sides, _SIDES, strict=True)),
         sides_table(advice),
         pairs_table(advice),
         f"Time: {advice.seconds:.0f} s, {advice.spent:.0f} s of them for loading; "
@@ -107,26 +108,22 @@ def _show(terminal: Terminal, advice: Advice) -> None:
     terminal.show("", recommendation(advice), "", *recipe_lines(advice).splitlines())
 
 
-def tried_table(advice: Advice) -> Table:
-    """The best settings of each rung and side."""
-    numbers = ("rung", "lr", "weight decay", "steps", "seeds", advice.metric)
+def tried_table(side: Side, name: str, metric: str) -> Table:
+    """The best settings of each rung of one side."""
+    numbers = ("rung", "lr", "decay", "steps", "seeds", metric)
     made = table(
-        f"What each side tried (the best {_SHOWN} of each rung)",
-        "side",
+        f"Tuning, {name}: the best {_SHOWN} of each rung",
         "rung",
         "method",
         *numbers[1:],
         numbers=numbers,
     )
-    for name, side in zip(_SIDES, (advice.plain, advice.over), strict=True):
-        for rung, group in groupby(side.tried, key=lambda row: row.rung):
-            rows = list(group)
-            for place, row in enumerate(rows[:_SHOWN]):
-                first = (name if rung == 1 else "", str(rung)) if place == 0 else ("", "")
-                made.add_row(*first, *_tried_cells(row))
-            if len(rows) > _SHOWN:
-                made.add_row("", "", f"and {len(rows) - _SHOWN} more")
-        made.add_section()
+    for rung, group in groupby(side.tried, key=lambda row: row.rung):
+        rows = list(group)
+        for place, row in enumerate(rows[:_SHOWN]):
+            made.add_row("" if place else str(rung), *_tried_cells(row))
+        if len(rows) > _SHOWN:
+            made.add_row("", f"and {len(rows) - _SHOWN} more")
     return made
 
 
@@ -142,15 +139,26 @@ def _tried_cells(row: Tried) -> tuple[str, ...]:
 
 
 def sides_table(advice: Advice) -> Table:
-    """What each side chose, and what its runs cost."""
-    numbers = ("lr", "weight decay", "ms a step", "set-up s", "steps a run", "s a run")
-    seconds = ("tuning runs", "tuning s", "final s")
-    made = table(
-        "Equal time for both", "side", "chosen", *numbers, *seconds, numbers=numbers + seconds
-    )
-    for name, side in zip(_SIDES, (advice.plain, advice.over), strict=True):
-        made.add_row(name, *_side_cells(side, len(advice.seeds)))
+    """What each side chose, and what its runs cost; a column per side, as names can be long."""
+    made = table("Equal time for both", "what", *_SIDES, numbers=_SIDES)
+    cells = (_side_cells(side, len(advice.seeds)) for side in (advice.plain, advice.over))
+    for row in zip(_SIDE_ROWS, *cells, strict=True):
+        made.add_row(*row)
     return made
+
+
+_SIDE_ROWS = (
+    "chosen",
+    "learning rate",
+    "weight decay",
+    "tuning runs",
+    "tuning, seconds",
+    "final, seconds",
+    "seconds per final run",
+    "steps per final run",
+    "milliseconds per step",
+    "seconds of set-up",
+)
 
 
 def _side_cells(side: Side, runs: int) -> tuple[str, ...]:
@@ -158,13 +166,13 @@ def _side_cells(side: Side, runs: int) -> tuple[str, ...]:
         side.method,
         f"{side.lr:g}",
         f"{side.weight_decay:g}",
-        f"{1000 * side.step_seconds:.3g}",
-        f"{side.setup_seconds:.2g}",
-        str(side.final_steps),
-        f"{side.final_seconds / runs:.3g}",
         str(side.tuning_runs),
         f"{side.tuning_seconds:.3g}",
         f"{side.final_seconds:.3g}",
+        f"{side.final_seconds / runs:.3g}",
+        str(side.final_steps),
+        f"{1000 * side.step_seconds:.3g}",
+        f"{side.setup_seconds:.2g}",
     )
 
 

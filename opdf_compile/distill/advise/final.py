@@ -37,7 +37,7 @@ class Pair:
 
 def final(
     run: Run,
-    steps: Callable[[], Sequence[int]],
+    steps: Callable[[float], Sequence[int]],
     folds: Folds,
     *,
     most: int,
@@ -51,7 +51,8 @@ def final(
 
     Args:
         run: Trains and scores; of the side (0 plain, 1 over-parameterised), fold, seed and steps.
-        steps: Steps of both sides' next runs, which take equal time.
+        steps: Steps of both sides' next runs, which take equal time; of the seconds that the plain
+            student's runs have trained longer so far.
         folds: Where each seed's examples come from.
         most: Pairs that are enough.
         left: Seconds that are left.
@@ -62,7 +63,7 @@ def final(
     while len(pairs) < most and left() >= _SLACK * longest:
         before, seed = left(), FIRST_SEED + len(pairs)
         say(f"final comparison, pair {len(pairs) + 1}")
-        fold, counts, runs = folds.final(seed), steps(), {}
+        fold, counts, runs = folds.final(seed), steps(_ahead(pairs)), {}
         try:
             # Sides take turns in going first: a machine that warms up favours neither.
             for side in (0, 1) if len(pairs) % 2 == 0 else (1, 0):
@@ -72,3 +73,7 @@ def final(
         pairs.append(Pair(seed, (runs[0], runs[1])))
         longest = max(longest, before - left())
     return pairs
+
+
+def _ahead(pairs: Sequence[Pair]) -> float:
+    return sum(pair.runs[0].seconds - pair.runs[1].seconds for pair in pairs)

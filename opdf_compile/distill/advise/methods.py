@@ -56,10 +56,10 @@ def methods(job: Job) -> tuple[Method, ...]:
     usual = asked.parametrization == "mpo" and asked.cores in (None, *CORES)
     sized = asked.scale is not None or asked.overhead is not None
     if asked.enabled and (not usual or sized):
-        made.append(Method("as in the recipe", job.plan(student), without=without))
+        made.append(Method("the recipe's plan", job.plan(student), without=without))
     if asked.enabled and job.alignment is not None:
         rate = tuple(name for name in without if name == _PLAIN_RATE)
-        name = "as in the recipe, aligned"
+        name = "the recipe's plan, aligned"
         made.append(Method(name, job.plan(student), aligned=True, without=rate))
     return tuple(made)
 

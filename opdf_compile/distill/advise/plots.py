@@ -11,6 +11,7 @@ from opdf_compile.distill.advise.value import Advice, Side
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Blue and vermilion stay apart for colour-blind readers and in print.
 _PLAIN, _OVER, _FAINT = "#0072b2", "#d55e00", "#b0b0b0"
@@ -35,18 +36,24 @@ def plot_advice(advice: Advice, path: Path) -> None:
         advice: What was found.
         path: A .png file; written whole or not at all.
     """
+    from opdf_compile.io.files import atomic_write
+
+    figure = draw(advice)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+
+
+def draw(advice: Advice) -> Figure:
+    """The figure: the tuning on the left, the paired gains on the right."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    from opdf_compile.io.files import atomic_write
-
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(11.0, 4.4), layout="constrained")
+        figure = Figure(figsize=(11.0, 5.0), layout="constrained")
         left, right = figure.subplots(1, 2)
         _tuning(left, advice)
         _gains(right, advice)
-        with atomic_write(path) as temporary:
-            figure.savefig(temporary, dpi=150, format="png")
+    return figure
 
 
 def _tuning(axes: Axes, advice: Advice) -> None:
@@ -67,7 +74,7 @@ def _tuning(axes: Axes, advice: Advice) -> None:
     axes.set_xlabel("learning rate")
     axes.set_ylim(*_window(shown, advice.higher_is_better))
     if shown:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
 
 
 def _best_by_rate(side: Side, rung: int, higher_is_better: bool) -> dict[float, float]:

@@ -85,12 +85,22 @@ def seconds_of(steps: float, plain: Pace) -> float:
     return plain.setup + steps * plain.step
 
 
-def steps_of(method: str, plain_steps: float, paces: Mapping[str, Pace]) -> int:
-    """Steps of a method in the time of a plain run; at least one."""
+def steps_of(
+    method: str, plain_steps: float, paces: Mapping[str, Pace], *, ahead: float = 0.0
+) -> int:
+    """Steps of a method in the time of a plain run; at least one.
+
+    Args:
+        method: Its name.
+        plain_steps: Steps of the plain run.
+        paces: What the methods cost.
+        ahead: Seconds that plain runs have had more so far; half a run at most is made up for.
+    """
     if method == PLAIN:
         return max(1, round(plain_steps))
     pace = paces[method]
-    left = seconds_of(plain_steps, paces[PLAIN]) - pace.setup
+    time = seconds_of(plain_steps, paces[PLAIN])
+    left = time + max(-time / 2, min(time / 2, ahead)) - pace.setup
     return max(1, math.floor(left / pace.step + 1e-6))
 
 

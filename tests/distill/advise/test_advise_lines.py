@@ -115,7 +115,7 @@ def test_lines_say_what_has_to_go() -> None:
     plain, *over = raced(HEAD.format(student=student) + rest)
     assert plain.without == ("[alignment]", "plain_lr in [optimizer]")
     assert over[0].without == plain.without
-    assert (over[-1].name, over[-1].aligned) == ("as in the recipe, aligned", True)
+    assert (over[-1].name, over[-1].aligned) == ("the recipe's plan, aligned", True)
     assert over[-1].without == ("plain_lr in [optimizer]",)
     student, rest = RECIPES["aligned"]
     plain, *_ = raced(HEAD.format(student=student) + rest)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from planted_jobs import job, recipe
 
-from opdf_compile.distill.advise.folds import Folds
+from opdf_compile.distill.advise.final import final
+from opdf_compile.distill.advise.folds import Fold, Folds
 from opdf_compile.distill.advise.grid import Grid, Point, grid_of
-from opdf_compile.distill.advise.runner import Score
+from opdf_compile.distill.advise.runner import Score, Trained
 from opdf_compile.distill.advise.search import Search
 from opdf_compile.distill.advise.timetable import Pace, seconds_of, steps_of, timetable
 from opdf_compile.distill.recipe.schema import OptimizerSection
@@ -88,6 +89,47 @@ def test_every_run_has_the_plain_runs_time() -> None:
     time = seconds_of(1000, PACES["plain"])
     steps = steps_of("n = 2", 1000, PACES)
     assert PACES["n = 2"].setup + steps * PACES["n = 2"].step == pytest.approx(time)
+
+
+def test_a_step_that_costs_more_than_was_measured_leaves_both_sides_equal_time() -> None:
+    paces = {"plain": Pace(0.0, 0.01, 0.0), "n = 2": Pace(0.0, 0.02, 0.0)}
+
+    def run(side: int, _fold: Fold, _seed: int, steps: int) -> Trained:
+        return Trained(Score(0.0, 0.0), steps, 0.0, steps * (0.01, 0.026)[side], 0.0, ())
+
+    def steps(ahead: float) -> list[int]:
+        return [100, steps_of("n = 2", 100, paces, ahead=ahead)]
+
+    pairs = final(
+        run, steps, Folds(job("hurts", 0)), most=9, left=lambda: 1.0, say=lambda _text: None
+    )
+    plain, over = (sum(pair.runs[side].seconds for pair in pairs) for side in (0, 1))
+    assert plain == pytest.approx(9.0)
+    # Without it the difference would be 9 x 0.3; one run's error stays.
+    assert abs(over - plain) <= 0.35
+
+
+def test_what_is_made_up_for_is_half_a_run_at_most() -> None:
+    assert steps_of("n = 2", 1000, PACES, ahead=100.0) == steps_of("n = 2", 1500, PACES)
+    assert steps_of("n = 2", 1000, PACES, ahead=-100.0) == steps_of("n = 2", 500, PACES)
+
+
+def test_a_recipe_without_time_for_one_step_is_refused() -> None:
+    with pytest.raises(InputError, match=r"n = 2 cannot take one step.* wanted at least 52 steps"):
+        timetable(600.0, 6.0, 51, PACES, most_pairs=30)
+    assert steps_of("n = 2", 52, PACES) == 1
+    assert timetable(600.0, 6.0, 52, PACES, most_pairs=30).steps == 52
+
+
+def test_loading_counts_in_the_budget_that_a_refusal_names() -> None:
+    with pytest.raises(
+        InputError, match=r"of 40 s .* after loading took 30 s.* --budget (\d+)"
+    ) as no:
+        timetable(40.0, 32.0, 1000, PACES, most_pairs=30, spent=30.0)
+    named = float(str(no.value).split("--budget ")[1].split(",")[0])
+    assert timetable(named, 32.0, 1000, PACES, most_pairs=30, spent=30.0).pairs >= 8
+    with pytest.raises(InputError):
+        timetable(named - 25, 32.0, 1000, PACES, most_pairs=30, spent=30.0)
 
 
 def test_two_thirds_of_an_ample_budget_go_to_the_final() -> None:

@@ -75,6 +75,24 @@ def test_no_difference_says_what_it_would_take() -> None:
     assert f"takes {found.comparison.seeds_needed} pairs" in recommendation(found)
 
 
+def test_more_pairs_than_a_race_has_are_asked_for_by_name() -> None:
+    found = advice(list(BASE), [*LIKE[:7], 0.82])
+    assert found.comparison is not None
+    needed = found.comparison.seeds_needed
+    assert needed is not None and needed > found.most_pairs
+    assert f" --pairs {needed}." in recommendation(found)
+    assert "--pairs" not in recommendation(replace(found, most_pairs=needed))
+
+
+def test_budget_that_would_do_holds_loading_and_two_thirds_of_the_rest() -> None:
+    found = advice(list(BASE), [*LIKE[:7], 0.82])
+    assert found.comparison is not None and found.comparison.seeds_needed is not None
+    pair = 80.0 / 8
+    needed = found.comparison.seeds_needed * pair
+    assert found.seconds_needed == pytest.approx(1.5 * needed)
+    assert replace(found, spent=20.0).seconds_needed == pytest.approx(20 + 1.5 * needed)
+
+
 def test_equal_scores_name_no_number_of_seeds() -> None:
     found = advice(list(BASE), list(BASE))
     assert found.verdict == "no-difference"
