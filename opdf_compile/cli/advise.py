@@ -58,9 +58,12 @@ def command(
     """
     started = time.perf_counter()
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
-        if plot is not None:
-            require_folder(plot)
         from opdf_compile.distill.advise import advise, require_limits
+        from opdf_compile.distill.advise.plots import plot_advice, require_picture
+
+        if plot is not None:
+            require_picture(plot)
+            require_folder(plot)
 
         require_limits(budget, pairs)
         job = _job(terminal, recipe)
@@ -78,8 +81,6 @@ def command(
         _show(terminal, advice)
         terminal.result({**advice.to_json(), "recipe": str(recipe)})
         if plot is not None:
-            from opdf_compile.distill.advise.plots import plot_advice
-
             plot_advice(advice, plot)
             terminal.show("", f"Wrote {plot}")
 

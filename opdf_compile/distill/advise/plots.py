@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opdf_compile.distill.advise.value import Advice, Side
+from opdf_compile.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,13 +35,30 @@ def plot_advice(advice: Advice, path: Path) -> None:
 
     Args:
         advice: What was found.
-        path: A .png file; written whole or not at all.
+        path: A .png, .svg or .pdf file; written whole or not at all.
+
+    Raises:
+        InputError: It is another kind of file.
+        ArtefactError: It cannot be written.
     """
     from opdf_compile.io.files import atomic_write
 
+    require_picture(path)
     figure = draw(advice)
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
+        figure.savefig(temporary, dpi=150)
+
+
+def require_picture(path: Path) -> None:
+    """Refuse a file that no picture can be written to.
+
+    Raises:
+        InputError: Its name ends otherwise than in .png, .svg or .pdf.
+    """
+    from opdf_compile.verify.report.figures import SUFFIXES
+
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"the plot {path} is no {', '.join(SUFFIXES)} file; give such a name")
 
 
 def draw(advice: Advice) -> Figure:
