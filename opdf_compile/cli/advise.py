@@ -106,7 +106,8 @@ def _show(terminal: Terminal, advice: Advice) -> None:
     )
     for note in advice.notes:
         terminal.warn(note)
-    terminal.show("", recommendation(advice), "", *recipe_lines(advice).splitlines())
+    lines = recipe_lines(advice).splitlines()
+    terminal.show("", recommendation(advice), *[""] * bool(lines), *lines)
 
 
 def tried_table(side: Side, name: str, metric: str) -> Table:

@@ -92,6 +92,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             traceback.print_exc()
         return _fail(*_explain(error))
+    if code == INTERRUPTED:
+        # Newer versions of typer make this code of a KeyboardInterrupt, and say nothing.
+        return _fail("interrupted", INTERRUPTED)
     return code if isinstance(code, int) else 0
 
 

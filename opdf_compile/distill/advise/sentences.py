@@ -33,7 +33,12 @@ def recommendation(advice: Advice) -> str:
 
 
 def recipe_lines(advice: Advice) -> str:
-    """The lines of the recipe that follow the advice, as TOML with comments that say where to."""
+    """The lines of the recipe that follow the advice, as TOML with comments that say where to.
+
+    None where a side was not tuned.
+    """
+    if advice.verdict == "undecided":
+        return ""
     side = advice.over if advice.verdict == "use" else advice.plain
     lines = [f"# Remove {name}." for name in side.without]
     if side.lines:

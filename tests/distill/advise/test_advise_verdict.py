@@ -108,6 +108,7 @@ def test_a_side_at_the_edge_has_not_lost(loser: str) -> None:
     changed = replace(found, **{loser: edge})
     assert changed.verdict == "undecided"
     assert "--budget 240" in recommendation(changed)
+    assert recipe_lines(changed) == ""
     # The winner may lie at an edge: it can only become better.
     winner = "over" if loser == "plain" else "plain"
     edge = replace(getattr(found, winner), at_edge=True)
