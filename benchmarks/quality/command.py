@@ -52,6 +52,8 @@ def _run(options: argparse.Namespace) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda was asked for and torch finds no CUDA device")
     device = torch.device(options.device)
+    # Its tensors are small: a second thread gains little, and waits long on a busy machine.
+    torch.set_num_threads(1)
     run(
         options.data,
         options.json,
