@@ -43,6 +43,8 @@ _CALIBRATION_STEPS = 6
 _CALIBRATION_ROUNDS = 3
 # What calibration may cost, as a share of the budget; one round there always is.
 _CALIBRATION_SHARE = 0.05
+# What is kept back for the statistics after the last run.
+_CLOSING_SHARE = 0.01
 
 
 def advise(
@@ -105,13 +107,14 @@ class _Race:
     def __init__(self, job: Job, given: _Given, clock: Clock, progress: Progress) -> None:
         self._started, self._clock = clock() - given.spent, clock
         self._job, self._given, self._budget = job, given, given.budget
+        self._end = (1 - _CLOSING_SHARE) * given.budget
         self._progress = progress
         self._say("tracing and planning the student")
         self._methods = {method.name: method for method in methods(job)}
         self._grid: Grid = grid_of(job.recipe.optimizer)
         self._folds = Folds(job)
         try:
-            self._runner = Runner(job, self._folds, clock, self._started + given.budget)
+            self._runner = Runner(job, self._folds, clock, self._started + self._end)
         except OutOfTime:
             raise InputError(
                 f"the budget of {given.budget:g} s is too little time: the teacher's outputs alone "
@@ -224,7 +227,7 @@ class _Race:
             steps,
             self._folds,
             most=self._given.most_pairs,
-            left=lambda: self._budget - self.used,
+            left=lambda: self._end - self.used,
             say=self._say,
         )
 
