@@ -6,16 +6,21 @@ itself tested against pages that it must reject.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from opdf_compile.cli import main
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -23,6 +28,8 @@ PAGES = [README, *sorted((ROOT / "docs").glob("**/*.md"))]
 # Pages whose blocks take minutes; `make test` leaves them to `make test-all`.
 LONG = {README, ROOT / "docs" / "distributed.md", ROOT / "docs" / "onnx.md"}
 SHELL = {"console", "bash", "sh", "shell"}
+# What a command line may hold that needs a shell.
+SPECIAL = frozenset("|&;<>$`*?(){}\n~#")
 
 
 class BlockFailed(AssertionError):
@@ -86,10 +93,14 @@ def check_output(where: str, command: str, shown: list[str], printed: str) -> No
             )
 
 
+Shell = Callable[[str, str, Path], str]
+TERMINAL = {"COLUMNS": "100", "NO_COLOR": "1"}
+
+
 def shell(where: str, command: str, folder: Path) -> str:
     """Runs a command with the interpreter of the tests first on the path."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "COLUMNS": "100", "NO_COLOR": "1"}
+    environment = os.environ | {"PATH": path} | TERMINAL
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", command],
         cwd=folder,
@@ -104,7 +115,27 @@ def shell(where: str, command: str, folder: Path) -> str:
     return done.stdout
 
 
-def run_console(block: Block, folder: Path) -> None:
+def in_process(where: str, command: str, folder: Path) -> str:
+    """Runs the program without a new process, which would import torch; the rest in a shell."""
+    words = shlex.split(command.replace("\\\n", " "))
+    if words[0] != "opdf-compile" or SPECIAL & set("".join(words)):
+        return shell(where, command, folder)
+    printed = io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(printed),
+    ):
+        for name, value in TERMINAL.items():
+            patch.setenv(name, value)
+        patch.chdir(folder)
+        code = main(words[1:])
+    if code:
+        raise BlockFailed(f"{where}: `{command}` exits {code}:\n{printed.getvalue()}")
+    return printed.getvalue()
+
+
+def run_console(block: Block, folder: Path, run: Shell) -> None:
     """Runs each `$ ` line, which goes on while it ends with a backslash."""
     lines = block.text.splitlines()
     while lines:
@@ -117,7 +148,7 @@ def run_console(block: Block, folder: Path) -> None:
         shown: list[str] = []
         while lines and not lines[0].startswith("$ "):
             shown.append(lines.pop(0))
-        check_output(block.where, command, shown, shell(block.where, command, folder))
+        check_output(block.where, command, shown, run(block.where, command, folder))
 
 
 def run_python(block: Block, namespace: dict[str, object]) -> None:
@@ -129,7 +160,7 @@ def run_python(block: Block, namespace: dict[str, object]) -> None:
         raise BlockFailed(f"{block.where}: {type(error).__name__}: {error}") from error
 
 
-def run_page(page: str, text: str, folder: Path) -> int:
+def run_page(page: str, text: str, folder: Path, run: Shell = shell) -> int:
     """Runs a page in a folder, which must be the current one, and counts the blocks that ran."""
     namespace: dict[str, object] = {"__name__": "__main__"}
     ran = 0
@@ -139,7 +170,7 @@ def run_page(page: str, text: str, folder: Path) -> int:
         if block.language == "python":
             run_python(block, namespace)
         elif block.language == "console":
-            run_console(block, folder)
+            run_console(block, folder, run)
         elif block.language in SHELL:
             shell(block.where, block.text, folder)
         else:
@@ -148,18 +179,32 @@ def run_page(page: str, text: str, folder: Path) -> int:
     return ran
 
 
-def pages() -> Iterator[object]:
-    for page in PAGES:
-        marks = pytest.mark.slow if page in LONG else ()
-        yield pytest.param(page, marks=marks, id=str(page.relative_to(ROOT)))
+def named(found: list[Path], **options: Any) -> list[Any]:
+    return [pytest.param(page, id=str(page.relative_to(ROOT)), **options) for page in found]
 
 
-@pytest.mark.parametrize("page", list(pages()))
-def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def check_page(page: Path, folder: Path, patch: pytest.MonkeyPatch, run: Shell) -> None:
+    patch.chdir(folder)
     # A file imported by one page must not be found by the next.
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    run_page(str(page.relative_to(ROOT)), page.read_text(encoding="utf-8"), tmp_path)
+    patch.setattr(sys, "path", [str(folder), *sys.path])
+    run_page(str(page.relative_to(ROOT)), page.read_text(encoding="utf-8"), folder, run)
+
+
+QUICK = [page for page in PAGES if page not in LONG]
+TYPED = [page for page in PAGES if "```console" in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", named(QUICK))
+def test_every_block_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_page(page, tmp_path, monkeypatch, in_process)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", named(sorted({*LONG, *TYPED})))
+def test_every_block_runs_as_typed(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_page(page, tmp_path, monkeypatch, shell)
 
 
 def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,19 +243,39 @@ BAD = {
 }
 
 
+@pytest.mark.parametrize("run", [shell, in_process])
 @pytest.mark.parametrize("text", GOOD.values(), ids=GOOD)
-def test_checker_accepts(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checker_accepts(
+    text: str, run: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run_page("page.md", text, tmp_path) >= 1
+    assert run_page("page.md", text, tmp_path, run) >= 1
 
 
+@pytest.mark.parametrize("run", [shell, in_process])
 @pytest.mark.parametrize(("text", "message"), BAD.values(), ids=BAD)
 def test_checker_rejects(
-    text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    text: str, message: str, run: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BlockFailed, match=message):
-        run_page("page.md", text, tmp_path)
+        run_page("page.md", text, tmp_path, run)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("opdf-compile inspect gone.pt2", r"exits 2:\n.*gone.pt2 does not exist"),
+        ("opdf-compile doctor \\\n>   --help\nno such option", "does not print the shown line"),
+    ],
+)
+def test_checker_rejects_what_the_program_says(
+    command: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subprocess, "run", None)  # A shell would fail in another way.
+    with pytest.raises(BlockFailed, match=message):
+        run_page("page.md", fenced("console", f"$ {command}"), tmp_path, in_process)
 
 
 def test_marked_block_is_left_out(tmp_path: Path) -> None:
