@@ -104,7 +104,14 @@ def raced() -> Advice:
         scores=(0.9, 0.92, 0.91, 0.9),
     )
     found = paired([0.1, 0.11, 0.12])
-    times = {"whole": 1000, "budget": 120.0, "seconds": 110.0, "spent": 5.0, "most_pairs": 30}
+    times = {
+        "whole": 1000,
+        "budget": 120.0,
+        "seconds": 110.0,
+        "spent": 5.0,
+        "most_pairs": 30,
+        "scored": 9,
+    }
     return Advice(
         plain, over, found, (1000, 1001, 1002, 1003), "accuracy", True, mixed=True, **times
     )

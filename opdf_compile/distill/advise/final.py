@@ -40,7 +40,7 @@ def final(
     steps: Callable[[float], Sequence[int]],
     folds: Folds,
     *,
-    most: int,
+    parts: int,
     left: Callable[[], float],
     say: Callable[[str], None],
 ) -> list[Pair]:
@@ -54,16 +54,16 @@ def final(
         steps: Steps of both sides' next runs, which take equal time; of the seconds that the plain
             student's runs have trained longer so far.
         folds: Where each seed's examples come from.
-        most: Pairs that are enough.
+        parts: Pairs that are enough, each with examples of its own to score.
         left: Seconds that are left.
         say: Told what runs.
     """
     pairs: list[Pair] = []
     longest = 0.0
-    while len(pairs) < most and left() >= _SLACK * longest:
+    while len(pairs) < parts and left() >= _SLACK * longest:
         before, seed = left(), FIRST_SEED + len(pairs)
         say(f"final comparison, pair {len(pairs) + 1}")
-        fold, counts, runs = folds.final(seed), steps(_ahead(pairs)), {}
+        fold, counts, runs = folds.final(len(pairs), parts), steps(_ahead(pairs)), {}
         try:
             # Sides take turns in going first: a machine that warms up favours neither.
             for side in (0, 1) if len(pairs) % 2 == 0 else (1, 0):

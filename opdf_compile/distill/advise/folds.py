@@ -3,10 +3,14 @@
 A choice of settings fits the examples it was made on a little. So the final comparison is scored on
 examples that no tuning run was scored on:
 
-- Where the validation part is a random share of one set of examples, each final seed draws a part
-  of the same size from the training part, and gives the old validation part back for training.
+- Where the validation part is a random share of one set of examples, final runs are scored on parts
+  of the training part, which they do not learn from; they learn from the old validation part too.
 - Where the user gave a validation part of its own, one half of it scores the tuning and the other
   half the final comparison: parts of different origin are not mixed.
+
+Each pair of final runs has examples of its own to score: no example is scored by two pairs. If all
+pairs scored the same examples, the spread over pairs would not hold the chance that lies in these
+examples, and chance would be shown as a difference.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ _MIXABLE = {"digits", "mnist1d"}
 _ONE_FILE = {".npz", ".safetensors"}
 # No fold takes more of the training part, however large the validation part is.
 _LARGEST_SHARE = 0.25
+# Two to tune on, and two pairs with an example each.
+_FEWEST_HELD = 4
 
 
 @dataclass(frozen=True)
@@ -43,23 +49,24 @@ class Folds:
     """The folds of a job.
 
     Attributes:
-        mixed: Whether final folds are drawn from the training part.
+        mixed: Whether final runs are scored on parts of the training part.
     """
 
     def __init__(self, job: Job) -> None:
         """Split the pool.
 
         Raises:
-            InputError: There are fewer than two validation examples.
+            InputError: There are fewer than four validation examples.
         """
         self._data: Data = job.data
         self.mixed = is_one_set(job)
         self._train = torch.arange(len(self._data.train))
         held = len(self._data.validation)
-        if held < 2:
+        if held < _FEWEST_HELD:
             raise InputError(
                 f"the validation part of {self._data.source or 'the data'} has {held} examples, "
-                "wanted at least 2; advise compares methods on it: raise validation_share"
+                f"wanted at least {_FEWEST_HELD}; advise compares methods on it: raise "
+                "validation_share"
             )
         order = torch.randperm(held, generator=torch.Generator().manual_seed(0))
         self._validation = len(self._train) + order
@@ -82,14 +89,37 @@ class Folds:
             return Fold(self._train, self._validation)
         return Fold(self._train, self._validation[: len(self._validation) // 2])
 
-    def final(self, seed: int) -> Fold:
-        """What both runs of a final seed learn from and are scored on."""
+    def parts(self, wanted: int) -> int:
+        """How many pairs can be scored on examples of their own: as many as wanted, or fewer."""
+        return min(wanted, len(self._scored()))
+
+    def size_of(self, parts: int) -> int:
+        """Examples that each of so many pairs is scored on."""
+        count = len(self._scored())
         if not self.mixed:
-            return Fold(self._train, self._validation[len(self._validation) // 2 :])
-        count = len(self._train)
-        size = max(1, min(len(self._validation), int(_LARGEST_SHARE * count)))
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-        return Fold(torch.cat([order[size:], self._validation]), order[:size])
+            return count // parts
+        largest = min(len(self._validation), int(_LARGEST_SHARE * count))
+        return max(1, min(largest, count // parts))
+
+    def final(self, place: int, parts: int) -> Fold:
+        """What both runs of a pair learn from and are scored on.
+
+        Args:
+            place: The pair's number, below `parts`.
+            parts: How many pairs there are, from `self.parts`.
+        """
+        scored, size = self._scored(), self.size_of(parts)
+        start, end = place * size, (place + 1) * size
+        if not self.mixed:
+            return Fold(self._train, scored[start:end])
+        rest = torch.cat([scored[:start], scored[end:], self._validation])
+        return Fold(rest, scored[start:end])
+
+    def _scored(self) -> Tensor:
+        """All that the final comparison may score, shuffled."""
+        if not self.mixed:
+            return self._validation[len(self._validation) // 2 :]
+        return torch.randperm(len(self._train), generator=torch.Generator().manual_seed(1))
 
 
 def is_one_set(job: Job) -> bool:

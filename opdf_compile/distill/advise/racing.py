@@ -226,7 +226,7 @@ class _Race:
             run,
             steps,
             self._folds,
-            most=self._given.most_pairs,
+            parts=self._folds.parts(table.pairs),
             left=lambda: self._end - self.used,
             say=self._say,
         )
@@ -254,6 +254,7 @@ class _Race:
             self.used,
             self._given.spent,
             self._given.most_pairs,
+            self._folds.size_of(self._folds.parts(table.pairs)),
             self._folds.mixed,
             tuple(notes(self._job, table.steps, plain, over)),
         )

@@ -82,6 +82,7 @@ def _needed(advice: Advice) -> str:
         return ""
     more = f" --pairs {found.seeds_needed}" if found.seeds_needed > advice.most_pairs else ""
     return (
-        f"To see a difference of this size in 8 of 10 races takes {found.seeds_needed} pairs, "
-        f"about --budget {math.ceil(seconds)}{more}. "
+        f"To see a difference of this size in 8 of 10 races takes {found.seeds_needed} pairs of "
+        f"runs, each scored on {advice.scored} other examples, and about --budget "
+        f"{math.ceil(seconds)}{more}. "
     )

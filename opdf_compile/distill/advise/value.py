@@ -95,7 +95,8 @@ class Advice:
         seconds: Seconds that were used.
         spent: Seconds of them that were gone before the race, for loading.
         most_pairs: Pairs that were enough.
-        mixed: Whether final folds were drawn from the training part; see `folds`.
+        scored: Examples that each final pair was scored on; no two pairs share any.
+        mixed: Whether these were parts of the training part; see `folds`.
         notes: What a user should know, in sentences.
     """
 
@@ -110,6 +111,7 @@ class Advice:
     seconds: float
     spent: float
     most_pairs: int
+    scored: int
     mixed: bool
     notes: tuple[str, ...] = ()
 
@@ -187,7 +189,8 @@ class Advice:
             "seconds": self.seconds,
             "loading_seconds": self.spent,
             "final_share": self.final_share,
-            "folds": "drawn per seed" if self.mixed else "half of the validation part",
+            "examples_per_pair": self.scored,
+            "folds": "parts of the training part" if self.mixed else "half of the validation part",
             "notes": list(self.notes),
         }
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
-import torch
-from planted_jobs import job, recipe
+from planted_jobs import job
 
 from opdf_compile.distill.advise.final import final
 from opdf_compile.distill.advise.folds import Fold, Folds
@@ -101,7 +101,7 @@ def test_a_step_that_costs_more_than_was_measured_leaves_both_sides_equal_time()
         return [100, steps_of("n = 2", 100, paces, ahead=ahead)]
 
     pairs = final(
-        run, steps, Folds(job("hurts", 0)), most=9, left=lambda: 1.0, say=lambda _text: None
+        run, steps, Folds(job("hurts", 0)), parts=9, left=lambda: 1.0, say=lambda _text: None
     )
     plain, over = (sum(pair.runs[side].seconds for pair in pairs) for side in (0, 1))
     assert plain == pytest.approx(9.0)
@@ -153,15 +153,35 @@ def test_the_budget_that_a_refusal_names_is_enough() -> None:
 
 
 def test_final_scores_what_no_tuning_run_was_scored_on() -> None:
-    given = job("hurts", 0)
     for name, mixed in (("own.py:data", False), ("digits", True)):
-        section = recipe().data.model_copy(update={"source": name})
-        object.__setattr__(given, "recipe", given.recipe.model_copy(update={"data": section}))
-        folds = Folds(given)
+        folds = folds_of(name)
         assert folds.mixed is mixed
         tuned = set(folds.tuning().score.tolist())
-        for seed in (1000, 1001):
-            fold = folds.final(seed)
+        for place in (0, 7):
+            fold = folds.final(place, 8)
             assert not tuned & set(fold.score.tolist())
             assert not set(fold.train.tolist()) & set(fold.score.tolist())
-    assert not torch.equal(folds.final(1000).score, folds.final(1001).score)
+
+
+@pytest.mark.parametrize("name", ["own.py:data", "digits"])
+def test_no_example_is_scored_by_two_pairs(name: str) -> None:
+    folds = folds_of(name)
+    for wanted in (2, 8, 30, 10_000):
+        parts = folds.parts(wanted)
+        scored = [i for place in range(parts) for i in folds.final(place, parts).score.tolist()]
+        assert len(scored) == len(set(scored)) == parts * folds.size_of(parts)
+    assert folds.parts(10_000) == {"own.py:data": 100, "digits": 300}[name]
+
+
+def folds_of(source: str) -> Folds:
+    """300 training examples and 200 for validation, of their own or a share of one set."""
+    given = job("hurts", 0)
+    section = given.recipe.data.model_copy(update={"source": source})
+    return Folds(replace(given, recipe=given.recipe.model_copy(update={"data": section})))
+
+
+def test_validation_part_of_three_examples_is_refused() -> None:
+    given = job("hurts", 0)
+    few = replace(given.data, validation=[given.data.validation[i] for i in range(3)])
+    with pytest.raises(InputError, match="has 3 examples, wanted at least 4"):
+        Folds(replace(given, data=few))

@@ -45,6 +45,7 @@ def advice(plain: list[float | None], over: list[float | None]) -> Advice:
         seconds=110.0,
         spent=0.0,
         most_pairs=30,
+        scored=20,
         mixed=True,
     )
 
@@ -72,7 +73,10 @@ def test_no_difference_says_what_it_would_take() -> None:
     found = advice(list(BASE), [*LIKE[:7], 0.82])
     assert found.verdict == "no-difference"
     assert found.comparison is not None and found.comparison.seeds_needed is not None
-    assert f"takes {found.comparison.seeds_needed} pairs" in recommendation(found)
+    assert (
+        f"takes {found.comparison.seeds_needed} pairs of runs, each scored on 20"
+        in recommendation(found)
+    )
 
 
 def test_more_pairs_than_a_race_has_are_asked_for_by_name() -> None:
@@ -80,7 +84,7 @@ def test_more_pairs_than_a_race_has_are_asked_for_by_name() -> None:
     assert found.comparison is not None
     needed = found.comparison.seeds_needed
     assert needed is not None and needed > found.most_pairs
-    assert f" --pairs {needed}." in recommendation(found)
+    assert f" --pairs {needed}. " in recommendation(found)
     assert "--pairs" not in recommendation(replace(found, most_pairs=needed))
 
 
