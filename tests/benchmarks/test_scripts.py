@@ -98,6 +98,7 @@ def test_training_step(tmp_path: Path):
     assert profiles[0]["phases"]["pull"]["seconds"] > 0
 
 
+@pytest.mark.slow
 def test_training_step_of_some_forms_with_json_on_stdout():
     words = ("--accumulation", "2", "--rounds", "2", "--forms", "hoisted", "--json", "-")
     done = run("training_step.py", *TINY, *words)

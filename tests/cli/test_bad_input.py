@@ -191,7 +191,7 @@ def test_good_input_through_the_same_commands(line: str, run: Run, tmp_path: Pat
         pytest.param("expand student.py:build -o full.pt2", marks=pytest.mark.slow),
         "expand student.py:build -o full.safetensors",
         pytest.param("fold expanded.pt2 -o full.pt2", marks=pytest.mark.slow),
-        "export folded.pt2 -o full",
+        pytest.param("export folded.pt2 -o full", marks=pytest.mark.slow),
     ],
 )
 def test_disk_full_leaves_nothing(line: str, bad: Path) -> None:

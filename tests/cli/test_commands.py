@@ -12,6 +12,7 @@ import pytest
 
 Capture = pytest.CaptureFixture[str]
 Run = Callable[[str], int]
+SLOW = pytest.mark.slow
 
 
 def test_inspect_lists_every_weight(run: Run, capsys: Capture) -> None:
@@ -46,9 +47,9 @@ def test_plan_writes_and_prints_the_plan(run: Run, tmp_path: Path, capsys: Captu
     [
         ("inspect student.py:build", "opdf-match/1"),
         ("plan student.py:build -o {tmp}/p.json", "opdf-plan/1"),
-        ("expand student.py:build -o {tmp}/e.pt2", "opdf-expand/1"),
+        pytest.param("expand student.py:build -o {tmp}/e.pt2", "opdf-expand/1", marks=SLOW),
         ("fold expanded.pt2 -o {tmp}/f.pt2", "opdf-fold/1"),
-        ("export folded.pt2 -o {tmp}/s.onnx", "opdf-export/1"),
+        pytest.param("export folded.pt2 -o {tmp}/s.onnx", "opdf-export/1", marks=SLOW),
         ("verify bundle --only structure,numerics", "opdf-report/1"),
         ("doctor", "opdf-doctor/1"),
     ],

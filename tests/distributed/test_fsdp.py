@@ -40,6 +40,15 @@ CASES: dict[str, dict[str, Any]] = {
 QUICK = {"eval between", "shared", "clipping", "cores decay"}
 
 
+BOTH = pytest.mark.parametrize(
+    "shared",
+    [
+        pytest.param(False, id="replicated", marks=pytest.mark.slow),
+        pytest.param(True, id="shared"),
+    ],
+)
+
+
 @pytest.mark.parametrize(
     "case",
     [
@@ -77,7 +86,7 @@ def test_the_test_above_fails_without_reshard(two: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shared", [False, True], ids=["replicated", "shared"])
+@BOTH
 def test_a_mesh_of_two_axes(four: Any, shared: bool) -> None:
     """HSDP: shards within pairs, copies across."""
     found = four.run("fsdp_tasks", "against_one_process", layout={"dims": 2}, shared=shared)
@@ -85,7 +94,7 @@ def test_a_mesh_of_two_axes(four: Any, shared: bool) -> None:
         assert students.distance(run["folded"], run["wanted"]) < 1e-9
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["replicated", "shared"])
+@BOTH
 def test_a_shard_that_changed_on_one_rank_stops_all(two: Any, shared: bool) -> None:
     for run in two.run("fsdp_tasks", "changed_on_one_rank", shared=shared):
         for call in ("step", "fold"):
@@ -123,7 +132,7 @@ def test_state_of_sharded_parameters_is_taken_up(two: Any, after_eval: bool, sha
         assert students.same_bits([run["went on"], run["resumed"]])
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["replicated", "shared"])
+@BOTH
 def test_mixed_precision(two: Any, shared: bool) -> None:
     """bfloat16 has 8 bits: gradients differ by about 2^-8, and so do 8 steps of 1e-2."""
     for run in two.run("fsdp_tasks", "mixed_precision", shared=shared):
@@ -140,7 +149,7 @@ def test_an_overflow_on_one_rank_is_skipped_by_all(two: Any) -> None:
         assert run["moved"] == [True, False, True]
 
 
-@pytest.mark.parametrize("shared", [False, True], ids=["replicated", "shared"])
+@BOTH
 def test_batch_norm_and_dropout(two: Any, shared: bool) -> None:
     found = two.run("fsdp_tasks", "noisy", shared=shared)
     assert [run["kind"] for run in found] == ["Noisy", "Noisy"]

@@ -49,6 +49,7 @@ def test_bare_program(capsys: pytest.CaptureFixture[str]) -> None:
     assert isinstance(student, nn.Sequential) and len(list(student.parameters())) == 4
 
 
+@pytest.mark.slow
 def test_hf_trainer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare_torchvision()
     example = load("hf_trainer")
@@ -77,6 +78,7 @@ def test_accelerate_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert (tmp_path / "state" / "optimizer.bin").exists()
 
 
+@pytest.mark.slow
 def test_distill_plain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     losses, report = load("distill_plain").main(tmp_path / "bundle")
     printed = capsys.readouterr().out

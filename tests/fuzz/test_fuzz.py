@@ -30,7 +30,7 @@ FILE_EVERY = 10
 pytestmark = pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
 
 
-@settings(max_examples=7)
+@settings(max_examples=4)
 @given(case=cases())
 def test_random_modules(case: Case) -> None:
     check(case)

@@ -165,6 +165,7 @@ print(tuple(out.shape))
 """
 
 
+@pytest.mark.slow
 def test_a_process_without_opdf_compile_opens_trains_and_saves(
     archive: tuple[Path, Student], tmp_path: Path
 ) -> None:

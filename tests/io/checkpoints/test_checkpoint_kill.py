@@ -66,7 +66,7 @@ def broken(folder: Path, runs: ModuleType) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("kills", [10, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(
     kills: int, tmp_path: Path, server: Any, runs: ModuleType
 ) -> None:

@@ -58,11 +58,12 @@ def assert_as_one_process(runs: ModuleType, folder: Path, step: int) -> None:
     assert runs.digest(model, optimizer) == runs.digest(*wanted)
 
 
-def test_one_two_four_and_one_rank_make_one_run(
-    tmp_path: Path, server: Any, runs: ModuleType
+@pytest.mark.parametrize("numbers", [(2, 1), pytest.param((1, 2, 4, 1), marks=pytest.mark.slow)])
+def test_a_run_on_changing_numbers_of_ranks_is_one_run(
+    numbers: tuple[int, ...], tmp_path: Path, server: Any, runs: ModuleType
 ) -> None:
     folder = tmp_path / "run"
-    for done, ranks in enumerate((1, 2, 4, 1), start=1):
+    for done, ranks in enumerate(numbers, start=1):
         advance(server, folder, ranks)
         assert_as_one_process(runs, folder, 2 * done)
         path = folder / f"step-{2 * done:06d}"

@@ -182,8 +182,10 @@ def test_one_file_and_its_evidence(conv: tuple[ConvNet, Path]) -> None:
 
 @pytest.mark.parametrize(
     ("make", "example"),
-    [(ConvNet, torch.rand(2, 3, 8, 8)), (Scalars, torch.rand(2, 4, 5))],
-    ids=["convnet", "scalars"],
+    [
+        pytest.param(ConvNet, torch.rand(2, 3, 8, 8), id="convnet", marks=pytest.mark.slow),
+        pytest.param(Scalars, torch.rand(2, 4, 5), id="scalars"),
+    ],
 )
 def test_graph_does_not_depend_on_parameter_values(
     make: Callable[[], nn.Module], example: Tensor, tmp_path: Path
@@ -201,6 +203,7 @@ def test_comparison_above_sees_another_graph(conv: tuple[ConvNet, Path], tmp_pat
     assert shape_of_graph(path) != shape_of_graph(conv[1])
 
 
+@pytest.mark.slow
 def test_exporters_own_optimiser_would_depend_on_them() -> None:
     # The reason for our own: if this stops holding, onnx_optimise can go.
     ops = []
@@ -289,7 +292,7 @@ def test_inner_value_with_a_public_name_makes_way(tmp_path: Path) -> None:
     ("dtype", "numpy_name"),
     [
         ("fp16", "float16"),
-        ("bf16", "bfloat16"),
+        pytest.param("bf16", "bfloat16", marks=pytest.mark.slow),
         pytest.param("fp32", "float32", marks=pytest.mark.slow),
     ],
 )
