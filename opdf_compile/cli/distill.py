@@ -11,7 +11,7 @@ import typer
 from opdf_compile.cli import options as o
 from opdf_compile.cli.tables import shape, table
 from opdf_compile.cli.terminal import Terminal, opened
-from opdf_compile.errors import InputError, UserError
+from opdf_compile.errors import InputError, RunInterrupted, UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -83,10 +83,21 @@ def command(
             return error.exit_code
         plan = _shown(terminal, asked, job)
         if check:
+            _require_ready(job)
             terminal.show(f"{recipe} can run; nothing was trained")
             terminal.result(_checked(recipe, job, plan))
             return 0
         return _run(terminal, recipe, job, out or Path(f"{recipe.stem}-run"), fresh=fresh)
+
+
+def _require_ready(job: Job) -> None:
+    """Refuse what the run itself would refuse before its first step."""
+    from opdf_compile.distill.run.finishing import require_runtime
+    from opdf_compile.distill.run.machine import require_accelerate, require_machine
+
+    require_accelerate()
+    require_runtime(job)
+    require_machine(job.recipe.training)
 
 
 def _rank() -> int:
@@ -197,8 +208,14 @@ def _run(terminal: Terminal, recipe: Path, job: Job, folder: Path, *, fresh: boo
     from opdf_compile.cli.distill_live import watching
     from opdf_compile.distill.run.running import run
 
-    with watching(terminal) as watch:
-        result = run(job, folder, resume=not fresh, watch=watch)
+    try:
+        with watching(terminal) as watch:
+            result = run(job, folder, resume=not fresh, watch=watch)
+    except KeyboardInterrupt as error:  # While the teacher's outputs or the export were made.
+        raise RunInterrupted(
+            f"interrupted, and {folder} keeps what was finished; give the same command again and "
+            "it goes on"
+        ) from error
     seen = f"on {len(job.data.test):,} test examples that no choice looked at"
     terminal.show(metric_table(job, result), seen, f"parity: {result.verdict}", f"Wrote {folder}/")
     terminal.show(f"  {result.report}   curves, metrics and verdict")

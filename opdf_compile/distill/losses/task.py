@@ -88,11 +88,19 @@ class TaskLoss(Loss):
         return F.binary_cross_entropy_with_logits(student, target, reduction="none").mean(-1)
 
     def _cross_entropy(self, student: Tensor, teacher: Tensor) -> Tensor:
-        rows = F.cross_entropy(
-            student.reshape(-1, student.shape[-1]),
-            teacher.reshape(-1).long(),
-            label_smoothing=self.label_smoothing,
-            ignore_index=NO_LABEL,
-            reduction="none",
-        )
+        try:
+            rows = F.cross_entropy(
+                student.reshape(-1, student.shape[-1]),
+                teacher.reshape(-1).long(),
+                label_smoothing=self.label_smoothing,
+                ignore_index=NO_LABEL,
+                reduction="none",
+            )
+        except IndexError as error:  # Only on the CPU; a GPU stops with an assertion of its own.
+            counted = teacher[teacher != NO_LABEL]
+            raise InputError(
+                f"TaskLoss got labels from {int(counted.min())} to {int(counted.max())} and "
+                f"{student.shape[-1]} classes, wanted labels from 0 to {student.shape[-1] - 1}, or "
+                f"{self.ignore_index} for none; number them anew, or give the student more outputs"
+            ) from error
         return rows.reshape(teacher.shape)

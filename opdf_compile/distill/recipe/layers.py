@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.schema import Recipe
-from opdf_compile.errors import InternalError
+from opdf_compile.errors import InputError, InternalError
 
 log = logging.getLogger("opdf_compile")
 
@@ -41,14 +42,32 @@ def make_layer_map(
     given = recipe.student.layer_map
     if teacher is None:
         raise InternalError("a recipe whose layers are mapped passed its checks without a teacher")
-    with placed(recipe, "student", "layer_map"):
+    with placed(recipe, *_reader(recipe)):
         if isinstance(given, dict):
             return LayerMap.from_mapping(given)
         if given == "every-kth":
-            return every_kth(student, teacher)
+            return _by_rule(lambda: every_kth(student, teacher))
         from opdf_compile.graph.trace import trace
 
         return found(trace(student, *arguments), trace(teacher, *arguments))
+
+
+def _by_rule(rule: Callable[[], LayerMap]) -> LayerMap:
+    """The rule's map; its advice for programmers becomes one for recipes."""
+    try:
+        return rule()
+    except InputError as error:
+        raise InputError(
+            f'{str(error).partition("; ")[0]}; write layer_map = "found" in [student], which '
+            "looks at the graphs, or a table of names"
+        ) from error
+
+
+def _reader(recipe: Recipe) -> tuple[str, ...]:
+    """The key that asks for the map: the map's own, or else what reads it."""
+    if "layer_map" in recipe.student.model_fields_set:
+        return "student", "layer_map"
+    return ("student", "warm_start") if recipe.student.warm_start else ("alignment",)
 
 
 def warm_started(

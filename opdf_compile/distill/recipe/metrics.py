@@ -56,6 +56,32 @@ def make_metric(
     return Metric(name, pieces, name in _UP, needs_teacher=name in _NEED_TEACHER)
 
 
+def try_metric(
+    recipe: Recipe, metric: Metric, student: Outputs, teacher: Outputs | None, batch: Batch
+) -> None:
+    """Compute a callable's metric once, so that one that fails is found before training.
+
+    Raises:
+        RecipeError: It raises, or gives no sum and count.
+    """
+    if ":" not in recipe.training.metric:
+        return
+    try:
+        with torch.no_grad():
+            sizes = [part.numel() for part in metric.pieces(student, teacher, batch)]
+    except Exception as error:  # A metric is the user's code.
+        found = f"{type(error).__name__}: {str(error).strip()[:150]}"
+    else:
+        if sizes == [1, 1]:
+            return
+        found = f"it returned {sizes[0]} and {sizes[1]} numbers"
+    raise RecipeError(
+        f"{recipe.place('training', 'metric')}: {recipe.training.metric} is no metric ({found}), "
+        "wanted a callable of (student outputs, teacher outputs or None, batch) that returns a sum "
+        "over examples and their number; correct it"
+    )
+
+
 def _usual(recipe: Recipe, losses: kinds.WeightedSum, labels: str | None, batch: Batch) -> str:
     if labels is not None:
         return "mse" if batch[labels].is_floating_point() else "accuracy"

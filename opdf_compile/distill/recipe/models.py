@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +12,12 @@ from torch import nn
 
 from opdf_compile.distill.recipe.paths import located, located_model
 from opdf_compile.distill.recipe.schema import Recipe, StudentSection, TeacherSection
-from opdf_compile.errors import RecipeError, UserError
+from opdf_compile.errors import ArtefactError, RecipeError, UserError
 from opdf_compile.io.loaded import LoadedModel, seeded
 from opdf_compile.io.modelspec import load_model
 from opdf_compile.io.torchvision_shim import prepare_torchvision
+
+_TRUST = re.compile(r"(?:, or,|;) if you trust [a-z ]+, give --trust-pickle")
 
 
 @contextlib.contextmanager
@@ -68,12 +71,27 @@ def load_teacher(recipe: Recipe, base: Path) -> nn.Module | None:
     return found.eval().requires_grad_(False)
 
 
+@contextlib.contextmanager
+def _without_pickles() -> Iterator[None]:
+    """Leave out the advice to trust a pickle: this command has no such option.
+
+    A file of Python code may unpickle whatever its writer trusts.
+    """
+    try:
+        yield
+    except ArtefactError as error:
+        told = _TRUST.sub("", str(error))
+        if told == str(error):
+            raise
+        raise ArtefactError(f"{told}, or load it in a FILE.py:callable of yours") from error
+
+
 def _load(
     recipe: Recipe, base: Path, name: str, section: StudentSection | TeacherSection
 ) -> LoadedModel:
     # The recipe's own code may import transformers or timm, which import it.
     prepare_torchvision()
-    with importing_from(base), placed(recipe, name, "model"):
+    with importing_from(base), placed(recipe, name, "model"), _without_pickles():
         loaded = load_model(located_model(section.model, base))
     if not isinstance(loaded.model, nn.Module):
         raise RecipeError(

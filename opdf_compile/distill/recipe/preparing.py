@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.distill.recipe.axes import export_axes
+from opdf_compile.distill.recipe.checks_data import require_fitting_data
 from opdf_compile.distill.recipe.job import Batch, Data, Job, named_outputs
 from opdf_compile.distill.recipe.layers import make_layer_map, warm_started
 from opdf_compile.distill.recipe.loading import load_data
 from opdf_compile.distill.recipe.loss_terms import make_losses, try_losses
-from opdf_compile.distill.recipe.metrics import make_metric
+from opdf_compile.distill.recipe.metrics import make_metric, try_metric
 from opdf_compile.distill.recipe.models import load_student, load_teacher, placed
 from opdf_compile.distill.recipe.optimizing import make_optimizer, parameter_groups, peak_rate
 from opdf_compile.distill.recipe.planning import make_plan
@@ -67,6 +68,7 @@ def prepare(recipe: Recipe, *, base: str | os.PathLike[str] = ".") -> Job:
     losses = made.try_everything(student)
     parameter_groups(recipe, student)
     metric = make_metric(recipe, folder, losses, data.labels, example)
+    try_metric(recipe, metric, *made.outputs, example)
     return Job(
         recipe=recipe,
         base=folder,
@@ -96,8 +98,9 @@ class _Made:
     data: Data
     example: dict[str, Tensor]
     layer_map: LayerMap | None
-    _outputs: tuple[dict[str, Tensor], dict[str, Tensor] | None] = ({}, None)
+    outputs: tuple[dict[str, Tensor], dict[str, Tensor] | None] = ({}, None)
     _plan: Plan | None = field(default=None)
+    _planned: torch.dtype | None = None
 
     def student(self, seed: int) -> nn.Module:
         """A fresh student in train mode."""
@@ -109,14 +112,20 @@ class _Made:
 
     def losses(self) -> WeightedSum:
         """The losses of one run."""
-        return make_losses(self.recipe, *self._outputs, self.data.labels)
+        return make_losses(self.recipe, *self.outputs, self.data.labels)
 
     def plan(self, student: nn.Module) -> Plan | None:
-        """The recipe's plan; all students of one recipe have the same."""
+        """The recipe's plan; all students of one recipe and dtype have the same."""
         if not self.recipe.plan.enabled:
             return None
-        if self._plan is None:
-            arguments = self.data.arguments(self.example)
+        dtype = _float_dtype(student)
+        if self._plan is None or self._planned != dtype:
+            self._planned = dtype
+            example = {
+                name: tensor.to(dtype) if tensor.is_floating_point() else tensor
+                for name, tensor in self.example.items()
+            }
+            arguments = self.data.arguments(example)
             self._plan = make_plan(self.recipe, student, arguments, self.teacher, self.layer_map)
         return self._plan.made_for(student)
 
@@ -157,8 +166,9 @@ class _Made:
         if self.teacher is not None:
             with placed(self.recipe, "teacher", "model"):
                 theirs = self._forward(self.teacher, self.example)
-        self._outputs = ours, theirs
+        self.outputs = ours, theirs
         losses = self.losses()
+        require_fitting_data(self.recipe, self.data, ours)
         try_losses(self.recipe, losses, ours, theirs, self.example)
         return losses
 
@@ -191,3 +201,9 @@ class _Made:
             f"({type(error).__name__}: {(lines or [''])[0][:150]}), wanted columns that its "
             "forward takes; name them with inputs in [data]"
         )
+
+
+def _float_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype of the first floating-point parameter."""
+    found = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return next(found, torch.float32)

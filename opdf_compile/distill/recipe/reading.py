@@ -95,9 +95,26 @@ def _syntax(message: str, text: str, name: str) -> str:
     found = _POSITION.search(message)
     last = text.rstrip("\n").count("\n") + 1
     line = int(found[1]) if found and found[1] else last
-    reason = _POSITION.sub("", message).replace("Cannot overwrite a value", "this was given before")
+    reason = _POSITION.sub("", message)
+    known = _known(reason, text, line)
+    if known is not None:
+        return f"{name}:{line}: {known}"
     written = text.splitlines()[line - 1].strip()[:60] if text.strip() else "nothing"
     return (
         f"{name}:{line}: this is no TOML ({reason[:1].lower()}{reason[1:]}), found {written!r}, "
         'wanted lines such as lr = 0.01 or name = "AdamW" under a [section]; correct the line'
     )
+
+
+def _known(reason: str, text: str, line: int) -> str | None:
+    """The usual slips, in words of their own."""
+    written = text.splitlines()[line - 1].strip() if text.strip() else ""
+    key = written.partition("=")[0].strip() or "a key"
+    if reason.startswith(("Cannot overwrite", "Cannot declare", "Duplicate")):
+        return f"{key[:60]} was given before, wanted it once; remove one of the two"
+    if reason.startswith(("Illegal character '\\n'", "Unterminated string")):
+        return (
+            f"the text of {key[:60]} is not closed, found {written[:60]!r}, wanted quotes on both "
+            "sides of it; close it"
+        )
+    return None

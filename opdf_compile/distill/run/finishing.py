@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.distill.recipe.job import Batch, Job
+from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.run.building import Setup
 from opdf_compile.distill.run.evaluating import Evaluation, evaluating
 from opdf_compile.distill.run.events import Stage, Watch
@@ -20,6 +21,7 @@ from opdf_compile.distill.run.folder import RunFolder
 from opdf_compile.errors import UserError
 from opdf_compile.io.bundle import STUDENT, changed_files, is_bundle
 from opdf_compile.io.onnx.export import export_onnx
+from opdf_compile.io.onnx.translate import require_opset
 from opdf_compile.verify.report.value import ParityReport
 from opdf_compile.verify.runtime.runner import Runner
 from opdf_compile.verify.runtime.sessions import resolve_device
@@ -33,9 +35,13 @@ def require_runtime(job: Job) -> None:
     """Refuse before training what could only be refused after it.
 
     Raises:
-        UserError: The recipe asks for a verdict and onnxruntime is not installed.
+        UserError: The recipe asks for a verdict and onnxruntime is not installed, or for an opset
+            that the export does not know.
     """
     recipe = job.recipe
+    if recipe.export.enabled and recipe.export.opset is not None:
+        with placed(recipe, "export", "opset"):
+            require_opset(recipe.export.opset)
     asked = recipe.export.enabled and recipe.verify.enabled
     if asked and importlib.util.find_spec("onnxruntime") is None:
         raise UserError(

@@ -65,22 +65,20 @@ def require_trackers(names: list[str]) -> None:
             )
 
 
-def open_accelerator(training: TrainingSection, folder: Path) -> Accelerator:
-    """Accelerate's own object, for as many processes as were launched.
+def require_machine(training: TrainingSection) -> bool:
+    """Refuse a device, a precision or a tracker that is not there.
 
     Args:
-        training: Device, precision and trackers.
-        folder: Where trackers put their files.
+        training: Names them.
+
+    Returns:
+        Whether the run is on the CPU.
 
     Raises:
         DeviceError: The device or the precision is not there.
         UserError: A tracker is not there.
     """
-    require_accelerate()
     require_trackers(list(training.log_with))
-    from accelerate import Accelerator
-    from accelerate.utils import ProjectConfiguration
-
     cuda = torch.cuda.is_available()
     if training.device == "cuda" and not cuda:
         raise DeviceError(
@@ -93,6 +91,25 @@ def open_accelerator(training: TrainingSection, folder: Path) -> Accelerator:
             '[training] precision is "fp16", which needs a CUDA device, and this run is on the '
             'CPU; write precision = "bf16" or "fp32"'
         )
+    return cpu
+
+
+def open_accelerator(training: TrainingSection, folder: Path) -> Accelerator:
+    """Accelerate's own object, for as many processes as were launched.
+
+    Args:
+        training: Device, precision and trackers.
+        folder: Where trackers put their files.
+
+    Raises:
+        DeviceError: The device or the precision is not there.
+        UserError: A tracker is not there.
+    """
+    require_accelerate()
+    cpu = require_machine(training)
+    from accelerate import Accelerator
+    from accelerate.utils import ProjectConfiguration
+
     _forget_other_precision(_PRECISION[training.precision])
     return Accelerator(
         cpu=cpu,

@@ -62,7 +62,7 @@ def export_program(
         ExportError: An operation has no ONNX form, the opset is out of range, or axis names
             contradict the model.
     """
-    _check_opset(opset)
+    require_opset(opset)
     tensors = _tensor_outputs(program, output_names)
     with quiet():
         known = with_known_forms(without_constants(program))
@@ -107,7 +107,12 @@ def _tensor_outputs(program: ExportedProgram, names: Sequence[str]) -> list[str]
     return tensors
 
 
-def _check_opset(opset: int | None) -> None:
+def require_opset(opset: int | None) -> None:
+    """Refuse an opset that torch's translator or the package onnx does not know.
+
+    Raises:
+        ExportError: It is outside their range.
+    """
     if opset is None:
         return
     from onnx.defs import onnx_opset_version
@@ -115,7 +120,7 @@ def _check_opset(opset: int | None) -> None:
     highest = onnx_opset_version()
     if not LOWEST_OPSET <= opset <= highest:
         raise ExportError(
-            f"opset {opset} was asked for, wanted {LOWEST_OPSET} to {highest}; leave --opset out "
+            f"opset {opset} was asked for, wanted {LOWEST_OPSET} to {highest}; leave opset out "
             "for the recommended one"
         )
 

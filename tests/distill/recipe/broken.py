@@ -76,8 +76,12 @@ WRITTEN = {
         "lr = 0.01", "lr == 0.01", 25, ("'lr == 0.01'", "wanted", "correct the line")
     ),
     "open header": Broken("[optimizer]", "[optimizer", 23, ("no TOML", "'[optimizer'", "wanted")),
-    "a key twice": Broken("seed = 1", "seed = 1\nseed = 2", 34, ("was given before", "'seed = 2'")),
-    "open text": Broken('name = "AdamW"', 'name = "AdamW', 24, ("no TOML", "wanted")),
+    "a key twice": Broken(
+        "seed = 1", "seed = 1\nseed = 2", 34, ("seed was given before", "remove one")
+    ),
+    "open text": Broken(
+        'name = "AdamW"', 'name = "AdamW', 24, ("the text of name is not closed", "close it")
+    ),
     "misspelt key": Broken("epochs = 2", "epoch = 2", 32, ("no key epoch", "did you mean epochs?")),
     "misspelt section": Broken("[training]", "[trainig]", 31, ("[trainig]", "mean training?")),
     "key before sections": Broken("[student]", "seed = 1\n[student]", 1, ("seed", "no section")),
@@ -231,6 +235,15 @@ LOADED = {
     ),
     "no such weight to leave alone": Broken(
         "cores = 3", 'exclude = ["encoder.*"]', 12, ("'encoder.*'", "names none")
+    ),
+    "a warm-up longer than the run": Broken(
+        "warmup = 0.1", "warmup = 999", 29, ("999 steps", "2 epochs of", "write warmup = 0.1")
+    ),
+    "a metric that is none": Broken(
+        "",
+        'metric = "opdf_compile.distill.digit_networks:Student"\n',
+        34,
+        ("is no metric", "a sum over examples", "correct it"),
     ),
     "no such parameter": Broken(
         "betas = [0.9, 0.99]", 'no_decay = ["*.norm"]', 26, ('"*.norm"', "names none", "correct")

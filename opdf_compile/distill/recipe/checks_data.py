@@ -1,0 +1,85 @@
+"""Whether the values of the data fit the recipe: found before training, not in its midst."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from opdf_compile.distill.recipe.job import Data, Outputs
+from opdf_compile.distill.recipe.loss_schema import TaskLoss
+from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.distill.recipe.tables import IGNORED_LABEL, PARTS, Table
+from opdf_compile.errors import RecipeError
+
+
+def require_fitting_data(recipe: Recipe, data: Data, outputs: Outputs) -> None:
+    """Look at every value that training would read.
+
+    Examples in memory are looked at; those that a dataset of the user's makes one by one are not.
+
+    Args:
+        recipe: A checked recipe.
+        data: Its data.
+        outputs: The student's on a batch, for the number of classes.
+
+    Raises:
+        RecipeError: An input is NaN, a label is no class, or the run ends within its warm-up.
+    """
+    for part, columns in _tables(data):
+        for name in (*data.inputs, *([data.labels] if data.labels else [])):
+            _require_numbers(recipe, part, name, columns[name])
+        for place, loss in enumerate(recipe.loss):
+            if isinstance(loss, TaskLoss) and loss.of == "cross_entropy" and data.labels:
+                read = loss.student or ("logits" if "logits" in outputs else next(iter(outputs)))
+                classes = outputs[read].shape[-1]
+                _require_classes(recipe, place, part, columns[data.labels], classes)
+    _require_room(recipe, len(data.train))
+
+
+def _tables(data: Data) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    for part in PARTS:
+        examples = getattr(data, part)
+        if isinstance(examples, Table):
+            yield part, examples.columns
+
+
+def _require_numbers(recipe: Recipe, part: str, name: str, column: Tensor) -> None:
+    if not column.is_floating_point():
+        return
+    bad = torch.isnan(column).reshape(len(column), -1).any(-1)
+    if bad.any():
+        raise RecipeError(
+            f"{recipe.place('data', 'source')}: column {name} is NaN in {int(bad.sum()):,} of the "
+            f"{len(column):,} examples of the {part} part (the first is its example "
+            f"{int(bad.nonzero()[0])}), wanted numbers; fill them in or leave those examples out"
+        )
+
+
+def _require_classes(recipe: Recipe, place: int, part: str, labels: Tensor, classes: int) -> None:
+    counted = labels[labels != IGNORED_LABEL]
+    if labels.is_floating_point() or not counted.numel():
+        return
+    low, high = int(counted.min()), int(counted.max())
+    if low >= 0 and high < classes:
+        return
+    raise RecipeError(
+        f"{recipe.place('loss', place)}: the labels of the {part} part are {low} to {high} and the "
+        f"student has {classes} classes, wanted labels from 0 to {classes - 1} ({IGNORED_LABEL} "
+        "leaves one out); number the labels anew, or give the student an output for each class"
+    )
+
+
+def _require_room(recipe: Recipe, examples: int) -> None:
+    """The rule on `steps` in checks.py, for a length in epochs."""
+    training, warmup = recipe.training, recipe.schedule.warmup
+    if training.epochs is None or warmup < 1:
+        return
+    each = max(1, examples // (recipe.data.batch * training.accumulation))
+    if warmup >= training.epochs * each:
+        raise RecipeError(
+            f"{recipe.place('schedule', 'warmup')}: warmup in [schedule] is {warmup:g} steps and "
+            f"the run has {training.epochs * each} ({training.epochs} epochs of {each}), wanted "
+            "fewer; write warmup = 0.1 for a tenth of the run"
+        )
