@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-_FILES = (".pt2", ".onnx")
+# Pickles and weights alone are no models here; the sentence that says so names the file it found.
+_FILES = (".pt2", ".onnx", ".pt", ".pth", ".bin", ".ckpt", ".safetensors")
 
 
 def located(path: str, base: Path) -> Path:

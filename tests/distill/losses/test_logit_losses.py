@@ -141,7 +141,7 @@ def test_cross_entropy_is_torchs_own() -> None:
     total, count = TaskLoss().pieces(z, y, mask=torch.ones(3, 4, dtype=torch.bool))
     assert count.item() == 10 and torch.isclose(total / count, TaskLoss()(z, y))
     # The wrong answer: with another label for padding those two count.
-    with pytest.raises(IndexError):
+    with pytest.raises(InputError, match="labels from -100 to 4 and 5 classes"):
         TaskLoss(ignore_index=-1)(z, y)
 
 
