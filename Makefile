@@ -1,7 +1,7 @@
 # Every target sets up what it needs: Python 3.11 or newer with pip, and make, are enough.
 #   make demo            the whole job on real handwritten digits
-#   make test            the tests, with line coverage
-#   make test-all        every test, with models that public packages ship
+#   make test            the tests
+#   make test-all        every test, with models that public packages ship, and line coverage
 #   make ORT=cpu test    with onnxruntime instead of onnxruntime-gpu (platforms without it)
 #   make PYTHON=python3.12 setup
 SHELL := /bin/bash
@@ -39,8 +39,8 @@ COVERAGE := --cov=opdf_compile --cov-report=term
 
 help:
 	@echo "make demo      the whole job on real handwritten digits, into $(DEMO_OUT)/"
-	@echo "make test      the tests without the slow ones, with line coverage"
-	@echo "make test-all  every test, also on models that public packages ship"
+	@echo "make test      the tests without the slow ones"
+	@echo "make test-all  every test, also on models that public packages ship, with line coverage"
 	@echo "make assets    fetch these packages, without installing them"
 	@echo "make check     format, lint, types and layers"
 	@echo "make docs      run every code block of README.md and docs/"
@@ -79,7 +79,7 @@ demo: $(USER_STAMP)
 	@$(BIN)/opdf-compile demo -o $(DEMO_OUT)
 
 test: $(DEV_STAMP)
-	@$(PYTEST) -n $(WORKERS) -m "not slow" $(COVERAGE)
+	@$(PYTEST) -n $(WORKERS) -m "not slow"
 
 test-all: $(DEV_STAMP) assets
 	@$(PYTEST) -n $(WORKERS) $(COVERAGE)

@@ -18,6 +18,7 @@ def test_a_hang_fails_with_its_name_and_the_next_task_runs(two: Any) -> None:
     assert two.run("crew_tasks", "sum_of_ranks") == [1.0, 1.0]
 
 
+@pytest.mark.slow
 def test_a_rank_that_raises_fails_the_test(two: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     # The other one waits for it in a collective; nothing is learned from waiting with it.
     monkeypatch.setitem(type(two).run.__globals__, "GRACE", 0.5)

@@ -88,6 +88,7 @@ def test_distill_plain(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert (tmp_path / "bundle" / "student.onnx").exists()
 
 
+@pytest.mark.slow
 def test_distill_trainer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare_torchvision()
     example = load("distill_trainer")

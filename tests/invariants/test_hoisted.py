@@ -248,6 +248,7 @@ def digest(cores: tuple[Tensor, ...]) -> str:
     return hashlib.sha256(b"".join(c.detach().numpy().tobytes() for c in cores)).hexdigest()
 
 
+@pytest.mark.slow
 def test_invariant_7_decompositions_are_deterministic() -> None:
     run = subprocess.run(
         [sys.executable, "-c", DIGEST], capture_output=True, text=True, check=True

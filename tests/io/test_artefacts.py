@@ -409,6 +409,7 @@ def test_missing_files(plain: dict[str, Any], tmp_path: Path) -> None:
         fold_file(plain[".safetensors"], weights=tmp_path / "nothing.safetensors")
 
 
+@pytest.mark.slow
 def test_damaged_notes_are_refused_and_missing_ones_cost_the_tied_name(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
