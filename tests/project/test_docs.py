@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").glob("**/*.md"))]
 # Pages whose blocks take minutes; `make test` leaves them to `make test-all`.
-LONG = {README, ROOT / "docs" / "distributed.md", ROOT / "docs" / "onnx.md"}
+LONG = {README, *(ROOT / "docs" / name for name in ("ci.md", "distributed.md", "onnx.md"))}
 SHELL = {"console", "bash", "sh", "shell"}
 # What a command line may hold that needs a shell.
 SPECIAL = frozenset("|&;<>$`*?(){}\n~#")
