@@ -25,7 +25,7 @@ NAME = "distill"
 EXAMPLES = (
     "$ opdf-compile distill --init digits.toml\n\n"
     "$ opdf-compile distill digits.toml -o digits-run\n\n"
-    "$ accelerate launch --num_processes 2 -m opdf_compile distill digits.toml"
+    "$ accelerate launch --multi_gpu --num_processes 2 -m opdf_compile distill digits.toml"
 )
 
 
