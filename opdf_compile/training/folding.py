@@ -102,6 +102,8 @@ def fold_program(
     """The student of a weight program; see `fold`."""
     if source not in (None, "cores", "weights"):
         raise FoldError(f"source is {source!r}, wanted 'cores', 'weights' or nothing")
+    if source != "weights":
+        program.require_held()
     if source is None:
         program.require_unchanged()
     module = program.module

@@ -7,7 +7,7 @@ gathered to be read and cut to be written; the cut is local, because every rank 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -98,6 +98,7 @@ class Bound:
         """Find the submodule that holds the weight."""
         self.entry = entry
         self._holder, self._name = owner(module, entry.key)
+        self._path = _links(module, entry.key.split(".")[:-1])
 
     @property
     def key(self) -> str:
@@ -109,11 +110,31 @@ class Bound:
         """The Parameter that the module holds now."""
         found = self._holder._parameters.get(self._name)
         if found is None:
-            raise InputError(
-                f"the student holds no Parameter {self.key!r} any more, wanted the module that was "
-                "hoisted; build the optimizer after whatever replaces its parameters"
-            )
+            raise InputError(self._lost("no Parameter any more"))
         return found
+
+    def require_held(self) -> None:
+        """Refuse to go on where the student no longer holds the weight under its name.
+
+        A layer that was taken out can still be written to, and nobody would read it.
+
+        Raises:
+            InputError: The name is gone, leads to another layer, or its weight has another shape.
+        """
+        for parent, name, child in self._path:
+            if parent._modules.get(name) is not child:
+                raise InputError(self._lost("gone, or that of another layer now"))
+        found, wanted = tuple(self.parameter.shape), tuple(self.entry.spec.shape)
+        if found != wanted:
+            raise InputError(self._lost(f"of shape {found} now, it was {wanted}"))
+
+    def _lost(self, what: str) -> str:
+        return (
+            f"the student's {self.key!r} is {what} (a conversion, an adapter, a parametrization "
+            "that was added or removed, an assignment), wanted the layers and parameters that its "
+            "cores were made from; fold before the student is rebuilt, and build the optimizer (or "
+            "hoist) after it"
+        )
 
     @property
     def device(self) -> torch.device:
@@ -139,6 +160,16 @@ class Bound:
         with torch.no_grad():
             parameter = self.parameter
             local(parameter.detach()).copy_(cut(value, like=parameter))
+
+
+def _links(root: nn.Module, names: Sequence[str]) -> tuple[tuple[nn.Module, str, nn.Module], ...]:
+    """The (parent, name, child) on the way from a module to the submodule of a dotted name."""
+    links = []
+    for name in names:
+        child = root.get_submodule(name)
+        links.append((root, name, child))
+        root = child
+    return tuple(links)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -103,6 +103,7 @@ class WeightProgram:
         A sharded weight is gathered by all ranks together, so all of them must ask for the same.
         """
         reshard(self.module)
+        self.require_held()
         mine = self.owned()
         reading = ((key, self._bounds[key].read()) for key in self._bounds if key in keys)
         return {key: weight for key, weight in reading if key in mine}
@@ -121,11 +122,21 @@ class WeightProgram:
             Names of the weights that had a gradient.
         """
         reshard(self.module)
+        self.require_held()
         mine = self.owned()
         # Taking a sharded gradient is collective, so every rank takes all of them in one order.
         taking = ((key, bound.take_grad()) for key, bound in self._bounds.items())
         taken = {key: grad for key, grad in taking if key in mine}
         return tuple(key for unit in self.units for key in unit.pull(taken))
+
+    def require_held(self) -> None:
+        """Refuse to go on over a student that was rebuilt since.
+
+        Raises:
+            InputError: A planned weight is gone, of another layer or of another shape.
+        """
+        for bound in self._bounds.values():
+            bound.require_held()
 
     def refresh(self, source: Source | None = None) -> None:
         """Compose the weights and write them into the module, in place.
@@ -138,9 +149,12 @@ class WeightProgram:
             source: "cores" overwrites weights that something else has changed.
 
         Raises:
+            InputError: The student was rebuilt since, see `require_held`.
             WeightsChanged: A weight changed since the last refresh, and `source` is not given.
         """
         _require_source(source, ("cores",))
+        reshard(self.module)
+        self.require_held()
         if source is None:
             self.require_unchanged()
         self.write()
@@ -200,6 +214,7 @@ class WeightProgram:
         Where ranks share the weights, the answer is the same on all of them.
         """
         reshard(self.module)
+        self.require_held()
         keys = list(self._bounds)
         if not keys:
             return ()

@@ -102,10 +102,12 @@ class NamedState(Optimizer):
             groups: Options of each group, in order.
 
         Raises:
-            InputError: The state is of another student or plan; nothing is changed then.
+            InputError: The state is of another student or plan, or the student was rebuilt since;
+                nothing is changed then.
         """
         # Unsharded parameters are other objects, and their state would find nobody.
         reshard(self.program.module)
+        self.program.require_held()
         load_state(self, states, fingerprints, groups)
         self._show_cores()
 

@@ -254,16 +254,16 @@ class Overparam(NamedState):
         Raises:
             InputError: One is not what the param groups hold: clipping and zero_grad would miss it.
         """
+        self.program.require_held()
         found = []
         for entry in self.plan.entries:
             holder, name = owner(self.program.module, entry.key)
-            weight = holder._parameters.get(name)
+            weight = holder._parameters[name]
             if weight is None or id(weight) not in self._names:
-                what = "no Parameter any more" if weight is None else "another Parameter now"
                 raise InputError(
-                    f"the student's {entry.key!r} is {what}, wanted the one that the optimizer was "
-                    "built with and its groups hold; build it after whatever replaces parameters "
-                    "(fully_shard, a conversion, an assignment)"
+                    f"the student's {entry.key!r} is another Parameter now, wanted the one that "
+                    "the optimizer was built with and its groups hold; build it after whatever "
+                    "replaces parameters (fully_shard, a conversion, an assignment)"
                 )
             found.append(weight)
         return found
