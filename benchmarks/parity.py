@@ -38,7 +38,12 @@ from opdf_compile.verify.structure.compare import compare_structure
 SCHEMA = "opdf-parity/1"
 _SIDES = ("reference", "candidate")
 _MARKS = {"pass": "+", "fail": "x", "inconclusive": "?", "not_checked": "-"}
-_FILES = ("student.onnx", "reference.onnx", "student.check.npz", "reference.check.npz")
+_FILES = (
+    "student.onnx",
+    "reference/reference.onnx",
+    "student.check.npz",
+    "reference/reference.check.npz",
+)
 
 
 def files_judged(folder: Path, device: Device, known: dict[Path, dict[str, Any]]) -> dict[str, Any]:

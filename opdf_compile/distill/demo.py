@@ -13,9 +13,9 @@ from opdf_compile.distill.demo_plots import plot_parameters, plot_training
 from opdf_compile.distill.demo_report import demo_json, demo_markdown
 from opdf_compile.distill.digits import Digits, load_digits
 from opdf_compile.distill.race import EXAMPLE_BATCH, Budget, Outcome, Race, race
-from opdf_compile.io.bundle import is_bundle
+from opdf_compile.io.bundle import is_bundle, write_bundle
 from opdf_compile.io.files import atomic_folder
-from opdf_compile.io.onnx.export import export_onnx
+from opdf_compile.io.onnx.build import build
 from opdf_compile.plan.value import Plan
 from opdf_compile.verify.latency.measure import check_budget
 from opdf_compile.verify.report.value import ParityReport
@@ -139,13 +139,14 @@ def _part(say: Progress, start: float, end: float) -> Progress:
 
 
 def _export(found: Race, digits: Digits, folder: Path) -> None:
-    """Write the bundle: what ships, and the student that was never expanded."""
-    export_onnx(
-        found.overparam.student,
-        (digits.validation.images[:EXAMPLE_BATCH],),
+    """Write the bundle: what ships and, for a look at both, the plain student beside it."""
+    example = (digits.validation.images[:EXAMPLE_BATCH],)
+    write_bundle(
         folder,
-        reference=found.plain.student,
+        build(found.overparam.student, example),
+        build(found.plain.student, example),
         plan=found.plan.to_json(),
+        side_by_side=True,
     )
 
 

@@ -1,11 +1,22 @@
-"""The folder that ships: ONNX, reference, check data, plan and the hashes of all of them."""
+"""The folder that ships: ONNX, reference, check data, plan and the hashes of all of them.
+
+    bundle/
+      student.onnx  student.check.npz     what ships; the only ONNX file that a loader meets here
+      reference/
+        reference.onnx  reference.check.npz
+      plan.json  manifest.json  and the extra files
+
+A loader that is given the folder picks an ONNX file by itself, and it need not be `student.onnx`:
+the reference therefore lies one folder deeper. Bundles of 0.1 have both side by side and stay
+readable.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,8 +30,10 @@ from opdf_compile.io.onnx.build import Export
 from opdf_compile.io.onnx.save import stage
 from opdf_compile.io.onnx.translate import own_version
 
-SCHEMA = "opdf-bundle/1"
+# The first schema has no folder in the names of its files.
+SCHEMA, READABLE = "opdf-bundle/2", ("opdf-bundle/1", "opdf-bundle/2")
 STUDENT, REFERENCE = "student.onnx", "reference.onnx"
+REFERENCE_FOLDER = "reference"
 PLAN, MANIFEST = "plan.json", "manifest.json"
 # What other commands put beside a bundle; a new export replaces these with the bundle.
 _ADDED = ("report.html", "report.json", "report.md", "*.png")
@@ -51,6 +64,7 @@ def write_bundle(
     *,
     plan: Mapping[str, Any] | str | None = None,
     extra_files: Sequence[Path] = (),
+    side_by_side: bool = False,
 ) -> None:
     """Write a bundle folder, all or nothing; an older bundle there is replaced.
 
@@ -60,6 +74,8 @@ def write_bundle(
         reference: The export of the untouched student.
         plan: The plan as JSON text or as the object itself.
         extra_files: Files to copy beside it, such as a tokenizer and its configuration.
+        side_by_side: Put the reference beside the student: a folder to look at, as the demo's, in
+            place of one that a loader is given.
 
     Raises:
         ArtefactError: The folder cannot be written, or holds files that are no bundle's.
@@ -70,7 +86,9 @@ def write_bundle(
         with ExitStack() as stack:
             _stage_pair(student, folder / STUDENT, stack)
             if reference is not None:
-                _stage_pair(reference, folder / REFERENCE, stack)
+                inside = folder if side_by_side else folder / REFERENCE_FOLDER
+                inside.mkdir(exist_ok=True)
+                _stage_pair(reference, inside / REFERENCE, stack)
         if plan is not None:
             text = plan if isinstance(plan, str) else json.dumps(plan, indent=2)
             (folder / PLAN).write_text(text.rstrip() + "\n", encoding="utf-8")
@@ -95,9 +113,25 @@ def read_manifest(path: Path) -> dict[str, Any]:
             "export again"
         ) from error
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if schema != SCHEMA or not isinstance(manifest.get("files"), dict):
+    if schema not in READABLE or not isinstance(manifest.get("files"), dict):
         raise ArtefactError(f"{file} has the schema {schema!r}, wanted {SCHEMA!r}; export again")
     return dict(manifest)
+
+
+def is_inside(name: str) -> bool:
+    """Whether a manifest's name is that of a file of the bundle.
+
+    A manifest is data: a name that leaves the folder is never opened.
+    """
+    folder, slash, file = name.rpartition("/")
+    at_home = folder == REFERENCE_FOLDER if slash else True
+    return at_home and Path(file).name == file
+
+
+def reference_of(path: Path) -> Path | None:
+    """The reference of a bundle, wherever its version keeps it; None without one."""
+    places = (path / REFERENCE_FOLDER / REFERENCE, path / REFERENCE)
+    return next((place for place in places if place.exists()), None)
 
 
 def changed_files(path: Path) -> tuple[str, ...]:
@@ -109,10 +143,8 @@ def changed_files(path: Path) -> tuple[str, ...]:
     changed = []
     for name, entry in read_manifest(path)["files"].items():
         file = path / name
-        # A manifest is data: a name that leaves the folder is never opened.
-        inside = Path(name).name == name
         wanted = entry.get("sha256") if isinstance(entry, dict) else None
-        if not inside or not file.is_file() or sha256(file) != wanted:
+        if not is_inside(name) or not file.is_file() or sha256(file) != wanted:
             changed.append(name)
     return tuple(changed)
 
@@ -124,10 +156,8 @@ def is_bundle(path: Path) -> bool:
     except ArtefactError:
         return False
     return all(
-        file.name == MANIFEST
-        or file.name in listed
-        or any(file.match(pattern) for pattern in _ADDED)
-        for file in path.iterdir()
+        name == MANIFEST or name in listed or any(Path(name).match(pattern) for pattern in _ADDED)
+        for name in _names(path)
     )
 
 
@@ -142,7 +172,7 @@ def _stage_pair(export: Export, path: Path, stack: ExitStack) -> None:
 
 
 def _check_extra(files: Sequence[Path]) -> None:
-    own = {STUDENT, REFERENCE, PLAN, MANIFEST}
+    own = {STUDENT, REFERENCE, PLAN, MANIFEST, REFERENCE_FOLDER}
     for file in files:
         existing_file(file)
         if file.name in own:
@@ -157,8 +187,8 @@ def _manifest(folder: Path, student: Export) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "files": {
-            file.name: {"sha256": sha256(file), "bytes": file.stat().st_size}
-            for file in sorted(_files(folder))
+            name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
+            for name in _names(folder)
         },
         "opset": opset,
         "exporter": metadata["opdf.exporter"],
@@ -177,8 +207,13 @@ def _facts(model: Any) -> tuple[int | None, dict[str, str]]:
     return opset, {"opdf.exporter": producer or "unknown", "opdf.version": own_version()}
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (file for file in folder.iterdir() if file.is_file())
+def _names(folder: Path) -> list[str]:
+    """What lies in a bundle: files, and folders in which nothing of it can lie."""
+    names: list[str] = []
+    for entry in folder.iterdir():
+        inner = entry.iterdir() if entry.name == REFERENCE_FOLDER and entry.is_dir() else [entry]
+        names.extend(found.relative_to(folder).as_posix() for found in inner)
+    return sorted(names)
 
 
 def versions(own: str) -> dict[str, str]:

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from opdf_compile.errors import ArtefactError, InputError
-from opdf_compile.io.bundle import MANIFEST, REFERENCE, STUDENT, changed_files, read_manifest
+from opdf_compile.io.bundle import (
+    MANIFEST,
+    REFERENCE,
+    REFERENCE_FOLDER,
+    STUDENT,
+    changed_files,
+    is_inside,
+    read_manifest,
+    reference_of,
+)
 from opdf_compile.io.check_data import check_path
 from opdf_compile.io.files import existing_file, sha256
 from opdf_compile.verify.runtime.loading import load_onnx
@@ -69,8 +78,7 @@ def find_artefacts(
     other = None if reference is None else existing_file(reference, wanted=_WANTED)
     if path.is_dir():
         tampered, listed = _audit(path)
-        if other is None and (path / REFERENCE).exists():
-            other = path / REFERENCE
+        other = other or reference_of(path)
         path = path / STUDENT
     path = existing_file(path, wanted=_WANTED)
     given = None if check is None else existing_file(check, wanted="check data (.check.npz)")
@@ -101,7 +109,7 @@ def require_reference(artefacts: Artefacts, asked: tuple[str, ...]) -> None:
 def _audit(folder: Path) -> tuple[tuple[str, ...], tuple[Path, ...]]:
     """Compare a bundle with its manifest: sentences for changed files, and the files it lists."""
     names = [str(name) for name in read_manifest(folder)["files"]]
-    plain = [name for name in names if Path(name).name == name]
+    plain = [name for name in names if is_inside(name)]
     for name in plain:
         if not (folder / name).is_file():
             raise ArtefactError(
@@ -113,11 +121,8 @@ def _audit(folder: Path) -> tuple[tuple[str, ...], tuple[Path, ...]]:
         for name in changed_files(folder)
     ]
     # A file that the manifest does not know was put there by somebody else.
-    looked_at = (
-        STUDENT,
-        REFERENCE,
-        *(check_path(Path(name)).name for name in (STUDENT, REFERENCE)),
-    )
+    models = (STUDENT, REFERENCE, f"{REFERENCE_FOLDER}/{REFERENCE}")
+    looked_at = (*models, *(check_path(Path(name)).as_posix() for name in models))
     sentences += [
         f"{name} is not part of what was exported: {MANIFEST} does not list it"
         for name in looked_at

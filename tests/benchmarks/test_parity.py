@@ -88,7 +88,7 @@ def test_a_model_is_exported_measured_and_resumed(tmp_path: Path) -> None:
     bundles, path = tmp_path / "bundles", tmp_path / "p.json"
     words = ["--models", "tiny", "--models-dir", str(bundles)]
     assert parity.main([*words, "--export-only"]) == 0
-    files = [bundles / "tiny" / f"{name}.check.npz" for name in ("student", "reference")]
+    files = [bundles / "tiny" / f"{name}.check.npz" for name in ("student", "reference/reference")]
     student, reference = (np.load(file)["s0.out.output"] for file in files)
     assert not np.allclose(student, reference)
     measure = ["--device", "cpu", "--batches", "1,4", "--budget", "0.5", "--threads", "1"]

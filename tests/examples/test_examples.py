@@ -39,7 +39,7 @@ def test_plain_loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert report and report.verdict == "pass"
     assert "3 weights: 4,496 parameters deployed, 13,362 trained" in printed
     names = {path.name for path in (tmp_path / "bundle").iterdir()}
-    assert {"student.onnx", "reference.onnx", "plan.json"} <= names
+    assert {"student.onnx", "reference", "plan.json"} <= names
 
 
 def test_bare_program(capsys: pytest.CaptureFixture[str]) -> None:

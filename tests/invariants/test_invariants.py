@@ -304,7 +304,7 @@ def test_invariant_6_a_checker_can_fail(
 ) -> None:
     assert opdf.verify(bundle, device="cpu", only=part), "the control: what was exported passes"
     candidate = rewrite(bundle, tmp_path, change)
-    report = opdf.verify(candidate, bundle / "reference.onnx", device="cpu", only=part)
+    report = opdf.verify(candidate, bundle / "reference/reference.onnx", device="cpu", only=part)
     assert report.to_json()[part]["verdict"] == "fail"
     assert not report
 

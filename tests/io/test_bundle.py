@@ -11,7 +11,14 @@ import torch
 from torch import nn
 
 from opdf_compile.errors import ArtefactError, InputError
-from opdf_compile.io.bundle import changed_files, is_bundle, read_manifest, write_bundle, write_file
+from opdf_compile.io.bundle import (
+    changed_files,
+    is_bundle,
+    read_manifest,
+    reference_of,
+    write_bundle,
+    write_file,
+)
 from opdf_compile.io.check_data import read_check
 from opdf_compile.io.files import sha256
 from opdf_compile.io.onnx.build import Export, build
@@ -24,7 +31,9 @@ def exported() -> Export:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(file.name for file in folder.iterdir())
+    """Every file, those of the reference with their folder."""
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return sorted(file.relative_to(folder).as_posix() for file in files)
 
 
 def test_folder_holds_both_models_their_evidence_and_hashes(tmp_path: Path) -> None:
@@ -41,8 +50,8 @@ def test_folder_holds_both_models_their_evidence_and_hashes(tmp_path: Path) -> N
     assert names(out) == [
         "manifest.json",
         "plan.json",
-        "reference.check.npz",
-        "reference.onnx",
+        "reference/reference.check.npz",
+        "reference/reference.onnx",
         "student.check.npz",
         "student.onnx",
         "tokenizer.json",
@@ -52,10 +61,39 @@ def test_folder_holds_both_models_their_evidence_and_hashes(tmp_path: Path) -> N
     assert set(manifest["files"]) == set(names(out)) - {"manifest.json"}
     for name, entry in manifest["files"].items():
         assert entry == {"sha256": sha256(out / name), "bytes": (out / name).stat().st_size}
-    for stem in ("student", "reference"):
+    for stem in ("student", "reference/reference"):
         assert read_check(out / f"{stem}.check.npz").onnx_sha256 == sha256(out / f"{stem}.onnx")
     assert changed_files(out) == () and is_bundle(out)
-    assert names(tmp_path) == ["out", "tokenizer.json"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "tokenizer.json"]
+
+
+def test_the_student_is_the_only_onnx_file_of_the_folder(exported: Export, tmp_path: Path) -> None:
+    """A loader that is given a folder takes a file of it by itself, and not by our names."""
+    write_bundle(tmp_path / "out", exported, exported)
+    assert [file.name for file in (tmp_path / "out").glob("*.onnx")] == ["student.onnx"]
+    write_bundle(tmp_path / "flat", exported, exported, side_by_side=True)
+    flat = sorted(file.name for file in (tmp_path / "flat").glob("*.onnx"))
+    assert flat == ["reference.onnx", "student.onnx"]
+
+
+def test_the_reference_is_found_in_both_layouts(exported: Export, tmp_path: Path) -> None:
+    new, old, alone = tmp_path / "new", tmp_path / "old", tmp_path / "alone"
+    write_bundle(new, exported, exported)
+    write_bundle(old, exported, exported, side_by_side=True)
+    write_bundle(alone, exported)
+    assert reference_of(new) == new / "reference" / "reference.onnx"
+    assert reference_of(old) == old / "reference.onnx"
+    assert reference_of(alone) is None
+
+
+def test_a_bundle_of_the_first_schema_stays_readable(exported: Export, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write_bundle(out, exported, exported, side_by_side=True)
+    manifest = read_manifest(out)
+    (out / "manifest.json").write_text(json.dumps({**manifest, "schema": "opdf-bundle/1"}))
+    assert changed_files(out) == () and is_bundle(out)
+    write_bundle(out, exported, exported)
+    assert "reference.onnx" not in names(out) and "reference/reference.onnx" in names(out)
 
 
 def test_reference_of_a_single_file_lies_beside_it(exported: Export, tmp_path: Path) -> None:
@@ -73,19 +111,20 @@ def test_a_changed_file_is_seen(exported: Export, tmp_path: Path) -> None:
     write_bundle(out, exported, exported)
     with (out / "student.onnx").open("ab") as stream:
         stream.write(b"x")
-    (out / "reference.check.npz").unlink()
-    assert changed_files(out) == ("reference.check.npz", "student.onnx")
+    (out / "reference/reference.check.npz").unlink()
+    assert changed_files(out) == ("reference/reference.check.npz", "student.onnx")
 
 
-def test_a_manifest_cannot_point_outside(exported: Export, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["../secret", "reference/../../secret", "other/../../secret"])
+def test_a_manifest_cannot_point_outside(name: str, exported: Export, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    write_bundle(out, exported)
+    write_bundle(out, exported, exported)
     outside = tmp_path / "secret"
     outside.write_text("x")
     manifest = read_manifest(out)
-    manifest["files"]["../secret"] = {"sha256": sha256(outside), "bytes": 1}
+    manifest["files"][name] = {"sha256": sha256(outside), "bytes": 1}
     (out / "manifest.json").write_text(json.dumps(manifest))
-    assert changed_files(out) == ("../secret",)
+    assert changed_files(out) == (name,)
 
 
 def test_an_older_bundle_is_replaced_with_its_report(exported: Export, tmp_path: Path) -> None:
@@ -97,13 +136,17 @@ def test_an_older_bundle_is_replaced_with_its_report(exported: Export, tmp_path:
     assert names(out) == ["manifest.json", "student.check.npz", "student.onnx"]
 
 
-def test_a_folder_with_other_files_is_left_alone(exported: Export, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["thesis.tex", "reference/thesis.tex", "chapters/thesis.tex"])
+def test_a_folder_with_other_files_is_left_alone(
+    name: str, exported: Export, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    write_bundle(out, exported)
-    (out / "thesis.tex").write_text("years of work")
+    write_bundle(out, exported, exported)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("years of work")
     with pytest.raises(ArtefactError, match="holds other files"):
         write_bundle(out, exported)
-    assert (out / "thesis.tex").read_text() == "years of work"
+    assert (out / name).read_text() == "years of work"
     assert changed_files(out) == ()
 
 
@@ -112,10 +155,11 @@ def test_a_failed_export_keeps_the_former_bundle(exported: Export, tmp_path: Pat
     write_bundle(out, exported)
     with pytest.raises(InputError):
         export_onnx(nn.Linear(4, 2), {"nonsense": torch.rand(2, 4)}, out)
-    assert changed_files(out) == () and names(tmp_path) == ["out"]
+    assert changed_files(out) == ()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("name", ["student.onnx", "manifest.json"])
+@pytest.mark.parametrize("name", ["student.onnx", "manifest.json", "reference"])
 def test_extra_files_cannot_take_a_place(name: str, exported: Export, tmp_path: Path) -> None:
     (tmp_path / name).write_text("x")
     with pytest.raises(ArtefactError, match="has the name of a part of the bundle"):

@@ -75,17 +75,28 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return save_model(tmp_path / "student.onnx", 1), save_model(tmp_path / "reference.onnx", 2)
 
 
-@pytest.fixture
-def bundle(pair: tuple[Path, Path]) -> Path:
+@pytest.fixture(params=["opdf-bundle/1", "opdf-bundle/2"])
+def bundle(pair: tuple[Path, Path], request: pytest.FixtureRequest) -> Path:
+    """A bundle as 0.1 wrote it, and as it is written now."""
     folder = pair[0].parent
     (folder / "plan.json").write_text("{}\n")
+    if request.param == "opdf-bundle/2":
+        (folder / "reference").mkdir()
+        for file in folder.glob("reference.*"):
+            file.rename(folder / "reference" / file.name)
     files = {
-        file.name: {"sha256": sha256(file), "bytes": file.stat().st_size}
-        for file in sorted(folder.iterdir())
+        file.relative_to(folder).as_posix(): {"sha256": sha256(file), "bytes": file.stat().st_size}
+        for file in sorted(folder.rglob("*.*"))
     }
-    manifest = {"schema": "opdf-bundle/1", "files": files, "opset": 18}
+    manifest = {"schema": request.param, "files": files, "opset": 18}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+def part_of(bundle: Path, name: str) -> str:
+    """The name of a file in a bundle of either layout."""
+    inner = f"reference/{name}"
+    return inner if (bundle / inner).exists() else name
 
 
 def test_parity_of_two_files(pair: tuple[Path, Path]) -> None:
@@ -120,6 +131,7 @@ def test_parity_of_a_bundle(bundle: Path) -> None:
 def test_a_changed_file_of_a_bundle_is_refuted_whatever_was_asked(
     bundle: Path, name: str, only: tuple[str, ...]
 ) -> None:
+    name = part_of(bundle, name)
     if name.endswith(".onnx"):
         # The same graph with other weights: only the hash and the outputs can tell.
         save_model(bundle / name, 9, check=False)
@@ -136,13 +148,15 @@ def test_a_changed_file_of_a_bundle_is_refuted_whatever_was_asked(
     )
 
 
-def test_a_file_slipped_into_a_bundle_is_refuted(bundle: Path) -> None:
+@pytest.mark.parametrize("name", ["student.check.npz", "reference.onnx", "reference.check.npz"])
+def test_a_file_slipped_into_a_bundle_is_refuted(bundle: Path, name: str) -> None:
+    name = part_of(bundle, name)
     manifest = json.loads((bundle / "manifest.json").read_text())
-    del manifest["files"]["student.check.npz"]
+    del manifest["files"][name]
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     report = verify(bundle, device="cpu", only=FAST)
     assert report.verdict == "fail"
-    assert "student.check.npz is not part of what was exported" in str(report)
+    assert f"{name} is not part of what was exported" in str(report)
 
 
 @pytest.mark.parametrize("name", ["../outside.onnx", "/etc/hostname", "a/b.onnx"])

@@ -32,9 +32,9 @@ def export_onnx(
 
     A path that ends in ``.onnx`` becomes that file with ``.check.npz`` beside it, and a reference
     becomes ``NAME.reference.onnx`` (with its own check data) beside both. Any other path becomes a
-    bundle folder with ``student.onnx``, ``reference.onnx``, their check data, the plan, the extra
-    files and ``manifest.json`` with their hashes. What was there before is replaced only when
-    everything has been written.
+    bundle folder: ``student.onnx`` with its check data, the plan, the extra files, all hashes in
+    ``manifest.json``, and in ``reference/`` the file ``reference.onnx`` with its check data. What
+    was there before is replaced only when everything has been written.
 
     Args:
         model: The student in the eval phase's view: a module (whatever its train flag), an
