@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 SCRIPT = Path(__file__).with_name("launched.py")
 TIMEOUT = 240.0
@@ -69,3 +70,18 @@ def test_torchrun_and_accelerate_give_the_same_student(tmp_path: Path) -> None:
     accelerated = launch("accelerate.commands.launch", *where, *script, out=tmp_path / "b")
     assert plain[0] == plain[1] == accelerated[0] == accelerated[1]
     assert plain[0]["ranks"] == 2
+
+
+@pytest.mark.slow
+def test_accelerate_prepares_a_sharded_student_with_its_optimizer(tmp_path: Path) -> None:
+    """FSDP2 and DDP sum a gradient in another order; float64, five steps."""
+    pytest.importorskip("accelerate")
+    (tmp_path / "ddp").mkdir()
+    (tmp_path / "fsdp").mkdir()
+    plain = torchrun(tmp_path / "ddp")
+    sharded = torchrun(tmp_path / "fsdp", "--fsdp")
+    assert sharded[0] == sharded[1] and sharded[0]["kind"] == "Smooth"
+    assert sharded[0]["ranks"] == plain[0]["ranks"] == 2
+    found, wanted = (torch.load(tmp_path / kind / "0.pt") for kind in ("fsdp", "ddp"))
+    for name, weight in wanted.items():
+        torch.testing.assert_close(found[name], weight, rtol=1e-9, atol=1e-12)

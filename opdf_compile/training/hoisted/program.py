@@ -223,6 +223,24 @@ class WeightProgram:
         differs = self.ranks.any(differs, self._bounds)
         return tuple(key for key, answer in zip(keys, differs, strict=True) if answer)
 
+    def replaced(self, keys: Collection[str]) -> tuple[str, ...]:
+        """Record weights anew whose Parameters others have replaced: a rank may hold a shard now.
+
+        Args:
+            keys: Weights whose Parameters are others; all ranks give the same.
+
+        Returns:
+            Names of those that hold something else than before. These are not recorded.
+        """
+        of = [key for key in self._bounds if key in keys]
+        found = [checksum(self._bounds[key].read()) for key in of]
+        differs = differing(found, [self._recorded[key] for key in of])
+        differs = self.ranks.any(differs, self._bounds)
+        odd = tuple(key for key, answer in zip(of, differs, strict=True) if answer)
+        same = [key for key in of if key not in odd]
+        self._recorded.update({key: checksum(self._bounds[key].local()) for key in same})
+        return odd
+
     def require_unchanged(self) -> None:
         """Refuse to go on over weights that something else has changed.
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.hoisted.binding import is_sharded
@@ -118,6 +119,18 @@ class Links:
             if id(core) in self._rate_of:
                 found.setdefault(self._rate_of[id(core)], []).append(core)
         return found
+
+    def part_sharded(self, inner: Optimizer) -> None:
+        """Give parameters that are sharded now a group of their own where they are among cores."""
+        for places in self.places:
+            for group in [inner.param_groups[place] for place in places]:
+                sharded = [p for p in group["params"] if is_sharded([p])]
+                if not 0 < len(sharded) < len(group["params"]):
+                    continue
+                group["params"][:] = [p for p in group["params"] if not is_sharded([p])]
+                inner.add_param_group({**group, "params": sharded})
+                places.insert(0, len(self.inner))  # As they are laid out when they come sharded.
+                self.inner.append(inner.param_groups[-1])
 
     def push(self, outer: list[Group], inner: list[Group]) -> None:
         """Copy the options that changed since the last call from the outer groups inwards."""

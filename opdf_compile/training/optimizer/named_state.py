@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
 from opdf_compile.plan.value import Plan
-from opdf_compile.training.hoisted.binding import reshard
 from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.optimizer import state as named
 from opdf_compile.training.optimizer.alignment import Alignment
+from opdf_compile.training.optimizer.following import Names
 from opdf_compile.training.optimizer.groups import Group, Links
 from opdf_compile.training.optimizer.saved import load_state, pack_state, unpack_state
 
@@ -30,10 +30,14 @@ class NamedState(Optimizer):
     plan: Plan
     alignment: Alignment | None
     _links: Links
-    _names: dict[int, str]
+    _names: Names
+
+    def _follow_parameters(self) -> None:
+        raise NotImplementedError
 
     def owned_names(self) -> tuple[str, ...]:
         """Names of the parameters whose state this rank holds."""
+        self._follow_parameters()
         matched = {entry.key for entry in self.plan.entries}
         return (*self.program.owned(), *(n for n in self._listed() if n not in matched))
 
@@ -42,7 +46,7 @@ class NamedState(Optimizer):
         return [self._name(p) for group in self.param_groups for p in group["params"]]
 
     def _name(self, parameter: Tensor) -> str:
-        name = self._names.get(id(parameter))
+        name = self._names.get(parameter)
         if name is None:
             raise InputError(
                 f"a param group holds a tensor of shape {tuple(parameter.shape)} that was put "
@@ -57,6 +61,7 @@ class NamedState(Optimizer):
         "inner" holds the options of the wrapped optimizer's own groups: some optimizers keep there
         what they estimate, such as a step size.
         """
+        self._follow_parameters()
         # A scheduler may have moved the options since the last step; the inner groups follow.
         self._links.push(self.param_groups, self.inner.param_groups)
         inner = self._links.estimated(self.param_groups, self.inner.param_groups)
@@ -106,7 +111,7 @@ class NamedState(Optimizer):
                 nothing is changed then.
         """
         # Unsharded parameters are other objects, and their state would find nobody.
-        reshard(self.program.module)
+        self._follow_parameters()
         self.program.require_held()
         load_state(self, states, fingerprints, groups)
         self._show_cores()
@@ -163,8 +168,3 @@ class NamedState(Optimizer):
         for unit in self.program.units:
             for key, state in named.weight_states(unit, self.inner).items():
                 self.state[owned[key]] = {k: v for k, v in state.items() if k.count(".") == 1}
-
-
-def names_of(student: nn.Module) -> dict[int, str]:
-    """The first name of each parameter, by id."""
-    return {id(p): name for name, p in student.named_parameters()}

@@ -18,7 +18,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
-from opdf_compile.graph.sharing import owner
 from opdf_compile.plan.value import Plan
 from opdf_compile.training.hoisted.batching import Batched
 from opdf_compile.training.hoisted.binding import reshard, unwrap
@@ -40,8 +39,9 @@ from opdf_compile.training.optimizer.arguments import (
     student_of,
 )
 from opdf_compile.training.optimizer.decay import decay, require_multilinear
+from opdf_compile.training.optimizer.following import Names, hand_over, standing
 from opdf_compile.training.optimizer.groups import Group, Links, outer_groups, tensors
-from opdf_compile.training.optimizer.named_state import NamedState, names_of
+from opdf_compile.training.optimizer.named_state import NamedState
 from opdf_compile.training.optimizer.rates import core_rates
 from opdf_compile.training.optimizer.summary import Summary
 from opdf_compile.training.optimizer.unbatching import take_apart, uneven
@@ -157,7 +157,7 @@ class Overparam(NamedState):
         )
         self._place_of = place_of
         super().__init__(groups, dict(self.inner.defaults))
-        self._names = names_of(student)
+        self._names = Names(student)
         self._show_cores()
 
     @torch.no_grad()
@@ -179,7 +179,7 @@ class Overparam(NamedState):
             )
         self._require_decay(self.param_groups)
         # Replaced before changed: another Parameter has other bits too.
-        reshard(self.program.module)
+        self._follow_parameters()
         self._weights()
         self._follow()
         self.program.require_unchanged()
@@ -205,6 +205,29 @@ class Overparam(NamedState):
         for unit in self.program.units:
             if not any(self.inner.state.get(core) for core in unit.storage):
                 unit.follow()
+
+    def _follow_parameters(self) -> None:
+        """Go over to Parameters that have replaced others, as `prepare(model, optimizer)` does.
+
+        Sharded weights are read whole, so all ranks come here together.
+        """
+        reshard(self.program.module)
+        new = self._names.replaced(self.param_groups)
+        if not new:
+            return
+        old = self._names.alive(new)
+        # Of matched weights the wrapped optimizer holds cores, which stay.
+        hand_over(self.inner, {parameter: new[name] for name, parameter in old.items()})
+        self._links.part_sharded(self.inner)
+        for parameter in old.values():
+            self.state.pop(parameter, None)
+        self._names.update(new)
+        changed = self.program.replaced({entry.key for entry in self.plan.entries} & new.keys())
+        kept = any(self.inner.state.get(core) for u in self.program.units for core in u.storage)
+        if changed and not kept:
+            # Only one rank may have had the weights that all of them have now.
+            self.absorb()
+        self._show_cores()
 
     def _evaluation(self, closure: Callable[[], Any], moved: set[str]) -> Callable[[], Any]:
         count = 0
@@ -257,9 +280,8 @@ class Overparam(NamedState):
         self.program.require_held()
         found = []
         for entry in self.plan.entries:
-            holder, name = owner(self.program.module, entry.key)
-            weight = holder._parameters[name]
-            if weight is None or id(weight) not in self._names:
+            weight = standing(self.program.module, entry.key)
+            if weight is None or weight not in self._names:
                 raise InputError(
                     f"the student's {entry.key!r} is another Parameter now, wanted the one that "
                     "the optimizer was built with and its groups hold; build it after whatever "
@@ -308,7 +330,7 @@ class Overparam(NamedState):
             super().add_param_group(param_group)
             return  # One of the groups that the constructor laid out.
         module = self.program.module
-        reshard(module)
+        self._follow_parameters()
         (given,) = outer_groups([param_group])
         known = {id(p) for p in module.parameters()}
         for parameter in tensors(given):
@@ -317,7 +339,7 @@ class Overparam(NamedState):
         group = self.param_groups[-1]
         for made in self._links.add(group, tensors(group), []):
             self.inner.add_param_group(made)
-        self._names.update(names_of(module))
+        self._names.update(dict(module.named_parameters()))
 
     def absorb(self) -> tuple[str, ...]:
         """Take the weights as they are now; what the optimizer kept of their cores is dropped.
@@ -325,6 +347,7 @@ class Overparam(NamedState):
         Returns:
             Names of the weights that had changed.
         """
+        self._follow_parameters()
         changed = set(self.program.absorb())
         for unit in self.program.units:
             if unit.batched and 0 < len(changed & set(unit.keys)) < len(unit.keys):
@@ -338,6 +361,7 @@ class Overparam(NamedState):
 
     def fold(self, source: Source | None = None, into: nn.Module | None = None) -> nn.Module:
         """The student with plain weights; see `opdf.fold`."""
+        self._follow_parameters()
         return self.program.fold(source, into)
 
     def summary(self) -> Summary:
