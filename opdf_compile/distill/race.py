@@ -8,7 +8,6 @@ on the validation split; accuracies are stated on the test split, which no choic
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from opdf_compile.distill.digits import Digits
 from opdf_compile.distill.fitting import Curve, fit, reproducible, score
 from opdf_compile.distill.losses import distillation_loss
 from opdf_compile.errors import InternalError
+from opdf_compile.graph.sharing import deep_copy
 from opdf_compile.graph.trace import trace
 from opdf_compile.plan.choose import plan as choose_plan
 from opdf_compile.plan.value import Plan
@@ -143,7 +143,7 @@ def race(digits: Digits, budget: Budget, report: Report) -> Race:
                 for method in METHODS:
                     laps.next(f"training: {NAMES[method]}, seed {seed}, rate {rate:g}")
                     # Both start from the same weights: a copy of them, or cores that compose them.
-                    start = copy.deepcopy(student) if method == "plain" else expand(traced, plan)
+                    start = deep_copy(student) if method == "plain" else expand(traced, plan)
                     curve = _distil(start, digits, soft, budget, rate, seed)
                     runs.append(_Run(method, rate, curve, start))
     plain, overparam = (_outcome(m, [r for r in runs if r.method == m], digits) for m in METHODS)

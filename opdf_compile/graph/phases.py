@@ -19,6 +19,7 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
+from opdf_compile.graph.as_before import as_before
 from opdf_compile.graph.sharing import unify
 from opdf_compile.graph.signature import Inputs
 from opdf_compile.graph.traced import PHASES, Phase
@@ -29,8 +30,11 @@ logger = logging.getLogger("opdf_compile")
 def export_phase(
     model: nn.Module, phase: Phase, inputs: Inputs, shapes: dict[str, Any] | None
 ) -> ExportedProgram:
-    """Export a module in one phase; raises whatever torch.export or the model's code raises."""
-    with phase_flags(model, phase), quiet():
+    """Export a module in one phase; raises whatever torch.export or the model's code raises.
+
+    The module is as before afterwards, so the next phase, or the next rung, starts from it too.
+    """
+    with as_before(model), phase_flags(model, phase), quiet():
         return torch.export.export(model, inputs[0], inputs[1], dynamic_shapes=shapes, strict=False)
 
 

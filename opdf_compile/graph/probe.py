@@ -11,6 +11,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from opdf_compile.errors import TraceError
+from opdf_compile.graph.as_before import as_before
 from opdf_compile.graph.failures import first_line, is_out_of_memory, place_of
 from opdf_compile.graph.phases import phase_flags, quiet
 from opdf_compile.graph.sharing import deep_copy
@@ -40,7 +41,8 @@ def run_model(model: nn.Module, phase: Phase, inputs: Inputs) -> Run:
         inputs: Example inputs.
     """
     random = torch.random.fork_rng(devices=_cuda_devices(inputs))
-    with random, torch.no_grad(), quiet(), phase_flags(model, phase):
+    # The copy's hooks are the caller's own functions.
+    with as_before(model), random, torch.no_grad(), quiet(), phase_flags(model, phase):
         call = _on_copies(model)
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), inputs)
         try:

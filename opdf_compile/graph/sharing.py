@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
+from torch.overrides import TorchFunctionMode
 
 
 def memory_key(tensor: Tensor) -> tuple[object, ...] | None:
@@ -94,20 +95,30 @@ def is_weight_dtype(tensor: Tensor) -> bool:
 M = TypeVar("M")
 
 
+class _ByValue(TorchFunctionMode):
+    """Copies tensors that autograd computed by value, wherever a deep copy meets them."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is not Tensor.__deepcopy__ or args[0].is_leaf:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            memo[id(tensor)] = tensor.detach().clone()
+        return memo[id(tensor)]
+
+
 def deep_copy(model: M, instead: Mapping[int, object] | None = None) -> M:
     """An independent copy of a module or program.
 
-    Tensors that autograd computed are no leaves, and torch refuses to copy them; the hook of the
-    old ``torch.nn.utils.weight_norm`` keeps one on the module. They are copied by value here.
+    A student may keep what its forward computed (features for a loss, a load-balancing term, the
+    weight of an old ``weight_norm``) in attributes, containers, objects or hooks. Such tensors are
+    no leaves, and torch refuses to copy them: the copy gets their values, without their history.
 
     Args:
-        model: What is copied.
+        model: What is copied; it is not changed.
         instead: What takes the place of objects that are not to be copied, by the object's id.
     """
-    memo: dict[int, object] = dict(instead or {})
-    if isinstance(model, nn.Module):
-        for module in model.modules():
-            for value in vars(module).values():
-                if isinstance(value, Tensor) and not value.is_leaf:
-                    memo[id(value)] = value.detach().clone()
-    return copy.deepcopy(model, memo)
+    with _ByValue():
+        return copy.deepcopy(model, dict(instead or {}))

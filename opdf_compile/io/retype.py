@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +17,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from opdf_compile.errors import ExportError
+from opdf_compile.graph.sharing import deep_copy
 
 TO_FLOAT64: Mapping[torch.dtype, torch.dtype] = {
     torch.float16: torch.float64,
@@ -47,7 +47,7 @@ def retyped(graph: GraphModule, mapping: Mapping[torch.dtype, torch.dtype]) -> G
     with warnings.catch_warnings():
         # Copying a graph reconstructs its pytree specs, about which torch warns.
         warnings.simplefilter("ignore", FutureWarning)
-        copied = copy.deepcopy(graph)
+        copied = deep_copy(graph)
     for module in copied.modules():
         if isinstance(module, GraphModule):
             _retype_nodes(module, mapping)

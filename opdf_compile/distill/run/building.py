@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from opdf_compile.distill.run.order import Order
 from opdf_compile.distill.run.schedule import remember_peaks
 from opdf_compile.distill.run.teaching import names_read
 from opdf_compile.errors import InputError
+from opdf_compile.graph.sharing import deep_copy
 from opdf_compile.io.checkpoints.ranks import Ranks
 from opdf_compile.plan.value import Plan
 
@@ -72,7 +72,7 @@ def build(job: Job, accelerator: Accelerator, *, peak: float | None = None) -> S
     teacher = job.teacher
     if double:
         student = student.double()
-        teacher = None if teacher is None else copy.deepcopy(teacher).double()
+        teacher = None if teacher is None else deep_copy(teacher).double()
     plan = job.plan(student)
     if peak is None:
         with torch.random.fork_rng():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from opdf_compile.graph import axes as axes_of
 from opdf_compile.graph.axes import Dynamic
 from opdf_compile.graph.failures import first_line, remedy_of
 from opdf_compile.graph.recorded import recorded_inputs
+from opdf_compile.graph.sharing import deep_copy
 from opdf_compile.graph.signature import Inputs, bind, normalise_inputs
 from opdf_compile.graph.trace import Traced, trace
 from opdf_compile.io.check_data import CheckData
@@ -193,7 +193,7 @@ def _trace_module(
     if wanted is None or not _changes(model.state_dict().values(), wanted):
         return _trace_eval(model, inputs, dynamic)
     mapping = _to(wanted)
-    converted = copy.deepcopy(model).to(wanted)
+    converted = deep_copy(model).to(wanted)
     converted_inputs = pytree.tree_map(lambda leaf: cast(leaf, mapping), inputs)
     try:
         return _trace_eval(converted, converted_inputs, dynamic)
