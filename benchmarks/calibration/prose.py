@@ -25,8 +25,8 @@ LATENCY = (
 
 STRUCTURE = (
     "**Structure and numerics.** The check data of a changed file is signed for the changed file, "
-    "because `verify` would otherwise refuse it for its hash alone. These parts have no chance in "
-    "them, so equal files count once. Where a change has several places, each repetition draws "
+    "because `verify` would otherwise not judge it, for its hash alone. These parts have no chance "
+    "in them, so equal files count once. Where a change has several places, each repetition draws "
     "one, over four students, and the interval is that of such draws. One element that is off by "
     "a small share of its weight's largest one can be drowned by rounding, or sit behind a unit "
     "that is off; what was not noticed is in the table."

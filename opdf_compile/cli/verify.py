@@ -62,6 +62,10 @@ def command(
             metavar="F.npz", help="Check data; the default is CANDIDATE.check.npz, if there is one."
         ),
     ] = None,
+    reference_check: Annotated[
+        Path | None,
+        typer.Option(metavar="F.npz", help="The reference's, where it does not lie beside it."),
+    ] = None,
     budget: Annotated[
         float, typer.Option(metavar="SECONDS", help="Time for the latency measurement.")
     ] = 60.0,
@@ -116,6 +120,7 @@ def command(
                 latency=latency,
                 on_inconclusive=on_inconclusive,
                 check=check,
+                reference_check=reference_check,
                 budget=budget,
                 only=only,
                 shapes=shapes,

@@ -66,6 +66,9 @@ class CheckData:
         samples: The evidence.
         onnx_sha256: Hash of the ONNX file that it was written with.
         output_dtypes: By output, the dtype that the torch model returns; empty in older files.
+        random: By output that depends on random numbers of the torch model, what draws them and
+            where; nothing can be judged there.
+        notes: What a reader of the verdict should know of the export, in sentences.
     """
 
     input_names: tuple[str, ...]
@@ -74,6 +77,8 @@ class CheckData:
     samples: tuple[Sample, ...]
     onnx_sha256: str = ""
     output_dtypes: Mapping[str, str] = field(default_factory=dict)
+    random: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def check_path(onnx_path: Path) -> Path:
@@ -98,6 +103,9 @@ def write_check(path: Path, data: CheckData) -> None:
     if data.output_dtypes:
         dtypes = [data.output_dtypes[name] for name in data.output_names]
         arrays["output_dtypes"] = np.array(dtypes, dtype=np.str_)
+    arrays |= {f"random.{name}": np.array(words) for name, words in data.random.items()}
+    if data.notes:
+        arrays["notes"] = np.array(data.notes, dtype=np.str_)
     for index, sample in enumerate(data.samples):
         for name, value in sample.inputs.items():
             arrays.update(_stored(f"s{index}.in.{name}", value))
@@ -191,6 +199,8 @@ def _assemble(arrays: Mapping[str, Any]) -> CheckData:
         tuple(samples),
         str(arrays["onnx_sha256"]),
         dict(zip(outputs, dtypes, strict=True)) if dtypes else {},
+        {n: str(arrays[f"random.{n}"]) for n in outputs if f"random.{n}" in arrays},
+        tuple(str(note) for note in arrays.get("notes", ())),
     )
 
 

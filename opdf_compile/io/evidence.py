@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from opdf_compile.graph.signature import Inputs
 from opdf_compile.graph.trace import first_line
 from opdf_compile.io.check_data import CheckData, Sample
 from opdf_compile.io.function_noise import Moved, Watched, has_limited_functions
+from opdf_compile.io.randomness import UNKNOWN, Generators, find_draws, has_moved
 from opdf_compile.io.samples import ENOUGH_ROWS, MOST_SAMPLES, ORDINARY, drawn_samples
 from opdf_compile.io.truth import Truth, graph_of, run
 
@@ -65,12 +67,14 @@ def gather(
         failures = failures + 1 if drawn is None else 0
         samples.extend([] if drawn is None else [drawn])
     _warn_of_blind([blind for _, blind in own], kept=not samples)
+    _warn_of_random(measure.random)
     return CheckData(
         tuple(axis_names),
         tuple(output_names),
         dtype,
         tuple(samples) or (own[0][0],),
         output_dtypes=measure.output_dtypes,
+        random=measure.random,
     )
 
 
@@ -86,14 +90,34 @@ class _Measure:
         kind = getattr(torch, dtype, torch.float32)
         self._unit = torch.finfo(kind if kind.is_floating_point else torch.float32).eps
         self._has_limited = has_limited_functions(self._model)
+        self._draws = find_draws(self._model, self._outputs)
+        self.random = dict(self._draws.outputs)
         self.output_dtypes: dict[str, str] = {}
 
     def __call__(self, inputs: Inputs) -> tuple[Sample, int]:
         tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        # A model may draw; the caller's generators stay as they were.
+        with Generators([*tensors, *self._model.parameters()]).kept():
+            return self._sample(inputs, tensors)
+
+    def _computed(self, inputs: Inputs, tensors: Sequence[Tensor]) -> tuple[dict[str, Tensor], int]:
+        """The outputs in the exported dtype, and the queries that see no key."""
+        generators = Generators([*tensors, *self._model.parameters()])
+        before = generators.state()
         with Watched() as watched:
             computed = dict(zip(self._outputs, run(self._model, *inputs), strict=True))
+        if not self._draws.known and has_moved(before, generators.state()):
+            self.random = dict.fromkeys(self._outputs, UNKNOWN)
+        return computed, watched.blind
+
+    def _sample(self, inputs: Inputs, tensors: Sequence[Tensor]) -> tuple[Sample, int]:
+        computed, blind = self._computed(inputs, tensors)
         exact = dict(zip(self._outputs, self._truth(*inputs), strict=True))
-        errors = {name: _errors(computed[name], exact[name]) for name in self._outputs}
+        # One draw measures no error, so none is claimed.
+        errors = {
+            name: (inf, inf) if name in self.random else _errors(computed[name], exact[name])
+            for name in self._outputs
+        }
         truths = {name: as_array(value) for name, value in exact.items()}
         self.output_dtypes = {
             name: str(value.dtype).removeprefix("torch.") for name, value in computed.items()
@@ -106,7 +130,7 @@ class _Measure:
             maxabs={name: _largest(value) for name, value in truths.items()},
             function=self._function_errors(inputs, exact),
         )
-        return sample, watched.blind
+        return sample, blind
 
     def _function_errors(
         self, inputs: Inputs, exact: Mapping[str, Tensor]
@@ -174,6 +198,16 @@ def _warn_of_blind(counts: Sequence[int], *, kept: bool) -> None:
         sum(counts),
         "all there is for" if kept else "left out of",
     )
+
+
+def _warn_of_random(random: Mapping[str, str]) -> None:
+    for name, words in random.items():
+        logger.warning(
+            "output %r depends on random numbers (%s), so verify cannot judge it; switch them off "
+            "in evaluation: F.dropout(x, p, training=self.training)",
+            name,
+            words,
+        )
 
 
 def _not_finite(sample: Sample) -> dict[str, bool]:

@@ -60,7 +60,10 @@ class Artefacts:
 
 
 def find_artefacts(
-    candidate: PathLike, reference: PathLike | None, check: PathLike | None
+    candidate: PathLike,
+    reference: PathLike | None,
+    check: PathLike | None,
+    reference_check: PathLike | None = None,
 ) -> Artefacts:
     """Locate the files.
 
@@ -68,6 +71,7 @@ def find_artefacts(
         candidate: An ONNX file, or a bundle folder.
         reference: An ONNX file; None means the bundle's own.
         check: Check data of the candidate; None means the file of its name, if it exists.
+        reference_check: Check data of the reference; None means the same.
 
     Raises:
         ArtefactError: A file is missing, or the folder is no bundle.
@@ -81,12 +85,15 @@ def find_artefacts(
         other = other or reference_of(path)
         path = path / STUDENT
     path = existing_file(path, wanted=_WANTED)
-    given = None if check is None else existing_file(check, wanted="check data (.check.npz)")
+    given, beside = (
+        None if file is None else existing_file(file, wanted="check data (.check.npz)")
+        for file in (check, reference_check)
+    )
     return Artefacts(
         candidate=path,
         reference=other,
         check=given or _beside(path),
-        reference_check=None if other is None else _beside(other),
+        reference_check=None if other is None else beside or _beside(other),
         tampered=tampered,
         listed=listed,
     )

@@ -39,6 +39,7 @@ def verify(
     latency: Literal["no-slower", "equal"] = "no-slower",
     on_inconclusive: Literal["warn", "fail"] = "warn",
     check: PathLike | None = None,
+    reference_check: PathLike | None = None,
     budget: float = 60.0,
     only: Iterable[str] | str | None = None,
     shapes: Shapes | None = None,
@@ -55,6 +56,7 @@ def verify(
         latency: "no-slower" (one-sided) or "equal" (both sides within the margin).
         on_inconclusive: "warn", or "fail" to have an undecided latency exit as a refutation.
         check: The candidate's check data; None takes ``X.check.npz`` beside ``X.onnx``.
+        reference_check: The reference's, in the same way.
         budget: Seconds that the latency measurement may take; it ends early when it is clear.
         only: Some of "structure", "numerics", "latency", as names or one comma-separated string.
         shapes: Input shapes to measure latency at, as ``{"x": (1, 128)}`` or as the command line's
@@ -78,7 +80,7 @@ def verify(
     request = checked_request(
         device, margin, latency, on_inconclusive, budget, only, shapes, plot, progress
     )
-    files = find_artefacts(candidate, reference, check)
+    files = find_artefacts(candidate, reference, check, reference_check)
     require_reference(files, request.asked)
     structure, notes = _structure(files, request)
     numerics, reasons = _numerics(files, request)
@@ -175,9 +177,10 @@ def _numerics(files: Artefacts, request: Request) -> tuple[NumericsPart, tuple[s
         samples=found.samples,
         outputs=found.per_output,
         precision=found.precision,
+        # A verdict that is not a pass says which output, or which file, it is about.
+        reason="" if found.verdict == "pass" else found.worst,
     )
-    # A verdict that is not a pass says which output, or which file, it is about.
-    return part, () if found.verdict == "pass" else (f"numerics: {found.worst}",)
+    return part, tuple(f"numerics: {note}" for note in (part.reason, *found.notes) if note)
 
 
 def _latency(files: Artefacts, request: Request) -> LatencyResult:

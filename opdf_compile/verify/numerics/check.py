@@ -9,16 +9,15 @@ result      what was found
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from opdf_compile.errors import ArtefactError
-from opdf_compile.io.check_data import CheckData, read_check
-from opdf_compile.io.files import sha256
+from opdf_compile.io.check_data import CheckData
+from opdf_compile.verify.numerics.drawing import drawing_outputs
+from opdf_compile.verify.numerics.evidence import Evidence, read_evidence
 from opdf_compile.verify.numerics.floors import HALVES, Peer
 from opdf_compile.verify.numerics.judging import judge
-from opdf_compile.verify.numerics.problems import Array
 from opdf_compile.verify.numerics.result import NumericsResult, OutputError, Precision, ratio
-from opdf_compile.verify.runtime.runner import Runner
 from opdf_compile.verify.runtime.sessions import Device
 
 
@@ -32,6 +31,10 @@ def check_numerics(
 ) -> NumericsResult:
     """Run the candidate on its check data and judge every output.
 
+    A candidate that was rewritten after its export (slimmed, with its weights in another file) is
+    judged by the evidence of the original only where the reference was rewritten too: a tool that
+    moves numbers would otherwise refute a right student.
+
     Args:
         candidate: An ONNX file.
         check: Its check data; None gives "not_checked".
@@ -40,69 +43,96 @@ def check_numerics(
         reference_check: Its check data.
 
     Raises:
-        ArtefactError: A file cannot be read, or the check data belongs to another interface.
+        ArtefactError: A file cannot be read, or check data does not fit its file.
         DeviceError: The runtime cannot run the model on the device.
     """
     if check is None:
         return NumericsResult("not_checked", worst="there is no check data")
-    data = read_check(check)
-    if not data.onnx_sha256:
-        # Evidence that names no file would pass for the evidence of any.
-        raise ArtefactError(
-            f"{check} does not say which ONNX file it was written for, wanted its SHA-256; export "
-            "the model again"
-        )
-    if data.onnx_sha256 != sha256(candidate):
-        sentence = (
-            f"{check.name} was written for another file than {candidate.name} (its SHA-256 "
-            "differs): export it again"
-        )
-        return NumericsResult("fail", samples=len(data.samples), worst=sentence)
-    outputs = _run(candidate, data, device, check)
-    peers: Mapping[str, Peer] = {}
-    other: CheckData | None = None
+    ours = read_evidence(candidate, check)
+    theirs = None
     if reference is not None and reference_check is not None:
-        other = read_check(reference_check)
-        peers = _peers(reference, other, device, reference_check)
-    found = tuple(
-        judge(name, data, [values[name] for values in outputs], peers.get(name))
-        for name in data.output_names
+        theirs = read_evidence(reference, reference_check)
+    if ours.rewritten and not (theirs and theirs.rewritten):
+        sentence = _rewritten_alone(ours, theirs, reference)
+        return NumericsResult("not_checked", samples=len(ours.data.samples), worst=sentence)
+    beside = () if theirs is None else _judged(theirs, device, {})
+    peers = {} if theirs is None else _peers(beside, theirs.data)
+    found = _judged(ours, device, peers)
+    precision = _precision(
+        ours.data.dtype, None if theirs is None else theirs.data.dtype, found, peers
     )
-    precision = _precision(data.dtype, None if other is None else other.dtype, found, peers)
-    return _result(found, len(data.samples), precision)
+    result = _result(found, ours.data, precision)
+    return _of_copies(result, ours, beside) if ours.rewritten else result
 
 
-def _run(model: Path, data: CheckData, device: Device, check: Path) -> list[dict[str, Array]]:
-    runner = Runner(model, device)
-    # An output that the check data does not know would pass unseen, so both sides must agree.
-    for what, theirs, ours in (
-        ("inputs", data.input_names, runner.input_names),
-        ("outputs", data.output_names, runner.output_names),
-    ):
-        if set(theirs) != set(ours):
-            raise ArtefactError(
-                f"{check} was written for the {what} {', '.join(theirs) or 'none'}, but {model} "
-                f"has {', '.join(ours) or 'none'}; give the check data that was exported with "
-                "this model"
-            )
-    return [runner(sample.inputs) for sample in data.samples]
+def _rewritten_alone(ours: Evidence, theirs: Evidence | None, reference: Path | None) -> str:
+    if reference is None:
+        lacks = "there is no reference that was rewritten alike"
+    elif theirs is None:
+        lacks = f"{reference.name} has no check data"
+    else:
+        lacks = f"{reference.name} was not"
+    return (
+        f"{ours.model.name} was rewritten after export (its SHA-256 is not the one in "
+        f"{ours.check.name}) and {lacks}; rewrite both with the same tool and keep their check "
+        "data, or write check data for this file with opdf-compile check-data"
+    )
 
 
-def _peers(model: Path, data: CheckData, device: Device, check: Path) -> dict[str, Peer]:
-    """By output, what the reference shows against its own truth."""
-    found = {}
-    outputs = _run(model, data, device, check)
+def _of_copies(
+    result: NumericsResult, ours: Evidence, beside: tuple[OutputError, ...]
+) -> NumericsResult:
+    """What the verdict on two rewritten files means."""
+    note = (
+        f"both files were rewritten after export, and were judged by the inputs and the truth of "
+        f"the originals ({ours.check.name})"
+    )
+    off = [error for error in beside if error.excess > 1]
+    if result.verdict != "fail" or not off:
+        return replace(result, notes=(*result.notes, note))
+    sentence = (
+        f"the reference that was rewritten too is off its own truth (its {off[0]}), so the "
+        "rewriting may be what changed the numbers; rewrite both in a way that keeps them, or "
+        "verify the files as exported"
+    )
+    return replace(result, verdict="not_checked", per_output=(), worst=sentence)
+
+
+def _judged(
+    evidence: Evidence, device: Device, peers: Mapping[str, Peer]
+) -> tuple[OutputError, ...]:
+    """Every output against its truth, and against random numbers that the file draws itself."""
+    data, outputs = evidence.data, evidence.run(device)
+    drawing = drawing_outputs(evidence.model)
+    found = []
     for name in data.output_names:
-        error = judge(name, data, [values[name] for values in outputs])
-        if not error.problem and not error.unjudged and error.scale > 0:
-            found[name] = Peer(
-                error.max_abs / error.scale,
-                error.rms / error.scale,
-                error.amplification,
-                error.rows,
-                data.dtype,
-            )
-    return found
+        error = judge(name, data, [values[name] for values in outputs], peers.get(name))
+        nodes = drawing.get(name)
+        found.append(_drawn(error, nodes) if nodes and not error.problem else error)
+    return tuple(found)
+
+
+def _drawn(error: OutputError, nodes: str) -> OutputError:
+    """An output that another run would change: refuted if it is off, and never right."""
+    sentence = f"the file draws random numbers for it ({nodes})"
+    if error.excess > 1:
+        return replace(error, problem=f"is off its truth, and {sentence}")
+    return error if error.unjudged else replace(error, unjudged=sentence)
+
+
+def _peers(found: tuple[OutputError, ...], data: CheckData) -> dict[str, Peer]:
+    """By output, what the reference shows against its own truth."""
+    return {
+        error.output: Peer(
+            error.max_abs / error.scale,
+            error.rms / error.scale,
+            error.amplification,
+            error.rows,
+            data.dtype,
+        )
+        for error in found
+        if not error.problem and not error.unjudged and error.scale > 0
+    }
 
 
 def _precision(
@@ -142,7 +172,9 @@ def _precision(
     )
 
 
-def _result(found: tuple[OutputError, ...], samples: int, precision: Precision) -> NumericsResult:
+def _result(
+    found: tuple[OutputError, ...], data: CheckData, precision: Precision
+) -> NumericsResult:
     worst = max(found, key=lambda error: (error.excess > 1, bool(error.unjudged), error.excess))
     verdict = "fail" if worst.excess > 1 else "not_checked" if worst.unjudged else "pass"
     return NumericsResult(
@@ -151,9 +183,10 @@ def _result(found: tuple[OutputError, ...], samples: int, precision: Precision) 
         max_rel_error=max(ratio(error.max_abs, error.scale) for error in found),
         noise_floor=worst.floor_max,
         tolerance=worst.tolerance_max,
-        samples=samples,
+        samples=len(data.samples),
         per_output=found,
         worst=str(worst),
         element=worst.element,
         precision=precision,
+        notes=data.notes,
     )

@@ -38,13 +38,18 @@ def judge(
     """
     truths = [np.asarray(sample.outputs[name]) for sample in data.samples]
     # Where torch overflows in the exported dtype, its error says nothing about rounding.
-    usable = [_is_measure(sample, name) for sample in data.samples]
+    draws = data.random.get(name, "")
+    usable = [not draws and _is_measure(sample, name) for sample in data.samples]
     wrong = _problem(name, data, values, truths, usable)
     if wrong is not None:
         return wrong
     kept = [index for index, ok in enumerate(usable) if ok]
     if not kept:
-        reason = (
+        reason = draws and (
+            f"the torch model draws random numbers for it ({draws}); switch that off in "
+            "evaluation and export again"
+        )
+        reason = reason or (
             f"in {data.dtype} the torch model itself overflows there, or decides a tie otherwise"
         )
         return OutputError(name, unjudged=reason)

@@ -138,6 +138,7 @@ class NumericsResult:
         worst: Why it fails, or which output comes closest, in a sentence.
         element: The worst element of that output.
         precision: The exported dtype and its error budget.
+        notes: What a reader of the verdict should know, in sentences.
     """
 
     verdict: str
@@ -150,6 +151,7 @@ class NumericsResult:
     worst: str = ""
     element: Element | None = None
     precision: Precision | None = None
+    notes: tuple[str, ...] = ()
 
 
 def ratio(error: float, tolerance: float) -> float:

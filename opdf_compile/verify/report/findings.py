@@ -179,6 +179,8 @@ def _numerics(part: NumericsPart) -> str:
     if part.verdict == "not_checked":
         if worst is not None and worst.unjudged:
             return f"output {worst.output!r} was not judged: {worst.unjudged}"
+        if part.samples is not None:
+            return part.reason
         return "no check data; export writes it beside the model, or give it with --check"
     if worst is not None and worst.problem:
         return f"output {worst.output!r}: {worst.problem}"

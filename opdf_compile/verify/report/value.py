@@ -74,7 +74,7 @@ class NumericsPart:
     """How far the candidate's outputs are from the truth of the model it was exported from.
 
     Attributes:
-        verdict: "pass", "fail", "not_checked" (no check data) or "not_asked".
+        verdict: "pass", "fail", "not_checked" (no evidence that could judge it) or "not_asked".
         max_abs_error: Largest absolute error over outputs and samples.
         max_rel_error: Largest error relative to the largest value of its output.
         noise_floor: What rounding alone produces.
@@ -82,6 +82,8 @@ class NumericsPart:
         samples: How many inputs were tried.
         outputs: How each output compares.
         precision: The exported dtype and its error budget.
+        reason: Why there is no pass, in a sentence; empty otherwise. The JSON has it among the
+            notes.
     """
 
     verdict: str = "not_asked"
@@ -92,12 +94,14 @@ class NumericsPart:
     samples: int | None = None
     outputs: tuple[OutputError, ...] = ()
     precision: Precision | None = None
+    reason: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The values under the report's keys."""
         precision = None if self.precision is None else asdict(self.precision)
         outputs = [_output_json(error) for error in self.outputs]
-        return {**_values(self), "outputs": outputs, "precision": precision}
+        values = {name: value for name, value in _values(self).items() if name != "reason"}
+        return {**values, "outputs": outputs, "precision": precision}
 
 
 @dataclass(frozen=True)

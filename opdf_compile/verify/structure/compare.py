@@ -20,10 +20,12 @@ from opdf_compile.verify.structure.graph_view import View
 from opdf_compile.verify.structure.interface import compare_interfaces, compare_opsets
 from opdf_compile.verify.structure.linking import build_view
 from opdf_compile.verify.structure.parameters import (
+    NOTE_GUESSED,
     NOTE_WITHOUT_RECORD,
     guessed_parameters,
     mark_parameters,
     named_constants,
+    note_of_lost,
     recorded_parameters,
 )
 from opdf_compile.verify.structure.picture import Neighbourhood, picture_of
@@ -95,8 +97,9 @@ def compare_structure(
     initialiser, whether a constant is an initialiser or a Constant node, metadata, doc strings,
     shape annotations of inner values, IR version, and unused operator set imports. Compared:
     everything else. Constants that the exporter recorded as parameters compare by dtype and shape,
-    all others by value too. A file without the record is taken to have its floating-point
-    initialisers of more than one element as parameters, and a note says so.
+    all others by value too. A file without the record, or without some of the parameters that it
+    names, is taken to have its floating-point initialisers of more than one element as parameters,
+    and a note says so.
 
     Args:
         candidate_path: The file that is to ship.
@@ -129,18 +132,27 @@ def compare_files(
     models = [load_onnx(path) for path in paths]
     records = [recorded_parameters(m, str(p)) for m, p in zip(models, paths, strict=True)]
     views = [build_view(m, str(p.parent)) for m, p in zip(models, paths, strict=True)]
-    notes: tuple[str, ...] = ()
     if records[1] is None and _belongs(records[0], *views):
         # A trained ONNX student against the file that it came from, which has the same names.
         records[1] = records[0]
-    if None in records:
+    lost = [note_of_lost(r, v, str(p)) for r, v, p in zip(records, views, paths, strict=True)]
+    notes = _guessing(None in records, tuple(note for note in lost if note))
+    if notes:
         # One rule for both sides: a record on one side only would make every other constant a
         # parameter here and a constant there.
-        notes = (NOTE_WITHOUT_RECORD,)
         records = [guessed_parameters(view) for view in views]
     for view, record in zip(views, records, strict=True):
         mark_parameters(view, record or frozenset())
     return compare_views(views[0], views[1], notes)
+
+
+def _guessing(without: bool, lost: tuple[str, ...]) -> tuple[str, ...]:
+    """Why the records cannot say what a parameter is, and what follows; empty where they can."""
+    if without:
+        return (*lost, NOTE_WITHOUT_RECORD)
+    if len(lost) == 1:
+        lost = (f"{lost[0]}; the other file was not: rewrite both with the same tool",)
+    return (*lost, NOTE_GUESSED) if lost else ()
 
 
 def _belongs(record: frozenset[str] | None, candidate: View, reference: View) -> bool:

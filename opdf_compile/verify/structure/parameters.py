@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 
 RECORD = "opdf.parameters"
 
+NOTE_GUESSED = (
+    "floating-point initialisers of more than one element were taken for parameters and their "
+    "values were not compared; compare files as opdf-compile exports them to have every other "
+    "constant compared"
+)
 NOTE_WITHOUT_RECORD = (
-    f"a file lacks the exporter's record of parameters ({RECORD}), so floating-point initialisers "
-    "of more than one element were taken for parameters and their values were not compared; "
-    "export with opdf-compile to have every other constant compared"
+    f"a file lacks the exporter's record of parameters ({RECORD}), so {NOTE_GUESSED}"
 )
 
 # Their floating-point operands past the first are settings (scales, a region of interest), however
@@ -50,6 +53,26 @@ def recorded_parameters(model: onnx.ModelProto, name: str) -> frozenset[str] | N
             "of names); export it again"
         )
     return frozenset(names)
+
+
+def note_of_lost(record: frozenset[str] | None, view: View, name: str) -> str:
+    """Say that a record names parameters which the file does not have; empty where it has all.
+
+    A tool that rewrites a file (fuses a batch norm into a convolution, quantises) keeps the
+    metadata and gives what it made of the weights other names.
+
+    Args:
+        record: What the exporter recorded.
+        view: The file.
+        name: The file's name for the message.
+    """
+    lost = sorted((record or frozenset()) - named_constants(view).keys())
+    if not record or not lost:
+        return ""
+    return (
+        f"{name} was rewritten after export: it lacks {len(lost)} of the {len(record)} parameters "
+        f"that its record ({RECORD}) names, such as {lost[0]!r}"
+    )
 
 
 def named_constants(view: View) -> dict[str, tuple[int, tuple[int, ...]]]:

@@ -109,7 +109,7 @@ def test_each_mutation_applies_to_a_graph(exports: Exports, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["detector"])
-def test_a_mutated_file_is_refuted_by_its_hash_first(
+def test_a_mutated_file_is_known_by_its_hash_first(
     name: str, exports: Exports, tmp_path: Path
 ) -> None:
     reference = exports(name)
@@ -118,4 +118,4 @@ def test_a_mutated_file_is_refuted_by_its_hash_first(
     path = tmp_path / "touched.onnx"
     path.write_bytes(model.SerializeToString())
     found = check_numerics(path, check_path(reference), resolve_device("cpu"))
-    assert found.verdict == "fail"
+    assert found.verdict == "not_checked" and "rewritten after export" in found.worst

@@ -1,0 +1,43 @@
+"""Where in a model a node of its graph stands: for sentences that people act on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch.fx import Node
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_TORCH = str(Path(torch.__file__).parent)
+
+
+def operator_of(node: Node) -> str:
+    """An operator as people look it up: ``aten.dropout``."""
+    name = getattr(node.target, "_qualified_op_name", None) or str(node.target)
+    return str(name).replace("::", ".").removesuffix(".default")
+
+
+def module_of(node: Node) -> str:
+    """The submodule that a node comes from, quoted, or the forward of the model's class."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    if not stack:
+        return "the graph"
+    path, kind = stack[-1]
+    if path:
+        return f"{str(path)!r}"
+    name = kind if isinstance(kind, str) else getattr(kind, "__qualname__", str(kind))
+    return f"the forward of {name.rpartition('.')[2]}"
+
+
+def line_of(node: Node) -> str:
+    """The line of the user's own code, ``net.py:21``; empty where the graph does not say."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [(file, line) for file, line in frames if not file.startswith(_TORCH)]
+    return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
+
+
+def place_of(node: Node) -> str:
+    """Operator, submodule and line: ``aten.dropout in 'encoder.drop' (net.py:21)``."""
+    line = line_of(node)
+    return f"{operator_of(node)} in {module_of(node)}" + (f" ({line})" if line else "")
