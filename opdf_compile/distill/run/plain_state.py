@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-State = dict[str, Any]
+from opdf_compile.training.optimizer.inner_state import give, taken
+from opdf_compile.training.optimizer.plain_values import Reader, options_of
+from opdf_compile.training.optimizer.state import State, own
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,9 @@ class PlainState:
 
     def state_by_name(self) -> dict[str, State]:
         """What the optimizer keeps of each."""
+        kept = taken(self.inner, self._names).by_parameter
         return {
-            self._names[id(p)]: dict(self.inner.state.get(p, {}))
+            self._names[id(p)]: dict(kept.get(p, {}))
             for group in self.inner.param_groups
             for p in group["params"]
         }
@@ -52,24 +54,27 @@ class PlainState:
     def group_options(self) -> list[State]:
         """The param groups with names in place of parameters."""
         return [
-            {**group, "params": [self._names[id(p)] for p in group["params"]]}
+            {**options_of(group), "params": [self._names[id(p)] for p in group["params"]]}
             for group in self.inner.param_groups
         ]
+
+    def class_state(self) -> State:
+        """What its class keeps beside that."""
+        return {"layout": [], "rest": taken(self.inner, self._names).rest}
 
     def load_state_by_name(
         self,
         states: Mapping[str, State],
         fingerprints: Mapping[str, list[int]],
         groups: list[State],
+        class_state: State | None = None,
     ) -> None:
-        """The inverse of the three."""
-        places = {name: place for place, name in enumerate(self.owned_names())}
-        self.inner.load_state_dict(
-            {
-                "state": {places[name]: dict(kept) for name, kept in states.items() if kept},
-                "param_groups": [
-                    {**group, "params": [places[name] for name in group["params"]]}
-                    for group in groups
-                ],
-            }
+        """The inverse of the four."""
+        held = {self._names[id(p)]: p for g in self.inner.param_groups for p in g["params"]}
+        rest = class_state["rest"] if class_state is not None else None
+        give(
+            self.inner, {held[name]: own(kept) for name, kept in states.items()}, rest, self._names
         )
+        for group, saved in zip(self.inner.param_groups, groups, strict=True):
+            for key, value in own(saved).items():
+                group[key] = group[key] if key == "params" else Reader().read(value, group.get(key))

@@ -20,6 +20,7 @@ from opdf_compile.io.checkpoints.state import Optimizer, State, is_core, is_shar
 from opdf_compile.io.checkpoints.values import unpack
 from opdf_compile.training.hoisted.binding import local
 from opdf_compile.training.hoisted.checksum import checksum
+from opdf_compile.training.optimizer.state import own
 
 Reader = Callable[[str], Tensor]
 
@@ -31,6 +32,7 @@ class Snapshot:
     states: dict[str, State]
     fingerprints: dict[str, list[int]]
     groups: list[State]
+    class_state: State | None
 
 
 def give_state(optimizer: Optimizer, state: Snapshot, ranks: Ranks, folder: Path) -> None:
@@ -40,12 +42,10 @@ def give_state(optimizer: Optimizer, state: Snapshot, ranks: Ranks, folder: Path
         ArtefactError: The wrapped optimizer of some rank does not take it.
     """
     before = Snapshot(
-        {
-            name: {key: _copy(value) for key, value in kept.items()}
-            for name, kept in optimizer.state_by_name().items()
-        },
+        own(optimizer.state_by_name()),
         optimizer.fingerprints(),
         optimizer.group_options(),
+        own(optimizer.class_state()),
     )
     try:
         ranks.together(partial(_give, optimizer, state, folder))
@@ -69,11 +69,7 @@ def _give(optimizer: Optimizer, state: Snapshot, folder: Path) -> None:
 
 
 def _load(optimizer: Optimizer, state: Snapshot) -> None:
-    optimizer.load_state_by_name(state.states, state.fingerprints, state.groups)
-
-
-def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value
+    optimizer.load_state_by_name(state.states, state.fingerprints, state.groups, state.class_state)
 
 
 def read_state(
@@ -101,7 +97,17 @@ def read_state(
         for key, saved in manifest.fingerprints.items()
         if key in parameters and key in module
     }
-    return Snapshot(states, fingerprints, groups)
+    return Snapshot(states, fingerprints, groups, _class_state(manifest, optimizer, tensor))
+
+
+def _class_state(manifest: Manifest, optimizer: Optimizer, tensor: Reader) -> State | None:
+    """That of the layout that this rank has; else any, which the optimizer judges."""
+    if not manifest.class_state:
+        return None  # An older checkpoint.
+    present = optimizer.class_state()["layout"]
+    fitting = [saved for saved in manifest.class_state if saved.layout == present]
+    saved = (fitting or manifest.class_state)[0]
+    return {"layout": saved.layout, "rest": unpack(saved.rest, tensor)}
 
 
 def _fingerprint(saved: list[int] | None, whole: Tensor, like: Tensor) -> list[int]:
@@ -141,7 +147,11 @@ def give_module(module: nn.Module, state: Mapping[str, Any]) -> None:
 
 
 def cut_like(value: Any, like: Any) -> Any:
-    """A tensor cut as FSDP2 cut the parameter it belongs to; any other value as it is."""
+    """Tensors cut as FSDP2 cut the parameter that they belong to; any other value as it is."""
+    if isinstance(value, dict):
+        return {key: cut_like(item, like) for key, item in value.items()}
+    if isinstance(value, list):
+        return [cut_like(item, like) for item in value]
     if not is_sharded(like) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor

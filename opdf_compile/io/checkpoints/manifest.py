@@ -49,6 +49,14 @@ class Stored(BaseModel):
     dtype: str
 
 
+class ClassState(BaseModel):
+    """What an optimizer's class keeps in a form of its own, and the layout that it is for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    layout: list[list[str]]
+    rest: dict[str, _Packed]
+
+
 class Manifest(BaseModel):
     """A checkpoint without its tensors.
 
@@ -60,6 +68,8 @@ class Manifest(BaseModel):
         tensors: Every tensor by its name in its shard.
         module: The module's state dict, packed; a tied weight is one tensor under several names.
         state: The optimizer's state by parameter name, packed.
+        class_state: What the optimizer's class keeps beside that, packed, once for each layout of
+            its parameters that a rank has; older checkpoints have none.
         random: The random number generators of each rank, packed; empty where they were left out.
         kept: What the caller gave as `tensors`, packed; older checkpoints have none.
     """
@@ -78,6 +88,7 @@ class Manifest(BaseModel):
     module: dict[str, _Packed]
     state: dict[str, dict[str, _Packed]]
     random: list[dict[str, _Packed]]
+    class_state: list[ClassState] = Field(default_factory=list)
     kept: dict[str, _Packed] = Field(default_factory=dict)
 
     def text(self) -> str:

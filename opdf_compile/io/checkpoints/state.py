@@ -51,13 +51,17 @@ class Optimizer(Protocol):
     def group_options(self) -> list[State]:
         """The param groups with names in place of parameters."""
 
+    def class_state(self) -> State:
+        """What its class keeps beside that, with the layout it is for where it is for one."""
+
     def load_state_by_name(
         self,
         states: Mapping[str, State],
         fingerprints: Mapping[str, list[int]],
         groups: list[State],
+        class_state: State | None = None,
     ) -> None:
-        """The inverse of the three."""
+        """The inverse of the four."""
 
 
 def require_optimizer(optimizer: Any) -> None:
@@ -84,6 +88,7 @@ class Share:
         fingerprints: Checksums of the whole matched weights as the last step left them; None where
             a sharded weight has changed since, so that nobody can tell.
         groups: Packed param groups.
+        class_state: Packed, where no rank before this one has the same layout; else None.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -91,6 +96,7 @@ class Share:
     module: State = field(default_factory=dict)
     groups: list[State] = field(default_factory=list)
     fingerprints: dict[str, list[int] | None] = field(default_factory=dict)
+    class_state: State | None = None
 
 
 def take(optimizer: Optimizer, ranks: Ranks) -> Share:
@@ -109,11 +115,16 @@ def take(optimizer: Optimizer, ranks: Ranks) -> Share:
     }
     module = _module_state(optimizer.program.module, writes=ranks.rank == 0)
     unchanged = ranks.gather(_unchanged(optimizer))
+    own = optimizer.class_state()
+    layouts = ranks.gather(own["layout"])
     # From here on no rank waits for another, so a value that cannot be packed is told at once.
     share = Share()
     for name, mine in writes.items():
         if mine:
             share.state[name] = pack(states[name], f"state/{name}", share.tensors)
+    # Ranks that hold the same tensors hold the same state of them.
+    if layouts.index(own["layout"]) == ranks.rank:
+        share.class_state = pack(own, f"class/{ranks.rank}", share.tensors)
     if ranks.rank == 0:
         share.module = _pack_module(module, share.tensors)
         share.groups = pack(optimizer.group_options(), "groups", share.tensors)
@@ -145,7 +156,11 @@ def _of_whole_weights(optimizer: Optimizer) -> dict[str, list[int] | None]:
 
 
 def _gathered(value: Any, keep: bool) -> Any:
-    """A sharded tensor gathered; the ranks that do not write it drop it at once."""
+    """Sharded tensors gathered; the ranks that do not write them drop them at once."""
+    if isinstance(value, dict):
+        return {key: _gathered(item, keep) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_gathered(item, keep) for item in value]
     if not isinstance(value, Tensor):
         return value
     full = whole(value.detach())

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError, InputError
 
@@ -34,6 +34,12 @@ def pack(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
             raise ArtefactError(
                 f"two tensors would be called {name!r} in the checkpoint, wanted distinct names; "
                 "take the slashes out of the model's parameter names"
+            )
+        if type(value) not in (Tensor, nn.Parameter, nn.Buffer):
+            raise ArtefactError(
+                f"{name} is a {type(value).__name__} on {value.device}, wanted a whole, plain "
+                "tensor; of what is sharded over ranks a checkpoint holds the weights and what "
+                "belongs to one parameter each: wrap another optimizer"
             )
         tensors[name] = value
         return {TENSOR: name}

@@ -13,7 +13,14 @@ import torch
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.checkpoints.folder import MANIFEST
-from opdf_compile.io.checkpoints.manifest import Manifest, Shard, Stored, dtype_name, shard_name
+from opdf_compile.io.checkpoints.manifest import (
+    ClassState,
+    Manifest,
+    Shard,
+    Stored,
+    dtype_name,
+    shard_name,
+)
 from opdf_compile.io.checkpoints.ranks import Ranks
 from opdf_compile.io.checkpoints.state import Share, State, own_memory
 from opdf_compile.io.files import atomic_write, sha256
@@ -31,6 +38,7 @@ class Written:
     groups: list[State]
     fingerprints: dict[str, list[int] | None]
     state: dict[str, State]
+    class_state: State | None
     random: State | None
 
 
@@ -61,6 +69,7 @@ def write_share(folder: Path, share: Share, random: State | None, ranks: Ranks) 
         share.groups,
         share.fingerprints,
         share.state,
+        share.class_state,
         random,
     )
 
@@ -85,6 +94,7 @@ def write_manifest(folder: Path, parts: list[Written], about: dict[str, Any], ex
         tensors={key: Stored(**value) for part in parts for key, value in part.tensors.items()},
         module=parts[0].module,
         state={name: state for part in parts for name, state in part.state.items()},
+        class_state=[ClassState(**own) for part in parts if (own := part.class_state) is not None],
         random=[part.random for part in parts if part.random is not None],
     )
     with atomic_write(folder / MANIFEST) as temporary:

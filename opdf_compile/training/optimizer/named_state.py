@@ -19,6 +19,9 @@ from opdf_compile.training.optimizer import state as named
 from opdf_compile.training.optimizer.alignment import Alignment
 from opdf_compile.training.optimizer.following import Names
 from opdf_compile.training.optimizer.groups import Group, Links
+from opdf_compile.training.optimizer.inner_state import InnerState, bound, taken
+from opdf_compile.training.optimizer.layout import labels_of, layout_of
+from opdf_compile.training.optimizer.plain_values import Reader, Writer, options_of
 from opdf_compile.training.optimizer.saved import load_state, pack_state, unpack_state
 
 
@@ -64,15 +67,45 @@ class NamedState(Optimizer):
         self._follow_parameters()
         # A scheduler may have moved the options since the last step; the inner groups follow.
         self._links.push(self.param_groups, self.inner.param_groups)
-        inner = self._links.estimated(self.param_groups, self.inner.param_groups)
+        inner = self._links.estimated(self.param_groups, self._taken().groups)
+        writer = Writer(type(self.inner).__name__, settings=True)
         return [
-            {**group, "params": [self._name(p) for p in group["params"]], "inner": options}
-            for group, options in zip(self.param_groups, inner, strict=True)
+            {
+                **options_of(group),
+                "params": [self._name(p) for p in group["params"]],
+                "inner": [writer.write(options, "param_groups[..]") for options in estimated],
+            }
+            for group, estimated in zip(self.param_groups, inner, strict=True)
         ]
 
     def push_options(self, inner: list[list[Group]]) -> None:
         """Copy all options inwards, then what the wrapped optimizer had of its own."""
-        self._links.push_all(self.param_groups, self.inner.param_groups, inner)
+        groups, reader = self.inner.param_groups, Reader()
+        estimated = [
+            [reader.read(options, groups[p]) for options, p in zip(saved, places, strict=False)]
+            for saved, places in zip(inner, self._links.places, strict=True)
+        ]
+        self._links.push_all(self.param_groups, groups, estimated)
+
+    def class_state(self) -> named.State:
+        """What the wrapped optimizer keeps beside its parameters' states, and their layout.
+
+        Returns:
+            "rest", plain values that only the class understands, and "layout", the order of the
+            parameters that they are for; empty where they speak of none.
+        """
+        rest = self._taken().rest
+        layout = layout_of(self.inner, self.labels()) if bound(rest) else []
+        return {"layout": layout, "rest": rest}
+
+    def labels(self) -> dict[int, str]:
+        """What the parameters of the wrapped optimizer are called, by id."""
+        held = [p for group in self.inner.param_groups for p in group["params"]]
+        names = {id(p): name for p in held if (name := self._names.get(p)) is not None}
+        return labels_of(self.program.units, names)
+
+    def _taken(self) -> InnerState:
+        return taken(self.inner, self.labels())
 
     def fingerprints(self) -> dict[str, list[int]]:
         """The checksum of every matched weight as the last step left it."""
@@ -81,16 +114,17 @@ class NamedState(Optimizer):
     def state_by_name(self) -> dict[str, named.State]:
         """Cores and optimizer state that this rank holds, by parameter name."""
         states: dict[str, named.State] = {}
+        kept = self._taken().by_parameter
         for unit in self.program.units:
-            states.update(named.weight_states(unit, self.inner))
-        for name, kept in (self.alignment.state_by_name() if self.alignment else {}).items():
-            states[name].update(kept)
+            states.update(named.weight_states(unit, kept))
+        for name, more in (self.alignment.state_by_name() if self.alignment else {}).items():
+            states[name].update(more)
         matched = {entry.key for entry in self.plan.entries}
         for group in self.param_groups:
             for parameter in group["params"]:
                 name = self._name(parameter)
                 if name not in matched:
-                    states[name] = dict(self.inner.state.get(parameter, {}))
+                    states[name] = dict(kept.get(parameter, {}))
         return states
 
     def load_state_by_name(
@@ -98,13 +132,15 @@ class NamedState(Optimizer):
         states: Mapping[str, named.State],
         fingerprints: Mapping[str, list[int]],
         groups: list[Group],
+        class_state: named.State | None = None,
     ) -> None:
-        """Take over what `state_by_name`, `fingerprints` and `group_options` gave.
+        """Take over what `state_by_name`, `fingerprints`, `group_options`, `class_state` gave.
 
         Args:
             states: At least what this rank owns.
             fingerprints: Checksums of the weights at the time; load those weights as well.
             groups: Options of each group, in order.
+            class_state: None where an earlier version saved the state, which kept none.
 
         Raises:
             InputError: The state is of another student or plan, or the student was rebuilt since;
@@ -113,7 +149,7 @@ class NamedState(Optimizer):
         # Unsharded parameters are other objects, and their state would find nobody.
         self._follow_parameters()
         self.program.require_held()
-        load_state(self, states, fingerprints, groups)
+        load_state(self, states, fingerprints, groups, class_state)
         self._show_cores()
 
     def state_dict(self) -> dict[str, Any]:
@@ -166,5 +202,5 @@ class NamedState(Optimizer):
         """Let `opt.state[W]` show the cores of W; they are views, not copies."""
         owned = dict(self.program.module.named_parameters(remove_duplicate=False))
         for unit in self.program.units:
-            for key, state in named.weight_states(unit, self.inner).items():
+            for key, state in named.weight_states(unit, {}).items():
                 self.state[owned[key]] = {k: v for k, v in state.items() if k.count(".") == 1}

@@ -41,6 +41,7 @@ from opdf_compile.training.optimizer.arguments import (
 from opdf_compile.training.optimizer.decay import decay, require_multilinear
 from opdf_compile.training.optimizer.following import Names, hand_over, standing
 from opdf_compile.training.optimizer.groups import Group, Links, outer_groups, tensors
+from opdf_compile.training.optimizer.inner_state import bound, start_anew
 from opdf_compile.training.optimizer.named_state import NamedState
 from opdf_compile.training.optimizer.rates import core_rates
 from opdf_compile.training.optimizer.summary import Summary
@@ -296,6 +297,12 @@ class Overparam(NamedState):
                 core.grad = None
 
     def _take_apart(self, unit: Unit) -> None:
+        if bound(self._taken().rest):
+            raise InputError(
+                f"batched=True stacks cores, only some weights of a stack go on here, and "
+                f"{type(self.inner).__name__} keeps its state in a form of its own, which cannot "
+                "be taken apart; leave batched out"
+            )
         take_apart(self.program, unit, self.inner)
         self._show_cores()
 
@@ -354,8 +361,11 @@ class Overparam(NamedState):
                 self._take_apart(unit)
         if self.alignment is not None:
             self.alignment.attach(self.program, changed)
+        whole = bool(changed) and bound(self._taken().rest)
+        if whole:
+            start_anew(self.inner, self._make)
         for unit in self.program.units:
-            if changed & set(unit.keys):
+            if changed & set(unit.keys) and not whole:
                 named.reset(unit, self.inner, self._make)
         return tuple(e.key for e in self.plan.entries if e.key in changed)
 

@@ -1,7 +1,8 @@
 """An Overparam's state as an ordinary optimizer's state_dict, and back.
 
     {"state": {index: state of one parameter}, "param_groups": [{.., "params": [index]}],
-     "opdf": {schema, names by index, fingerprints, plan, optimizer, rank, ranks, inner_groups}}
+     "opdf": {schema, names by index, fingerprints, plan, optimizer, rank, ranks, inner_groups,
+              class_state}}
 
 Plain tensors and values only: torch.load reads it with weights_only=True.
 """
@@ -18,12 +19,17 @@ from torch import Tensor
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer import state as named
+from opdf_compile.training.optimizer.inner_state import bound, give, require_form
+from opdf_compile.training.optimizer.layout import layout_of, require_layout
+from opdf_compile.training.optimizer.plain_values import Reader
 from opdf_compile.training.optimizer.unbatching import take_apart
 
 if TYPE_CHECKING:
     from opdf_compile.training.optimizer.named_state import NamedState
 
-SCHEMA = "opdf-overparam/1"
+SCHEMA = "opdf-overparam/2"
+# The first one has no class_state.
+_READ = ("opdf-overparam/1", SCHEMA)
 logger = logging.getLogger("opdf_compile")
 
 
@@ -56,11 +62,14 @@ def pack_state(optimizer: NamedState) -> dict[str, Any]:
             "rank": ranks.rank,
             "ranks": ranks.size,
             "inner_groups": [group["inner"] for group in options],
+            "class_state": optimizer.class_state(),
         },
     }
 
 
-Unpacked = tuple[dict[str, named.State], dict[str, list[int]], list[dict[str, Any]]]
+Unpacked = tuple[
+    dict[str, named.State], dict[str, list[int]], list[dict[str, Any]], named.State | None
+]
 
 
 def unpack_state(optimizer: NamedState, state: Mapping[str, Any]) -> Unpacked:
@@ -70,7 +79,7 @@ def unpack_state(optimizer: NamedState, state: Mapping[str, Any]) -> Unpacked:
         InputError: It is the state of another optimizer, or of another rank.
     """
     extra = state.get("opdf")
-    if not isinstance(extra, Mapping) or extra.get("schema") != SCHEMA:
+    if not isinstance(extra, Mapping) or extra.get("schema") not in _READ:
         raise InputError(_foreign(state))
     ranks = optimizer.program.ranks
     if (extra["rank"], extra["ranks"]) != (ranks.rank, ranks.size):
@@ -90,7 +99,7 @@ def unpack_state(optimizer: NamedState, state: Mapping[str, Any]) -> Unpacked:
         {**group, "params": [names[place] for place in group["params"]], "inner": inner}
         for group, inner in zip(state["param_groups"], extra["inner_groups"], strict=True)
     ]
-    return states, dict(extra["fingerprints"]), groups
+    return states, dict(extra["fingerprints"]), groups, extra.get("class_state")
 
 
 def _foreign(state: Mapping[str, Any]) -> str:
@@ -113,9 +122,11 @@ def load_state(
     states: Mapping[str, named.State],
     fingerprints: Mapping[str, list[int]],
     groups: list[dict[str, Any]],
+    class_state: named.State | None,
 ) -> None:
     """Check everything, then change the optimizer; see `NamedState.load_state_by_name`."""
     _require_groups(optimizer, groups)
+    _require_class_state(optimizer, class_state)
     program = optimizer.program
     cores: dict[str, Tensor] = {}
     for key in program.owned():
@@ -136,11 +147,14 @@ def load_state(
     program.fill(cores)
     if optimizer.alignment is not None:
         optimizer.alignment.load_state_by_name(states)
-    named.load_inner(optimizer.inner, inner)
+    rest = class_state["rest"] if class_state is not None else None
+    give(optimizer.inner, inner, rest, optimizer.labels())
+    reader = Reader()
     # A copy: a learning rate may be a tensor, which schedulers write to.
     groups = copy.deepcopy(groups)
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
-        group.update(_without(saved, "params", "inner"))
+        for key, value in _without(saved, "params", "inner").items():
+            group[key] = reader.read(value, group.get(key))
     optimizer.push_options([saved.get("inner", []) for saved in groups])
     program.expect(
         {
@@ -164,6 +178,13 @@ def _require_groups(optimizer: NamedState, groups: list[dict[str, Any]]) -> None
         f"has {len(wanted)} of {sum(map(len, wanted))} ({what}); build it as it was built when the "
         "state was saved"
     )
+
+
+def _require_class_state(optimizer: NamedState, state: named.State | None) -> None:
+    labels, inner = optimizer.labels(), optimizer.inner
+    require_form(inner, state["rest"] if state is not None else None, labels)
+    if state is not None and bound(state["rest"]):
+        require_layout(state["layout"], layout_of(inner, labels), type(inner).__name__)
 
 
 def _require_cores(optimizer: NamedState, key: str, state: named.State) -> dict[str, Tensor]:

@@ -9,20 +9,29 @@ batch are given apart, and put together again when they are loaded.
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from opdf_compile.errors import InputError
+from opdf_compile.training.hoisted.binding import is_sharded
 from opdf_compile.training.hoisted.unit import Unit
 
 State = dict[str, Any]
 
 
-def weight_states(unit: Unit, inner: Optimizer) -> dict[str, State]:
-    """The cores of a unit's weights and what the optimizer keeps of them, by weight."""
+def weight_states(unit: Unit, kept: Mapping[Tensor, State]) -> dict[str, State]:
+    """The cores of a unit's weights and what the optimizer keeps of them, by weight.
+
+    Args:
+        unit: One part of the program.
+        kept: What the optimizer keeps of its parameters.
+    """
     named: dict[str, State] = {}
     for row, bound in enumerate(unit.weights):
         names = unit.members[row] if unit.batched else unit.members[0]
@@ -31,15 +40,32 @@ def weight_states(unit: Unit, inner: Optimizer) -> dict[str, State]:
             place, label = names.index(name), f"cores.{bound.entry.core_names.index(name)}"
             core = unit.storage[place]
             state[label] = row_of(core.detach(), core, row, unit)
-            for key, value in inner.state.get(core, {}).items():
+            for key, value in kept.get(core, {}).items():
                 state[f"{label}.{key}"] = row_of(value, core, row, unit)
         named[bound.key] = state
     return named
 
 
 def row_of(value: Any, core: Tensor, row: int, unit: Unit) -> Any:
-    """A member's share of a value that the optimizer keeps for a core."""
-    if unit.batched and isinstance(value, Tensor) and value.shape == core.shape:
+    """A member's share of a value that the optimizer keeps for a core.
+
+    Raises:
+        InputError: The value is a tensor of a class of its own, which has no rows.
+    """
+    return _row(value, core, row) if unit.batched else value
+
+
+def _row(value: Any, core: Tensor, row: int) -> Any:
+    if isinstance(value, dict) and "$class" not in value:
+        return {key: _row(item, core, row) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_row(item, core, row) for item in value)
+    if isinstance(value, dict) or hasattr(value, "__tensor_flatten__"):
+        raise InputError(
+            "batched=True stacks cores, and the wrapped optimizer keeps tensors of a class of its "
+            "own for a stack, which have no rows; leave batched out"
+        )
+    if isinstance(value, Tensor) and value.shape == core.shape:
         return value[row]
     return value
 
@@ -50,13 +76,20 @@ def joins(unit: Unit, states: Mapping[str, State]) -> bool:
         return True
     for place, core in enumerate(unit.storage):
         first, *others = _rows(unit, place, states)
-        for other in others:
-            if first.keys() != other.keys():
-                return False
-            same = (_of_entries(v, core) or equal(v, other[k]) for k, v in first.items())
-            if not all(same):
-                return False
+        if not all(_joins(first, other, core) for other in others):
+            return False
     return True
+
+
+def _joins(left: Any, right: Any, core: Tensor) -> bool:
+    if isinstance(left, dict) and isinstance(right, dict):
+        same = left.keys() == right.keys()
+        return same and all(_joins(left[key], right[key], core) for key in left)
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        return len(left) == len(right) and all(
+            _joins(*pair, core) for pair in zip(left, right, strict=True)
+        )
+    return (_of_entries(left, core) and _of_entries(right, core)) or equal(left, right)
 
 
 def core_states(unit: Unit, states: Mapping[str, State]) -> dict[Tensor, State]:
@@ -68,7 +101,7 @@ def core_states(unit: Unit, states: Mapping[str, State]) -> dict[Tensor, State]:
     for place, core in enumerate(unit.storage):
         rows = _rows(unit, place, states)
         if unit.batched:
-            found[core] = {key: _join([r[key] for r in rows], core) for key in rows[0]}
+            found[core] = _join(rows, core)
         else:
             found[core] = {key: own(value) for key, value in rows[0].items()}
     return found
@@ -93,6 +126,11 @@ def _of_core(
 
 
 def _join(values: list[Any], core: Tensor) -> Any:
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _join([value[key] for value in values], core) for key in first}
+    if type(first) in (list, tuple):
+        return type(first)(_join(list(parts), core) for parts in zip(*values, strict=True))
     if _of_entries(values[0], core):
         return torch.stack([value.to(core.device) for value in values])
     return own(values[0])
@@ -109,22 +147,38 @@ def equal(left: Any, right: Any) -> bool:
         return torch.equal(left.cpu(), right.cpu())
     if isinstance(left, Tensor) or isinstance(right, Tensor):
         return False
-    return bool(left == right)
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
+    if isinstance(left, list | tuple | deque) and type(left) is type(right):
+        return len(left) == len(right) and all(map(equal, left, right))
+    return bool(np.all(left == right))
 
 
 def own(value: Any) -> Any:
-    """A copy, so that the state that was loaded and the optimizer do not share memory."""
-    return value.detach().clone() if isinstance(value, Tensor) else value
+    """A copy that shares no memory with the value, so that a state and an optimizer share none."""
+    if isinstance(value, Tensor):
+        return _own_tensor(value)
+    if type(value) in (list, tuple, set, frozenset):
+        return type(value)(own(item) for item in value)
+    if type(value) is deque:
+        return deque((own(item) for item in value), maxlen=value.maxlen)
+    if type(value) is defaultdict:
+        return defaultdict(value.default_factory, {key: own(item) for key, item in value.items()})
+    if type(value) in (dict, OrderedDict, Counter):
+        return type(value)({key: own(item) for key, item in value.items()})
+    return value.copy() if isinstance(value, np.ndarray) else value
 
 
-def load_inner(inner: Optimizer, states: Mapping[Tensor, State]) -> None:
-    """Give the wrapped optimizer its state; its own rules for dtype and device apply."""
-    packed = inner.state_dict()
-    order = [p for group in inner.param_groups for p in group["params"]]
-    packed["state"] = {
-        place: states[parameter] for place, parameter in enumerate(order) if states.get(parameter)
-    }
-    inner.load_state_dict(packed)
+def _own_tensor(value: Tensor) -> Tensor:
+    if type(value) is Tensor or is_sharded([value]) or not hasattr(value, "__tensor_flatten__"):
+        return value.detach().clone()
+    # The quantised states of some libraries know no clone.
+    parts, context = value.__tensor_flatten__()
+    copies = {part: own(getattr(value, part)) for part in parts}
+    made: Tensor = type(value).__tensor_unflatten__(  # type: ignore[attr-defined]
+        copies, context, value.size(), value.stride()
+    )
+    return made
 
 
 def cores_of_state(names: Sequence[str], state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -1,0 +1,203 @@
+"""What a wrapped optimizer's own state_dict() says, taken apart and put together again.
+
+    {"state": {0: {..}, "k": .., ..}, "param_groups": [..], "count": ..}
+        = what is kept for each parameter, by parameter     (by_parameter)
+        + options of the groups                             (groups)
+        + all else: state under other keys, further entries (rest)
+
+The first part goes by the student's names, so it fits another number of ranks, or cores that are
+stacked otherwise. The rest is the class's own affair: it goes through the class's own
+load_state_dict(), and where it may speak of single parameters it is bound to their layout. A class
+whose state_dict() is of another form (a wrapper around a second optimizer) has nothing but a rest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from opdf_compile.errors import InputError
+from opdf_compile.training.optimizer.layout import Labels
+from opdf_compile.training.optimizer.plain_values import Reader, Writer
+from opdf_compile.training.optimizer.state import State, own
+
+logger = logging.getLogger("opdf_compile")
+
+
+@dataclass(frozen=True)
+class InnerState:
+    """The parts of one state_dict, as plain values.
+
+    Attributes:
+        by_parameter: What is kept for each parameter.
+        groups: The groups as the class writes them; without the parameters.
+        rest: All else; {"state": .., "top": ..}, or {"whole": ..} for a form of the class's own.
+    """
+
+    by_parameter: dict[Tensor, State]
+    groups: list[State]
+    rest: State
+
+
+def taken(inner: Optimizer, labels: Labels) -> InnerState:
+    """Take an optimizer's state apart.
+
+    Raises:
+        InputError: It keeps what no state holds.
+    """
+    packed = inner.state_dict()
+    name = type(inner).__name__
+    writer = Writer(name, labels, settings=True)
+    places = _places(packed, inner, labels)
+    if places is None:
+        groups = [_without_params(group) for group in inner.param_groups]
+        return InnerState({}, groups, {"whole": writer.write(packed, "state_dict()")})
+    state = packed["state"]
+    strict = Writer(name, labels)
+    return InnerState(
+        {
+            parameter: {
+                strict.key(key, "state"): strict.write(value, f"state[..][{key!r}]")
+                for key, value in state[place].items()
+            }
+            for place, parameter in places.items()
+            if state.get(place)
+        },
+        [_without_params(group) for group in packed["param_groups"]],
+        {
+            "state": writer.write({k: v for k, v in state.items() if k not in places}, "state"),
+            "top": writer.write(
+                {k: v for k, v in packed.items() if k not in ("state", "param_groups")},
+                "state_dict()",
+            ),
+        },
+    )
+
+
+def _without_params(group: Mapping[str, Any]) -> State:
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+def _places(packed: Any, inner: Optimizer, labels: Labels) -> dict[Any, Tensor] | None:
+    """Parameters by their places in a state_dict of torch's form; None for any other form."""
+    groups, state = packed.get("param_groups"), packed.get("state")
+    if not isinstance(groups, list) or not isinstance(state, Mapping):
+        return None
+    if len(groups) != len(inner.param_groups):
+        return None
+    places: dict[Any, Tensor] = {}
+    for written, group in zip(groups, inner.param_groups, strict=True):
+        if len(written["params"]) != len(group["params"]):
+            return None
+        places.update(zip(written["params"], group["params"], strict=True))
+    # A class that steps copies of its parameters (masters in another dtype) has names for none.
+    known = all(id(parameter) in labels for parameter in places.values())
+    by_key = all(isinstance(state.get(place, {}), Mapping) for place in places)
+    return places if known and by_key else None
+
+
+def bound(rest: Mapping[str, Any]) -> bool:
+    """Whether a rest may speak of single parameters: all but numbers and texts by name."""
+    return "whole" in rest or not _free(dict(rest))
+
+
+def _free(value: Any) -> bool:
+    if isinstance(value, dict) and ("$bytes" in value or "$named" in value):
+        return True
+    if isinstance(value, dict):
+        marked = any(key.startswith("$") for key in value)
+        return not marked and all(_free(item) for item in value.values())
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return not isinstance(value, list)
+
+
+def give(
+    inner: Optimizer,
+    states: Mapping[Tensor, State],
+    rest: Mapping[str, Any] | None,
+    labels: Labels,
+) -> None:
+    """Give an optimizer its state; its own rules for dtype and device apply.
+
+    Args:
+        inner: All that it keeps is replaced.
+        states: Plain values by parameter, in memory of its own.
+        rest: What `taken` found beside them; None if that was not saved, then what the optimizer
+            has of it stays.
+        labels: What its parameters are called.
+
+    Raises:
+        InputError: The state is of another form.
+    """
+    require_form(inner, rest, labels)
+    packed = inner.state_dict()
+    places = _places(packed, inner, labels)
+    held = [p for group in inner.param_groups for p in group["params"]]
+    reader = Reader({labels[id(p)]: p for p in held if id(p) in labels})
+    if rest is not None and "whole" in rest:
+        inner.load_state_dict(own(reader.read(rest["whole"], packed)))
+        return
+    if places is None:
+        _warn(inner, "all that it keeps")
+        return
+    top = {key: value for key, value in packed.items() if key not in ("state", "param_groups")}
+    more = {key: value for key, value in packed["state"].items() if key not in places}
+    if rest is None and (top or more):
+        _warn(inner, ", ".join(map(repr, (*top, *more))))
+    elif rest is not None:
+        top = own(reader.read(rest["top"], top))
+        more = own(reader.read(rest["state"], more))
+    found = {
+        place: {reader.key(key): reader.read(value) for key, value in states[p].items()}
+        for place, p in places.items()
+        if states.get(p)
+    }
+    groups = packed["param_groups"]
+    inner.load_state_dict({**top, "state": {**more, **found}, "param_groups": groups})
+
+
+def start_anew(inner: Optimizer, make: Callable[..., Optimizer]) -> None:
+    """Drop all that an optimizer keeps; its options stay.
+
+    Args:
+        inner: The optimizer.
+        make: Builds one like it.
+    """
+    logger.warning(
+        "%s keeps its state in a form of its own, of which no weight's part can be dropped: all of "
+        "it starts anew",
+        type(inner).__name__,
+    )
+    fresh = make([dict(group) for group in inner.param_groups])
+    inner.load_state_dict(own(fresh.state_dict()))
+
+
+def _warn(inner: Optimizer, what: str) -> None:
+    logger.warning(
+        "the state was saved by a version that did not keep what %s has beside its parameters' "
+        "states: %s starts anew",
+        type(inner).__name__,
+        what,
+    )
+
+
+def require_form(inner: Optimizer, rest: Mapping[str, Any] | None, labels: Labels) -> None:
+    """Refuse a rest of another form than the optimizer's own.
+
+    Raises:
+        InputError: With both forms.
+    """
+    whole = _places(inner.state_dict(), inner, labels) is None
+    if rest is None or ("whole" in rest) == whole:
+        return
+    forms = ("torch's form", "a form of its class's own")
+    raise InputError(
+        f"the state is in {forms['whole' in rest]}, that of this {type(inner).__name__} is in "
+        f"{forms[whole]}; build the optimizer as it was built when the state was saved"
+    )
