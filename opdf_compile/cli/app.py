@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Sequence
-from typing import cast
+from typing import Annotated, cast
 
 import typer
 
+from opdf_compile import __version__
 from opdf_compile.cli import (
+    PROGRAM,
     advise,
     check_data,
     demo,
@@ -35,7 +36,6 @@ from opdf_compile.cli import (
 from opdf_compile.cli.printable import printable
 from opdf_compile.errors import OpdfError, RunInterrupted, UserError
 
-PROGRAM = "opdf-compile"
 INTERNAL = 70
 INTERRUPTED = 130
 USAGE = 2
@@ -54,6 +54,29 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"{PROGRAM} {__version__}")  # noqa: T201
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the version, and stop.",
+            is_eager=True,
+            callback=_print_version,
+        ),
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
 for _module in (
     inspect,
     plan,
@@ -70,16 +93,9 @@ for _module in (
     app.command(_module.NAME, epilog=_module.EXAMPLES)(_module.command)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program.
-
-    Args:
-        argv: The arguments without the program's name; those of the process by default.
-
-    Returns:
-        The exit code.
-    """
-    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+def run(arguments: list[str]) -> int:
+    """Runs the program with the arguments that follow its name; its exit code."""
+    arguments = arguments or ["--help"]
     # Read before parsing: also a mistake in usage can then be debugged.
     debug = "--debug" in arguments
     try:

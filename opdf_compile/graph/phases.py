@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
 from opdf_compile.graph.as_before import as_before
+from opdf_compile.graph.quiet import quiet_libraries
 from opdf_compile.graph.sharing import unify
 from opdf_compile.graph.signature import Inputs
 from opdf_compile.graph.traced import PHASES, Phase
@@ -44,20 +44,15 @@ def quiet() -> Iterator[None]:
 
     torch prints the half-made graph, which would end up in the JSON of a command.
     """
-    chatter = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = chatter.level
-    chatter.setLevel(logging.ERROR)
     said = io.StringIO()
     try:
         with (
-            warnings.catch_warnings(),
+            quiet_libraries(),
             contextlib.redirect_stdout(said),
             contextlib.redirect_stderr(said),
         ):
-            warnings.simplefilter("ignore")
             yield
     finally:
-        chatter.setLevel(level)
         if said.getvalue():
             logger.debug("trace: torch.export and the model printed: %s", said.getvalue())
 

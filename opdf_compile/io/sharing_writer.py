@@ -12,12 +12,13 @@ import hashlib
 import io
 import json
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch.export import ExportedProgram
+
+from opdf_compile.graph.quiet import quiet_libraries
 
 _PAYLOADS = ("data/weights/weight_", "data/constants/tensor_")
 _CONFIGS = ("_weights_config.json", "_constants_config.json")
@@ -80,9 +81,8 @@ def _write(
     from torch.export.pt2_archive import _package
 
     pieces = ("_package_exported_programs", "_package_extra_files", "PT2ArchiveWriter")
-    with warnings.catch_warnings():
-        # torch warns about weights that are slices of one storage; they are written whole.
-        warnings.simplefilter("ignore")
+    # torch warns about weights that are slices of one storage; they are written whole.
+    with quiet_libraries():
         if not all(hasattr(_package, piece) for piece in pieces):
             _package.package_pt2(
                 sink,  # type: ignore[arg-type]

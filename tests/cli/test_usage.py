@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
+from opdf_compile import __version__
 from opdf_compile.cli import app as app_module
 from opdf_compile.cli import doctor, main
 from opdf_compile.errors import InternalError, PlanError
@@ -64,6 +65,25 @@ def test_help_lists_the_commands_and_no_others(capsys: Capture) -> None:
 def test_no_arguments_print_the_help(capsys: Capture) -> None:
     assert main([]) == 0
     assert "Usage" in capsys.readouterr().out
+
+
+def test_the_version_is_printed_and_listed_in_the_help(capsys: Capture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"opdf-compile {__version__}\n"
+    assert main(["--version", "inspect"]) == 0  # Through the parser, as any option is.
+    assert capsys.readouterr().out == f"opdf-compile {__version__}\n"
+    assert main(["--help"]) == 0
+    assert "--version" in capsys.readouterr().out
+
+
+def test_the_version_needs_neither_torch_nor_a_command() -> None:
+    program = (
+        "import sys; from opdf_compile.cli import main; code = main(['--version']); "
+        "print(code, sorted({'torch', 'typer', 'rich', 'numpy'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"opdf-compile {__version__}\n0 []\n"
 
 
 @pytest.mark.parametrize(

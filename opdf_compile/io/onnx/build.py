@@ -17,6 +17,7 @@ from opdf_compile.errors import ExportError, TraceError
 from opdf_compile.graph import axes as axes_of
 from opdf_compile.graph.axes import Dynamic
 from opdf_compile.graph.failures import first_line, remedy_of
+from opdf_compile.graph.quiet import quiet_libraries
 from opdf_compile.graph.recorded import recorded_inputs
 from opdf_compile.graph.sharing import deep_copy
 from opdf_compile.graph.signature import Inputs, bind, normalise_inputs
@@ -24,7 +25,7 @@ from opdf_compile.graph.trace import Traced, trace
 from opdf_compile.io.check_data import CheckData
 from opdf_compile.io.evidence import gather
 from opdf_compile.io.onnx.experts import batched_experts
-from opdf_compile.io.onnx.translate import export_program, quiet
+from opdf_compile.io.onnx.translate import export_program
 from opdf_compile.io.onnx_student.exporting import file_and_check, student_of
 from opdf_compile.io.retype import cast, retyped
 from opdf_compile.io.truth import graph_of
@@ -235,7 +236,7 @@ def _retrace(traced: Traced, wanted: torch.dtype | None) -> Traced:
     wide = axes_of.widen(inputs, names, traced.axis_names)
     hints = axes_of.request(wide, names, traced.axis_names, Dim.AUTO)
     try:
-        with quiet():
+        with quiet_libraries():
             again = torch.export.export(
                 module, *wide, dynamic_shapes=bind(module.forward, *hints), strict=False
             )

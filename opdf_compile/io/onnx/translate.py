@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import re
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import TensorArgument
 
 from opdf_compile.errors import ExportError
+from opdf_compile.graph.quiet import quiet_libraries
 from opdf_compile.io.onnx.constants import without_constants
 from opdf_compile.io.onnx.forms import with_known_forms
 from opdf_compile.io.onnx.names import name_graph
@@ -32,7 +30,6 @@ _MISSING = re.compile(
     r"No ONNX function found for <(?:OpOverload\(op='([^']+)'|torch\._higher_order_ops\.(\w+)\.)"
 )
 _STRIDES = "Cannot view a tensor"
-_NOISY_LOGGERS = ("torch.onnx", "onnxscript", "onnx_ir")
 # Kept on the nodes: it says which submodule a node comes from. The rest of the exporter's metadata
 # holds source lines and paths of the machine that exported.
 _KEPT_METADATA = "pkg.torch.onnx.name_scopes"
@@ -64,14 +61,14 @@ def export_program(
     """
     require_opset(opset)
     tensors = _tensor_outputs(program, output_names)
-    with quiet():
+    with quiet_libraries():
         known = with_known_forms(without_constants(program))
     model = _translate(known, opset)
     _check_version(model, opset)
     state = frozenset(program.state_dict)
     merge_tied(model, tied_groups(program.state_dict))
     read_sizes_from_first_input(model)
-    with quiet():
+    with quiet_libraries():
         optimise(model, state)
     keep_padding(model)
     parameters = [value for name, value in model.graph.initializers.items() if name in state]
@@ -136,7 +133,7 @@ def _check_version(model: ir.Model, opset: int | None) -> None:
 
 def _translate(program: ExportedProgram, opset: int | None) -> ir.Model:
     """Run torch's exporter without its optimiser, its prints and its advice."""
-    with quiet():
+    with quiet_libraries():
         try:
             return _run_exporter(program, opset)
         except Exception as error:  # The exporter wraps whatever a translation rule raises.
@@ -185,22 +182,6 @@ def _sentence(error: BaseException) -> str:
         f"the ONNX exporter cannot translate the model ({type(chain[-1]).__name__}: {reason}), "
         "wanted operations with an ONNX form; rewrite that operation or try another --opset"
     )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the exporter's loggers and warnings for the length of a block."""
-    loggers = [logging.getLogger(name) for name in _NOISY_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _strip_metadata(model: ir.Model) -> None:

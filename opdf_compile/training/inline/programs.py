@@ -6,7 +6,6 @@ the state dict, and the axes that were dynamic are dynamic.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch.fx import Graph, GraphModule
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from opdf_compile.graph.edit import over_tensors_of
+from opdf_compile.graph.quiet import quiet_libraries
 from opdf_compile.graph.recorded import recorded_inputs, recorded_request
 from opdf_compile.graph.signature import Inputs, bind, plain_spec
 from opdf_compile.graph.trace import PHASES, Phase
@@ -84,8 +84,7 @@ def export_graph(module: GraphModule, example: Inputs, dynamic: Inputs) -> Expor
     shapes: dict[str, Any] = bind(module.forward, *dynamic)
     leaves, spec = pytree.tree_flatten(example)
     args, kwargs = pytree.tree_unflatten(leaves, plain_spec(spec))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_libraries():
         return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
