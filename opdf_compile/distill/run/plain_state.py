@@ -9,7 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from opdf_compile.training.optimizer.inner_state import give, taken
-from opdf_compile.training.optimizer.plain_values import Reader, options_of
+from opdf_compile.training.optimizer.plain_reading import Reader
+from opdf_compile.training.optimizer.plain_values import options_of
 from opdf_compile.training.optimizer.state import State, own
 
 

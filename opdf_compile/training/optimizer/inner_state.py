@@ -23,7 +23,8 @@ from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer.layout import Labels
-from opdf_compile.training.optimizer.plain_values import Reader, Writer
+from opdf_compile.training.optimizer.plain_reading import Reader
+from opdf_compile.training.optimizer.plain_values import Writer
 from opdf_compile.training.optimizer.state import State, own
 
 logger = logging.getLogger("opdf_compile")

@@ -21,7 +21,8 @@ from opdf_compile.training.optimizer.following import Names
 from opdf_compile.training.optimizer.groups import Group, Links
 from opdf_compile.training.optimizer.inner_state import InnerState, bound, taken
 from opdf_compile.training.optimizer.layout import labels_of, layout_of
-from opdf_compile.training.optimizer.plain_values import Reader, Writer, options_of
+from opdf_compile.training.optimizer.plain_reading import Reader
+from opdf_compile.training.optimizer.plain_values import Writer, options_of
 from opdf_compile.training.optimizer.saved import load_state, pack_state, unpack_state
 
 

@@ -21,7 +21,7 @@ from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer import state as named
 from opdf_compile.training.optimizer.inner_state import bound, give, require_form
 from opdf_compile.training.optimizer.layout import layout_of, require_layout
-from opdf_compile.training.optimizer.plain_values import Reader
+from opdf_compile.training.optimizer.plain_reading import Reader
 from opdf_compile.training.optimizer.unbatching import take_apart
 
 if TYPE_CHECKING:

@@ -6,6 +6,7 @@ import io
 import json
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
-from opdf_compile.training.optimizer.plain_values import Reader, Writer, options_of
+from opdf_compile.training.optimizer.plain_reading import Reader
+from opdf_compile.training.optimizer.plain_values import Writer, options_of
 from opdf_compile.training.optimizer.state import equal, own
 
 CORE = nn.Parameter(torch.ones(2))
@@ -45,6 +47,13 @@ class Pair(Tensor):
 
 class Undeclared(Pair):
     """The same, but nobody told torch that files may hold it."""
+
+
+class Norm(IntEnum):
+    """A setting."""
+
+    SIGN = 1
+    SPECTRAL = 2
 
 
 def pair(kind: type[Pair] = Pair) -> Pair:
@@ -158,15 +167,25 @@ def test_a_tensor_of_a_declared_class_comes_back() -> None:
 
 def test_settings_are_compared_and_never_taken_from_a_file() -> None:
     held = {"schedule": b"some bytes", "cast": torch.add, "kind": nn.Linear, "count": 3}
+    held["norm"] = Norm.SIGN
     written = through_files(Writer("Wrapped", settings=True).write(held, "state_dict()"))
     assert "some bytes" not in repr(written)
     assert READER.read(written, {**held, "count": 9}) == held
-    for key, other in {"schedule": b"other bytes", "cast": torch.sub, "kind": nn.Conv2d}.items():
+    back = READER.read(written, {**held, "norm": Norm.SPECTRAL})
+    assert back["norm"] is Norm.SIGN, "which member is a value, the enum is the optimizer's"
+    for key, other in {
+        "schedule": b"other bytes",
+        "cast": torch.sub,
+        "kind": nn.Conv2d,
+        "norm": 2,
+    }.items():
         with pytest.raises(InputError, match="saved with the setting .*found .* here; build"):
             READER.read(written, {**held, key: other})
     with pytest.raises(InputError, match="found None here"):
         READER.read(written)
-    assert options_of({"params": [CORE], "kind": nn.Linear, "betas": (0.9, 0.99)}) == {
+    given = {"params": [CORE], "kind": nn.Linear, "betas": (0.9, 0.99), "in": torch.float64}
+    assert options_of(given) == {
+        "in": {"$dtype": "float64"},
         "kind": {"$named": "torch.nn.modules.linear.Linear"},
         "betas": (0.9, 0.99),
     }
@@ -176,6 +195,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "object": ([1, {"a": object()}], r"keeps a object in state\[1\]\['a'\], which no state holds"),
     "generator": (torch.Generator(), "keeps a Generator in state"),
     "bytes of a parameter": (b"x", "keeps a bytes in state"),
+    "an enum of a parameter": (Norm.SIGN, "keeps a Norm in state"),
     "a function": (torch.add, "keeps a builtin_function_or_method in state"),
     "a dict of its own": (types.SimpleNamespace(), "keeps a SimpleNamespace"),
     "defaults of its own": (defaultdict(lambda: 1), "keeps a defaultdict in state"),
