@@ -218,7 +218,7 @@ def test_disk_full_leaves_nothing(tmp_path: Path) -> None:
 def test_writing_leaves_the_programs_as_they_were(tmp_path: Path) -> None:
     programs = both_phases(nn.Linear(4, 4), (torch.randn(2, 4),))
     program = programs["model"]
-    program._guards_code = ["__import__('os')", "L['input'].size()[0] >= 2"]
+    program._guards_code = ["double(1) == 2", "L['input'].size()[0] >= 2"]
     inputs = program.example_inputs
     write_programs(tmp_path / "x.pt2", programs)
     assert len(program._guards_code) == 2 and program.example_inputs is inputs

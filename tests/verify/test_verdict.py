@@ -159,7 +159,7 @@ def test_a_file_slipped_into_a_bundle_is_refuted(bundle: Path, name: str) -> Non
     assert f"{name} is not part of what was exported" in str(report)
 
 
-@pytest.mark.parametrize("name", ["../outside.onnx", "/etc/hostname", "a/b.onnx"])
+@pytest.mark.parametrize("name", ["../outside.onnx", "/elsewhere.onnx", "a/b.onnx"])
 def test_a_manifest_cannot_name_files_elsewhere(bundle: Path, name: str) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
     manifest["files"][name] = {"sha256": "0" * 64, "bytes": 1}

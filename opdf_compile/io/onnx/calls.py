@@ -1,7 +1,7 @@
 """Model-local functions of an ONNX file: no cycles, and not more nodes than anybody meant.
 
 A runtime copies a function's body to each of its calls. A function that calls itself never ends,
-and forty functions that each call the next one twice are a trillion nodes in four kilobytes.
+and a few functions that each call the next one several times are more nodes than any memory holds.
 """
 
 from __future__ import annotations

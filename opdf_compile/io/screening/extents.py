@@ -1,8 +1,7 @@
 """Whether a tensor's sizes and strides stay inside the bytes that a file really holds.
 
-A view costs nothing to write down: sizes of a billion with strides of zero turn four bytes into
-four gigabytes as soon as somebody copies the tensor, and an offset past the end reads foreign
-memory where a reader does not look (torch takes the length of a pickled storage from the pickle).
+A view costs nothing to write down, whatever it would need when somebody copies the tensor; and what
+lies past the end of its bytes is foreign memory, where a reader does not look.
 """
 
 from __future__ import annotations

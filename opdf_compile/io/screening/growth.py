@@ -1,9 +1,8 @@
 """How long a size may become: bounds that are computed from the text, before sympy computes it.
 
-sympy evaluates numbers while a text is read: `Pow(10, Mul(64, 64, 64, 64))` is a number of 16
-million digits, `floor(exp(exp(5)))` one of 64, and one `exp` more exhausts any memory. So each node
-gets an upper bound on the decimal digits of its numerator and denominator, symbols counted as one
-digit (they stay symbols, or cancel):
+sympy evaluates numbers while a text is read, and a few powers of powers are a number that no memory
+holds. So each node gets an upper bound on the decimal digits of its numerator and denominator,
+symbols counted as one digit (they stay symbols, or cancel):
 
     number             its own digits
     power(b, e)        digits(b) * E        E = product of (1 + |c|) over the constants c in e

@@ -2,9 +2,9 @@
 
 torch resolves an operator's name by walking attributes from the `torch` module
 (torch/_export/serde/serialize.py, `deserialize_operator`), and any callable it finds there becomes
-a node of the graph: `torch.serialization.os.system` is such a name, `torch.ops.load_library`
-another. (Its verifier stops those two, but not `torch.ops.aten.from_file`, which creates files.)
-Here a name must be a registered operator of a known kind, or one of the pure functions of sizes.
+a node of the graph, also one of a module that torch happens to import, or an operator that works on
+files. Here a name must be a registered operator of a known kind, or one of the pure functions of
+sizes.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ _INTERNAL = frozenset(
     ]
 )
 # The few operators without a tensor that torch.export writes. The others reach past arithmetic:
-# `aten::_print` and `aten::warn` print what a file says, `aten::manual_seed` changes the process.
+# some print what a file says, one changes the process's seed.
 _OF_NUMBERS = frozenset(["sym_constrain_range", "sym_constrain_range_for_size", "_assert_scalar"])
-# `aten::from_file` maps a file of the user's and, with shared=True, creates or changes it.
+# An operator may map a file of the user's, or create or change it.
 _FILE_WORDS = ("file", "path")
 
 

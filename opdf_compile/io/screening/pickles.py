@@ -1,8 +1,7 @@
 """The pickles inside a `.pt2`: sample inputs, and weights as older versions wrote them.
 
-`torch.load(weights_only=True)` runs nothing that a file names, but it trusts numbers: it calls
-`bytearray(n)`, takes the length of a storage from the pickle, and lets a memo index of two billion
-allocate gigabytes. So a pickle is looked at three times before torch loads it:
+`torch.load(weights_only=True)` runs nothing that a file names, but it trusts its numbers: lengths,
+indices, sizes. So a pickle is looked at three times before torch loads it:
 
 1. opcode by opcode: only those that `torch.save` writes, only names of tensors and plain values;
 2. with a reader whose every callable is a stand-in: each tensor must lie inside its own bytes;

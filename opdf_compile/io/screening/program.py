@@ -2,9 +2,8 @@
 
 torch fills its schema from the JSON without looking at types: a text may arrive where a number is
 declared, and a text that becomes Python source (names of nodes, of inputs, of parameters) is pasted
-as it is. torch.fx generates source from the graph and `exec`s it while the file loads, so a *name*
-is a way to run code. Here every value must have exactly the declared type, and every text the form
-that its place allows.
+as it is: torch.fx generates source from the graph while the file loads. Here every value must have
+exactly the declared type, and every text the form that its place allows.
 
 rules.py says which texts become code, and what each must look like.
 """

@@ -137,7 +137,7 @@ def check_sample(value: Any) -> None:
     while waiting:
         found, depth = waiting.pop()
         left -= 1
-        # A list that holds another one twice, 60 levels deep, is a few hundred bytes in a pickle.
+        # A pickle may name one list in many places, so its length does not bound its values.
         if left < 0:
             raise NotPlain(f"the sample inputs hold more than {MOST_VALUES} values")
         if depth > _DEEPEST:

@@ -68,7 +68,7 @@ def test_an_old_operator_set_is_refused(tmp_path: Path) -> None:
         opdf.load_onnx(save(tmp_path / "m.onnx", matmul(), opset=6))
 
 
-@pytest.mark.parametrize("place", ["../out.bin", "/etc/passwd", "link.bin"])
+@pytest.mark.parametrize("place", ["../out.bin", "/elsewhere.bin", "link.bin"])
 def test_data_outside_the_folder_is_refused(place: str, tmp_path: Path) -> None:
     folder = tmp_path / "inner"
     folder.mkdir()
@@ -96,10 +96,10 @@ def test_external_data_is_read_and_written_into_one_file(tmp_path: Path) -> None
     assert not back.graph.initializer[0].external_data
 
 
-def test_absurd_sizes_are_refused(tmp_path: Path) -> None:
+def test_sizes_without_their_data_are_refused(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", matmul())
     model = onnx.load(str(path))
-    model.graph.initializer[0].dims[:] = [1 << 40, 1 << 20]
+    model.graph.initializer[0].dims[:] = [4, 5]
     path.write_bytes(model.SerializeToString())
     with pytest.raises(ArtefactError, match="'w' has 64 bytes, its shape"):
         opdf.load_onnx(path)

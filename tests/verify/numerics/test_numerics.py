@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -327,11 +328,6 @@ def test_check_data_of_another_file_judges_nothing(tmp_path: Path) -> None:
     assert "SHA-256" in result.worst
 
 
-class Bomb:
-    def __reduce__(self) -> tuple[Any, tuple[str]]:
-        return (pytest.fail, ("a pickle was loaded",))
-
-
 BROKEN: dict[str, Callable[[Arrays], object]] = {
     "no schema": lambda e: e.pop("schema"),
     "another schema": lambda e: e.update(schema=np.array("opdf-check/9")),
@@ -341,7 +337,7 @@ BROKEN: dict[str, Callable[[Arrays], object]] = {
     "no error": lambda e: e.pop("s1.err.logits"),
     "an error that is an array": lambda e: e.update({"s0.err.logits": np.zeros(3)}),
     "an error that is text": lambda e: e.update({"s0.rms.logits": np.array("small")}),
-    "a pickle": lambda e: e.update({"s0.in.x": np.array([Bomb()], dtype=object)}),
+    "a pickle": lambda e: e.update({"s0.in.x": np.array([Counter("harmless")], dtype=object)}),
     "another input": lambda e: e.update(
         {"input_names": np.array(["z"])} | {f"s{i}.in.z": e[f"s{i}.in.x"] for i in range(4)}
     ),

@@ -21,7 +21,7 @@ import pytest
 
 from opdf_compile.verify.report.page import page
 from opdf_compile.verify.report.value import ParityReport, StructurePart
-from tests.verify.report.test_report import FULL, HOSTILE, MEASURED
+from tests.verify.report.test_report import FULL, MARKED, MEASURED
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = os.environ.get("CHROME") or next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -120,7 +120,7 @@ def faults(seen: Seen) -> list[str]:
 def reports() -> dict[str, ParityReport]:
     long = "encoder.layer.11.attention.output.dense" * 6
     differences = tuple(
-        f"Gemm {long} has transB = 0 at output {i}\n  candidate: {HOSTILE}\n  reference: {long}"
+        f"Gemm {long} has transB = 0 at output {i}\n  candidate: {MARKED}\n  reference: {long}"
         for i in range(3)
     )
     return {

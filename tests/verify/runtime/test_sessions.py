@@ -77,7 +77,7 @@ def test_external_data_beside_the_model_is_used(external: Path, weight: np.ndarr
     ("entries", "words"),
     [
         ({"location": "../m.data"}, "outside the model's folder"),
-        ({"location": "/etc/hostname"}, "outside the model's folder"),
+        ({"location": "/elsewhere.data"}, "outside the model's folder"),
         ({"location": "gone.data"}, "not there"),
         ({"location": ""}, "no file name"),
         ({"location": "soft.data"}, "symbolic link"),

@@ -111,7 +111,7 @@ def test_parameters_of_over_two_gigabytes_are_not_read(tmp_path: Path) -> None:
     assert compare_structure(*paths).verdict == "pass"
 
 
-@pytest.mark.parametrize("location", ["../r/huge.data", "/etc/hostname"])
+@pytest.mark.parametrize("location", ["../r/huge.data", "/elsewhere.data"])
 def test_data_outside_the_folder_is_refused(location: str, tmp_path: Path) -> None:
     reference = huge(tmp_path / "r", b"")
     with pytest.raises(ArtefactError, match="keeps the data of 'w' in"):

@@ -1,4 +1,4 @@
-"""Unharmed files of every kind: what the hostile ones are made from, and the positive controls."""
+"""Unharmed files of every kind: what the refused ones are made from, and the positive controls."""
 
 from __future__ import annotations
 

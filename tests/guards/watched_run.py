@@ -1,35 +1,31 @@
-"""Run command lines in a process with limits that watches itself: a script, not a test.
+"""Run command lines in a process that watches itself: a script, not a test.
 
-    python limited_run.py CASES.json RESULTS.json [transformers]
+    python watched_run.py CASES.json RESULTS.json [transformers]
 
-Memory, file sizes and seconds are limited; an audit hook notes each process, connection, import of
-an attacker's module and write outside the case's folder `out`.
+An audit hook notes each process, connection, change to a file system, import of a module that lies
+beside the model, and file that is opened for writing. Limits of the package are lowered for the
+cases that say so.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import os
-import resource
-import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MEMORY = 2 << 30
-FILE = 64 << 20
-SECONDS = 60
-FORBIDDEN = (
-    *("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "subprocess.Popen"),
-    *("socket.connect", "socket.getaddrinfo", "ctypes.dlopen", "shutil.rmtree", "os.remove"),
-    *("os.rename", "os.symlink", "os.link", "os.mkdir", "os.chmod"),
-)
-# transformers looks for a function of the system's own library when a model is looked up.
-HARMLESS = (("libc.so.6",),)
+# All that the module os audits starts a process or changes files, but for these.
+WATCHED = ("os.", "subprocess.", "socket.", "shutil.", "ctypes.dlopen")
+OTHER = ("os.listdir", "os.scandir", "os.listxattr", "os.getxattr", "os.putenv", "os.unsetenv")
+# transformers looks for a function of the system's own library, the runtime for one of its process.
+HARMLESS = (("libc.so.6",), (None,))
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC
 
 events: list[str] = []
@@ -39,9 +35,9 @@ watching = False
 def hook(event: str, arguments: tuple[Any, ...]) -> None:
     if not watching:
         return
-    if event in FORBIDDEN and arguments[:1] not in HARMLESS:
+    if event.startswith(WATCHED) and event not in OTHER and arguments[:1] not in HARMLESS:
         events.append(f"{event} {arguments[:1]}")
-    elif event == "import" and "evil" in str(arguments[0]):
+    elif event == "import" and "unlisted" in str(arguments[0]):
         events.append(f"import {arguments[0]}")
     elif event == "open":
         note_open(*arguments)
@@ -62,21 +58,28 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 def digest(file: Path) -> str:
-    # A sparse file of a terabyte is named by its size.
-    if file.is_symlink() or file.stat().st_size > FILE:
-        return str(file.lstat().st_size)
+    if file.is_symlink():
+        return str(file.readlink())
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-class TooLong(BaseException):
-    """Not an Exception, so that nothing on the way takes it for a damaged file."""
+@contextlib.contextmanager
+def lowered(limits: dict[str, int]) -> Iterator[None]:
+    """Limits by module and name, lowered and put back."""
+    former = []
+    for place, value in limits.items():
+        module = importlib.import_module(place.rpartition(".")[0])
+        name = place.rpartition(".")[2]
+        former.append((module, name, getattr(module, name)))
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for module, name, value in former:
+            setattr(module, name, value)
 
 
-def too_long(*_: object) -> None:
-    raise TooLong
-
-
-def run(case: dict[str, str]) -> dict[str, Any]:
+def run(case: dict[str, Any]) -> dict[str, Any]:
     global watching
     from opdf_compile.cli import main
 
@@ -85,18 +88,18 @@ def run(case: dict[str, str]) -> dict[str, Any]:
     before, events[:] = snapshot(folder), []
     out, err = io.StringIO(), io.StringIO()
     code: object = None
-    signal.alarm(SECONDS)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with (
+            lowered(case["limits"]),
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
             watching = True
             code = main(case["command"].split())
-    except TooLong:
-        code = "too long"
     except BaseException:
         code = traceback.format_exc()[-2000:]
     finally:
         watching = False
-        signal.alarm(0)
     return {
         "code": code,
         "out": out.getvalue(),
@@ -108,7 +111,6 @@ def run(case: dict[str, str]) -> dict[str, Any]:
 
 def main() -> None:
     cases = json.loads(Path(sys.argv[1]).read_text())
-    signal.signal(signal.SIGALRM, too_long)
     sys.addaudithook(hook)
     warm_up()
     if "transformers" in sys.argv[3:]:
@@ -116,9 +118,6 @@ def main() -> None:
 
         prepare_torchvision()
         import transformers  # noqa: F401
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE, FILE))
     results = {}
     for case in cases:
         results[case["name"]] = run(case)

@@ -1,4 +1,4 @@
-"""Good files of every kind, and the run of all hostile ones in a process with limits."""
+"""Good files of every kind, from which the refused ones are made."""
 
 from __future__ import annotations
 

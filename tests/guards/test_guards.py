@@ -1,14 +1,15 @@
-"""Hostile files: each ends in exit code 2 and one sentence that names the actual reason.
+"""Refused files, through the commands: each ends in exit code 2 and one sentence with the reason.
 
-All run in one process with limits (memory, seconds, file sizes) that watches itself: nothing is
-executed, imported or fetched, nothing is written, and the folder is as it was. The unharmed file of
-each kind goes through the same commands, so that no case passes for a wrong reason.
+All run in one process that watches itself: nothing is executed, imported or fetched, nothing is
+written, and the folder is as it was. The unharmed file of each kind goes through the same commands,
+so that no case passes for a wrong reason. Every file is harmless: it only meets a guard.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,12 +19,12 @@ from typing import Any
 
 import onnx
 import pytest
-from hostile_case import Case
-from hostile_folders import FOLDERS, SLOW_FOLDERS
-from hostile_onnx import ONNX
-from hostile_pt2 import PT2
-from hostile_safetensors import SAFETENSORS
-from hostile_texts import TEXTS
+from guard_case import Case
+from refused_folders import FOLDERS, SLOW_FOLDERS
+from refused_onnx import ONNX
+from refused_pt2 import PT2
+from refused_safetensors import SAFETENSORS
+from refused_texts import TEXTS
 
 from opdf_compile.cli import main
 
@@ -49,21 +50,21 @@ REST = (*(case for case in CASES if case not in QUICK), *SLOW_FOLDERS)
 
 
 def outcomes(cases: Sequence[Case], good: Path, root: Path, *imports: str) -> dict[str, Any]:
-    """What became of every case and control, from one run in a limited process."""
+    """What became of every case and control, from one run in a watched process."""
     listed = []
     for place, case in enumerate(cases):
         folder = root / str(place)
         (folder / "out").mkdir(parents=True)
         case.build(good, folder)
-        listed.append({"name": case.name, "command": case.command, "folder": str(folder)})
+        listed.append(row(case.name, case.command, folder, case.limits))
     for name, command in CONTROLS.items():
         folder = root / name.replace(" ", "_")
         (folder / "out").mkdir(parents=True)
-        listed.append({"name": name, "command": command.format(good=good), "folder": str(folder)})
+        listed.append(row(name, command.format(good=good), folder, {}))
     (root / "cases.json").write_text(json.dumps(listed))
     done = subprocess.run(
         [
-            *(sys.executable, HERE / "limited_run.py", root / "cases.json"),
+            *(sys.executable, HERE / "watched_run.py", root / "cases.json"),
             *(root / "results.json", *imports),
         ],
         env=os.environ | {"PYTHONPATH": str(HERE.parents[1]), "HF_HUB_OFFLINE": "1"},
@@ -75,28 +76,32 @@ def outcomes(cases: Sequence[Case], good: Path, root: Path, *imports: str) -> di
     return found
 
 
+def row(name: str, command: str, folder: Path, limits: dict[str, int]) -> dict[str, Any]:
+    return {"name": name, "command": command, "folder": str(folder), "limits": limits}
+
+
 @pytest.fixture(scope="module")
 def quick(good: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return outcomes(QUICK, good, tmp_path_factory.mktemp("hostile"))
+    return outcomes(QUICK, good, tmp_path_factory.mktemp("guards"))
 
 
 @pytest.fixture(scope="module")
 def rest(good: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return outcomes(REST, good, tmp_path_factory.mktemp("hostile"), "transformers")
+    return outcomes(REST, good, tmp_path_factory.mktemp("guards"), "transformers")
 
 
 def test_names_are_different_and_there_are_enough() -> None:
-    assert len({case.name for case in CASES}) == len(CASES) >= 45
+    assert len({case.name for case in CASES}) == len(CASES) >= 150
 
 
 @pytest.mark.parametrize("case", QUICK, ids=lambda case: case.name)
-def test_a_hostile_file_ends_in_a_sentence(case: Case, quick: dict[str, Any]) -> None:
+def test_a_refused_file_ends_in_a_sentence(case: Case, quick: dict[str, Any]) -> None:
     check_refused(case, quick[case.name])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", REST, ids=lambda case: case.name)
-def test_the_other_hostile_files_end_in_sentences(case: Case, rest: dict[str, Any]) -> None:
+def test_the_other_refused_files_end_in_sentences(case: Case, rest: dict[str, Any]) -> None:
     check_refused(case, rest[case.name])
 
 
@@ -105,7 +110,7 @@ def check_refused(case: Case, result: dict[str, Any]) -> None:
     lines = result["err"].splitlines()
     assert len(lines) == 1, result["err"]
     assert lines[0].startswith("opdf-compile: ")
-    assert case.words in lines[0], lines[0]
+    assert re.search(case.words, lines[0]), lines[0]
     assert lines[0].isprintable()
     assert result["out"] == ""
     assert result["events"] == []
@@ -130,11 +135,11 @@ def test_names_from_a_file_are_shown_and_command_nothing(
 ) -> None:
     """Also in the lines of a result: control characters are spelled out, markup is no markup."""
     made = onnx.load(good / "student.onnx")
-    evil = "\x1b[2J[bold]w\n\u202e"
-    made.graph.node[0].name, made.graph.node[0].op_type = evil, "Mul"
+    name = "\x1b[0m[bold]w\n\u200b"
+    made.graph.node[0].name, made.graph.node[0].op_type = name, "Mul"
     onnx.save(made, tmp_path / "named.onnx")
     line = f"verify {tmp_path}/named.onnx --reference {good}/reference.onnx --only structure"
     assert main(line.split()) == 1
     out, err = capsys.readouterr()
-    assert r"\x1b[2J[bold]w" in out
+    assert r"\x1b[0m[bold]w" in out
     assert all(line.isprintable() for line in (out + err).splitlines())
