@@ -73,6 +73,7 @@ def command(
         asked = ModelOptions(model, weights, tuple(input or ()), inputs, size, trust_pickle)
         from opdf_compile.parametrizations.registry import get
         from opdf_compile.plan import plan
+        from opdf_compile.plan.dear import cost_warning
 
         get(parametrization)  # A name that is not known is told before the model is traced.
         traced = load_traced(terminal, asked)
@@ -92,6 +93,9 @@ def command(
         terminal.show(
             plan_table(made), made.totals(), f"{left} weights left alone", *ladder(traced)
         )
+        dear = cost_warning(made)
+        if dear is not None:
+            terminal.warn(dear)
         terminal.show(f"Wrote {out}")
         terminal.result(made.to_json())
 

@@ -165,6 +165,7 @@ def _logging_to(stream: TextIO, level: int) -> Iterator[None]:
     """Lets the package's logger speak on a stream, and others' warnings only when asked to."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(_Plain())
+    handler.addFilter(_Once())
     logger, warnings_logger = logging.getLogger(LOGGER), logging.getLogger("py.warnings")
     before = logger.level, warnings_logger.level, warnings_logger.propagate
     logger.addHandler(handler)
@@ -183,6 +184,23 @@ def _logging_to(stream: TextIO, level: int) -> Iterator[None]:
         logger.setLevel(before[0])
         warnings_logger.setLevel(before[1])
         warnings_logger.propagate = before[2]
+
+
+class _Once(logging.Filter):
+    """Lets a warning through the first time: a command may build the same thing many times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record says something new, or is no warning."""
+        if record.levelno != logging.WARNING:
+            return True
+        message = record.getMessage()
+        new = message not in self._said
+        self._said.add(message)
+        return new
 
 
 class _Plain(logging.Formatter):

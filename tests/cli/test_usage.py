@@ -171,6 +171,7 @@ def test_verbosity(
         logger.debug("d")
         logger.info("i")
         logger.warning("w")
+        logger.warning("w")
         warnings.warn("noise", stacklevel=1)
         print("a model that prints")  # noqa: T201
         return []
@@ -180,6 +181,7 @@ def test_verbosity(
     out, err = capsys.readouterr()
     assert "a model that prints" not in out
     assert {line for line in ("warning: w", "info: i", "debug: d", "noise") if line in err} == heard
+    assert err.count("warning: w") == ("warning: w" in heard), "said once"
     assert logging.getLogger("opdf_compile").handlers == []
 
 

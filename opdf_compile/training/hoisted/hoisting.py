@@ -14,6 +14,7 @@ from opdf_compile.graph.trace import PHASES
 from opdf_compile.passes.hoist import Hoist, HoistResult, Part, split, weight_program
 from opdf_compile.plan.choose import plan as make_plan
 from opdf_compile.plan.value import Plan
+from opdf_compile.training.announcing import Progress, announced
 from opdf_compile.training.folding import fold
 from opdf_compile.training.hoisted.batching import Batched, make_units
 from opdf_compile.training.hoisted.binding import Bound, reshard, unwrap, validate
@@ -22,7 +23,6 @@ from opdf_compile.training.hoisted.ranks import Ranks, share_out
 from opdf_compile.training.inline.expanded import Expanded
 from opdf_compile.training.inline.phase import copy_flat
 
-Progress = Callable[[str, int, int], None]
 logger = logging.getLogger("opdf_compile")
 
 
@@ -52,7 +52,8 @@ def hoist(
         recompute: Save the memory of the intermediate products between refresh and backward, at
             the cost of a second forward of compose.
         process_group: Share the program out over these ranks; None: every rank runs all of it.
-        progress: Called with (weight, number done, number of weights) before each decomposition.
+        progress: Called with (weight, number done, number of weights) before each decomposition;
+            the log ``opdf_compile`` has the same at INFO, and a warning of a weight that is dear.
         separate: Weights for which this differs are never batched together.
 
     Returns:
@@ -95,7 +96,8 @@ def hoist(
     # A sharded weight is gathered by all ranks together, also by those that do not need it.
     reading = ((key, bound.read()) for key, bound in bounds.items())
     weights = {key: weight for key, weight in reading if key in wanted}
-    cores = ranks.together(lambda: _decomposed(plan, weights, progress))
+    tell = announced(plan, progress) if ranks.rank == 0 else progress
+    cores = ranks.together(lambda: _decomposed(plan, weights, tell))
     units = make_units(mine, plan, cores, bounds, batched=batched, separate=separate)
     logger.debug("hoist: %d weights in %d units", len(wanted), len(units))
     return WeightProgram(module, plan, units, bounds, ranks, recompute=recompute)

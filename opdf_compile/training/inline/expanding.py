@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -29,13 +28,11 @@ from opdf_compile.passes.base import Pipeline
 from opdf_compile.passes.check import CheckShapes
 from opdf_compile.passes.expand import Expand
 from opdf_compile.plan.value import Plan, PlanEntry
+from opdf_compile.training.announcing import Progress, announced
 from opdf_compile.training.inline.calling import convention
 from opdf_compile.training.inline.cores import Cores
 from opdf_compile.training.inline.expanded import Expanded
 from opdf_compile.training.inline.phase import PhaseGraph
-
-Progress = Callable[[str, int, int], None]
-logger = logging.getLogger("opdf_compile")
 
 
 def expand(
@@ -51,7 +48,8 @@ def expand(
         traced: The student's graphs; neither they nor the student are changed.
         plan: What becomes of each weight.
         device: Where to factorise; the weight's own device if None.
-        progress: Called with (weight, number done, number of weights) before each decomposition.
+        progress: Called with (weight, number done, number of weights) before each decomposition;
+            the log ``opdf_compile`` has the same at INFO, and a warning of a weight that is dear.
 
     Returns:
         A module to train. Its outputs equal the student's within rounding.
@@ -71,10 +69,10 @@ def expand(
     plan.validate(match(traced))
     tensors = _Tensors(traced, plan)
     _refuse_hooks(plan, tensors)
+    tell = announced(plan, progress)
     cores: dict[str, nn.ParameterList] = {}
     for index, entry in enumerate(plan.entries):
-        if progress is not None:
-            progress(entry.key, index, len(plan.entries))
+        tell(entry.key, index, len(plan.entries))
         cores[entry.key] = _decompose(entry, tensors.weight(entry), device)
     passes = Pipeline([Expand(plan, cores), CheckShapes(plan)])
     graphs = {phase: passes.rewrite(traced.graphs[phase]).module for phase in PHASES}

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from opdf_compile.graph.rows import Refusal
+from opdf_compile.plan.dear import dearest, flops_text
 from opdf_compile.plan.value import Plan
 from opdf_compile.training.hoisted.program import WeightProgram
 
@@ -79,6 +80,10 @@ class Summary:
             "deployed": self.deployed,
             "scale": self.plan.scale,
             "step_flops": self.plan.cost.step_flops,
+            "dearest": [
+                {"key": entry.key, "step_flops": entry.cost.step_flops}
+                for entry in dearest(self.plan)
+            ],
             "predicted_step": self.plan.overhead,
             "peak_bytes": self.plan.peak_bytes,
             "optimizer": self.optimizer,
@@ -98,10 +103,12 @@ class Summary:
         lines = [
             f"{self.trained:,} parameters trained, {self.deployed:,} deployed; "
             f"{self.optimizer} steps the cores, weight decay acts on {self.decay}",
-            f"a step adds {_flops(cost.step_flops)}, whatever the batch, in {self.units[0]} "
+            f"a step adds {flops_text(cost.step_flops)}, whatever the batch, in {self.units[0]} "
             f"{'product' if self.units[0] == 1 else 'products'} of cores ({self.units[1]} batched)"
             + (", composed again in the backward" if self.recompute else ""),
         ]
+        if cost.step_flops:
+            lines.append("dearest to compose: " + ", ".join(self._shares()))
         rates = sorted({rate for e in self.plan.entries for rate in e.rates if rate != 1})
         if rates:
             some = ", ".join(f"{rate:g}" for rate in rates)
@@ -113,15 +120,13 @@ class Summary:
             )
         return [*lines, *(f"{r.key} {r.reason}" for r in self.refusals)]
 
+    def _shares(self) -> list[str]:
+        """The dearest weights with their shares of what composing costs."""
+        whole = self.plan.cost.step_flops
+        return [f"{e.key} ({e.cost.step_flops / whole:.0%})" for e in dearest(self.plan)]
+
     def __str__(self) -> str:
         return "\n".join([str(self.plan), *self.lines()])
 
     def _repr_html_(self) -> str:
         return self.plan._repr_html_() + "".join(f"<p>{escape(line)}</p>" for line in self.lines())
-
-
-def _flops(count: int) -> str:
-    for size, unit in ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP")):
-        if count >= size:
-            return f"{count / size:,.3g} {unit}"
-    return f"{count:,} FLOP"

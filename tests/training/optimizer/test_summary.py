@@ -66,6 +66,8 @@ def test_the_text() -> None:
     assert "rank" not in text
     flops = opt.plan.cost.step_flops
     assert f"a step adds {flops:,} FLOP, whatever the batch, in 2 products of cores" in text
+    # 79,872 and 61,440 of 141,312 FLOPs.
+    assert "dearest to compose: 2.weight (57%), 1.weight (43%)" in text
 
 
 @pytest.mark.parametrize(
@@ -143,6 +145,10 @@ def test_json() -> None:
         "peak_bytes": opt.plan.peak_bytes,
         "optimizer": "SGD",
         "decay": "W",
+        "dearest": [
+            {"key": "2.weight", "step_flops": 79_872},
+            {"key": "1.weight", "step_flops": 61_440},
+        ],
         "units": 2,
         "batches": 0,
         "recompute": True,

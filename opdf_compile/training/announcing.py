@@ -1,0 +1,32 @@
+"""What is said before and while weights are factorised: the cost of the plan, and how far it is."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from opdf_compile.plan.dear import cost_warning
+from opdf_compile.plan.value import Plan
+
+Progress = Callable[[str, int, int], None]
+logger = logging.getLogger("opdf_compile")
+
+
+def announced(plan: Plan, progress: Progress | None) -> Progress:
+    """Warn of dear weights now; what to call before each decomposition.
+
+    Args:
+        plan: What is about to be factorised.
+        progress: The caller's own, called as well; see `hoist` and `expand`.
+    """
+    warning = cost_warning(plan)
+    if warning is not None:
+        logger.warning("%s", warning)
+    shapes = {entry.key: "x".join(map(str, entry.spec.shape)) for entry in plan.entries}
+
+    def tell(key: str, done: int, total: int) -> None:
+        logger.info("factorising %s (%s), %d of %d", key, shapes[key], done + 1, total)
+        if progress is not None:
+            progress(key, done, total)
+
+    return tell

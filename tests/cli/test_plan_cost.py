@@ -1,0 +1,45 @@
+"""`plan` and `expand` say which weight is dear, on stderr and with what to paste."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from opdf_compile.cli import main
+
+Capture = pytest.CaptureFixture[str]
+BOX_HEAD = "torch.nn:Linear?in_features=12544&out_features=1024"
+
+
+def test_plan_warns_and_the_option_it_names_is_one(tmp_path: Path, capsys: Capture) -> None:
+    line = ["plan", BOX_HEAD, "--input", "input=2x12544:float32", "-o", str(tmp_path / "plan.json")]
+    assert main([*line, "--json", "-"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["entries"][0]["key"] == "weight"
+    assert err.count("\n") == 1
+    assert err.startswith("warning: weight (1024x12544) adds 552 GFLOP to every step")
+    assert "--exclude 'weight'" in err
+    assert main([*line, "--exclude", "weight"]) == 2
+    assert "no weight is left to plan" in capsys.readouterr().err
+
+
+def test_expand_warns_once(tmp_path: Path, capsys: Capture) -> None:
+    plan, out = str(tmp_path / "plan.json"), str(tmp_path / "cores.safetensors")
+    model = [
+        "torch.nn:Linear?in_features=1024&out_features=1024",
+        "--input",
+        "input=2x1024:float32",
+    ]
+    assert main(["plan", *model, "--cores", "5", "-o", plan, "-q"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["expand", *model, "--plan", plan, "-o", out]) == 0
+    err = capsys.readouterr().err
+    assert err.count("warning: weight (1024x1024) adds 25.8 GFLOP to every step") == 1
+
+
+def test_nothing_is_said_of_a_small_layer(tmp_path: Path, capsys: Capture) -> None:
+    model = ["torch.nn:Linear?in_features=64&out_features=64", "--input", "input=2x64:float32"]
+    assert main(["plan", *model, "-o", str(tmp_path / "plan.json")]) == 0
+    assert capsys.readouterr().err == ""
