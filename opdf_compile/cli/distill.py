@@ -219,6 +219,7 @@ def _run(terminal: Terminal, recipe: Path, job: Job, folder: Path, *, fresh: boo
     seen = f"on {len(job.data.test):,} test examples that no choice looked at"
     terminal.show(metric_table(job, result), seen, f"parity: {result.verdict}", f"Wrote {folder}/")
     terminal.show(f"  {result.report}   curves, metrics and verdict")
+    terminal.show(f"  {result.weights}   the student's weights, for PyTorch and --weights")
     if result.bundle is not None:
         terminal.show(f"  {result.bundle}/   what ships")
     terminal.result(
@@ -229,6 +230,7 @@ def _run(terminal: Terminal, recipe: Path, job: Job, folder: Path, *, fresh: boo
             "verdict": result.verdict,
             "metric": job.metric.name,
             "metrics": dict(result.metrics),
+            "weights": str(result.weights),
             "bundle": None if result.bundle is None else str(result.bundle),
             "report": str(result.report),
             "steps": result.steps,

@@ -26,7 +26,7 @@ from opdf_compile.errors import ArtefactError, FoldError, OpdfError
 from opdf_compile.io.cores import fold_state
 from opdf_compile.io.loaded import first_line
 from opdf_compile.io.programs import EVAL, MODEL, read_programs, write_programs
-from opdf_compile.io.tensors import read_tensors, write_tensors
+from opdf_compile.io.tensors import read_tensors, unshared, write_student, write_tensors
 from opdf_compile.passes.fold import Fold
 from opdf_compile.passes.regions import core_key
 from opdf_compile.training.inline.expanded import Expanded
@@ -48,7 +48,7 @@ def save_expanded(expanded: Expanded, path: str | os.PathLike[str]) -> None:
         extra = {PLAN_FILE: plan, NOTES_FILE: json.dumps(_notes(expanded))}
         write_programs(target, programs_of(expanded), extra)
     elif target.suffix == ".safetensors":
-        write_tensors(target, _unshared(expanded.state_dict()), {"opdf.plan": plan})
+        write_tensors(target, unshared(expanded.state_dict()), {"opdf.plan": plan})
     else:
         raise ArtefactError(_suffix(target))
 
@@ -89,7 +89,7 @@ class FoldedFile:
         """
         target = Path(path)
         if target.suffix == ".safetensors":
-            write_tensors(target, _unshared(self.state), {"opdf.kind": "student"})
+            write_student(target, self.state)
         elif target.suffix != ".pt2":
             raise ArtefactError(_suffix(target))
         elif not self.programs:
@@ -283,14 +283,6 @@ def _merge(
             "the program that was trained from this file"
         )
     return {name: trained.get(name, tensor) for name, tensor in own.items()}
-
-
-def _unshared(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors without common memory.
-
-    safetensors refuses tied ones, and a student's file holds all of the student's own keys.
-    """
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
 
 
 def _suffix(path: Path) -> str:

@@ -73,6 +73,30 @@ def write_tensors(
             ) from error
 
 
+def write_student(path: str | os.PathLike[str], state: Mapping[str, Tensor]) -> None:
+    """Write a student's weights under all of its own keys, entirely or not at all.
+
+    A tied weight stands under each of its names, so that `load_state_dict` finds every key; a model
+    that ties its weights has them tied after loading, too.
+
+    Args:
+        path: A `.safetensors` file.
+        state: The student's state dict; what is no tensor is left out.
+
+    Raises:
+        ArtefactError: The file cannot be written.
+    """
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    # transformers loads only what says that it is PyTorch's. No other text stands beside it: the
+    # order of two is drawn anew in each process, and equal weights would make unequal files.
+    write_tensors(path, unshared(tensors), {"format": "pt"})
+
+
+def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors without common memory, on the CPU: safetensors refuses tied ones."""
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+
+
 def _refuse_shared(target: Path, tensors: Mapping[str, Tensor]) -> None:
     owner: dict[int, str] = {}
     for name, tensor in tensors.items():

@@ -46,9 +46,11 @@ def load_weights(
         ArtefactError: The file cannot be read, or its names or shapes are not the model's.
     """
     tensors = _read(Path(path), trust_pickle)
-    state: Mapping[str, Tensor] = (
+    found = (
         model.state_dict if isinstance(model, ExportedProgram) else model.state_dict(keep_vars=True)
     )
+    # What get_extra_state gives is no tensor, and in no file of tensors.
+    state = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     base = getattr(model, "base_model_prefix", "")
     tensors, notes = renamed(tensors, state, base if isinstance(base, str) else "", str(path))
     tied = _tied_names(state)

@@ -94,6 +94,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         return RunResult(
             verdict="fail" if str(folder) == "refuted" else "pass",
             metrics=metrics,
+            weights=Path(folder) / "student.safetensors",
             bundle=Path(folder) / "bundle",
             report=report,
             folder=Path(folder),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.screening import header
-from opdf_compile.io.tensors import read_tensors, write_tensors
+from opdf_compile.io.tensors import read_tensors, write_student, write_tensors
 from opdf_compile.io.weights import load_weights
 
 
@@ -202,3 +202,24 @@ def test_pickled_weights_need_trust(tmp_path: Path) -> None:
     (tmp_path / "junk.pt").write_bytes(b"junk")
     with pytest.raises(ArtefactError, match="cannot be unpickled"):
         load_weights(model, tmp_path / "junk.pt", trust_pickle=True)
+
+
+def test_a_students_file_has_every_key_and_ties_come_back(tmp_path: Path) -> None:
+    class Versioned(Tied):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"version": 1}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            assert state == {"version": 1}
+
+    student, file = Versioned(), tmp_path / "student.safetensors"
+    with pytest.raises(ArtefactError, match="share memory"):
+        write_tensors(file, {k: v for k, v in student.state_dict().items() if k != "_extra_state"})
+    write_student(file, student.state_dict())
+    found, texts = read_tensors(file)
+    assert set(found) == {*Tied().state_dict()}
+    assert texts == {"format": "pt"}
+    other = Versioned()
+    load_weights(other, file)
+    assert torch.equal(other.head.weight, student.head.weight)
+    assert other.head.weight is other.embed.weight

@@ -22,6 +22,7 @@ from opdf_compile.errors import UserError
 from opdf_compile.io.bundle import STUDENT, changed_files, is_bundle
 from opdf_compile.io.onnx.export import export_onnx
 from opdf_compile.io.onnx.translate import require_opset
+from opdf_compile.io.tensors import write_student
 from opdf_compile.verify.report.value import ParityReport
 from opdf_compile.verify.runtime.runner import Runner
 from opdf_compile.verify.runtime.sessions import resolve_device
@@ -73,19 +74,20 @@ def finish(
     folder: RunFolder,
     watch: Watch,
 ) -> End:
-    """Export, verify and measure; in one process.
+    """Write the weights, export, verify and measure; in one process.
 
     Args:
         job: What was trained.
         setup: With what.
         kept: The weights that ship.
         evaluation: Measures on the device of the run.
-        folder: Where the bundle goes.
+        folder: Where weights and bundle go.
         watch: Is told what is being done.
     """
     untouched = job.make_student(job.recipe.training.seed).eval()
     student = job.make_student(job.recipe.training.seed).eval()
     student.load_state_dict(dict(kept), strict=False)
+    write_student(folder.weights, student.state_dict())
     bundle = None
     if job.recipe.export.enabled:
         watch(Stage("exporting student and reference", 0.0))

@@ -6,6 +6,7 @@
     checkpoints/     where the run was
     cache/           the teacher's outputs
     trackers/        files of the trackers
+    student.safetensors  the trained student's weights, under its own keys
     bundle/          what ships, with the verdict
     report.html, report.md, report.json, *.png
 
@@ -57,6 +58,11 @@ class RunFolder:
     def cache(self) -> Path:
         """The teacher's outputs."""
         return self.path / "cache"
+
+    @property
+    def weights(self) -> Path:
+        """The trained student's weights."""
+        return self.path / "student.safetensors"
 
     @property
     def bundle(self) -> Path:

@@ -34,6 +34,7 @@ class RunResult:
     Attributes:
         verdict: The parity verdict ("pass", "fail", "inconclusive"), or "not_verified".
         metrics: The metric on the test part by model: "untouched", "teacher", "student", "onnx".
+        weights: The trained student's own, as a file.
         bundle: What ships, or None where the recipe exports nothing.
         report: The page with curves, metrics and verdict.
         folder: The run's folder.
@@ -43,6 +44,7 @@ class RunResult:
 
     verdict: str
     metrics: Mapping[str, float]
+    weights: Path
     bundle: Path | None
     report: Path
     folder: Path
@@ -166,6 +168,7 @@ def _result(value: Mapping[str, Any], place: RunFolder) -> RunResult:
     return RunResult(
         verdict=value["verdict"],
         metrics=dict(value["test"]),
+        weights=place.weights,
         bundle=place.bundle if value["bundle"] else None,
         report=place.page,
         folder=place.path,

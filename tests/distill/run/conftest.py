@@ -120,6 +120,7 @@ def outcome() -> Callable[[Path], dict[str, Any]]:
         log = [{k: v for k, v in json.loads(e).items() if k != "seconds"} for e in lines]
         newest = max((folder / "checkpoints").glob("step-*"))
         files = sorted([*newest.iterdir(), *folder.glob("bundle/*.onnx")])
+        files.append(folder / "student.safetensors")
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
         kept = {name: report[name] for name in ("test", "validation", "kept_step", "steps")}
         return {"log": log, "report": kept, **{f.name: f.read_bytes() for f in files}}

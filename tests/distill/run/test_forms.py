@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from opdf_compile.distill.run import (
     Finished,
@@ -21,6 +23,7 @@ from opdf_compile.distill.run import (
 from opdf_compile.distill.run.folder import RunFolder
 from opdf_compile.distill.run.report import read_result
 from opdf_compile.errors import ArtefactError, UserError
+from opdf_compile.io.weights import load_weights
 
 HIDDEN = """
 [[loss]]
@@ -82,6 +85,33 @@ def test_from_the_first_step_to_the_bundle(make: Any, tmp_path: Path) -> None:
     assert "| student after training, folded |" in text
     value = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
     assert value["kept_step"] == found.best_step and value["lock"]["versions"]["torch"]
+
+
+@pytest.mark.parametrize("training", ["epochs = 2", "epochs = 2\nema = 0.9"])
+def test_the_students_weights_are_those_that_were_measured(
+    training: str, make: Any, tmp_path: Path
+) -> None:
+    job = make(training=training, plan="cores = 2")
+    found = run(job, tmp_path / "run")
+    assert found.bundle is None and found.weights == tmp_path / "run" / "student.safetensors"
+    student = job.make_student(job.recipe.training.seed).eval()
+    student.load_state_dict(load_file(found.weights))  # Strict: all keys, and no others.
+    test = job.data.collate([job.data.test[row] for row in range(len(job.data.test))])
+    with torch.no_grad():
+        right = (student(test["x"]).argmax(1) == test["labels"]).float().mean().item()
+    assert right == pytest.approx(found.metrics["student"])
+    again = job.make_student(job.recipe.training.seed).eval()
+    load_weights(again, found.weights)
+    assert all(torch.equal(a, again.state_dict()[k]) for k, a in student.state_dict().items())
+    newest = max((tmp_path / "run" / "checkpoints").glob("step-*"))
+    saved = {k: v for f in newest.glob("*.safetensors") for k, v in load_file(f).items()}
+    assert found.best_step == found.steps
+    own = "kept/average/module." if "ema" in training else "module/"
+    assert torch.equal(student.first.weight, saved["kept/kept/first.weight"])
+    # Folding composes in float64, the last step in float32.
+    torch.testing.assert_close(student.first.weight.data, saved[f"{own}first.weight"])
+    if "ema" in training:
+        assert not torch.allclose(student.first.weight, saved["module/first.weight"])
 
 
 def test_a_loss_that_is_no_number_ends_the_run(make: Any, tmp_path: Path) -> None:
