@@ -19,6 +19,7 @@ from opdf_compile.graph.signature import Inputs
 from opdf_compile.graph.trace import first_line
 from opdf_compile.io.check_data import CheckData, Sample
 from opdf_compile.io.function_noise import Moved, Watched, has_limited_functions
+from opdf_compile.io.half_range import Change, changes_of, fit_numbers
 from opdf_compile.io.randomness import UNKNOWN, Generators, find_draws, has_moved
 from opdf_compile.io.samples import ENOUGH_ROWS, MOST_SAMPLES, ORDINARY, drawn_samples
 from opdf_compile.io.truth import Truth, graph_of, run
@@ -38,6 +39,7 @@ def gather(
     output_names: Sequence[str],
     dtype: str,
     further: Sequence[Inputs] = (),
+    originals: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> CheckData:
     """Compute check data of an eval program.
@@ -49,12 +51,14 @@ def gather(
         output_names: Names of its tensor outputs, in order.
         dtype: The exported dtype, for the record.
         further: More inputs of the user's own, each a sample.
+        originals: Tensors of the model with numbers that its dtype cannot hold, as they were.
         seed: Where the random numbers start.
 
     Raises:
-        ExportError: The model does not run on the user's own inputs.
+        ExportError: The model does not run on the user's own inputs, or computes something else
+            with numbers that fit its dtype.
     """
-    measure = _Measure(program, tuple(axis_names), tuple(output_names), dtype)
+    measure = _Measure(program, tuple(axis_names), tuple(output_names), dtype, originals or {})
     own = [_of_user(measure, inputs) for inputs in (example, *further)]
     samples = [sample for sample, blind in own if not blind]
     row_bytes = _bytes(own[0][0]) // max(1, _fewest_rows(own[0][0]))
@@ -68,6 +72,8 @@ def gather(
         samples.extend([] if drawn is None else [drawn])
     _warn_of_blind([blind for _, blind in own], kept=not samples)
     _warn_of_random(measure.random)
+    for change in measure.changes:
+        logger.warning("%s", change)
     return CheckData(
         tuple(axis_names),
         tuple(output_names),
@@ -75,19 +81,35 @@ def gather(
         tuple(samples) or (own[0][0],),
         output_dtypes=measure.output_dtypes,
         random=measure.random,
+        notes=tuple(map(str, measure.changes)),
     )
+
+
+class NumbersDoNotFitError(ExportError):
+    """A number of the model is outside the exported dtype, and the nearest inside is no match."""
 
 
 class _Measure:
     """Inputs -> Sample, and how many attention queries of it see no key."""
 
     def __init__(
-        self, program: ExportedProgram, inputs: Sequence[str], outputs: Sequence[str], dtype: str
+        self,
+        program: ExportedProgram,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        dtype: str,
+        originals: Mapping[str, Tensor],
     ) -> None:
-        self._model, self._truth = graph_of(program), Truth(program)
+        fitted, changes = fit_numbers(program)
+        kind = getattr(torch, dtype, torch.float32)
+        read = program.state_dict.keys() | program.constants.keys()
+        originals = {name: tensor for name, tensor in originals.items() if name in read}
+        self.changes: tuple[Change, ...] = (*changes_of(originals, kind), *changes)
+        # What is right is what the model computes with its own numbers.
+        self._model, self._truth = graph_of(fitted), Truth(program, originals)
+        self._fitted_truth = Truth(fitted) if self.changes else None
         self._inputs, self._outputs = inputs, outputs
         # One unit in the last place of 1 in the exported dtype.
-        kind = getattr(torch, dtype, torch.float32)
         self._unit = torch.finfo(kind if kind.is_floating_point else torch.float32).eps
         self._has_limited = has_limited_functions(self._model)
         self._draws = find_draws(self._model, self._outputs)
@@ -113,6 +135,8 @@ class _Measure:
     def _sample(self, inputs: Inputs, tensors: Sequence[Tensor]) -> tuple[Sample, int]:
         computed, blind = self._computed(inputs, tensors)
         exact = dict(zip(self._outputs, self._truth(*inputs), strict=True))
+        if self._fitted_truth is not None:
+            self._require_same(exact, self._fitted_truth(*inputs))
         # One draw measures no error, so none is claimed.
         errors = {
             name: (inf, inf) if name in self.random else _errors(computed[name], exact[name])
@@ -132,6 +156,23 @@ class _Measure:
         )
         return sample, blind
 
+    def _require_same(self, exact: Mapping[str, Tensor], fitted: Sequence[Tensor]) -> None:
+        """Numbers that fit the dtype may change no output by more than its own rounding."""
+        for (name, right), found in zip(exact.items(), fitted, strict=True):
+            if name in self.random:
+                continue
+            finite = right[right.isfinite()].abs().to(torch.float64)
+            scale = float(finite.max()) if finite.numel() else 0.0
+            off, _ = _errors(found, right)
+            allowed = self._unit / 2 * scale if right.is_floating_point() else 0.0
+            if off > allowed:
+                raise NumbersDoNotFitError(
+                    f"{'; '.join(map(str, self.changes[:3]))}, which changes the output {name!r} "
+                    f"by {off:.2g} (its largest number is {scale:.2g}), wanted numbers that the "
+                    "dtype holds: torch.finfo(x.dtype).min or -inf for a mask, a larger epsilon, "
+                    "or float32 around that operator"
+                )
+
     def _function_errors(
         self, inputs: Inputs, exact: Mapping[str, Tensor]
     ) -> dict[str, tuple[float, float]]:
@@ -147,6 +188,8 @@ class _Measure:
 def _of_user(measure: _Measure, inputs: Inputs) -> tuple[Sample, int]:
     try:
         return measure(inputs)
+    except NumbersDoNotFitError:
+        raise
     except Exception as error:  # Whatever the user's own graph raises on the user's own example.
         raise ExportError(
             f"the traced model does not run on the example inputs ({type(error).__name__}: "

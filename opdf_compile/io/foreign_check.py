@@ -27,8 +27,9 @@ from opdf_compile.io.check_data import CheckData, Sample, check_path, write_chec
 from opdf_compile.io.evidence import as_array, gather
 from opdf_compile.io.files import atomic_write, sha256
 from opdf_compile.io.foreign_inputs import Arrays, fitted, kind, samples_of, word
+from opdf_compile.io.half_range import too_large
 from opdf_compile.io.load_archive import positional_names
-from opdf_compile.io.onnx.build import DTYPES, Exportable, as_traced
+from opdf_compile.io.onnx.build import DTYPES, Exportable, as_traced, tensors_of
 from opdf_compile.io.onnx.interface import Interface, read_interface
 from opdf_compile.io.onnx_student.exporting import student_of
 
@@ -67,7 +68,8 @@ def write_check_data(
     names = _input_names(model, face, source)
     calls = [_call(model, sample, names) for sample in samples]
     traced = _traced(model, calls[0], names, face)
-    data = _gathered(traced, calls, names, face, source)
+    originals = too_large(tensors_of(model), _half_of(model, face))
+    data = _gathered(traced, calls, names, face, source, originals)
     with atomic_write(target) as temporary:
         write_check(temporary, dataclasses.replace(data, onnx_sha256=sha256(source)))
     return target
@@ -123,18 +125,25 @@ def _call(model: Any, sample: Mapping[str, Tensor], names: Mapping[str, str]) ->
 
 
 def _traced(model: Any, call: Inputs, names: Mapping[str, str], face: Interface) -> Traced:
-    # A file of half precision is judged by the model in half precision.
-    wanted = DTYPES.get(face.dtype) if isinstance(model, nn.Module) else None
+    wanted = _half_of(model, face)
     axes = {names[port.name]: port.axes for port in face.inputs if port.axes is not None}
-    student = student_of(model)
-    if student is not None:
-        wanted = None
     dynamic = None if isinstance(model, Traced) or _program(model) is not None else axes
     return as_traced(model, *call, dynamic, wanted)
 
 
+def _half_of(model: Any, face: Interface) -> torch.dtype | None:
+    """A file of half precision is judged by the model in half precision; a student has its own."""
+    module = isinstance(model, nn.Module) and student_of(model) is None
+    return DTYPES.get(face.dtype) if module else None
+
+
 def _gathered(
-    traced: Traced, calls: Sequence[Inputs], names: Mapping[str, str], face: Interface, source: Path
+    traced: Traced,
+    calls: Sequence[Inputs],
+    names: Mapping[str, str],
+    face: Interface,
+    source: Path,
+    originals: Mapping[str, Tensor],
 ) -> CheckData:
     program = traced.programs["eval"]
     files = {mine: theirs for theirs, mine in names.items()}
@@ -152,6 +161,7 @@ def _gathered(
         output_names=outputs,
         dtype=face.dtype,
         further=[_as_floats(call, traced) for call in calls[1:]],
+        originals=originals,
     )
     samples = tuple(_in_file(sample, face, data, source) for sample in data.samples)
     return dataclasses.replace(

@@ -13,9 +13,9 @@ _TORCH = str(Path(torch.__file__).parent)
 
 
 def operator_of(node: Node) -> str:
-    """An operator as people look it up: ``aten.dropout``."""
-    name = getattr(node.target, "_qualified_op_name", None) or str(node.target)
-    return str(name).replace("::", ".").removesuffix(".default")
+    """An operator as people look it up, without its overload: ``aten.dropout``."""
+    space, _, name = str(getattr(node.target, "name", lambda: "")()).partition("::")
+    return f"{space}.{name.partition('.')[0]}" if name else str(node.target)
 
 
 def module_of(node: Node) -> str:

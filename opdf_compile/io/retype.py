@@ -18,6 +18,7 @@ from torch.fx.node import map_aggregate
 
 from opdf_compile.errors import ExportError
 from opdf_compile.graph.sharing import deep_copy
+from opdf_compile.io.half_range import narrowed
 
 TO_FLOAT64: Mapping[torch.dtype, torch.dtype] = {
     torch.float16: torch.float64,
@@ -28,7 +29,6 @@ TO_FLOAT64: Mapping[torch.dtype, torch.dtype] = {
 }
 _ATEN = torch.ops.aten
 _CHECKS = frozenset({_ATEN._assert_tensor_metadata.default})
-_SCALAR_LIMIT = torch.finfo(torch.float16).max
 
 
 def retyped(graph: GraphModule, mapping: Mapping[torch.dtype, torch.dtype]) -> GraphModule:
@@ -75,15 +75,8 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def _retype_nodes(module: GraphModule, mapping: Mapping[torch.dtype, torch.dtype]) -> None:
-    half = torch.float16 in mapping.values()
-
     def leaf(value: Any) -> Any:
-        if isinstance(value, torch.dtype):
-            return mapping.get(value, value)
-        if half and isinstance(value, float) and abs(value) < float("inf"):
-            # Float32's lowest number stands for "masked out"; half precision has its own.
-            return max(-_SCALAR_LIMIT, min(_SCALAR_LIMIT, value))
-        return value
+        return mapping.get(value, value) if isinstance(value, torch.dtype) else value
 
     for node in list(module.graph.nodes):
         if node.op != "call_function":
@@ -122,7 +115,7 @@ def _retype_tensors(root: nn.Module, mapping: Mapping[torch.dtype, torch.dtype])
         if tensor.dtype not in mapping:
             return tensor
         if id(tensor) not in done:
-            new = tensor.detach().to(mapping[tensor.dtype])
+            new = narrowed(tensor.detach(), mapping[tensor.dtype])
             done[id(tensor)] = nn.Parameter(new) if isinstance(tensor, nn.Parameter) else new
         return done[id(tensor)]
 

@@ -25,6 +25,7 @@ class Truth:
 
     Args:
         program: An eval program. Its parameters are copied, not changed.
+        originals: By name, tensors to compute with in place of the program's, which are narrower.
 
     Raises:
         ExportError: The graph reads the bits of a float.
@@ -33,9 +34,15 @@ class Truth:
         >>> outputs = Truth(program)((x,), {})
     """
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(
+        self, program: ExportedProgram, originals: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Copy the program's graph and promote it."""
         self._graph = retyped(graph_of(program), TO_FLOAT64)
+        for name, tensor in (originals or {}).items():
+            owner, _, leaf = name.rpartition(".")
+            held = getattr(self._graph.get_submodule(owner), leaf)
+            held.data = tensor.detach().to(held.device, torch.float64)
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """Run on inputs of the model's own dtypes.

@@ -24,6 +24,7 @@ from opdf_compile.graph.signature import Inputs, bind, normalise_inputs
 from opdf_compile.graph.trace import Traced, trace
 from opdf_compile.io.check_data import CheckData
 from opdf_compile.io.evidence import gather
+from opdf_compile.io.half_range import fit_numbers, narrowed, too_large
 from opdf_compile.io.onnx.experts import batched_experts
 from opdf_compile.io.onnx.translate import export_program
 from opdf_compile.io.onnx_student.exporting import file_and_check, student_of
@@ -94,6 +95,7 @@ def build(
         if isinstance(model, Traced) and not any(given):
             given = (model.args, model.kwargs)
         return Export(*file_and_check(student, given, dynamic, opset, dtype))
+    originals = too_large(tensors_of(model), wanted)
     traced = as_traced(model, args, kwargs, dynamic, wanted)
     _require_graph(traced)
     program = traced.programs["eval"]
@@ -101,7 +103,7 @@ def build(
         _refuse_training_graph(program)
     example = (traced.args, traced.kwargs)
     translated = export_program(
-        program,
+        fit_numbers(program)[0],
         input_names=traced.input_names,
         output_names=traced.output_names,
         axis_names=traced.axis_names,
@@ -113,8 +115,23 @@ def build(
         axis_names={name: traced.axis_names.get(name, {}) for name in traced.input_names},
         output_names=[str(value.name) for value in translated.graph.outputs],
         dtype=_own_dtype(program, wanted),
+        originals=originals,
     )
     return Export(translated, check)
+
+
+def tensors_of(model: Any) -> dict[str, Tensor]:
+    """Parameters, buffers and constants of a model of any accepted form, by name."""
+    if isinstance(model, nn.Module):
+        return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if isinstance(model, Traced):
+        model = model.programs.get("eval")
+    if isinstance(model, Mapping):
+        model = model.get("eval") or model.get("model")
+    if not isinstance(model, ExportedProgram):
+        return {}
+    constants = {k: v for k, v in model.constants.items() if isinstance(v, Tensor)}
+    return {**model.state_dict, **constants}
 
 
 def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -195,6 +212,7 @@ def _trace_module(
         return _trace_eval(model, inputs, dynamic)
     mapping = _to(wanted)
     converted = deep_copy(model).to(wanted)
+    _narrow(converted, model, wanted)
     converted_inputs = pytree.tree_map(lambda leaf: cast(leaf, mapping), inputs)
     try:
         return _trace_eval(converted, converted_inputs, dynamic)
@@ -203,6 +221,14 @@ def _trace_module(
             f"the model does not run in {str(wanted).removeprefix('torch.')} ({error}), wanted a "
             "forward without hard-coded dtypes; leave --dtype out"
         ) from error
+
+
+def _narrow(converted: nn.Module, model: nn.Module, wanted: torch.dtype) -> None:
+    """Bring finite numbers that became infinite back to the largest that the dtype has."""
+    made = tensors_of(converted)
+    with torch.no_grad():
+        for name, tensor in too_large(tensors_of(model), wanted).items():
+            made[name].copy_(narrowed(tensor, wanted))
 
 
 def _trace_eval(model: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Traced:

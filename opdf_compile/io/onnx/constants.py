@@ -19,6 +19,8 @@ from torch.export.graph_signature import (
 )
 from torch.fx import Graph, GraphModule
 
+from opdf_compile.io.rebuilt import rebuilt
+
 
 def without_constants(program: ExportedProgram) -> ExportedProgram:
     """The program whose outputs are tensors and None; itself where they are already.
@@ -31,17 +33,8 @@ def without_constants(program: ExportedProgram) -> ExportedProgram:
         return program
     signature = copy.copy(program.graph_signature)
     signature.output_specs = [_emptied(spec) if _is_constant(spec) else spec for spec in specs]
-    return ExportedProgram(
-        root=program.graph_module,
-        graph=_emptied_graph(program, specs),
-        graph_signature=signature,
-        state_dict=program.state_dict,
-        range_constraints=program.range_constraints,
-        module_call_graph=program.module_call_graph,
-        example_inputs=program.example_inputs,
-        constants=program.constants,
-        verifiers=program.verifiers,
-    )
+    graph = _emptied_graph(program, specs)
+    return rebuilt(program, program.graph_module, graph, signature=signature)
 
 
 def _is_constant(spec: OutputSpec) -> bool:
