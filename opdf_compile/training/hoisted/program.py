@@ -11,7 +11,7 @@ The module keeps its class, its forward and its plain weights; nothing is regist
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -248,19 +248,26 @@ class WeightProgram:
             WeightsChanged: With the two ways out.
         """
         changed = self.changed()
-        if not changed:
-            return
+        if changed:
+            self.refuse(changed)
+
+    def refuse(self, changed: tuple[str, ...]) -> NoReturn:
+        """Refuse to go on over these weights, which something else has changed.
+
+        Raises:
+            WeightsChanged: Always, with the two ways out.
+        """
         count = len(changed)
         some = f"{count} weights" if count > 1 else f"1 of {len(self._bounds)} weights"
         names = ", ".join(changed[:3]) + (", .." if count > 3 else "")
         raise WeightsChanged(
             f"{some} changed since the last refresh (a checkpoint was loaded, or another optimizer "
             "stepped them). Keep them: absorb(). Keep the cores: fold(program, source='cores'). "
-            f"Changed: {names}.{self._cast(changed)}"
+            f"Changed: {names}.{self.cast(changed)}"
         )
 
-    def _cast(self, changed: tuple[str, ...]) -> str:
-        """A further sentence where the module was cast, which moves every bit."""
+    def cast(self, changed: tuple[str, ...]) -> str:
+        """A further sentence where the module was cast, which moves every bit; else nothing."""
         for bound in (self._bounds[key] for key in changed):
             found = str(bound.parameter.dtype).removeprefix("torch.")
             if found != bound.entry.spec.dtype:

@@ -33,6 +33,9 @@ class Unit:
         storage: The cores in the order of the placeholders, stacked along axis 0 in a batch.
         weights: What the graph's outputs, or the rows of its one output, are written to.
         batched: Whether the graph is a batch.
+
+    Attributes:
+        settled: What the cores' counts of writes were when the weights were made of them.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class Unit:
         self._edges: tuple[GradientEdge | None, ...] | None = None
         self._dtypes: tuple[torch.dtype, ...] = ()
         self._versions: tuple[int, ...] = ()
+        self.settled = self._now()
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without the graph of the last refresh, which cannot be copied.
@@ -83,6 +87,7 @@ class Unit:
             for name, core in self.named_cores().items():
                 if name in values:
                     core.copy_(values[name])
+        self.settle()
         self.forget()
 
     def drop_grad(self, keys: Collection[str]) -> None:
@@ -94,6 +99,15 @@ class Unit:
                     core.grad = None
                 else:
                     core.grad[rows] = 0.0
+
+    @property
+    def moved(self) -> bool:
+        """Whether something wrote to the cores since the weights were made of them."""
+        return self.settled != self._now()
+
+    def settle(self) -> None:
+        """Take the weights to be those of the cores as they are now."""
+        self.settled = self._now()
 
     def forget(self) -> None:
         """Drop the graph of the last refresh, and with it the intermediate products."""
@@ -125,6 +139,7 @@ class Unit:
         # Inference mode would leave nothing to pull gradients through.
         with torch.inference_mode(False), torch.set_grad_enabled(keep):
             values = self._compose()
+        self.settle()
         return {key: value.detach() for key, value in zip(self.keys, values, strict=True)}
 
     def pull(self, taken: MutableMapping[str, Tensor | None]) -> tuple[str, ...]:

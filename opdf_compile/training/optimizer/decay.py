@@ -14,10 +14,9 @@ summand is scaled like a chain, each tensor by the power that the term gives it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
-from torch import Tensor
 
 from opdf_compile.errors import PlanError
 from opdf_compile.parametrizations.base import Term
@@ -40,7 +39,7 @@ def require_multilinear(plan: Plan) -> None:
             )
 
 
-def decay(unit: Unit, factor: float, keys: Collection[str]) -> None:
+def decay(unit: Unit, factor: float, keys: Collection[str]) -> Callable[[], None] | None:
     """Scale the cores of a unit so that its weights are scaled by `factor`.
 
     Args:
@@ -48,18 +47,46 @@ def decay(unit: Unit, factor: float, keys: Collection[str]) -> None:
         factor: 1 - lr weight_decay.
         keys: The weights that had a gradient in this step; the others do not decay, as in torch.
             Of a unit all have one or none, because uneven batches were taken apart before.
+
+    Returns:
+        What takes it back, for a step that fails afterwards; None if nothing was scaled.
     """
     if factor == 1.0 or not any(key in keys for key in unit.keys):
-        return
+        return None
+    scales = [1.0] * len(unit.storage)
     for term in _terms(unit):
-        by_share: dict[float, list[Tensor]] = {}
         for place, share in term.items():
-            by_share.setdefault(share, []).append(unit.storage[place].detach())
-        for share, cores in by_share.items():
-            torch._foreach_mul_(cores, abs(factor) ** share)
+            scales[place] *= abs(factor) ** share
         if factor < 0:
             # A step so large that it turns the weight around: one core takes the sign.
-            unit.storage[next(iter(term))].detach().neg_()
+            scales[next(iter(term))] *= -1.0
+    return _scale(unit, scales)
+
+
+def _scale(unit: Unit, scales: list[float]) -> Callable[[], None]:
+    """Multiply each core; returns what takes it back where nobody wrote to the core since.
+
+    The quotient of a rounded product is the core again, but for the last bit of about 1 - s of its
+    entries. Where s is far from 1 that is many of them, and all is lost for s = 0: then, and only
+    then, copies are kept until the step is done.
+    """
+    cores = [core.detach() for core in unit.storage]
+    settled = None if unit.moved else unit.settled
+    kept = {k: cores[k].clone() for k, scale in enumerate(scales) if abs(scale) < 0.5}
+    for scale in dict.fromkeys(scales):
+        alike = [core for core, own in zip(cores, scales, strict=True) if own == scale]
+        torch._foreach_mul_(alike, scale)
+    versions = [core._version for core in cores]
+
+    def undo() -> None:
+        untouched = [k for k, core in enumerate(cores) if core._version == versions[k]]
+        for k in untouched:
+            cores[k].copy_(kept[k] if k in kept else cores[k] / scales[k])
+        # Unless W was written in between, of the scaled cores: then it must be written again.
+        if unit.settled == settled and len(untouched) == len(cores):
+            unit.settle()
+
+    return undo
 
 
 def _terms(unit: Unit) -> tuple[Term, ...]:

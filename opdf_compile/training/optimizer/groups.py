@@ -4,7 +4,10 @@
                                                          inner {cores of W_1, W_2; lr, 0, ..}
                                                          inner {cores with a rate r; r lr, 0, ..}
 
-Schedulers and users change the outer options; they are copied inwards before each step.
+The outer groups show the options as the wrapped optimizer has them. Schedulers and users change
+those, and what they changed since the last look is copied inwards before each step; what the
+wrapped optimizer changes by itself (a step size that it estimates, the mode that it is in) is
+copied outwards after it, and never overwritten.
 """
 
 from __future__ import annotations
@@ -17,10 +20,13 @@ from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.hoisted.binding import is_sharded
-from opdf_compile.training.optimizer.state import equal
+from opdf_compile.training.optimizer.options import Look, put
+from opdf_compile.training.optimizer.state import equal, own
 
 Group = dict[str, Any]
 _OWN = ("params", "param_names")
+# Parameters of one inner group, and its options that are the outer ones times a factor.
+Laid = tuple[list[Tensor], dict[str, float]]
 
 
 def outer_groups(given: Any) -> list[Group]:
@@ -66,8 +72,10 @@ class Links:
         outer: The user's groups.
         cores: For each outer group the cores of its matched weights.
         matched: Ids of the matched weights.
-        split: Whether the cores get a group of their own, without weight decay.
+        split: Whether the cores get groups of their own, without the weight decay of W.
         rates: By id of a core the factor of its learning rate, where it is not 1.
+        shares: By id of a core the factor of the weight decay that the wrapped optimizer gives it;
+            0 where it is left out.
     """
 
     def __init__(
@@ -78,15 +86,19 @@ class Links:
         *,
         split: bool,
         rates: Mapping[int, float] | None = None,
+        shares: Mapping[int, float] | None = None,
     ) -> None:
         """Lay out the inner groups."""
         self.split = split
         self._rate_of = dict(rates or {})
-        self._rates: dict[int, float] = {}
+        self._share_of = dict(shares or {})
         self.inner: list[Group] = []
         self.places: list[list[int]] = []
-        self._bare: set[int] = set()
-        self._seen: list[Group] = []
+        # By place, the options that are the outer ones times a factor.
+        self._factors: dict[int, dict[str, float]] = {}
+        # By outer group, the options as last seen there, and as last seen where they come from.
+        self._seen: list[dict[str, Look]] = []
+        self._shown: list[dict[str, Look]] = []
         for group, stepped in zip(outer, cores, strict=True):
             rest = [p for p in tensors(group) if id(p) not in matched]
             self.add(group, rest, stepped)
@@ -94,31 +106,43 @@ class Links:
     def add(self, group: Group, rest: list[Tensor], stepped: list[nn.Parameter]) -> list[Group]:
         """Lay out one more outer group; returns its inner groups."""
         options = {key: value for key, value in group.items() if key not in _OWN}
-        usual = [core for core in stepped if id(core) not in self._rate_of]
+        usual, scaled = self._by_factors(stepped)
         # Cores are plain tensors; torch's foreach and fused steps take no DTensor beside those.
         apart = self.split or is_sharded(rest)
-        members = [rest, usual] if apart else [[*rest, *usual]]
-        own = self._by_rate(stepped)
-        made: list[Group] = [{**options, "params": p} for p in [*members, *own.values()] if p]
-        first = len(self.inner)
-        after = first + len(made)
-        self._rates.update(zip(range(after - len(own), after), own, strict=True))
-        if self.split:
-            bare = range(first + bool(rest), after)
-            self._bare.update(bare)
-            for place in bare:
-                made[place - first]["weight_decay"] = 0.0
-        self.places.append(list(range(len(self.inner), len(self.inner) + len(made))))
+        members: list[Laid] = [(rest, {}), usual]
+        if not apart:
+            members = [([*rest, *usual[0]], usual[1])]
+        laid = [(params, factors) for params, factors in (*members, *scaled) if params]
+        made: list[Group] = [{**options, "params": params} for params, _factors in laid]
+        places = range(len(self.inner), len(self.inner) + len(made))
+        for place, inner, (_params, factors) in zip(places, made, laid, strict=True):
+            self._factors[place] = factors
+            self._scale(place, group, inner)
+        self.places.append(list(places))
         self._seen.append({})
+        self._shown.append({})
         self.inner.extend(made)
         return made
 
-    def _by_rate(self, cores: list[nn.Parameter]) -> dict[float, list[nn.Parameter]]:
-        found: dict[float, list[nn.Parameter]] = {}
+    def _by_factors(self, cores: list[nn.Parameter]) -> tuple[Laid, list[Laid]]:
+        """The cores by what their options are times: those with the usual rate, and the others."""
+        bare = {"weight_decay": 0.0} if self.split else {}
+        found: dict[tuple[float, float], list[Tensor]] = {(1.0, 0.0): []}
         for core in cores:
-            if id(core) in self._rate_of:
-                found.setdefault(self._rate_of[id(core)], []).append(core)
-        return found
+            rate = self._rate_of.get(id(core), 1.0)
+            found.setdefault((rate, self._share_of.get(id(core), 0.0)), []).append(core)
+        laid: list[Laid] = []
+        for (rate, share), params in found.items():
+            factors = dict(bare) if share == 0.0 else {"weight_decay": share / rate}
+            laid.append((params, factors if rate == 1.0 else {"lr": rate, **factors}))
+        return laid[0], laid[1:]
+
+    def _scale(self, place: int, outer: Group, inner: Group) -> None:
+        for key, factor in self._factors[place].items():
+            if factor == 0.0:
+                inner[key] = 0.0
+            elif outer.get(key) is not None:
+                inner[key] = outer[key] * factor
 
     def part_sharded(self, inner: Optimizer) -> None:
         """Give parameters that are sharded now a group of their own where they are among cores."""
@@ -129,26 +153,72 @@ class Links:
                     continue
                 group["params"][:] = [p for p in group["params"] if not is_sharded([p])]
                 inner.add_param_group({**group, "params": sharded})
+                self._factors[len(self.inner)] = {}
                 places.insert(0, len(self.inner))  # As they are laid out when they come sharded.
                 self.inner.append(inner.param_groups[-1])
 
     def push(self, outer: list[Group], inner: list[Group]) -> None:
-        """Copy the options that changed since the last call from the outer groups inwards."""
-        for group, places, seen in zip(outer, self.places, self._seen, strict=True):
+        """Copy the options that the user changed since the last call inwards."""
+        for index, (group, places) in enumerate(zip(outer, self.places, strict=True)):
+            seen, shown = self._seen[index], self._shown[index]
             for key, value in group.items():
-                if key in _OWN:
+                if key in _OWN or not self._stale(key, value, seen, places):
                     continue
-                scaled = key == "lr" and not self._rates.keys().isdisjoint(places)
-                # A scheduler may write into a tensor, and a product of it is a copy.
-                stale = scaled and isinstance(value, Tensor)
-                if not stale and key in seen and _same(seen[key], value):
-                    continue
-                seen[key] = value
+                seen[key] = Look.at(value)
                 for place in places:
-                    if key == "lr" and place in self._rates:
-                        inner[place][key] = value * self._rates[place]
-                    elif not (key == "weight_decay" and place in self._bare):
-                        inner[place][key] = value
+                    self._put(place, inner[place], key, value)
+                if (source := self._source(key, places, inner)) is not None:
+                    shown[key] = Look.at(inner[source][key])
+
+    def _stale(self, key: str, value: Any, seen: Mapping[str, Look], places: list[int]) -> bool:
+        if key not in seen or seen[key].changed(value):
+            return True
+        # A scheduler may write into a tensor by ways that do not count, and a product is a copy.
+        return isinstance(value, Tensor) and any(key in self._factors[p] for p in places)
+
+    def _put(self, place: int, inner: Group, key: str, value: Any) -> None:
+        factor = self._factors[place].get(key)
+        if factor is None or value is None:
+            put(inner, key, value)
+        elif factor != 0.0:
+            put(inner, key, value * factor)
+
+    def _source(self, key: str, places: list[int], inner: list[Group]) -> int | None:
+        """The inner group that an outer option is shown from: one that has it as it is."""
+        plain = (p for p in places if key in inner[p] and key not in self._factors[p])
+        return next(plain, None)
+
+    def show(self, outer: list[Group], inner: list[Group]) -> None:
+        """Copy outwards what the wrapped optimizer changed by itself since the last call.
+
+        The first call, after it was built, shows the options that it made of those given.
+        """
+        for index, (group, places) in enumerate(zip(outer, self.places, strict=True)):
+            seen, shown = self._seen[index], self._shown[index]
+            for key in dict.fromkeys(key for p in places for key in inner[p] if key not in _OWN):
+                source = self._source(key, places, inner)
+                if source is None:
+                    continue
+                value = inner[source][key]
+                if key in shown and not shown[key].changed(value):
+                    continue
+                shown[key] = Look.at(value)
+                if key not in group or not equal(group[key], value):
+                    group[key] = own(value)
+                seen[key] = Look.at(group[key])
+
+    def adopt(self, outer: list[Group], inner: list[Group]) -> None:
+        """Show the options that the wrapped optimizer made of those given, once it was built.
+
+        From then on only what changes is copied, either way.
+        """
+        self.show(outer, inner)
+        for index, (group, places) in enumerate(zip(outer, self.places, strict=True)):
+            for key in group.keys() - self._seen[index].keys() - set(_OWN):
+                self._seen[index][key] = Look.at(group[key])
+            for place in places:
+                for key in self._factors[place].keys() & group.keys():
+                    self._put(place, inner[place], key, group[key])
 
     def push_all(
         self, outer: list[Group], inner: list[Group], estimated: list[list[Group]]
@@ -182,18 +252,9 @@ class Links:
                     if key not in _OWN
                     and not (key in group and equal(group[key], value))
                     # The layout's own: the zero of cores that decay with W, the scaled rates.
-                    and not (key == "weight_decay" and place in self._bare)
-                    and not (key == "lr" and place in self._rates)
+                    and key not in self._factors[place]
                 }
                 for place in places
             ]
             for group, places in zip(outer, self.places, strict=True)
         ]
-
-
-def _same(old: Any, new: Any) -> bool:
-    if old is new:
-        return True
-    if isinstance(old, Tensor) or isinstance(new, Tensor):
-        return False
-    return bool(old == new)

@@ -10,7 +10,7 @@ that knows what an optimizer is knows this one. The cores are its state.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -38,14 +38,17 @@ from opdf_compile.training.optimizer.arguments import (
     require_shareable,
     student_of,
 )
-from opdf_compile.training.optimizer.decay import decay, require_multilinear
+from opdf_compile.training.optimizer.decay import require_multilinear
+from opdf_compile.training.optimizer.early import moves_early
 from opdf_compile.training.optimizer.following import Names, hand_over, standing
 from opdf_compile.training.optimizer.groups import Group, Links, outer_groups, tensors
 from opdf_compile.training.optimizer.inner_state import bound, start_anew
 from opdf_compile.training.optimizer.named_state import NamedState
 from opdf_compile.training.optimizer.rates import core_rates
+from opdf_compile.training.optimizer.stepping import Step
 from opdf_compile.training.optimizer.summary import Summary
-from opdf_compile.training.optimizer.unbatching import take_apart, uneven
+from opdf_compile.training.optimizer.switching import switch, watch
+from opdf_compile.training.optimizer.unbatching import take_apart
 
 
 class Overparam(NamedState):
@@ -158,6 +161,10 @@ class Overparam(NamedState):
         )
         self._place_of = place_of
         super().__init__(groups, dict(self.inner.defaults))
+        self._links.adopt(self.param_groups, self.inner.param_groups)
+        self._early: bool | None = None
+        self._mode: str | None = None
+        watch(self.inner, self._follow_switch)
         self._names = Names(student)
         self._show_cores()
 
@@ -181,22 +188,18 @@ class Overparam(NamedState):
         self._require_decay(self.param_groups)
         # Replaced before changed: another Parameter has other bits too.
         self._follow_parameters()
-        self._weights()
+        self.matched()
         self._follow()
-        self.program.require_unchanged()
         self._links.push(self.param_groups, self.inner.param_groups)
-        # The cores of a weight without a gradient do not move, and the weight keeps its very bits.
-        moved: set[str] = set()
-        if closure is None:
-            moved.update(self._pull())
-            self._align()
-            self._decay(moved)
-            loss = self.inner.step()
-        else:
-            loss = self.inner.step(self._evaluation(closure, moved))
-        self._drop_gradients()
-        self.program.write(moved)
+        early = closure is not None and self._moves_early()
+        loss = Step(self, early=early).run(closure)
+        self._links.show(self.param_groups, self.inner.param_groups)
         return loss
+
+    def _moves_early(self) -> bool:
+        if self._early is None:
+            self._early = moves_early(self._make, self.inner)
+        return self._early
 
     def _follow(self) -> None:
         """Take the cores to where the student has gone since it was built, as `prepare` does.
@@ -230,49 +233,7 @@ class Overparam(NamedState):
             self.absorb()
         self._show_cores()
 
-    def _evaluation(self, closure: Callable[[], Any], moved: set[str]) -> Callable[[], Any]:
-        count = 0
-
-        def evaluate() -> Any:
-            nonlocal count
-            if count:
-                self.program.write(moved)
-            with torch.enable_grad():
-                loss = closure()
-            moved.update(self._pull())
-            self._align()
-            if not count:
-                self._decay(moved)
-            count += 1
-            return loss
-
-        return evaluate
-
-    def _pull(self) -> tuple[str, ...]:
-        """Gradients of the cores from those of the weights, which keep them until zero_grad.
-
-        As under any optimizer: whoever reads gradients after the step finds them, and whoever
-        clears them through the module (Trainer does) has cleared all there is.
-        """
-        reshard(self.program.module)
-        self._drop_gradients()
-        for unit in [unit for unit in self.program.units if uneven(unit)]:
-            self._take_apart(unit)
-        kept = [(weight, weight.grad) for weight in self._weights()]
-        for weight, grad in kept:
-            if grad is not None and grad.is_sparse:
-                weight.grad = grad.to_dense()  # Of a tied embedding that alone was used.
-        try:
-            return self.program.backward()
-        finally:
-            for weight, grad in kept:
-                weight.grad = grad
-
-    def _align(self) -> None:
-        if self.alignment is not None:
-            self.alignment.add_gradients(self.program)
-
-    def _weights(self) -> list[nn.Parameter]:
+    def matched(self) -> list[nn.Parameter]:
         """The matched weights as the student holds them now.
 
         Raises:
@@ -291,12 +252,12 @@ class Overparam(NamedState):
             found.append(weight)
         return found
 
-    def _drop_gradients(self) -> None:
-        for unit in self.program.units:
-            for core in unit.storage:
-                core.grad = None
+    def take_apart(self, unit: Unit) -> None:
+        """Replace a batch by units of one weight each.
 
-    def _take_apart(self, unit: Unit) -> None:
+        Raises:
+            InputError: The wrapped optimizer's state has no parts.
+        """
         if bound(self._taken().rest):
             raise InputError(
                 f"batched=True stacks cores, only some weights of a stack go on here, and "
@@ -316,11 +277,45 @@ class Overparam(NamedState):
                 "a number; give decay='cores', which leaves decay to the wrapped optimizer"
             )
 
-    def _decay(self, pulled: Collection[str]) -> None:
-        for unit in self.program.units:
-            group = self.param_groups[self._place_of[unit.keys[0]]]
-            if self._split and float(group["weight_decay"]):
-                decay(unit, 1.0 - float(group["lr"]) * float(group["weight_decay"]), pulled)
+    def decay_factor(self, unit: Unit) -> float:
+        """What decay takes the weights of a unit times in this step."""
+        group = self.param_groups[self._place_of[unit.keys[0]]]
+        if not self._split or not float(group["weight_decay"]):
+            return 1.0
+        return 1.0 - float(group["lr"]) * float(group["weight_decay"])
+
+    def train(self) -> None:
+        """Put the wrapped optimizer into its training mode, and W where its cores are then.
+
+        Some optimizers (schedule-free ones) train one point and evaluate another; of any other
+        there is nothing to do.
+
+        Raises:
+            WeightsChanged: Cores moved, and something else had changed the weights.
+        """
+        switch(self.inner, "train")
+
+    def eval(self) -> None:
+        """Put the wrapped optimizer into its evaluation mode, and W where its cores are then.
+
+        What is evaluated, folded and exported after it is that point; see `train`.
+
+        Raises:
+            WeightsChanged: Cores moved, and something else had changed the weights.
+        """
+        switch(self.inner, "eval")
+
+    def _follow_switch(self, mode: str) -> None:
+        """Write W after the wrapped optimizer has gone to a mode, and show its options."""
+        units = self.program.units
+        # One that moves parameters by ways that do not count has something to move to by then.
+        kept = any(self.inner.state.get(core) for unit in units for core in unit.storage)
+        # Ranks that share the program send together, whatever each of them holds.
+        switched = mode != self._mode and (kept or self.program.process_group is not None)
+        if switched or any(unit.moved for unit in units):
+            self.program.refresh()
+        self._mode = mode
+        self._links.show(self.param_groups, self.inner.param_groups)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of the weights and of the cores."""
@@ -346,6 +341,7 @@ class Overparam(NamedState):
         group = self.param_groups[-1]
         for made in self._links.add(group, tensors(group), []):
             self.inner.add_param_group(made)
+        self._links.adopt(self.param_groups, self.inner.param_groups)
         self._names.update(dict(module.named_parameters()))
 
     def absorb(self) -> tuple[str, ...]:
@@ -358,7 +354,7 @@ class Overparam(NamedState):
         changed = set(self.program.absorb())
         for unit in self.program.units:
             if unit.batched and 0 < len(changed & set(unit.keys)) < len(unit.keys):
-                self._take_apart(unit)
+                self.take_apart(unit)
         if self.alignment is not None:
             self.alignment.attach(self.program, changed)
         whole = bool(changed) and bound(self._taken().rest)

@@ -106,7 +106,7 @@ def test_a_weight_frozen_later_rests(caplog: pytest.LogCaptureFixture) -> None:
 def test_taking_a_batch_apart_moves_no_value() -> None:
     _model, opt = run("AdamW", True, [(0, 1, 2)] * 3)
     before = {n: {k: v.clone() for k, v in s.items()} for n, s in opt.state_by_name().items()}
-    opt._take_apart(opt.program.units[0])
+    opt.take_apart(opt.program.units[0])
     after = opt.state_by_name()
     assert after.keys() == before.keys()
     for name, kept in before.items():

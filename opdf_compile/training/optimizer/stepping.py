@@ -1,0 +1,203 @@
+"""One step of an Overparam, from the gradients of W to its new values.
+
+    pull dL/dW to the cores  ->  decay  ->  wrapped optimizer  ->  W <- compose(cores)
+
+Under a closure the gradients come while the wrapped optimizer is at work, and it may ask for them
+more than once, each time at other cores. If it fails, the step leaves what a plain optimizer would:
+what had not moved yet is as before, decay included, and W is the weight of its cores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from opdf_compile.errors import InputError
+from opdf_compile.training.hoisted.binding import reshard
+from opdf_compile.training.optimizer.decay import decay
+from opdf_compile.training.optimizer.unbatching import uneven
+
+if TYPE_CHECKING:
+    from opdf_compile.training.optimizer.overparam import Overparam
+
+
+class Step:
+    """One step under way.
+
+    Args:
+        optimizer: Whose step it is.
+        early: Whether the wrapped optimizer uses the gradients that are there, or moves parameters,
+            before it calls the closure.
+    """
+
+    def __init__(self, optimizer: Overparam, *, early: bool) -> None:
+        """Look at the weights; nothing moves."""
+        self._optimizer = optimizer
+        self._program = optimizer.program
+        self._early = early
+        # Of a weight without a gradient the cores do not move, and it keeps its very bits.
+        self._pulled: set[str] = set()
+        self._undo: list[Callable[[], None]] = []
+        self._decayed = False
+        self._evaluations = 0
+        self._versions: dict[int, int] = {}
+        self._with_graph = False
+        # What something else has changed is no matter to a step without any gradient, such as those
+        # that bring statistics up to date after weights were averaged. Under a closure gradients
+        # that are there may be old ones, which it clears: it is called first.
+        self._changed = self._program.changed()
+
+    def run(self, closure: Callable[[], Any] | None) -> Any:
+        """Take the step; returns the loss.
+
+        Raises:
+            WeightsChanged: Something else changed the weights, and there are gradients of some.
+            InputError: The wrapped optimizer wants gradients that have a graph.
+        """
+        inner = self._optimizer.inner
+        try:
+            if closure is None or self._early:
+                self._pull()
+            loss = inner.step() if closure is None else inner.step(self._evaluation(closure))
+        except _NothingToDo as nothing:
+            return nothing.loss
+        except BaseException as error:
+            self._fail()
+            if self._with_graph and isinstance(error, RuntimeError):
+                raise InputError(_without_graph(type(inner).__name__, error)) from error
+            raise
+        self._drop_gradients()
+        self._write()
+        return loss
+
+    def _require_unchanged(self) -> None:
+        if not self._changed:
+            return
+        pulls = any(weight.grad is not None for weight in self._optimizer.matched())
+        if pulls or self._program.cast(self._changed):
+            self._program.refuse(self._changed)
+
+    def _pull(self) -> None:
+        """Gradients of the cores from those of the weights, which keep them until zero_grad.
+
+        As under any optimizer: whoever reads gradients after the step finds them, and whoever
+        clears them through the module (Trainer does) has cleared all there is.
+        """
+        optimizer, program = self._optimizer, self._program
+        reshard(program.module)
+        self._require_unchanged()
+        self._drop_gradients()
+        for unit in [unit for unit in program.units if uneven(unit)]:
+            optimizer.take_apart(unit)
+        kept = [(weight, weight.grad) for weight in optimizer.matched()]
+        for weight, grad in kept:
+            if grad is not None and grad.is_sparse:
+                weight.grad = grad.to_dense()  # Of a tied embedding that alone was used.
+            self._with_graph |= grad is not None and grad.requires_grad
+        try:
+            found = program.backward()
+        finally:
+            for weight, grad in kept:
+                weight.grad = grad
+        if optimizer.alignment is not None:
+            optimizer.alignment.add_gradients(program)
+        cores = [core for unit in program.units for core in unit.storage if core.grad is not None]
+        self._versions = {id(core): core.grad._version for core in cores}  # type: ignore[union-attr]
+        self._decay(found)
+        self._pulled.update(found)
+
+    def _decay(self, found: tuple[str, ...]) -> None:
+        """Once in a step, however often it evaluates."""
+        if self._decayed or not found:
+            return
+        self._decayed = True
+        for unit in self._program.units:
+            undo = decay(unit, self._optimizer.decay_factor(unit), found)
+            if undo is not None:
+                self._undo.append(undo)
+
+    def _evaluation(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def evaluate() -> Any:
+            if self._evaluations or self._early:
+                self._clear_as_inner()
+                self._write()
+            before = self._gradients()
+            with torch.enable_grad():
+                loss = closure()
+            if self._changed and not self._evaluations and self._gradients() == before:
+                raise _NothingToDo(loss)
+            self._evaluations += 1
+            self._pull()
+            return loss
+
+        return evaluate
+
+    def _gradients(self) -> list[tuple[int, int] | None]:
+        """What tells whether somebody has made gradients since; they are alive meanwhile."""
+        grads = [weight.grad for weight in self._optimizer.matched()]
+        return [None if grad is None else (id(grad), grad._version) for grad in grads]
+
+    def _clear_as_inner(self) -> None:
+        """Clear the gradients of weights where the wrapped optimizer has cleared those of cores.
+
+        Some do between two evaluations, so that their users need not.
+        """
+        cleared = {
+            key
+            for unit in self._program.units
+            if not self._pulled.isdisjoint(unit.keys) and all(map(self._is_cleared, unit.storage))
+            for key in unit.keys
+        }
+        entries = self._optimizer.plan.entries
+        for entry, weight in zip(entries, self._optimizer.matched(), strict=True):
+            if entry.key in cleared:
+                weight.grad = None
+
+    def _is_cleared(self, core: Tensor) -> bool:
+        if core.grad is None:
+            return True
+        return core.grad._version != self._versions.get(id(core)) and not core.grad.any()
+
+    def _write(self) -> None:
+        """Compose the weights whose cores have a gradient, and those whose cores moved without."""
+        keys = self._pulled | self._moved()
+        if self._changed and keys:
+            self._program.refuse(self._changed)
+        if not self._changed:
+            self._program.write(keys)
+
+    def _moved(self) -> set[str]:
+        return {key for unit in self._program.units if unit.moved for key in unit.keys}
+
+    def _drop_gradients(self) -> None:
+        for unit in self._program.units:
+            for core in unit.storage:
+                core.grad = None
+
+    def _fail(self) -> None:
+        for undo in self._undo:
+            undo()
+        self._drop_gradients()
+        moved = self._moved()
+        # Ranks that share the program send together, and the others know of no failure.
+        if moved and not self._changed and self._program.process_group is None:
+            self._program.write(moved)
+
+
+class _NothingToDo(Exception):
+    """A closure made no gradient, and what is left of an earlier one is for other weights."""
+
+    def __init__(self, loss: Any) -> None:
+        super().__init__()
+        self.loss = loss
+
+
+def _without_graph(name: str, error: RuntimeError) -> str:
+    return (
+        f"{name} stopped ({error}), and the gradients of the weights have a graph (create_graph): "
+        "if it differentiates gradients once more, found cores, whose gradients have no graph; "
+        "wanted an optimizer of first order, such as torch.optim.AdamW"
+    )
