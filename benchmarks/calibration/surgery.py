@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from opdf_compile.io.onnx.record import recorded_parameters, replace_record
+
 if TYPE_CHECKING:
     import onnx
 
-_RECORD = "opdf.parameters"
 Change = Callable[["onnx.ModelProto", np.random.Generator], None]
 
 
@@ -237,9 +237,8 @@ def _add(model: onnx.ModelProto, name: str, values: Any, *, parameter: bool = Tr
 
 def _recorded(model: onnx.ModelProto) -> list[str]:
     """The exporter's record of parameters."""
-    found: list[str] = json.loads(next(p.value for p in model.metadata_props if p.key == _RECORD))
-    return found
+    return sorted(recorded_parameters(model, "the file") or ())
 
 
 def _record(model: onnx.ModelProto, names: Sequence[str]) -> None:
-    next(p for p in model.metadata_props if p.key == _RECORD).value = json.dumps(list(names))
+    replace_record(model, names)

@@ -27,8 +27,8 @@ from opdf_compile.errors import ArtefactError
 from opdf_compile.io.check_data import check_path, write_check
 from opdf_compile.io.files import atomic_folder, atomic_write, existing_file, sha256
 from opdf_compile.io.onnx.build import Export
+from opdf_compile.io.onnx.record import exporter_of, own_version, version_of
 from opdf_compile.io.onnx.save import stage
-from opdf_compile.io.onnx.translate import own_version
 
 # The first schema has no folder in the names of its files.
 SCHEMA, READABLE = "opdf-bundle/2", ("opdf-bundle/1", "opdf-bundle/2")
@@ -183,7 +183,7 @@ def _check_extra(files: Sequence[Path]) -> None:
 
 
 def _manifest(folder: Path, student: Export) -> dict[str, Any]:
-    opset, metadata = _facts(student.model)
+    opset, exporter, own = _facts(student.model)
     return {
         "schema": SCHEMA,
         "files": {
@@ -191,20 +191,22 @@ def _manifest(folder: Path, student: Export) -> dict[str, Any]:
             for name in _names(folder)
         },
         "opset": opset,
-        "exporter": metadata["opdf.exporter"],
-        "versions": versions(metadata["opdf.version"]),
+        "exporter": exporter,
+        "versions": versions(own),
     }
 
 
-def _facts(model: Any) -> tuple[int | None, dict[str, str]]:
-    """Opset and metadata of an exported model; an ONNX student's file names its own producer."""
+def _facts(model: Any) -> tuple[int | None, str, str]:
+    """Opset, exporter and version of ours; an ONNX student's file names its own producer."""
     import onnx
 
     if not isinstance(model, onnx.ModelProto):
-        return model.opset_imports.get(""), dict(model.metadata_props)
+        metadata = model.metadata_props
+        said = (exporter_of(metadata) or "unknown", version_of(metadata) or "unknown")
+        return (model.opset_imports.get(""), *said)
     opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), None)
     producer = f"{model.producer_name} {model.producer_version}".strip()
-    return opset, {"opdf.exporter": producer or "unknown", "opdf.version": own_version()}
+    return opset, producer or "unknown", own_version()
 
 
 def _names(folder: Path) -> list[str]:

@@ -21,6 +21,7 @@ from opdf_compile.io.bundle import (
 )
 from opdf_compile.io.check_data import check_path
 from opdf_compile.io.files import existing_file, sha256
+from opdf_compile.io.onnx.record import exporter_of
 from opdf_compile.verify.runtime.loading import load_onnx
 
 PathLike = str | os.PathLike[str]
@@ -154,5 +155,5 @@ def _describe(path: Path) -> dict[str, Any]:
     return {
         **entry,
         "opset": opsets.get("", opsets.get("ai.onnx")),
-        "exporter": metadata.get("opdf.exporter") or producer or None,
+        "exporter": exporter_of(metadata) or producer or None,
     }

@@ -15,9 +15,9 @@ import pytest
 from opdf_compile.errors import UserError
 from opdf_compile.io.artefacts import fold_file
 from opdf_compile.io.checkpoints.manifest import read_manifest
+from opdf_compile.io.onnx.record import RECORD, recorded_parameters
 from opdf_compile.io.shards import read_json
 from opdf_compile.plan import Plan
-from opdf_compile.verify.structure.parameters import RECORD, recorded_parameters
 
 
 def index(good: Path, here: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -14,11 +13,15 @@ from torch.export.graph_signature import TensorArgument
 from opdf_compile.errors import ExportError
 from opdf_compile.graph.quiet import quiet_libraries
 from opdf_compile.io.onnx.constants import without_constants
+from opdf_compile.io.onnx.defaults import leave_out_defaults
 from opdf_compile.io.onnx.forms import with_known_forms
+from opdf_compile.io.onnx.masks import mask_directly
 from opdf_compile.io.onnx.names import name_graph
 from opdf_compile.io.onnx.optimise import merge_tied, optimise
 from opdf_compile.io.onnx.padding import keep_padding
+from opdf_compile.io.onnx.record import record_of
 from opdf_compile.io.onnx.sizes import read_sizes_from_first_input
+from opdf_compile.io.onnx.transposed import store_transposed
 from opdf_compile.io.onnx.views import with_free_views
 
 if TYPE_CHECKING:
@@ -53,7 +56,7 @@ def export_program(
         opset: The ONNX opset; None for the one that torch's exporter recommends.
 
     Returns:
-        The model, with the names of its parameters in ``metadata_props["opdf.parameters"]``.
+        The model, with the record of its parameters in ``metadata_props``.
 
     Raises:
         ExportError: An operation has no ONNX form, the opset is out of range, or axis names
@@ -68,13 +71,18 @@ def export_program(
     state = frozenset(program.state_dict)
     merge_tied(model, tied_groups(program.state_dict))
     read_sizes_from_first_input(model)
+    mask_directly(model)
     with quiet_libraries():
         optimise(model, state)
     keep_padding(model)
+    leave_out_defaults(model)
     parameters = [value for name, value in model.graph.initializers.items() if name in state]
+    store_transposed(parameters)
     name_graph(model, inputs=input_names, outputs=tensors, axes=axis_names)
     _strip_metadata(model)
-    _record(model, [str(value.name) for value in parameters])
+    _forget_types(model)
+    names = [str(value.name) for value in parameters]
+    model.metadata_props.update(record_of(names, f"torch.onnx {torch.__version__}"))
     return model
 
 
@@ -184,6 +192,16 @@ def _sentence(error: BaseException) -> str:
     )
 
 
+def _forget_types(model: ir.Model) -> None:
+    """Describe no initialiser a second time: tools that change one in place trip over it.
+
+    onnxruntime's quantiser transposes a weight, and shape inference then finds the former shape.
+    """
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            value.shape, value.type = None, None
+
+
 def _strip_metadata(model: ir.Model) -> None:
     import onnx_ir as ir
 
@@ -199,19 +217,3 @@ def _strip_metadata(model: ir.Model) -> None:
         value.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.graph.doc_string = None
-
-
-def own_version() -> str:
-    """The installed version of this package."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("opdf-compile")
-    except PackageNotFoundError:
-        return "unknown"  # A source tree that was never installed.
-
-
-def _record(model: ir.Model, parameters: Sequence[str]) -> None:
-    model.metadata_props["opdf.parameters"] = json.dumps(list(parameters))
-    model.metadata_props["opdf.version"] = own_version()
-    model.metadata_props["opdf.exporter"] = f"torch.onnx {torch.__version__}"

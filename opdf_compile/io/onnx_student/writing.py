@@ -1,13 +1,12 @@
 """A trained student -> the file that it came from, with new numbers in its weights.
 
 The original message is copied and nothing else in it is touched: node order, names, metadata,
-operator sets and every other tensor stay as they are, in the field that they were stored in. One
-entry of metadata is added: which tensors are weights. `verify` compares all others by value.
+operator sets and every other tensor stay as they are, in the field that they were stored in. The
+metadata gets a record of which tensors are weights. `verify` compares all others by value.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +14,13 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import ExportError
+from opdf_compile.io.onnx.record import replace_record
 from opdf_compile.io.onnx_student.nodes import Constant, all_constants
 from opdf_compile.io.onnx_student.student import OnnxStudent, read_tensor
 
 if TYPE_CHECKING:
     import onnx
 
-RECORD = "opdf.parameters"
 # A protobuf message ends at 2 GiB.
 _MOST_BYTES = 2_000_000_000
 
@@ -51,7 +50,7 @@ def write_back(student: OnnxStudent) -> onnx.ModelProto:
             trained = True
         if trained:
             changed.append(constant.name)
-    _record(model, changed)
+    replace_record(model, sorted(dict.fromkeys(changed)))
     if model.ByteSize() > _MOST_BYTES:
         raise ExportError(
             f"{source.name} has {model.ByteSize()} bytes with its data inlined, wanted at most "
@@ -96,13 +95,3 @@ def _store(proto: onnx.TensorProto, tensor: Tensor) -> None:
     typed, numbers = fields.get(tensor.dtype, (proto.int32_data, bits.reshape(-1).tolist()))
     del typed[:]
     typed.extend(numbers)
-
-
-def _record(model: onnx.ModelProto, names: list[str]) -> None:
-    text = json.dumps(sorted(dict.fromkeys(names)))
-    for entry in model.metadata_props:
-        if entry.key == RECORD:
-            entry.value = text
-            return
-    entry = model.metadata_props.add()
-    entry.key, entry.value = RECORD, text

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from opdf_compile.io.onnx.record import recorded_parameters
 from opdf_compile.verify.runtime.loading import load_onnx
 from opdf_compile.verify.structure.differences import LARGEST_NUMBER, Difference
 from opdf_compile.verify.structure.graph_view import View
@@ -26,7 +27,6 @@ from opdf_compile.verify.structure.parameters import (
     mark_parameters,
     named_constants,
     note_of_lost,
-    recorded_parameters,
 )
 from opdf_compile.verify.structure.picture import Neighbourhood, picture_of
 from opdf_compile.verify.structure.unreached import compare_unreached

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from opdf_compile.errors import ArtefactError
+from opdf_compile.io.onnx.record import RECORD
 from opdf_compile.verify.structure.canonical import Constant, is_floating
 from opdf_compile.verify.structure.graph_view import Value, View
-
-if TYPE_CHECKING:
-    import onnx
-
-RECORD = "opdf.parameters"
 
 NOTE_GUESSED = (
     "floating-point initialisers of more than one element were taken for parameters and their "
@@ -28,31 +21,6 @@ NOTE_WITHOUT_RECORD = (
 # Their floating-point operands past the first are settings (scales, a region of interest), however
 # long they are.
 _SETTINGS = ("Resize", "Upsample")
-
-
-def recorded_parameters(model: onnx.ModelProto, name: str) -> frozenset[str] | None:
-    """Read the names that the exporter recorded; None without a record.
-
-    Args:
-        model: The model.
-        name: The file's name for messages.
-
-    Raises:
-        ArtefactError: The record is not a JSON list of names.
-    """
-    entry = next((p.value for p in model.metadata_props if p.key == RECORD), None)
-    if entry is None:
-        return None
-    try:
-        names = json.loads(entry)
-    except (ValueError, RecursionError):
-        names = None
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
-        raise ArtefactError(
-            f"{name} has a damaged record of parameters in its metadata ({RECORD} is no JSON list "
-            "of names); export it again"
-        )
-    return frozenset(names)
 
 
 def note_of_lost(record: frozenset[str] | None, view: View, name: str) -> str:

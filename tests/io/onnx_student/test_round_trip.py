@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 import opdf_compile as opdf
+from opdf_compile.io.onnx.record import recorded_parameters
 from opdf_compile.io.onnx_student.nodes import all_constants
 from opdf_compile.io.onnx_student.student import OnnxStudent
 from opdf_compile.verify.structure.compare import compare_structure
@@ -47,7 +47,7 @@ def without(path: Path, names: set[str]) -> bytes:
         if constant.name in names:
             for field in ("raw_data", "float_data", "int32_data", "double_data"):
                 constant.tensor.ClearField(field)
-    kept = [entry for entry in model.metadata_props if entry.key != "opdf.parameters"]
+    kept = [entry for entry in model.metadata_props if not entry.key.startswith("opdf.")]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
     return model.SerializeToString(deterministic=True)
@@ -91,8 +91,7 @@ def round_trip(model: Model, folder: Path, step: float = 1e-4) -> OnnxStudent:
     assert isinstance(folded, OnnxStudent)
     out = folder / "out.onnx"
     opdf.export_onnx(folded, (), out, model.inputs)
-    recorded = {p.key: p.value for p in onnx.load(str(out)).metadata_props}["opdf.parameters"]
-    matched = set(json.loads(recorded))
+    matched = set(recorded_parameters(onnx.load(str(out)), "the file") or ())
     assert without(out, matched) == without(model.path, matched)
     changed = [
         n for n in matched if without(out, matched - {n}) != without(model.path, matched - {n})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-RECORD = "opdf.parameters"
+from opdf_compile.io.onnx.record import recorded_parameters, replace_record
+
 Change = Callable[[ModelProto], object]
 
 
@@ -35,12 +35,11 @@ def tensors(model: ModelProto) -> dict[str, TensorProto]:
 
 
 def parameters(model: ModelProto) -> list[str]:
-    entry = next(p for p in model.metadata_props if p.key == RECORD)
-    return [str(name) for name in json.loads(entry.value)]
+    return sorted(recorded_parameters(model, "a graph") or ())
 
 
 def record(model: ModelProto, names: list[str]) -> None:
-    next(p for p in model.metadata_props if p.key == RECORD).value = json.dumps(names)
+    replace_record(model, names)
 
 
 def array(model: ModelProto, name: str) -> np.ndarray:
