@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import difflib
 import importlib
 import importlib.util
 import re
@@ -23,6 +22,7 @@ from torch import nn
 from opdf_compile.errors import InputError
 from opdf_compile.io.files import existing_file
 from opdf_compile.io.loaded import LoadedModel, first_line, fixed_randomness
+from opdf_compile.nearest import nearest
 
 FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_][\w.]*)(?:\?(?P<query>.*))?")
 MODULE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)(?:\?(?P<query>.*))?")
@@ -165,7 +165,7 @@ def _find(module: ModuleType, dotted: str, spec: str) -> Callable[..., Any]:
     for part in dotted.split("."):
         if not hasattr(found, part):
             names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-            close = difflib.get_close_matches(dotted, names) or sorted(names)[:5]
+            close = nearest(dotted, names, most=3) or sorted(names)[:5]
             raise InputError(
                 f"{spec} names {dotted!r}, which {module.__file__ or module.__name__} does not "
                 f"have; callables there: {', '.join(close) or 'none'}"

@@ -6,7 +6,6 @@ arguments in it, and gets the folder's weights.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from opdf_compile.io.load_callable import parse_query
 from opdf_compile.io.loaded import LoadedModel, first_line, fixed_randomness
 from opdf_compile.io.torchvision_shim import prepare_torchvision
 from opdf_compile.io.weights import load_weights
+from opdf_compile.nearest import nearest
 
 # Arguments of timm.create_model that name files or the network, or change what it returns.
 _NOT_FROM_FILES = frozenset(
@@ -142,7 +142,7 @@ def _timm(spec: str) -> Any:
 def _check_name(timm: Any, name: str, spec: str) -> None:
     if timm.is_model(name):
         return
-    close = difflib.get_close_matches(name, timm.list_models(), n=3, cutoff=0.5)
+    close = nearest(name, timm.list_models(), most=3)
     hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists them"
     raise InputError(f"{spec} names no model of timm {timm.__version__}; {hint}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from opdf_compile.errors import InternalError, PlanError
+from opdf_compile.nearest import nearest
 from opdf_compile.parametrizations.base import Parametrization
 
 _REGISTERED: dict[str, Parametrization[Any]] = {}
@@ -32,7 +33,11 @@ def get(name: str) -> Parametrization[Any]:
         PlanError: There is none.
     """
     if name not in _REGISTERED:
-        raise PlanError(f"parametrization '{name}' is not known; use one of: {', '.join(names())}")
+        near = nearest(name, names())
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise PlanError(
+            f"parametrization '{name}' is not known; use one of: {', '.join(names())}{hint}"
+        )
     return _REGISTERED[name]
 
 

@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase, translate
 
 from opdf_compile.errors import PlanError
 from opdf_compile.graph.rows import Match
+from opdf_compile.nearest import nearest
 
 _WILD = frozenset("*?[")
 
@@ -54,7 +55,11 @@ class Globs:
                 glob not in self._plain and any(fnmatchcase(name, glob) for name in names)
             ):
                 continue
+            below = [name for name in names if name.startswith(f"{glob}.")]
+            near = below[:1] or nearest(glob, names)
+            first = f"the first is {names[0] if names else 'none'!r}"
+            shown = f"did you mean {near[0]!r}?" if near else first
             raise PlanError(
-                f"the glob {glob!r} names none of the {len(known)} weights "
-                f"(the first is {names[0] if names else 'none'!r}); see opdf-compile inspect"
+                f"the glob {glob!r} names none of the {len(known)} weights ({shown}); see "
+                "opdf-compile inspect"
             )

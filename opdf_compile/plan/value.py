@@ -21,6 +21,7 @@ from torch import nn
 
 from opdf_compile.errors import PlanError
 from opdf_compile.graph.rows import Match, MatchReport, Refusal, text_table
+from opdf_compile.nearest import nearest
 from opdf_compile.parametrizations.base import Spec, Term
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.tensor.cost import Cost
@@ -310,12 +311,10 @@ def _agree(entry: PlanEntry, what: str, planned: object, found: object) -> None:
 
 
 def _unknown(key: str, report: MatchReport) -> str:
-    from difflib import get_close_matches
-
     refused = {r.key: r.reason for r in report.refusals}
     if key in refused:
         return f"the plan names {key!r}, but it {refused[key]}; remove the entry"
-    near = get_close_matches(key, [m.key for m in report.matches], n=1)
+    near = nearest(key, [m.key for m in report.matches])
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return (
         f"the plan names {key!r}, the model has no such weight{hint}; make a plan for this model "

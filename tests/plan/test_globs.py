@@ -36,7 +36,7 @@ def test_a_bare_string_is_one_glob() -> None:
 def test_a_glob_that_names_nothing_is_refused() -> None:
     weights = [weight("head.weight", "table.weight"), weight("body.weight")]
     Globs(["table.*", "body.weight"]).require_used(weights)
-    for glob in ("heads.weight", "tables.*"):
+    for glob in ("neck.bias", "chairs.*"):
         with pytest.raises(PlanError, match=r"names none of the 3 weights \(the first is 'head.w"):
             Globs(["body.*", glob]).require_used(weights)
 
@@ -51,3 +51,10 @@ def test_a_thousand_names_compile_no_patterns(monkeypatch: pytest.MonkeyPatch) -
     assert all(map(globs.name, weights))
     assert not compiled
     assert not globs.name(weight("1000.weight"))
+
+
+@pytest.mark.parametrize("written", ["head", "head.wieght", "HEAD.weight"])
+def test_a_misspelt_name_gets_the_one_that_was_meant(written: str) -> None:
+    weights = [weight("body.weight"), weight("head.weight")]
+    with pytest.raises(PlanError, match=r"2 weights \(did you mean 'head\.weight'\?\)"):
+        Globs([written]).require_used(weights)

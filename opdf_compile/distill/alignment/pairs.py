@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from math import prod
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from opdf_compile.errors import InputError, PlanError
 from opdf_compile.graph.match import match
 from opdf_compile.graph.module_match import bare
+from opdf_compile.nearest import nearest
 from opdf_compile.parametrizations.mpo_spec import MpoSpec, matrix_sizes
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.plan.value import Plan, PlanEntry
@@ -183,7 +183,7 @@ def require_names(student: nn.Module, pairs: Iterable[Pair]) -> None:
     known = [name for name, _ in student.named_parameters(remove_duplicate=False)]
     for key in (pair.key for pair in pairs):
         if key not in known:
-            near = get_close_matches(key, known, n=1)
+            near = nearest(key, known)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise InputError(
                 f"layer_map names the student's weight {key!r}, the student has no such "
@@ -229,7 +229,7 @@ def _transposed(teacher: Teacher) -> dict[str, bool]:
 
 
 def _unknown(name: str, weights: Mapping[str, Tensor]) -> str:
-    near = get_close_matches(name, weights, n=1)
+    near = nearest(name, weights)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return (
         f"layer_map names the teacher's weight {name!r}, the teacher has no such parameter{hint}; "

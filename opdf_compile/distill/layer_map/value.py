@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from opdf_compile.distill.layer_map.weights import main_weights, row_prefixes
 from opdf_compile.errors import InputError
 from opdf_compile.graph.rows import text_table
+from opdf_compile.nearest import nearest
 
 TABLE = "layer_map"
 
@@ -175,9 +176,7 @@ def _block(name: str) -> str:
 def _check_name(name: str, names: Mapping[str, Tensor], side: str) -> None:
     if name in names:
         return
-    import difflib
-
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0)
+    near = nearest(name, names, within=1)
     hint = f"; the nearest is {near[0]!r}" if near else ""
     raise InputError(
         f"the layer map names {name!r}, which the {side} has not; wanted a parameter's name{hint}"

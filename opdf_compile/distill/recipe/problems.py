@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from opdf_compile.distill.recipe.toml_lines import Path
 from opdf_compile.distill.recipe.wording import Key, loss_kinds, section_names, sections
+from opdf_compile.nearest import nearest
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def of_pydantic(errors: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) ->
 
 def suggestion(found: Any, known: Iterable[str], otherwise: str = "") -> str:
     """The remedy with its semicolon: the nearest known word, or else what the caller advises."""
-    close = difflib.get_close_matches(str(found), list(known), n=1, cutoff=0.6)
+    close = nearest(str(found), known)
     if close:
         return f"; did you mean {close[0]}?"
     return f"; {otherwise}" if otherwise else ""

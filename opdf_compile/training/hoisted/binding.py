@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from opdf_compile.errors import InputError, PlanError
 from opdf_compile.graph.module_match import bare
 from opdf_compile.graph.sharing import owner
+from opdf_compile.nearest import nearest
 from opdf_compile.plan.value import PlanEntry
 
 
@@ -76,9 +77,7 @@ def validate(plan: Any, module: nn.Module) -> None:
 
 
 def _unknown(key: str, owned: Mapping[str, Tensor]) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(key, owned, n=1)
+    near = nearest(key, owned)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return (
         f"the plan names {key!r}, the student has no such parameter{hint}; "
