@@ -241,13 +241,16 @@ class WeightProgram:
         self._recorded.update({key: checksum(self._bounds[key].local()) for key in same})
         return odd
 
-    def require_unchanged(self) -> None:
+    def require_unchanged(self, keys: Collection[str] | None = None) -> None:
         """Refuse to go on over weights that something else has changed.
+
+        Args:
+            keys: The weights that matter, all if None.
 
         Raises:
             WeightsChanged: With the two ways out.
         """
-        changed = self.changed()
+        changed = tuple(key for key in self.changed() if keys is None or key in keys)
         if changed:
             self.refuse(changed)
 

@@ -12,11 +12,10 @@ copied outwards after it, and never overwritten.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.hoisted.binding import is_sharded
@@ -144,18 +143,10 @@ class Links:
             elif outer.get(key) is not None:
                 inner[key] = outer[key] * factor
 
-    def part_sharded(self, inner: Optimizer) -> None:
-        """Give parameters that are sharded now a group of their own where they are among cores."""
-        for places in self.places:
-            for group in [inner.param_groups[place] for place in places]:
-                sharded = [p for p in group["params"] if is_sharded([p])]
-                if not 0 < len(sharded) < len(group["params"]):
-                    continue
-                group["params"][:] = [p for p in group["params"] if not is_sharded([p])]
-                inner.add_param_group({**group, "params": sharded})
-                self._factors[len(self.inner)] = {}
-                places.insert(0, len(self.inner))  # As they are laid out when they come sharded.
-                self.inner.append(inner.param_groups[-1])
+    def take_over(self, place: int, other: Links, before: int) -> None:
+        """Know of an outer group what another layout knew: its options go on as they were."""
+        self._seen[place] = other._seen[before]
+        self._shown[place] = other._shown[before]
 
     def push(self, outer: list[Group], inner: list[Group]) -> None:
         """Copy the options that the user changed since the last call inwards."""
@@ -188,12 +179,20 @@ class Links:
         plain = (p for p in places if key in inner[p] and key not in self._factors[p])
         return next(plain, None)
 
-    def show(self, outer: list[Group], inner: list[Group]) -> None:
+    def show(
+        self, outer: list[Group], inner: list[Group], only: Collection[int] | None = None
+    ) -> None:
         """Copy outwards what the wrapped optimizer changed by itself since the last call.
 
         The first call, after it was built, shows the options that it made of those given.
+
+        Args:
+            outer: The user's groups.
+            inner: The wrapped optimizer's groups.
+            only: The places of the outer groups that are looked at, all if None.
         """
-        for index, (group, places) in enumerate(zip(outer, self.places, strict=True)):
+        for index in range(len(outer)) if only is None else only:
+            group, places = outer[index], self.places[index]
             seen, shown = self._seen[index], self._shown[index]
             for key in dict.fromkeys(key for p in places for key in inner[p] if key not in _OWN):
                 source = self._source(key, places, inner)
@@ -207,13 +206,16 @@ class Links:
                     group[key] = own(value)
                 seen[key] = Look.at(group[key])
 
-    def adopt(self, outer: list[Group], inner: list[Group]) -> None:
+    def adopt(
+        self, outer: list[Group], inner: list[Group], only: Collection[int] | None = None
+    ) -> None:
         """Show the options that the wrapped optimizer made of those given, once it was built.
 
         From then on only what changes is copied, either way.
         """
-        self.show(outer, inner)
-        for index, (group, places) in enumerate(zip(outer, self.places, strict=True)):
+        self.show(outer, inner, only)
+        for index in range(len(outer)) if only is None else only:
+            group, places = outer[index], self.places[index]
             for key in group.keys() - self._seen[index].keys() - set(_OWN):
                 self._seen[index][key] = Look.at(group[key])
             for place in places:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from opdf_compile.errors import InputError
 from opdf_compile.plan.value import Plan
 from opdf_compile.training.hoisted.program import WeightProgram
+from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer import state as named
 from opdf_compile.training.optimizer.alignment import Alignment
 from opdf_compile.training.optimizer.following import Names
@@ -23,6 +24,7 @@ from opdf_compile.training.optimizer.inner_state import InnerState, bound, taken
 from opdf_compile.training.optimizer.layout import labels_of, layout_of
 from opdf_compile.training.optimizer.plain_reading import Reader
 from opdf_compile.training.optimizer.plain_values import Writer, options_of
+from opdf_compile.training.optimizer.regrouping import Places
 from opdf_compile.training.optimizer.saved import load_state, pack_state, unpack_state
 
 
@@ -35,6 +37,16 @@ class NamedState(Optimizer):
     alignment: Alignment | None
     _links: Links
     _names: Names
+    _place_of: Places
+
+    def held(self) -> tuple[str, ...]:
+        """Names of the planned weights that a param group holds; no others are stepped."""
+        return tuple(key for key, place in self._place_of.items() if place is not None)
+
+    def units(self) -> list[Unit]:
+        """The units of those weights whose cores this rank holds."""
+        held = set(self.held())
+        return [unit for unit in self.program.units if unit.keys[0] in held]
 
     def _follow_parameters(self) -> None:
         raise NotImplementedError
@@ -42,8 +54,9 @@ class NamedState(Optimizer):
     def owned_names(self) -> tuple[str, ...]:
         """Names of the parameters whose state this rank holds."""
         self._follow_parameters()
-        matched = {entry.key for entry in self.plan.entries}
-        return (*self.program.owned(), *(n for n in self._listed() if n not in matched))
+        matched, held = {entry.key for entry in self.plan.entries}, self.held()
+        mine = (key for key in self.program.owned() if key in held)
+        return (*mine, *(name for name in self._listed() if name not in matched))
 
     def _listed(self) -> list[str]:
         """The names of all parameters, in the order of the groups."""
@@ -95,6 +108,7 @@ class NamedState(Optimizer):
             "rest", plain values that only the class understands, and "layout", the order of the
             parameters that they are for; empty where they speak of none.
         """
+        self._follow_parameters()
         rest = self._taken().rest
         layout = layout_of(self.inner, self.labels()) if bound(rest) else []
         return {"layout": layout, "rest": rest}
@@ -114,12 +128,13 @@ class NamedState(Optimizer):
 
     def state_by_name(self) -> dict[str, named.State]:
         """Cores and optimizer state that this rank holds, by parameter name."""
+        self._follow_parameters()
         states: dict[str, named.State] = {}
         kept = self._taken().by_parameter
-        for unit in self.program.units:
+        for unit in self.units():
             states.update(named.weight_states(unit, kept))
         for name, more in (self.alignment.state_by_name() if self.alignment else {}).items():
-            states[name].update(more)
+            states.get(name, {}).update(more)
         matched = {entry.key for entry in self.plan.entries}
         for group in self.param_groups:
             for parameter in group["params"]:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
@@ -34,24 +34,22 @@ from opdf_compile.training.optimizer.arguments import (
     name_of,
     needs_closure,
     plan_of,
-    require_known,
     require_shareable,
     student_of,
 )
 from opdf_compile.training.optimizer.decay import require_multilinear
 from opdf_compile.training.optimizer.early import moves_early
-from opdf_compile.training.optimizer.following import Names, hand_over, standing
-from opdf_compile.training.optimizer.groups import Group, Links, outer_groups, tensors
+from opdf_compile.training.optimizer.followed import Followed
+from opdf_compile.training.optimizer.following import Names
+from opdf_compile.training.optimizer.groups import Group, outer_groups
 from opdf_compile.training.optimizer.inner_state import bound, start_anew
-from opdf_compile.training.optimizer.named_state import NamedState
-from opdf_compile.training.optimizer.rates import core_rates
+from opdf_compile.training.optimizer.regrouping import Places, laid
 from opdf_compile.training.optimizer.stepping import Step
 from opdf_compile.training.optimizer.summary import Summary
 from opdf_compile.training.optimizer.switching import switch, watch
-from opdf_compile.training.optimizer.unbatching import take_apart
 
 
-class Overparam(NamedState):
+class Overparam(Followed):
     """A torch optimizer that steps the cores of a student's weights.
 
     Use it as the wrapped optimizer would be used. `param_groups` hold the student's parameters and
@@ -149,23 +147,20 @@ class Overparam(NamedState):
         self.alignment = alignment
         if alignment is not None:
             alignment.attach(self.program)
-        stepped: list[list[nn.Parameter]] = [[] for _ in groups]
-        for unit in self.program.units:
-            stepped[place_of[unit.keys[0]]].extend(unit.storage)
-        matched = {id(owned[entry.key]) for entry in self.plan.entries}
-        rates = core_rates(self.program.units)
-        self._links = Links(groups, stepped, matched, split=self._split, rates=rates)
+        self._place_of: Places = dict(place_of)
+        self._aside: dict[Tensor, named.State] = {}
+        self._links = self._laid_out(groups, self._place_of)
         self._make = functools.partial(optimizer_class, **options)
         self.inner = self.program.ranks.together(
             lambda: build(optimizer_class, self._links.inner, options)
         )
-        self._place_of = place_of
         super().__init__(groups, dict(self.inner.defaults))
         self._links.adopt(self.param_groups, self.inner.param_groups)
         self._early: bool | None = None
         self._mode: str | None = None
         watch(self.inner, self._follow_switch)
         self._names = Names(student)
+        self._laid = laid(self.param_groups)
         self._show_cores()
 
     @torch.no_grad()
@@ -185,9 +180,9 @@ class Overparam(NamedState):
                 "closure; call step(closure), where closure() clears the gradients, computes the "
                 "loss, calls its backward() and returns it"
             )
-        self._require_decay(self.param_groups)
         # Replaced before changed: another Parameter has other bits too.
         self._follow_parameters()
+        self._require_decay(self.param_groups)
         self.matched()
         self._follow()
         self._links.push(self.param_groups, self.inner.param_groups)
@@ -210,63 +205,6 @@ class Overparam(NamedState):
             if not any(self.inner.state.get(core) for core in unit.storage):
                 unit.follow()
 
-    def _follow_parameters(self) -> None:
-        """Go over to Parameters that have replaced others, as `prepare(model, optimizer)` does.
-
-        Sharded weights are read whole, so all ranks come here together.
-        """
-        reshard(self.program.module)
-        new = self._names.replaced(self.param_groups)
-        if not new:
-            return
-        old = self._names.alive(new)
-        # Of matched weights the wrapped optimizer holds cores, which stay.
-        hand_over(self.inner, {parameter: new[name] for name, parameter in old.items()})
-        self._links.part_sharded(self.inner)
-        for parameter in old.values():
-            self.state.pop(parameter, None)
-        self._names.update(new)
-        changed = self.program.replaced({entry.key for entry in self.plan.entries} & new.keys())
-        kept = any(self.inner.state.get(core) for u in self.program.units for core in u.storage)
-        if changed and not kept:
-            # Only one rank may have had the weights that all of them have now.
-            self.absorb()
-        self._show_cores()
-
-    def matched(self) -> list[nn.Parameter]:
-        """The matched weights as the student holds them now.
-
-        Raises:
-            InputError: One is not what the param groups hold: clipping and zero_grad would miss it.
-        """
-        self.program.require_held()
-        found = []
-        for entry in self.plan.entries:
-            weight = standing(self.program.module, entry.key)
-            if weight is None or weight not in self._names:
-                raise InputError(
-                    f"the student's {entry.key!r} is another Parameter now, wanted the one that "
-                    "the optimizer was built with and its groups hold; build it after whatever "
-                    "replaces parameters (fully_shard, a conversion, an assignment)"
-                )
-            found.append(weight)
-        return found
-
-    def take_apart(self, unit: Unit) -> None:
-        """Replace a batch by units of one weight each.
-
-        Raises:
-            InputError: The wrapped optimizer's state has no parts.
-        """
-        if bound(self._taken().rest):
-            raise InputError(
-                f"batched=True stacks cores, only some weights of a stack go on here, and "
-                f"{type(self.inner).__name__} keeps its state in a form of its own, which cannot "
-                "be taken apart; leave batched out"
-            )
-        take_apart(self.program, unit, self.inner)
-        self._show_cores()
-
     def _require_decay(self, groups: list[Group]) -> None:
         decaying = [group for group in groups if self._split and float(group["weight_decay"])]
         if decaying:
@@ -279,7 +217,10 @@ class Overparam(NamedState):
 
     def decay_factor(self, unit: Unit) -> float:
         """What decay takes the weights of a unit times in this step."""
-        group = self.param_groups[self._place_of[unit.keys[0]]]
+        place = self._place_of[unit.keys[0]]
+        if place is None:
+            return 1.0
+        group = self.param_groups[place]
         if not self._split or not float(group["weight_decay"]):
             return 1.0
         return 1.0 - float(group["lr"]) * float(group["weight_decay"])
@@ -313,7 +254,8 @@ class Overparam(NamedState):
         # Ranks that share the program send together, whatever each of them holds.
         switched = mode != self._mode and (kept or self.program.process_group is not None)
         if switched or any(unit.moved for unit in units):
-            self.program.refresh()
+            self.program.require_unchanged(self.held())
+            self.program.write(self.held())
         self._mode = mode
         self._links.show(self.param_groups, self.inner.param_groups)
 
@@ -321,28 +263,6 @@ class Overparam(NamedState):
         """Clear the gradients of the weights and of the cores."""
         super().zero_grad(set_to_none)
         self.inner.zero_grad(set_to_none)
-
-    def add_param_group(self, param_group: Group) -> None:
-        """Add a group; its parameters are stepped as they are, without cores.
-
-        Raises:
-            InputError: A parameter is none of the student's.
-        """
-        if len(self.param_groups) < len(self._links.places):
-            super().add_param_group(param_group)
-            return  # One of the groups that the constructor laid out.
-        module = self.program.module
-        self._follow_parameters()
-        (given,) = outer_groups([param_group])
-        known = {id(p) for p in module.parameters()}
-        for parameter in tensors(given):
-            require_known(parameter, known, module)
-        super().add_param_group(given)
-        group = self.param_groups[-1]
-        for made in self._links.add(group, tensors(group), []):
-            self.inner.add_param_group(made)
-        self._links.adopt(self.param_groups, self.inner.param_groups)
-        self._names.update(dict(module.named_parameters()))
 
     def absorb(self) -> tuple[str, ...]:
         """Take the weights as they are now; what the optimizer kept of their cores is dropped.
@@ -360,8 +280,10 @@ class Overparam(NamedState):
         whole = bool(changed) and bound(self._taken().rest)
         if whole:
             start_anew(self.inner, self._make)
-        for unit in self.program.units:
-            if changed & set(unit.keys) and not whole:
+        for unit in [unit for unit in self.program.units if changed & set(unit.keys)]:
+            for core in unit.storage:
+                self._aside.pop(core, None)
+            if not whole and unit.keys[0] in self.held():
                 named.reset(unit, self.inner, self._make)
         return tuple(e.key for e in self.plan.entries if e.key in changed)
 

@@ -129,15 +129,15 @@ def load_state(
     _require_class_state(optimizer, class_state)
     program = optimizer.program
     cores: dict[str, Tensor] = {}
-    for key in program.owned():
+    for key in (key for unit in optimizer.units() for key in unit.keys):
         cores.update(_require_cores(optimizer, key, states.get(key, {})))
     if optimizer.alignment is not None:
         optimizer.alignment.require_state(states)
-    for unit in program.units:
+    for unit in optimizer.units():
         if not named.joins(unit, states):
             take_apart(program, unit, optimizer.inner)
     inner: dict[Tensor, named.State] = {}
-    for unit in program.units:
+    for unit in optimizer.units():
         inner.update(named.core_states(unit, states))
     parameters = dict(program.module.named_parameters(remove_duplicate=False))
     matched = {entry.key for entry in optimizer.plan.entries}

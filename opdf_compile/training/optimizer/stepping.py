@@ -48,7 +48,9 @@ class Step:
         # What something else has changed is no matter to a step without any gradient, such as those
         # that bring statistics up to date after weights were averaged. Under a closure gradients
         # that are there may be old ones, which it clears: it is called first.
-        self._changed = self._program.changed()
+        # Nor is it what no param group holds: somebody else may step that.
+        self._held = frozenset(optimizer.held())
+        self._changed = tuple(key for key in self._program.changed() if key in self._held)
 
     def run(self, closure: Callable[[], Any] | None) -> Any:
         """Take the step; returns the loss.
@@ -76,7 +78,8 @@ class Step:
     def _require_unchanged(self) -> None:
         if not self._changed:
             return
-        pulls = any(weight.grad is not None for weight in self._optimizer.matched())
+        weights = zip(self._optimizer.plan.entries, self._optimizer.matched(), strict=True)
+        pulls = any(w.grad is not None for entry, w in weights if entry.key in self._held)
         if pulls or self._program.cast(self._changed):
             self._program.refuse(self._changed)
 
@@ -93,8 +96,10 @@ class Step:
         for unit in [unit for unit in program.units if uneven(unit)]:
             optimizer.take_apart(unit)
         kept = [(weight, weight.grad) for weight in optimizer.matched()]
-        for weight, grad in kept:
-            if grad is not None and grad.is_sparse:
+        for entry, (weight, grad) in zip(optimizer.plan.entries, kept, strict=True):
+            if entry.key not in self._held:
+                weight.grad = None
+            elif grad is not None and grad.is_sparse:
                 weight.grad = grad.to_dense()  # Of a tied embedding that alone was used.
             self._with_graph |= grad is not None and grad.requires_grad
         try:

@@ -1,0 +1,174 @@
+"""The part of an Overparam that goes after what others do to its parameters and param groups.
+
+Trainers replace Parameters (sharding), take groups out and put others in. Before each step, and
+before a state is saved or loaded, the wrapped optimizer's groups are brought to what stands there.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from opdf_compile.errors import InputError
+from opdf_compile.training.hoisted.binding import reshard
+from opdf_compile.training.hoisted.unit import Unit
+from opdf_compile.training.optimizer import state as named
+from opdf_compile.training.optimizer.arguments import homes, require_known
+from opdf_compile.training.optimizer.following import hand_over, standing
+from opdf_compile.training.optimizer.groups import Group, Links, outer_groups, tensors
+from opdf_compile.training.optimizer.inner_state import bound
+from opdf_compile.training.optimizer.named_state import NamedState
+from opdf_compile.training.optimizer.rates import core_rates
+from opdf_compile.training.optimizer.regrouping import (
+    Laid,
+    Places,
+    laid,
+    listed,
+    move,
+    put_aside,
+    put_back,
+    stepped,
+    uneven_places,
+)
+from opdf_compile.training.optimizer.unbatching import take_apart
+
+
+class Followed(NamedState):
+    """See Overparam for its attributes."""
+
+    _split: bool
+    _aside: dict[Tensor, named.State]
+    _laid: Laid
+
+    def absorb(self) -> tuple[str, ...]:
+        """Take the weights as they are now."""
+        raise NotImplementedError
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add a group; its parameters are stepped as they are, without cores.
+
+        Planned weights that had been taken out of the groups go on with their cores.
+
+        Raises:
+            InputError: A parameter is none of the student's.
+        """
+        if len(self.param_groups) < len(self._links.places):
+            super().add_param_group(param_group)
+            return  # One of the groups that the constructor laid out.
+        self._follow_parameters()
+        module = self.program.module
+        (given,) = outer_groups([param_group])
+        known = {id(p) for p in module.parameters()}
+        for parameter in tensors(given):
+            require_known(parameter, known, module)
+        super().add_param_group(given)
+        try:
+            self._regroup()
+        except Exception:
+            self.param_groups.pop()
+            raise
+
+    def _laid_out(self, groups: list[Group], places: Places) -> Links:
+        units, module = self.program.units, self.program.module
+        return Links(
+            groups,
+            stepped(groups, units, places),
+            {id(standing(module, entry.key)) for entry in self.plan.entries},
+            split=self._split,
+            rates=core_rates(units),
+        )
+
+    def _follow_parameters(self) -> None:
+        """Go after what others have done to parameters and to param groups since the last call.
+
+        Sharded weights are read whole, so all ranks come here together.
+        """
+        reshard(self.program.module)
+        new = self._names.replaced(self.param_groups)
+        if new:
+            self._go_over(new)
+        if self._laid != laid(self.param_groups):
+            self._regroup()
+
+    def _regroup(self) -> None:
+        """Step what the param groups hold now, and nothing else.
+
+        Raises:
+            InputError: They hold a parameter twice, or one that is none of the student's; nothing
+                is changed then.
+        """
+        groups, module = self.param_groups, self.program.module
+        for group in groups:
+            listed(group)
+        home = homes(groups, module)
+        places = {e.key: home.get(id(standing(module, e.key))) for e in self.plan.entries}
+        odd = uneven_places(self.program.units, places)
+        for group in groups:
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+        if odd:
+            self._require_parts()
+        put_back(self.inner, self._aside)
+        try:
+            for unit in odd:
+                take_apart(self.program, unit, self.inner)
+            links = self._laid_out(groups, places)
+            fresh = move(self.inner, self._links, links)
+        finally:
+            put_aside(self.inner, self._aside)
+        self._links, self._place_of, self._laid = links, places, laid(groups)
+        links.adopt(groups, self.inner.param_groups, fresh)
+        links.push(groups, self.inner.param_groups)
+        self._names.update(dict(module.named_parameters()))
+        self._show_cores()
+
+    def _go_over(self, new: dict[str, nn.Parameter]) -> None:
+        """Go over to Parameters that have replaced others, as `prepare(model, optimizer)` does."""
+        old = self._names.alive(new)
+        # Of matched weights the wrapped optimizer holds cores, which stay.
+        hand_over(self.inner, {parameter: new[name] for name, parameter in old.items()})
+        for parameter in old.values():
+            self.state.pop(parameter, None)
+        self._names.update(new)
+        changed = self.program.replaced({entry.key for entry in self.plan.entries} & new.keys())
+        kept = any(self.inner.state.get(core) for u in self.program.units for core in u.storage)
+        if changed and not kept:
+            # Only one rank may have had the weights that all of them have now.
+            self.absorb()
+        self._show_cores()
+
+    def matched(self) -> list[nn.Parameter]:
+        """The matched weights as the student holds them now.
+
+        Raises:
+            InputError: One is not what the param groups hold: clipping and zero_grad would miss it.
+        """
+        self.program.require_held()
+        found = []
+        for entry in self.plan.entries:
+            weight = standing(self.program.module, entry.key)
+            if weight is None or weight not in self._names:
+                raise InputError(
+                    f"the student's {entry.key!r} is another Parameter now, wanted the one that "
+                    "the optimizer was built with and its groups hold; build it after whatever "
+                    "replaces parameters (fully_shard, a conversion, an assignment)"
+                )
+            found.append(weight)
+        return found
+
+    def take_apart(self, unit: Unit) -> None:
+        """Replace a batch by units of one weight each.
+
+        Raises:
+            InputError: The wrapped optimizer's state has no parts.
+        """
+        self._require_parts()
+        take_apart(self.program, unit, self.inner)
+        self._show_cores()
+
+    def _require_parts(self) -> None:
+        if bound(self._taken().rest):
+            raise InputError(
+                f"batched=True stacks cores, only some weights of a stack go on here, and "
+                f"{type(self.inner).__name__} keeps its state in a form of its own, which cannot "
+                "be taken apart; leave batched out"
+            )
