@@ -61,7 +61,11 @@ class PlainState:
 
     def class_state(self) -> State:
         """What its class keeps beside that."""
-        return {"layout": [], "rest": taken(self.inner, self._names).rest}
+        return {"layout": self.layout(), "rest": taken(self.inner, self._names).rest}
+
+    def layout(self) -> list[list[str]]:
+        """None: a plain optimizer is the same on every rank."""
+        return []
 
     def load_state_by_name(
         self,

@@ -104,7 +104,7 @@ def _class_state(manifest: Manifest, optimizer: Optimizer, tensor: Reader) -> St
     """That of the layout that this rank has; else any, which the optimizer judges."""
     if not manifest.class_state:
         return None  # An older checkpoint.
-    present = optimizer.class_state()["layout"]
+    present = optimizer.layout()
     fitting = [saved for saved in manifest.class_state if saved.layout == present]
     saved = (fitting or manifest.class_state)[0]
     return {"layout": saved.layout, "rest": unpack(saved.rest, tensor)}

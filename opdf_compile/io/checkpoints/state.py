@@ -54,6 +54,9 @@ class Optimizer(Protocol):
     def class_state(self) -> State:
         """What its class keeps beside that, with the layout it is for where it is for one."""
 
+    def layout(self) -> list[list[str]]:
+        """The layout that it has here."""
+
     def load_state_by_name(
         self,
         states: Mapping[str, State],

@@ -110,8 +110,12 @@ class NamedState(Optimizer):
         """
         self._follow_parameters()
         rest = self._taken().rest
-        layout = layout_of(self.inner, self.labels()) if bound(rest) else []
-        return {"layout": layout, "rest": rest}
+        return {"layout": self.layout() if bound(rest) else [], "rest": rest}
+
+    def layout(self) -> list[list[str]]:
+        """The names of the parameters that the wrapped optimizer steps here, group by group."""
+        self._follow_parameters()
+        return layout_of(self.inner, self.labels())
 
     def labels(self) -> dict[int, str]:
         """What the parameters of the wrapped optimizer are called, by id."""

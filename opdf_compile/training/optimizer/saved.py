@@ -20,7 +20,7 @@ from torch import Tensor
 from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer import state as named
 from opdf_compile.training.optimizer.inner_state import bound, give, require_form
-from opdf_compile.training.optimizer.layout import layout_of, require_layout
+from opdf_compile.training.optimizer.layout import require_layout
 from opdf_compile.training.optimizer.plain_reading import Reader
 from opdf_compile.training.optimizer.unbatching import take_apart
 
@@ -184,7 +184,7 @@ def _require_class_state(optimizer: NamedState, state: named.State | None) -> No
     labels, inner = optimizer.labels(), optimizer.inner
     require_form(inner, state["rest"] if state is not None else None, labels)
     if state is not None and bound(state["rest"]):
-        require_layout(state["layout"], layout_of(inner, labels), type(inner).__name__)
+        require_layout(state["layout"], optimizer.layout(), type(inner).__name__)
 
 
 def _require_cores(optimizer: NamedState, key: str, state: named.State) -> dict[str, Tensor]:

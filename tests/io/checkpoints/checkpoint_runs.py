@@ -33,7 +33,36 @@ torch.set_num_threads(1)
 READY, DONE, FAILED = b"r", 0, 1
 
 
-def build(group: Any = None, *, shard: bool = False) -> tuple[nn.Module, opdf.Overparam]:
+class Slowing(torch.optim.SGD):
+    """Divides its rate by a count beside the parameters' states; it may know where they started."""
+
+    remembers = False
+
+    def step(self, closure: Any = None) -> Any:
+        state: Any = self.state
+        held = [p for group in self.param_groups for p in group["params"]]
+        if "count" not in state:
+            state["count"] = torch.tensor(0)
+            if self.remembers:
+                state["start"] = {place: p.detach().clone() for place, p in enumerate(held)}
+        state["count"] += 1
+        with torch.no_grad():
+            for place, p in enumerate(held):
+                if p.grad is not None:
+                    p.sub_(p.grad * 1e-2 / state["count"])
+                if self.remembers:
+                    p.lerp_(state["start"][place], 0.1)
+
+
+class Remembering(Slowing):
+    """What it keeps is for the very parameters that this rank holds."""
+
+    remembers = True
+
+
+def build(
+    group: Any = None, *, shard: bool = False, make: Any = torch.optim.AdamW
+) -> tuple[nn.Module, opdf.Overparam]:
     """Float64, so that sums over ranks are not what the tests look at."""
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -51,7 +80,7 @@ def build(group: Any = None, *, shard: bool = False) -> tuple[nn.Module, opdf.Ov
 
         fully_shard(model)
     options: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.1, "cores": 2, "batched": False}
-    return model, opdf.Overparam(model, torch.optim.AdamW, process_group=group, **options)
+    return model, opdf.Overparam(model, make, process_group=group, **options)
 
 
 def one_step(model: nn.Module, optimizer: opdf.Overparam) -> None:
@@ -120,6 +149,22 @@ def draws(job: dict[str, Any], rank: int, ready: Callable[[], None]) -> None:
     assert torch.equal(torch.randn(3), drawn)
 
 
+def of_the_class(job: dict[str, Any], rank: int, ready: Callable[[], None]) -> None:
+    """What a wrapped optimizer keeps of its own comes back to the rank that had it."""
+    for name, make in (("counts", Slowing), ("starts", Remembering)):
+        folder = Path(job["folder"], name)
+        model, optimizer = build(dist.group.WORLD, make=make)
+        one_step(model, optimizer)
+        checkpoint.save_checkpoint(folder, optimizer, step=1)
+        again, resumed = build(dist.group.WORLD, make=make)
+        checkpoint.load_checkpoint(folder, resumed)
+        for made in ((model, optimizer), (again, resumed)):
+            torch.manual_seed(7)
+            one_step(*made)
+        assert digest(model, optimizer) == digest(again, resumed), name
+        assert int(resumed.inner.state["count"]) == 2  # type: ignore[index]
+
+
 def disagree(job: dict[str, Any], rank: int, ready: Callable[[], None]) -> None:
     """Every mistake of one rank ends all of them, with its sentence."""
     _, optimizer = build()
@@ -172,6 +217,7 @@ TASKS = {
     "forever": forever,
     "steps": steps,
     "draws": draws,
+    "of_the_class": of_the_class,
     "disagree": disagree,
     "changed": changed,
 }

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from opdf_compile.errors import InputError
 from opdf_compile.io.checkpoints.checkpoint import load_checkpoint
 from opdf_compile.io.tensors import read_tensors
 
@@ -102,6 +103,21 @@ def test_a_sharded_weight_that_changed_is_told_after_loading(tmp_path: Path, ser
 
 def test_each_rank_gets_its_own_random_numbers_back(tmp_path: Path, server: Any) -> None:
     on_ranks(server, "draws", 2, tmp_path / "run")
+
+
+def test_what_a_class_keeps_of_its_own_fits_the_ranks_that_had_it(
+    tmp_path: Path, server: Any, runs: ModuleType
+) -> None:
+    on_ranks(server, "of_the_class", 2, tmp_path / "run")
+    # A count by name speaks of no parameter; where each rank's parameters started does.
+    _, optimizer = runs.build(make=runs.Slowing)
+    load_checkpoint(tmp_path / "run" / "counts", optimizer)
+    assert int(optimizer.inner.state["count"]) == 1
+    model, optimizer = runs.build(make=runs.Remembering)
+    before = runs.digest(model, optimizer)
+    with pytest.raises(InputError, match="what Remembering keeps in a form of its own.*same ranks"):
+        load_checkpoint(tmp_path / "run" / "starts", optimizer)
+    assert runs.digest(model, optimizer) == before
 
 
 def test_a_mistake_of_one_rank_ends_all_of_them(tmp_path: Path, server: Any) -> None:
