@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from opdf_compile.distill.run.running import RunResult
     from opdf_compile.plan.value import Plan
 
+log = logging.getLogger("opdf_compile")
 NAME = "distill"
 EXAMPLES = (
     "$ opdf-compile distill --init digits.toml\n\n"
@@ -140,7 +142,7 @@ def _shown(terminal: Terminal, recipe: Recipe, job: Job) -> Plan | None:
 
         terminal.show(plan_table(plan), plan.totals(), "")
     for note in job.notes:
-        terminal.warn(note)
+        log.warning("%s", note)  # The run says them again to who did not hear them here.
     return plan
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.distill.recipe.axes import export_axes
+from opdf_compile.distill.recipe.casting import fitting
 from opdf_compile.distill.recipe.checks_data import require_fitting_data
 from opdf_compile.distill.recipe.job import Batch, Data, Job, named_outputs
 from opdf_compile.distill.recipe.layers import make_layer_map, warm_started
@@ -57,10 +58,11 @@ def prepare(recipe: Recipe, *, base: str | os.PathLike[str] = ".") -> Job:
     assert isinstance(student, nn.Module)
     teacher = load_teacher(recipe, folder)
     data = load_data(recipe, folder, student)
-    rows = range(min(_EXAMPLES, len(data.validation)))
-    example = data.collate([data.validation[row] for row in rows])
+    rows = [data.validation[row] for row in range(min(_EXAMPLES, len(data.validation)))]
+    data, notes = fitting(recipe, data, student, rows)
+    example = data.collate(rows)
     layer_map = make_layer_map(recipe, student, teacher, data.arguments(example))
-    notes = tuple(loaded.notes)
+    notes = (*loaded.notes, *notes)
     if layer_map is not None and teacher is not None:
         with placed(recipe, "student", "layer_map"):
             notes += layer_map.check(student, teacher)
@@ -194,12 +196,15 @@ class _Made:
         return found
 
     def _rejects(self, error: Exception, batch: Batch) -> str:
-        shapes = ", ".join(f"{name} {list(batch[name].shape)}" for name in self.data.inputs)
+        shapes = ", ".join(
+            f"{name} {list(batch[name].shape)} of {str(batch[name].dtype).removeprefix('torch.')}"
+            for name in self.data.inputs
+        )
         lines = str(error).strip().splitlines()
         return (
             f"{self.recipe.place('data')}: the model rejects the inputs {shapes} "
             f"({type(error).__name__}: {(lines or [''])[0][:150]}), wanted columns that its "
-            "forward takes; name them with inputs in [data]"
+            "forward takes; name them with inputs in [data], or change their shapes"
         )
 
 
