@@ -219,8 +219,11 @@ def _run(terminal: Terminal, recipe: Path, job: Job, folder: Path, *, fresh: boo
             "it goes on"
         ) from error
     seen = f"on {len(job.data.test):,} test examples that no choice looked at"
-    terminal.show(metric_table(job, result), seen, f"parity: {result.verdict}", f"Wrote {folder}/")
-    terminal.show(f"  {result.report}   curves, metrics and verdict")
+    terminal.show(metric_table(job, result), seen)
+    if result.verdict is not None:
+        terminal.show(f"parity: {result.verdict.replace('_', ' ')}")
+    found = "curves and metrics" if result.verdict is None else "curves, metrics and verdict"
+    terminal.show(f"Wrote {folder}/", f"  {result.report}   {found}")
     terminal.show(f"  {result.weights}   the student's weights, for PyTorch and --weights")
     if result.bundle is not None:
         terminal.show(f"  {result.bundle}/   what ships")

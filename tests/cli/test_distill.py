@@ -91,8 +91,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         metrics = {"untouched": 0.3, "teacher": 0.8, "student": 0.625}
         report = Path(folder) / "report.html"
         watch(Finished("pass", metrics, Path(folder) / "bundle", report))
+        verdicts = {"refuted": "fail", "unexported": None}
         return RunResult(
-            verdict="fail" if str(folder) == "refuted" else "pass",
+            verdict=verdicts.get(str(folder), "pass"),
             metrics=metrics,
             weights=Path(folder) / "student.safetensors",
             bundle=Path(folder) / "bundle",
@@ -164,6 +165,16 @@ def test_refuted_parity_exits_1_and_says_so_in_the_json(
     assert (found["verdict"], found["steps"], found["best_step"]) == ("fail", 8, 4)
     assert found["metrics"]["student"] == 0.625
     assert found["bundle"] == "refuted/bundle"
+
+
+def test_without_an_export_no_verdict_is_told(
+    folder: Path, asked: list[dict[str, Any]], capsys: Capture
+) -> None:
+    assert main(["distill", "made/small.toml", "-o", "unexported"]) == 0
+    told = capsys.readouterr().out
+    assert "curves and metrics" in told and "parity" not in told and "verdict" not in told
+    assert main(["distill", "made/small.toml", "-o", "unexported", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] is None
 
 
 def test_verbose_says_validations_as_lines(

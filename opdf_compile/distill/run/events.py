@@ -106,13 +106,13 @@ class Finished:
     """Everything is done.
 
     Attributes:
-        verdict: The parity verdict, or "not_verified".
+        verdict: The parity verdict, "not_verified", or None where nothing was exported.
         metrics: The metric on the test part by model: "untouched", "teacher", "student", "onnx".
         bundle: What ships, or None where the recipe exports nothing.
         report: The page.
     """
 
-    verdict: str
+    verdict: str | None
     metrics: Mapping[str, float]
     bundle: Path | None
     report: Path = field(default_factory=Path)

@@ -84,7 +84,7 @@ def _value(
     validation = None if math.isnan(progress.best) else progress.best
     return {
         "schema": SCHEMA,
-        "verdict": "not_verified" if end.parity is None else end.parity.verdict,
+        "verdict": _verdict(end),
         "metric": job.metric.name,
         "higher_is_better": job.metric.higher_is_better,
         "test": end.metrics,
@@ -101,6 +101,13 @@ def _value(
     }
 
 
+def _verdict(end: End) -> str | None:
+    """What was found of the bundle; None where there is none to judge."""
+    if end.parity is not None:
+        return end.parity.verdict
+    return None if end.bundle is None else "not_verified"
+
+
 def _opening(value: Mapping[str, Any]) -> str:
     """Two or three sentences: how long, which weights, the verdict."""
     early = " (early stopping)" if value["stopped_early"] else ""
@@ -114,7 +121,8 @@ def _opening(value: Mapping[str, Any]) -> str:
         )
     else:
         sentences.append("The last weights ship: there is no validation part to choose with.")
-    words = {
+    words: Mapping[str | None, str] = {
+        None: "Nothing was exported, so there is no parity to judge.",
         "pass": "The export has the structure, numbers and latency of the untouched student's.",
         "fail": "The export differs from the untouched student's: parity is refuted.",
         "inconclusive": "Parity is neither proved nor refuted; see the verdict in the bundle.",
@@ -157,7 +165,7 @@ def _markdown(opening: str, tables: list[Table], value: Mapping[str, Any]) -> st
     for table in tables:
         lines += [f"## {table.title}", "", _row(table.head), _row(["---"] * len(table.head))]
         lines += [*(_row(row) for row in table.rows), ""]
-    if value["bundle"]:
+    if value["parity"]:
         lines += [f"The verdict with its plots: [{value['bundle']}/report.html]"]
         lines[-1] += f"({value['bundle']}/report.html)"
     return "\n".join(lines).rstrip() + "\n"

@@ -32,17 +32,18 @@ class RunResult:
     """What a run came to.
 
     Attributes:
-        verdict: The parity verdict ("pass", "fail", "inconclusive"), or "not_verified".
+        verdict: The parity verdict ("pass", "fail", "inconclusive"), "not_verified" where the
+            recipe asks for none, None where it exports nothing.
         metrics: The metric on the test part by model: "untouched", "teacher", "student", "onnx".
         weights: The trained student's own, as a file.
         bundle: What ships, or None where the recipe exports nothing.
-        report: The page with curves, metrics and verdict.
+        report: The page with curves and metrics, and the verdict if there is one.
         folder: The run's folder.
         steps: Optimizer steps that were made.
         best_step: The step whose weights ship.
     """
 
-    verdict: str
+    verdict: str | None
     metrics: Mapping[str, float]
     weights: Path
     bundle: Path | None
@@ -166,7 +167,7 @@ def _started(
 
 def _result(value: Mapping[str, Any], place: RunFolder) -> RunResult:
     return RunResult(
-        verdict=value["verdict"],
+        verdict=value["verdict"] if value["bundle"] else None,
         metrics=dict(value["test"]),
         weights=place.weights,
         bundle=place.bundle if value["bundle"] else None,

@@ -87,6 +87,19 @@ def test_from_the_first_step_to_the_bundle(make: Any, tmp_path: Path) -> None:
     assert value["kept_step"] == found.best_step and value["lock"]["versions"]["torch"]
 
 
+def test_a_run_that_exported_nothing_has_no_verdict(make: Any, tmp_path: Path) -> None:
+    events: list[Any] = []
+    found = run(make(), tmp_path / "run", watch=events.append)
+    assert found.bundle is None and found.verdict is None and found.exit_code == 0
+    assert events[-1].verdict is None
+    value = json.loads((tmp_path / "run" / "report.json").read_text(encoding="utf-8"))
+    assert value["verdict"] is None and value["parity"] is None
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "run" / name).read_text(encoding="utf-8")
+        assert "Nothing was exported" in text and "Parity was not verified" not in text
+    assert "<title>Distillation run</title>" in (tmp_path / "run" / "report.html").read_text()
+
+
 @pytest.mark.parametrize("training", ["epochs = 2", "epochs = 2\nema = 0.9"])
 def test_the_students_weights_are_those_that_were_measured(
     training: str, make: Any, tmp_path: Path
