@@ -38,7 +38,8 @@ from opdf_compile.errors import InputError
 from opdf_compile.graph.sharing import deep_copy
 from opdf_compile.plan.value import Plan
 from opdf_compile.training.hoisted.binding import is_sharded, unwrap, validate
-from opdf_compile.training.optimizer.arguments import defaults_of, name_of, needs_closure
+from opdf_compile.training.optimizer.arguments import name_of, needs_closure
+from opdf_compile.training.optimizer.probing import defaults_of
 
 logger = logging.getLogger("opdf_compile")
 

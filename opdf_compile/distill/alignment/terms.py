@@ -124,7 +124,8 @@ def _terms(unit: Unit, targets: Targets, count: int) -> Iterator[Term]:
         factors = shares(kept, count)
         for k, target in kept.items():
             place = unit.members[0].index(bound.entry.core_names[k])
-            yield Term(unit.storage[place], None, target, factors[k])
+            core = unit.storage[place]  # It may lie as a matrix.
+            yield Term(core, None, target.reshape(core.shape), factors[k])
 
 
 def _of_batch(unit: Unit, targets: Targets, count: int) -> Iterator[Term]:

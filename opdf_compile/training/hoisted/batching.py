@@ -39,6 +39,7 @@ def make_units(
     *,
     batched: Batched,
     separate: Callable[[str], Hashable] = lambda key: None,
+    matrices: bool = False,
 ) -> list[Unit]:
     """Units over the parts given, in their order.
 
@@ -50,6 +51,7 @@ def make_units(
         batched: True, False, or "auto": weights up to `SMALL` FLOPs, as far as torch.vmap takes
             their compose.
         separate: Weights for which this differs are never in one batch.
+        matrices: Store each core as a matrix; then nothing is stacked.
 
     Raises:
         InputError: `batched` is something else.
@@ -63,36 +65,50 @@ def make_units(
     def apart(part: Part) -> Hashable:
         key = part.keys[0]
         wanted = cost[key] <= SMALL if batched == "auto" else batched
+        wanted = wanted and not matrices
         # A part of its own kind stays alone.
         return (separate(key), rates[key], None if wanted else part.keys)
 
     units = []
     for members in group(parts, cores, apart):
         try:
-            units.append(_unit(members, cores, bounds))
+            units.append(_unit(members, cores, bounds, matrices))
         except PlanError as error:
             if batched is True:
                 raise
             logger.info("composed one by one: %s", error)
-            units.extend(_unit((part,), cores, bounds) for part in members)
+            units.extend(_unit((part,), cores, bounds, matrices) for part in members)
     return units
 
 
 def _unit(
-    members: tuple[Part, ...], cores: Mapping[str, Tensor], bounds: Mapping[str, Bound]
+    members: tuple[Part, ...],
+    cores: Mapping[str, Tensor],
+    bounds: Mapping[str, Bound],
+    matrices: bool,
 ) -> Unit:
     first = members[0]
     weights = tuple(bounds[key] for part in members for key in part.keys)
     names = tuple(part.cores for part in members)
     if len(members) == 1:
-        storage = [_parameter(cores[name]) for name in first.cores]
-        return Unit(first.graph, names, storage, weights, batched=False)
+        whole = [cores[name] for name in first.cores]
+        storage = [_parameter(_matrix(core) if matrices else core) for core in whole]
+        shapes = [core.shape for core in whole]
+        return Unit(first.graph, names, storage, weights, batched=False, shapes=shapes)
     graph = batched_graph(first, len(members), cores)
     stacks = [
         nn.Parameter(torch.stack([cores[row[place]].detach() for row in names]))
         for place in range(len(first.cores))
     ]
     return Unit(graph, names, stacks, weights, batched=True)
+
+
+def _matrix(core: Tensor) -> Tensor:
+    """A core as the matrix (left bond * out mode, in mode * right bond); one of more axes alike."""
+    if core.ndim <= 2:
+        return core
+    rows = core.shape[: core.ndim // 2].numel()
+    return core.detach().reshape(rows, -1)
 
 
 def _parameter(core: Tensor) -> nn.Parameter:

@@ -35,6 +35,7 @@ def hoist(
     process_group: Any = None,
     progress: Progress | None = None,
     separate: Callable[[str], Hashable] = lambda key: None,
+    matrices: bool = False,
 ) -> WeightProgram:
     """Bind a weight program to the user's own module.
 
@@ -55,6 +56,8 @@ def hoist(
         progress: Called with (weight, number done, number of weights) before each decomposition;
             the log ``opdf_compile`` has the same at INFO, and a warning of a weight that is dear.
         separate: Weights for which this differs are never batched together.
+        matrices: Keep each core as a matrix, (left bond * out mode, in mode * right bond), for an
+            optimizer that takes nothing else. `program.cores()` has its four axes all the same.
 
     Returns:
         The program; its `parameters()` are what the optimizer steps.
@@ -98,7 +101,9 @@ def hoist(
     weights = {key: weight for key, weight in reading if key in wanted}
     tell = announced(plan, progress) if ranks.rank == 0 else progress
     cores = ranks.together(lambda: _decomposed(plan, weights, tell))
-    units = make_units(mine, plan, cores, bounds, batched=batched, separate=separate)
+    units = make_units(
+        mine, plan, cores, bounds, batched=batched, separate=separate, matrices=matrices
+    )
     logger.debug("hoist: %d weights in %d units", len(wanted), len(units))
     return WeightProgram(module, plan, units, bounds, ranks, recompute=recompute)
 

@@ -33,6 +33,7 @@ class Unit:
         storage: The cores in the order of the placeholders, stacked along axis 0 in a batch.
         weights: What the graph's outputs, or the rows of its one output, are written to.
         batched: Whether the graph is a batch.
+        shapes: What the graph takes, where the storage lies otherwise (as matrices).
 
     Attributes:
         settled: What the cores' counts of writes were when the weights were made of them.
@@ -46,10 +47,12 @@ class Unit:
         weights: tuple[Bound, ...],
         *,
         batched: bool,
+        shapes: Sequence[torch.Size] | None = None,
     ) -> None:
         """Keep the parts; nothing runs."""
         self.members = members
         self.storage = tuple(storage)
+        self.shapes = tuple(shapes or (core.shape for core in storage))
         self.weights = weights
         self.batched = batched
         self.compiled_with: dict[str, Any] | None = None
@@ -74,12 +77,17 @@ class Unit:
     def named_cores(self) -> dict[str, Tensor]:
         """Every core under its own name; the rows of a batch are views of its stack."""
         if not self.batched:
-            return dict(zip(self.members[0], self.storage, strict=True))
+            return dict(zip(self.members[0], self._shaped(), strict=True))
         return {
             name: stack[row]
             for row, names in enumerate(self.members)
             for name, stack in zip(names, self.storage, strict=True)
         }
+
+    def _shaped(self) -> list[Tensor]:
+        """The cores as the graph takes them: themselves, or views of the matrices they lie in."""
+        pairs = zip(self.storage, self.shapes, strict=True)
+        return [core if core.shape == shape else core.view(shape) for core, shape in pairs]
 
     def fill(self, values: Mapping[str, Tensor]) -> None:
         """Overwrite cores by name; names of other units are passed over."""
@@ -179,7 +187,7 @@ class Unit:
         device = self.storage[0].device.type
         # Under autocast the products would run in half precision, and the weight lose 1e-3.
         with torch.autocast(device, enabled=False):
-            results = self._call(*self.storage)
+            results = self._call(*self._shaped())
             values = tuple(results[0].unbind(0)) if self.batched else tuple(results)
         if torch.is_grad_enabled():
             self._edges = tuple(get_gradient_edge(v) if v.requires_grad else None for v in values)

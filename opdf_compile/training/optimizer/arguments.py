@@ -37,9 +37,6 @@ ELEMENTWISE = (
 # Optimizers that look at a tensor, or at all of them, as a whole.
 _WHOLE = (torch.optim.Adafactor, torch.optim.LBFGS)
 
-# What opdf.plan takes and Overparam does not.
-_PLANS = ("overhead", "include", "exclude", "min_size", "parametrization")
-
 Maker = Callable[..., Optimizer]
 
 
@@ -187,7 +184,7 @@ def batching_of(batched: Batched, make: Maker) -> Batched:
     Raises:
         InputError: It is asked for, and would change what the optimizer does.
     """
-    kind = _class_of(make)
+    kind = class_of(make)
     if batched is True and kind in _WHOLE:
         raise InputError(
             f"batched=True stacks cores, and {name_of(make)} looks at tensors as a whole, so that "
@@ -198,83 +195,20 @@ def batching_of(batched: Batched, make: Maker) -> Batched:
 
 def name_of(make: Maker) -> str:
     """What to call an optimizer class, or any other callable that makes one."""
-    return str(getattr(_class_of(make), "__name__", type(make).__name__))
+    return str(getattr(class_of(make), "__name__", type(make).__name__))
 
 
 def is_lbfgs(make: Maker) -> bool:
     """Whether an optimizer class is LBFGS, which looks at all gradients and losses as a whole."""
-    kind = _class_of(make)
+    kind = class_of(make)
     return isinstance(kind, type) and issubclass(kind, torch.optim.LBFGS)
 
 
-def _class_of(make: Any) -> Any:
+def class_of(make: Any) -> Any:
+    """The class inside partials."""
     while isinstance(make, functools.partial):
         make = make.func
     return make
-
-
-def defaults_of(make: Maker, options: Mapping[str, Any]) -> Group:
-    """The options that the wrapped optimizer gives a group, learned from a throwaway instance.
-
-    Raises:
-        InputError: It is no optimizer class, refuses the options, or cannot step cores.
-    """
-    if isinstance(make, Optimizer) or not callable(make):
-        remedy = (
-            "plan=plan" if isinstance(make, Plan) else "torch.optim.AdamW, say, and its options"
-        )
-        raise InputError(
-            f"optimizer_class is a {type(make).__name__}, wanted a class to build the optimizer of "
-            f"the cores with; give {remedy}"
-        )
-    try:
-        made = make([nn.Parameter(torch.zeros(1, 1))], **options)
-    except (TypeError, ValueError) as error:
-        asked = [name for name in _PLANS if name in options]
-        if asked:
-            raise InputError(
-                f"{asked[0]} is an option of plan, not of Overparam or {name_of(make)}; give "
-                f"plan=opdf.plan(student, {asked[0]}=..)"
-            ) from error
-        raise InputError(
-            f"{name_of(make)} refuses the options {', '.join(options) or '(none)'}: {error}; give "
-            "options of that optimizer, or of Overparam"
-        ) from error
-    if not isinstance(made, Optimizer):
-        raise InputError(
-            f"optimizer_class made a {type(made).__name__}, wanted a torch.optim.Optimizer; give "
-            "an optimizer class such as torch.optim.AdamW"
-        )
-    if isinstance(made, torch.optim.SparseAdam):
-        raise InputError(
-            "SparseAdam takes sparse gradients only, and cores have dense ones; wrap another "
-            "optimizer, such as torch.optim.AdamW, and leave sparse embeddings to a SparseAdam of "
-            "their own"
-        )
-    # Cores have four axes; found out here, no weight is decomposed in vain.
-    build(make, [{"params": [nn.Parameter(torch.zeros(1, 1, 1, 1))]}], options)
-    return dict(made.defaults)
-
-
-def build(make: Maker, groups: list[Group], options: Mapping[str, Any]) -> Optimizer:
-    """The wrapped optimizer over its groups.
-
-    Raises:
-        InputError: It refuses them, or there are none.
-    """
-    if not groups:
-        raise InputError(
-            "nothing is left to step here: the process_group has more ranks than the plan has "
-            "weights, and no other parameter is trained; share out over fewer ranks"
-        )
-    try:
-        return make(groups, **options)
-    except ValueError as error:
-        raise InputError(
-            f"{name_of(make)} refuses the {len(groups)} param groups that hold the cores, tensors "
-            f"of four axes ({error}), wanted an optimizer of tensors of any shape; wrap another "
-            "one, such as torch.optim.AdamW"
-        ) from error
 
 
 def needs_closure(optimizer: Optimizer) -> bool:

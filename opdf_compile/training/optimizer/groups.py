@@ -64,6 +64,11 @@ def tensors(group: Mapping[str, Any]) -> list[Tensor]:
     return [item[1] if isinstance(item, tuple) else item for item in group["params"]]
 
 
+def options_of(group: Mapping[str, Any]) -> Group:
+    """A group without its parameters."""
+    return {key: value for key, value in group.items() if key not in _OWN}
+
+
 class Links:
     """The inner groups of each outer group.
 
@@ -104,7 +109,7 @@ class Links:
 
     def add(self, group: Group, rest: list[Tensor], stepped: list[nn.Parameter]) -> list[Group]:
         """Lay out one more outer group; returns its inner groups."""
-        options = {key: value for key, value in group.items() if key not in _OWN}
+        options = options_of(group)
         usual, scaled = self._by_factors(stepped)
         # Cores are plain tensors; torch's foreach and fused steps take no DTensor beside those.
         apart = self.split or is_sharded(rest)

@@ -28,8 +28,6 @@ from opdf_compile.training.optimizer import state as named
 from opdf_compile.training.optimizer.alignment import Alignment, require_alignable
 from opdf_compile.training.optimizer.arguments import (
     batching_of,
-    build,
-    defaults_of,
     homes,
     name_of,
     needs_closure,
@@ -43,6 +41,7 @@ from opdf_compile.training.optimizer.followed import Followed
 from opdf_compile.training.optimizer.following import Names
 from opdf_compile.training.optimizer.groups import Group, outer_groups
 from opdf_compile.training.optimizer.inner_state import bound, start_anew
+from opdf_compile.training.optimizer.probing import build, probe, require_others
 from opdf_compile.training.optimizer.regrouping import Places, laid
 from opdf_compile.training.optimizer.stepping import Step
 from opdf_compile.training.optimizer.summary import Summary
@@ -121,7 +120,8 @@ class Overparam(Followed):
         student = student_of(params, module, plan)
         reshard(student)  # Before its parameters are listed: unsharded ones are other objects.
         groups = outer_groups(params)
-        defaults = defaults_of(optimizer_class, options)
+        probed = probe(optimizer_class, options, groups)
+        shown = probed.shown(options, groups)
         batched = batching_of(batched, optimizer_class)
         require_shareable(process_group, optimizer_class)
         require_alignable(alignment, optimizer_class)
@@ -129,10 +129,12 @@ class Overparam(Followed):
             raise InputError(f"decay is {decay!r}, wanted 'weight' or 'cores'")
         home = homes(groups, student)
         self.plan = plan_of(student, plan, cores, scale, home)
-        self._split = decay == "weight" and "weight_decay" in defaults
+        self._split = decay == "weight" and probed.decays
         owned = dict(student.named_parameters(remove_duplicate=False))
         place_of = {e.key: home[id(owned[e.key])] for e in self.plan.entries}
-        self._require_decay([{**defaults, **group} for group in groups])
+        self._require_decay(shown)
+        matched = {id(owned[entry.key]) for entry in self.plan.entries}
+        require_others(optimizer_class, options, groups, matched, student)
         if alignment is not None:
             alignment.check(self.plan, student)
         self.program: WeightProgram = hoist(
@@ -143,6 +145,7 @@ class Overparam(Followed):
             process_group=process_group,
             progress=progress,
             separate=place_of.__getitem__,
+            matrices=probed.matrices,
         )
         self.alignment = alignment
         if alignment is not None:
@@ -154,7 +157,7 @@ class Overparam(Followed):
         self.inner = self.program.ranks.together(
             lambda: build(optimizer_class, self._links.inner, options)
         )
-        super().__init__(groups, dict(self.inner.defaults))
+        super().__init__(shown, dict(self.inner.defaults))
         self._links.adopt(self.param_groups, self.inner.param_groups)
         self._early: bool | None = None
         self._mode: str | None = None
@@ -206,7 +209,9 @@ class Overparam(Followed):
                 unit.follow()
 
     def _require_decay(self, groups: list[Group]) -> None:
-        decaying = [group for group in groups if self._split and float(group["weight_decay"])]
+        decaying = [
+            group for group in groups if self._split and float(group.get("weight_decay", 0))
+        ]
         if decaying:
             require_multilinear(self.plan)
         if any(group.get("lr") is None for group in decaying):
@@ -221,7 +226,7 @@ class Overparam(Followed):
         if place is None:
             return 1.0
         group = self.param_groups[place]
-        if not self._split or not float(group["weight_decay"]):
+        if not self._split or not float(group.get("weight_decay", 0)):
             return 1.0
         return 1.0 - float(group["lr"]) * float(group["weight_decay"])
 

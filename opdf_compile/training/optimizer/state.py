@@ -38,12 +38,20 @@ def weight_states(unit: Unit, kept: Mapping[Tensor, State]) -> dict[str, State]:
         state: State = {}
         for name in bound.entry.core_names:
             place, label = names.index(name), f"cores.{bound.entry.core_names.index(name)}"
-            core = unit.storage[place]
-            state[label] = row_of(core.detach(), core, row, unit)
+            core, shape = unit.storage[place], unit.shapes[place]
+            state[label] = row_of(_laid(core.detach(), core.shape, shape), core, row, unit)
             for key, value in kept.get(core, {}).items():
+                value = _laid(value, core.shape, shape)
                 state[f"{label}.{key}"] = row_of(value, core, row, unit)
         named[bound.key] = state
     return named
+
+
+def _laid(value: Any, present: torch.Size, wanted: torch.Size) -> Any:
+    """What has one entry for each of a core, in the core's own axes or in those it is stored in."""
+    if present == wanted or not isinstance(value, Tensor) or value.shape != present:
+        return value
+    return value.reshape(wanted)
 
 
 def row_of(value: Any, core: Tensor, row: int, unit: Unit) -> Any:
@@ -103,7 +111,10 @@ def core_states(unit: Unit, states: Mapping[str, State]) -> dict[Tensor, State]:
         if unit.batched:
             found[core] = _join(rows, core)
         else:
-            found[core] = {key: own(value) for key, value in rows[0].items()}
+            shape = unit.shapes[place]
+            found[core] = {
+                key: own(_laid(value, shape, core.shape)) for key, value in rows[0].items()
+            }
     return found
 
 

@@ -314,7 +314,12 @@ WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         "AdamW refuses the options core: .*unexpected keyword argument 'core'",
     ),
     "an option out of range": (lambda s: s, {"lr": -1.0}, InputError, "Invalid learning rate: -1"),
-    "Muon": (lambda s: s, {"make": torch.optim.Muon}, InputError, "Muon refuses .* four axes .*2D"),
+    "Muon with biases": (
+        lambda s: s,
+        {"make": torch.optim.Muon},
+        InputError,
+        r"Muon refuses the student's '.*bias' of shape .*2D.*an optimizer of their own",
+    ),
     "SparseAdam": (lambda s: s, {"make": torch.optim.SparseAdam}, InputError, "sparse gradients"),
     "LBFGS with groups": (
         lambda s: [{"params": m.parameters()} for m in (s.first, s.second)],

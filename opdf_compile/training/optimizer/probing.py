@@ -1,0 +1,243 @@
+"""What an optimizer class says to the user's groups, learned from throwaway instances.
+
+    each group, its options, one small tensor T_abcd   ->  as it is, or
+        refused, at once or by a step, where (T)_a,bcd is taken            ->  as a matrix (T)_ab,cd
+        stepped just as (T)_a,bcd is, and otherwise than (T)_ab,cd         ->  as a matrix (T)_ab,cd
+
+The second line is a class that makes a matrix of a convolution's filters by itself: of a core the
+one with a bond on either side is meant. Whatever a class refuses is found out here, so that no
+weight is decomposed in vain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from opdf_compile.errors import InputError
+from opdf_compile.plan.value import Plan
+from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of, name_of
+from opdf_compile.training.optimizer.groups import Group, options_of, tensors
+from opdf_compile.training.optimizer.state import own
+from opdf_compile.training.optimizer.switching import switch
+
+# What opdf.plan takes and Overparam does not.
+_PLANS = ("overhead", "include", "exclude", "min_size", "parametrization")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What came of a class.
+
+    Attributes:
+        groups: For each group the options that the class gives it, those that it was given too.
+        matrices: Whether the class steps matrices, not tensors of any number of axes.
+    """
+
+    groups: tuple[Group, ...]
+    matrices: bool
+
+    def shown(self, options: Mapping[str, Any], groups: Sequence[Group]) -> list[Group]:
+        """The user's groups with all options that they have; the user's own tensors among them."""
+        given = {key: value for key, value in options.items() if isinstance(value, Tensor)}
+        return [
+            {**of, **{k: v for k, v in given.items() if k in of}, **group}
+            for of, group in zip(self.groups, groups, strict=True)
+        ]
+
+    @property
+    def decays(self) -> bool:
+        """Whether the class knows weight decay."""
+        return any("weight_decay" in group for group in self.groups)
+
+
+def probe(make: Maker, options: Mapping[str, Any], groups: Sequence[Group]) -> Probe:
+    """Try a class with the user's groups.
+
+    Raises:
+        InputError: It is no optimizer class, refuses the groups or options, or cannot step cores.
+    """
+    _require_maker(make)
+    try:
+        made, matrices = _tried(make, options, groups, 4), False
+    except Exception as as_cores:
+        try:
+            made, matrices = _tried(make, options, groups, 2), True
+        except Exception:
+            raise InputError(_refusal(make, options, groups, as_cores)) from as_cores
+    if not isinstance(made, Optimizer):
+        raise InputError(
+            f"optimizer_class made a {type(made).__name__}, wanted a torch.optim.Optimizer; give "
+            "an optimizer class such as torch.optim.AdamW"
+        )
+    if isinstance(made, torch.optim.SparseAdam):
+        raise InputError(
+            "SparseAdam takes sparse gradients only, and cores have dense ones; wrap another "
+            "optimizer, such as torch.optim.AdamW, and leave sparse embeddings to a SparseAdam of "
+            "their own"
+        )
+    known = tuple(options_of(group) for group in made.param_groups)
+    return Probe(known, matrices or _wants_matrices(make, options, groups))
+
+
+# A small core and the two matrices that it may be laid out as.
+_CORE, _FILTERS, _MATRIX = (2, 3, 2, 2), (2, 12), (6, 4)
+
+
+def _wants_matrices(make: Maker, options: Mapping[str, Any], groups: Sequence[Group]) -> bool:
+    if class_of(make) in ELEMENTWISE:
+        return False
+    as_core, as_filters, as_matrix = (
+        _stepped(make, options, groups, shape) for shape in (_CORE, _FILTERS, _MATRIX)
+    )
+    if as_matrix is None or as_filters is None:
+        return False  # It cannot be tried out: it wants a closure, or a mode first.
+    if as_core is None:
+        return True
+    return torch.equal(as_core, as_filters) and not torch.equal(as_core, as_matrix)
+
+
+def _stepped(
+    make: Maker, options: Mapping[str, Any], groups: Sequence[Group], shape: tuple[int, ...]
+) -> Tensor | None:
+    """The entries of parameters of one shape after two steps; None if the class fails."""
+    with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
+        try:
+            made = make([_one(group, shape) for group in groups], **_owned(options))
+            parameters = [p for group in made.param_groups for p in group["params"]]
+            switch(made, "train")
+            for step in (1.0, 2.0):
+                for p in parameters:
+                    p.grad = torch.linspace(step, 9.0, p.numel()).sin().view_as(p)
+                made.step()
+        except Exception:
+            return None
+    return torch.cat([p.detach().flatten() for p in parameters])
+
+
+def _one(group: Group, shape: tuple[int, ...]) -> Group:
+    values = torch.linspace(-1.0, 1.0, torch.Size(shape).numel()).view(shape)
+    return {**_owned(options_of(group)), "params": [nn.Parameter(values)]}
+
+
+def defaults_of(make: Maker, options: Mapping[str, Any]) -> Group:
+    """The options that a class gives a group without any of its own.
+
+    Raises:
+        InputError: As `probe` does.
+    """
+    return probe(make, options, [{}]).groups[0]
+
+
+def _require_maker(make: Any) -> None:
+    if not isinstance(make, Optimizer) and callable(make):
+        return
+    remedy = "plan=plan" if isinstance(make, Plan) else "torch.optim.AdamW, say, and its options"
+    raise InputError(
+        f"optimizer_class is a {type(make).__name__}, wanted a class to build the optimizer of "
+        f"the cores with; give {remedy}"
+    )
+
+
+def _tried(make: Maker, options: Mapping[str, Any], groups: Sequence[Group], axes: int) -> Any:
+    return make([_small(group, [axes]) for group in groups], **_owned(options))
+
+
+def _small(group: Group, axes: Collection[int]) -> Group:
+    """A group with these options over one small tensor for each number of axes."""
+    small = [nn.Parameter(torch.zeros([1] * count)) for count in axes]
+    return {**_owned(options_of(group)), "params": small}
+
+
+def _owned(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options in memory of their own: a class may write into a rate that is a tensor."""
+    return {
+        key: own(value) if isinstance(value, Tensor) else value for key, value in options.items()
+    }
+
+
+def _refusal(
+    make: Maker, options: Mapping[str, Any], groups: Sequence[Group], error: Exception
+) -> str:
+    asked = [name for name in _PLANS if name in options]
+    if asked:
+        return (
+            f"{asked[0]} is an option of plan, not of Overparam or {name_of(make)}; give "
+            f"plan=opdf.plan(student, {asked[0]}=..)"
+        )
+    of = f"the {len(groups)} param groups with " if len(groups) > 1 else ""
+    keys = dict.fromkeys(key for group in groups for key in options_of(group))
+    within = f", in the groups {', '.join(keys)}" if keys else ""
+    said = str(error) or type(error).__name__
+    return (
+        f"{name_of(make)} refuses {of}the options {', '.join(options) or '(none)'}{within}: {said};"
+        " give options of that optimizer, in each group those that it wants there, or of Overparam"
+    )
+
+
+def require_others(
+    make: Maker,
+    options: Mapping[str, Any],
+    groups: Sequence[Group],
+    matched: Collection[int],
+    student: nn.Module,
+) -> None:
+    """Refuse parameters without cores that the class refuses, as a class of matrices does a bias.
+
+    Args:
+        make: The class.
+        options: Its options.
+        groups: The user's groups.
+        matched: Ids of the weights that have cores.
+        student: Knows the names.
+
+    Raises:
+        InputError: With the first one's name and what to do.
+    """
+    others = [[p for p in tensors(group) if id(p) not in matched] for group in groups]
+    for place, members in enumerate(others):
+        for axes in dict.fromkeys(p.ndim for p in members):
+            try:
+                tried = [_small(g, [axes if k == place else 2]) for k, g in enumerate(groups)]
+                make(tried, **_owned(options))
+            except Exception as error:
+                odd = next(p for p in members if p.ndim == axes)
+                raise InputError(_odd(make, odd, student, error)) from error
+
+
+def _odd(make: Maker, odd: Tensor, student: nn.Module, error: Exception) -> str:
+    name = next((n for n, p in student.named_parameters() if p is odd), "?")
+    return (
+        f"{name_of(make)} refuses the student's {name!r} of shape {tuple(odd.shape)}, which has no "
+        f"cores ({error}); leave such parameters out and step them with an optimizer of their own: "
+        "Overparam([p for p in student.parameters() if p.ndim > 1], .., module=student), and "
+        "torch.optim.AdamW over the others"
+    )
+
+
+def build(make: Maker, groups: list[Group], options: Mapping[str, Any]) -> Optimizer:
+    """The wrapped optimizer over its groups.
+
+    Raises:
+        InputError: It refuses them, or there are none.
+    """
+    if not groups:
+        raise InputError(
+            "nothing is left to step here: the process_group has more ranks than the plan has "
+            "weights, and no other parameter is trained; share out over fewer ranks"
+        )
+    try:
+        return make(groups, **options)
+    except Exception as error:
+        shapes = sorted({tuple(p.shape) for group in groups for p in group["params"]}, key=str)
+        some = ", ".join(map(str, shapes[:3])) + (", .." if len(shapes) > 3 else "")
+        raise InputError(
+            f"{name_of(make)} refuses the {len(groups)} param groups that hold the cores, tensors "
+            f"of the shapes {some} ({error}), wanted an optimizer that takes them; wrap another "
+            "one, such as torch.optim.AdamW"
+        ) from error
