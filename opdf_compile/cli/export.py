@@ -36,7 +36,7 @@ def command(
         typer.Option("--reference", metavar="MODEL", help="The untouched student, for a bundle."),
     ] = None,
     opset: Annotated[
-        int | None, typer.Option("--opset", metavar="N", help="The ONNX opset.")
+        int | None, typer.Option("--opset", metavar="N", help="The ONNX opset, 13 or newer.")
     ] = None,
     dtype: Annotated[
         Literal["fp32", "fp16", "bf16"] | None,

@@ -203,7 +203,7 @@ class ExportSection(Section):
         '{input_ids = "BxS"}; the first axis of each by default.',
         examples=["BxS"],
     )
-    opset: int | None = Field(None, ge=17, description="ONNX opset.", examples=[18])
+    opset: int | None = Field(None, ge=13, description="ONNX opset.", examples=[18])
     dtype: Literal["fp32", "fp16", "bf16"] | None = Field(
         None,
         description="Number format of the ONNX file; the student's by default.",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 # Files are offered from this opset on.
-LOWEST_OPSET = 15
+LOWEST_OPSET = 13
 # The earlier version did what another value of the attribute says.
 _CHANGED = frozenset({("RoiAlign", "coordinate_transformation_mode")})
 

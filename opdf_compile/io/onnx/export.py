@@ -47,7 +47,8 @@ def export_onnx(
         reference: The untouched student, exported in the same way.
         dynamic: Which axes keep a free size: None for the first axis of every tensor, False for
             none, or a letter or number per axis by input name, as in `trace`.
-        opset: The ONNX opset, None for the one that torch's exporter recommends.
+        opset: The ONNX opset, 13 or newer; None for the one that torch's exporter recommends. Below
+            18 the file is checked in full and must compute the same bits as that of 18.
         dtype: "fp32", "fp16" or "bf16" exports a converted copy; None keeps the model's dtypes.
         plan: The plan to put into a bundle, as JSON text or the object itself.
         extra_files: Files to copy into a bundle (config.json, a tokenizer's files).

@@ -31,7 +31,7 @@ def optimise(model: ir.Model, parameters: Collection[str]) -> None:
         optimize_ir(model)
         common.IdentityEliminationPass()(model)
         common.RemoveUnusedNodesPass()(model)
-    _drop_unused(model)
+    drop_unused(model)
 
 
 @contextlib.contextmanager
@@ -71,7 +71,7 @@ def merge_tied(model: ir.Model, groups: Collection[tuple[str, ...]]) -> None:
             initializers.pop(name)
 
 
-def _drop_unused(model: ir.Model) -> None:
+def drop_unused(model: ir.Model) -> None:
     """Remove initialisers that nothing reads, such as BatchNorm's batch counter."""
     graph = model.graph
     for name, value in list(graph.initializers.items()):

@@ -28,12 +28,20 @@ def keep_padding(model: ir.Model) -> None:
             _name_axes(model, node)
 
 
+def named_axes(node: ir.Node) -> bool:
+    """Whether a node is a Pad that names its axes."""
+    return (
+        (node.domain, node.op_type) == ("", "Pad")
+        and len(node.inputs) > _AXES
+        and node.inputs[_AXES] is not None
+    )
+
+
 def _is_constant_pad(node: ir.Node) -> bool:
     if node.op_type != "Pad" or node.domain != "":
         return False
     mode = node.attributes.get("mode")
-    named = len(node.inputs) > _AXES and node.inputs[_AXES] is not None
-    return not named and (mode is None or mode.as_string() == "constant")
+    return not named_axes(node) and (mode is None or mode.as_string() == "constant")
 
 
 def _feeds_max_pool(node: ir.Node) -> bool:

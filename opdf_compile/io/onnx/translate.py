@@ -13,8 +13,9 @@ from torch.export.graph_signature import TensorArgument
 from opdf_compile.errors import ExportError
 from opdf_compile.graph.quiet import quiet_libraries
 from opdf_compile.io.onnx.constants import without_constants
-from opdf_compile.io.onnx.defaults import leave_out_defaults
+from opdf_compile.io.onnx.defaults import LOWEST_OPSET, leave_out_defaults
 from opdf_compile.io.onnx.forms import with_known_forms
+from opdf_compile.io.onnx.lowering import lower
 from opdf_compile.io.onnx.masks import mask_directly
 from opdf_compile.io.onnx.names import name_graph
 from opdf_compile.io.onnx.optimise import merge_tied, optimise
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 # torch's translations are written for opset 18 and converted upwards from there.
-LOWEST_OPSET = 18
+_TRANSLATED = 18
 _MISSING = re.compile(
     r"No ONNX function found for <(?:OpOverload\(op='([^']+)'|torch\._higher_order_ops\.(\w+)\.)"
 )
@@ -53,7 +54,8 @@ def export_program(
         input_names: Names of its tensor inputs, in order.
         output_names: Names of all leaves of its output, in order.
         axis_names: Names of dynamic axes by input and index.
-        opset: The ONNX opset; None for the one that torch's exporter recommends.
+        opset: The ONNX opset; None for the one that torch's exporter recommends. Below 18 the
+            model is translated for 18 and said again in the older words.
 
     Returns:
         The model, with the record of its parameters in ``metadata_props``.
@@ -66,8 +68,9 @@ def export_program(
     tensors = _tensor_outputs(program, output_names)
     with quiet_libraries():
         known = with_known_forms(without_constants(program))
-    model = _translate(known, opset)
-    _check_version(model, opset)
+    asked = None if opset is None else max(opset, _TRANSLATED)
+    model = _translate(known, asked)
+    _check_version(model, asked)
     state = frozenset(program.state_dict)
     merge_tied(model, tied_groups(program.state_dict))
     read_sizes_from_first_input(model)
@@ -83,6 +86,8 @@ def export_program(
     _forget_types(model)
     names = [str(value.name) for value in parameters]
     model.metadata_props.update(record_of(names, f"torch.onnx {torch.__version__}"))
+    if opset is not None and opset < _TRANSLATED:
+        lower(model, opset, program)
     return model
 
 
