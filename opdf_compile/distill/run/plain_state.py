@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
-from opdf_compile.training.optimizer.inner_state import give, taken
+from opdf_compile.training.optimizer.inner_state import given, taken
 from opdf_compile.training.optimizer.plain_reading import Reader
 from opdf_compile.training.optimizer.plain_values import options_of
 from opdf_compile.training.optimizer.state import State, own
@@ -77,9 +77,10 @@ class PlainState:
         """The inverse of the four."""
         held = {self._names[id(p)]: p for g in self.inner.param_groups for p in g["params"]}
         rest = class_state["rest"] if class_state is not None else None
-        give(
-            self.inner, {held[name]: own(kept) for name, kept in states.items()}, rest, self._names
-        )
+        kept = {held[name]: own(kept) for name, kept in states.items()}
+        state = given(self.inner, kept, rest, self._names)
+        if state is not None:
+            self.inner.load_state_dict(state)
         for group, saved in zip(self.inner.param_groups, groups, strict=True):
             for key, value in own(saved).items():
                 group[key] = group[key] if key == "params" else Reader().read(value, group.get(key))

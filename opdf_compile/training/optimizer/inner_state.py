@@ -118,23 +118,26 @@ def _free(value: Any) -> bool:
     return not isinstance(value, list)
 
 
-def give(
+def given(
     inner: Optimizer,
     states: Mapping[Tensor, State],
     rest: Mapping[str, Any] | None,
     labels: Labels,
-) -> None:
-    """Give an optimizer its state; its own rules for dtype and device apply.
+) -> State | None:
+    """What `inner.load_state_dict` takes; nothing is changed yet.
 
     Args:
-        inner: All that it keeps is replaced.
+        inner: All that it keeps is to be replaced.
         states: Plain values by parameter, in memory of its own.
         rest: What `taken` found beside them; None if that was not saved, then what the optimizer
             has of it stays.
         labels: What its parameters are called.
 
+    Returns:
+        A state_dict of the class's form; None if what was saved holds nothing for it.
+
     Raises:
-        InputError: The state is of another form.
+        InputError: The state is of another form, or holds what cannot be read.
     """
     require_form(inner, rest, labels)
     packed = inner.state_dict()
@@ -142,11 +145,11 @@ def give(
     held = [p for group in inner.param_groups for p in group["params"]]
     reader = Reader({labels[id(p)]: p for p in held if id(p) in labels})
     if rest is not None and "whole" in rest:
-        inner.load_state_dict(own(reader.read(rest["whole"], packed)))
-        return
+        whole: State = own(reader.read(rest["whole"], packed))
+        return whole
     if places is None:
         _warn(inner, "all that it keeps")
-        return
+        return None
     top = {key: value for key, value in packed.items() if key not in ("state", "param_groups")}
     more = {key: value for key, value in packed["state"].items() if key not in places}
     if rest is None and (top or more):
@@ -159,8 +162,7 @@ def give(
         for place, p in places.items()
         if states.get(p)
     }
-    groups = packed["param_groups"]
-    inner.load_state_dict({**top, "state": {**more, **found}, "param_groups": groups})
+    return {**top, "state": {**more, **found}, "param_groups": packed["param_groups"]}
 
 
 def start_anew(inner: Optimizer, make: Callable[..., Optimizer]) -> None:
@@ -194,6 +196,11 @@ def require_form(inner: Optimizer, rest: Mapping[str, Any] | None, labels: Label
     Raises:
         InputError: With both forms.
     """
+    if rest is not None and rest.keys() not in ({"whole"}, {"state", "top"}):
+        raise InputError(
+            f"the state of {type(inner).__name__} has the parts {sorted(rest)}, wanted 'state' and "
+            "'top', or 'whole'; load an older state of the run"
+        )
     whole = _places(inner.state_dict(), inner, labels) is None
     if rest is None or ("whole" in rest) == whole:
         return

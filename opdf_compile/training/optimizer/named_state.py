@@ -92,14 +92,39 @@ class NamedState(Optimizer):
             for group, estimated in zip(self.param_groups, inner, strict=True)
         ]
 
-    def push_options(self, inner: list[list[Group]]) -> None:
-        """Copy all options inwards, then what the wrapped optimizer had of its own."""
-        groups, reader = self.inner.param_groups, Reader()
-        estimated = [
-            [reader.read(options, groups[p]) for options, p in zip(saved, places, strict=False)]
-            for saved, places in zip(inner, self._links.places, strict=True)
+    def read_options(self, saved: list[Group]) -> tuple[list[Group], list[list[Group]]]:
+        """The options of the groups, and what the wrapped optimizer had in its own beside them.
+
+        Args:
+            saved: What `group_options` gave.
+
+        Raises:
+            InputError: A setting is another one here; nothing is changed.
+        """
+        reader = Reader()
+        options = [
+            {
+                # A copy: a learning rate may be a tensor, which schedulers write to.
+                key: named.own(reader.read(value, group.get(key)))
+                for key, value in options.items()
+                if key not in ("params", "inner")
+            }
+            for options, group in zip(saved, self.param_groups, strict=True)
         ]
-        self._links.push_all(self.param_groups, groups, estimated)
+        present = self.inner.param_groups
+        own = [
+            [reader.read(named.own(o), present[p]) for o, p in zip(inner, places, strict=True)]
+            if len(inner := saved[index].get("inner", [])) == len(places)
+            else []  # Laid out otherwise then, as on another number of ranks.
+            for index, places in enumerate(self._links.places)
+        ]
+        return options, own
+
+    def put_options(self, options: list[Group], own: list[list[Group]]) -> None:
+        """Take over what `read_options` gave."""
+        for group, read in zip(self.param_groups, options, strict=True):
+            group.update(read)
+        self._links.push_all(self.param_groups, self.inner.param_groups, own)
 
     def class_state(self) -> named.State:
         """What the wrapped optimizer keeps beside its parameters' states, and their layout.

@@ -9,7 +9,6 @@ Plain tensors and values only: torch.load reads it with weights_only=True.
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,9 +18,8 @@ from torch import Tensor
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer import state as named
-from opdf_compile.training.optimizer.inner_state import bound, give, require_form
+from opdf_compile.training.optimizer.inner_state import bound, given, require_form
 from opdf_compile.training.optimizer.layout import require_layout
-from opdf_compile.training.optimizer.plain_reading import Reader
 from opdf_compile.training.optimizer.unbatching import take_apart
 
 if TYPE_CHECKING:
@@ -144,18 +142,16 @@ def load_state(
     for name in optimizer.owned_names():
         if name not in matched and states.get(name):
             inner[parameters[name]] = {k: named.own(v) for k, v in states[name].items()}
+    rest = class_state["rest"] if class_state is not None else None
+    state = given(optimizer.inner, inner, rest, optimizer.labels())
+    options = optimizer.read_options(groups)
+    # All is read; from here on it changes. What the class itself refuses it refuses first.
+    if state is not None:
+        optimizer.inner.load_state_dict(state)
     program.fill(cores)
     if optimizer.alignment is not None:
         optimizer.alignment.load_state_by_name(states)
-    rest = class_state["rest"] if class_state is not None else None
-    give(optimizer.inner, inner, rest, optimizer.labels())
-    reader = Reader()
-    # A copy: a learning rate may be a tensor, which schedulers write to.
-    groups = copy.deepcopy(groups)
-    for group, saved in zip(optimizer.param_groups, groups, strict=True):
-        for key, value in _without(saved, "params", "inner").items():
-            group[key] = reader.read(value, group.get(key))
-    optimizer.push_options([saved.get("inner", []) for saved in groups])
+    optimizer.put_options(*options)
     program.expect(
         {
             key: torch.tensor(value, dtype=torch.int64, device=program.device(key))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.errors import InputError
+from opdf_compile.training.optimizer import state as named
 
 X = torch.randn(8, 12, generator=torch.Generator().manual_seed(1))
 
@@ -248,6 +249,43 @@ def test_the_bits_tell_a_resume_without_it(name: str, caplog: pytest.LogCaptureF
     told = "saved by a version that did not keep what" in caplog.text
     # What lies beside the parameters' states before the first step tells that it is missing.
     assert told == (name in ("a counter", "around another", "by parameter", "masters"))
+
+
+def other_setting(state: Any, opt: opdf.Overparam) -> None:
+    opt.inner.scheme = b"another"
+
+
+def no_rest(state: Any, opt: opdf.Overparam) -> None:
+    del state["opdf"]["class_state"]["rest"]["top"]
+
+
+def unreadable(state: Any, opt: opdf.Overparam) -> None:
+    state["opdf"]["class_state"]["rest"]["state"]["start"] = {"$set": 3}
+
+
+def unknown(state: Any, opt: opdf.Overparam) -> None:
+    state["param_groups"][0]["kind"] = {"$named": "torch.nn.modules.linear.Linear"}
+
+
+BROKEN: dict[Callable[..., None], str] = {
+    other_setting: "saved with the setting .* of the wrapped optimizer, found .* here",
+    no_rest: r"has the parts \['state'\], wanted 'state' and 'top'",
+    unreadable: r"holds '\$set' in a form that cannot be read",
+    unknown: "saved with the setting torch.nn.modules.linear.Linear .* found None here",
+}
+
+
+@pytest.mark.parametrize("damage", BROKEN, ids=lambda f: f.__name__)
+def test_what_cannot_be_taken_over_changes_nothing(damage: Callable[..., None]) -> None:
+    (student, opt), (again, other) = build(Referring), build(Referring)
+    train(student, opt, 3)
+    train(again, other, 1)
+    state = through_file(opt.state_dict())
+    damage(state, other)
+    before = copy.deepcopy(other.state_dict())
+    with pytest.raises(InputError, match=BROKEN[damage]):
+        other.load_state_dict(state)
+    assert named.equal(other.state_dict(), before)
 
 
 def test_a_snapshot_before_the_first_step_clears_what_came_later() -> None:
