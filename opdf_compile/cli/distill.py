@@ -86,6 +86,7 @@ def command(
         plan = _shown(terminal, asked, job)
         if check:
             _require_ready(job)
+            _warn_of_the_teacher(terminal, job)
             terminal.show(f"{recipe} can run; nothing was trained")
             terminal.result(_checked(recipe, job, plan))
             return 0
@@ -100,6 +101,15 @@ def _require_ready(job: Job) -> None:
     require_accelerate()
     require_runtime(job)
     require_machine(job.recipe.training)
+
+
+def _warn_of_the_teacher(terminal: Terminal, job: Job) -> None:
+    from opdf_compile.distill.recipe.chance import teacher_at_chance
+
+    with terminal.busy("asking the teacher"):
+        found = teacher_at_chance(job)
+    if found is not None:
+        terminal.warn(found)
 
 
 def _rank() -> int:

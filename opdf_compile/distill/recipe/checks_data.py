@@ -25,7 +25,8 @@ def require_fitting_data(recipe: Recipe, data: Data, outputs: Outputs) -> None:
         outputs: The student's on a batch, for the number of classes.
 
     Raises:
-        RecipeError: An input is NaN, a label is no class, or the run ends within its warm-up.
+        RecipeError: An input is NaN, a label is no class, nothing counts, or the run ends within
+            its warm-up.
     """
     for part, columns in _tables(data):
         for name in (*data.inputs, *([data.labels] if data.labels else [])):
@@ -35,6 +36,8 @@ def require_fitting_data(recipe: Recipe, data: Data, outputs: Outputs) -> None:
                 read = loss.student or ("logits" if "logits" in outputs else next(iter(outputs)))
                 classes = outputs[read].shape[-1]
                 _require_classes(recipe, place, part, columns[data.labels], classes)
+            if loss.mask is not None and not bool((columns[loss.mask] != 0).any()):
+                raise RecipeError(_nothing_counts(recipe, place, part, f"{loss.mask} is 0"))
     _require_room(recipe, len(data.train))
 
 
@@ -58,9 +61,11 @@ def _require_numbers(recipe: Recipe, part: str, name: str, column: Tensor) -> No
 
 
 def _require_classes(recipe: Recipe, place: int, part: str, labels: Tensor, classes: int) -> None:
-    counted = labels[labels != IGNORED_LABEL]
-    if labels.is_floating_point() or not counted.numel():
+    if labels.is_floating_point() or not labels.numel():
         return
+    counted = labels[labels != IGNORED_LABEL]
+    if not counted.numel():
+        raise RecipeError(_nothing_counts(recipe, place, part, f"labels are {IGNORED_LABEL}"))
     low, high = int(counted.min()), int(counted.max())
     if low >= 0 and high < classes:
         return
@@ -68,6 +73,13 @@ def _require_classes(recipe: Recipe, place: int, part: str, labels: Tensor, clas
         f"{recipe.place('loss', place)}: the labels of the {part} part are {low} to {high} and the "
         f"student has {classes} classes, wanted labels from 0 to {classes - 1} ({IGNORED_LABEL} "
         "leaves one out); number the labels anew, or give the student an output for each class"
+    )
+
+
+def _nothing_counts(recipe: Recipe, place: int, part: str, why: str) -> str:
+    return (
+        f"{recipe.place('loss', place)}: all {why} in the {part} part, which leaves every example "
+        "out of this loss, wanted some that count; look at how the column is made"
     )
 
 

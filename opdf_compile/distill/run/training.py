@@ -6,6 +6,7 @@ What a step does depends on its number and on what a checkpoint holds, and on no
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -220,6 +221,13 @@ class Training:
         with evaluating(setup.student if average is None else average) as model:
             value = self.evaluation(lambda b: self._job.forward(model, b), "validation")
         progress = self.progress
+        if math.isnan(value):
+            raise UserError(
+                f"the {metric.name} on the validation part is nan after step {progress.step}, "
+                "wanted a number: either no example counts (every label is -100, or a mask is 0 "
+                "everywhere), or the student's outputs are no numbers any more; look at the "
+                "labels, or lower [optimizer] lr"
+            )
         if progress.note(value, higher_is_better=metric.higher_is_better):
             self.saving.keep(progress)
         patience = training.early_stopping
