@@ -307,8 +307,8 @@ def _refuse_training_graph(program: ExportedProgram) -> None:
         if dropout or norm:
             raise ExportError(
                 f"the program is a training graph (node {node.name} runs {name} in training), "
-                "wanted an eval graph; export the module after model.eval(), or give the archive "
-                "with both programs"
+                "wanted an eval graph; export the module after model.eval(), with "
+                "training=self.training in every F.dropout, or give the archive with both programs"
             )
 
 

@@ -218,13 +218,13 @@ def test_bfloat16_goes_through(tmp_path: Path) -> None:
     assert judge(path).verdict == "fail"
 
 
-def test_evidence_of_another_file_judges_nothing(tmp_path: Path) -> None:
+def test_evidence_of_another_file_is_refuted_by_its_numbers(tmp_path: Path) -> None:
     path = build(tmp_path / "a.onnx", "gemm", 0)
     other = build(tmp_path / "b.onnx", "gemm", 1)
     found = check_numerics(path, check_path(other), CPU)
-    assert found.verdict == "not_checked"
+    assert found.verdict == "fail"
     assert "SHA-256" in found.worst and "b.check.npz" in found.worst
-    assert not found.per_output
+    assert "its numbers are not those that were exported: output 'y'" in found.worst
 
 
 def test_without_evidence_nothing_is_checked(tmp_path: Path) -> None:

@@ -137,6 +137,14 @@ def test_a_copy_beside_an_original_is_not_checked(
     assert "check-data" in text
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_wrong_copy_alone_is_refuted(files: tuple[Path, Path], beside: bool) -> None:
+    doubled(files[0])
+    report = opdf.verify(files[0], files[1] if beside else None, only="numerics", device="cpu")
+    assert report.numerics.verdict == "fail" and report.exit_code == 1
+    assert "s.onnx was rewritten after export" in str(report)
+
+
 def test_a_copy_alone_is_not_checked(files: tuple[Path, Path]) -> None:
     inferred(files[0])
     report = opdf.verify(files[0], only="numerics", device="cpu")
