@@ -14,7 +14,7 @@ summand is scaled like a chain, each tensor by the power that the term gives it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 import torch
 
@@ -87,6 +87,17 @@ def _scale(unit: Unit, scales: list[float]) -> Callable[[], None]:
             unit.settle()
 
     return undo
+
+
+def shares_of(units: Iterable[Unit]) -> dict[int, float]:
+    """By id of a core the share of the decay of W that scales it; they add up to 1 in a product."""
+    shares: dict[int, float] = {}
+    for unit in units:
+        for term in _terms(unit):
+            for place, share in term.items():
+                core = id(unit.storage[place])
+                shares[core] = shares.get(core, 0.0) + share
+    return shares
 
 
 def _terms(unit: Unit) -> tuple[Term, ...]:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from opdf_compile.training.optimizer.arguments import Maker
 from opdf_compile.training.optimizer.groups import Group
+from opdf_compile.training.optimizer.probing import trying
 
 _STEPS = 2  # In the first one many have no state yet that they could step to.
 
@@ -32,7 +33,7 @@ def moves_early(make: Maker, inner: Optimizer) -> bool:
         make: Builds one like it.
         inner: The wrapped optimizer; its options are those that are tried.
     """
-    with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
+    with trying():
         try:
             runs = [_trial(make, inner, sign) for sign in (1.0, -1.0)]
         except Exception:  # noqa: BLE001 - whatever a class of somebody else raises on a trial

@@ -13,6 +13,8 @@ from opdf_compile.training.hoisted.binding import reshard
 from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer import state as named
 from opdf_compile.training.optimizer.arguments import homes, require_known
+from opdf_compile.training.optimizer.decay import shares_of
+from opdf_compile.training.optimizer.decay_rule import Rule
 from opdf_compile.training.optimizer.following import hand_over, standing
 from opdf_compile.training.optimizer.groups import Group, Links, outer_groups, tensors
 from opdf_compile.training.optimizer.inner_state import bound
@@ -36,6 +38,7 @@ class Followed(NamedState):
     """See Overparam for its attributes."""
 
     _split: bool
+    _rule: Rule
     _aside: dict[Tensor, named.State]
     _laid: Laid
 
@@ -75,6 +78,7 @@ class Followed(NamedState):
             {id(standing(module, entry.key)) for entry in self.plan.entries},
             split=self._split,
             rates=core_rates(units),
+            shares=shares_of(units) if self._rule is Rule.OWN else None,
         )
 
     def _follow_parameters(self) -> None:

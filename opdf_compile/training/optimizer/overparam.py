@@ -36,6 +36,7 @@ from opdf_compile.training.optimizer.arguments import (
     student_of,
 )
 from opdf_compile.training.optimizer.decay import require_multilinear
+from opdf_compile.training.optimizer.decay_rule import Rule, require_rule, rule_of
 from opdf_compile.training.optimizer.early import moves_early
 from opdf_compile.training.optimizer.followed import Followed
 from opdf_compile.training.optimizer.following import Names
@@ -68,7 +69,8 @@ class Overparam(Followed):
         module: The student, where `params` are parameters or groups and `plan` does not know it (it
             was read from a file, or made for a copy).
         decay: "weight": `weight_decay` is plain decoupled decay of W, whatever the wrapped
-            optimizer makes of it otherwise. "cores": the wrapped optimizer decays the cores.
+            optimizer makes of it otherwise, at the step size that it finds where it finds one.
+            "cores": the wrapped optimizer decays the cores.
             Parameters without cores decay as the wrapped optimizer does it.
         batched: Compose weights of one form together; "auto" takes the small ones, and only for
             optimizers that work entry by entry. A batch is taken apart when only some of its
@@ -132,7 +134,8 @@ class Overparam(Followed):
         self._split = decay == "weight" and probed.decays
         owned = dict(student.named_parameters(remove_duplicate=False))
         place_of = {e.key: home[id(owned[e.key])] for e in self.plan.entries}
-        self._require_decay(shown)
+        self._rule = rule_of(optimizer_class, options, groups, probed) if self._split else Rule.RATE
+        self._require_decay(shown, name_of(optimizer_class))
         matched = {id(owned[entry.key]) for entry in self.plan.entries}
         require_others(optimizer_class, options, groups, matched, student)
         if alignment is not None:
@@ -185,7 +188,7 @@ class Overparam(Followed):
             )
         # Replaced before changed: another Parameter has other bits too.
         self._follow_parameters()
-        self._require_decay(self.param_groups)
+        self._require_decay(self.param_groups, type(self.inner).__name__)
         self.matched()
         self._follow()
         self._links.push(self.param_groups, self.inner.param_groups)
@@ -208,13 +211,14 @@ class Overparam(Followed):
             if not any(self.inner.state.get(core) for core in unit.storage):
                 unit.follow()
 
-    def _require_decay(self, groups: list[Group]) -> None:
-        decaying = [
-            group for group in groups if self._split and float(group.get("weight_decay", 0))
-        ]
+    def _require_decay(self, groups: list[Group], name: str) -> None:
+        if not self._split:
+            return
+        decaying = [group for group in groups if float(group.get("weight_decay", 0))]
         if decaying:
             require_multilinear(self.plan)
-        if any(group.get("lr") is None for group in decaying):
+            require_rule(self._rule, name)
+        if self._rule is Rule.RATE and any(group.get("lr") is None for group in decaying):
             raise InputError(
                 "weight_decay is not 0 and its group has no learning rate to scale it by, wanted "
                 "a number; give decay='cores', which leaves decay to the wrapped optimizer"
@@ -223,7 +227,7 @@ class Overparam(Followed):
     def decay_factor(self, unit: Unit) -> float:
         """What decay takes the weights of a unit times in this step."""
         place = self._place_of[unit.keys[0]]
-        if place is None:
+        if place is None or self._rule is Rule.OWN:
             return 1.0
         group = self.param_groups[place]
         if not self._split or not float(group.get("weight_decay", 0)):

@@ -11,7 +11,9 @@ weight is decomposed in vain.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+import io
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,9 +108,9 @@ def _stepped(
     make: Maker, options: Mapping[str, Any], groups: Sequence[Group], shape: tuple[int, ...]
 ) -> Tensor | None:
     """The entries of parameters of one shape after two steps; None if the class fails."""
-    with torch.random.fork_rng(devices=[]), torch.compiler.set_stance("force_eager"):
+    with trying():
         try:
-            made = make([_one(group, shape) for group in groups], **_owned(options))
+            made = make([_one(group, shape) for group in groups], **owned(options))
             parameters = [p for group in made.param_groups for p in group["params"]]
             switch(made, "train")
             for step in (1.0, 2.0):
@@ -122,7 +124,7 @@ def _stepped(
 
 def _one(group: Group, shape: tuple[int, ...]) -> Group:
     values = torch.linspace(-1.0, 1.0, torch.Size(shape).numel()).view(shape)
-    return {**_owned(options_of(group)), "params": [nn.Parameter(values)]}
+    return {**owned(options_of(group)), "params": [nn.Parameter(values)]}
 
 
 def defaults_of(make: Maker, options: Mapping[str, Any]) -> Group:
@@ -145,16 +147,28 @@ def _require_maker(make: Any) -> None:
 
 
 def _tried(make: Maker, options: Mapping[str, Any], groups: Sequence[Group], axes: int) -> Any:
-    return make([_small(group, [axes]) for group in groups], **_owned(options))
+    with trying():
+        return make([_small(group, [axes]) for group in groups], **owned(options))
 
 
 def _small(group: Group, axes: Collection[int]) -> Group:
     """A group with these options over one small tensor for each number of axes."""
     small = [nn.Parameter(torch.zeros([1] * count)) for count in axes]
-    return {**_owned(options_of(group)), "params": small}
+    return {**owned(options_of(group)), "params": small}
 
 
-def _owned(options: Mapping[str, Any]) -> dict[str, Any]:
+@contextlib.contextmanager
+def trying() -> Iterator[None]:
+    """Around a trial: no random number is used up, nothing is compiled and nothing is printed."""
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.compiler.set_stance("force_eager"),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        yield
+
+
+def owned(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options in memory of their own: a class may write into a rate that is a tensor."""
     return {
         key: own(value) if isinstance(value, Tensor) else value for key, value in options.items()
@@ -204,7 +218,8 @@ def require_others(
         for axes in dict.fromkeys(p.ndim for p in members):
             try:
                 tried = [_small(g, [axes if k == place else 2]) for k, g in enumerate(groups)]
-                make(tried, **_owned(options))
+                with trying():
+                    make(tried, **owned(options))
             except Exception as error:
                 odd = next(p for p in members if p.ndim == axes)
                 raise InputError(_odd(make, odd, student, error)) from error

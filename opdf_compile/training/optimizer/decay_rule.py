@@ -1,0 +1,167 @@
+"""What weight decay an optimizer class makes, measured on throwaway instances.
+
+With p the parameter, g its gradient, w the weight decay, the first step that moves p:
+
+    (step(p, g, w) - step(p, g, 0)) / (w p) = -eta    for every entry and every g: decoupled
+
+    RATE    eta = lr, or no such eta and steps as large as lr     W <- (1 - lr w) W, by Overparam
+    OWN     another eta, or a copy of p among the state           each core by its share of w, by
+                                                                  the class itself
+    NONE    no such eta, and lr is no step size                   refused
+
+Optimizers that find their step size run at lr = 1 and decay by d lr w with d from 1e-6: 1 - lr w
+would make the weights vanish. Those that keep a copy of the parameters, and step between the two,
+must decay the copy along. With w s_k on core k, sum s_k = 1, they take W to (1 - eta w) W up to
+(eta w)^2.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from opdf_compile.errors import InputError
+from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of
+from opdf_compile.training.optimizer.groups import Group, options_of
+from opdf_compile.training.optimizer.probing import Probe, owned, trying
+from opdf_compile.training.optimizer.switching import switch
+
+# Powers of two: what is measured is exact where the class computes in single precision.
+_RATE, _DECAY = 2.0**-4, 2.0**-2
+# Single precision leaves five digits of a difference of 2^-6; eta of another rule is far away.
+_CLOSE = 1e-3
+# First steps are about lr, or lr g, where lr is a step size (Adadelta's is 3e-3 of it), and 1e-6 lr
+# where it is a factor of one that is still to be found.
+_NO_STEP = 1e-4
+_SLOPES = (1.0, -4.0)
+_PATIENCE = 8
+
+
+class Rule(enum.Enum):
+    """Who decays W, and by what."""
+
+    RATE = "1 - lr w"
+    OWN = "as the class does it"
+    NONE = "refused"
+
+
+def require_rule(rule: Rule, name: str) -> None:
+    """Refuse decay of W where nothing says how strong it is.
+
+    Raises:
+        InputError: With the ways out.
+    """
+    if rule is Rule.NONE:
+        raise InputError(
+            f"weight_decay is not 0, and in {name} it is a part of the gradient while lr is no "
+            "step size, so that 1 - lr weight_decay would make the weights vanish, wanted decay "
+            "apart from the gradient; switch that on where it has the option (decouple), or give "
+            "decay='cores', which leaves decay to it, or weight_decay=0"
+        )
+
+
+def rule_of(
+    make: Maker, options: Mapping[str, Any], groups: Sequence[Group], probed: Probe
+) -> Rule:
+    """The rule of a class; RATE where it cannot be tried out.
+
+    Args:
+        make: The class.
+        options: Its options.
+        groups: The user's groups.
+        probed: What the class makes of them.
+    """
+    if class_of(make) in ELEMENTWISE:
+        return Rule.RATE
+    places = [place for place, group in enumerate(probed.groups) if "weight_decay" in group]
+    rules = {_rule(_Trial(make, options, groups, probed, place)) for place in places}
+    # A layout has one rule; the strictest that any group needs.
+    return next((rule for rule in (Rule.NONE, Rule.OWN) if rule in rules), Rule.RATE)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stepped:
+    """A parameter after a step, and what is kept of it."""
+
+    value: Tensor
+    kept: dict[Any, Any]
+
+
+class _Trial:
+    """One group tried with weight decays and gradients of its own."""
+
+    def __init__(
+        self,
+        make: Maker,
+        options: Mapping[str, Any],
+        groups: Sequence[Group],
+        probed: Probe,
+        place: int,
+    ) -> None:
+        self._make, self._options = make, options
+        self._groups, self._probed, self._place = groups, probed, place
+        self.start = torch.linspace(0.5, 2.0, 24, dtype=torch.float64).view(6, 4)
+
+    def steps(self, decay: float, slope: float, count: int = 1) -> _Stepped | None:
+        """Some steps from `start`; None if the class fails."""
+        groups = [self._group(place, decay) for place in range(len(self._groups))]
+        with trying():
+            try:
+                made = self._make(groups, **owned(self._options))
+                switch(made, "train")
+                (tried,) = made.param_groups[self._place]["params"]
+                for _step in range(count):
+                    tried.grad = slope * torch.linspace(1.0, 3.0, 24, dtype=tried.dtype).view(6, 4)
+                    made.step()
+            except Exception:
+                return None
+        return _Stepped(tried.detach(), dict(made.state.get(tried, {})))
+
+    def _group(self, place: int, decay: float) -> Group:
+        own = owned(options_of(self._groups[place]))
+        group = {**own, "params": [nn.Parameter(self.start.clone())]}
+        if self._probed.groups[place].get("lr") is not None:
+            group["lr"] = _RATE
+        if place == self._place:
+            group["weight_decay"] = decay
+        return group
+
+
+def _rule(trial: _Trial) -> Rule:
+    still = trial.steps(0.0, 0.0)
+    if still is not None and any(_shadows(value, trial.start) for value in still.kept.values()):
+        return Rule.OWN
+    count = _first_that_moves(trial)
+    decayed = [trial.steps(_DECAY, slope, count) for slope in _SLOPES]
+    bare = [trial.steps(0.0, slope, count) for slope in _SLOPES]
+    if not count or None in decayed or None in bare:
+        return Rule.RATE
+    without = torch.stack([found.value for found in bare if found is not None])
+    within = torch.stack([found.value for found in decayed if found is not None])
+    etas = (without - within) / (_DECAY * trial.start)
+    eta = float(etas.mean())
+    if eta and float((etas - eta).abs().max()) <= _CLOSE * abs(eta):
+        return Rule.RATE if abs(eta - _RATE) <= _CLOSE * _RATE else Rule.OWN
+    moved = float((without - trial.start).abs().max())
+    return Rule.NONE if moved < _NO_STEP * _RATE else Rule.RATE
+
+
+def _first_that_moves(trial: _Trial) -> int:
+    """How many steps it takes: in the first one some only fill their state. 0 if none does."""
+    for count in range(1, _PATIENCE + 1):
+        found = trial.steps(0.0, _SLOPES[0], count)
+        if found is not None and not torch.equal(found.value, trial.start):
+            return count
+    return 0
+
+
+def _shadows(value: Any, start: Tensor) -> bool:
+    """Whether a value that is kept is a copy of the parameter."""
+    if type(value) is not Tensor or value.shape != start.shape:
+        return False
+    return torch.allclose(value.to(start), start)
