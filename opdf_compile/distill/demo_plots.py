@@ -12,6 +12,7 @@ from torch import nn
 
 from opdf_compile.distill.race import METHODS, NAMES, Method, Race
 from opdf_compile.plan.value import Plan
+from opdf_compile.verify.report.plots import legend_below
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +63,7 @@ def plot_training(race: Race, path: Path) -> None:
         for axes in (left, middle):
             axes.set_xlabel("epoch")
             axes.xaxis.get_major_locator().set_params(integer=True)
-        left.legend(loc="upper right")
+        legend_below(left, 2)
         middle.set_ylim(*_window(middle))
         right.set_xscale("log")
         right.set_title("validation accuracy by learning rate, %")
@@ -102,7 +103,7 @@ def plot_parameters(plan: Plan, student: nn.Module, path: Path) -> None:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set_xlabel("parameters")
         axes.set_title("parameters per layer")
-        axes.legend(loc="lower right")
+        legend_below(axes, 2)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opdf_compile.verify.report.plots import STYLE, new_figure
+from opdf_compile.verify.report.plots import STYLE, legend_below, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,7 +62,7 @@ def _losses(axes: Axes, steps: Sequence[Entry]) -> None:
         axes.set_yscale("log")
     axes.set_title("training loss (running mean)")
     if curves and len(curves) > 1:
-        axes.legend(loc="upper right", fontsize=9)
+        legend_below(axes)
 
 
 def _metric(axes: Axes, validations: Sequence[Entry], metric: str, kept_step: int) -> None:

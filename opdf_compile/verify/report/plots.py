@@ -74,6 +74,13 @@ def new_figure(size: tuple[float, float]) -> Figure:
     return figure
 
 
+def legend_below(axes: Axes, columns: int = 3) -> None:
+    """The legend under the axes' own label, where no curve can run through it."""
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, fontsize=9, frameon=False
+    )
+
+
 def _draw_times(axes: Axes, result: ShapeResult) -> None:
     times = {role: values.ravel() * 1e3 for role, values in result.seconds.items()}
     both = np.concatenate([times["reference"], times["candidate"]])
@@ -100,8 +107,7 @@ def _draw_times(axes: Axes, result: ShapeResult) -> None:
     axes.set_title(f"time of one run, {both.size} blocks")
     axes.set_xlabel(f"milliseconds{slow}")
     axes.set_ylabel("blocks")
-    axes.margins(y=0.28)
-    axes.legend(loc="upper right")
+    legend_below(axes, 2)
 
 
 def _draw_ratios(axes: Axes, result: ShapeResult, margin: float) -> None:

@@ -277,6 +277,28 @@ def test_forms_of_a_report_without_measurements() -> None:
         assert "not asked" in form
 
 
+def misnamed(text: str) -> list[str]:
+    """Cells of wide tables that do not say, on a narrow page, which column they are of."""
+    tables = re.findall(r'<table class="wide">(.*?)</table>', text, re.DOTALL)
+    assert tables
+    wrong = []
+    for table in tables:
+        heads = re.findall(r"<th>(.*?)</th>", table)
+        for row in re.findall(r"<tr>(?!<th>)(.*?)</tr>", table, re.DOTALL):
+            said = [re.search(r'data-head="(.*?)"', cell) for cell in re.findall(r"<td[^>]*>", row)]
+            if [found and found[1] for found in said] != heads:
+                wrong.append(row)
+    return wrong
+
+
+def test_each_cell_of_a_wide_table_names_its_column() -> None:
+    error = OutputError("logits", max_abs=2.0, floor_max=1e-7, factor=4.0)
+    text = page(replace(FULL, numerics=replace(FULL.numerics, outputs=(error,))))
+    assert text.count('<table class="wide">') == 4
+    assert misnamed(text) == []
+    assert len(misnamed(text.replace('data-head="verdict"', ""))) > 0
+
+
 @pytest.mark.parametrize(
     ("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")]
 )
