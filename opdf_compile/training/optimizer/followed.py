@@ -121,7 +121,7 @@ class Followed(NamedState):
             put_aside(self.inner, self._aside)
         self._links, self._place_of, self._laid = links, places, laid(groups)
         links.adopt(groups, self.inner.param_groups, fresh)
-        links.push(groups, self.inner.param_groups)
+        links.push(groups, self.inner.param_groups, apart=True)
         self._names.update(dict(module.named_parameters()))
         self._show_cores()
 

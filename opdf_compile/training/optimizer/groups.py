@@ -153,8 +153,15 @@ class Links:
         self._seen[place] = other._seen[before]
         self._shown[place] = other._shown[before]
 
-    def push(self, outer: list[Group], inner: list[Group]) -> None:
-        """Copy the options that the user changed since the last call inwards."""
+    def push(self, outer: list[Group], inner: list[Group], *, apart: bool = False) -> None:
+        """Copy the options that the user changed since the last call inwards.
+
+        Args:
+            outer: The user's groups.
+            inner: The wrapped optimizer's groups.
+            apart: Give each inner group tensors of its own: among the options are some that the
+                wrapped optimizer writes to, such as a count of steps, once for each of its groups.
+        """
         for index, (group, places) in enumerate(zip(outer, self.places, strict=True)):
             seen, shown = self._seen[index], self._shown[index]
             for key, value in group.items():
@@ -162,7 +169,7 @@ class Links:
                     continue
                 seen[key] = Look.at(value)
                 for place in places:
-                    self._put(place, inner[place], key, value)
+                    self._put(place, inner[place], key, own(value) if apart else value)
                 if (source := self._source(key, places, inner)) is not None:
                     shown[key] = Look.at(inner[source][key])
 
@@ -239,7 +246,7 @@ class Links:
                 were laid out otherwise then, as on another number of ranks.
         """
         self._seen = [{} for _ in self._seen]
-        self.push(outer, inner)
+        self.push(outer, inner, apart=True)
         for places, saved in zip(self.places, estimated, strict=True):
             if len(places) == len(saved):
                 for place, options in zip(places, saved, strict=True):

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from opdf_compile.errors import InputError
 from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer.groups import Group, Links, tensors
-from opdf_compile.training.optimizer.state import State
+from opdf_compile.training.optimizer.state import State, own
 
 Laid = list[list[int]]
 # For each planned weight the place of its outer group; None where no group holds it.
@@ -115,8 +115,11 @@ def _moved(
             moved.append(present[claims[place]])
             continue
         came_from = home.get(id(group["params"][0]))
-        # What the class keeps by group goes along with the parameters that leave it.
-        inner.add_param_group({**(present[came_from] if came_from is not None else {}), **group})
+        # What the class keeps by group goes along with the parameters that leave it; a copy,
+        # because it may be a count in a tensor that it moves on once for each group.
+        before = present[came_from] if came_from is not None else {}
+        options = {k: own(v) for k, v in {**before, **group}.items() if k != "params"}
+        inner.add_param_group({**options, "params": group["params"]})
         moved.append(inner.param_groups[-1])
     return moved
 

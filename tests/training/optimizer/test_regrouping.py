@@ -226,10 +226,11 @@ def test_a_batch_of_which_a_member_leaves_is_taken_apart() -> None:
 
 
 class Estimating(torch.optim.SGD):
-    """Writes what it estimates into its groups."""
+    """Writes what it estimates into its groups, and counts there in a tensor."""
 
     def step(self, closure: Any = None) -> Any:
         for group in self.param_groups:
+            group.setdefault("steps", torch.tensor(0)).add_(1)
             group["estimate"] = group.get("estimate", 1.0) * 0.5
         return super().step(closure)
 
@@ -243,6 +244,8 @@ def test_what_the_wrapped_optimizer_wrote_into_a_group_stays_in_it() -> None:
     train(student, opt, 1)
     assert [group["estimate"] for group in opt.inner.param_groups] == [0.125] * 4
     assert {group["lr"] for group in opt.inner.param_groups} == {0.01, 0.02}
+    assert [int(group["steps"]) for group in opt.inner.param_groups] == [3] * 4
+    assert [int(group["steps"]) for group in opt.param_groups] == [3] * 3
 
 
 def test_a_weight_that_is_away_is_anybodys() -> None:
