@@ -63,11 +63,28 @@ def bind(
     try:
         bound = inspect.signature(forward).bind(*args, **kwargs)
     except TypeError as error:
+        if not args and not kwargs:
+            raise InputError(_none_given(forward)) from error
         raise InputError(
             f"the example inputs do not fit forward{inspect.signature(forward)}: {error}; "
             "name the inputs as forward names them"
         ) from error
     return dict(bound.arguments)
+
+
+def _none_given(forward: Callable[..., Any]) -> str:
+    signature = inspect.signature(forward)
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    names = [
+        name
+        for name, parameter in signature.parameters.items()
+        if parameter.default is inspect.Parameter.empty and parameter.kind not in variadic
+    ]
+    return (
+        f"forward{signature} needs inputs and no example was given, wanted one for "
+        f"{', '.join(names)}; pass example inputs, on the command line "
+        f"--input {names[0]}=2x3x224x224:float32 with sizes and dtype of your own"
+    )
 
 
 def leaf_names(

@@ -235,6 +235,13 @@ def test_a_failed_rung_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None
         ),
         (
             nn.Linear(8, 8),
+            (),
+            None,
+            InputError,
+            r"needs inputs and no example was given, wanted one for input; .* --input input=2x3",
+        ),
+        (
+            nn.Linear(8, 8),
             {"x": torch.randn(4, 8)},
             None,
             InputError,
