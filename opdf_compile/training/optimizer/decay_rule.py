@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
-from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of
+from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of, needs_closure
 from opdf_compile.training.optimizer.groups import Group, options_of
 from opdf_compile.training.optimizer.probing import Probe, owned, trying
 from opdf_compile.training.optimizer.switching import switch
@@ -115,9 +115,15 @@ class _Trial:
                 made = self._make(groups, **owned(self._options))
                 switch(made, "train")
                 (tried,) = made.param_groups[self._place]["params"]
+                slopes = slope * torch.linspace(1.0, 3.0, 24, dtype=tried.dtype).view(6, 4)
+
+                def closure() -> Tensor:
+                    tried.grad = slopes.clone()
+                    return slopes.sum()
+
                 for _step in range(count):
-                    tried.grad = slope * torch.linspace(1.0, 3.0, 24, dtype=tried.dtype).view(6, 4)
-                    made.step()
+                    closure()
+                    made.step(*((closure,) if needs_closure(made) else ()))
             except Exception:
                 return None
         return _Stepped(tried.detach(), dict(made.state.get(tried, {})))

@@ -20,7 +20,7 @@ from opdf_compile.training.optimizer.arguments import Maker
 from opdf_compile.training.optimizer.groups import Group
 from opdf_compile.training.optimizer.probing import trying
 
-_STEPS = 2  # In the first one many have no state yet that they could step to.
+_STEPS = 4  # In the first ones many have no point yet that they could step to.
 
 
 def moves_early(make: Maker, inner: Optimizer) -> bool:

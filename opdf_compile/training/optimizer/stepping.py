@@ -126,13 +126,13 @@ class Step:
 
     def _evaluation(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def evaluate() -> Any:
-            if self._evaluations or self._early:
+            if self._evaluations or self._early or self._moved():
                 self._clear_as_inner()
                 self._write()
-            before = self._gradients()
+            before = self._gradients() if self._changed else []
             with torch.enable_grad():
                 loss = closure()
-            if self._changed and not self._evaluations and self._gradients() == before:
+            if before and not self._evaluations and _same(before, self._gradients()):
                 raise _NothingToDo(loss)
             self._evaluations += 1
             self._pull()
@@ -140,10 +140,10 @@ class Step:
 
         return evaluate
 
-    def _gradients(self) -> list[tuple[int, int] | None]:
-        """What tells whether somebody has made gradients since; they are alive meanwhile."""
+    def _gradients(self) -> list[tuple[Tensor | None, int]]:
+        """The gradients that are there; held, or a new one might get the place of a freed one."""
         grads = [weight.grad for weight in self._optimizer.matched()]
-        return [None if grad is None else (id(grad), grad._version) for grad in grads]
+        return [(grad, 0 if grad is None else grad._version) for grad in grads]
 
     def _clear_as_inner(self) -> None:
         """Clear the gradients of weights where the wrapped optimizer has cleared those of cores.
@@ -190,6 +190,14 @@ class Step:
         # Ranks that share the program send together, and the others know of no failure.
         if moved and not self._changed and self._program.process_group is None:
             self._program.write(moved)
+
+
+def _same(before: list[tuple[Tensor | None, int]], after: list[tuple[Tensor | None, int]]) -> bool:
+    """Whether nobody made a gradient in between, or wrote to one."""
+    return all(
+        old is new and writes == now
+        for (old, writes), (new, now) in zip(before, after, strict=True)
+    )
 
 
 class _NothingToDo(Exception):

@@ -84,6 +84,14 @@ class Own(torch.optim.AdamW):
     """A class of one's own that decays by lr."""
 
 
+class AnchoredClosure(Anchored):
+    """The same, with gradients that it asks for by itself."""
+
+    def step(self, closure: Any) -> None:  # type: ignore[override]
+        closure()
+        super().step()
+
+
 class Fully(torch.optim.Optimizer):
     """Decays by the weight decay alone, whatever the rate."""
 
@@ -109,6 +117,7 @@ RULES: list[tuple[Any, dict[str, Any], Rule]] = [
     (Finds, {}, Rule.OWN),
     (Fully, {}, Rule.OWN),
     (Anchored, {}, Rule.OWN),
+    (AnchoredClosure, {}, Rule.OWN),
     (Finds, {"decouple": False}, Rule.NONE),
 ]
 
