@@ -6,6 +6,8 @@ minilm     BERT of MiniLM-L6's shape: 6 layers, width 384, 12 heads, FFN 1536, v
 llama_small  8 layers of LLaMA: width 512, 8 heads, 4 of them for keys and values, FFN 1376,
              vocabulary 8000; 128 tokens
 tiny       two small layers, for the tests
+mobilenetv3_small, bert2, lstm   for tools.py alone: timm's, a BERT of two layers with its pooler
+             (width 128, vocabulary 30522), two layers of LSTM with a head
 
 All weights are random: what is compared does not depend on their values.
 """
@@ -81,6 +83,27 @@ def _bert(**shape: int) -> Callable[[], nn.Module]:
     return build
 
 
+def _bert2() -> nn.Module:
+    transformers = _transformers()
+    config = transformers.BertConfig(
+        num_hidden_layers=2, hidden_size=128, num_attention_heads=2, intermediate_size=512
+    )
+    made: nn.Module = transformers.BertModel(config)
+    return made
+
+
+class _Lstm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(40, 64, num_layers=2, batch_first=True)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps: Tensor = self.lstm(x)[0]
+        scores: Tensor = self.head(steps[:, -1])
+        return scores
+
+
 def _llama() -> nn.Module:
     transformers = _transformers()
     config = transformers.LlamaConfig(
@@ -122,3 +145,10 @@ MODELS: dict[str, Model] = {
 }
 NAMES = tuple(MODELS)
 DEFAULT = tuple(name for name in NAMES if name != "tiny")
+# Those whose files are given to other tools.
+MODELS |= {
+    "mobilenetv3_small": _timm("mobilenetv3_small_100"),
+    "bert2": _text(_bert2, 30522),
+    "lstm": Model(_Lstm, lambda samples: {"x": torch.randn(samples, 50, 40)}),
+}
+TRIED = ("resnet18", "mobilenetv3_small", "bert2", "lstm", "vit_tiny")
