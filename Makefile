@@ -31,11 +31,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 CREATED := $(VENV)/.created
 USER_STAMP := $(VENV)/.demo-$(ORT)
 DEV_STAMP := $(VENV)/.dev-$(ORT)
+OPTIMIZERS := $(VENV)/optimizers
 ASSETS := $(VENV)/assets/.fetched
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 COVERAGE := --cov=opdf_compile --cov-report=term
 
-.PHONY: help setup demo test test-all assets check bench zoo study docs clean
+.PHONY: help setup demo test test-all assets check bench zoo optimizers study docs clean
 
 help:
 	@echo "make demo      the whole job on real handwritten digits, into $(DEMO_OUT)/"
@@ -46,6 +47,7 @@ help:
 	@echo "make docs      run every code block of README.md and docs/"
 	@echo "make bench     run the benchmarks"
 	@echo "make zoo       real architectures of timm and transformers; writes docs/zoo.md"
+	@echo "make optimizers  every optimizer class of many packages; writes docs/optimizers.md"
 	@echo "make study     the study of quality in ten minutes, into $(STUDY_OUT)/"
 	@echo "make setup     only install, into $(VENV)/"
 
@@ -107,6 +109,16 @@ bench: $(DEV_STAMP)
 
 zoo: $(DEV_STAMP)
 	@$(BIN)/python benchmarks/zoo --jobs $(WORKERS) --json benchmarks/results/zoo.json --page docs/zoo.md
+
+# Apart from the environment, and without what they require: that would replace its torch.
+$(OPTIMIZERS)/.installed: benchmarks/optimizers/packages.txt | $(DEV_STAMP)
+	@echo "installing the packages of benchmarks/optimizers/packages.txt into $(OPTIMIZERS)/"
+	@rm -rf $(OPTIMIZERS)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $(OPTIMIZERS) -r $<
+	@touch $@
+
+optimizers: $(OPTIMIZERS)/.installed
+	@PYTHONPATH=$(OPTIMIZERS) $(BIN)/python benchmarks/optimizers --jobs $(WORKERS) --json benchmarks/results/optimizers.json --page docs/optimizers.md
 
 # Only data and its generator are read out of these wheels.
 $(STUDY_OUT)/study.npz: benchmarks/quality/wheels.txt | $(DEV_STAMP)

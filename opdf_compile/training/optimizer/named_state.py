@@ -37,6 +37,7 @@ class NamedState(Optimizer):
     alignment: Alignment | None
     _links: Links
     _names: Names
+    _mode: str | None
     _place_of: Places
 
     def held(self) -> tuple[str, ...]:
@@ -195,6 +196,7 @@ class NamedState(Optimizer):
         self._follow_parameters()
         self.program.require_held()
         load_state(self, states, fingerprints, groups, class_state)
+        self._mode = None  # The state may have been saved in the other mode.
         self._show_cores()
 
     def state_dict(self) -> dict[str, Any]:

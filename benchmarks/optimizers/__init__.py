@@ -1,0 +1,1 @@
+"""Optimizer classes of many packages, plain and over-parameterised."""
