@@ -63,30 +63,34 @@ def command(
         untouched = (
             load(terminal, replace(asked, model=reference, weights=None)) if reference else None
         )
-        from opdf_compile.io.onnx.export import export_onnx
+        from opdf_compile.io.onnx.export import exported, write
 
         with terminal.busy(f"exporting {loaded.name}"):
-            export_onnx(
+            student, plain = exported(
                 loaded.model,
                 loaded.args,
-                out,
                 loaded.kwargs,
                 reference=untouched.model if untouched else None,
                 dynamic=loaded.dynamic,
                 opset=opset,
                 dtype=dtype,
-                extra_files=() if out.suffix == ".onnx" else carried(loaded, untouched),
             )
+            extra = () if out.suffix == ".onnx" else carried(loaded, untouched)
+            write(out, student, plain, extra_files=extra)
+        fixed = list(dict.fromkeys(student.fixed.values()))
         files = written(out)
         rows = table("Written", "file", "size", numbers=("size",))
         for file in files:
             rows.add_row(str(file), size_of_file(file.stat().st_size))
-        terminal.show(rows)
+        terminal.show(rows, *(f"note: {note}" for note in student.notes))
+        for sentence in fixed:
+            terminal.warn(sentence)
         terminal.result(
             {
                 "schema": "opdf-export/1",
                 "model": model,
                 "out": str(out),
+                "notes": [*student.notes, *fixed],
                 "files": {str(file): file.stat().st_size for file in files},
             }
         )

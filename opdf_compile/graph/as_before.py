@@ -7,7 +7,7 @@ reach from its module is noted first and put back afterwards:
 
     attributes      of every module, hidden ones in lists included, and of objects in attributes
     containers      dicts, lists, deques, sets, in place
-    tensors         the numbers of those that are no Parameter or buffer; those torch keeps itself
+    tensors         the numbers of those that are no Parameter
     hooks, methods  closures, the globals that they name, and functions with a cache among them
     classes         attributes of the modules' classes
     randomness      Python's, numpy's and torch's generators, and those in attributes
@@ -48,8 +48,8 @@ def as_before(model: nn.Module) -> Iterator[None]:
     """Put everything that a forward of the model changes back when the block ends.
 
     Args:
-        model: Its Parameters and buffers stay the same objects; their numbers are torch.export's to
-            keep, which works on stand-ins.
+        model: Its Parameters stay the same objects; their numbers are not copied, since a forward
+            that writes them is refused as one that cannot be trained.
     """
     noted = _Notes(model)
     try:
@@ -64,7 +64,6 @@ class _Notes:
 
     def __init__(self, model: nn.Module) -> None:
         self.undo: list[PutBack] = [*_global_randomness()]
-        self._kept_by_torch = {id(buffer) for buffer in model.buffers()}
         # Holding on to what was seen keeps its id from being given to something else.
         self._seen: dict[int, object] = {}
         self._left: list[tuple[Any, int]] = [(model, 0)]
@@ -126,9 +125,8 @@ class _Notes:
 
     def _numbers(self, tensor: Tensor) -> None:
         # A subclass that wraps others has no memory of its own; those are among its attributes.
-        if type(tensor) is not Tensor or id(tensor) in self._kept_by_torch:
-            return
-        if tensor.layout is torch.strided and not tensor.is_meta:
+        plain = type(tensor) is Tensor and tensor.layout is torch.strided
+        if plain and not tensor.is_meta:
             self.undo.append(_tensor(tensor))
 
     def _class(self, cls: type, depth: int) -> None:

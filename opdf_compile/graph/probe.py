@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import TraceError
 from opdf_compile.graph.as_before import as_before
+from opdf_compile.graph.caches import without_cache
 from opdf_compile.graph.failures import first_line, is_out_of_memory, place_of
 from opdf_compile.graph.phases import phase_flags, quiet
 from opdf_compile.graph.sharing import deep_copy
@@ -51,6 +52,23 @@ def run_model(model: nn.Module, phase: Phase, inputs: Inputs) -> Run:
             if is_out_of_memory(error):
                 raise
             return Run(error=error)
+
+
+def evaluated(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+    """The tensors that the model itself returns in eval; raises whatever its forward raises.
+
+    Args:
+        model: It is as before afterwards.
+        inputs: Inputs of any sizes.
+    """
+    with as_before(model), without_cache(model), phase_flags(model, "eval"), quiet():
+        output = _without_gradients(model, inputs)
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+@torch.no_grad()
+def _without_gradients(model: nn.Module, inputs: Inputs) -> Any:
+    return model(*inputs[0], **inputs[1])
 
 
 def _on_copies(model: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:

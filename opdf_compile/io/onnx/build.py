@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 
 from opdf_compile.errors import ExportError, TraceError
 from opdf_compile.graph import axes as axes_of
-from opdf_compile.graph.axes import Dynamic
+from opdf_compile.graph.axes import AxisNames, Dynamic
 from opdf_compile.graph.failures import first_line, remedy_of
 from opdf_compile.graph.quiet import quiet_libraries
 from opdf_compile.graph.recorded import recorded_inputs
@@ -24,9 +24,11 @@ from opdf_compile.graph.signature import Inputs, bind, normalise_inputs
 from opdf_compile.graph.trace import Traced, trace
 from opdf_compile.io.check_data import CheckData
 from opdf_compile.io.evidence import gather
+from opdf_compile.io.free_sizes import Place
 from opdf_compile.io.half_range import fit_numbers, narrowed, too_large
 from opdf_compile.io.onnx.experts import batched_experts
 from opdf_compile.io.onnx.translate import export_program
+from opdf_compile.io.onnx.trials import try_free_axes
 from opdf_compile.io.onnx_student.exporting import file_and_check, student_of
 from opdf_compile.io.retype import cast, retyped
 from opdf_compile.io.truth import graph_of
@@ -57,10 +59,15 @@ class Export:
         model: The model; its weights are views of the source's own tensors. The message of the file
             itself for an ONNX student.
         check: Its check data, without the hash of the file.
+        notes: Sentences on what was given up while it was traced.
+        fixed: (input, axis) of the axes that were asked to be free and that ONNX does not bear,
+            each with a sentence.
     """
 
     model: ir.Model | onnx.ModelProto
     check: CheckData
+    notes: tuple[str, ...] = ()
+    fixed: Mapping[Place, str] = field(default_factory=dict)
 
 
 def build(
@@ -71,8 +78,9 @@ def build(
     dynamic: Dynamic = None,
     opset: int | None = None,
     dtype: str | torch.dtype | None = None,
+    fixed: Mapping[Place, str] | None = None,
 ) -> Export:
-    """Trace, translate and gather evidence; the source keeps its weights, flags and dtype.
+    """Trace, translate, try the free axes, gather evidence; the source stays as it is.
 
     Args:
         model: A module, an ExportedProgram of the eval phase, the programs of an archive by name
@@ -82,6 +90,8 @@ def build(
         dynamic: Which axes keep a free size, as in `trace`. Traced models have theirs.
         opset: The ONNX opset, None for the exporter's recommendation.
         dtype: "fp32", "fp16" or "bf16" converts a copy; None keeps the model's own dtypes.
+        fixed: (input, axis) of axes that are not to be free, whatever `dynamic` says, each with a
+            sentence.
 
     Raises:
         ExportError: The model is still expanded, is a training graph, or has no ONNX form.
@@ -98,26 +108,67 @@ def build(
     originals = too_large(tensors_of(model), wanted)
     traced = as_traced(model, args, kwargs, dynamic, wanted)
     _require_graph(traced)
-    program = traced.programs["eval"]
     if not isinstance(traced.source, nn.Module):
-        _refuse_training_graph(program)
-    example = (traced.args, traced.kwargs)
-    translated = export_program(
-        fit_numbers(program)[0],
-        input_names=traced.input_names,
-        output_names=traced.output_names,
-        axis_names=traced.axis_names,
-        opset=opset,
-    )
+        _refuse_training_graph(traced.programs["eval"])
+    translated, traced, found, note = _with_true_axes(traced, opset, dict(fixed or {}))
+    program = traced.programs["eval"]
     check = gather(
         program,
-        example,
-        axis_names={name: traced.axis_names.get(name, {}) for name in traced.input_names},
+        (traced.args, traced.kwargs),
+        axis_names=_names(traced),
         output_names=[str(value.name) for value in translated.graph.outputs],
         dtype=_own_dtype(program, wanted),
         originals=originals,
     )
-    return Export(translated, check)
+    return Export(translated, check, (*traced.notes, *filter(None, [note])), found)
+
+
+def _with_true_axes(
+    traced: Traced, opset: int | None, fixed: dict[Place, str]
+) -> tuple[ir.Model, Traced, dict[Place, str], str]:
+    """The translated model, whose free axes were seen to be free; the others are fixed."""
+    traced = _fix(traced, fixed)
+    while True:
+        translated = export_program(
+            fit_numbers(traced.programs["eval"])[0],
+            input_names=traced.input_names,
+            output_names=traced.output_names,
+            axis_names=traced.axis_names,
+            opset=opset,
+        )
+        program, example = traced.programs["eval"], (traced.args, traced.kwargs)
+        trials = try_free_axes(translated, program, example, _names(traced), traced.source)
+        if not trials.broken:
+            return translated, traced, fixed, trials.note
+        more = {place: b.sentence for b in trials.broken for place in b.places}
+        traced, fixed = _fix(traced, more), {**fixed, **more}
+
+
+def _names(traced: Traced) -> AxisNames:
+    """Every tensor input in order with its free axes, those without any included."""
+    return {name: traced.axis_names.get(name, {}) for name in traced.input_names}
+
+
+def _fix(traced: Traced, places: Collection[Place]) -> Traced:
+    """Export again without these free axes; its other axes stay as they are."""
+    names = _names(traced)
+    kept = {
+        name: {axis: letter for axis, letter in axes.items() if (name, axis) not in places}
+        for name, axes in names.items()
+    }
+    if kept == names:
+        return traced
+    if not isinstance(traced.source, nn.Module):
+        return _exported_again(traced, {}, kept)
+    leaves = pytree.tree_leaves((traced.args, traced.kwargs))
+    shapes = zip(kept, (leaf.shape for leaf in leaves if isinstance(leaf, Tensor)), strict=True)
+    dynamic = {
+        name: [kept[name].get(axis, int(size)) for axis, size in enumerate(shape)]
+        for name, shape in shapes
+    }
+    again = _trace_eval(traced.source, (traced.args, traced.kwargs), dynamic)
+    _require_graph(again)
+    return again
 
 
 def tensors_of(model: Any) -> dict[str, Tensor]:
@@ -253,27 +304,37 @@ def _retrace(traced: Traced, wanted: torch.dtype | None) -> Traced:
     program = traced.programs["eval"]
     if wanted is None or not _changes(program.state_dict.values(), wanted):
         return traced
-    mapping = _to(wanted)
-    module = retyped(graph_of(program), mapping)
-    inputs: Inputs = pytree.tree_map(lambda leaf: cast(leaf, mapping), (traced.args, traced.kwargs))
-    tensors = iter(traced.input_names)
-    leaves = pytree.tree_leaves(inputs)
-    names = [next(tensors) if isinstance(leaf, Tensor) else "" for leaf in leaves]
-    wide = axes_of.widen(inputs, names, traced.axis_names)
-    hints = axes_of.request(wide, names, traced.axis_names, Dim.AUTO)
     try:
-        with quiet_libraries():
-            again = torch.export.export(
-                module, *wide, dynamic_shapes=bind(module.forward, *hints), strict=False
-            )
+        return _exported_again(traced, _to(wanted), traced.axis_names)
     except Exception as error:  # The graph's own operations raise whatever they like.
         raise ExportError(
             f"the program does not run in {str(wanted).removeprefix('torch.')} "
             f"({first_line(error)}), wanted a graph without mixed dtypes; export the module "
             "itself with a dtype"
         ) from error
+
+
+def _exported_again(
+    traced: Traced, mapping: Mapping[torch.dtype, torch.dtype], names: AxisNames
+) -> Traced:
+    """A program exported from its own graph, with other dtypes or fewer free axes."""
+    module = retyped(graph_of(traced.programs["eval"]), mapping)
+    inputs: Inputs = pytree.tree_map(lambda leaf: cast(leaf, mapping), (traced.args, traced.kwargs))
+    tensors = iter(traced.input_names)
+    leaves = pytree.tree_leaves(inputs)
+    labels = [next(tensors) if isinstance(leaf, Tensor) else "" for leaf in leaves]
+    wide = axes_of.widen(inputs, labels, names)
+    hints = axes_of.request(wide, labels, names, Dim.AUTO)
+    with quiet_libraries():
+        again = torch.export.export(
+            module, *wide, dynamic_shapes=bind(module.forward, *hints), strict=False
+        )
     return dataclasses.replace(
-        traced, programs={"train": again, "eval": again}, args=inputs[0], kwargs=inputs[1]
+        traced,
+        programs={"train": again, "eval": again},
+        args=inputs[0],
+        kwargs=inputs[1],
+        axis_names=axes_of.kept_axes(again, traced.input_names, names),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from opdf_compile.errors import ExportError
 from opdf_compile.graph.axes import Dynamic
 from opdf_compile.io.bundle import write_bundle, write_file
-from opdf_compile.io.onnx.build import Exportable, build
+from opdf_compile.io.onnx.build import Export, Exportable, build
+
+logger = logging.getLogger("opdf_compile")
 
 
 def export_onnx(
@@ -53,6 +56,9 @@ def export_onnx(
         plan: The plan to put into a bundle, as JSON text or the object itself.
         extra_files: Files to copy into a bundle (config.json, a tokenizer's files).
 
+    Every free axis is run at two other sizes, in torch and in the file, before anything is written.
+    One that the file does not bear is fixed, in the reference too, with a warning in the log.
+
     Returns:
         The file or folder that was written.
 
@@ -66,19 +72,61 @@ def export_onnx(
         >>> opdf.export_onnx(student, (x,), "student.onnx")
         >>> opdf.export_onnx(student, batch, "out/", reference=untouched)
     """
-    target = Path(path)
-    single = target.suffix == ".onnx"
-    if single and (plan is not None or extra_files):
-        raise ExportError(
-            f"{target} is one file and a plan or extra files were given, wanted a bundle for "
-            "them; give a folder as the path"
-        )
+    require_room(path, plan, extra_files)
     options: dict[str, Any] = {"dynamic": dynamic, "opset": opset, "dtype": dtype}
+    exports = exported(model, args, kwargs, reference=reference, **options)
+    for sentence in dict.fromkeys(exports[0].fixed.values()):
+        logger.warning("%s", sentence)
+    return write(path, *exports, plan=plan, extra_files=extra_files)
+
+
+def exported(
+    model: Exportable,
+    args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    reference: Exportable | None = None,
+    **options: Any,
+) -> tuple[Export, Export | None]:
+    """A student and its reference with the same free axes, in memory; options as `build`."""
     student = build(model, args, kwargs, **options)
-    untouched = None if reference is None else build(reference, args, kwargs, **options)
-    if single:
+    if reference is None:
+        return student, None
+    untouched = build(reference, args, kwargs, fixed=student.fixed, **options)
+    if untouched.fixed.keys() != student.fixed.keys():
+        student = build(model, args, kwargs, fixed=untouched.fixed, **options)
+    return student, untouched
+
+
+def write(
+    path: str | os.PathLike[str],
+    student: Export,
+    untouched: Export | None,
+    *,
+    plan: Mapping[str, Any] | str | None = None,
+    extra_files: Sequence[str | os.PathLike[str]] = (),
+) -> Path:
+    """Write what `exported` gave as a file or a bundle folder; see `export_onnx`."""
+    target = Path(path)
+    if target.suffix == ".onnx":
         write_file(target, student, untouched)
     else:
         extra = [Path(file) for file in extra_files]
         write_bundle(target, student, untouched, plan=plan, extra_files=extra)
     return target
+
+
+def require_room(
+    path: str | os.PathLike[str], plan: object, extra_files: Sequence[str | os.PathLike[str]]
+) -> None:
+    """Refuse a plan or extra files for a path that is one file.
+
+    Raises:
+        ExportError: There is nowhere to put them.
+    """
+    target = Path(path)
+    if target.suffix == ".onnx" and (plan is not None or extra_files):
+        raise ExportError(
+            f"{target} is one file and a plan or extra files were given, wanted a bundle for "
+            "them; give a folder as the path"
+        )

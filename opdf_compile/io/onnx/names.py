@@ -156,6 +156,8 @@ def _rename_axes(model: ir.Model, mapping: Mapping[str, str]) -> None:
         symbol = getattr(size, "value", None)
         if not isinstance(symbol, str):
             return size
+        if symbol.isdecimal():  # A symbol that torch.export fixed later on; a number is no name.
+            return int(symbol)
         return _SYMBOL.sub(lambda found: mapping.get(found[0], found[0]), symbol)
 
     for value in _all_values(model):
