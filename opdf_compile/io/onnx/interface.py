@@ -93,11 +93,19 @@ def _port(value: onnx.ValueInfoProto, path: Path) -> Port:
         )
     if not tensor.HasField("shape"):
         return Port(value.name, dtype, None)
-    axes = [
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or f"{value.name}_{index}"
-        for index, dim in enumerate(tensor.shape.dim)
-    ]
-    return Port(value.name, dtype, tuple(axes))
+    axes = [declared_axis(dim) for dim in tensor.shape.dim]
+    named = (f"{value.name}_{i}" if axis == "" else axis for i, axis in enumerate(axes))
+    return Port(value.name, dtype, tuple(named))
+
+
+def declared_axis(dim: onnx.TensorShapeProto.Dimension) -> int | str:
+    """A size, or the name of a free axis; empty where it has none.
+
+    Some exporters spell a free axis as the size -1, and the runtime reads it so.
+    """
+    if dim.HasField("dim_value") and dim.dim_value >= 0:
+        return int(dim.dim_value)
+    return str(dim.dim_param)
 
 
 def _torch_dtype(element: int) -> torch.dtype | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opdf_compile.errors import InputError
+from opdf_compile.io.onnx.interface import declared_axis
 
 if TYPE_CHECKING:
     import onnx
@@ -93,10 +94,8 @@ def declared_inputs(model: onnx.ModelProto) -> tuple[Declared, ...]:
             found.append(Declared(value.name, str(value.type.WhichOneof("value")), ()))
             continue
         element = TensorProto.DataType.Name(kind.elem_type).lower()
-        axes = tuple(
-            axis.dim_value if axis.HasField("dim_value") else (axis.dim_param or None)
-            for axis in kind.shape.dim
-        )
+        found_axes = map(declared_axis, kind.shape.dim)
+        axes = tuple(None if axis == "" else axis for axis in found_axes)
         found.append(Declared(value.name, _FLOATS.get(element, element), axes))
     return tuple(found)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from opdf_compile.io.onnx.interface import declared_axis
 from opdf_compile.verify.structure.canonical import element_type, plain_domain, same_constant
 from opdf_compile.verify.structure.differences import Difference
 from opdf_compile.verify.structure.graph_view import Scope, View
@@ -147,11 +148,7 @@ def _same_axis(
     # An empty name means the same as no name: an axis about which nothing is said.
     if a.dim_param and b.dim_param:
         return symbols.agrees(a.dim_param, b.dim_param)
-    ours, theirs = (
-        (str(axis.dim_param), bool(axis.HasField("dim_value")), int(axis.dim_value))
-        for axis in (a, b)
-    )
-    return ours == theirs
+    return declared_axis(a) == declared_axis(b)
 
 
 def _show_type(value: onnx.TypeProto) -> str:
@@ -160,7 +157,5 @@ def _show_type(value: onnx.TypeProto) -> str:
     tensor = value.tensor_type
     if not tensor.HasField("shape"):
         return f"{element_type(tensor.elem_type)} of any shape"
-    axes = [
-        d.dim_param or (d.dim_value if d.HasField("dim_value") else "?") for d in tensor.shape.dim
-    ]
-    return f"{element_type(tensor.elem_type)}[{', '.join(str(axis) for axis in axes)}]"
+    axes = ", ".join(str(declared_axis(dim)) or "?" for dim in tensor.shape.dim)
+    return f"{element_type(tensor.elem_type)}[{axes}]"
