@@ -40,6 +40,7 @@ _NOT_ENTERED = (types.ModuleType, type, enum.Enum, logging.Logger, io.IOBase)
 _Cached = type(functools.lru_cache(lambda: None))
 # What a method keeps in its class or in a global.
 _KEPT = (Tensor, np.ndarray, dict, list, deque, set, _Cached)
+_CONTAINERS = (dict, list, deque, set)
 _PLAIN = frozenset({int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device})
 
 
@@ -56,6 +57,26 @@ def as_before(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for put_back in noted.undo:
+            put_back()
+
+
+@contextlib.contextmanager
+def class_as_before(cls: type) -> Iterator[None]:
+    """Put what its instances change in a class, or in one it derives from, back at the end.
+
+    Args:
+        cls: Its attributes, and the entries of containers among them, are noted.
+    """
+    undo: list[PutBack] = []
+    for base in cls.__mro__:
+        if not _is_of_torch(base):
+            undo.append(_class_attributes(base))
+            kept = (value for value in vars(base).values() if type(value) in _CONTAINERS)
+            undo.extend(_container(value) for value in kept)
+    try:
+        yield
+    finally:
+        for put_back in undo:
             put_back()
 
 

@@ -110,7 +110,7 @@ class _Trial:
     def steps(self, decay: float, slope: float, count: int = 1) -> _Stepped | None:
         """Some steps from `start`; None if the class fails."""
         groups = [self._group(place, decay) for place in range(len(self._groups))]
-        with trying():
+        with trying(self._make):
             try:
                 made = self._make(groups, **owned(self._options))
                 switch(made, "train")

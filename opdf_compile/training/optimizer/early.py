@@ -33,7 +33,7 @@ def moves_early(make: Maker, inner: Optimizer) -> bool:
         make: Builds one like it.
         inner: The wrapped optimizer; its options are those that are tried.
     """
-    with trying():
+    with trying(make):
         try:
             runs = [_trial(make, inner, sign) for sign in (1.0, -1.0)]
         except Exception:  # noqa: BLE001 - whatever a class of somebody else raises on a trial

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
+from opdf_compile.graph.as_before import class_as_before
 from opdf_compile.plan.value import Plan
 from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of, name_of
 from opdf_compile.training.optimizer.groups import Group, options_of, tensors
@@ -108,7 +109,7 @@ def _stepped(
     make: Maker, options: Mapping[str, Any], groups: Sequence[Group], shape: tuple[int, ...]
 ) -> Tensor | None:
     """The entries of parameters of one shape after two steps; None if the class fails."""
-    with trying():
+    with trying(make):
         try:
             made = make([_one(group, shape) for group in groups], **owned(options))
             parameters = [p for group in made.param_groups for p in group["params"]]
@@ -147,7 +148,7 @@ def _require_maker(make: Any) -> None:
 
 
 def _tried(make: Maker, options: Mapping[str, Any], groups: Sequence[Group], axes: int) -> Any:
-    with trying():
+    with trying(make):
         return make([_small(group, [axes]) for group in groups], **owned(options))
 
 
@@ -158,9 +159,15 @@ def _small(group: Group, axes: Collection[int]) -> Group:
 
 
 @contextlib.contextmanager
-def trying() -> Iterator[None]:
-    """Around a trial: no random number is used up, nothing is compiled and nothing is printed."""
+def trying(make: Maker) -> Iterator[None]:
+    """Around a trial: no random number is used up, nothing is compiled and nothing is printed.
+
+    What the class counts or caches in itself, and not in its instances, is put back: the real
+    optimizer must find it as the plain one would.
+    """
+    kind = class_of(make)
     with (
+        class_as_before(kind) if isinstance(kind, type) else contextlib.nullcontext(),
         torch.random.fork_rng(devices=[]),
         torch.compiler.set_stance("force_eager"),
         contextlib.redirect_stdout(io.StringIO()),
@@ -218,7 +225,7 @@ def require_others(
         for axes in dict.fromkeys(p.ndim for p in members):
             try:
                 tried = [_small(g, [axes if k == place else 2]) for k, g in enumerate(groups)]
-                with trying():
+                with trying(make):
                     make(tried, **owned(options))
             except Exception as error:
                 odd = next(p for p in members if p.ndim == axes)

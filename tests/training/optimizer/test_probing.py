@@ -303,3 +303,37 @@ def test_what_only_the_real_cores_show_is_said_with_their_shapes() -> None:
     model = nn.Linear(32, 32, bias=False)
     with pytest.raises(InputError, match=r"OneEntry refuses the 1 param groups .*\(too large\)"):
         opdf.Overparam(model, OneEntry, cores=3)
+
+
+class Counting(torch.optim.AdamW):
+    """Counts in itself, not in its instances."""
+
+    steps = 0
+    seen: list[str] = []
+    latest: Any
+
+    def step(self, closure: Any = None) -> Any:
+        Counting.steps += 1
+        Counting.seen.append("step")
+        Counting.latest = self
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_trials_leave_what_a_class_counts_as_it_was(with_closure: bool) -> None:
+    Counting.steps, Counting.seen[:] = 0, []
+    model = network()
+    opt = opdf.Overparam(model, Counting, lr=1e-2, weight_decay=0.1, cores=3)
+    assert (Counting.steps, Counting.seen, hasattr(Counting, "latest")) == (0, [], False)
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        loss: Tensor = model(X).square().mean()
+        loss.backward()
+        return loss
+
+    closure()
+    opt.step(closure if with_closure else None)
+    assert (Counting.steps, Counting.seen) == (1, ["step"])
+    assert Counting.latest is opt.inner
+    del Counting.latest
