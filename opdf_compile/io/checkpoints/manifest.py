@@ -41,12 +41,19 @@ class Shard(BaseModel):
 
 
 class Stored(BaseModel):
-    """Where a tensor lies, and what it is."""
+    """Where a tensor lies, and what it is.
+
+    Attributes:
+        order: Its axes as they lay in memory, the last one closest together, where that is not the
+            order of the shape. The shard has all tensors row by row; of a factor that lay column by
+            column a product is rounded otherwise. Older checkpoints have none.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True)
     shard: str
     shape: list[Annotated[int, Field(ge=0)]]
     dtype: str
+    order: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
 
 
 class ClassState(BaseModel):
@@ -200,16 +207,32 @@ class Shards:
         stream = self._open[stored.shard]
         if list(stream.get_slice(name).get_shape()) != stored.shape:
             raise ValueError(f"{name[:80]!r} has another shape than the manifest says")
+        if stored.order and sorted(stored.order) != list(range(len(stored.shape))):
+            raise ValueError(f"the order of the axes of {name[:80]!r} names other axes")
         # A copy: what safetensors returns is a view of the file, read when it is first touched.
         tensor: Tensor = stream.get_tensor(name).clone()
         if dtype_name(tensor) != stored.dtype:
             raise ValueError(f"{name[:80]!r} has another dtype than the manifest says")
-        return tensor
+        return _laid_out(tensor, stored.order)
 
 
 def dtype_name(tensor: Tensor) -> str:
     """The dtype as the manifest writes it."""
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def order_of(tensor: Tensor) -> list[int]:
+    """The axes from the one with the longest stride on; empty where that is the shape's order."""
+    strides = tensor.stride()
+    order = sorted(range(tensor.ndim), key=strides.__getitem__, reverse=True)
+    return [] if tensor.is_contiguous() or order == sorted(order) else order
+
+
+def _laid_out(tensor: Tensor, order: list[int]) -> Tensor:
+    """The same values, lying in memory as `order_of` said."""
+    if not order:
+        return tensor
+    return tensor.permute(order).contiguous().permute([order.index(k) for k in range(len(order))])
 
 
 def _parse(file: Path, value: Any) -> Manifest:

@@ -19,6 +19,7 @@ from opdf_compile.io.checkpoints.manifest import (
     Shard,
     Stored,
     dtype_name,
+    order_of,
     shard_name,
 )
 from opdf_compile.io.checkpoints.ranks import Ranks
@@ -57,7 +58,12 @@ def write_share(folder: Path, share: Share, random: State | None, ranks: Ranks) 
     file = folder / name
     write_tensors(file, own_memory(share.tensors))
     index = {
-        key: {"shard": name, "shape": list(tensor.shape), "dtype": dtype_name(tensor)}
+        key: {
+            "shard": name,
+            "shape": list(tensor.shape),
+            "dtype": dtype_name(tensor),
+            "order": order_of(tensor),
+        }
         for key, tensor in share.tensors.items()
     }
     shard = {"sha256": sha256(file), "bytes": file.stat().st_size}
