@@ -2,6 +2,7 @@
 
 floors      the noise floor and the factors above it, with their derivation
 problems    what no tolerance excuses
+free_axes   a file that does not run at a size which it declares free
 judging     one output
 result      what was found
 """
@@ -16,8 +17,15 @@ from opdf_compile.io.check_data import CheckData
 from opdf_compile.verify.numerics.drawing import drawing_outputs
 from opdf_compile.verify.numerics.evidence import Evidence, read_evidence
 from opdf_compile.verify.numerics.floors import HALVES, Peer
+from opdf_compile.verify.numerics.free_axes import StopsAtSize
 from opdf_compile.verify.numerics.judging import judge
-from opdf_compile.verify.numerics.result import NumericsResult, OutputError, Precision, ratio
+from opdf_compile.verify.numerics.result import (
+    NumericsResult,
+    OutputError,
+    Precision,
+    ratio,
+    unusable,
+)
 from opdf_compile.verify.runtime.sessions import Device
 
 
@@ -114,7 +122,11 @@ def _judged(
     evidence: Evidence, device: Device, peers: Mapping[str, Peer]
 ) -> tuple[OutputError, ...]:
     """Every output against its truth, and against random numbers that the file draws itself."""
-    data, outputs = evidence.data, evidence.run(device)
+    data = evidence.data
+    try:
+        outputs = evidence.run(device)
+    except StopsAtSize as stop:
+        return tuple(unusable(name, str(stop)) for name in data.output_names)
     drawing = drawing_outputs(evidence.model)
     found = []
     for name in data.output_names:

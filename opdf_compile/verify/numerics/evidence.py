@@ -15,8 +15,9 @@ from opdf_compile.io.check_data import CheckData, read_check
 from opdf_compile.io.files import sha256
 from opdf_compile.io.foreign_inputs import word
 from opdf_compile.io.onnx.interface import Port, read_interface
+from opdf_compile.verify.numerics.free_axes import stop_of
 from opdf_compile.verify.numerics.problems import Array
-from opdf_compile.verify.runtime.runner import Runner
+from opdf_compile.verify.runtime.runner import RunFailed, Runner
 from opdf_compile.verify.runtime.sessions import Device
 
 
@@ -45,12 +46,23 @@ class Evidence:
         Raises:
             ArtefactError: The check data belongs to another interface.
             DeviceError: The runtime cannot run the model on the device.
+            StopsAtSize: The file does not run at a size that it declares free.
         """
         runner = Runner(self.model, device)
         # An output that the check data does not know would pass unseen, so both sides must agree.
         self._require_names("inputs", self.data.input_names, runner.input_names)
         self._require_names("outputs", self.data.output_names, runner.output_names)
-        return [runner(sample.inputs) for sample in self.data.samples]
+        found, stopped = [], {}
+        for index, sample in enumerate(self.data.samples):
+            try:
+                found.append(runner(sample.inputs))
+            except RunFailed as error:
+                stopped[index] = error
+        if not stopped:
+            return found
+        self.require_fit()
+        ports = read_interface(self.model).inputs
+        raise stop_of(runner, ports, self.data.samples, stopped) or next(iter(stopped.values()))
 
     def require_fit(self) -> None:
         """Refuse check data that was not written for a file of this interface.

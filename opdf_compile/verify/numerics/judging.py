@@ -22,7 +22,7 @@ from opdf_compile.verify.numerics.floors import (
     scale_of,
 )
 from opdf_compile.verify.numerics.problems import Array, problem_of
-from opdf_compile.verify.numerics.result import Element, OutputError
+from opdf_compile.verify.numerics.result import Element, OutputError, unusable
 
 
 def judge(
@@ -105,7 +105,7 @@ def _problem(
             continue
         at = None if differ is None else np.unravel_index(int(differ.argmax()), differ.shape)
         element = None if at is None else _element(name, index, at, value, truth, math.inf, 0.0)
-        return OutputError(name, math.inf, math.inf, element=element, problem=sentence, own_rms=1.0)
+        return unusable(name, sentence, element)
     return None
 
 

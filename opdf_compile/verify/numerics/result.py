@@ -154,6 +154,11 @@ class NumericsResult:
     notes: tuple[str, ...] = ()
 
 
+def unusable(output: str, problem: str, element: Element | None = None) -> OutputError:
+    """An output with a fault that no tolerance excuses."""
+    return OutputError(output, math.inf, math.inf, element=element, problem=problem, own_rms=1.0)
+
+
 def ratio(error: float, tolerance: float) -> float:
     """Error over tolerance; any error is infinitely above a tolerance of 0."""
     if tolerance > 0:

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from opdf_compile.errors import ArtefactError, DeviceError
+from opdf_compile.errors import DeviceError
 from opdf_compile.verify.runtime.sessions import Device, open_session
 
 # onnx.TensorProto.BFLOAT16; numpy has no such dtype, so the runtime takes its bits.
 _BFLOAT16 = 16
+_PREFIX = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : (Non-zero status code returned while running )?"
+)
+_MEMORY = ("failed to allocate memory", "out of memory", "bad allocation", "bad_alloc")
+
+
+class RunFailed(DeviceError):
+    """The runtime does not run a model on some inputs.
+
+    Attributes:
+        reason: What it says, on one line.
+        of_memory: Whether memory ran out: a limit of the machine, not of the model.
+    """
+
+    def __init__(self, model: Path, error: Exception) -> None:
+        """Name the model and the runtime's reason."""
+        self.reason = _reason(error)
+        self.of_memory = any(words in str(error).lower() for words in _MEMORY)
+        super().__init__(
+            f"onnxruntime cannot run {model} on its check data ({self.reason}), wanted a model "
+            "that runs; export it again, or try another --device"
+        )
 
 
 class Runner:
@@ -27,6 +50,7 @@ class Runner:
         """
         self._session = open_session(model, device)
         self._model = model
+        self.on_cpu = device.name == "cpu"
         self.input_names = tuple(value.name for value in self._session.get_inputs())
         self.output_names = tuple(value.name for value in self._session.get_outputs())
 
@@ -34,30 +58,20 @@ class Runner:
         """Outputs by name.
 
         Raises:
-            ArtefactError: The inputs have other shapes or dtypes than the model's.
-            DeviceError: The runtime fails on these inputs.
+            RunFailed: The runtime fails on these inputs, or they are not the model's.
         """
-        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
-
         feed = {name: _value(array) for name, array in inputs.items() if name in self.input_names}
         try:
             found = self._session.run_with_ort_values(list(self.output_names), feed)
-        except InvalidArgument as error:
-            raise ArtefactError(
-                f"{self._model} does not take the inputs of its check data ({_reason(error)}); "
-                "give the check data that was exported with this model"
-            ) from error
         except Exception as error:  # onnxruntime raises classes of its own, without a common base.
-            raise DeviceError(
-                f"onnxruntime cannot run {self._model} on its check data ({_reason(error)}), "
-                "wanted a model that runs; export it again, or try another --device"
-            ) from error
+            raise RunFailed(self._model, error) from error
         return {n: _array(value) for n, value in zip(self.output_names, found, strict=True)}
 
 
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200].rstrip(".")
+    # "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status ..." says nothing to a user.
+    return _PREFIX.sub("", lines[0])[:200].rstrip(".")
 
 
 def _value(array: Any) -> Any:

@@ -379,6 +379,6 @@ def test_inputs_that_the_graph_does_not_take_are_one_sentence(tmp_path: Path) ->
     entries = check_entries(path, evidence(weights()))
     entries["s2.in.x"] = np.zeros((1, 23), np.float32)
     check = write_check(tmp_path / "c.check.npz", entries)
-    with pytest.raises(ArtefactError, match="does not take the inputs") as caught:
+    with pytest.raises(ArtefactError, match=r"does not fit .*shape \(1, 23\)") as caught:
         check_numerics(path, check, CPU)
     assert "\n" not in str(caught.value)
