@@ -251,7 +251,7 @@ def test_the_page_says_what_the_rows_say():
     text = page(figures)
     assert "| step an over-parameterised one | 2 (66.7 %) |" in text
     assert "| own/Raises | steps: RuntimeError: my own words" in text
-    assert "| Hidden | silently wrong | yes | **wrong** | **wrong** | **wrong** | - |" in text
+    assert "| Hidden | silently wrong | yes | yes | **wrong** | **wrong** | - |" in text
     assert "| SGD | works | yes | yes | yes | yes | - |" in text
     rows[0]["verdict"] = "refused"
     assert page({**figures, "totals": totals(rows)}) != text

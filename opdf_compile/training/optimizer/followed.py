@@ -6,6 +6,8 @@ before a state is saved or loaded, the wrapped optimizer's groups are brought to
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
@@ -16,7 +18,7 @@ from opdf_compile.training.optimizer.arguments import homes, require_known
 from opdf_compile.training.optimizer.decay import shares_of
 from opdf_compile.training.optimizer.decay_rule import Rule
 from opdf_compile.training.optimizer.following import hand_over, standing
-from opdf_compile.training.optimizer.groups import Group, Links, outer_groups, tensors
+from opdf_compile.training.optimizer.groups import Group, Links, decays, outer_groups, tensors
 from opdf_compile.training.optimizer.inner_state import bound
 from opdf_compile.training.optimizer.named_state import NamedState
 from opdf_compile.training.optimizer.rates import core_rates
@@ -40,7 +42,8 @@ class Followed(NamedState):
     _split: bool
     _rule: Rule
     _aside: dict[Tensor, named.State]
-    _laid: Laid
+    _laid: tuple[Laid, frozenset[int]]
+    _by_entry: bool
 
     def absorb(self) -> tuple[str, ...]:
         """Take the weights as they are now."""
@@ -70,16 +73,30 @@ class Followed(NamedState):
             self.param_groups.pop()
             raise
 
-    def _laid_out(self, groups: list[Group], places: Places) -> Links:
+    def _laid_out(self, groups: list[Group], places: Places, whole: Collection[int]) -> Links:
         units, module = self.program.units, self.program.module
         return Links(
             groups,
             stepped(groups, units, places),
             {id(standing(module, entry.key)) for entry in self.plan.entries},
             split=self._split,
+            whole=whole,
             rates=core_rates(units),
             shares=shares_of(units) if self._rule is Rule.OWN else None,
         )
+
+    def _whole(self, groups: list[Group]) -> frozenset[int]:
+        """Places of the groups that need no second one for their cores; see `Links`.
+
+        A class that goes entry by entry does not know the difference, and keeps the layout that it
+        has when somebody lets its groups decay.
+        """
+        if not self._split or self._by_entry:
+            return frozenset()
+        return frozenset(place for place, group in enumerate(groups) if not decays(group))
+
+    def _as_laid(self) -> tuple[Laid, frozenset[int]]:
+        return laid(self.param_groups), self._whole(self.param_groups)
 
     def _follow_parameters(self) -> None:
         """Go after what others have done to parameters and to param groups since the last call.
@@ -90,7 +107,7 @@ class Followed(NamedState):
         new = self._names.replaced(self.param_groups)
         if new:
             self._go_over(new)
-        if self._laid != laid(self.param_groups):
+        if self._laid != self._as_laid():
             self._regroup()
 
     def _regroup(self) -> None:
@@ -115,11 +132,11 @@ class Followed(NamedState):
         try:
             for unit in odd:
                 take_apart(self.program, unit, self.inner)
-            links = self._laid_out(groups, places)
+            links = self._laid_out(groups, places, self._whole(groups))
             fresh = move(self.inner, self._links, links)
         finally:
             put_aside(self.inner, self._aside)
-        self._links, self._place_of, self._laid = links, places, laid(groups)
+        self._links, self._place_of, self._laid = links, places, self._as_laid()
         links.adopt(groups, self.inner.param_groups, fresh)
         links.push(groups, self.inner.param_groups, apart=True)
         self._names.update(dict(module.named_parameters()))

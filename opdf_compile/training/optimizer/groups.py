@@ -8,6 +8,9 @@ The outer groups show the options as the wrapped optimizer has them. Schedulers 
 those, and what they changed since the last look is copied inwards before each step; what the
 wrapped optimizer changes by itself (a step size that it estimates, the mode that it is in) is
 copied outwards after it, and never overwritten.
+
+Some classes keep a figure for each group, or go by the places in it. Where nothing decays there is
+no need for two: such a group is one, {b, cores of W_1, W_2; lr, 0, ..}.
 """
 
 from __future__ import annotations
@@ -69,6 +72,11 @@ def options_of(group: Mapping[str, Any]) -> Group:
     return {key: value for key, value in group.items() if key not in _OWN}
 
 
+def decays(group: Mapping[str, Any]) -> bool:
+    """Whether a group has a weight decay other than 0."""
+    return bool(float(group.get("weight_decay", 0)))
+
+
 class Links:
     """The inner groups of each outer group.
 
@@ -77,6 +85,8 @@ class Links:
         cores: For each outer group the cores of its matched weights.
         matched: Ids of the matched weights.
         split: Whether the cores get groups of their own, without the weight decay of W.
+        whole: Places of outer groups that are not split all the same, because nothing decays in
+            them.
         rates: By id of a core the factor of its learning rate, where it is not 1.
         shares: By id of a core the factor of the weight decay that the wrapped optimizer gives it;
             0 where it is left out.
@@ -89,11 +99,11 @@ class Links:
         matched: set[int],
         *,
         split: bool,
+        whole: Collection[int] = (),
         rates: Mapping[int, float] | None = None,
         shares: Mapping[int, float] | None = None,
     ) -> None:
         """Lay out the inner groups."""
-        self.split = split
         self._rate_of = dict(rates or {})
         self._share_of = dict(shares or {})
         self.inner: list[Group] = []
@@ -103,16 +113,18 @@ class Links:
         # By outer group, the options as last seen there, and as last seen where they come from.
         self._seen: list[dict[str, Look]] = []
         self._shown: list[dict[str, Look]] = []
-        for group, stepped in zip(outer, cores, strict=True):
+        for place, (group, stepped) in enumerate(zip(outer, cores, strict=True)):
             rest = [p for p in tensors(group) if id(p) not in matched]
-            self.add(group, rest, stepped)
+            self._add(group, rest, stepped, split and place not in whole)
 
-    def add(self, group: Group, rest: list[Tensor], stepped: list[nn.Parameter]) -> list[Group]:
-        """Lay out one more outer group; returns its inner groups."""
+    def _add(
+        self, group: Group, rest: list[Tensor], stepped: list[nn.Parameter], split: bool
+    ) -> None:
+        """Lay out one more outer group."""
         options = options_of(group)
-        usual, scaled = self._by_factors(stepped)
+        usual, scaled = self._by_factors(stepped, split)
         # Cores are plain tensors; torch's foreach and fused steps take no DTensor beside those.
-        apart = self.split or is_sharded(rest)
+        apart = split or is_sharded(rest)
         members: list[Laid] = [(rest, {}), usual]
         if not apart:
             members = [([*rest, *usual[0]], usual[1])]
@@ -126,15 +138,15 @@ class Links:
         self._seen.append({})
         self._shown.append({})
         self.inner.extend(made)
-        return made
 
-    def _by_factors(self, cores: list[nn.Parameter]) -> tuple[Laid, list[Laid]]:
+    def _by_factors(self, cores: list[nn.Parameter], split: bool) -> tuple[Laid, list[Laid]]:
         """The cores by what their options are times: those with the usual rate, and the others."""
-        bare = {"weight_decay": 0.0} if self.split else {}
+        bare = {"weight_decay": 0.0} if split else {}
+        shares = self._share_of if split else {}
         found: dict[tuple[float, float], list[Tensor]] = {(1.0, 0.0): []}
         for core in cores:
             rate = self._rate_of.get(id(core), 1.0)
-            found.setdefault((rate, self._share_of.get(id(core), 0.0)), []).append(core)
+            found.setdefault((rate, shares.get(id(core), 0.0)), []).append(core)
         laid: list[Laid] = []
         for (rate, share), params in found.items():
             factors = dict(bare) if share == 0.0 else {"weight_decay": share / rate}

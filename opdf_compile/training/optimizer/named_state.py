@@ -6,7 +6,8 @@ other parameter:    what the wrapped optimizer keeps
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +20,7 @@ from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer import state as named
 from opdf_compile.training.optimizer.alignment import Alignment
 from opdf_compile.training.optimizer.following import Names
-from opdf_compile.training.optimizer.groups import Group, Links
+from opdf_compile.training.optimizer.groups import Group, Links, decays
 from opdf_compile.training.optimizer.inner_state import InnerState, bound, taken
 from opdf_compile.training.optimizer.layout import labels_of, layout_of
 from opdf_compile.training.optimizer.plain_reading import Reader
@@ -195,9 +196,28 @@ class NamedState(Optimizer):
         # Unsharded parameters are other objects, and their state would find nobody.
         self._follow_parameters()
         self.program.require_held()
-        load_state(self, states, fingerprints, groups, class_state)
+        with self._decaying_as(groups):
+            load_state(self, states, fingerprints, groups, class_state)
         self._mode = None  # The state may have been saved in the other mode.
         self._show_cores()
+
+    @contextlib.contextmanager
+    def _decaying_as(self, saved: list[Group]) -> Iterator[None]:
+        """Decay, or do not, as what is to be loaded: the inner groups may be laid out by that."""
+        key = "weight_decay"
+        odd = [
+            (group, group[key], wanted[key])
+            for group, wanted in zip(self.param_groups, saved, strict=False)
+            if key in group and key in wanted and decays(group) != decays(wanted)
+        ]
+        for group, _before, wanted in odd:
+            group[key] = named.own(wanted)
+        try:
+            yield
+        except BaseException:
+            for group, before, _wanted in odd:
+                group[key] = before
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """The state of an ordinary optimizer: plain tensors and values.

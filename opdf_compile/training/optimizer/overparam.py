@@ -27,7 +27,9 @@ from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer import state as named
 from opdf_compile.training.optimizer.alignment import Alignment, require_alignable
 from opdf_compile.training.optimizer.arguments import (
+    ELEMENTWISE,
     batching_of,
+    class_of,
     homes,
     name_of,
     needs_closure,
@@ -40,10 +42,10 @@ from opdf_compile.training.optimizer.decay_rule import Rule, require_rule, rule_
 from opdf_compile.training.optimizer.early import moves_early
 from opdf_compile.training.optimizer.followed import Followed
 from opdf_compile.training.optimizer.following import Names
-from opdf_compile.training.optimizer.groups import Group, outer_groups
+from opdf_compile.training.optimizer.groups import Group, decays, outer_groups
 from opdf_compile.training.optimizer.inner_state import bound, start_anew
 from opdf_compile.training.optimizer.probing import build, probe, require_others
-from opdf_compile.training.optimizer.regrouping import Places, laid
+from opdf_compile.training.optimizer.regrouping import Places
 from opdf_compile.training.optimizer.stepping import Step
 from opdf_compile.training.optimizer.summary import Summary
 from opdf_compile.training.optimizer.switching import switch, watch
@@ -155,7 +157,8 @@ class Overparam(Followed):
             alignment.attach(self.program)
         self._place_of: Places = dict(place_of)
         self._aside: dict[Tensor, named.State] = {}
-        self._links = self._laid_out(groups, self._place_of)
+        self._by_entry = class_of(optimizer_class) in ELEMENTWISE
+        self._links = self._laid_out(groups, self._place_of, self._whole(shown))
         self._make = functools.partial(optimizer_class, **options)
         self.inner = self.program.ranks.together(
             lambda: build(optimizer_class, self._links.inner, options)
@@ -166,7 +169,7 @@ class Overparam(Followed):
         self._mode: str | None = None
         watch(self.inner, self._follow_switch)
         self._names = Names(student)
-        self._laid = laid(self.param_groups)
+        self._laid = self._as_laid()
         self._show_cores()
 
     @torch.no_grad()
@@ -214,7 +217,7 @@ class Overparam(Followed):
     def _require_decay(self, groups: list[Group], name: str) -> None:
         if not self._split:
             return
-        decaying = [group for group in groups if float(group.get("weight_decay", 0))]
+        decaying = [group for group in groups if decays(group)]
         if decaying:
             require_multilinear(self.plan)
             require_rule(self._rule, name)
@@ -230,7 +233,7 @@ class Overparam(Followed):
         if place is None or self._rule is Rule.OWN:
             return 1.0
         group = self.param_groups[place]
-        if not self._split or not float(group.get("weight_decay", 0)):
+        if not self._split or not decays(group):
             return 1.0
         return 1.0 - float(group["lr"]) * float(group["weight_decay"])
 

@@ -26,11 +26,9 @@ from opdf_compile.graph.as_before import class_as_before
 from opdf_compile.plan.value import Plan
 from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of, name_of
 from opdf_compile.training.optimizer.groups import Group, options_of, tensors
+from opdf_compile.training.optimizer.refusals import refusal, refused_other
 from opdf_compile.training.optimizer.state import own
 from opdf_compile.training.optimizer.switching import switch
-
-# What opdf.plan takes and Overparam does not.
-_PLANS = ("overhead", "include", "exclude", "min_size", "parametrization")
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,8 @@ def probe(make: Maker, options: Mapping[str, Any], groups: Sequence[Group]) -> P
         try:
             made, matrices = _tried(make, options, groups, 2), True
         except Exception:
-            raise InputError(_refusal(make, options, groups, as_cores)) from as_cores
+            bare = _takes_only_tensors(make, options)
+            raise InputError(refusal(make, options, groups, as_cores, bare=bare)) from as_cores
     if not isinstance(made, Optimizer):
         raise InputError(
             f"optimizer_class made a {type(made).__name__}, wanted a torch.optim.Optimizer; give "
@@ -152,6 +151,24 @@ def _tried(make: Maker, options: Mapping[str, Any], groups: Sequence[Group], axe
         return make([_small(group, [axes]) for group in groups], **owned(options))
 
 
+def _takes_only_tensors(make: Maker, options: Mapping[str, Any]) -> bool:
+    """Whether a class that refuses groups takes the parameters themselves."""
+    try:
+        with trying(make):
+            make([nn.Parameter(torch.zeros(1, 1))], **owned(options))
+            return not _takes_groups(make, options)
+    except Exception:
+        return False
+
+
+def _takes_groups(make: Maker, options: Mapping[str, Any]) -> bool:
+    try:
+        make([{"params": [nn.Parameter(torch.zeros(1, 1))]}], **owned(options))
+    except Exception:
+        return False
+    return True
+
+
 def _small(group: Group, axes: Collection[int]) -> Group:
     """A group with these options over one small tensor for each number of axes."""
     small = [nn.Parameter(torch.zeros([1] * count)) for count in axes]
@@ -182,25 +199,6 @@ def owned(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _refusal(
-    make: Maker, options: Mapping[str, Any], groups: Sequence[Group], error: Exception
-) -> str:
-    asked = [name for name in _PLANS if name in options]
-    if asked:
-        return (
-            f"{asked[0]} is an option of plan, not of Overparam or {name_of(make)}; give "
-            f"plan=opdf.plan(student, {asked[0]}=..)"
-        )
-    of = f"the {len(groups)} param groups with " if len(groups) > 1 else ""
-    keys = dict.fromkeys(key for group in groups for key in options_of(group))
-    within = f", in the groups {', '.join(keys)}" if keys else ""
-    said = str(error) or type(error).__name__
-    return (
-        f"{name_of(make)} refuses {of}the options {', '.join(options) or '(none)'}{within}: {said};"
-        " give options of that optimizer, in each group those that it wants there, or of Overparam"
-    )
-
-
 def require_others(
     make: Maker,
     options: Mapping[str, Any],
@@ -229,17 +227,7 @@ def require_others(
                     make(tried, **owned(options))
             except Exception as error:
                 odd = next(p for p in members if p.ndim == axes)
-                raise InputError(_odd(make, odd, student, error)) from error
-
-
-def _odd(make: Maker, odd: Tensor, student: nn.Module, error: Exception) -> str:
-    name = next((n for n, p in student.named_parameters() if p is odd), "?")
-    return (
-        f"{name_of(make)} refuses the student's {name!r} of shape {tuple(odd.shape)}, which has no "
-        f"cores ({error}); leave such parameters out and step them with an optimizer of their own: "
-        "Overparam([p for p in student.parameters() if p.ndim > 1], .., module=student), and "
-        "torch.optim.AdamW over the others"
-    )
+                raise InputError(refused_other(make, odd, student, error)) from error
 
 
 def build(make: Maker, groups: list[Group], options: Mapping[str, Any]) -> Optimizer:

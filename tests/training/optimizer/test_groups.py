@@ -150,13 +150,11 @@ def test_estimates_of_another_layout_are_left_out() -> None:
     assert [g["lr"] for g in links.inner] == [0.1, 0.1]
 
 
-def test_a_group_may_be_added() -> None:
-    outer, links = make(lr=0.1)
-    added = {"params": [parameter(3)], "lr": 0.3, "weight_decay": 0.1}
-    (made,) = links.add(added, tensors(added), [])
-    outer.append(added)
-    assert made["lr"] == 0.3
-    assert links.places == [[0, 1], [2]]
-    added["lr"] = 0.4
-    links.push(outer, links.inner)
-    assert [g["lr"] for g in links.inner] == [0.1, 0.1, 0.4]
+def test_a_group_without_decay_may_be_left_whole() -> None:
+    outer = [{"params": [W, B], "lr": 0.1, "weight_decay": 0.0}]
+    shares = {id(C): 0.5}
+    split = Links(outer, [[C]], {id(W)}, split=True, shares=shares)
+    assert [ids(g) for g in split.inner] == [[id(B)], [id(C)]]
+    links = Links(outer, [[C]], {id(W)}, split=True, whole=[0], shares=shares)
+    assert [ids(g) for g in links.inner] == [[id(B), id(C)]]
+    assert links.places == [[0]]

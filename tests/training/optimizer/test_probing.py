@@ -337,3 +337,36 @@ def test_trials_leave_what_a_class_counts_as_it_was(with_closure: bool) -> None:
     assert (Counting.steps, Counting.seen) == (1, ["step"])
     assert Counting.latest is opt.inner
     del Counting.latest
+
+
+class OfModel(torch.optim.SGD):
+    """Reads the parameters out of a model."""
+
+    def __init__(self, model: Any, lr: float = 0.1) -> None:
+        super().__init__([p for _, p in model.named_parameters()], lr=lr)
+
+
+class OfTensors(torch.optim.SGD):
+    """Counts the entries of what it is given, which a group has not."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        given = list(params)
+        self.entries = sum(p.numel() for p in given)
+        super().__init__(given, lr=lr)
+
+
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        (
+            OfModel,
+            "OfModel takes a model and no parameters, wanted a class that takes param groups",
+        ),
+        (OfTensors, "OfTensors takes parameters and no param groups, wanted a class"),
+    ],
+)
+def test_a_class_that_takes_something_else_than_groups(kind: Any, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        opdf.Overparam(network(), kind, lr=0.1)
+    with pytest.raises(InputError, match="refuses the options nonsense"):
+        opdf.Overparam(network(), torch.optim.SGD, nonsense=1)
