@@ -17,6 +17,11 @@ _NOT_THE_MODEL = tuple(
     for file in (torch.__file__, sys.modules["opdf_compile"].__file__)
     if file is not None
 )
+# A detector is the usual case: its boxes are chosen by their values, and the layers before are not.
+PART_ALONE = (
+    "wrap the part that a graph can hold (of a detector: backbone and head, without the choice of "
+    "boxes) in a module of its own and export that"
+)
 _LONGEST = 200
 _ON_VALUES = "Python code depends on the value of a tensor"
 _CANNOT_TAKE_APART = "torch.export cannot take apart"

@@ -22,7 +22,7 @@ from opdf_compile.graph import axes as axes_of
 from opdf_compile.graph.axes import AxisNames, Dynamic
 from opdf_compile.graph.caches import without_cache
 from opdf_compile.graph.containers import register_dataclasses
-from opdf_compile.graph.failures import first_line
+from opdf_compile.graph.failures import PART_ALONE, first_line
 from opdf_compile.graph.given import out_spec, trace_programs
 from opdf_compile.graph.ladder import Held, Ladder
 from opdf_compile.graph.module_match import bare, is_lazy
@@ -150,7 +150,10 @@ def _notes(held: Mapping[Phase, Held]) -> list[str]:
                 said.setdefault(f"the rung {rung!r} did not hold{{}}: {reason}", []).append(phase)
         else:
             said.setdefault(_no_graph(h), []).append(phase)
-    return [text.replace("{}", _where(phases, held), 1) for text, phases in said.items()]
+    notes = [text.replace("{}", _where(phases, held), 1) for text, phases in said.items()]
+    if "eval" in held and held["eval"].rung == MODULE:
+        notes.append(f"no export without an eval graph: train the model whole, then {PART_ALONE}")
+    return notes
 
 
 def _no_graph(held: Held) -> str:

@@ -16,7 +16,7 @@ from torch.export import Dim, ExportedProgram
 from opdf_compile.errors import ExportError, TraceError
 from opdf_compile.graph import axes as axes_of
 from opdf_compile.graph.axes import AxisNames, Dynamic
-from opdf_compile.graph.failures import first_line, remedy_of
+from opdf_compile.graph.failures import PART_ALONE, first_line, remedy_of
 from opdf_compile.graph.quiet import quiet_libraries
 from opdf_compile.graph.recorded import recorded_inputs
 from opdf_compile.graph.sharing import deep_copy
@@ -241,7 +241,7 @@ def _require_graph(traced: Traced) -> None:
     reason = traced.reasons.get("eval", "its eval phase was not traced")
     raise TraceError(
         f"{type(traced.source).__name__} cannot be exported: no graph can hold its eval phase "
-        f"({reason}), wanted {remedy_of(reason)}"
+        f"({reason}), wanted {remedy_of(reason)}; or {PART_ALONE}"
     )
 
 
