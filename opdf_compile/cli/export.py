@@ -65,10 +65,12 @@ def command(
         )
         from opdf_compile.io.onnx.export import exported, write
 
+        # Without inputs an ONNX student draws its own, and others where no graph holds the first.
+        drawn = all(model.drawn for model in (loaded, untouched) if model)
         with terminal.busy(f"exporting {loaded.name}"):
             student, plain = exported(
                 loaded.model,
-                loaded.args,
+                () if drawn else loaded.args,
                 loaded.kwargs,
                 reference=untouched.model if untouched else None,
                 dynamic=loaded.dynamic,

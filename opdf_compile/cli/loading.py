@@ -51,8 +51,12 @@ def load_traced(terminal: Terminal, options: ModelOptions) -> Traced:
     """
     loaded = load(terminal, options)
     from opdf_compile.graph import trace
+    from opdf_compile.io.onnx_student.examples import trace_drawn
+    from opdf_compile.io.onnx_student.student import OnnxStudent
 
     with terminal.busy(f"tracing {loaded.name}"):
+        if loaded.drawn and isinstance(loaded.model, OnnxStudent):
+            return trace_drawn(loaded.model)
         return trace(loaded.model, loaded.args, loaded.kwargs, dynamic=loaded.dynamic)
 
 

@@ -29,6 +29,7 @@ class LoadedModel:
         dynamic: A letter or number per axis of each input, or None: the first axis of all is free.
         name: A short name for messages and files.
         kind: Which kind of MODEL it was.
+        drawn: Whether the example inputs were drawn from declared types alone.
         notes: What a user should know, in sentences.
         folder: The folder of an `hf:` model.
         extra_files: Configuration and tokenizer files of an `hf:` model, which a bundle carries.
@@ -41,6 +42,7 @@ class LoadedModel:
     dynamic: dict[str, tuple[str | int | None, ...]] | None = None
     name: str = "model"
     kind: Kind = "callable"
+    drawn: bool = False
     notes: tuple[str, ...] = ()
     folder: Path | None = None
     extra_files: tuple[Path, ...] = ()

@@ -15,7 +15,7 @@ from opdf_compile.graph.signature import Inputs
 from opdf_compile.graph.trace import Traced, trace
 from opdf_compile.io.check_data import CheckData
 from opdf_compile.io.evidence import gather
-from opdf_compile.io.onnx_student.examples import example_inputs
+from opdf_compile.io.onnx_student.examples import trace_drawn
 from opdf_compile.io.onnx_student.student import OnnxStudent
 from opdf_compile.io.onnx_student.values import as_tensor
 from opdf_compile.io.onnx_student.writing import write_back
@@ -56,9 +56,11 @@ def file_and_check(
                 "keeps the graph of its file; leave it out, or export the PyTorch model"
             )
     model = write_back(student)
-    args, kwargs = inputs if any(inputs) else (tuple(example_inputs(student).values()), {})
     axes = student.dynamic if dynamic is None else dynamic
-    traced = trace(student, args, kwargs, dynamic=axes, phases=("eval",))
+    if any(inputs):
+        traced = trace(student, *inputs, dynamic=axes, phases=("eval",))
+    else:
+        traced = trace_drawn(student, dynamic=axes, phases=("eval",))
     if "eval" not in traced.programs:
         raise ExportError(
             f"torch.export cannot hold {student.source.name} as a graph, which the check data is "

@@ -39,5 +39,6 @@ def load_student(match: re.Match[str], options: InputOptions) -> LoadedModel:
         dynamic=student.dynamic,
         name=path.stem,
         kind="onnx",
+        drawn=not options,
         notes=student.notes,
     )
