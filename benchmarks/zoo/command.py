@@ -1,7 +1,7 @@
 """The zoo's command line.
 
 Usage: python benchmarks/zoo [--only GLOB,GLOB] [--jobs N] [--export half|all|none] [--shard I/N]
-           [--json FILE] [--resume] [--page FILE] [--render]
+           [--json FILE] [--resume] [--keep] [--page FILE] [--render]
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> None:
     report = Report(SCHEMA, options.json)
     known = _kept(options, names)
     waiting = [name for name in names if name not in known]
-    rows = travel_all(waiting, options, report, known)
+    rows = travel_all(waiting, options, report, {**_earlier(options), **known})
     report.show(result_table(rows), reason_table(rows), totals_table(totals(rows)))
     report.write(_environment(options), rows, totals=totals(rows))
     if options.page:
@@ -54,14 +54,14 @@ def travel_all(
     order = list(ARCHITECTURES)
     limits = Limits(options.seconds, options.mib)
     with report.progress("zoo") as bar:
-        for row in run(
+        rows_of_run = run(
             names,
             lambda name: {"cores": options.cores, "export": exported(name, options.export)},
             jobs=options.jobs,
             limits=limits,
-        ):
+        )
+        for done, row in enumerate(rows_of_run, start=1):
             rows[row["name"]] = row
-            done = len(rows) - len(known)
             report.show(line(row, done, len(names)))
             bar.callback(row["name"], done / len(names))
             ordered = sorted(rows.values(), key=lambda r: order.index(r["name"]))
@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--mib", type=float, default=6144.0, help="memory for each (default 6144)")
     made.add_argument("--json", metavar="FILE", help="write the figures as JSON; - is stdout")
     made.add_argument("--resume", action="store_true", help="keep the rows of --json that passed")
+    made.add_argument("--keep", action="store_true", help="keep the rows that this run has not")
     made.add_argument("--page", metavar="FILE", help="write the page from the figures")
     made.add_argument("--render", action="store_true", help="only write --page from --json")
     made.add_argument("--list", action="store_true", help="print the names that --only covers")
@@ -96,8 +97,8 @@ def _chosen(options: argparse.Namespace) -> tuple[str, ...]:
     target = options.json
     if target not in (None, "-") and not Path(target).parent.is_dir():
         fail(f"--json is {target}, whose folder does not exist; create it or name another")
-    if (options.resume or options.page) and target in (None, "-"):
-        fail("--resume and --page need the file that --json names; give --json FILE")
+    if (options.resume or options.keep or options.page) and target in (None, "-"):
+        fail("--resume, --keep and --page need the file that --json names; give --json FILE")
     names = named(options.only)
     if not names:
         fail(f"--only is {options.only!r}, which names no architecture; --list prints them")
@@ -122,6 +123,13 @@ def _kept(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Row]:
         and row["status"] == "passed"
         and row["export_asked"] == exported(row["name"], options.export)
     }
+
+
+def _earlier(options: argparse.Namespace) -> dict[str, Row]:
+    """All rows of --json, each of them until this run has another."""
+    if not options.keep or not Path(options.json).exists():
+        return {}
+    return {r["name"]: r for r in _load(options.json)["rows"] if r["name"] in ARCHITECTURES}
 
 
 def _load(path: str) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import opdf_compile as opdf
 from opdf_compile.graph.trace import first_line
 from zoo.agreement import Agreement, compare, outputs, tolerances
 from zoo.architecture import Architecture, Inputs
+from zoo.attributes import Attributes
 from zoo.census import census, coverage
 from zoo.checks import (
     CheckFailed,
@@ -35,7 +36,8 @@ from zoo.checks import (
     unchanged,
 )
 from zoo.forms import FORMS, Form
-from zoo.rows import peak_mib
+from zoo.other_sizes import run_at_other_sizes
+from zoo.rows import date_of_today, peak_mib
 
 BATCH, OTHER_BATCH = 2, 3
 RATE = 1e-3
@@ -74,8 +76,11 @@ class Journey:
         self.before = Snapshot.of(self.model)
 
     def trace(self) -> None:
-        """One graph per phase, by the strictest rung that holds."""
+        """One graph per phase, by the strictest rung that holds; no submodule keeps anything."""
+        attributes = Attributes.of(self.model)
         self.traced = opdf.trace(self.model, self.inputs)
+        attributes.require_same(self.model, "trace")
+        self.row["attributes"] = len(attributes.entries)
         self.row.update(rung=self.traced.rung, rungs=dict(self.traced.rungs))
         self.row["notes"] = list(self.traced.notes)
         self.row["batch"] = self._batch()
@@ -147,21 +152,28 @@ class Journey:
         self.before.require_same(self.model)
 
     def export(self) -> None:
-        """Structure and numbers of the folded student's file against the untouched one's."""
+        """Structure and numbers against the untouched student's file; the free axes are free."""
+        both = {m: Attributes.of(m) for m in (self.model, self.folded)}
         with tempfile.TemporaryDirectory() as folder:
             bundle = Path(folder) / "bundle"
             opdf.export_onnx(self.folded, self.inputs, bundle, reference=self.model)
+            for module, attributes in both.items():
+                attributes.require_same(module, "export")
             report = opdf.verify(bundle, only="structure,numerics")
+            sizes = run_at_other_sizes(self.folded, self.architecture, bundle / "student.onnx")
         self.row["export"] = {
             "structure": report.structure.verdict,
             "numerics": report.numerics.verdict,
             "nodes": report.structure.nodes,
             "error": report.numerics.max_rel_error,
             "differences": list(report.structure.differences[:3]),
+            "sizes": sizes,
         }
         self.before.require_same(self.model)
         if not report:
             raise CheckFailed(_refuted(report))
+        if self._eval_is_free() and not sizes:
+            raise CheckFailed("the file fixes the batch, which the eval graph leaves free")
 
     def _round_trip(self) -> None:
         """Folded at once, the student is the one that came."""
@@ -180,6 +192,9 @@ class Journey:
         if self.traced.rung == "module" or (free and len(free) == len(tensors) and all(free)):
             return "free"
         return "partly" if any(free) else "fixed"
+
+    def _eval_is_free(self) -> bool:
+        return any(axes.get(0) for axes in self.traced.axis_names.values())
 
     def _require_agreement(
         self, student: nn.Module, batch: int, errors: dict[str, float], what: str
@@ -260,6 +275,7 @@ def new_row(architecture: Architecture, export: bool) -> dict[str, Any]:
         "reason": None,
         "step": None,
         "reached": None,
+        "date": date_of_today(),
         "export_asked": export,
         "seconds": {},
         "processor_seconds": 0.0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from zoo.report import folded, reasons, share, total_lines, verdict
@@ -17,7 +17,11 @@ What is checked on each model:
 """
 
 _CHECKS = (
-    ("trace", "the strictest rung that holds is named; a free batch axis is run at another size"),
+    (
+        "trace",
+        "the strictest rung that holds is named; a free batch axis is run at another size; no "
+        "attribute, buffer or cache of any submodule is changed, added or lost",
+    ),
     (
         "match",
         "each weight of a Linear or Conv layer, counted apart from the matcher, is a match or a "
@@ -37,7 +41,8 @@ _CHECKS = (
     (
         "export",
         "structure and numbers against the untouched student's file (every second model of a "
-        "library)",
+        "library); each free axis of the file at two other sizes, 1 among them, in onnxruntime "
+        "against the module; no attribute changed by it",
     ),
 )
 
@@ -66,6 +71,7 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     yield _HEAD
     yield from _table(("step", "must hold"), iter(_CHECKS))
     yield _NOTES
+    yield _dates(rows)
     yield _versions(figures["environment"])
     yield ""
     yield from _table(
@@ -98,7 +104,7 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield from _table(
         ("model", "class", "verdict", "rung", "batch", "parameters", "matches", "refusals")
-        + ("share", "scale", "processor s", "peak MiB"),
+        + ("share", "scale", "processor s", "peak MiB", "run"),
         (_row(row) for row in rows),
     )
 
@@ -118,6 +124,23 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{row['scale']:.2f}" if "scale" in row else "-",
         f"{row['processor_seconds']:.1f}",
         f"{row['peak_mib'] or 0:.0f}",
+        row.get("date", "-"),
+    )
+
+
+def _dates(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which rows are of which run; those without a date are older than two of the checks."""
+    dates = sorted({row["date"] for row in rows if "date" in row})
+    dated = sum("date" in row for row in rows)
+    if not dates:
+        return "No row is of a run that looked at attributes and at other sizes of a file.\n"
+    span = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    said = f"{dated} of {len(rows)} rows are of {span}"
+    if dated == len(rows):
+        return f"{said}.\n"
+    return (
+        f"{said}. The others, without a date below, are of the full run before, which looked "
+        "neither at attributes nor at other sizes of a file.\n"
     )
 
 

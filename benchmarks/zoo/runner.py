@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from zoo.rows import date_of_today
 from zoo.worker import Row, work
 
 _PAUSE = 0.1
@@ -151,6 +152,7 @@ def empty_row(name: str) -> Row:
         "reason": None,
         "step": "start",
         "reached": None,
+        "date": date_of_today(),
         "export_asked": False,
         "seconds": {},
         "processor_seconds": 0.0,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from zoo import command
 from zoo.architectures import ARCHITECTURES
 from zoo.command import SCHEMA, main
 from zoo.page import page
@@ -90,6 +91,23 @@ def test_totals_count_failures_and_shares():
     assert found["silent"] == 1 and found["rungs"] == {"dynamic": 2}
 
 
+def test_older_rows_are_told_apart_and_not_counted_as_looked_at():
+    new = {**ROW, "name": "timm/n", "date": "2026-01-02", "attributes": 9, "export_asked": True}
+    sizes = {**new, "export": {"sizes": {"batch": {"1": 0.1}}}}
+    lost = {**FAILED, "date": "2026-01-03"}
+    found = totals([ROW, sizes, {**new, "export": {"sizes": {}}}, lost])
+    assert (found["attributes_same"], found["attributes_looked_at"]) == (2, 3)
+    assert (found["sizes_run"], found["sizes_looked_at"]) == (1, 3)
+
+    def said(*rows: dict[str, Any]) -> str:
+        return page(figures_of(*rows))
+
+    assert "2 of 3 rows are of 2026-01-02 to 2026-01-03. The others" in said(ROW, sizes, lost)
+    assert "1 of 1 rows are of 2026-01-02.\n" in said(sizes)
+    assert "No row is of a run" in said(ROW) and "| 400 | - |" in said(ROW)
+    assert "| 400 | 2026-01-02 |" in said(sizes)
+
+
 def test_a_model_that_failed_in_export_reached_fold():
     row = {**ROW, "status": "failed", "step": "export", "export_asked": True, "reason": "no"}
     assert totals([row])["folded"] == 1 and totals([row])["export_passed"] == 0
@@ -97,10 +115,10 @@ def test_a_model_that_failed_in_export_reached_fold():
     assert totals([before])["folded"] == 0
 
 
-def test_a_failure_is_shown_by_name_and_reason():
-    figures = {
-        "rows": [ROW, FAILED],
-        "totals": totals([ROW, FAILED]),
+def figures_of(*rows: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "rows": list(rows),
+        "totals": totals(rows),
         "environment": {
             "versions": {"torch": "1", "timm": "2", "transformers": "3"},
             "device": {"name": "cpu"},
@@ -108,13 +126,32 @@ def test_a_failure_is_shown_by_name_and_reason():
             "options": {"cores": 2, "jobs": 1},
         },
     }
-    text = page(figures)
+
+
+def test_a_failure_is_shown_by_name_and_reason():
+    text = page(figures_of(ROW, FAILED))
     assert "| timm/b | build | ImportError: no \\| such &lt;thing> |" in text
     assert "| is tied to an embedding of N rows | 1 | 1 |" in text
     assert "failed: build" in line(FAILED, 1, 2) and "no | such" in line(FAILED, 1, 2)
     for made in (result_table, reason_table):
         assert made([ROW, FAILED]).row_count >= 1
-    assert totals_table(figures["totals"]).row_count > 10
+    assert totals_table(totals([ROW, FAILED])).row_count > 10
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_rows_of_an_earlier_run_stay_until_they_are_measured_again(
+    keep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first, second = list(ARCHITECTURES)[:2]
+    file = tmp_path / "zoo.json"
+    old = [{**ROW, "name": first}, {**ROW, "name": second}]
+    file.write_text(json.dumps({"schema": SCHEMA, "rows": old}))
+    new = {**ROW, "name": second, "date": "2026-01-02", "matches": 4}
+    monkeypatch.setattr(command, "run", lambda names, *_, **__: iter([new]))
+    main(["--only", second, "--json", str(file), *(["--keep"] if keep else [])])
+    found = json.loads(file.read_text())
+    assert found["rows"] == ([old[0], new] if keep else [new])
+    assert found["totals"]["matches"] == (7 if keep else 4)
 
 
 def test_sizes_in_reasons_are_one_reason():
@@ -129,6 +166,7 @@ def test_sizes_in_reasons_are_one_reason():
         (["--shard", "3/2"], "--shard is '3/2'"),
         (["--jobs", "0"], "--jobs is 0"),
         (["--json", "no/such/folder.json"], "folder does not exist"),
+        (["--keep"], "need the file that --json names"),
         (["--resume"], "need the file that --json names"),
         (["--render", "--page", "x.md"], "--render needs --json"),
         (["--render", "--json", "no.json", "--page", "x.md"], "no.json cannot be read"),
