@@ -15,7 +15,7 @@ from optimizers.catalogue import Offer
 from optimizers.forms import Checkpointed, Cores, Form, Over, Run
 from optimizers.oracle import distance, equal, misfit
 
-MORE = 6
+MORE = 4
 # How much further than its own rounding takes it a trajectory may be from the reference, as in the
 # zoo; below this share of the way nothing is told apart that three steps in float32 could show.
 _FACTOR, _LEAST, _DRAWS = 10.0, 1e-3, 3

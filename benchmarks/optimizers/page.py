@@ -25,13 +25,14 @@ _CHECKS = (
     ),
     (
         "as on the cores",
-        "the weights are those of the same class over the cores themselves, in a "
-        "student composed in its forward, within ten times what rounding its start changes",
+        "without weight decay the weights are those of the same class over the cores themselves, "
+        "in a student composed in its forward, within ten times what rounding its start changes, "
+        "or a thousandth of the way that they went",
     ),
     (
         "state_dict, checkpoint",
         "a training that is saved, loaded into a new one and gone on with "
-        "ends in the bits of one that was not stopped, where the plain one does",
+        "ends four steps later in the bits of one that was not stopped, where the plain one does",
     ),
     ("train / eval", "both switch the whole student; `fold` gives what evaluation saw"),
 )
@@ -51,7 +52,7 @@ _COLUMNS = (
 )
 # The worst of several outcomes stands in a cell.
 _ORDER = ("wrong", "raw", "refused", "ok", "none")
-_TEXT = 260
+_TEXT = 400
 
 
 def page(figures: Mapping[str, Any]) -> str:

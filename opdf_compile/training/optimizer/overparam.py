@@ -37,6 +37,7 @@ from opdf_compile.training.optimizer.arguments import (
     require_shareable,
     student_of,
 )
+from opdf_compile.training.optimizer.by_group import halved, warn_of_halves
 from opdf_compile.training.optimizer.decay import require_multilinear
 from opdf_compile.training.optimizer.decay_rule import Rule, require_rule, rule_of
 from opdf_compile.training.optimizer.early import moves_early
@@ -140,6 +141,9 @@ class Overparam(Followed):
         self._require_decay(shown, name_of(optimizer_class))
         matched = {id(owned[entry.key]) for entry in self.plan.entries}
         require_others(optimizer_class, options, groups, matched, student)
+        self._by_entry = class_of(optimizer_class) in ELEMENTWISE
+        if self._split and not self._by_entry:
+            warn_of_halves(optimizer_class, options, halved(groups, shown, matched))
         if alignment is not None:
             alignment.check(self.plan, student)
         self.program: WeightProgram = hoist(
@@ -157,7 +161,6 @@ class Overparam(Followed):
             alignment.attach(self.program)
         self._place_of: Places = dict(place_of)
         self._aside: dict[Tensor, named.State] = {}
-        self._by_entry = class_of(optimizer_class) in ELEMENTWISE
         self._links = self._laid_out(groups, self._place_of, self._whole(shown))
         self._make = functools.partial(optimizer_class, **options)
         self.inner = self.program.ranks.together(

@@ -32,6 +32,17 @@ class ByGroup(torch.optim.Optimizer):
                 p.add_(p.grad / max(group["mean"], 1e-6), alpha=-group["lr"])
 
 
+class Together(ByGroup):
+    """The same for each entry by itself, which no grouping changes."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(p.grad.sign(), alpha=-group["lr"])
+
+
 def built(**options: Any) -> tuple[nn.Linear, opdf.Overparam]:
     torch.manual_seed(0)
     student = nn.Linear(12, 8)
@@ -83,6 +94,28 @@ def test_a_group_that_decays_is_two() -> None:
     means = [group["mean"] for group in optimizer.inner.param_groups]
     (mean,) = [group["mean"] for group in without.inner.param_groups]
     assert min(means) < mean < max(means)
+
+
+@pytest.mark.parametrize(
+    ("kind", "decay", "told"),
+    [
+        (ByGroup, 0.1, True),
+        (ByGroup, 0.0, False),
+        (Together, 0.1, False),
+        (torch.optim.SGD, 0.1, False),
+    ],
+)
+def test_a_user_is_told_where_two_groups_are_not_one(
+    kind: Any, decay: float, told: bool, caplog: Any
+) -> None:
+    built(kind=kind, weight_decay=decay)
+    assert ("goes by its param groups" in caplog.text) is told
+
+
+def test_a_group_of_planned_weights_alone_is_one(caplog: Any) -> None:
+    student = nn.Linear(12, 8, bias=False)
+    opdf.Overparam(student, ByGroup, cores=2, weight_decay=0.1)
+    assert not caplog.text
 
 
 def test_a_class_that_goes_entry_by_entry_keeps_its_two() -> None:
