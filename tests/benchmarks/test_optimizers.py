@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,6 +20,8 @@ from optimizers.page import page
 from optimizers.report import completed, line, reason, totals
 from optimizers.student import make_student
 from zoo.runner import empty_row
+
+ROOT = Path(__file__).parents[2]
 
 
 def offered(kind: Any, **need: Any) -> Offer:
@@ -255,6 +258,27 @@ def test_the_page_says_what_the_rows_say():
     assert "| SGD | works | yes | yes | yes | yes | - |" in text
     rows[0]["verdict"] = "refused"
     assert page({**figures, "totals": totals(rows)}) != text
+
+
+def committed() -> dict[str, Any]:
+    file = ROOT / "benchmarks" / "results" / "optimizers.json"
+    figures: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return figures
+
+
+def test_the_page_in_the_docs_is_of_these_results():
+    written = (ROOT / "docs" / "optimizers.md").read_text(encoding="utf-8")
+    assert written == page(committed()), "run: make optimizers"
+
+
+def test_of_the_classes_that_step_plain_nearly_all_step_cores_and_none_is_silently_wrong():
+    figures = committed()
+    found = totals(figures["rows"])
+    assert found == figures["totals"]
+    assert found["classes"] >= 250 and min(of["classes"] for of in found["packages"].values()) > 0
+    assert found["packages"].keys() == catalogue.PACKAGES.keys()
+    assert found["silently wrong"] == found["raw error"] == 0
+    assert found["step an over-parameterised one"] >= 0.95 * found["step a plain student"]
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, capsys: Any):
