@@ -10,7 +10,7 @@ import numpy as np
 import parity
 import pytest
 from exports import forest
-from exports.models import DEFAULT, MODELS
+from exports.models import DEFAULT, MODELS, TRIED
 from exports.page import model_lines
 
 ENVIRONMENT = {
@@ -71,7 +71,7 @@ def test_the_picture(tmp_path: Path) -> None:
 
 
 def test_every_model_names_its_inputs() -> None:
-    assert set(MODELS) == {*DEFAULT, "tiny"}
+    assert set(MODELS) == {*DEFAULT, *TRIED, "tiny"}
     for model in MODELS.values():
         assert all(shape[0] == 3 for shape in model.shapes(3).values())
 
