@@ -112,11 +112,11 @@ def against_one_process(
 
 def _never_reshard() -> None:
     """What the engine would be without it; the crew is thrown away after such a task."""
-    import opdf_compile.training.folding as folding
-    import opdf_compile.training.hoisted.program as program
+    import sys
 
-    for module in (program, folding):
-        module.reshard = lambda student: None  # type: ignore[attr-defined]
+    for name, module in list(sys.modules.items()):
+        if name.startswith("opdf_compile.") and hasattr(module, "reshard"):
+            module.reshard = lambda student: None  # type: ignore[attr-defined]
 
 
 def _sharded(model: nn.Module) -> list[tuple[str, Any]]:
