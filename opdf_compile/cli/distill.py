@@ -173,9 +173,8 @@ def job_table(job: Job) -> Table:
     length = recipe.training
     many = f"{length.epochs} epochs" if length.epochs else f"{length.steps} steps"
     rows.add_row("training", f"{many} of batch {data_batch(job)}, {length.precision}")
-    rate = recipe.optimizer.lr
-    shown = f"matched to {recipe.optimizer.plain_lr:g}" if rate == "matched" else f"{rate:g}"
-    rows.add_row("optimizer", f"{recipe.optimizer.name}, lr {shown}, {recipe.schedule.kind}")
+    rate = f"lr {recipe.optimizer.lr:g}"
+    rows.add_row("optimizer", f"{recipe.optimizer.name}, {rate}, {recipe.schedule.kind}")
     rows.add_row("metric", job.metric.name)
     return rows
 

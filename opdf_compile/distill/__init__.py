@@ -16,7 +16,6 @@ if TYPE_CHECKING:
         every_kth,
         found_map,
     )
-    from opdf_compile.distill.learning_rate import Matched, matched_rate
     from opdf_compile.distill.losses import (
         CorrelationLoss,
         CosineLoss,
@@ -40,7 +39,6 @@ _HOME = {
     "HintonKD": "losses",
     "LayerMap": "layer_map",
     "Loss": "losses",
-    "Matched": "learning_rate",
     "Projection": "losses",
     "ReverseSkewKL": "losses",
     "SkewKL": "losses",
@@ -50,7 +48,6 @@ _HOME = {
     "copy_layers": "layer_map",
     "every_kth": "layer_map",
     "found_map": "layer_map",
-    "matched_rate": "learning_rate",
 }
 
 __all__ = [
@@ -61,7 +58,6 @@ __all__ = [
     "HintonKD",
     "LayerMap",
     "Loss",
-    "Matched",
     "Projection",
     "ReverseSkewKL",
     "SkewKL",
@@ -71,7 +67,6 @@ __all__ = [
     "copy_layers",
     "every_kth",
     "found_map",
-    "matched_rate",
 ]
 
 

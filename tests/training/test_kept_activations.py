@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.distill import matched_rate
 from opdf_compile.graph.sharing import deep_copy
 
 X = torch.linspace(-1.0, 1.0, 64).reshape(8, 8)
@@ -113,10 +112,8 @@ def test_what_is_kept_is_in_nobodys_way(how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["attribute", "object", "method hook"])
-def test_a_rate_is_matched_and_a_file_written(how: str, tmp_path: Path) -> None:
-    model, opt = trained(how)
-    rate = matched_rate(model, lambda m: m(X).square().mean(), opt.plan, torch.optim.SGD, lr=0.01)
-    assert abs(rate.step / rate.plain_step - 1) <= 0.011
+def test_a_file_is_written(how: str, tmp_path: Path) -> None:
+    model, _opt = trained(how)
     file = opdf.export_onnx(model, (X,), tmp_path / "student.onnx", dtype="fp16")
     assert opdf.verify(file, only="numerics")
 

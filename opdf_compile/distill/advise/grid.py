@@ -66,10 +66,9 @@ class Grid:
 
 def grid_of(section: OptimizerSection) -> Grid:
     """The grid around a recipe's own setting."""
-    rate = section.plain_lr if section.lr == "matched" else section.lr
     decays = "weight_decay" in inspect.signature(optimizer_class(section)).parameters
     own = section.weight_decay if decays else 0.0
-    return Grid(float(rate or 1e-3), own or _USUAL_DECAY, 2 if own else 0, decays)
+    return Grid(section.lr, own or _USUAL_DECAY, 2 if own else 0, decays)
 
 
 def rate_neighbours(point: Point, stride: int = COARSE) -> list[Point]:

@@ -12,7 +12,6 @@ from opdf_compile.plan.value import Plan
 
 PLAIN = "plain"
 CORES = (2, 3)
-_PLAIN_RATE = "plain_lr in [optimizer]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +23,7 @@ class Method:
         plan: How its weights are over-parameterised; None for the plain student.
         aligned: Whether its cores are pulled towards the teacher's.
         lines: The recipe's section `plan` that asks for it; empty where that stays as it is.
-        without: What the recipe has and this does not: "[alignment]", "plain_lr in [optimizer]".
+        without: What the recipe has and this does not: "[alignment]", "decay in [optimizer]".
     """
 
     name: str
@@ -58,21 +57,19 @@ def methods(job: Job) -> tuple[Method, ...]:
     if asked.enabled and (not usual or sized):
         made.append(Method("the recipe's plan", job.plan(student), without=without))
     if asked.enabled and job.alignment is not None:
-        rate = tuple(name for name in without if name == _PLAIN_RATE)
         name = "the recipe's plan, aligned"
-        made.append(Method(name, job.plan(student), aligned=True, without=rate))
+        made.append(Method(name, job.plan(student), aligned=True))
     return tuple(made)
 
 
 def _without(job: Job, *, plain: bool) -> tuple[str, ...]:
-    """What a recipe has to lose before it trains a method without alignment at a given rate."""
+    """What a recipe has to lose before it trains a method without alignment."""
     recipe = job.recipe
     maps = "layer_map" in recipe.student.model_fields_set and not recipe.student.warm_start
     found = {
         "[alignment]": recipe.alignment is not None,
         # Only alignment and warm start read the map, and a key that nothing reads is refused.
         "layer_map in [student]": recipe.alignment is not None and maps,
-        _PLAIN_RATE: recipe.optimizer.plain_lr is not None,
         "decay in [optimizer]": plain and recipe.optimizer.decay == "cores",
     }
     return tuple(name for name, given in found.items() if given)

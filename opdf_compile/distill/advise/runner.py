@@ -237,8 +237,7 @@ def _for_projections(job: Job, parameters: list[nn.Parameter]) -> list[Optimizer
     if not parameters:
         return []
     section = job.recipe.optimizer
-    lr = section.plain_lr if section.lr == "matched" else section.lr
-    return [getattr(torch.optim, section.name)(parameters, lr=lr, **section.options)]
+    return [getattr(torch.optim, section.name)(parameters, lr=section.lr, **section.options)]
 
 
 def whole_run(job: Job) -> int:

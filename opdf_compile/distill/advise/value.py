@@ -43,7 +43,7 @@ class Side:
     Attributes:
         method: The method that it chose.
         lines: The recipe's section `plan` for it; empty where that stays as it is.
-        without: What the recipe has and it does not: "[alignment]", "plain_lr in [optimizer]".
+        without: What the recipe has and it does not: "[alignment]", "decay in [optimizer]".
         lr: The learning rate that it chose.
         weight_decay: The weight decay that it chose.
         at_edge: Whether time ran out before its choice had neighbours on both sides.

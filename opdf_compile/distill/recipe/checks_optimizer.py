@@ -77,30 +77,7 @@ def optimizer_problems(recipe: Recipe) -> Iterator[Problem]:
             f"({', '.join(optimizer_names())}){advice}",
         )
         return
-    yield from _rate(recipe)
     yield from _options(section)
-
-
-def _rate(recipe: Recipe) -> Iterator[Problem]:
-    section = recipe.optimizer
-    if section.lr == "matched" and section.plain_lr is None:
-        yield Problem(
-            ("optimizer", "lr"),
-            'lr = "matched" starts from the plain student\'s rate and plain_lr is missing, wanted '
-            "that rate; add plain_lr = 0.001",
-        )
-    if section.lr == "matched" and not recipe.plan.enabled:
-        yield Problem(
-            ("optimizer", "lr"),
-            'lr = "matched" measures the cores of a plan that has enabled = false, wanted a '
-            "number there; write lr = 0.001",
-        )
-    if section.lr != "matched" and section.plain_lr is not None:
-        yield Problem(
-            ("optimizer", "plain_lr"),
-            f'plain_lr is read where lr = "matched", found lr = {section.lr:g}, wanted one rate; '
-            "remove plain_lr",
-        )
 
 
 def _options(section: OptimizerSection) -> Iterator[Problem]:
@@ -130,11 +107,10 @@ def _options(section: OptimizerSection) -> Iterator[Problem]:
 
 def _values(section: OptimizerSection) -> Iterator[Problem]:
     """What the class itself says of the values, tried on a parameter of one number."""
-    rate = section.plain_lr if section.lr == "matched" else section.lr
     options = optimizer_options(section)
     kind: Callable[..., Optimizer] = optimizer_class(section)
     try:
-        kind([nn.Parameter(torch.zeros(1))], lr=rate, **options)
+        kind([nn.Parameter(torch.zeros(1))], lr=section.lr, **options)
     except (ValueError, TypeError, RuntimeError, AttributeError) as error:
         names = [name for name in section.options if name in str(error).lower()]
         guess = names or list(section.options)

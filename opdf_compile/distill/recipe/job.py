@@ -98,9 +98,7 @@ class Job:
         losses: Makes the weighted sum; learned projections are its parameters, so one call per run.
         plan: The plan for a student of `make_student`, or None for plain training.
         optimizer: Of (student, plan, *, lr=None, weight_decay=None, alignment=None): plain where
-            the plan is None. None means the recipe's; a rate "matched" has to be given as a number.
-        rate: Of (student, plan) the recipe's peak rate as a number; "matched" is measured here, on
-            one batch.
+            the plan is None. None means the recipe's.
         metric: What validations compare.
         dynamic: Free axes of the inputs, for the export; None leaves the first axis of all free.
         layer_map: Student weights and teacher weights, or None.
@@ -117,7 +115,6 @@ class Job:
     losses: Callable[[], WeightedSum]
     plan: Callable[[nn.Module], Plan | None]
     optimizer: Callable[..., Optimizer]
-    rate: Callable[[nn.Module, Plan | None], float]
     metric: Metric
     dynamic: Mapping[str, Any] | None = None
     layer_map: LayerMap | None = None

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from opdf_compile.distill.recipe.checks_optimizer import optimizer_class, optimizer_options
@@ -35,7 +34,7 @@ def make_optimizer(
         recipe: A checked recipe.
         student: What is trained.
         plan: How it is over-parameterised; None trains it as it is.
-        lr: The rate in place of the recipe's; needed where that is "matched".
+        lr: The rate in place of the recipe's.
         weight_decay: In place of the recipe's.
         alignment: Pulls the cores towards a teacher's.
 
@@ -44,11 +43,6 @@ def make_optimizer(
     """
     section = recipe.optimizer
     rate = section.lr if lr is None else lr
-    if isinstance(rate, str):
-        raise RecipeError(
-            f'{recipe.place("optimizer", "lr")}: lr is "matched", which is measured on a student, '
-            "and no number was given; pass lr=job.rate(student, plan)"
-        )
     options = {"lr": rate, **optimizer_options(section, weight_decay)}
     groups = parameter_groups(recipe, student)
     kind = optimizer_class(section)
@@ -82,39 +76,3 @@ def parameter_groups(recipe: Recipe, student: nn.Module) -> list[dict[str, Any]]
     if free:
         groups.append({"params": free, "weight_decay": 0.0})
     return [group for group in groups if group["params"]]
-
-
-def peak_rate(
-    recipe: Recipe,
-    student: nn.Module,
-    plan: Plan | None,
-    batch_loss: Callable[[nn.Module], Tensor],
-) -> float:
-    """The recipe's rate as a number; "matched" is measured on one batch.
-
-    Args:
-        recipe: A checked recipe.
-        student: A fresh one; it comes back as it was.
-        plan: Its plan; without one "matched" means the plain rate.
-        batch_loss: Of a module like the student the loss on one batch.
-
-    Raises:
-        RecipeError: The calibration found no rate.
-    """
-    section = recipe.optimizer
-    if section.lr != "matched":
-        return section.lr
-    assert section.plain_lr is not None  # A rule of the recipe's checks.
-    if plan is None:
-        return section.plain_lr
-    from opdf_compile.distill.learning_rate import matched_rate
-
-    with placed(recipe, "optimizer", "lr"):
-        return matched_rate(
-            student,
-            batch_loss,
-            plan,
-            optimizer_class(section),
-            section.plain_lr,
-            **optimizer_options(section),
-        ).lr

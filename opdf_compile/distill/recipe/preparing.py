@@ -19,7 +19,7 @@ from opdf_compile.distill.recipe.loading import load_data
 from opdf_compile.distill.recipe.loss_terms import make_losses, try_losses
 from opdf_compile.distill.recipe.metrics import make_metric, try_metric
 from opdf_compile.distill.recipe.models import load_student, load_teacher, placed
-from opdf_compile.distill.recipe.optimizing import make_optimizer, parameter_groups, peak_rate
+from opdf_compile.distill.recipe.optimizing import make_optimizer, parameter_groups
 from opdf_compile.distill.recipe.planning import make_plan
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import RecipeError, UserError
@@ -81,7 +81,6 @@ def prepare(recipe: Recipe, *, base: str | os.PathLike[str] = ".") -> Job:
         losses=made.losses,
         plan=made.plan,
         optimizer=made.optimizer,
-        rate=made.rate,
         metric=metric,
         dynamic=export_axes(recipe, data, example, loaded.dynamic),
         layer_map=layer_map,
@@ -134,20 +133,6 @@ class _Made:
     def optimizer(self, student: nn.Module, plan: Plan | None, **given: Any) -> Optimizer:
         """The optimizer of one run."""
         return make_optimizer(self.recipe, student, plan, **given)
-
-    def rate(self, student: nn.Module, plan: Plan | None) -> float:
-        """The peak learning rate."""
-        size = min(self.recipe.data.batch, len(self.data.train))
-        batch = self.data.collate([self.data.train[row] for row in range(size)])
-        losses = self.losses()
-        teacher = None if self.teacher is None else self._forward(self.teacher, batch)
-
-        def batch_loss(model: nn.Module) -> Tensor:
-            args, kwargs = self.data.arguments(batch)
-            value: Tensor = losses(named_outputs(model(*args, **kwargs)), teacher, batch)
-            return value
-
-        return peak_rate(self.recipe, student, plan, batch_loss)
 
     def alignment(self) -> Alignment:
         """The alignment of one run."""

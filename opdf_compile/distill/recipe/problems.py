@@ -158,10 +158,22 @@ def _wrong(path: Path, value: Any, data: Mapping[str, Any]) -> Problem:
     key: Key | None = sections()[title].get(str(inside))
     if key is None:
         return Problem(path, f"{inside} in {written} is {_show(value)}, wanted another value")
+    if path == ("optimizer", "lr") and value == "matched":
+        return _matched(path, data["optimizer"].get("plain_lr", 0.001))
     options = [part.strip('"') for part in key.wanted.split(" or ") if part.startswith('"')]
     advice = suggestion(value, options, f"write {inside} = {key.example}")
     sentence = f"{inside} in {written} is {_show(value)}, wanted {key.wanted}{advice}"
     return Problem(path, sentence)
+
+
+def _matched(path: Path, rate: Any) -> Problem:
+    """Recipes of 0.1 could ask for steps as long as the plain student's."""
+    return Problem(
+        path,
+        'lr in [optimizer] is "matched", which is no longer there, as steps of equal length were a '
+        f"worse start than the plain student's rate, wanted a number above 0; write lr = {rate}, "
+        "without plain_lr, and let opdf-compile advise look for a better one",
+    )
 
 
 def _kinds(found: Any = None) -> str:

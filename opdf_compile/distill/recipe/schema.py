@@ -110,16 +110,7 @@ class OptimizerSection(Section):
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
     name: Text = Field("AdamW", description="A class of torch.optim.")
-    lr: Positive | Literal["matched"] = Field(
-        description="Peak learning rate; matched scales plain_lr so that a step moves the weights "
-        "as far as the plain student's step.",
-        examples=[0.001],
-    )
-    plain_lr: Positive | None = Field(
-        None,
-        description="The plain student's rate, which lr = matched starts from.",
-        examples=[0.001],
-    )
+    lr: Positive = Field(description="Peak learning rate.", examples=[0.001])
     weight_decay: AtLeastZero = Field(0.0, description="Weight decay.")
     decay: Literal["weight", "cores"] = Field(
         "weight", description="What decays: the weight as in the plain student, or its cores."

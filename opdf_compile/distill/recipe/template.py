@@ -46,7 +46,7 @@ weight = 0.1
 
 [optimizer]
 name = "AdamW"                  # Any class of torch.optim; its options go below.
-lr = 0.02                       # or "matched", with plain_lr = the plain student's rate
+lr = 0.02                       # Cores want another than weights: see opdf-compile advise.
 weight_decay = 0.0
 # betas = [0.9, 0.999]
 

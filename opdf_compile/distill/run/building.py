@@ -19,7 +19,6 @@ from opdf_compile.distill.run.schedule import remember_peaks
 from opdf_compile.distill.run.teaching import names_read
 from opdf_compile.errors import InputError
 from opdf_compile.graph.sharing import deep_copy
-from opdf_compile.io.checkpoints.ranks import Ranks
 from opdf_compile.plan.value import Plan
 
 if TYPE_CHECKING:
@@ -57,13 +56,12 @@ class Setup:
     reads: frozenset[str]
 
 
-def build(job: Job, accelerator: Accelerator, *, peak: float | None = None) -> Setup:
+def build(job: Job, accelerator: Accelerator) -> Setup:
     """Build everything.
 
     Args:
         job: A prepared recipe.
         accelerator: Knows the device.
-        peak: The peak rate of a run that is gone on with; None asks the job.
     """
     recipe, device = job.recipe, accelerator.device
     training = recipe.training
@@ -74,11 +72,6 @@ def build(job: Job, accelerator: Accelerator, *, peak: float | None = None) -> S
         student = student.double()
         teacher = None if teacher is None else deep_copy(teacher).double()
     plan = job.plan(student)
-    if peak is None:
-        with torch.random.fork_rng():
-            # Dropout takes part in the calibration of a matched rate.
-            torch.manual_seed(training.seed)
-            peak = Ranks().gather(job.rate(student, plan))[0]
     student.to(device)
     if teacher is not None:
         teacher.to(device)
@@ -91,7 +84,7 @@ def build(job: Job, accelerator: Accelerator, *, peak: float | None = None) -> S
         # torch gives this function no types.
         make_average: Any = get_ema_multi_avg_fn
         average = AveragedModel(student, multi_avg_fn=make_average(training.ema))
-    optimizer = job.optimizer(student, plan, lr=peak, **options)
+    optimizer = job.optimizer(student, plan, **options)
     remember_peaks(optimizer)
     order = Order(len(job.data.train), recipe.data.batch, training.accumulation, training.seed)
     return Setup(
@@ -138,8 +131,7 @@ def _side(job: Job, losses: WeightedSum) -> Optimizer | None:
         raise InputError(
             f"[optimizer] name is {section.name!r}, wanted a class of torch.optim; correct it"
         )
-    lr = section.plain_lr if section.lr == "matched" else section.lr
-    side: Optimizer = made(parameters, lr=lr, **section.options)
+    side: Optimizer = made(parameters, lr=section.lr, **section.options)
     remember_peaks(side)
     return side
 

@@ -93,7 +93,7 @@ def _value(
         "steps_planned": setup.steps,
         "stopped_early": progress.stopped,
         "kept_step": progress.kept_step,
-        "peak_lr": progress.peak,
+        "peak_lr": job.recipe.optimizer.lr,
         "plan": None if setup.plan is None else setup.plan.to_json()["totals"],
         "bundle": None if end.bundle is None else end.bundle.name,
         "parity": None if end.parity is None else end.parity.to_json(),

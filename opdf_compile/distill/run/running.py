@@ -18,7 +18,6 @@ from opdf_compile.distill.run.folder import RunFolder, only_run, open_folder
 from opdf_compile.distill.run.lock import lock_of
 from opdf_compile.distill.run.machine import open_accelerator, require_accelerate, start_trackers
 from opdf_compile.distill.run.report import read_result, write_report
-from opdf_compile.distill.run.saving import saved_peak
 from opdf_compile.distill.run.teaching import Teaching
 from opdf_compile.distill.run.training import Training
 from opdf_compile.io.checkpoints.ranks import Ranks
@@ -126,7 +125,7 @@ def _train(
     """Train what is left, then finish in the first process; the value of the report."""
     from accelerate.utils import set_seed
 
-    setup = build(job, accelerator, peak=ranks.together(lambda: saved_peak(place.checkpoints)))
+    setup = build(job, accelerator)
     cache, notes = cached_parts(job, setup, accelerator, place, tell)
     teaching = Teaching(job, setup.teacher, accelerator.autocast, accelerator.device, cache)
     start_trackers(accelerator, job.recipe.model_dump(mode="json"))

@@ -20,7 +20,6 @@ from opdf_compile.io.checkpoints.checkpoint import (
     save_checkpoint,
 )
 from opdf_compile.io.checkpoints.folder import step_folder
-from opdf_compile.io.checkpoints.manifest import read_manifest
 from opdf_compile.io.checkpoints.ranks import Ranks
 from opdf_compile.training.optimizer.overparam import Overparam
 
@@ -178,17 +177,3 @@ def _foreign(found: Checkpoint) -> ArtefactError:
         f"{found.path} does not fit this run, wanted a checkpoint that it wrote; delete it, and "
         "the run goes on from the one before"
     )
-
-
-def saved_peak(folder: Path) -> float | None:
-    """The peak rate of the newest checkpoint: a matched rate is measured once per run.
-
-    Raises:
-        ArtefactError: The checkpoint is damaged.
-    """
-    newest = latest_checkpoint(folder)
-    if newest is None:
-        return None
-    extra = read_manifest(newest).extra
-    value = extra.get("progress") if isinstance(extra, dict) else None
-    return Progress.from_json(value, str(newest)).peak

@@ -22,7 +22,6 @@ class Progress:
             the last, because it was trained longer.
         stale: Validations since the best.
         stopped: Whether early stopping has ended the run.
-        peak: The peak learning rate in force, also where it was matched.
     """
 
     step: int = 0
@@ -31,7 +30,6 @@ class Progress:
     kept_step: int = 0
     stale: int = 0
     stopped: bool = False
-    peak: float = math.nan
 
     def note(self, value: float, *, higher_is_better: bool) -> bool:
         """Take in a validation; whether the weights of this step are the ones to keep."""
@@ -59,6 +57,9 @@ class Progress:
         Raises:
             ArtefactError: It is something else.
         """
+        if isinstance(value, Mapping):
+            # Checkpoints of 0.1 also hold the peak rate, which the recipe says.
+            value = {key: item for key, item in value.items() if key != "peak"}
         names = {entry.name for entry in fields(cls)}
         numbers = (bool, int, float)
         if (

@@ -64,7 +64,7 @@ class Training:
         self.evaluation = Evaluation(job.metric, setup.batches, job.recipe.data.batch, teaching)
         self._optimizer = accelerator.prepare_optimizer(setup.optimizer)
         self.saving = Saving(setup, accelerator)
-        self.progress = Progress(peak=float(setup.optimizer.param_groups[0]["initial_lr"]))
+        self.progress = Progress()
 
     @property
     def first(self) -> bool:

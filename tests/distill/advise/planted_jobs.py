@@ -106,7 +106,6 @@ def job(case: str, seed: int, clock: StepClock | None = None, **training: Any) -
         losses=lambda: WeightedSum({"task": (1.0, TaskLoss("mse"))}),
         plan=lambda model: opdf.plan(model, cores=2),
         optimizer=stepping(clock),
-        rate=lambda _model, _plan: 0.03,
         metric=Metric("mse", squared_error, higher_is_better=False),
     )
 

@@ -77,8 +77,6 @@ def test_grid_starts_at_the_recipe_and_knows_optimizers_without_decay() -> None:
     grid = grid_of(OptimizerSection(name="AdamW", lr=2e-5, weight_decay=0.1))
     middle = Point("plain", 0, grid.start)
     assert (grid.lr(middle), grid.weight_decay(middle)) == (2e-5, 0.1)
-    matched = grid_of(OptimizerSection(name="SGD", lr="matched", plain_lr=0.05))
-    assert matched.lr(Point("plain", 0, 0)) == 0.05
     assert not grid_of(OptimizerSection(name="Rprop", lr=0.01)).decays
 
 

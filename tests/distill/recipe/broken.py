@@ -128,7 +128,9 @@ WRITTEN = {
     ),
     "not whole": Broken("batch = 32", "batch = 32.5", 9, ("32.5", "a whole number of 1 or more")),
     "too small": Broken("epochs = 2", "epochs = 0", 32, ("is 0", "1 or more", "write epochs = 30")),
-    "negative rate": Broken("lr = 0.01", "lr = -0.01", 25, ("-0.01", "above 0", '"matched"')),
+    "negative rate": Broken(
+        "lr = 0.01", "lr = -0.01", 25, ("-0.01", "above 0", "write lr = 0.001")
+    ),
     "no number": Broken("lr = 0.01", "lr = nan", 25, ("nan", "wanted a number above 0")),
     "one core": Broken("cores = 3", "cores = 1", 12, ("is 1", "from 2 to 64", "write cores = 3")),
     "unknown choice": Broken(
@@ -167,11 +169,17 @@ WRITTEN = {
         ("momentum", "AdamW does not take", "remove it"),
     ),
     "bad option": Broken("[0.9, 0.99]", "[0.9, 1.5]", 26, ("1.5", "correct betas")),
-    "matched to nothing": Broken(
-        "lr = 0.01", 'lr = "matched"', 25, ("plain_lr is missing", "add plain_lr = 0.001")
+    "a matched rate": Broken(
+        "lr = 0.01",
+        'lr = "matched"\nplain_lr = 0.02',
+        25,
+        ('"matched"', "no longer there", "write lr = 0.02, without plain_lr"),
+    ),
+    "a matched rate of nothing": Broken(
+        "lr = 0.01", 'lr = "matched"', 25, ("a number above 0", "write lr = 0.001")
     ),
     "a rate too many": Broken(
-        "lr = 0.01", "lr = 0.01\nplain_lr = 0.1", 26, ("lr = 0.01", "remove plain_lr")
+        "lr = 0.01", "lr = 0.01\nplain_lr = 0.1", 26, ("key plain_lr", "wanted one of", "lr")
     ),
     "two losses of one name": Broken(
         'kind = "task"', 'kind = "hinton"', 19, ("2 losses are called hinton", 'name = "hinton-2"')

@@ -1,4 +1,4 @@
-"""What a recipe becomes: models, plan, optimizer, rate, metric, against what is written by hand."""
+"""What a recipe becomes: models, plan, optimizer, metric, against what is written by hand."""
 
 from __future__ import annotations
 
@@ -184,21 +184,6 @@ def test_a_student_has_the_plan_of_another_as_its_own(make: Make) -> None:
     assert plans[0] == plans[1]
     assert plans[1] is not None and plans[1].model is second
     assert make(more="[plan]\nenabled = false").plan(first) is None
-
-
-def test_a_matched_rate_is_measured_and_must_be_given(make: Make) -> None:
-    job = make(optimizer='lr = "matched"\nplain_lr = 0.1')
-    student = job.make_student(0)
-    plan, before = job.plan(student), weights(student)
-    with pytest.raises(RecipeError, match="job.rate"):
-        job.optimizer(student, plan)
-    rate = job.rate(student, plan)
-    assert rate != 0.1
-    assert 0.001 < rate < 10
-    assert torch.equal(weights(student), before)
-    assert job.rate(student, plan) == rate
-    assert job.rate(student, None) == 0.1
-    assert make().rate(student, plan) == 0.1
 
 
 def test_an_alignment_pulls_the_cores(make: Make) -> None:

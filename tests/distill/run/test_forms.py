@@ -34,7 +34,6 @@ SLOW = pytest.mark.slow
 FORMS = {
     "learned projection": {"training": "steps = 6\\ncheckpoint_every = 3" + HIDDEN},
     "bf16": {"training": 'steps = 4\\nprecision = "bf16"\\ncheckpoint_every = 2'},
-    "matched": {"plan": "cores = 2", "rate": '"matched"\nplain_lr = 0.02'},
     "aligned": {
         "plan": "cores = 2",
         "student": 'student"\\nlayer_map = "found',

@@ -136,3 +136,10 @@ def test_the_best_is_kept_and_equals_go_to_the_later() -> None:
     assert lower.note(2.0, higher_is_better=False) and not lower.note(2.5, higher_is_better=False)
     with pytest.raises(ArtefactError, match="does not say where its run was"):
         Progress.from_json({"step": 1}, "step-000001")
+
+
+def test_counters_of_an_earlier_version_are_read() -> None:
+    kept = Progress(step=3, best=0.5, best_step=2).to_json()
+    assert Progress.from_json({**kept, "peak": 0.1}, "step-000003") == Progress.from_json(kept, "")
+    with pytest.raises(ArtefactError, match="does not say where its run was"):
+        Progress.from_json({**kept, "summit": 0.1}, "step-000003")
