@@ -21,7 +21,10 @@ from typing import Any
 
 import pytest
 
-WORKER = Path(__file__).with_name("worker.py")
+HERE = Path(__file__).parent
+# Tests and ranks import the files of this folder by their bare names.
+sys.path.insert(0, str(HERE))
+WORKER = HERE / "worker.py"
 # Far above what any task takes, far below what CI allows.
 TIMEOUT = 120.0
 # How long ranks may go on after one of them has failed; mostly they wait for it in a collective.

@@ -2,23 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-
-def load(name: str) -> Any:
-    """A module of this folder, which the ranks import by its bare name."""
-    spec = spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-students = load("students")
+import students
 
 CASES: dict[str, dict[str, Any]] = {
     "AdamW": {},
