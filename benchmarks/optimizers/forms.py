@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from bench.oracle import composed
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
 import opdf_compile as opdf
 from optimizers.catalogue import Offer
-from optimizers.oracle import composed
 from optimizers.student import batch, make_student
 
 CORES = 3

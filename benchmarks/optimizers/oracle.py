@@ -1,7 +1,5 @@
 """What the checks compare with: code that shares nothing with the package.
 
-    W[(i1..in), (j1..jn)] = T1[1, i1, j1, a] T2[a, i2, j2, b] .. Tn[z, in, jn, 1]
-
 For matrices in floating point |fl(A B) - A B| <= g(k) |A| |B| entry by entry, k the length of the
 sums and g(k) = k u / (1 - k u) with the unit roundoff u (Higham, Accuracy and Stability, 3.5); a
 chain adds the lengths of its sums.
@@ -10,27 +8,13 @@ chain adds the lengths of its sums.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import prod
-from string import ascii_letters
 from typing import Any
 
 import torch
+from bench.oracle import composed
 from torch import Tensor
 
 _UNIT = 2.0**-24
-
-
-def composed(cores: Sequence[Tensor], entry: Any) -> Tensor:
-    """The weight of its cores, in their dtype; `entry` is the plan's, for the weight's shape."""
-    letters = iter(ascii_letters)
-    bonds = [next(letters) for _ in range(len(cores) + 1)]
-    out = [next(letters) for _ in cores]
-    into = [next(letters) for _ in cores]
-    terms = [bonds[k] + out[k] + into[k] + bonds[k + 1] for k in range(len(cores))]
-    result = bonds[0] + "".join(out) + "".join(into) + bonds[-1]
-    chain = torch.einsum(f"{','.join(terms)}->{result}", *cores)
-    rows, columns = (prod(core.shape[axis] for core in cores) for axis in (1, 2))
-    return chain.reshape(rows, columns).reshape(entry.spec.shape)
 
 
 def misfit(weight: Tensor, cores: Sequence[Tensor], entry: Any) -> float:

@@ -9,13 +9,14 @@ from weakref import WeakKeyDictionary
 
 import pytest
 import torch
+from bench.oracle import composed
 from optimizers import catalogue, journey
 from optimizers.catalogue import Offer, offers
 from optimizers.command import main
 from optimizers.forms import Over, Run
 from optimizers.journey import Outcome, travel
 from optimizers.needs import LEFT_OUT, NEEDS, Need
-from optimizers.oracle import composed, misfit
+from optimizers.oracle import misfit
 from optimizers.page import page
 from optimizers.report import completed, line, reason, totals
 from optimizers.student import make_student

@@ -1,7 +1,5 @@
 """What the properties compare with: code that shares nothing with the package.
 
-composed    W from its cores by one torch.einsum, from the definition of an MPO:
-            W[(i1..in), (j1..jn)] = T1[1, i1, j1, a] T2[a, i2, j2, b] .. Tn[z, in, jn, 1]
 products    the Parameters that a run of the module multiplies with something that an input made
 snapshot    every bit, flag and object of a module that a caller could see change
 """
@@ -10,16 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from math import prod
-from string import ascii_letters
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from opdf_compile.plan.value import PlanEntry
 
 aten = torch.ops.aten
 # The operands of a product, by position. A dispatch mode sees linear, matmul, einsum and attention
@@ -29,20 +23,6 @@ PRODUCTS: dict[Any, tuple[int, int]] = {
     **dict.fromkeys((aten.addmm, aten.addmv, aten.baddbmm), (1, 2)),
     **dict.fromkeys((aten.linear, aten.matmul, aten._grouped_mm), (0, 1)),
 }
-
-
-def composed(cores: Sequence[Tensor], entry: PlanEntry) -> Tensor:
-    """The weight of its cores, in their dtype."""
-    letters = iter(ascii_letters)
-    bonds = [next(letters) for _ in range(len(cores) + 1)]
-    out = [next(letters) for _ in cores]
-    into = [next(letters) for _ in cores]
-    terms = [bonds[k] + out[k] + into[k] + bonds[k + 1] for k in range(len(cores))]
-    result = bonds[0] + "".join(out) + "".join(into) + bonds[-1]
-    chain = torch.einsum(f"{','.join(terms)}->{result}", *cores)
-    rows, columns = (prod(core.shape[axis] for core in cores) for axis in (1, 2))
-    matrix = chain.reshape(rows, columns)
-    return (matrix.T if entry.spec.transposed else matrix).reshape(entry.spec.shape)
 
 
 class Products(TorchDispatchMode):

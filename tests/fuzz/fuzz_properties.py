@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from bench.oracle import composed
 from fuzz_cases import Case
 from fuzz_oracles import (
-    composed,
     in_phase,
     layer_weights,
     outputs,
