@@ -1,4 +1,4 @@
-"""Small facts about this process and this day."""
+"""Small facts about this process and this day; every worker waits for this import."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ def peak_mib() -> float:
 
 
 def date_of_today() -> str:
-    """The day on which a row is measured, such as "2026-11-29"."""
+    """The day on which something is measured, such as "2026-11-29"."""
     return datetime.now(UTC).date().isoformat()

@@ -7,12 +7,12 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from importlib import metadata
 from typing import Any
 
 import torch
 
+from bench.facts import date_of_today
 from bench.reporting import processor
 from opdf_compile.verify.runtime.sessions import Device
 
@@ -32,7 +32,7 @@ def machine(device: Device, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     runtime = next((found for found in map(_version, _RUNTIMES) if found), None)
     return {
-        "date": datetime.now(UTC).date().isoformat(),
+        "date": date_of_today(),
         "device": _cuda() if device.name == "cuda" else {"type": "cpu", "name": processor()},
         "provider": device.provider,
         "provider_options": dict(device.provider_options),

@@ -71,8 +71,7 @@ def parse(made: argparse.ArgumentParser, words: Sequence[str] | None) -> argpars
     """
     options = made.parse_args(words)
     options.device = _device(options.device)
-    if options.json not in (None, "-") and not Path(options.json).parent.is_dir():
-        fail(f"--json is {options.json}, whose folder does not exist; create it or name another")
+    check_json(options.json)
     if getattr(options, "clock", "wall") == "cpu" and options.device.type != "cpu":
         fail("--clock is cpu, which does not see a GPU's work; leave it out")
     if options.threads:
@@ -135,6 +134,12 @@ def seconds(made: argparse.ArgumentParser, option: str, what: str, default: floa
         metavar="SECONDS",
         help=f"{what} (default {default:g})",
     )
+
+
+def check_json(target: str | None) -> None:
+    """Refuse a file in a folder that is not there before anything is run."""
+    if target not in (None, "-") and not Path(target).parent.is_dir():
+        fail(f"--json is {target}, whose folder does not exist; create it or name another")
 
 
 def fail(sentence: str) -> NoReturn:

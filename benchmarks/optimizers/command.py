@@ -7,18 +7,13 @@ Usage: python benchmarks/optimizers [--only GLOB,GLOB] [--jobs N] [--seconds S]
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import multiprocessing
-import signal
-import sys
-from collections.abc import Sequence
-from fnmatch import fnmatchcase
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from bench.options import fail
+from bench import sweep
+from bench.facts import date_of_today
 from bench.reporting import Report, environment
 from zoo.runner import Limits, run
 
@@ -33,27 +28,25 @@ Row = dict[str, Any]
 
 def main(words: Sequence[str] | None = None) -> None:
     """Try the classes, or draw their page from a JSON that is there."""
-    options = _parser().parse_args(words)
-    # Ended from outside, the runner still ends what it started.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    options = sweep.parse(_parser(), words)
     if options.render:
-        _render(options)
+        sweep.render(options, SCHEMA, page)
         return
     installed = {
         name: version for name in catalogue.PACKAGES if (version := catalogue.version(name))
     }
-    names = _chosen(options, list(installed))
+    names = _chosen(options, installed)
     report = Report(SCHEMA, options.json)
     rows = _tried(names, options, report)
     report.show(totals_table(totals(rows)))
     about = {
         **environment(torch.device("cpu"), vars(options)),
         "packages": {name: installed.get(name) for name in catalogue.PACKAGES},
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "date": date_of_today(),
     }
     report.write(about, rows, totals=totals(rows))
     if options.page:
-        _render(options)
+        sweep.render(options, SCHEMA, page)
 
 
 def _tried(names: Sequence[str], options: argparse.Namespace, report: Report) -> list[Row]:
@@ -71,53 +64,17 @@ def _tried(names: Sequence[str], options: argparse.Namespace, report: Report) ->
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="benchmarks/optimizers",
-        description="Optimizer classes of many packages, plain and over-parameterised.",
+    return sweep.parser(
+        "optimizers",
+        "Optimizer classes of many packages, plain and over-parameterised.",
+        such_as="torch/*",
+        seconds=120.0,
+        mib=4096.0,
     )
-    made.add_argument("--only", default="*", metavar="GLOB,GLOB", help="such as 'torch/*'")
-    made.add_argument("--jobs", type=int, default=1, help="processes at a time (default 1)")
-    made.add_argument("--seconds", type=float, default=120.0, help="for each (default 120)")
-    made.add_argument("--mib", type=float, default=4096.0, help="memory for each (default 4096)")
-    made.add_argument("--json", metavar="FILE", help="write the outcomes as JSON; - is stdout")
-    made.add_argument("--page", metavar="FILE", help="write the page from the outcomes")
-    made.add_argument("--render", action="store_true", help="only write --page from --json")
-    made.add_argument("--list", action="store_true", help="print the names that --only covers")
-    return made
 
 
-def _chosen(options: argparse.Namespace, packages: Sequence[str]) -> list[str]:
+def _chosen(options: argparse.Namespace, packages: Iterable[str]) -> list[str]:
     """The names that are asked for."""
-    for option in ("jobs", "seconds", "mib"):
-        if not getattr(options, option) >= 1:
-            fail(f"--{option} is {getattr(options, option)}; give a number from 1")
-    target = options.json
-    if target not in (None, "-") and not Path(target).parent.is_dir():
-        fail(f"--json is {target}, whose folder does not exist; create it or name another")
-    if options.page and target in (None, "-"):
-        fail("--page needs the file that --json names; give --json FILE")
-    globs = options.only.split(",")
-    all_names = [offer.name for package in packages for offer in catalogue.offers(package)]
-    names = [name for name in all_names if any(fnmatchcase(name, glob) for glob in globs)]
-    if not names:
-        fail(f"--only is {options.only!r}, which names no class; --list prints them")
-    if options.list:
-        print("\n".join(names))
-        raise SystemExit(0)
-    return names
-
-
-def _load(path: str) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        fail(f"{path} cannot be read ({error}); run the table with --json first")
-    if value.get("schema") != SCHEMA:
-        fail(f"{path} has the schema {value.get('schema')!r}, wanted {SCHEMA!r}; run it again")
-    return value
-
-
-def _render(options: argparse.Namespace) -> None:
-    if not options.page or options.json in (None, "-"):
-        fail("--render needs --json FILE and --page FILE; give both")
-    Path(options.page).write_text(page(_load(options.json)), encoding="utf-8")
+    sweep.check(options)
+    names = (offer.name for package in packages for offer in catalogue.offers(package))
+    return sweep.chosen(options, names, "class")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from bench.markdown import table
+
 from optimizers.needs import LEFT_OUT
 from optimizers.report import by_package, reason
 
@@ -67,13 +69,13 @@ def page(figures: Mapping[str, Any]) -> str:
 def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     rows = figures["rows"]
     yield _HEAD
-    yield from _table(("in all", "classes"), _count_rows(figures["totals"]))
+    yield from table(("in all", "classes"), _count_rows(figures["totals"]))
     yield _measured(figures["environment"])
-    yield from _table(("check", "must hold"), _CHECKS)
+    yield from table(("check", "must hold"), _CHECKS)
     yield _NOTES
     yield "## By package"
     yield ""
-    yield from _table(
+    yield from table(
         (
             "package",
             "version",
@@ -94,13 +96,13 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
         yield from _found(verdict, rows)
     yield "## Not tried"
     yield ""
-    yield from _table(("class", "because"), LEFT_OUT.items())
+    yield from table(("class", "because"), LEFT_OUT.items())
     yield "## Every class"
     yield ""
     for package, of in by_package(rows).items():
         yield f"### {package}"
         yield ""
-        yield from _table(("class", "verdict", *(name for name, _ in _COLUMNS)), map(_row, of))
+        yield from table(("class", "verdict", *(name for name, _ in _COLUMNS)), map(_row, of))
 
 
 _SECTIONS = (
@@ -155,7 +157,7 @@ def _found(verdict: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     if not of:
         yield "None.\n"
         return
-    yield from _table(("class", "what it says"), ((row["name"], _cut(reason(row))) for row in of))
+    yield from table(("class", "what it says"), ((row["name"], _cut(reason(row))) for row in of))
 
 
 def _cut(text: str) -> str:
@@ -170,16 +172,3 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
 def _mark(checks: Mapping[str, Any], names: tuple[str, ...]) -> str:
     kinds = [checks[name]["kind"] for name in names if name in checks]
     return _MARKS[min(kinds, key=_ORDER.index)] if kinds else "-"
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
-    yield "| " + " | ".join(head) + " |"
-    yield "|" + "---|" * len(head)
-    for row in rows:
-        yield "| " + " | ".join(_cell(cell) for cell in row) + " |"
-    yield ""
-
-
-def _cell(text: str) -> str:
-    """Text that keeps a table whole."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

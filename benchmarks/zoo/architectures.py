@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-
 from zoo.architecture import Architecture
 from zoo.timm_models import TIMM
 from zoo.transformers_models import TRANSFORMERS
@@ -25,12 +23,6 @@ QUICK = (
     "transformers/wav2vec2",
     "transformers/patchtst",
 )
-
-
-def named(globs: str) -> tuple[str, ...]:
-    """The names that some of the globs (separated by commas) cover, in the order of the lists."""
-    wanted = globs.split(",")
-    return tuple(n for n in ARCHITECTURES if any(fnmatchcase(n, glob) for glob in wanted))
 
 
 def exported(name: str, which: str) -> bool:

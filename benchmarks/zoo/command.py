@@ -7,18 +7,16 @@ Usage: python benchmarks/zoo [--only GLOB,GLOB] [--jobs N] [--export half|all|no
 from __future__ import annotations
 
 import argparse
-import json
-import signal
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench import sweep
 from bench.options import fail
 from bench.reporting import Report, environment
 
-from zoo.architectures import ARCHITECTURES, exported, named
+from zoo.architectures import ARCHITECTURES, exported
 from zoo.page import page
 from zoo.report import line, reason_table, result_table, totals, totals_table
 from zoo.runner import Limits, run
@@ -29,11 +27,9 @@ Row = dict[str, Any]
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the zoo, or draw its page from a JSON that is there."""
-    options = _parser().parse_args(words)
-    # Ended from outside, the runner still ends what it started.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    options = sweep.parse(_parser(), words)
     if options.render:
-        _render(options)
+        sweep.render(options, SCHEMA, page)
         return
     names = _chosen(options)
     report = Report(SCHEMA, options.json)
@@ -43,7 +39,7 @@ def main(words: Sequence[str] | None = None) -> None:
     report.show(result_table(rows), reason_table(rows), totals_table(totals(rows)))
     report.write(_environment(options), rows, totals=totals(rows))
     if options.page:
-        _render(options)
+        sweep.render(options, SCHEMA, page)
 
 
 def travel_all(
@@ -70,41 +66,25 @@ def travel_all(
 
 
 def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="benchmarks/zoo", description="Real architectures through the whole pipeline."
+    made = sweep.parser(
+        "zoo",
+        "Real architectures through the whole pipeline.",
+        such_as="timm/*vit*",
+        seconds=180.0,
+        mib=6144.0,
     )
-    made.add_argument("--only", default="*", metavar="GLOB,GLOB", help="such as 'timm/*vit*'")
     made.add_argument("--shard", default="1/1", metavar="I/N", help="every N-th, from the I-th on")
-    made.add_argument("--jobs", type=int, default=1, help="processes at a time (default 1)")
     made.add_argument("--export", choices=("half", "all", "none"), default="half")
     made.add_argument("--cores", type=int, default=2, help="cores per weight (default 2)")
-    made.add_argument("--seconds", type=float, default=180.0, help="for each (default 180)")
-    made.add_argument("--mib", type=float, default=6144.0, help="memory for each (default 6144)")
-    made.add_argument("--json", metavar="FILE", help="write the figures as JSON; - is stdout")
     made.add_argument("--resume", action="store_true", help="keep the rows of --json that passed")
     made.add_argument("--keep", action="store_true", help="keep the rows that this run has not")
-    made.add_argument("--page", metavar="FILE", help="write the page from the figures")
-    made.add_argument("--render", action="store_true", help="only write --page from --json")
-    made.add_argument("--list", action="store_true", help="print the names that --only covers")
     return made
 
 
-def _chosen(options: argparse.Namespace) -> tuple[str, ...]:
+def _chosen(options: argparse.Namespace) -> list[str]:
     """The names that are asked for."""
-    for option, least in (("jobs", 1), ("cores", 2), ("seconds", 1), ("mib", 1)):
-        if not getattr(options, option) >= least:
-            fail(f"--{option} is {getattr(options, option)}; give a number from {least}")
-    target = options.json
-    if target not in (None, "-") and not Path(target).parent.is_dir():
-        fail(f"--json is {target}, whose folder does not exist; create it or name another")
-    if (options.resume or options.keep or options.page) and target in (None, "-"):
-        fail("--resume, --keep and --page need the file that --json names; give --json FILE")
-    names = named(options.only)
-    if not names:
-        fail(f"--only is {options.only!r}, which names no architecture; --list prints them")
-    if options.list:
-        print("\n".join(names))
-        raise SystemExit(0)
+    sweep.check(options, least={"cores": 2}, earlier=("resume", "keep"))
+    names = sweep.chosen(options, ARCHITECTURES, "architecture")
     first, _, count = options.shard.partition("/")
     if not (first.isdecimal() and count.isdecimal() and 1 <= int(first) <= int(count)):
         fail(f"--shard is {options.shard!r}; give I/N with I from 1 to N")
@@ -115,7 +95,7 @@ def _kept(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Row]:
     """Rows of an earlier run that need no repetition."""
     if not options.resume or not Path(options.json).exists():
         return {}
-    rows = _load(options.json)["rows"]
+    rows = sweep.load(options.json, SCHEMA)["rows"]
     return {
         row["name"]: row
         for row in rows
@@ -129,23 +109,8 @@ def _earlier(options: argparse.Namespace) -> dict[str, Row]:
     """All rows of --json, each of them until this run has another."""
     if not options.keep or not Path(options.json).exists():
         return {}
-    return {r["name"]: r for r in _load(options.json)["rows"] if r["name"] in ARCHITECTURES}
-
-
-def _load(path: str) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        fail(f"{path} cannot be read ({error}); run the zoo with --json first")
-    if value.get("schema") != SCHEMA:
-        fail(f"{path} has the schema {value.get('schema')!r}, wanted {SCHEMA!r}; run the zoo again")
-    return value
-
-
-def _render(options: argparse.Namespace) -> None:
-    if not options.page or options.json in (None, "-"):
-        fail("--render needs --json FILE and --page FILE; give both")
-    Path(options.page).write_text(page(_load(options.json)), encoding="utf-8")
+    rows = sweep.load(options.json, SCHEMA)["rows"]
+    return {row["name"]: row for row in rows if row["name"] in ARCHITECTURES}
 
 
 def _environment(options: argparse.Namespace) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench.facts import date_of_today, peak_mib
 from torch import Tensor, nn
 
 import opdf_compile as opdf
@@ -37,7 +38,6 @@ from zoo.checks import (
 )
 from zoo.forms import FORMS, Form
 from zoo.other_sizes import run_at_other_sizes
-from zoo.rows import date_of_today, peak_mib
 
 BATCH, OTHER_BATCH = 2, 3
 RATE = 1e-3

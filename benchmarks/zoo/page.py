@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bench.markdown import table
+
 from zoo.report import folded, reasons, share, total_lines, verdict
 
 _HEAD = """# The zoo
@@ -69,19 +71,19 @@ def page(figures: Mapping[str, Any]) -> str:
 def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     rows = figures["rows"]
     yield _HEAD
-    yield from _table(("step", "must hold"), iter(_CHECKS))
+    yield from table(("step", "must hold"), _CHECKS)
     yield _NOTES
     yield _dates(rows)
     yield _versions(figures["environment"])
     yield ""
-    yield from _table(
+    yield from table(
         ("in all", ""), ((name, text) for name, text in total_lines(figures["totals"]))
     )
     yield "## Failures"
     yield ""
     failed = [row for row in rows if row["status"] != "passed"]
     if failed:
-        yield from _table(
+        yield from table(
             ("model", "step", "reason"),
             ((row["name"], row["step"], row["reason"]) for row in failed),
         )
@@ -90,19 +92,19 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     yield "## Where a rung gave something up"
     yield ""
     noted = [row for row in rows if row.get("notes")]
-    yield from _table(
+    yield from table(
         ("model", "rung", "notes"),
         ((row["name"], row["rung"], "; ".join(row["notes"])) for row in noted),
     )
     yield "## Refusals by reason"
     yield ""
-    yield from _table(
+    yield from table(
         ("a weight that", "weights", "models"),
         ((reason, str(weights), str(models)) for reason, weights, models in reasons(rows)),
     )
     yield "## Architectures"
     yield ""
-    yield from _table(
+    yield from table(
         ("model", "class", "verdict", "rung", "batch", "parameters", "matches", "refusals")
         + ("share", "scale", "processor s", "peak MiB", "run"),
         (_row(row) for row in rows),
@@ -152,16 +154,3 @@ def _versions(environment: Mapping[str, Any]) -> str:
         f"Measured with {named} on {environment['device']['name']}, {options['cores']} cores per "
         f"weight, jobs {options['jobs']}, load {environment['load_average']:.1f}.\n"
     )
-
-
-def _table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> Iterator[str]:
-    yield "| " + " | ".join(head) + " |"
-    yield "|" + "---|" * len(head)
-    for row in rows:
-        yield "| " + " | ".join(_cell(cell) for cell in row) + " |"
-    yield ""
-
-
-def _cell(text: str) -> str:
-    """Text that keeps a table whole."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import os
 
-for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    os.environ.setdefault(_name, "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# First: it says with how many threads torch comes.
+import bench.preload  # noqa: E402, F401
 import torch  # noqa: E402
 
 from opdf_compile.io.torchvision_shim import prepare_torchvision  # noqa: E402
 
-torch.set_num_threads(1)
 prepare_torchvision()
 
 import onnxscript  # noqa: E402, F401
@@ -26,7 +25,5 @@ import transformers.modeling_utils  # noqa: E402, F401
 import opdf_compile as opdf  # noqa: E402
 import zoo.journey  # noqa: E402, F401
 
-for _name in opdf.__all__:
-    getattr(opdf, _name)
 # The first trace of a process imports most of torch.export.
 opdf.trace(torch.nn.Linear(2, 2), (torch.ones(2, 2),))

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from bench.facts import date_of_today
 
-from zoo.rows import date_of_today
 from zoo.worker import Row, work
 
 _PAUSE = 0.1

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from zoo.architectures import ARCHITECTURES, QUICK, exported, named
+from bench.sweep import named
+from zoo.architectures import ARCHITECTURES, QUICK, exported
 from zoo.journey import travel
 from zoo.runner import run
 
@@ -54,7 +55,8 @@ def test_architecture(name: str, request: pytest.FixtureRequest):
 
 
 def test_the_lists():
-    by_library = {library: named(f"{library}/*") for library in ("timm", "transformers")}
+    libraries = ("timm", "transformers")
+    by_library = {library: named(f"{library}/*", ARCHITECTURES) for library in libraries}
     assert len(by_library["timm"]) >= 60 and len(by_library["transformers"]) >= 40
     assert sum(map(len, by_library.values())) == len(ARCHITECTURES)
     assert set(UNMARKED) <= set(QUICK) <= set(ARCHITECTURES) and len(QUICK) == len(set(QUICK)) == 12
@@ -62,4 +64,4 @@ def test_the_lists():
         half = sum(exported(name, "half") for name in names)
         assert half == (len(names) + 1) // 2
     assert set(FAILING) <= set(ARCHITECTURES)
-    assert named("timm/resnet18,no/such") == ("timm/resnet18",)
+    assert named("timm/resnet18,no/such", ARCHITECTURES) == ["timm/resnet18"]
