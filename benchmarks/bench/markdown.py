@@ -16,4 +16,6 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[st
 
 def _cell(text: str) -> str:
     """Text that keeps a table whole."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+    line = " ".join(str(text).split())
+    # `[a][b]` would be read as a link.
+    return line.replace("|", "\\|").replace("<", "&lt;").replace("][", "]\\[")
