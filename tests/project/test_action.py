@@ -190,6 +190,32 @@ def test_no_input_becomes_a_command(program: Callable[..., Any], tmp_path: Path,
     assert not (tmp_path / "hacked").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "installed"),
+    [
+        ({}, "/the action[cpu]"),
+        ({"install": "checkout[gpu]"}, "/the action[gpu]"),
+        ({"install": "checkout"}, "/the action"),
+        ({"install": "dist/a.whl[cpu]"}, "dist/a.whl[cpu]"),
+        ({"install": "checkout.whl"}, "checkout.whl"),
+        ({"install": "$(touch hacked)"}, "$(touch hacked)"),
+    ],
+)
+def test_what_pip_installs(tmp_path: Path, given: dict[str, str], installed: str) -> None:
+    done = subprocess.run(
+        ["bash", "-c", script("install")],
+        cwd=tmp_path,
+        env=os.environ
+        | environment("install", {"python": "echo"} | given)
+        | {"GITHUB_ACTION_PATH": "/the action"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"-m pip install --quiet --disable-pip-version-check {installed}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_report_of_an_earlier_step_is_not_this_ones(program: Callable[..., Any]) -> None:
     program(0)
     ran, _ = program(2)
