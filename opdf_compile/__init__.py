@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from opdf_compile.verify.report.value import ParityReport
     from opdf_compile.verify.verdict import verify
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "CoreAlignment": "distill.alignment.core_alignment",
