@@ -161,9 +161,12 @@ class Links:
                 inner[key] = outer[key] * factor
 
     def take_over(self, place: int, other: Links, before: int) -> None:
-        """Know of an outer group what another layout knew: its options go on as they were."""
-        self._seen[place] = other._seen[before]
-        self._shown[place] = other._shown[before]
+        """Know of an outer group what another layout knew: its options go on as they were.
+
+        Copies, because a group may have been split in two, and each is looked at by itself.
+        """
+        self._seen[place] = dict(other._seen[before])
+        self._shown[place] = dict(other._shown[before])
 
     def push(self, outer: list[Group], inner: list[Group], *, apart: bool = False) -> None:
         """Copy the options that the user changed since the last call inwards.
@@ -179,9 +182,12 @@ class Links:
             for key, value in group.items():
                 if key in _OWN or not self._stale(key, value, seen, places):
                     continue
+                before = seen.get(key)
                 seen[key] = Look.at(value)
                 for place in places:
-                    self._put(place, inner[place], key, own(value) if apart else value)
+                    present = inner[place].get(key)
+                    fresh = apart or (before is not None and before.value is present)
+                    self._put(place, inner[place], key, own(value) if apart else value, fresh=fresh)
                 if (source := self._source(key, places, inner)) is not None:
                     shown[key] = Look.at(inner[source][key])
 
@@ -191,12 +197,12 @@ class Links:
         # A scheduler may write into a tensor by ways that do not count, and a product is a copy.
         return isinstance(value, Tensor) and any(key in self._factors[p] for p in places)
 
-    def _put(self, place: int, inner: Group, key: str, value: Any) -> None:
+    def _put(self, place: int, inner: Group, key: str, value: Any, *, fresh: bool = False) -> None:
         factor = self._factors[place].get(key)
         if factor is None or value is None:
-            put(inner, key, value)
+            put(inner, key, value, fresh=fresh)
         elif factor != 0.0:
-            put(inner, key, value * factor)
+            put(inner, key, value * factor, fresh=fresh)
 
     def _source(self, key: str, places: list[int], inner: list[Group]) -> int | None:
         """The inner group that an outer option is shown from: one that has it as it is."""

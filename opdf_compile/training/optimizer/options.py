@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from opdf_compile.training.optimizer.state import equal
@@ -45,14 +46,23 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def put(group: dict[str, Any], key: str, value: Any) -> None:
+def put(group: dict[str, Any], key: str, value: Any, *, fresh: bool = False) -> None:
     """Give a group an option, as torch's schedulers do: a number is written into a tensor.
 
     Whoever keeps a tensor there (a compiled or captured step) needs it to stay one.
+
+    Args:
+        group: A group of the wrapped optimizer.
+        key: The option.
+        value: What it becomes.
+        fresh: The tensor there may be the user's own, which other groups hold as well: it is not
+            written to, another takes its place.
     """
     present = group.get(key)
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(present, Tensor) and number:
-        present.fill_(value)
-    else:
+    if not (isinstance(present, Tensor) and number):
         group[key] = value
+    elif fresh:
+        group[key] = torch.full_like(present, value)
+    else:
+        present.fill_(value)

@@ -130,6 +130,28 @@ def test_a_group_that_is_added_shows_what_the_class_made_of_it() -> None:
     assert float(opt.inner.param_groups[-1]["lr"]) == 0.25
 
 
+@pytest.mark.parametrize("road", ["set", "loaded"])
+def test_a_tensor_that_groups_share_is_not_written_to(road: str) -> None:
+    """A number in one group is for that group, as under a plain optimizer."""
+    shared, model = torch.tensor(0.5), network()
+    groups = [{"params": list(model[place].parameters())} for place in (0, 2)]
+    opt = opdf.Overparam(groups, torch.optim.SGD, module=model, lr=shared, cores=3)
+    train(model, opt)
+    if road == "set":
+        opt.param_groups[0]["lr"] = 0.25
+    else:
+        state = opt.state_dict()
+        for group, rate in zip(state["param_groups"], (0.25, 0.5), strict=True):
+            group["lr"] = rate
+        opt.load_state_dict(state)
+    train(model, opt)
+    places = opt._links.places
+    inner = [[float(opt.inner.param_groups[p]["lr"]) for p in of] for of in places]
+    assert inner == [[0.25] * len(places[0]), [0.5] * len(places[1])]
+    assert [float(group["lr"]) for group in opt.param_groups] == [0.25, 0.5]
+    assert float(shared) == 0.5
+
+
 def test_what_counts_as_a_change() -> None:
     betas, rate = [0.9, 0.99], torch.tensor(0.1)
     assert not Look.at(betas).changed([0.9, 0.99])
@@ -153,5 +175,7 @@ def test_a_number_is_written_into_a_tensor_and_nothing_else_is() -> None:
     put(group, "fused", True)
     assert group["lr"] is rate and float(rate) == 0.5
     assert group["fused"] is True
+    put(group, "lr", 0.25, fresh=True)
+    assert float(group["lr"]) == 0.25 and float(rate) == 0.5
     put(group, "lr", None)
     assert group["lr"] is None
