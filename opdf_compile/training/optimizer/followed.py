@@ -19,7 +19,7 @@ from opdf_compile.training.optimizer.decay import shares_of
 from opdf_compile.training.optimizer.decay_rule import Rule
 from opdf_compile.training.optimizer.following import hand_over, standing
 from opdf_compile.training.optimizer.groups import Group, Links, decays, outer_groups, tensors
-from opdf_compile.training.optimizer.inner_state import bound
+from opdf_compile.training.optimizer.inner_state import is_bound
 from opdf_compile.training.optimizer.named_state import NamedState
 from opdf_compile.training.optimizer.rates import core_rates
 from opdf_compile.training.optimizer.regrouping import (
@@ -42,7 +42,8 @@ class Followed(NamedState):
     _split: bool
     _rule: Rule
     _aside: dict[Tensor, named.State]
-    _laid: tuple[Laid, frozenset[int]]
+    # None until the optimizer is built.
+    _laid: tuple[Laid, frozenset[int]] | None = None
     _by_entry: bool
 
     def absorb(self) -> tuple[str, ...]:
@@ -57,7 +58,7 @@ class Followed(NamedState):
         Raises:
             InputError: A parameter is none of the student's.
         """
-        if len(self.param_groups) < len(self._links.places):
+        if self._laid is None:
             super().add_param_group(param_group)
             return  # One of the groups that the constructor laid out.
         self._follow_parameters()
@@ -104,6 +105,8 @@ class Followed(NamedState):
         Sharded weights are read whole, so all ranks come here together.
         """
         reshard(self.program.module)
+        for group in self.param_groups:
+            listed(group)
         new = self._names.replaced(self.param_groups)
         if new:
             self._go_over(new)
@@ -118,8 +121,6 @@ class Followed(NamedState):
                 is changed then.
         """
         groups, module = self.param_groups, self.program.module
-        for group in groups:
-            listed(group)
         home = homes(groups, module)
         places = {e.key: home.get(id(standing(module, e.key))) for e in self.plan.entries}
         odd = uneven_places(self.program.units, places)
@@ -187,7 +188,7 @@ class Followed(NamedState):
         self._show_cores()
 
     def _require_parts(self) -> None:
-        if bound(self._taken().rest):
+        if is_bound(self.inner, self.labels()):
             raise InputError(
                 f"batched=True stacks cores, only some weights of a stack go on here, and "
                 f"{type(self.inner).__name__} keeps its state in a form of its own, which cannot "

@@ -14,7 +14,7 @@ whose state_dict() is of another form (a wrapper around a second optimizer) has 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,31 +52,52 @@ def taken(inner: Optimizer, labels: Labels) -> InnerState:
         InputError: It keeps what no state holds.
     """
     packed = inner.state_dict()
-    name = type(inner).__name__
-    writer = Writer(name, labels, settings=True)
     places = _places(packed, inner, labels)
+    rest = _rest(packed, places, inner, labels)
     if places is None:
-        groups = [_without_params(group) for group in inner.param_groups]
-        return InnerState({}, groups, {"whole": writer.write(packed, "state_dict()")})
-    state = packed["state"]
-    strict = Writer(name, labels)
-    return InnerState(
-        {
-            parameter: {
-                strict.key(key, "state"): strict.write(value, f"state[..][{key!r}]")
-                for key, value in state[place].items()
-            }
-            for place, parameter in places.items()
-            if state.get(place)
-        },
-        [_without_params(group) for group in packed["param_groups"]],
-        {
-            "state": writer.write({k: v for k, v in state.items() if k not in places}, "state"),
-            "top": writer.write(
-                {k: v for k, v in packed.items() if k not in ("state", "param_groups")},
-                "state_dict()",
-            ),
-        },
+        return InnerState({}, [_without_params(group) for group in inner.param_groups], rest)
+    state, strict = packed["state"], Writer(type(inner).__name__, labels)
+    by_parameter = {
+        parameter: {
+            strict.key(key, "state"): strict.write(value, f"state[..][{key!r}]")
+            for key, value in state[place].items()
+        }
+        for place, parameter in places.items()
+        if state.get(place)
+    }
+    groups = [_without_params(group) for group in packed["param_groups"]]
+    return InnerState(by_parameter, groups, rest)
+
+
+def is_bound(inner: Optimizer, labels: Labels) -> bool:
+    """Whether an optimizer keeps what may speak of single parameters, beside their own states.
+
+    Args:
+        inner: The wrapped optimizer.
+        labels: What its parameters are called.
+    """
+    packed = inner.state_dict()
+    try:
+        return bound(_rest(packed, _places(packed, inner, labels), inner, labels))
+    except InputError:  # What no state holds nobody can take apart.
+        return True
+
+
+def _rest(
+    packed: State, places: Mapping[Any, Tensor] | None, inner: Optimizer, labels: Labels
+) -> State:
+    writer = Writer(type(inner).__name__, labels, settings=True)
+    if places is None:
+        return {"whole": writer.write(packed, "state_dict()")}
+    more, top = _beside(packed, places)
+    return {"state": writer.write(more, "state"), "top": writer.write(top, "state_dict()")}
+
+
+def _beside(packed: State, places: Mapping[Any, Tensor]) -> tuple[State, State]:
+    """State under other keys than a parameter's, and the entries of a state_dict beside it."""
+    return (
+        {key: value for key, value in packed["state"].items() if key not in places},
+        {key: value for key, value in packed.items() if key not in ("state", "param_groups")},
     )
 
 
@@ -150,8 +171,7 @@ def given(
     if places is None:
         _warn(inner, "all that it keeps")
         return None
-    top = {key: value for key, value in packed.items() if key not in ("state", "param_groups")}
-    more = {key: value for key, value in packed["state"].items() if key not in places}
+    more, top = _beside(packed, places)
     if rest is None and (top or more):
         _warn(inner, ", ".join(map(repr, (*top, *more))))
     elif rest is not None:
@@ -165,20 +185,28 @@ def given(
     return {**top, "state": {**more, **found}, "param_groups": packed["param_groups"]}
 
 
-def start_anew(inner: Optimizer, make: Callable[..., Optimizer]) -> None:
-    """Drop all that an optimizer keeps; its options stay.
+def start_anew(
+    inner: Optimizer, make: Callable[..., Optimizer], cores: Collection[Tensor] | None = None
+) -> None:
+    """Drop what an optimizer keeps of cores that were made anew; its options stay.
 
     Args:
         inner: The optimizer.
-        make: Builds one like it.
+        make: Builds one like it; some optimizers (Adagrad) have a state from the start.
+        cores: These; None where no core's part can be dropped, then all of it starts anew.
     """
-    logger.warning(
-        "%s keeps its state in a form of its own, of which no weight's part can be dropped: all of "
-        "it starts anew",
-        type(inner).__name__,
-    )
     fresh = make([dict(group) for group in inner.param_groups])
-    inner.load_state_dict(own(fresh.state_dict()))
+    if cores is None:
+        logger.warning(
+            "%s keeps its state in a form of its own, of which no weight's part can be dropped: "
+            "all of it starts anew",
+            type(inner).__name__,
+        )
+        inner.load_state_dict(own(fresh.state_dict()))
+    for core in cores or ():
+        inner.state.pop(core, None)
+        if state := fresh.state.get(core):
+            inner.state[core] = state
 
 
 def _warn(inner: Optimizer, what: str) -> None:

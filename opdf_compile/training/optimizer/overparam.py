@@ -44,12 +44,13 @@ from opdf_compile.training.optimizer.early import moves_early
 from opdf_compile.training.optimizer.followed import Followed
 from opdf_compile.training.optimizer.following import Names
 from opdf_compile.training.optimizer.groups import Group, decays, outer_groups
-from opdf_compile.training.optimizer.inner_state import bound, start_anew
+from opdf_compile.training.optimizer.inner_state import is_bound, start_anew
 from opdf_compile.training.optimizer.probing import build, probe, require_others
 from opdf_compile.training.optimizer.regrouping import Places
 from opdf_compile.training.optimizer.stepping import Step
 from opdf_compile.training.optimizer.summary import Summary
 from opdf_compile.training.optimizer.switching import switch, watch
+from opdf_compile.training.optimizer.unbatching import take_apart
 
 
 class Overparam(Followed):
@@ -287,19 +288,18 @@ class Overparam(Followed):
         """
         self._follow_parameters()
         changed = set(self.program.absorb())
-        for unit in self.program.units:
+        whole = bool(changed) and is_bound(self.inner, self.labels())
+        for unit in self.program.units if not whole else ():
             if unit.batched and 0 < len(changed & set(unit.keys)) < len(unit.keys):
-                self.take_apart(unit)
+                take_apart(self.program, unit, self.inner)
         if self.alignment is not None:
             self.alignment.attach(self.program, changed)
-        whole = bool(changed) and bound(self._taken().rest)
-        if whole:
-            start_anew(self.inner, self._make)
-        for unit in [unit for unit in self.program.units if changed & set(unit.keys)]:
-            for core in unit.storage:
-                self._aside.pop(core, None)
-            if not whole and unit.keys[0] in self.held():
-                named.reset(unit, self.inner, self._make)
+        anew = [c for u in self.program.units if changed & set(u.keys) for c in u.storage]
+        for core in anew:
+            self._aside.pop(core, None)
+        if changed:
+            start_anew(self.inner, self._make, None if whole else anew)
+        self._show_cores()
         return tuple(e.key for e in self.plan.entries if e.key in changed)
 
     def fold(self, source: Source | None = None, into: nn.Module | None = None) -> nn.Module:

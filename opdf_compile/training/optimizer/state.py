@@ -10,13 +10,12 @@ batch are given apart, and put together again when they are loaded.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.hoisted.binding import is_sharded
@@ -195,19 +194,3 @@ def _own_tensor(value: Tensor) -> Tensor:
 def cores_of_state(names: Sequence[str], state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The cores of one weight by name, out of its state."""
     return {name: state[f"cores.{place}"] for place, name in enumerate(names)}
-
-
-def reset(unit: Unit, inner: Optimizer, make: Callable[..., Optimizer]) -> None:
-    """Drop what the optimizer keeps of the cores of a unit: they were made anew.
-
-    Args:
-        unit: All its weights were made anew.
-        inner: The wrapped optimizer.
-        make: Builds one like it; some optimizers (Adagrad) have a state from the start.
-    """
-    for core in unit.storage:
-        inner.state.pop(core, None)
-        group = next(g for g in inner.param_groups if any(p is core for p in g["params"]))
-        fresh = make([{**group, "params": [core]}]).state.get(core)
-        if fresh:
-            inner.state[core] = fresh

@@ -384,6 +384,61 @@ def test_absorbed_weights_start_anew_where_the_form_is_the_classs_own(
     assert apart(student, twin) == 0.0, "neither slow weights nor moments are left"
 
 
+class KeepingBeside(ByText):
+    """Keeps beside its parameters' states what no state holds."""
+
+    def step(self, closure: Any = None) -> Any:
+        self.state.setdefault("draw", torch.Generator())
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+@pytest.mark.parametrize("make", [around, Referring, Keeping, KeepingBeside, torch.optim.SGD])
+def test_absorbed_weights_leave_nothing_behind_whatever_a_class_keeps(
+    make: Any, batched: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also of a stack whose other weights had not changed, and of what could not be saved."""
+    student, opt = build(make, batched=batched)
+    train(student, opt, 2)
+    with torch.no_grad():
+        student[0].weight.mul_(2.0)
+    assert opt.absorb() == ("0.weight",)
+    cores = next(unit for unit in opt.program.units if "0.weight" in unit.keys).storage
+    assert not any(opt.inner.state.get(core) for core in cores)
+    whole = make in (around, Referring, KeepingBeside)
+    assert ("a form of its own" in caplog.text) is whole
+    assert len(opt.program.units) == (1 if batched and whole else 2)
+    assert (
+        opt.state[student[0].weight]["cores.0"].data_ptr()
+        == opt.program.cores("0.weight")[0].data_ptr()
+    )
+    train(student, opt, 1)
+    torch.testing.assert_close(opdf.fold(opt)[0].weight, student[0].weight)
+
+
+class TwoGroups(torch.optim.Adagrad):
+    """Takes no single group; has a state from the start."""
+
+    def __init__(self, params: Any, **options: Any) -> None:
+        groups = list(params)
+        if isinstance(groups[0], dict) and len(groups) < 2:
+            raise ValueError("two groups are wanted")
+        super().__init__(groups, **options)
+
+
+def test_a_state_from_the_start_is_made_over_all_groups() -> None:
+    student = build(ByText)[0]
+    groups = [{"params": list(student[place].parameters())} for place in (0, 2)]
+    opt = opdf.Overparam(groups, TwoGroups, module=student, lr=0.1, cores=3)
+    train(student, opt, 2)
+    with torch.no_grad():
+        student[0].weight.mul_(2.0)
+    opt.absorb()
+    first, other = (opt.state_by_name()[f"{place}.weight"] for place in (0, 2))
+    assert float(first["cores.0.step"]) == 0.0 and not first["cores.0.sum"].any()
+    assert float(other["cores.0.step"]) == 2.0
+
+
 def test_options_that_are_settings_stay_those_of_the_optimizer() -> None:
     def make(params: Any, **options: Any) -> torch.optim.Optimizer:
         made = torch.optim.SGD(params, **options)

@@ -284,6 +284,47 @@ def test_a_weight_that_was_away_can_be_absorbed_there_and_added_again() -> None:
     assert opt.state_by_name()["0.weight"]["cores.0.step"] == 1
 
 
+def test_both_halves_of_a_group_that_was_split_follow_their_rates() -> None:
+    runs = []
+    for form in ("plain", "overparam"):
+        student, opt = head_alone(form)
+        train(student, opt)
+        (group,) = opt.param_groups
+        members = [[p for p in group["params"] if p.ndim == axes] for axes in (1, 2)]
+        opt.param_groups = [{**group, "params": of} for of in members]
+        train(student, opt)
+        for half in opt.param_groups:
+            half["lr"] = 0.0
+        before = values(student)
+        train(student, opt)
+        assert not moved(student, before)
+        inner = opt if form == "plain" else opt.inner
+        runs.append({group["lr"] for group in inner.param_groups})
+    assert runs == [{0.0}, {0.0}]
+
+
+def test_parameters_that_can_be_listed_once_only_are_stepped() -> None:
+    student, opt = head_alone()
+    train(student, opt)
+    opt.param_groups.append({"params": student[0].parameters(), "lr": 0.5})
+    before = values(student)
+    train(student, opt, 1)
+    assert moved(student, before) == set(before)
+
+
+def test_what_is_added_where_a_group_was_taken_out_is_looked_at_at_once() -> None:
+    student, opt = build()
+    kept = opt.param_groups[1]
+    drop(opt)
+    with pytest.raises(InputError, match="no parameter of the Sequential"):
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert opt.param_groups == [kept]
+    opt.add_param_group({"params": list(student[0].parameters())})
+    before = values(student)
+    train(student, opt, 1)
+    assert moved(student, before) == set(before)
+
+
 def foreign(opt: Any) -> None:
     opt.param_groups[0]["params"].append(nn.Parameter(torch.ones(2)))
 
