@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from opdf_compile.training.optimizer.arguments import Maker, name_of
 from opdf_compile.training.optimizer.groups import Group, decays, options_of, tensors
-from opdf_compile.training.optimizer.probing import owned, trying
+from opdf_compile.training.optimizer.probing import kinds_of, owned, trying
 from opdf_compile.training.optimizer.switching import switch
 
 logger = logging.getLogger("opdf_compile")
@@ -35,7 +35,7 @@ def warn_of_halves(make: Maker, options: Mapping[str, Any], split: Sequence[Grou
         options: Its options.
         split: The groups whose cores get a group of their own.
     """
-    if any(goes_by_group(make, options, group) for group in split):
+    if any(goes_by_group(make, options, split[place]) for place in set(kinds_of(split))):
         logger.warning(
             "%s goes by its param groups (it may keep a figure for each), and a group with "
             "weight_decay is two of them: the cores of planned weights, which decay by themselves, "

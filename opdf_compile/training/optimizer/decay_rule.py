@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of, needs_closure
 from opdf_compile.training.optimizer.groups import Group, options_of
-from opdf_compile.training.optimizer.probing import Probe, owned, trying
+from opdf_compile.training.optimizer.probing import Probe, kinds_of, owned, trying
 from opdf_compile.training.optimizer.switching import switch
 
 # Powers of two: what is measured is exact where the class computes in single precision.
@@ -78,7 +78,7 @@ def rule_of(
     """
     if class_of(make) in ELEMENTWISE:
         return Rule.RATE
-    places = [place for place, group in enumerate(probed.groups) if "weight_decay" in group]
+    places = {k for k in kinds_of(probed.groups) if "weight_decay" in probed.groups[k]}
     rules = {_rule(_Trial(make, options, groups, probed, place)) for place in places}
     # A layout has one rule; the strictest that any group needs.
     return next((rule for rule in (Rule.NONE, Rule.OWN) if rule in rules), Rule.RATE)

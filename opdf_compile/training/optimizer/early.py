@@ -33,18 +33,21 @@ def moves_early(make: Maker, inner: Optimizer) -> bool:
         make: Builds one like it.
         inner: The wrapped optimizer; its options are those that are tried.
     """
-    with trying(make):
-        try:
-            runs = [_trial(make, inner, sign) for sign in (1.0, -1.0)]
-        except Exception:  # noqa: BLE001 - whatever a class of somebody else raises on a trial
-            return True
+    devices = {p.device for group in inner.param_groups for p in group["params"]}
+    runs = []
+    for sign in (1.0, -1.0):
+        # Each for itself, so that both find the same random numbers.
+        with trying(make, devices):
+            try:
+                runs.append(_trial(make, inner, sign))
+            except Exception:  # noqa: BLE001 - whatever a class of somebody else raises on a trial
+                return True
     (first, moved), (second, _moved) = runs
     return moved or any(not torch.equal(*pair) for pair in zip(first, second, strict=True))
 
 
 def _trial(make: Maker, inner: Optimizer, sign: float) -> tuple[list[Tensor], bool]:
     """The parameters at each evaluation and at the end; whether one had moved before."""
-    torch.manual_seed(0)
     groups = [_like(group) for group in inner.param_groups if group["params"]]
     parameters = [group["params"][0] for group in groups]
     tried = make(groups)

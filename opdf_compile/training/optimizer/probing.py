@@ -27,7 +27,7 @@ from opdf_compile.plan.value import Plan
 from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of, name_of
 from opdf_compile.training.optimizer.groups import Group, options_of, tensors
 from opdf_compile.training.optimizer.refusals import refusal, refused_other
-from opdf_compile.training.optimizer.state import own
+from opdf_compile.training.optimizer.state import equal, own
 from opdf_compile.training.optimizer.switching import switch
 
 
@@ -176,20 +176,44 @@ def _small(group: Group, axes: Collection[int]) -> Group:
 
 
 @contextlib.contextmanager
-def trying(make: Maker) -> Iterator[None]:
+def trying(make: Maker, devices: Collection[torch.device] = ()) -> Iterator[None]:
     """Around a trial: no random number is used up, nothing is compiled and nothing is printed.
 
     What the class counts or caches in itself, and not in its instances, is put back: the real
     optimizer must find it as the plain one would.
+
+    Args:
+        make: What is tried.
+        devices: Where it is tried, beside the CPU.
     """
     kind = class_of(make)
     with (
         class_as_before(kind) if isinstance(kind, type) else contextlib.nullcontext(),
-        torch.random.fork_rng(devices=[]),
+        torch.random.fork_rng(devices=[d for d in devices if d.type == "cuda"]),
         torch.compiler.set_stance("force_eager"),
         contextlib.redirect_stdout(io.StringIO()),
     ):
         yield
+
+
+# What trainers give to each group of its own; no class goes another way for it.
+_NO_KIND = ("lr", "initial_lr", "lr_scale", "weight_decay", "name")
+
+
+def kinds_of(groups: Sequence[Group]) -> list[int]:
+    """For each group the place of the first of its kind.
+
+    A hundred that differ in their rates only need one trial.
+    """
+    kinds = [{k: v for k, v in options_of(g).items() if k not in _NO_KIND} for g in groups]
+    firsts: list[int] = []
+    found: list[int] = []
+    for place, kind in enumerate(kinds):
+        first = next((k for k in firsts if equal(kinds[k], kind)), place)
+        if first == place:
+            firsts.append(place)
+        found.append(first)
+    return found
 
 
 def owned(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,16 +242,19 @@ def require_others(
     Raises:
         InputError: With the first one's name and what to do.
     """
-    others = [[p for p in tensors(group) if id(p) not in matched] for group in groups]
-    for place, members in enumerate(others):
-        for axes in dict.fromkeys(p.ndim for p in members):
-            try:
-                tried = [_small(g, [axes if k == place else 2]) for k, g in enumerate(groups)]
-                with trying(make):
-                    make(tried, **owned(options))
-            except Exception as error:
-                odd = next(p for p in members if p.ndim == axes)
-                raise InputError(refused_other(make, odd, student, error)) from error
+    # By kind of group and number of axes, the first parameter of that form.
+    forms: dict[tuple[int, int], Tensor] = {}
+    for kind, group in zip(kinds_of(groups), groups, strict=True):
+        for parameter in tensors(group):
+            if id(parameter) not in matched:
+                forms.setdefault((kind, parameter.ndim), parameter)
+    for (place, axes), odd in forms.items():
+        try:
+            tried = [_small(g, [axes if k == place else 2]) for k, g in enumerate(groups)]
+            with trying(make):
+                make(tried, **owned(options))
+        except Exception as error:
+            raise InputError(refused_other(make, odd, student, error)) from error
 
 
 def build(make: Maker, groups: list[Group], options: Mapping[str, Any]) -> Optimizer:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import opdf_compile as opdf
 from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer.decay_rule import Rule, rule_of
-from opdf_compile.training.optimizer.probing import probe
+from opdf_compile.training.optimizer.probing import kinds_of, probe
 
 
 class Finds(torch.optim.Optimizer):
@@ -126,6 +126,27 @@ RULES: list[tuple[Any, dict[str, Any], Rule]] = [
 def test_the_rule_of_a_class(make: Any, options: dict[str, Any], rule: Rule) -> None:
     groups: list[dict[str, Any]] = [{}]
     assert rule_of(make, options, groups, probe(make, options, groups)) is rule
+
+
+def test_groups_that_differ_in_their_rates_are_tried_as_one() -> None:
+    """Layer by layer, a hundred groups are usual; the trials must not grow with their number."""
+    made = []
+
+    class Counted(Finds):
+        def __init__(self, params: Any, **options: Any) -> None:
+            made.append(len(list(params)))
+            super().__init__(params, **options)
+
+    def trials(count: int) -> list[int]:
+        model = nn.ModuleList(nn.Linear(4, 4) for _ in range(count))
+        groups = [{"params": list(m.parameters()), "lr": 0.1 * k} for k, m in enumerate(model, 1)]
+        made.clear()
+        rule_of(Counted, {}, groups, probe(Counted, {}, groups))
+        return list(made)
+
+    few, many = trials(4), trials(12)
+    assert len(few) == len(many) > 5
+    assert kinds_of([{"lr": 1.0}, {"lr": 2.0, "name": "b"}, {"lr": 1.0, "u": 1}]) == [0, 0, 2]
 
 
 def test_a_trial_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -182,6 +182,25 @@ def test_who_needs_gradients_before_the_closure(make: Any) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+class Draws(torch.optim.SGD):
+    """Steps by noise alone."""
+
+    def step(self, closure: Any = None) -> Any:  # type: ignore[override]
+        loss = torch.enable_grad()(closure)()
+        with torch.no_grad():
+            for p in (p for group in self.param_groups for p in group["params"]):
+                p.add_(torch.randn_like(p))
+        return loss
+
+
+def test_both_trials_find_the_same_random_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no generator is seeded: one of a device that is not tried on would stay so."""
+    seeds: list[Any] = []
+    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    assert not moves_early(Draws, Draws([nn.Parameter(torch.ones(2, 2))], lr=0.1))
+    assert not seeds
+
+
 def test_an_optimizer_that_cannot_be_tried_counts_as_one_that_needs_them() -> None:
     class Picky(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:  # type: ignore[override]
