@@ -41,6 +41,7 @@ _Cached = type(functools.lru_cache(lambda: None))
 # What a method keeps in its class or in a global.
 _KEPT = (Tensor, np.ndarray, dict, list, deque, set, _Cached)
 _CONTAINERS = (dict, list, deque, set)
+_EMPTY = object()  # What is in a slot that nothing was put into yet.
 _PLAIN = frozenset({int, float, bool, str, bytes, complex, type(None), torch.dtype, torch.device})
 
 
@@ -134,10 +135,9 @@ class _Notes:
                 self._class(cls, depth)
 
     def _attributes(self, value: Any, depth: int) -> None:
-        slots = {n: getattr(value, n) for n in _slots(type(value)) if hasattr(value, n)}
-        for name, entry in slots.items():
-            self.undo.append(functools.partial(object.__setattr__, value, name, entry))
-        self._more(slots.values(), depth)
+        slots = {name: getattr(value, name, _EMPTY) for name in _slots(type(value))}
+        self.undo.extend(functools.partial(_set_slot, value, *slot) for slot in slots.items())
+        self._more([entry for entry in slots.values() if entry is not _EMPTY], depth)
         if type(value).__dictoffset__ == 0:
             return
         own = object.__getattribute__(value, "__dict__")
@@ -167,9 +167,10 @@ class _Notes:
             with contextlib.suppress(ValueError):  # A cell that nothing was put into yet.
                 self.undo.append(functools.partial(_set_cell, cell, cell.cell_contents))
                 self._left.append((cell.cell_contents, depth))
-        space = function.__globals__
-        named = {name: space[name] for name in _names(function.__code__) if name in space}
+        space, names = function.__globals__, _names(function.__code__)
+        named = {name: space[name] for name in names if name in space}
         self.undo.append(functools.partial(space.update, named))
+        self.undo.extend(functools.partial(space.pop, n, None) for n in names - named.keys())
         self._more([value for value in named.values() if isinstance(value, _KEPT)], depth)
         self._more(function.__defaults__ or (), depth)
         self._attributes(function, depth)
@@ -185,6 +186,8 @@ def _slots(cls: type) -> Iterator[str]:
         for name in (slots,) if isinstance(slots, str) else tuple(slots):
             if not name.startswith("__"):
                 yield name
+            elif not name.endswith("__"):  # A private one; __dict__ and __weakref__ are none.
+                yield f"_{base.__name__.lstrip('_')}{name}"
 
 
 def _names(code: types.CodeType) -> set[str]:
@@ -246,6 +249,13 @@ def _class_attributes(cls: type) -> PutBack:
     return put_back
 
 
+def _set_slot(value: Any, name: str, entry: Any) -> None:
+    if entry is not _EMPTY:
+        object.__setattr__(value, name, entry)
+    elif hasattr(value, name):
+        object.__delattr__(value, name)
+
+
 def _set_cell(cell: types.CellType, value: Any) -> None:
     cell.cell_contents = value
 
@@ -255,14 +265,24 @@ def _tensor(tensor: Tensor) -> PutBack:
     memory = tensor.detach()
     storage: Any = memory.untyped_storage()
     saved = storage.clone()
-    # Inference tensors have no version counter.
-    version = None if memory.is_inference() else memory._version
 
     def put_back() -> None:
-        if version is None or memory._version != version:
+        # Compared, because what is written through `.data` moves no count; memory that is mapped
+        # from a file, and was only read, stays mapped.
+        if not torch.equal(_bytes(storage), _bytes(saved)):
             storage.copy_(saved)
+        if _place(tensor) != _place(memory):  # Other memory was put in its place.
+            tensor.data = memory
 
     return put_back
+
+
+def _bytes(storage: Any) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=storage.device).set_(storage)
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    return (tensor.data_ptr(), tensor.dtype, tensor.device, tensor.shape, tensor.stride())
 
 
 def _cache(cached: Any) -> PutBack:

@@ -34,10 +34,17 @@ class Box:
 
 
 class Slotted:
-    __slots__ = ("value",)
+    __slots__ = ("__own", "late", "value")
 
     def __init__(self) -> None:
         self.value: Any = None
+        self.hide(None)
+
+    def hide(self, value: Any) -> None:
+        self.__own = value
+
+    def hidden(self) -> Any:
+        return self.__own
 
 
 class Case(nn.Module):
@@ -77,6 +84,11 @@ def _counting_hook() -> tuple[Callable[..., None], Callable[[], int]]:
         count += 1
 
     return hook, lambda: count
+
+
+def _make_globally(_m: Case, y: Tensor) -> None:
+    global LATE
+    LATE = y
 
 
 def _hook(m: Case) -> None:
@@ -161,6 +173,16 @@ CASES: dict[str, Row] = {
         lambda m, y: setattr(m.box, "value", y),
         lambda m: m.box.value,
     ),
+    "a slot that was empty": (
+        lambda m: setattr(m, "box", Slotted()),
+        lambda m, y: setattr(m.box, "late", y),
+        lambda m: getattr(m.box, "late", None),
+    ),
+    "a private slot": (
+        lambda m: setattr(m, "box", Slotted()),
+        lambda m, y: m.box.hide(y),
+        lambda m: m.box.hidden(),
+    ),
     "a plain tensor, in place": (
         lambda m: setattr(m, "total", torch.zeros(())),
         lambda m, y: m.total.add_(1),
@@ -184,6 +206,16 @@ CASES: dict[str, Row] = {
     "a buffer in place": (
         lambda m: m.register_buffer("mean", torch.zeros(4)),
         lambda m, y: m.mean.add_(1),
+        lambda m: m.mean,
+    ),
+    "a buffer in ways that do not count": (
+        lambda m: m.register_buffer("mean", torch.zeros(4)),
+        lambda m, y: m.mean.data.add_(1),
+        lambda m: m.mean,
+    ),
+    "a buffer's memory": (
+        lambda m: m.register_buffer("mean", torch.zeros(4)),
+        lambda m, y: setattr(m.mean, "data", torch.ones(2, dtype=torch.float64)),
         lambda m: m.mean,
     ),
     "a new buffer": (nothing, _new_buffer, lambda m: dict(m.named_buffers())),
@@ -225,6 +257,7 @@ CASES: dict[str, Row] = {
         lambda m: SEEN,
     ),
     "a global": (nothing, _count_globally, lambda m: COUNT),
+    "a new global": (nothing, _make_globally, lambda m: globals().get("LATE")),
     "a default argument": (
         nothing,
         lambda m, y, seen=[]: seen.append(y),  # noqa: B006
