@@ -95,8 +95,8 @@ def command(
 
 def _require_ready(job: Job) -> None:
     """Refuse what the run itself would refuse before its first step."""
+    from opdf_compile.distill.run.accelerator import require_accelerate, require_machine
     from opdf_compile.distill.run.finishing import require_runtime
-    from opdf_compile.distill.run.machine import require_accelerate, require_machine
 
     require_accelerate()
     require_runtime(job)

@@ -15,13 +15,14 @@ examples, and chance would be shown as a difference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePath
 
 import torch
 from torch import Tensor
 
-from opdf_compile.distill.recipe.job import Batch, Data, Job
+from opdf_compile.distill.recipe.job import Job
+from opdf_compile.distill.recipe.tables import after, pick
 from opdf_compile.errors import InputError
 
 _MIXABLE = {"digits", "mnist1d"}
@@ -50,6 +51,7 @@ class Folds:
 
     Attributes:
         mixed: Whether final runs are scored on parts of the training part.
+        pool: The training part, followed by the validation part.
     """
 
     def __init__(self, job: Job) -> None:
@@ -58,30 +60,23 @@ class Folds:
         Raises:
             InputError: There are fewer than four validation examples.
         """
-        self._data: Data = job.data
-        self.mixed = is_one_set(job)
-        self._train = torch.arange(len(self._data.train))
-        held = len(self._data.validation)
+        self._job, data = job, job.data
+        self.mixed, self.pool = is_one_set(job), after(data.train, data.validation)
+        self._train = torch.arange(len(data.train))
+        held = len(data.validation)
         if held < _FEWEST_HELD:
             raise InputError(
-                f"the validation part of {self._data.source or 'the data'} has {held} examples, "
+                f"the validation part of {data.source or 'the data'} has {held} examples, "
                 f"wanted at least {_FEWEST_HELD}; advise compares methods on it: raise "
                 "validation_share"
             )
         order = torch.randperm(held, generator=torch.Generator().manual_seed(0))
         self._validation = len(self._train) + order
 
-    @property
-    def size(self) -> int:
-        """Examples in the pool."""
-        return len(self._train) + len(self._validation)
-
-    def example(self, index: int) -> Batch:
-        """An example of the pool."""
-        count = len(self._train)
-        if index < count:
-            return self._data.train[index]
-        return self._data.validation[index - count]
+    def job(self, fold: Fold) -> Job:
+        """The job that learns from a fold's examples and validates on those to score."""
+        train, score = (pick(self.pool, places) for places in (fold.train, fold.score))
+        return replace(self._job, data=replace(self._job.data, train=train, validation=score))
 
     def tuning(self) -> Fold:
         """What every tuning run learns from and is scored on."""

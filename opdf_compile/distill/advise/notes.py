@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from opdf_compile.distill.advise.runner import whole_run
 from opdf_compile.distill.advise.value import Side
+from opdf_compile.distill.engine import whole_run
 from opdf_compile.distill.recipe.job import Job
 
 
@@ -40,8 +40,5 @@ def _edges(plain: Side, over: Side) -> Iterator[str]:
 
 
 def _left_out(job: Job) -> Iterator[str]:
-    training = job.recipe.training
-    given = {"ema": training.ema, "early_stopping": training.early_stopping}
-    names = [name for name, value in given.items() if value]
-    if names:
-        yield f"The race leaves out {' and '.join(names)}, on both sides."
+    if job.recipe.training.early_stopping:
+        yield "The race leaves out early_stopping, on both sides."

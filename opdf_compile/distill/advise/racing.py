@@ -23,7 +23,7 @@ from opdf_compile.distill.advise.folds import Fold, Folds
 from opdf_compile.distill.advise.grid import Grid, grid_of
 from opdf_compile.distill.advise.methods import PLAIN, Method, methods
 from opdf_compile.distill.advise.notes import notes
-from opdf_compile.distill.advise.runner import Clock, OutOfTime, Runner, Trained, whole_run
+from opdf_compile.distill.advise.runner import Clock, OutOfTime, Runner, Trained
 from opdf_compile.distill.advise.search import Search, Trial
 from opdf_compile.distill.advise.statistics import paired
 from opdf_compile.distill.advise.timetable import (
@@ -35,6 +35,7 @@ from opdf_compile.distill.advise.timetable import (
     timetable,
 )
 from opdf_compile.distill.advise.value import Advice, Side, Tried
+from opdf_compile.distill.engine import whole_run
 from opdf_compile.distill.recipe.job import Job
 from opdf_compile.errors import InputError
 

@@ -5,21 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from opdf_compile.distill.advise.folds import Fold, Folds
 from opdf_compile.distill.advise.methods import Method
-from opdf_compile.distill.advise.teaching import Teaching, moved
-from opdf_compile.distill.recipe.job import Job
-from opdf_compile.distill.run.order import Order
-from opdf_compile.distill.run.schedule import remember_peaks, set_rates, share_of_peak
+from opdf_compile.distill.engine import (
+    Batches,
+    Evaluation,
+    Remembered,
+    Setup,
+    Step,
+    Teaching,
+    build,
+    evaluating,
+    joined,
+    machine_for,
+)
+from opdf_compile.distill.recipe.job import Batch, Job
+from opdf_compile.io.loaded import fixed_randomness, seeded
 
 Clock = Callable[[], float]
-_MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 # The last part of a run whose mean training loss breaks ties of the score.
 _TAIL = 0.1
 
@@ -74,25 +82,14 @@ class Runner:
         folds: Its examples.
         clock: Seconds; where the race's time comes from.
         deadline: When the clock passes it, a run ends with `OutOfTime`.
-
-    Attributes:
-        job: As given.
-        device: Where everything computes.
-        floating: Type of floating-point tensors; None leaves them.
-        warmup: Share of a run in which the rate rises.
-        teaching: Gives the teacher's outputs.
     """
 
     def __init__(self, job: Job, folds: Folds, clock: Clock, deadline: float) -> None:
         """Move the teacher to the device, and compute its outputs if the recipe keeps them."""
-        self.job, self._folds, self._clock, self._deadline = job, folds, clock, deadline
-        training, warmup = job.recipe.training, job.recipe.schedule.warmup
-        self.device = _device(training.device)
-        self.floating = torch.float64 if training.precision == "fp64" else None
-        self._mixed = _MIXED.get(training.precision)
-        # Steps of warm-up are those of a whole run; a shorter one has as large a share of it.
-        self.warmup = warmup if warmup < 1 else min(0.999, warmup / whole_run(job))
-        self.teaching = Teaching(job, folds, self.device, self.floating, self.autocast, self._check)
+        self._job, self._folds, self._clock, self._deadline = job, folds, clock, deadline
+        self._machine = machine_for(job.recipe.training)
+        self._teacher = self._machine.teacher(job.teacher)
+        self._kept = self._remembered()
 
     def run(
         self, method: Method, lr: float, weight_decay: float, *, fold: Fold, seed: int, steps: int
@@ -104,21 +101,31 @@ class Runner:
         Raises:
             OutOfTime: The deadline passed.
         """
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            started = self._now()
-            student = moved(self.job.make_student(seed), self.device, self.floating).train()
-            made = self._now()
-            run = _Run(self, method, student, lr, weight_decay, steps)
-            ready = self._now()
-            torch.manual_seed(seed)
-            losses, marks = self._train(run, fold, seed, steps)
+        job, machine = self._folds.job(fold), self._machine
+        started = self._now()
+        student = machine.widened(job.make_student(seed)).to(machine.device)
+        made = self._now()
+        setup = build(
+            job,
+            machine,
+            student,
+            method.plan,
+            seed=seed,
+            steps=steps,
+            lr=lr,
+            weight_decay=weight_decay,
+            aligned=method.aligned,
+        )
+        teaching = Teaching(job, self._teacher, machine, self._rows(fold))
+        step = Step(job, setup, machine, teaching)
+        ready = self._now()
+        with seeded(seed), fixed_randomness():
+            losses, marks = self._train(setup, step)
             trained = self._now()
-            value = self._score(student, fold)
+            value = self._score(job, setup, teaching)
         tail = losses[-max(1, round(_TAIL * steps)) :]
         return Trained(
-            Score(_finite(value), _finite(-float(torch.stack(tail).double().mean()))),
+            Score(_finite(value), _finite(-float(torch.stack(tail).mean()))),
             steps,
             setup=ready - made,
             seconds=trained - made,
@@ -126,47 +133,48 @@ class Runner:
             step_seconds=tuple(b - a for a, b in zip(marks, marks[1:], strict=False)),
         )
 
-    def _train(
-        self, run: _Run, fold: Fold, seed: int, steps: int
-    ) -> tuple[list[Tensor], list[float]]:
-        training, losses, marks = self.job.recipe.training, [], [self._now()]
-        order = Order(len(fold.train), self.job.recipe.data.batch, training.accumulation, seed)
-        for step in range(steps):
-            batches = [fold.train[torch.tensor(places)] for places in order.batches(step)]
-            losses.append(run.step(batches, step))
+    def _train(self, setup: Setup, step: Step) -> tuple[list[Tensor], list[float]]:
+        losses, marks = [], [self._now()]
+        for number in range(setup.steps):
+            losses.append(setup.loss(step(number)[0]))
             marks.append(self._check())
         return losses, marks
 
-    def batch(self, indices: Tensor) -> dict[str, Tensor]:
-        """The examples at these places of the pool, on the device."""
-        examples = [self._folds.example(int(index)) for index in indices]
-        batch: dict[str, Tensor] = moved(
-            self.job.data.collate(examples), self.device, self.floating
-        )
-        return batch
+    def _score(self, job: Job, setup: Setup, teaching: Teaching) -> float:
+        """The metric on the fold's examples to score, turned so that more is better."""
+        evaluation = Evaluation(job.metric, setup.batches, 2 * job.recipe.data.batch, teaching)
 
-    @torch.no_grad()
-    def _score(self, student: nn.Module, fold: Fold) -> float:
-        student.eval()
-        metric, total, count = self.job.metric, 0.0, 0.0
-        for indices in torch.split(fold.score, 2 * self.job.recipe.data.batch):
-            batch = self.batch(indices)
-            teacher = self.teaching.outputs(indices, batch) if metric.needs_teacher else None
-            with self.autocast():
-                outputs = self.job.forward(student, batch)
-            part, examples = metric.pieces(outputs, teacher, batch)
-            total, count = total + float(part), count + float(examples)
+        def forward(batch: Batch) -> dict[str, Tensor]:
             self._check()
-        return (total if metric.higher_is_better else -total) / count
+            return job.forward(setup.measured, batch)
 
-    def autocast(self) -> Any:
-        """The mixed precision of the recipe."""
-        on = self._mixed is not None
-        return torch.autocast(self.device.type, dtype=self._mixed, enabled=on)
+        with evaluating(setup.measured):
+            value = evaluation(forward, "validation", alone=True)
+        return value if job.metric.higher_is_better else -value
+
+    def _remembered(self) -> dict[str, Tensor]:
+        """The teacher's outputs on all examples, where the recipe keeps them."""
+        job, teacher, section = self._job, self._teacher, self._job.recipe.teacher
+        if teacher is None or section is None or not section.cache:
+            return {}
+        teaching = Teaching(job, teacher, self._machine)
+        batches = Batches(job.data, self._machine.device, self._machine.double)
+        pieces = []
+        for indices in torch.split(torch.arange(len(self._folds.pool)), job.recipe.data.batch):
+            found = teaching.outputs(teacher, batches.of(self._folds.pool, indices.tolist()))
+            pieces.append({name: tensor.cpu() for name, tensor in found.items() if tensor.dim()})
+            self._check()
+        return joined(pieces, "training and validation")
+
+    def _rows(self, fold: Fold) -> dict[str, Remembered]:
+        if not self._kept:
+            return {}
+        parts = {"train": fold.train, "validation": fold.score}
+        return {part: Remembered(self._kept, places.tolist()) for part, places in parts.items()}
 
     def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        if self._machine.device.type == "cuda":
+            torch.cuda.synchronize(self._machine.device)
         return self._clock()
 
     def _check(self) -> float:
@@ -174,83 +182,6 @@ class Runner:
         if now > self._deadline:
             raise OutOfTime
         return now
-
-
-class _Run:
-    """The parts of a run that a step uses."""
-
-    def __init__(
-        self,
-        runner: Runner,
-        method: Method,
-        student: nn.Module,
-        lr: float,
-        weight_decay: float,
-        steps: int,
-    ) -> None:
-        job, self._runner, self._student = runner.job, runner, student
-        self._losses: nn.Module = moved(job.losses(), runner.device, runner.floating).train()
-        more = {"alignment": job.alignment()} if method.aligned and job.alignment else {}
-        optimizer = job.optimizer(student, method.plan, lr=lr, weight_decay=weight_decay, **more)
-        projections = list(self._losses.parameters())
-        self._optimizers = [optimizer, *_for_projections(job, projections)]
-        for made in self._optimizers:
-            remember_peaks(made)
-        self._parameters, self._steps = [*student.parameters(), *projections], steps
-        self._clip = job.recipe.training.clip
-        scaled = job.recipe.training.precision == "fp16"
-        self._scaler = torch.amp.GradScaler(runner.device.type, enabled=scaled)
-
-    def step(self, batches: list[Tensor], step: int) -> Tensor:
-        """One optimizer step; returns its mean loss, detached."""
-        schedule = self._runner.job.recipe.schedule
-        share = share_of_peak(step, self._steps, schedule.kind, self._runner.warmup)
-        for optimizer in self._optimizers:
-            set_rates(optimizer, share)
-        parts = []
-        for indices in batches:
-            part = self._loss(indices) / len(batches)
-            self._scaler.scale(part).backward()  # type: ignore[no-untyped-call]
-            parts.append(part.detach())
-        if self._clip is not None:
-            for optimizer in self._optimizers:
-                self._scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(self._parameters, self._clip)
-        for optimizer in self._optimizers:
-            self._scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
-        self._scaler.update()
-        return torch.stack(parts).sum()
-
-    def _loss(self, indices: Tensor) -> Tensor:
-        runner = self._runner
-        batch = runner.batch(indices)
-        teacher = runner.teaching.outputs(indices, batch)
-        with runner.autocast():
-            outputs = runner.job.forward(self._student, batch)
-            loss: Tensor = self._losses(outputs, teacher, batch)
-        return loss
-
-
-def _for_projections(job: Job, parameters: list[nn.Parameter]) -> list[Optimizer]:
-    """What trains the losses' learned projections: the same on both sides, at the recipe's rate."""
-    if not parameters:
-        return []
-    section = job.recipe.optimizer
-    return [getattr(torch.optim, section.name)(parameters, lr=section.lr, **section.options)]
-
-
-def whole_run(job: Job) -> int:
-    """Optimizer steps of the recipe."""
-    training, data = job.recipe.training, job.data
-    order = Order(len(data.train), job.recipe.data.batch, training.accumulation, 0)
-    return training.steps or (training.epochs or 1) * order.steps_per_epoch
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
 
 
 def _finite(value: float) -> float:

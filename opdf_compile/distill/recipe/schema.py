@@ -147,7 +147,11 @@ class TrainingSection(Section):
         "fp32", description="fp32, mixed bf16 or fp16, or all in fp64."
     )
     accumulation: Count = Field(1, description="Batches per optimizer step.")
-    clip: Positive | None = Field(None, description="Largest norm of the gradient.", examples=[1.0])
+    clip: Positive | None = Field(
+        None,
+        description="Largest norm of the gradient, of student and projections together.",
+        examples=[1.0],
+    )
     evaluate_every: Count | None = Field(
         None,
         description="Optimizer steps between validations; each epoch by default.",

@@ -72,6 +72,25 @@ class Padded:
         return pad_sequence(values, batch_first=True, padding_value=filler)
 
 
+class _After:
+    """One dataset, then another."""
+
+    def __init__(self, first: Examples, second: Examples) -> None:
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, index: int) -> Batch:
+        count = len(self._first)
+        return self._first[index] if index < count else self._second[index - count]
+
+
+def after(first: Examples, second: Examples) -> Examples:
+    """The examples of both in a row."""
+    return _After(first, second)
+
+
 def pick(whole: Examples, indices: Tensor) -> Examples:
     """Some examples, in memory where the whole is."""
     if isinstance(whole, Table):

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opdf_compile.distill.engine.batches import spans
+from opdf_compile.distill.engine.teaching import joined
 from opdf_compile.distill.recipe.job import Examples
-from opdf_compile.distill.run.batches import spans
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.checkpoints.ranks import Ranks
 from opdf_compile.io.files import atomic_write, sha256
@@ -118,7 +119,7 @@ def _fill(folder: Path, part: Part, ranks: Ranks, say: Say) -> list[Path]:
                 part.compute(blocks[place][start : start + part.batch])
                 for start in range(0, len(blocks[place]), part.batch)
             ]
-            write_tensors(files[place], _joined(pieces, part.name))
+            write_tensors(files[place], joined(pieces, part.name))
     say(text, 1.0)
     return files
 
@@ -127,18 +128,6 @@ def _rows_per_file(outputs: Outputs, examples: int, batch: int) -> int:
     """A multiple of the batch that fills a file."""
     each = sum(tensor.numel() * tensor.element_size() for tensor in outputs.values()) / examples
     return max(1, int(FILE_BYTES / max(1.0, each) / batch)) * batch
-
-
-def _joined(pieces: list[Outputs], part: str) -> Outputs:
-    for name in pieces[0]:
-        shapes = {tuple(piece[name].shape[1:]) for piece in pieces}
-        if len(shapes) > 1:
-            raise InputError(
-                f"the teacher's output {name!r} has the shapes {sorted(shapes)} on examples of the "
-                f"{part} part, wanted one shape; pad the data to one length, or write [teacher] "
-                "cache = false"
-            )
-    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
 
 
 def _write_index(index: Path, files: list[Path]) -> None:

@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import torch
 from torch import Tensor
 
+from opdf_compile.distill.engine import Setup, Teaching, names_read
 from opdf_compile.distill.recipe.job import Examples, Job
-from opdf_compile.distill.run.building import Setup
 from opdf_compile.distill.run.cache import Cached, Part, cache_key, cached
 from opdf_compile.distill.run.events import Stage, Watch
 from opdf_compile.distill.run.folder import RunFolder
 from opdf_compile.distill.run.lock import module_hash
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
 
 def cached_parts(
-    job: Job, setup: Setup, accelerator: Accelerator, place: RunFolder, tell: Watch
+    job: Job, setup: Setup, teaching: Teaching, place: RunFolder, tell: Watch
 ) -> tuple[dict[str, Cached], tuple[str, ...]]:
     """The cache by part of the data, filled where it is not; and notes on it.
 
     The training part always, the validation part where the metric reads the teacher. Without
     [teacher] cache = true, or where nothing reads the teacher, there is none.
     """
-    section, teacher = job.recipe.teacher, setup.teacher
-    if section is None or teacher is None or not section.cache or not setup.reads:
+    section, teacher = job.recipe.teacher, teaching.teacher
+    if section is None or teacher is None or not section.cache:
+        return {}, ()
+    names = names_read(job, setup, teacher)
+    if not names:
         return {}, ()
     if not job.fingerprint:
         return {}, (
             "[teacher] cache is true and the data has no hash, so nothing tells whether it is the "
             "same next time: the teacher runs at every step",
         )
-    names = sorted(setup.reads)
     precision = job.recipe.training.precision
     key = cache_key(job.fingerprint, module_hash(teacher), precision, *names)
 
@@ -42,9 +38,7 @@ def cached_parts(
         examples: Examples = getattr(job.data, name)
 
         def compute(indices: list[int]) -> dict[str, Tensor]:
-            batch = setup.batches.of(examples, indices)
-            with torch.no_grad(), accelerator.autocast():
-                found = job.forward(teacher, batch)
+            found = teaching.outputs(teacher, setup.batches.of(examples, indices))
             return {n: found[n].detach().cpu().contiguous().clone() for n in names}
 
         return Part(name, examples, compute, job.recipe.data.batch)

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opdf_compile.distill.engine import Evaluation, Setup, evaluating
 from opdf_compile.distill.recipe.job import Batch, Job
 from opdf_compile.distill.recipe.models import placed
-from opdf_compile.distill.run.building import Setup
-from opdf_compile.distill.run.evaluating import Evaluation, evaluating
 from opdf_compile.distill.run.events import Stage, Watch
 from opdf_compile.distill.run.folder import RunFolder
 from opdf_compile.errors import UserError
@@ -69,6 +68,7 @@ class End:
 def finish(
     job: Job,
     setup: Setup,
+    teacher: nn.Module | None,
     kept: Mapping[str, Tensor],
     evaluation: Evaluation,
     folder: RunFolder,
@@ -79,6 +79,7 @@ def finish(
     Args:
         job: What was trained.
         setup: With what.
+        teacher: On the device, or None.
         kept: The weights that ship.
         evaluation: Measures on the device of the run.
         folder: Where weights and bundle go.
@@ -94,7 +95,8 @@ def finish(
         bundle = _export(job, setup, student, untouched, folder)
         watch(Stage("exporting student and reference", 1.0))
     parity = _verify(job, bundle, watch) if bundle is not None else None
-    metrics = _metrics(job, setup, student, untouched, bundle, evaluation, watch)
+    models = {"untouched": untouched, "teacher": teacher, "student": student}
+    metrics = _metrics(job, setup, models, bundle, evaluation, watch)
     return End(metrics, parity, bundle)
 
 
@@ -142,8 +144,7 @@ def _verify(job: Job, bundle: Path, watch: Watch) -> ParityReport | None:
 def _metrics(
     job: Job,
     setup: Setup,
-    student: nn.Module,
-    untouched: nn.Module,
+    models: Mapping[str, nn.Module | None],
     bundle: Path | None,
     evaluation: Evaluation,
     watch: Watch,
@@ -151,7 +152,6 @@ def _metrics(
     if not len(job.data.test):
         return {}
     found: dict[str, float] = {}
-    models = {"untouched": untouched, "teacher": setup.teacher, "student": student}
     for place, (name, model) in enumerate(models.items()):
         watch(Stage("measuring on the test part", place / 4))
         if model is None:
@@ -166,7 +166,8 @@ def _metrics(
             if name != "teacher":
                 raise
             _LOG.warning("the teacher has no %s: %s", job.metric.name, str(error)[:200])
-    exported = None if bundle is None else _exported(job, student, bundle)
+    student = models["student"]
+    exported = _exported(job, student, bundle) if student is not None and bundle else None
     if exported is not None:
         watch(Stage("measuring on the test part", 3 / 4))
         found["onnx"] = evaluation(exported, "test", alone=True)

@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from opdf_compile.distill.engine import Machine, Setup, Teaching, build
 from opdf_compile.distill.recipe.job import Job
-from opdf_compile.distill.run.building import Setup, build
+from opdf_compile.distill.run.accelerator import (
+    open_accelerator,
+    require_accelerate,
+    start_trackers,
+)
 from opdf_compile.distill.run.caching import cached_parts
 from opdf_compile.distill.run.events import Finished, Started, Watch, silent
 from opdf_compile.distill.run.finishing import End, finish, require_runtime
 from opdf_compile.distill.run.folder import RunFolder, only_run, open_folder
 from opdf_compile.distill.run.lock import lock_of
-from opdf_compile.distill.run.machine import open_accelerator, require_accelerate, start_trackers
 from opdf_compile.distill.run.report import read_result, write_report
-from opdf_compile.distill.run.teaching import Teaching
 from opdf_compile.distill.run.training import Training
 from opdf_compile.io.checkpoints.ranks import Ranks
 
@@ -125,14 +128,18 @@ def _train(
     """Train what is left, then finish in the first process; the value of the report."""
     from accelerate.utils import set_seed
 
-    setup = build(job, accelerator)
-    cache, notes = cached_parts(job, setup, accelerator, place, tell)
-    teaching = Teaching(job, setup.teacher, accelerator.autocast, accelerator.device, cache)
+    seed = job.recipe.training.seed
+    machine = Machine(accelerator.device, job.recipe.training.precision)
+    student = machine.widened(job.make_student(seed))
+    setup = build(job, machine, student, job.plan(student), seed=seed)
+    teaching = Teaching(job, machine.teacher(job.teacher), machine)
+    cache, notes = cached_parts(job, setup, teaching, place, tell)
+    teaching = Teaching(job, teaching.teacher, machine, cache)
     start_trackers(accelerator, job.recipe.model_dump(mode="json"))
-    training = Training(job, setup, accelerator, teaching, place, tell)
+    training = Training(job, setup, machine, accelerator, teaching, place, tell)
     # After all that builds: what was built may have drawn random numbers, and a resumed run, which
     # builds again, takes those of its checkpoint.
-    set_seed(job.recipe.training.seed, device_specific=True)
+    set_seed(seed, device_specific=True)
     training.resume()
     tell(_started(job, setup, accelerator, training.progress.step, notes))
     training.run()
@@ -141,7 +148,7 @@ def _train(
     def end() -> dict[str, Any]:
         if ranks.rank:
             return {}
-        found: End = finish(job, setup, kept, training.evaluation, place, tell)
+        found: End = finish(job, setup, teaching.teacher, kept, training.evaluation, place, tell)
         return write_report(job, setup, training.progress, found, place)
 
     value = ranks.gather(ranks.together(end))[0]

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from opdf_compile.distill.run.building import Setup
+from opdf_compile.distill.engine import Setup
 from opdf_compile.distill.run.plain_state import PlainState
 from opdf_compile.distill.run.state import Progress
 from opdf_compile.errors import ArtefactError
@@ -24,8 +25,6 @@ from opdf_compile.io.checkpoints.ranks import Ranks
 from opdf_compile.training.optimizer.overparam import Overparam
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from opdf_compile.distill.recipe.schema import TrainingSection
 
 State = dict[str, Tensor]
@@ -36,14 +35,14 @@ class Saving:
 
     Args:
         setup: What is trained.
-        accelerator: Holds the scaler of float16, if there is one.
+        scaler: Of float16's gradients.
 
     Attributes:
         kept: The weights that would ship, on the CPU; in the first process only.
     """
 
-    def __init__(self, setup: Setup, accelerator: Accelerator) -> None:
-        self._setup, self._accelerator = setup, accelerator
+    def __init__(self, setup: Setup, scaler: GradScaler) -> None:
+        self._setup, self._scaler, self._first = setup, scaler, Ranks().rank == 0
         self.kept: State = {}
         plain = not isinstance(setup.optimizer, Overparam)
         self._optimizer: Any = (
@@ -53,7 +52,7 @@ class Saving:
     def keep(self, progress: Progress) -> None:
         """Keep the weights as they are now: the average, or the folded student."""
         progress.kept_step = progress.step
-        if not self._accelerator.is_main_process:
+        if not self._first:
             return
         self.kept = {
             name: value.detach().cpu().clone()
@@ -62,12 +61,9 @@ class Saving:
         }
 
     def _deployed(self) -> nn.Module:
-        if self._setup.average is not None:
-            averaged: nn.Module = self._setup.average.module
-            return averaged
-        if isinstance(self._setup.optimizer, Overparam):
+        if self._setup.average is None and isinstance(self._setup.optimizer, Overparam):
             return self._setup.optimizer.fold()
-        return self._setup.student
+        return self._setup.measured
 
     def save(self, folder: Path, progress: Progress, training: TrainingSection) -> Path | None:
         """Write a checkpoint, unless this step has one; all processes together."""
@@ -76,7 +72,7 @@ class Saving:
         side = self._setup.side
         extra = {
             "progress": progress.to_json(),
-            "scaler": None if self._scaler is None else self._scaler.state_dict(),
+            "scaler": self._scaler.state_dict() if self._scaler.is_enabled() else None,
             "side": None if side is None else _options(side),
         }
         return save_checkpoint(
@@ -106,10 +102,6 @@ class Saving:
             raise _foreign(found) from error
         return progress
 
-    @property
-    def _scaler(self) -> Any:
-        return self._accelerator.scaler
-
     def _tensors(self) -> State:
         """All tensors beside the student's own and its optimizer's."""
         found = {f"kept/{name}": tensor for name, tensor in self.kept.items()}
@@ -126,14 +118,14 @@ class Saving:
     def _give(self, found: Checkpoint) -> None:
         tensors = found.tensors
         setup = self._setup
-        if self._accelerator.is_main_process:
+        if self._first:
             self.kept = dict(_below("kept", tensors))
         setup.losses.load_state_dict(_below("losses", tensors))
         if setup.average is not None:
             setup.average.load_state_dict(_below("average", tensors))
         if setup.side is not None:
             _give_side(setup.side, found.extra["side"], _below("side", tensors))
-        if self._scaler is not None:
+        if self._scaler.is_enabled():
             self._scaler.load_state_dict(found.extra["scaler"])
 
 

@@ -1,32 +1,23 @@
-"""The loop: steps, validations, checkpoints; it can be taken up between any two steps.
-
-What a step does depends on its number and on what a checkpoint holds, and on nothing else.
-"""
+"""The loop: steps, validations, checkpoints; it can be taken up between any two steps."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from opdf_compile.distill.engine import Evaluation, Machine, Setup, Step, Teaching, evaluating
 from opdf_compile.distill.recipe.job import Job
-from opdf_compile.distill.run.building import Setup, unused_parameters
-from opdf_compile.distill.run.evaluating import Evaluation, evaluating
+from opdf_compile.distill.run.accelerator import added_up, processes
 from opdf_compile.distill.run.events import Saved, Stepped, Validated, Watch
 from opdf_compile.distill.run.folder import Log, RunFolder
 from opdf_compile.distill.run.interrupts import Stop, stoppable
-from opdf_compile.distill.run.machine import added_up
-from opdf_compile.distill.run.objective import Divisors, Objective, weighted
-from opdf_compile.distill.run.order import shard
 from opdf_compile.distill.run.saving import Saving
-from opdf_compile.distill.run.schedule import set_rates, share_of_peak
 from opdf_compile.distill.run.state import Progress
-from opdf_compile.distill.run.teaching import Teaching
 from opdf_compile.errors import RunInterrupted, UserError
 
 if TYPE_CHECKING:
@@ -42,7 +33,8 @@ class Training:
     Args:
         job: What is trained.
         setup: With what.
-        accelerator: On what.
+        machine: On what.
+        accelerator: Its processes and trackers.
         teaching: The teacher's outputs.
         folder: Where checkpoints and log go.
         watch: Is told what happens; only in the first process.
@@ -52,18 +44,18 @@ class Training:
         self,
         job: Job,
         setup: Setup,
+        machine: Machine,
         accelerator: Accelerator,
         teaching: Teaching,
         folder: RunFolder,
         watch: Watch,
     ) -> None:
         self._job, self._setup, self._accelerator = job, setup, accelerator
-        self._teaching, self._folder, self._watch = teaching, folder, watch
-        self._objective = self._prepared(Objective(setup.student, setup.losses, job.forward))
-        self._divisors = Divisors(setup.losses.terms, lambda v: added_up(accelerator, v))
+        self._folder, self._watch = folder, watch
+        together = processes(accelerator, job, setup, teaching)
+        self._step = Step(job, setup, machine, teaching, together)
         self.evaluation = Evaluation(job.metric, setup.batches, job.recipe.data.batch, teaching)
-        self._optimizer = accelerator.prepare_optimizer(setup.optimizer)
-        self.saving = Saving(setup, accelerator)
+        self.saving = Saving(setup, self._step.scaler)
         self.progress = Progress()
 
     @property
@@ -98,25 +90,10 @@ class Training:
     def _done(self) -> bool:
         return self.progress.stopped or self.progress.step >= self._setup.steps
 
-    def _prepared(self, objective: Objective) -> nn.Module:
-        accelerator = self._accelerator
-        if accelerator.num_processes > 1:
-            from accelerate.utils import DistributedDataParallelKwargs
-
-            batch = self._setup.batches.moved(self._job.example)
-            teacher = None
-            if self._setup.teacher is not None:
-                with torch.no_grad():
-                    teacher = self._job.forward(self._setup.teacher, batch)
-            unused = unused_parameters(self._setup, objective, teacher, batch)
-            accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
-        prepared: nn.Module = accelerator.prepare_model(objective)
-        return prepared
-
     def _one_step(self, stop: Stop) -> bool:
         """A step and what is due after it; whether any process was told to stop."""
         due = self._due(self.progress.step + 1)
-        parts, told = self._update(stop)
+        parts, told = self._step(self.progress.step, stop=bool(stop))
         self.progress.step += 1
         if any(due.values()):
             self._report(self._summed(parts), log=due["log"] or due["validate"])
@@ -138,68 +115,13 @@ class Training:
             "save": not last and step % (training.checkpoint_every or each) == 0,
         }
 
-    def _update(self, stop: Stop) -> tuple[dict[str, Tensor], bool]:
-        """One optimizer step; this process's part of each loss, and whether to stop."""
-        setup, accelerator, step = self._setup, self._accelerator, self.progress.step
-        self._objective.train()
-        self._set_rates(step)
-        rank, ranks = accelerator.process_index, accelerator.num_processes
-        indices = [shard(batch, rank, ranks) for batch in setup.order.batches(step)]
-        batches = [setup.batches.of(self._job.data.train, some) for some in indices]
-        parts: dict[str, Tensor] = {}
-        divisors: dict[str, float] = {}
-        told = False
-        for place, batch in enumerate(batches):
-            teacher = self._teaching("train", indices[place], batch)
-            with self._travelling(last=place == len(batches) - 1):
-                pieces = self._objective(batch, teacher)
-                if not divisors:
-                    divisors, told = self._divisors(pieces, batches, bool(stop))
-                total = weighted(pieces, setup.losses.weights, divisors)
-                # DDP averages the gradients over the processes; the divisors count all of them.
-                accelerator.backward(total * ranks)
-            for name, (value, _) in pieces.items():
-                parts[name] = parts.get(name, 0.0) + value.detach().double() / divisors[name]
-        self._apply()
-        return parts, told
-
-    def _travelling(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients travel between processes once per step."""
-        if last:
-            return contextlib.nullcontext()
-        quiet: contextlib.AbstractContextManager[Any] = self._accelerator.no_sync(self._objective)
-        return quiet
-
-    def _apply(self) -> None:
-        """Clip, step, clear, average."""
-        setup, accelerator = self._setup, self._accelerator
-        clip = self._job.recipe.training.clip
-        if clip is not None:
-            accelerator.clip_grad_norm_(setup.student.parameters(), clip)
-        scale = 1.0 if accelerator.scaler is None else accelerator.scaler.get_scale()
-        self._optimizer.step()
-        if setup.side is not None:
-            _step_unscaled(setup.side, scale)
-            setup.side.zero_grad()
-        self._optimizer.zero_grad()
-        if setup.average is not None and not accelerator.optimizer_step_was_skipped:
-            setup.average.update_parameters(setup.student)
-
-    def _set_rates(self, step: int) -> None:
-        schedule = self._job.recipe.schedule
-        share = share_of_peak(step, self._setup.steps, schedule.kind, schedule.warmup)
-        for optimizer in (self._setup.optimizer, self._setup.side):
-            if optimizer is not None:
-                set_rates(optimizer, share)
-
     def _summed(self, parts: Mapping[str, Tensor]) -> dict[str, float]:
         """Each loss over all processes."""
         vector = added_up(self._accelerator, torch.stack(list(parts.values())))
         return dict(zip(parts, vector.tolist(), strict=True))
 
     def _report(self, parts: Mapping[str, float], *, log: bool) -> None:
-        weights, step = self._setup.losses.weights, self.progress.step
-        loss = sum(weights[name] * value for name, value in parts.items())
+        loss, step = self._setup.loss(parts), self.progress.step
         if not abs(loss) < float("inf"):
             raise UserError(
                 f"the loss is {loss} after step {step}, wanted a number: training has diverged; "
@@ -216,9 +138,8 @@ class Training:
     def _validate(self) -> None:
         if not len(self._job.data.validation):
             return
-        setup, metric, training = self._setup, self._job.metric, self._job.recipe.training
-        average = None if setup.average is None else setup.average.module
-        with evaluating(setup.student if average is None else average) as model:
+        metric, training = self._job.metric, self._job.recipe.training
+        with evaluating(self._setup.measured) as model:
             value = self.evaluation(lambda b: self._job.forward(model, b), "validation")
         progress = self.progress
         if math.isnan(value):
@@ -261,12 +182,3 @@ class Training:
             f"stopped after step {self.progress.step} of {self._setup.steps}, which is saved in "
             f"{self._folder.path}; give the same command again and it goes on from there"
         )
-
-
-def _step_unscaled(side: torch.optim.Optimizer, scale: float) -> None:
-    """A step on gradients that were scaled for float16; none where one overflowed."""
-    parameters = [p for group in side.param_groups for p in group["params"] if p.grad is not None]
-    for parameter in parameters:
-        parameter.grad.div_(scale)
-    if all(bool(torch.isfinite(parameter.grad).all()) for parameter in parameters):
-        side.step()

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from opdf_compile.distill.run import machine
+from opdf_compile.distill.run import accelerator
+from opdf_compile.distill.run.accelerator import open_accelerator, require_trackers
 from opdf_compile.distill.run.folder import Log, RunFolder, only_run, open_folder, read_log
 from opdf_compile.distill.run.lock import lock_of
-from opdf_compile.distill.run.machine import open_accelerator, require_trackers
 from opdf_compile.errors import ArtefactError, DeviceError, UserError
 
 
@@ -124,13 +124,13 @@ def test_trackers_and_devices_that_are_not_there(
 ) -> None:
     with pytest.raises(UserError, match="wanted some of tensorboard, wandb"):
         require_trackers(["tensorbord"])
-    monkeypatch.setattr(machine.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(accelerator.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install wandb"):
         require_trackers(["wandb"])
     with pytest.raises(UserError, match=r"opdf-compile\[distill\]"):
-        machine.require_accelerate()
+        accelerator.require_accelerate()
     monkeypatch.undo()
-    monkeypatch.setattr(machine.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(accelerator.torch.cuda, "is_available", lambda: False)
     for line, words in (('device = "cuda"', "no CUDA device"), ('precision = "fp16"', "bf16")):
         section = make(training=f"steps = 2\\n{line}").recipe.training
         with pytest.raises(DeviceError, match=words):

@@ -37,8 +37,14 @@ class Objective(nn.Module):
         self._outputs = forward
 
     def forward(self, batch: Batch, teacher: Mapping[str, Tensor] | None) -> Pieces:
-        """Sum and count of each term."""
-        return self.losses.pieces(self._outputs(self.student, batch), teacher, batch)
+        """Sum and count of each term, in float32 at least."""
+        pieces = self.losses.pieces(self._outputs(self.student, batch), teacher, batch)
+        return {name: (_widened(total), count) for name, (total, count) in pieces.items()}
+
+
+def _widened(total: Tensor) -> Tensor:
+    """Losses of one's own may be computed in the half precision of mixed training."""
+    return total.to(torch.promote_types(total.dtype, torch.float32))
 
 
 class Divisors:

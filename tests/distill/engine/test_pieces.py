@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from opdf_compile.distill.engine.objective import Divisors, Objective, weighted
+from opdf_compile.distill.engine.order import Order, shard
+from opdf_compile.distill.engine.schedule import share_of_peak
 from opdf_compile.distill.losses import HintonKD, TaskLoss, Term, WeightedSum
-from opdf_compile.distill.run.objective import Divisors, Objective, weighted
-from opdf_compile.distill.run.order import Order, shard
-from opdf_compile.distill.run.schedule import share_of_peak
 from opdf_compile.distill.run.state import Progress
 from opdf_compile.errors import ArtefactError, InputError
 
@@ -117,8 +117,8 @@ def test_schedules() -> None:
     assert cosine[6] == pytest.approx(0.5)
     assert all(a > b > 0 for a, b in zip(cosine[2:], cosine[3:], strict=False))
     assert share_of_peak(5, 10, "linear", 0.0) == 0.5
-    assert share_of_peak(9, 10, "constant", 3) == 1.0
-    assert share_of_peak(0, 2, "cosine", 5) == pytest.approx(1 / 3)
+    assert share_of_peak(9, 10, "constant", 0.3) == 1.0
+    assert share_of_peak(0, 2, "cosine", 2.5) == pytest.approx(1 / 3)
 
 
 def test_the_best_is_kept_and_equals_go_to_the_later() -> None:

@@ -11,16 +11,15 @@ Kind = Literal["cosine", "linear", "constant"]
 
 
 def share_of_peak(step: int, steps: int, kind: Kind, warmup: float) -> float:
-    """Linear up, then as the kind says; above 0 at every step.
+    """Linear up, then as the kind says; above 0 at every step, and at its peak once.
 
     Args:
         step: From 0 on.
         steps: Of the whole run.
         kind: "cosine" (half a cosine towards 0), "linear" (towards 0) or "constant".
-        warmup: A share of all steps below 1, or a number of steps.
+        warmup: The share of all steps in which the rate rises.
     """
-    warm = round(warmup * steps) if warmup < 1 else round(warmup)
-    warm = min(warm, steps)
+    warm = min(round(warmup * steps), steps)
     if step < warm:
         return (step + 1) / (warm + 1)
     if kind == "constant":

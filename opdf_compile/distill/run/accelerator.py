@@ -1,4 +1,4 @@
-"""The Accelerator of a run: device, processes, precision, trackers."""
+"""The Accelerator of a run: processes and trackers; precision is the engine's own."""
 
 from __future__ import annotations
 
@@ -8,16 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from opdf_compile.errors import DeviceError, InputError, UserError
+from opdf_compile.distill.engine import (
+    Machine,
+    Processes,
+    Setup,
+    Teaching,
+    evaluating,
+    machine_for,
+)
+from opdf_compile.errors import InputError, UserError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+    from opdf_compile.distill.recipe.job import Job
     from opdf_compile.distill.recipe.schema import TrainingSection
 
-_PRECISION = {"fp32": "no", "fp64": "no", "bf16": "bf16", "fp16": "fp16"}
 # Accelerate leaves a tracker out without a word where its package is missing.
 _PACKAGES = {
     "tensorboard": ("tensorboard", "tensorboardX"),
@@ -65,40 +73,22 @@ def require_trackers(names: list[str]) -> None:
             )
 
 
-def require_machine(training: TrainingSection) -> bool:
+def require_machine(training: TrainingSection) -> Machine:
     """Refuse a device, a precision or a tracker that is not there.
-
-    Args:
-        training: Names them.
-
-    Returns:
-        Whether the run is on the CPU.
 
     Raises:
         DeviceError: The device or the precision is not there.
         UserError: A tracker is not there.
     """
     require_trackers(list(training.log_with))
-    cuda = torch.cuda.is_available()
-    if training.device == "cuda" and not cuda:
-        raise DeviceError(
-            '[training] device is "cuda" and torch finds no CUDA device; run opdf-compile doctor, '
-            'or write device = "auto"'
-        )
-    cpu = training.device == "cpu" or not cuda
-    if training.precision == "fp16" and cpu:
-        raise DeviceError(
-            '[training] precision is "fp16", which needs a CUDA device, and this run is on the '
-            'CPU; write precision = "bf16" or "fp32"'
-        )
-    return cpu
+    return machine_for(training)
 
 
 def open_accelerator(training: TrainingSection, folder: Path) -> Accelerator:
     """Accelerate's own object, for as many processes as were launched.
 
     Args:
-        training: Device, precision and trackers.
+        training: Device and trackers.
         folder: Where trackers put their files.
 
     Raises:
@@ -106,21 +96,21 @@ def open_accelerator(training: TrainingSection, folder: Path) -> Accelerator:
         UserError: A tracker is not there.
     """
     require_accelerate()
-    cpu = require_machine(training)
+    cpu = require_machine(training).device.type == "cpu"
     from accelerate import Accelerator
     from accelerate.utils import ProjectConfiguration
 
-    _forget_other_precision(_PRECISION[training.precision])
+    _forget_other_precision()
     return Accelerator(
         cpu=cpu,
-        mixed_precision=_PRECISION[training.precision],
+        mixed_precision="no",
         log_with=list(training.log_with) or None,
         project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / "trackers")),
     )
 
 
-def _forget_other_precision(wanted: str) -> None:
-    """Let one process run recipes of different precision, one after another.
+def _forget_other_precision() -> None:
+    """Let a process that used Accelerate in another precision run recipes.
 
     Accelerate keeps one state per process and refuses a second precision. There is no public way
     to let go of it; the process group stays.
@@ -128,7 +118,7 @@ def _forget_other_precision(wanted: str) -> None:
     from accelerate.state import AcceleratorState
 
     kept = AcceleratorState._shared_state
-    if kept and kept.get("_mixed_precision") != wanted:
+    if kept and kept.get("_mixed_precision") != "no":
         AcceleratorState._reset_state()
 
 
@@ -153,3 +143,35 @@ def added_up(accelerator: Accelerator, vector: Tensor) -> Tensor:
         return vector
     added: Tensor = accelerator.reduce(vector, reduction="sum")
     return added
+
+
+def processes(accelerator: Accelerator, job: Job, setup: Setup, teaching: Teaching) -> Processes:
+    """The processes of a run, for its steps."""
+
+    def wrap(objective: nn.Module) -> nn.Module:
+        if accelerator.num_processes > 1:
+            from accelerate.utils import DistributedDataParallelKwargs
+
+            unused = _unused_parameters(objective, job, setup, teaching)
+            accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
+        prepared: nn.Module = accelerator.prepare_model(objective)
+        return prepared
+
+    def add_up(vector: Tensor) -> Tensor:
+        return added_up(accelerator, vector)
+
+    return Processes(accelerator.process_index, accelerator.num_processes, add_up, wrap)
+
+
+def _unused_parameters(objective: nn.Module, job: Job, setup: Setup, teaching: Teaching) -> bool:
+    """Whether the objective leaves a parameter without a gradient: DDP has to look for those."""
+    batch = setup.batches.moved(job.example)
+    told = None if teaching.teacher is None else teaching.outputs(teaching.teacher, batch)
+    with torch.random.fork_rng(), evaluating(objective):
+        pieces = objective(batch, told)
+        torch.autograd.backward([total for total, _ in pieces.values()])
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    unused = any(p.grad is None for p in trained)
+    for parameter in trained:
+        parameter.grad = None
+    return unused

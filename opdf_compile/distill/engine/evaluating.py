@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opdf_compile.distill.engine.batches import Batches, spans
 from opdf_compile.distill.recipe.job import Batch, Examples, Metric
-from opdf_compile.distill.run.batches import Batches, spans
 from opdf_compile.io.checkpoints.ranks import Ranks
 
 Forward = Callable[[Batch], dict[str, Tensor]]

@@ -1,0 +1,152 @@
+"""What a training trains with, built from a job: everything but where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from opdf_compile.distill.engine.batches import Batches
+from opdf_compile.distill.engine.machine import Machine
+from opdf_compile.distill.engine.order import Order
+from opdf_compile.distill.engine.schedule import remember_peaks
+from opdf_compile.distill.losses.weighted import WeightedSum
+from opdf_compile.distill.recipe.checks_optimizer import optimizer_class, optimizer_options
+from opdf_compile.distill.recipe.job import Job
+from opdf_compile.io.loaded import fixed_randomness, seeded
+from opdf_compile.plan.value import Plan
+
+
+@dataclass(frozen=True, eq=False)
+class Setup:
+    """What is trained, and by what.
+
+    Attributes:
+        student: On the device, in the precision of the recipe.
+        plan: What is over-parameterised, or None.
+        optimizer: Of the student.
+        losses: The weighted sum, with its learned projections.
+        side: The optimizer of the projections, or None without any.
+        average: The average of the weights, or None without one.
+        batches: Makes batches.
+        order: Which examples make up which step.
+        steps: Optimizer steps in all.
+        warmup: The share of them in which the rate rises.
+    """
+
+    student: nn.Module
+    plan: Plan | None
+    optimizer: Optimizer
+    losses: WeightedSum
+    side: Optimizer | None
+    average: AveragedModel | None
+    batches: Batches
+    order: Order
+    steps: int
+    warmup: float
+
+    @property
+    def optimizers(self) -> tuple[Optimizer, ...]:
+        """All that step."""
+        return (self.optimizer,) if self.side is None else (self.optimizer, self.side)
+
+    def loss(self, parts: Mapping[str, Any]) -> Any:
+        """The objective of its parts: their weighted sum."""
+        return sum(self.losses.weights[name] * value for name, value in parts.items())
+
+    @property
+    def measured(self) -> nn.Module:
+        """What validations look at: the average where there is one, else the student."""
+        averaged: nn.Module | None = None if self.average is None else self.average.module
+        return self.student if averaged is None else averaged
+
+
+def build(
+    job: Job,
+    machine: Machine,
+    student: nn.Module,
+    plan: Plan | None,
+    *,
+    seed: int,
+    steps: int | None = None,
+    lr: float | None = None,
+    weight_decay: float | None = None,
+    aligned: bool = True,
+) -> Setup:
+    """Build everything for one student, which is moved to the device.
+
+    Args:
+        job: A prepared recipe.
+        machine: Where it trains.
+        student: A fresh one, in the precision of the recipe.
+        plan: How it is over-parameterised; None trains it as it is.
+        seed: Of projections and of the order of the examples.
+        steps: In place of the recipe's; the warm-up keeps its share of them.
+        lr: In place of the recipe's peak rate.
+        weight_decay: In place of the recipe's.
+        aligned: Whether the recipe's alignment, if it has one, pulls the cores.
+    """
+    training = job.recipe.training
+    student.to(machine.device)
+    with seeded(seed), fixed_randomness():
+        losses = job.losses()
+    losses = losses.double() if machine.double else losses
+    losses.to(machine.device).train()
+    pulled = aligned and plan is not None and job.alignment is not None
+    options = {"alignment": job.alignment()} if pulled and job.alignment else {}
+    average = None
+    if training.ema is not None:
+        # torch gives this function no types.
+        make_average: Any = get_ema_multi_avg_fn
+        average = AveragedModel(student, multi_avg_fn=make_average(training.ema))
+    optimizer = job.optimizer(student, plan, lr=lr, weight_decay=weight_decay, **options)
+    remember_peaks(optimizer)
+    whole = whole_run(job)
+    return Setup(
+        student=student,
+        plan=plan,
+        optimizer=optimizer,
+        losses=losses,
+        side=_side(job, losses),
+        average=average,
+        batches=Batches(job.data, machine.device, machine.double),
+        order=order_of(job, seed),
+        steps=whole if steps is None else steps,
+        warmup=_share(job.recipe.schedule.warmup, whole),
+    )
+
+
+def order_of(job: Job, seed: int) -> Order:
+    """The order of a job's examples."""
+    recipe = job.recipe
+    return Order(len(job.data.train), recipe.data.batch, recipe.training.accumulation, seed)
+
+
+def whole_run(job: Job) -> int:
+    """Optimizer steps of the recipe."""
+    training = job.recipe.training
+    return training.steps or (training.epochs or 1) * order_of(job, 0).steps_per_epoch
+
+
+def _share(warmup: float, whole: int) -> float:
+    """Steps of warm-up are those of a whole run; a shorter one has as large a share of it."""
+    return warmup if warmup < 1 else warmup / whole
+
+
+def _side(job: Job, losses: WeightedSum) -> Optimizer | None:
+    """What trains the learned projections: as the plain student would be, whatever is trained.
+
+    So a comparison of plain and over-parameterised training does not compare their projections.
+    """
+    parameters = [p for p in losses.parameters() if p.requires_grad]
+    if not parameters:
+        return None
+    section = job.recipe.optimizer
+    make: Any = optimizer_class(section)
+    side: Optimizer = make(parameters, lr=section.lr, **optimizer_options(section))
+    remember_peaks(side)
+    return side

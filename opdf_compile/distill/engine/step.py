@@ -1,0 +1,140 @@
+"""One optimizer step: what `distill`, `advise` and the demo train with.
+
+    for each batch of the step      forward, losses, backward of this batch's part of the objective
+    once                            clip, step, clear, average the weights
+
+What a step does depends on its number, on the setup's state and on the random number generators,
+and on nothing else: so a run can be taken up between any two steps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from opdf_compile.distill.engine.machine import Machine
+from opdf_compile.distill.engine.objective import Divisors, Objective, weighted
+from opdf_compile.distill.engine.order import shard
+from opdf_compile.distill.engine.schedule import set_rates, share_of_peak
+from opdf_compile.distill.engine.setup import Setup
+from opdf_compile.distill.engine.teaching import Teaching
+from opdf_compile.distill.recipe.job import Job
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that share a step, as seen from one of them.
+
+    Attributes:
+        rank: This one, from 0 on.
+        size: How many there are.
+        add_up: A vector's sum over all of them.
+        wrap: Makes the objective's gradients travel between them.
+    """
+
+    rank: int = 0
+    size: int = 1
+    add_up: Callable[[Tensor], Tensor] = lambda vector: vector
+    wrap: Callable[[Objective], nn.Module] = lambda objective: objective
+
+
+class Step:
+    """Takes the steps of one training, each by its number.
+
+    Args:
+        job: What is trained.
+        setup: With what.
+        machine: On what.
+        teaching: The teacher's outputs.
+        processes: Who takes part.
+
+    Attributes:
+        scaler: Of float16's gradients.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        setup: Setup,
+        machine: Machine,
+        teaching: Teaching,
+        processes: Processes | None = None,
+    ) -> None:
+        self._job, self._setup, self._machine, self._teaching = job, setup, machine, teaching
+        self._processes = processes or Processes()
+        self._objective = self._processes.wrap(
+            Objective(setup.student, setup.losses, job.forward)
+        ).train()
+        self._divisors = Divisors(setup.losses.terms, self._processes.add_up)
+        self._trained = [*setup.student.parameters(), *setup.losses.parameters()]
+        self.scaler = machine.scaler()
+
+    def __call__(self, number: int, *, stop: bool = False) -> tuple[dict[str, Tensor], bool]:
+        """Take a step; all processes together.
+
+        Args:
+            number: From 0 on.
+            stop: Whether this process was told to stop.
+
+        Returns:
+            This process's part of each loss before its weight, and whether any process was told.
+        """
+        setup, processes = self._setup, self._processes
+        self._set_rates(number)
+        places = [
+            shard(batch, processes.rank, processes.size) for batch in setup.order.batches(number)
+        ]
+        batches = [setup.batches.of(self._job.data.train, some) for some in places]
+        parts: dict[str, Tensor] = {}
+        divisors: dict[str, float] = {}
+        told = False
+        for place, batch in enumerate(batches):
+            teacher = self._teaching("train", places[place], batch)
+            with self._travelling(last=place == len(batches) - 1):
+                with self._machine.autocast():
+                    pieces = self._objective(batch, teacher)
+                if not divisors:
+                    divisors, told = self._divisors(pieces, batches, stop)
+                total = weighted(pieces, setup.losses.weights, divisors)
+                # DDP averages the gradients over the processes; the divisors count all of them.
+                self.scaler.scale(total * processes.size).backward()  # type: ignore[no-untyped-call]
+            for name, (value, _) in pieces.items():
+                parts[name] = parts.get(name, 0.0) + value.detach().double() / divisors[name]
+        self._apply()
+        return parts, told
+
+    def _set_rates(self, number: int) -> None:
+        setup = self._setup
+        share = share_of_peak(number, setup.steps, self._job.recipe.schedule.kind, setup.warmup)
+        for optimizer in setup.optimizers:
+            set_rates(optimizer, share)
+
+    def _travelling(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients travel between processes once per step."""
+        if last or not isinstance(self._objective, DistributedDataParallel):
+            return contextlib.nullcontext()
+        quiet: contextlib.AbstractContextManager[Any] = self._objective.no_sync()
+        return quiet
+
+    def _apply(self) -> None:
+        """Clip, step, clear, average."""
+        setup, scaler, clip = self._setup, self.scaler, self._job.recipe.training.clip
+        if clip is not None:
+            for optimizer in setup.optimizers:
+                scaler.unscale_(optimizer)
+            # One norm over all that the objective trains, projections too: the step keeps the
+            # direction of the gradient, and a loss that jumps cannot run away with a projection.
+            nn.utils.clip_grad_norm_(self._trained, clip)
+        for optimizer in setup.optimizers:
+            scaler.step(optimizer)
+            optimizer.zero_grad()
+        scale = scaler.get_scale()
+        scaler.update()
+        # A scale that falls tells that a gradient overflowed and the step was left out.
+        if setup.average is not None and scaler.get_scale() >= scale:
+            setup.average.update_parameters(setup.student)

@@ -1,0 +1,141 @@
+"""The teacher's outputs on a batch: computed now, or kept from before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from opdf_compile.distill.engine.evaluating import evaluating
+from opdf_compile.distill.engine.machine import Machine
+from opdf_compile.distill.engine.setup import Setup
+from opdf_compile.distill.recipe.job import Batch, Job
+from opdf_compile.errors import InputError
+from opdf_compile.io.loaded import fixed_randomness
+
+Outputs = Mapping[str, Tensor]
+
+
+class Rows(Protocol):
+    """What is kept of one part of the data."""
+
+    def rows(self, indices: list[int]) -> dict[str, Tensor]:
+        """The outputs of these examples, in this order."""
+        ...
+
+
+class Teaching:
+    """Gives the teacher's outputs.
+
+    Args:
+        job: Knows the forward.
+        teacher: On the device; None gives None.
+        machine: Device and precision.
+        kept: What is kept, by part of the data.
+
+    Attributes:
+        teacher: As given.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        teacher: nn.Module | None,
+        machine: Machine,
+        kept: Mapping[str, Rows] | None = None,
+    ) -> None:
+        self._job, self.teacher, self._machine = job, teacher, machine
+        self._kept = dict(kept or {})
+
+    def __call__(self, part: str, indices: list[int], batch: Batch) -> Outputs | None:
+        """The outputs by name, without a graph.
+
+        Args:
+            part: "train", "validation" or "test".
+            indices: The examples of the batch.
+            batch: On the device.
+        """
+        if part in self._kept:
+            rows = self._kept[part].rows(indices)
+            return {name: tensor.to(self._machine.device) for name, tensor in rows.items()}
+        return None if self.teacher is None else self.outputs(self.teacher, batch)
+
+    @torch.no_grad()
+    def outputs(self, teacher: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """What a teacher says now."""
+        with self._machine.autocast():
+            return self._job.forward(teacher, batch)
+
+
+class Remembered:
+    """Outputs in memory.
+
+    Attributes:
+        outputs: By name, ``(n, ...)``.
+        places: Where in them each example is; None where they are in order.
+    """
+
+    def __init__(self, outputs: Outputs, places: Sequence[int] | None = None) -> None:
+        self.outputs, self.places = outputs, places
+
+    def rows(self, indices: list[int]) -> dict[str, Tensor]:
+        """The outputs of these examples, in this order."""
+        found = indices if self.places is None else [self.places[index] for index in indices]
+        return {name: tensor[found] for name, tensor in self.outputs.items()}
+
+
+def joined(pieces: Sequence[Outputs], part: str) -> dict[str, Tensor]:
+    """The outputs on several batches as one.
+
+    Args:
+        pieces: By name, in the order of the examples.
+        part: Of the data, for the sentence.
+
+    Raises:
+        InputError: Their shapes differ.
+    """
+    for name in pieces[0]:
+        shapes = {tuple(piece[name].shape[1:]) for piece in pieces}
+        if len(shapes) > 1:
+            raise InputError(
+                f"the teacher's output {name!r} has the shapes {sorted(shapes)} on examples of the "
+                f"{part} part, wanted one shape; pad the data to one length, or write [teacher] "
+                "cache = false"
+            )
+    return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+class _Noting(Mapping[str, Tensor]):
+    """A mapping that notes which of its entries are read."""
+
+    def __init__(self, values: Outputs) -> None:
+        self._values, self.read = dict(values), set[str]()
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._values[name]
+        self.read.add(name)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+
+@torch.no_grad()
+def names_read(job: Job, setup: Setup, teacher: nn.Module) -> tuple[str, ...]:
+    """Which of the teacher's outputs the losses and the metric read, tried on the job's example."""
+    batch = setup.batches.moved(job.example)
+    noting = _Noting(job.forward(teacher, batch))
+    with fixed_randomness(), evaluating(setup.student) as student, evaluating(setup.losses):
+        outputs = job.forward(student, batch)
+        setup.losses.pieces(outputs, noting, batch)
+        if job.metric.needs_teacher:
+            job.metric.pieces(outputs, noting, batch)
+    return tuple(sorted(noting.read))
