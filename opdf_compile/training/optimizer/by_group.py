@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from opdf_compile.training.optimizer.arguments import Maker, name_of
 from opdf_compile.training.optimizer.groups import Group, decays, options_of, tensors
-from opdf_compile.training.optimizer.probing import kinds_of, owned, trying
-from opdf_compile.training.optimizer.switching import switch
+from opdf_compile.training.optimizer.probing import after_steps, kinds_of, moving, owned
 
 logger = logging.getLogger("opdf_compile")
 # The first step only fills the state of some; what differs by less than a thousandth of the way is
@@ -73,7 +72,7 @@ def goes_by_group(make: Maker, options: Mapping[str, Any], group: Group) -> bool
     start = torch.cat([p.flatten() for p in _parameters()]).detach()
     one, two = (_stepped(make, options, group, apart=apart) for apart in (False, True))
     if one is None or two is None:
-        return False  # It cannot be tried out: it wants a closure, say.
+        return False  # It cannot be tried out.
     return float((one - two).norm()) > _LEAST * float((one - start).norm())
 
 
@@ -87,16 +86,13 @@ def _stepped(
 ) -> Tensor | None:
     """The entries of both parameters after some steps; None if the class fails."""
     parameters = _parameters()
+    bare = {**options_of(moving(group, group)), "weight_decay": 0.0}
     members = [[p] for p in parameters] if apart else [parameters]
-    with trying(make):
-        try:
-            bare = {**options_of(group), "weight_decay": 0.0}
-            made = make([{**owned(bare), "params": of} for of in members], **owned(options))
-            switch(made, "train")
-            for step in range(_STEPS):
-                for p, slope in zip(parameters, _SLOPES, strict=True):
-                    p.grad = slope * torch.linspace(1.0, 3.0 + step, p.numel()).view_as(p)
-                made.step()
-        except Exception:
-            return None
+    groups: list[Group] = [{**owned(bare), "params": of} for of in members]
+
+    def slope(step: int, place: int, p: Tensor) -> Tensor:
+        return _SLOPES[place] * torch.linspace(1.0, 3.0 + step, p.numel())
+
+    if after_steps(make, options, groups, slope, _STEPS) is None:
+        return None
     return torch.cat([p.detach().flatten() for p in parameters])

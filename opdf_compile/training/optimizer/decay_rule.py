@@ -26,10 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
-from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of, needs_closure
+from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of
 from opdf_compile.training.optimizer.groups import Group, options_of
-from opdf_compile.training.optimizer.probing import Probe, kinds_of, owned, trying
-from opdf_compile.training.optimizer.switching import switch
+from opdf_compile.training.optimizer.probing import Probe, after_steps, kinds_of, owned
 
 # Powers of two: what is measured is exact where the class computes in single precision.
 _RATE, _DECAY = 2.0**-4, 2.0**-2
@@ -110,22 +109,15 @@ class _Trial:
     def steps(self, decay: float, slope: float, count: int = 1) -> _Stepped | None:
         """Some steps from `start`; None if the class fails."""
         groups = [self._group(place, decay) for place in range(len(self._groups))]
-        with trying(self._make):
-            try:
-                made = self._make(groups, **owned(self._options))
-                switch(made, "train")
-                (tried,) = made.param_groups[self._place]["params"]
-                slopes = slope * torch.linspace(1.0, 3.0, 24, dtype=tried.dtype).view(6, 4)
+        slopes = slope * torch.linspace(1.0, 3.0, self.start.numel(), dtype=self.start.dtype)
 
-                def closure() -> Tensor:
-                    tried.grad = slopes.clone()
-                    return slopes.sum()
+        def gradient(_step: int, place: int, _p: Tensor) -> Tensor | None:
+            return slopes.clone() if place == self._place else None
 
-                for _step in range(count):
-                    closure()
-                    made.step(*((closure,) if needs_closure(made) else ()))
-            except Exception:
-                return None
+        made = after_steps(self._make, self._options, groups, gradient, count)
+        if made is None:
+            return None
+        (tried,) = made.param_groups[self._place]["params"]
         return _Stepped(tried.detach(), dict(made.state.get(tried, {})))
 
     def _group(self, place: int, decay: float) -> Group:

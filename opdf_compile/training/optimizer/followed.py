@@ -6,7 +6,8 @@ before a state is saved or loaded, the wrapped optimizer's groups are brought to
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Collection, Iterator
 
 from torch import Tensor, nn
 
@@ -129,19 +130,26 @@ class Followed(NamedState):
                 group.setdefault(key, value)
         if odd:
             self._require_parts()
-        put_back(self.inner, self._aside)
-        try:
+        with self._all_states():
             for unit in odd:
                 take_apart(self.program, unit, self.inner)
             links = self._laid_out(groups, places, self._whole(groups))
             fresh = move(self.inner, self._links, links)
-        finally:
-            put_aside(self.inner, self._aside)
         self._links, self._place_of, self._laid = links, places, self._as_laid()
         links.adopt(groups, self.inner.param_groups, fresh)
         links.push(groups, self.inner.param_groups, apart=True)
         self._names.update(dict(module.named_parameters()))
         self._show_cores()
+
+    @contextlib.contextmanager
+    def _all_states(self) -> Iterator[None]:
+        """With the states of what is in no group back in the wrapped optimizer."""
+        put_back(self.inner, self._aside)
+        try:
+            yield
+        finally:
+            cores = (core for unit in self.program.units for core in unit.storage)
+            put_aside(self.inner, self._aside, [*cores, *self.program.module.parameters()])
 
     def _go_over(self, new: dict[str, nn.Parameter]) -> None:
         """Go over to Parameters that have replaced others, as `prepare(model, optimizer)` does."""

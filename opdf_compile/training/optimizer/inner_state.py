@@ -195,7 +195,8 @@ def start_anew(
         make: Builds one like it; some optimizers (Adagrad) have a state from the start.
         cores: These; None where no core's part can be dropped, then all of it starts anew.
     """
-    fresh = make([dict(group) for group in inner.param_groups])
+    groups = [dict(group) for group in inner.param_groups]
+    fresh = make(groups) if groups else inner  # Nothing is stepped, so nothing is built.
     if cores is None:
         logger.warning(
             "%s keeps its state in a form of its own, of which no weight's part can be dropped: "

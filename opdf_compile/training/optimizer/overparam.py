@@ -289,16 +289,15 @@ class Overparam(Followed):
         self._follow_parameters()
         changed = set(self.program.absorb())
         whole = bool(changed) and is_bound(self.inner, self.labels())
-        for unit in self.program.units if not whole else ():
-            if unit.batched and 0 < len(changed & set(unit.keys)) < len(unit.keys):
-                take_apart(self.program, unit, self.inner)
-        if self.alignment is not None:
-            self.alignment.attach(self.program, changed)
-        anew = [c for u in self.program.units if changed & set(u.keys) for c in u.storage]
-        for core in anew:
-            self._aside.pop(core, None)
-        if changed:
-            start_anew(self.inner, self._make, None if whole else anew)
+        with self._all_states():
+            for unit in self.program.units if not whole else ():
+                if unit.batched and 0 < len(changed & set(unit.keys)) < len(unit.keys):
+                    take_apart(self.program, unit, self.inner)
+            if self.alignment is not None:
+                self.alignment.attach(self.program, changed)
+            anew = [c for u in self.program.units if changed & set(u.keys) for c in u.storage]
+            if changed:
+                start_anew(self.inner, self._make, None if whole else anew)
         self._show_cores()
         return tuple(e.key for e in self.plan.entries if e.key in changed)
 

@@ -12,8 +12,9 @@ weight is decomposed in vain.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +25,13 @@ from torch.optim import Optimizer
 from opdf_compile.errors import InputError
 from opdf_compile.graph.as_before import class_as_before
 from opdf_compile.plan.value import Plan
-from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of, name_of
+from opdf_compile.training.optimizer.arguments import (
+    ELEMENTWISE,
+    Maker,
+    class_of,
+    name_of,
+    needs_closure,
+)
 from opdf_compile.training.optimizer.groups import Group, options_of, tensors
 from opdf_compile.training.optimizer.refusals import refusal, refused_other
 from opdf_compile.training.optimizer.state import equal, own
@@ -84,9 +91,21 @@ def probe(make: Maker, options: Mapping[str, Any], groups: Sequence[Group]) -> P
             "their own"
         )
     known = tuple(options_of(group) for group in made.param_groups)
-    return Probe(known, matrices or _wants_matrices(make, options, groups))
+    trying_out = [moving(group, of) for group, of in zip(groups, known, strict=True)]
+    return Probe(known, matrices or _wants_matrices(make, options, trying_out))
 
 
+def moving(group: Group, known: Group) -> Group:
+    """A group to try steps with: at a rate of 0, where a warm-up begins, none would show a thing.
+
+    Args:
+        group: The user's.
+        known: The options that the class gives it.
+    """
+    return {**group, "lr": _RATE} if known.get("lr") == 0 else group
+
+
+_RATE = 2.0**-4
 # A small core and the two matrices that it may be laid out as.
 _CORE, _FILTERS, _MATRIX = (2, 3, 2, 2), (2, 12), (6, 4)
 
@@ -95,36 +114,68 @@ def _wants_matrices(make: Maker, options: Mapping[str, Any], groups: Sequence[Gr
     if class_of(make) in ELEMENTWISE:
         return False
     as_core, as_filters, as_matrix = (
-        _stepped(make, options, groups, shape) for shape in (_CORE, _FILTERS, _MATRIX)
+        _stepped(make, options, groups, torch.Size(shape)) for shape in (_CORE, _FILTERS, _MATRIX)
     )
     if as_matrix is None or as_filters is None:
-        return False  # It cannot be tried out: it wants a closure, or a mode first.
+        return False  # It cannot be tried out.
     if as_core is None:
         return True
     return torch.equal(as_core, as_filters) and not torch.equal(as_core, as_matrix)
 
 
 def _stepped(
-    make: Maker, options: Mapping[str, Any], groups: Sequence[Group], shape: tuple[int, ...]
+    make: Maker, options: Mapping[str, Any], groups: Sequence[Group], shape: torch.Size
 ) -> Tensor | None:
     """The entries of parameters of one shape after two steps; None if the class fails."""
+    values = torch.linspace(-1.0, 1.0, shape.numel()).view(shape)
+    tried: list[Group] = [
+        {**owned(options_of(group)), "params": [nn.Parameter(values.clone())]} for group in groups
+    ]
+
+    def slope(step: int, _place: int, p: Tensor) -> Tensor:
+        return torch.linspace(1.0 + step, 9.0, p.numel()).sin()
+
+    made = after_steps(make, options, tried, slope, 2)
+    if made is None:
+        return None
+    return torch.cat([p.detach().flatten() for group in made.param_groups for p in group["params"]])
+
+
+def after_steps(
+    make: Maker,
+    options: Mapping[str, Any],
+    groups: list[Group],
+    slope: Callable[[int, int, Tensor], Tensor | None],
+    count: int,
+) -> Optimizer | None:
+    """A throwaway instance after some steps in its training mode; None if the class fails.
+
+    Args:
+        make: The class.
+        options: Its options.
+        groups: Over parameters that are there for this trial only.
+        slope: The gradient's entries by step, place of the parameter, and parameter.
+        count: How many steps.
+    """
+
+    def evaluate(parameters: list[Tensor], step: int) -> Tensor:
+        for place, p in enumerate(parameters):
+            gradient = slope(step, place, p)
+            p.grad = None if gradient is None else gradient.to(p.dtype).view_as(p)
+        return torch.tensor(1.0)
+
     with trying(make):
         try:
-            made = make([_one(group, shape) for group in groups], **owned(options))
+            made = make(groups, **owned(options))
             parameters = [p for group in made.param_groups for p in group["params"]]
             switch(made, "train")
-            for step in (1.0, 2.0):
-                for p in parameters:
-                    p.grad = torch.linspace(step, 9.0, p.numel()).sin().view_as(p)
-                made.step()
+            for step in range(count):
+                closure = functools.partial(evaluate, parameters, step)
+                closure()
+                made.step(*((closure,) if needs_closure(made) else ()))
         except Exception:
             return None
-    return torch.cat([p.detach().flatten() for p in parameters])
-
-
-def _one(group: Group, shape: tuple[int, ...]) -> Group:
-    values = torch.linspace(-1.0, 1.0, torch.Size(shape).numel()).view(shape)
-    return {**owned(options_of(group)), "params": [nn.Parameter(values)]}
+    return made
 
 
 def defaults_of(make: Maker, options: Mapping[str, Any]) -> Group:

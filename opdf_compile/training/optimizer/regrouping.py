@@ -11,7 +11,7 @@ group is put aside until it comes back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -137,11 +137,18 @@ def _claims(wanted: Sequence[Group], home: dict[int, int]) -> dict[int, int]:
     return claims
 
 
-def put_aside(inner: Optimizer, aside: dict[Tensor, State]) -> None:
-    """Take the state of what is in no group out of the optimizer; torch could not save it."""
+def put_aside(inner: Optimizer, aside: dict[Tensor, State], known: Iterable[Tensor]) -> None:
+    """Take the state of what is in no group out of the optimizer; torch could not save it.
+
+    Args:
+        inner: What a class keeps for tensors of its own (masters in another dtype) stays there.
+        aside: Where it goes.
+        known: What the groups may hold: cores, and the student's parameters.
+    """
     held = {id(p) for group in inner.param_groups for p in group["params"]}
-    for key in [k for k in inner.state if isinstance(k, Tensor) and id(k) not in held]:
-        aside[key] = inner.state.pop(key)
+    for parameter in known:
+        if id(parameter) not in held and parameter in inner.state:
+            aside[parameter] = inner.state.pop(parameter)
 
 
 def put_back(inner: Optimizer, aside: dict[Tensor, State]) -> None:

@@ -272,10 +272,12 @@ WANTS = {
 }
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.0])
 @pytest.mark.parametrize("make", WANTS)
-def test_who_wants_matrices(make: Any) -> None:
+def test_who_wants_matrices(make: Any, rate: float) -> None:
+    """Also at the rate that a warm-up begins with."""
     state = torch.get_rng_state()
-    assert probe(make, {"lr": 0.1}, [{}]).matrices is WANTS[make]
+    assert probe(make, {"lr": rate}, [{}]).matrices is WANTS[make]
     assert torch.equal(torch.get_rng_state(), state)
 
 

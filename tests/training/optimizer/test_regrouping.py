@@ -325,6 +325,42 @@ def test_what_is_added_where_a_group_was_taken_out_is_looked_at_at_once() -> Non
     assert moved(student, before) == set(before)
 
 
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_weight_that_is_absorbed_while_nothing_is_stepped(batched: bool) -> None:
+    student = network()
+    opt = opdf.Overparam(student, torch.optim.AdamW, cores=3, batched=batched, **OPTIONS)
+    train(student, opt)
+    kept = opt.param_groups
+    empty(opt)
+    with torch.no_grad():
+        student[0].weight.mul_(2.0)
+    assert opt.absorb() == ("0.weight",)
+    opt.param_groups = kept
+    train(student, opt, 1)
+    steps = [opt.state_by_name()[f"{place}.weight"]["cores.0.step"] for place in (0, 2)]
+    assert steps == [1, 3], "of the other one the moments went on"
+
+
+class Masters(torch.optim.SGD):
+    """Steps copies, and keeps its state by those."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            masters = group.setdefault("masters", [p.clone() for p in group["params"]])
+            for p, master in zip(group["params"], masters, strict=True):
+                self.state[master]["steps"] = self.state[master].get("steps", 0) + 1
+                p.copy_(master.sub_(p.grad, alpha=group["lr"]))
+
+
+def test_what_a_class_keeps_for_tensors_of_its_own_stays_there() -> None:
+    student, opt = build(make=Masters)
+    train(student, opt)
+    opt.param_groups = opt.param_groups[::-1]
+    train(student, opt, 1)
+    assert {kept["steps"] for kept in opt.inner.state.values()} == {3}
+
+
 def foreign(opt: Any) -> None:
     opt.param_groups[0]["params"].append(nn.Parameter(torch.ones(2)))
 
