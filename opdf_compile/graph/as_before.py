@@ -324,3 +324,6 @@ def _global_randomness() -> Iterator[PutBack]:
     yield functools.partial(random.setstate, random.getstate())
     yield functools.partial(np.random.set_state, np.random.get_state())
     yield functools.partial(torch.set_rng_state, torch.get_rng_state())
+    cuda: Any = torch.cuda
+    if cuda.is_initialized():
+        yield functools.partial(cuda.set_rng_state_all, cuda.get_rng_state_all())

@@ -103,10 +103,7 @@ class _ByValue(TorchFunctionMode):
     ) -> Any:
         if func is not Tensor.__deepcopy__ or args[0].is_leaf:
             return func(*args, **(kwargs or {}))
-        tensor, memo = args
-        if id(tensor) not in memo:
-            memo[id(tensor)] = tensor.detach().clone()
-        return memo[id(tensor)]
+        return args[0].detach().clone()
 
 
 def deep_copy(model: M, instead: Mapping[int, object] | None = None) -> M:

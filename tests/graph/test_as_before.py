@@ -396,6 +396,16 @@ def test_what_was_kept_before_stays_the_same_object() -> None:
     assert model.seen is kept and kept[0] is X and vars(model) is attribute
 
 
+def test_the_generators_of_devices_are_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    states: list[Any] = ["as it was"]
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: states[-1])
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", states.append)
+    with as_before(Case(nothing, nothing)):
+        states.append("drawn from")
+    assert states == ["as it was", "drawn from", "as it was"]
+
+
 def test_objects_far_away_go_on_by_themselves() -> None:
     """A trainer's queue behind three objects is not rolled back; what lies nearer is."""
     far, near = Box(), Box()

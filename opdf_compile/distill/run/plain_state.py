@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from opdf_compile.training.optimizer.inner_state import given, taken
 from opdf_compile.training.optimizer.plain_reading import Reader
-from opdf_compile.training.optimizer.plain_values import options_of
+from opdf_compile.training.optimizer.plain_values import written_options
 from opdf_compile.training.optimizer.state import State, own
 
 
@@ -55,7 +55,7 @@ class PlainState:
     def group_options(self) -> list[State]:
         """The param groups with names in place of parameters."""
         return [
-            {**options_of(group), "params": [self._names[id(p)] for p in group["params"]]}
+            {**written_options(group), "params": [self._names[id(p)] for p in group["params"]]}
             for group in self.inner.param_groups
         ]
 

@@ -7,7 +7,7 @@ before a state is saved or loaded, the wrapped optimizer's groups are brought to
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from torch import Tensor, nn
 
@@ -24,10 +24,10 @@ from opdf_compile.training.optimizer.inner_state import is_bound
 from opdf_compile.training.optimizer.named_state import NamedState
 from opdf_compile.training.optimizer.rates import core_rates
 from opdf_compile.training.optimizer.regrouping import (
-    Laid,
+    Members,
     Places,
-    laid,
     listed,
+    members_of,
     move,
     put_aside,
     put_back,
@@ -44,7 +44,7 @@ class Followed(NamedState):
     _rule: Rule
     _aside: dict[Tensor, named.State]
     # None until the optimizer is built.
-    _laid: tuple[Laid, frozenset[int]] | None = None
+    _laid: tuple[Members, frozenset[int]] | None = None
     _by_entry: bool
 
     def absorb(self) -> tuple[str, ...]:
@@ -75,6 +75,10 @@ class Followed(NamedState):
             self.param_groups.pop()
             raise
 
+    def _keeps(self, units: Iterable[Unit]) -> bool:
+        """Whether the wrapped optimizer keeps something for cores of these units."""
+        return any(self.inner.state.get(core) for unit in units for core in unit.storage)
+
     def _laid_out(self, groups: list[Group], places: Places, whole: Collection[int]) -> Links:
         units, module = self.program.units, self.program.module
         return Links(
@@ -97,8 +101,8 @@ class Followed(NamedState):
             return frozenset()
         return frozenset(place for place, group in enumerate(groups) if not decays(group))
 
-    def _as_laid(self) -> tuple[Laid, frozenset[int]]:
-        return laid(self.param_groups), self._whole(self.param_groups)
+    def _as_laid(self) -> tuple[Members, frozenset[int]]:
+        return members_of(self.param_groups), self._whole(self.param_groups)
 
     def _follow_parameters(self) -> None:
         """Go after what others have done to parameters and to param groups since the last call.
@@ -160,8 +164,7 @@ class Followed(NamedState):
             self.state.pop(parameter, None)
         self._names.update(new)
         changed = self.program.replaced({entry.key for entry in self.plan.entries} & new.keys())
-        kept = any(self.inner.state.get(core) for u in self.program.units for core in u.storage)
-        if changed and not kept:
+        if changed and not self._keeps(self.program.units):
             # Only one rank may have had the weights that all of them have now.
             self.absorb()
         self._show_cores()

@@ -24,7 +24,7 @@ from opdf_compile.training.optimizer.groups import Group, Links, decays
 from opdf_compile.training.optimizer.inner_state import InnerState, bound, taken
 from opdf_compile.training.optimizer.layout import labels_of, layout_of
 from opdf_compile.training.optimizer.plain_reading import Reader
-from opdf_compile.training.optimizer.plain_values import Writer, options_of
+from opdf_compile.training.optimizer.plain_values import Writer, written_options
 from opdf_compile.training.optimizer.regrouping import Places
 from opdf_compile.training.optimizer.saved import load_state, pack_state, unpack_state
 
@@ -87,7 +87,7 @@ class NamedState(Optimizer):
         writer = Writer(type(self.inner).__name__, settings=True)
         return [
             {
-                **options_of(group),
+                **written_options(group),
                 "params": [self._name(p) for p in group["params"]],
                 "inner": [writer.write(options, "param_groups[..]") for options in estimated],
             }
@@ -270,4 +270,4 @@ class NamedState(Optimizer):
         owned = dict(self.program.module.named_parameters(remove_duplicate=False))
         for unit in self.program.units:
             for key, state in named.weight_states(unit, {}).items():
-                self.state[owned[key]] = {k: v for k, v in state.items() if k.count(".") == 1}
+                self.state[owned[key]] = state

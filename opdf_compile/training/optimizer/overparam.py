@@ -215,7 +215,7 @@ class Overparam(Followed):
         As with any optimizer, that must come before the first step: afterwards there is state.
         """
         for unit in self.program.units:
-            if not any(self.inner.state.get(core) for core in unit.storage):
+            if not self._keeps([unit]):
                 unit.follow()
 
     def _require_decay(self, groups: list[Group], name: str) -> None:
@@ -266,7 +266,7 @@ class Overparam(Followed):
         """Write W after the wrapped optimizer has gone to a mode, and show its options."""
         units = self.program.units
         # One that moves parameters by ways that do not count has something to move to by then.
-        kept = any(self.inner.state.get(core) for unit in units for core in unit.storage)
+        kept = self._keeps(units)
         # Ranks that share the program send together, whatever each of them holds.
         switched = mode != self._mode and (kept or self.program.process_group is not None)
         if switched or any(unit.moved for unit in units):

@@ -156,7 +156,7 @@ class Writer:
         }
 
 
-def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
+def written_options(group: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a param group as a state holds them: what JSON knows stays as it is."""
     writer = Writer("a param group", settings=True)
     return {

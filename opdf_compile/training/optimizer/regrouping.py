@@ -21,12 +21,12 @@ from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer.groups import Group, Links, tensors
 from opdf_compile.training.optimizer.state import State, own
 
-Laid = list[list[int]]
+Members = list[list[int]]
 # For each planned weight the place of its outer group; None where no group holds it.
 Places = dict[str, int | None]
 
 
-def laid(groups: Sequence[Group]) -> Laid:
+def members_of(groups: Sequence[Group]) -> Members:
     """What tells whether parameters were moved since the last look."""
     return [[id(parameter) for parameter in tensors(group)] for group in groups]
 

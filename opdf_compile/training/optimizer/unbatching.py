@@ -50,11 +50,13 @@ def take_apart(program: WeightProgram, unit: Unit, inner: Optimizer) -> None:
     for place, stack in enumerate(unit.storage):
         rows = [single.storage[place] for single in singles]
         _replace(inner, stack, rows)
-        state = inner.state.pop(stack, None)
-        for row, core in enumerate(rows) if state is not None else ():
+        if stack not in inner.state:
+            continue
+        state = inner.state.pop(stack)
+        for row, core in enumerate(rows):
             inner.state[core] = {
                 key: named.own(named.row_of(value, stack, row, unit))
-                for key, value in (state or {}).items()
+                for key, value in state.items()
             }
     units = list(program.units)
     at = units.index(unit)

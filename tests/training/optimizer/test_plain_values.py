@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer.plain_reading import Reader
-from opdf_compile.training.optimizer.plain_values import Writer, options_of
+from opdf_compile.training.optimizer.plain_values import Writer, written_options
 from opdf_compile.training.optimizer.state import equal, own
 
 CORE = nn.Parameter(torch.ones(2))
@@ -184,7 +184,7 @@ def test_settings_are_compared_and_never_taken_from_a_file() -> None:
     with pytest.raises(InputError, match="found None here"):
         READER.read(written)
     given = {"params": [CORE], "kind": nn.Linear, "betas": (0.9, 0.99), "in": torch.float64}
-    assert options_of(given) == {
+    assert written_options(given) == {
         "in": {"$dtype": "float64"},
         "kind": {"$named": "torch.nn.modules.linear.Linear"},
         "betas": (0.9, 0.99),
