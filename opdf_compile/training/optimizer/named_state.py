@@ -38,7 +38,7 @@ class NamedState(Optimizer):
     alignment: Alignment | None
     _links: Links
     _names: Names
-    _mode: str | None
+    _mode: str | None = None
     _place_of: Places
 
     def held(self) -> tuple[str, ...]:

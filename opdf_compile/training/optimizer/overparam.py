@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
@@ -24,7 +24,6 @@ from opdf_compile.training.hoisted.binding import reshard, unwrap
 from opdf_compile.training.hoisted.hoisting import hoist
 from opdf_compile.training.hoisted.program import Source, WeightProgram
 from opdf_compile.training.hoisted.unit import Unit
-from opdf_compile.training.optimizer import state as named
 from opdf_compile.training.optimizer.alignment import Alignment, require_alignable
 from opdf_compile.training.optimizer.arguments import (
     ELEMENTWISE,
@@ -105,6 +104,8 @@ class Overparam(Followed):
         >>> opt.step(); opt.zero_grad()
     """
 
+    _early: bool | None = None
+
     def __init__(
         self,
         params: Any,
@@ -128,7 +129,6 @@ class Overparam(Followed):
         groups = outer_groups(params)
         probed = probe(optimizer_class, options, groups)
         shown = probed.shown(options, groups)
-        batched = batching_of(batched, optimizer_class)
         require_shareable(process_group, optimizer_class)
         require_alignable(alignment, optimizer_class)
         if decay not in ("weight", "cores"):
@@ -137,12 +137,13 @@ class Overparam(Followed):
         self.plan = plan_of(student, plan, cores, scale, home)
         self._split = decay == "weight" and probed.decays
         owned = dict(student.named_parameters(remove_duplicate=False))
-        place_of = {e.key: home[id(owned[e.key])] for e in self.plan.entries}
+        weights = {entry.key: id(owned[entry.key]) for entry in self.plan.entries}
+        self._place_of: Places = {key: home[weight] for key, weight in weights.items()}
+        matched = set(weights.values())
+        self._by_entry = class_of(optimizer_class) in ELEMENTWISE
         self._rule = rule_of(optimizer_class, options, groups, probed) if self._split else Rule.RATE
         self._require_decay(shown, name_of(optimizer_class))
-        matched = {id(owned[entry.key]) for entry in self.plan.entries}
         require_others(optimizer_class, options, groups, matched, student)
-        self._by_entry = class_of(optimizer_class) in ELEMENTWISE
         if self._split and not self._by_entry:
             warn_of_halves(optimizer_class, options, halved(groups, shown, matched))
         if alignment is not None:
@@ -150,18 +151,17 @@ class Overparam(Followed):
         self.program: WeightProgram = hoist(
             student,
             self.plan,
-            batched=batched,
+            batched=batching_of(batched, optimizer_class),
             recompute=recompute,
             process_group=process_group,
             progress=progress,
-            separate=place_of.__getitem__,
+            separate=self._place_of.__getitem__,
             matrices=probed.matrices,
         )
         self.alignment = alignment
         if alignment is not None:
             alignment.attach(self.program)
-        self._place_of: Places = dict(place_of)
-        self._aside: dict[Tensor, named.State] = {}
+        self._aside = {}
         self._links = self._laid_out(groups, self._place_of, self._whole(shown))
         self._make = functools.partial(optimizer_class, **options)
         self.inner = self.program.ranks.together(
@@ -169,8 +169,6 @@ class Overparam(Followed):
         )
         super().__init__(shown, dict(self.inner.defaults))
         self._links.adopt(self.param_groups, self.inner.param_groups)
-        self._early: bool | None = None
-        self._mode: str | None = None
         watch(self.inner, self._follow_switch)
         self._names = Names(student)
         self._laid = self._as_laid()
