@@ -53,12 +53,8 @@ def as_before(model: nn.Module) -> Iterator[None]:
         model: Its Parameters stay the same objects; their numbers are not copied, since a forward
             that writes them is refused as one that cannot be trained.
     """
-    noted = _Notes(model)
-    try:
+    with _undone(_Notes(model).undo):
         yield
-    finally:
-        for put_back in noted.undo:
-            put_back()
 
 
 @contextlib.contextmanager
@@ -74,11 +70,17 @@ def class_as_before(cls: type) -> Iterator[None]:
             undo.append(_class_attributes(base))
             kept = (value for value in vars(base).values() if type(value) in _CONTAINERS)
             undo.extend(_container(value) for value in kept)
-    try:
+    with _undone(undo):
         yield
-    finally:
+
+
+@contextlib.contextmanager
+def _undone(undo: list[PutBack]) -> Iterator[None]:
+    """Call all of these at the end, whichever of them fails."""
+    with contextlib.ExitStack() as stack:
         for put_back in undo:
-            put_back()
+            stack.callback(put_back)
+        yield
 
 
 class _Notes:
@@ -210,9 +212,12 @@ def _container(value: Any) -> PutBack:
                 kind.__setitem__(value, key, entry)
         elif isinstance(value, list):
             list.__setitem__(value, slice(None), before)
+        elif isinstance(value, deque):
+            deque.clear(value)
+            deque.extend(value, before)
         else:
-            value.clear()
-            value.extend(before) if isinstance(value, deque) else value.update(before)
+            set.clear(value)
+            set.update(value, before)
 
     return put_back
 

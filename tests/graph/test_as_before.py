@@ -47,6 +47,13 @@ class Slotted:
         return self.__own
 
 
+class Guarded(set[int]):
+    """A set that its users cannot empty."""
+
+    def clear(self) -> None:
+        raise RuntimeError("guarded")
+
+
 class Case(nn.Module):
     """A linear layer, and something beside it."""
 
@@ -162,6 +169,11 @@ CASES: dict[str, Row] = {
         lambda m: setattr(m, "seen", {1}),
         lambda m, y: m.seen.add(2),
         lambda m: m.seen,
+    ),
+    "a set that guards its methods": (
+        lambda m: setattr(m, "seen", Guarded({1})),
+        lambda m, y: m.seen.add(2),
+        lambda m: sorted(m.seen),
     ),
     "an object": (
         lambda m: setattr(m, "box", Box()),
@@ -404,6 +416,26 @@ def test_the_generators_of_devices_are_put_back(monkeypatch: pytest.MonkeyPatch)
     with as_before(Case(nothing, nothing)):
         states.append("drawn from")
     assert states == ["as it was", "drawn from", "as it was"]
+
+
+class Stuck(random.Random):
+    """A generator that cannot be put back."""
+
+    def setstate(self, state: Any) -> None:
+        raise RuntimeError("stuck")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_all_else_is_put_back_where_something_cannot_be(order: int) -> None:
+    def prepare(m: Case) -> None:
+        places = {"first": [0], "draw": Stuck(3), "last": [0]}
+        for name, value in list(places.items())[::order]:
+            setattr(m, name, value)
+
+    model = Case(prepare, lambda m, _y: [m.first.append(1), m.last.append(1)])
+    with pytest.raises(RuntimeError, match="stuck"), as_before(model):
+        model(X)
+    assert (model.first, model.last) == ([0], [0])
 
 
 def test_objects_far_away_go_on_by_themselves() -> None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from opdf_compile.training.optimizer.arguments import Maker
-from opdf_compile.training.optimizer.groups import Group
-from opdf_compile.training.optimizer.probing import trying
+from opdf_compile.training.optimizer.groups import Group, options_of
+from opdf_compile.training.optimizer.probing import moving, trying
 
 _STEPS = 4  # In the first ones many have no point yet that they could step to.
 
@@ -77,7 +77,7 @@ def _trial(make: Maker, inner: Optimizer, sign: float) -> tuple[list[Tensor], bo
 def _like(group: Group) -> Group:
     """A group with the same options over one small parameter of the same kind."""
     model = group["params"][0]
-    options = {key: _copied(value) for key, value in group.items() if key != "params"}
+    options = {key: _copied(value) for key, value in options_of(moving(group, group)).items()}
     small = torch.ones([2] * model.ndim, dtype=model.dtype, device=model.device)
     return {**options, "params": [nn.Parameter(small)]}
 

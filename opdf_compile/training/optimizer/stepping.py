@@ -4,7 +4,8 @@
 
 Under a closure the gradients come while the wrapped optimizer is at work, and it may ask for them
 more than once, each time at other cores. If it fails, the step leaves what a plain optimizer would:
-what had not moved yet is as before, decay included, and W is the weight of its cores.
+what had not moved yet is as before, decay included, and W is the weight of its cores. (Where cores
+were moved through `.data`, which no count tells, W follows with the next step.)
 """
 
 from __future__ import annotations

@@ -173,9 +173,11 @@ EARLY = {
 }
 
 
+@pytest.mark.parametrize("rate", [0.1, 0.0])
 @pytest.mark.parametrize("make", EARLY)
-def test_who_needs_gradients_before_the_closure(make: Any) -> None:
-    inner = make([nn.Parameter(torch.ones(1, 2, 3, 1))], lr=0.1)
+def test_who_needs_gradients_before_the_closure(make: Any, rate: float) -> None:
+    """Also where the first step is that of a warm-up: what is found is kept."""
+    inner = make([nn.Parameter(torch.ones(1, 2, 3, 1))], lr=rate)
     state = torch.get_rng_state()
     assert moves_early(make, inner) is EARLY[make]
     assert not inner.state.get(inner.param_groups[0]["params"][0]), "a throwaway was tried"
