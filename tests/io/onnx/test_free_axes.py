@@ -141,6 +141,31 @@ def test_a_program_is_fixed_too() -> None:
     assert [str(size) for size in export.model.graph.inputs[0].shape] == ["B", "3", "14", "14"]
 
 
+class Groups(nn.Module):
+    """Takes batches of whole groups of sixteen."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(-1, 16, 4).sum(1)
+
+
+def test_a_batch_of_whole_groups_stays_free(tmp_path: Path) -> None:
+    file = opdf.export_onnx(Groups(), (torch.randn(32, 4),), tmp_path / "m.onnx")
+    assert shape_of(file) == ["batch_size", 4]
+    x = torch.randn(48, 4)
+    (found,) = onnxruntime.InferenceSession(file).run(None, {"x": x.numpy()})
+    np.testing.assert_allclose(found, Groups()(x), atol=1e-5)
+
+
+def test_a_program_of_a_large_batch_stays_free(tmp_path: Path) -> None:
+    batch = torch.export.Dim("batch", min=10, max=20)
+    shapes = {"input": {0: batch}}
+    program = torch.export.export(
+        nn.Linear(4, 4).eval(), (torch.randn(15, 4),), dynamic_shapes=shapes
+    )
+    file = opdf.export_onnx(program, (), tmp_path / "m.onnx")
+    assert shape_of(file) == ["batch_size", 4]
+
+
 def test_student_and_reference_come_out_with_the_same_axes(tmp_path: Path) -> None:
     """Also where one of the two alone breaks."""
     student, reference = (Fn(flat(nn.AdaptiveAvgPool2d(7), 196)).eval() for _ in range(2))
