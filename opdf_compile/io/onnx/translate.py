@@ -83,11 +83,11 @@ def export_program(
     store_transposed(parameters)
     name_graph(model, inputs=input_names, outputs=tensors, axes=axis_names)
     _strip_metadata(model)
-    _forget_types(model)
     names = [str(value.name) for value in parameters]
     model.metadata_props.update(record_of(names, f"torch.onnx {torch.__version__}"))
     if opset is not None and opset < _TRANSLATED:
         lower(model, opset, program)
+    _forget_types(model)
     return model
 
 

@@ -45,6 +45,18 @@ class Parts(nn.Module):
         return self.head(F.gelu(first) * torch.softmax(second, -1) + third)
 
 
+class Packed(nn.Module):
+    """Equal parts of a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second, third = self.weight.chunk(3)
+        return x @ first.t() - (x @ second.t()) * (x @ third.t())
+
+
 class Function(nn.Module):
     """One function of one input."""
 
@@ -67,6 +79,7 @@ def run(path: Path, x: Tensor) -> np.ndarray:
         (Images, (2, 3, 8, 8), 17, 8),
         (Images, (2, 3, 8, 8), 13, 7),
         (Parts, (2, 5, 12), 17, 8),
+        (Packed, (2, 4), 17, 8),
     ],
 )
 def test_an_older_opset_is_the_same_model(
