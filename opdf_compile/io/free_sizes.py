@@ -64,12 +64,11 @@ class FreeSize:
         s = self.size
         near = (s + 1, s - 1, s + 2, s + 4, s + 8, s + 16, s + 32, s - 32, s + 64)
         far = ((s + 1) // 2, 2 * s, s + (s + 1) // 2, 3 * s, s // 4, 4 * s)
-        if self.is_batch:
-            near, far = (*_BATCHES[0], *near), (*_BATCHES[1], *far)
+        small = _BATCHES if self.is_batch else ((), ())
         low, high = (self.low, self.high) if within else (1, 2**31)
         kept = [
             list(dict.fromkeys(n for n in sizes if low <= n <= high and n != s))
-            for sizes in (near, far)
+            for sizes in ((*small[0], *near), (*small[1], *far))
         ]
         return kept[0], [n for n in kept[1] if n not in kept[0][:1]]
 
