@@ -204,6 +204,8 @@ def _first_that_runs(
     for inputs in candidates:
         try:
             sample, blind = measure(inputs)
+        except NumbersDoNotFitError:  # The example alone may hide it: of zeros, all is 0.
+            raise
         except Exception as error:  # A size or value that this model does not take.
             logger.debug("a drawn sample does not run: %s", first_line(error))
             continue

@@ -186,6 +186,13 @@ def test_a_number_that_matters_is_refused_by_name(name: str) -> None:
         gathered(Scaled(scale), (torch.randn(16, 8),))
 
 
+def test_an_example_of_zeros_does_not_hide_a_factor() -> None:
+    model = Scaled(lambda h: h * 1e6)
+    nn.init.zeros_(model.head.bias)
+    with pytest.raises(ExportError, match=r"cannot hold 1e\+06 of aten.mul .*, which changes"):
+        gathered(model, (torch.zeros(16, 8),))
+
+
 EPSILONS: dict[str, Callable[[Tensor], Tensor]] = {
     "normalize": lambda h: F.normalize(h.relu() * (h.sum(-1, keepdim=True) > 0), dim=-1),
     "added": lambda h: h / (h.std(-1, keepdim=True) + 1e-8),
