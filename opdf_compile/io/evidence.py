@@ -40,6 +40,7 @@ def gather(
     dtype: str,
     further: Sequence[Inputs] = (),
     originals: Mapping[str, Tensor] | None = None,
+    foreign: bool = False,
     seed: int = 0,
 ) -> CheckData:
     """Compute check data of an eval program.
@@ -52,13 +53,17 @@ def gather(
         dtype: The exported dtype, for the record.
         further: More inputs of the user's own, each a sample.
         originals: Tensors of the model with numbers that its dtype cannot hold, as they were.
+        foreign: Whether another exporter wrote the file, which may compute other values where a
+            boolean mask leaves an attention query no key; such samples are left out.
         seed: Where the random numbers start.
 
     Raises:
         ExportError: The model does not run on the user's own inputs, or computes something else
             with numbers that fit its dtype.
     """
-    measure = _Measure(program, tuple(axis_names), tuple(output_names), dtype, originals or {})
+    measure = _Measure(
+        program, tuple(axis_names), tuple(output_names), dtype, originals or {}, foreign
+    )
     own = [_of_user(measure, inputs) for inputs in (example, *further)]
     samples = [sample for sample, blind in own if not blind]
     row_bytes = _bytes(own[0][0]) // max(1, _fewest_rows(own[0][0]))
@@ -90,7 +95,7 @@ class NumbersDoNotFitError(ExportError):
 
 
 class _Measure:
-    """Inputs -> Sample, and how many attention queries of it see no key."""
+    """Inputs -> Sample, and how many attention queries of it a foreign file answers otherwise."""
 
     def __init__(
         self,
@@ -99,6 +104,7 @@ class _Measure:
         outputs: Sequence[str],
         dtype: str,
         originals: Mapping[str, Tensor],
+        foreign: bool,
     ) -> None:
         fitted, changes = fit_numbers(program)
         kind = getattr(torch, dtype, torch.float32)
@@ -108,7 +114,7 @@ class _Measure:
         # What is right is what the model computes with its own numbers.
         self._model, self._truth = graph_of(fitted), Truth(program, originals)
         self._fitted_truth = Truth(fitted) if self.changes else None
-        self._inputs, self._outputs = inputs, outputs
+        self._inputs, self._outputs, self._foreign = inputs, outputs, foreign
         # One unit in the last place of 1 in the exported dtype.
         self._unit = torch.finfo(kind if kind.is_floating_point else torch.float32).eps
         self._has_limited = has_limited_functions(self._model)
@@ -123,14 +129,14 @@ class _Measure:
             return self._sample(inputs, tensors)
 
     def _computed(self, inputs: Inputs, tensors: Sequence[Tensor]) -> tuple[dict[str, Tensor], int]:
-        """The outputs in the exported dtype, and the queries that see no key."""
+        """The outputs in the exported dtype, and the queries that a foreign file may spoil."""
         generators = Generators([*tensors, *self._model.parameters()])
         before = generators.state()
         with Watched() as watched:
             computed = dict(zip(self._outputs, run(self._model, *inputs), strict=True))
         if not self._draws.known and has_moved(before, generators.state()):
             self.random = dict.fromkeys(self._outputs, UNKNOWN)
-        return computed, watched.blind
+        return computed, watched.blind if self._foreign else 0
 
     def _sample(self, inputs: Inputs, tensors: Sequence[Tensor]) -> tuple[Sample, int]:
         computed, blind = self._computed(inputs, tensors)
@@ -238,8 +244,8 @@ def _warn_of_blind(counts: Sequence[int], *, kept: bool) -> None:
         return
     logger.warning(
         "the example inputs hold %d attention queries that their mask allows no key: there torch "
-        "gives zeros, ONNX Runtime may give the mean of all values; such inputs are %s the check "
-        "data, give an example with less padding",
+        "gives zeros, a file of another exporter may give the mean of all values; such inputs are "
+        "%s the check data, give an example with less padding",
         sum(counts),
         "all there is for" if kept else "left out of",
     )

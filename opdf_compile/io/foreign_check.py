@@ -162,6 +162,7 @@ def _gathered(
         dtype=face.dtype,
         further=[_as_floats(call, traced) for call in calls[1:]],
         originals=originals,
+        foreign=True,
     )
     samples = tuple(_in_file(sample, face, data, source) for sample in data.samples)
     return dataclasses.replace(

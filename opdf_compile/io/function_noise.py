@@ -1,4 +1,4 @@
-"""What a run of a graph shows beside its outputs: two things that runtimes do differently.
+"""What a run of a graph shows beside its outputs: two things that files do differently.
 
 *Functions that are exact in the absolute sense only.* ONNX Runtime computes a sigmoid on the CPU as
 1/2 + p(x)/q(x), on CUDA as 1 - 1/(1 + exp(x)) for negative x: the error is a rounding of 1, however
@@ -9,8 +9,9 @@ last place of its range, up or down at random; how far the outputs move belongs 
 It is a property of the model and its inputs, hence no file under test can widen it.
 
 *Queries that see no key.* Where a boolean mask leaves a query nothing (padding longer than a
-sliding window), torch returns zeros, ONNX Runtime's CPU softmax the mean of all values. Such rows
-are padding that nobody reads, but errors there are as large as the output.
+sliding window), torch returns zeros and so do our files; the file of torch's own exporter gives the
+mean of all values below opset 23. Such rows are padding that nobody reads, but errors there are as
+large as the output.
 """
 
 from __future__ import annotations

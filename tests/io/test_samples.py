@@ -162,22 +162,25 @@ def allowed(sample: Any, window: int) -> bool:
 
 
 @pytest.mark.parametrize("padding", [0, 2])
-def test_drawn_masks_leave_every_query_a_key(padding: int) -> None:
+def test_drawn_masks_leave_every_query_of_a_foreign_file_a_key(padding: int) -> None:
     ids = torch.randint(0, 30, (2, 16))
     mask = torch.ones_like(ids)
     mask[1, 16 - padding :] = 0
     axes = {"ids": ("B", "S"), "mask": ("B", "S")}
-    data = samples_of(Windowed(3), ids, mask, dynamic=axes)
+    data = samples_of(Windowed(3), ids, mask, dynamic=axes, foreign=True)
     assert len(data.samples) >= 4
     assert all(allowed(sample, 3) for sample in data.samples)
 
 
-def test_an_example_with_blind_queries_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_example_with_blind_queries_is_left_out_for_a_foreign_file(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     ids = torch.randint(0, 30, (2, 16))
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0
     with caplog.at_level(logging.WARNING):
-        data = samples_of(Windowed(3), ids, mask, dynamic={"ids": ("B", "S"), "mask": ("B", "S")})
+        axes = {"ids": ("B", "S"), "mask": ("B", "S")}
+        data = samples_of(Windowed(3), ids, mask, dynamic=axes, foreign=True)
     assert "attention queries that their mask allows no key" in caplog.text
     assert all(allowed(sample, 3) for sample in data.samples)
 

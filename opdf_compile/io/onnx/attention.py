@@ -1,8 +1,13 @@
-"""Attention over tensors of other than four axes, brought to four for the exporter's sake.
+"""Attention as every opset says it: products and a softmax, over four axes.
 
 torch's exporter knows scaled dot product attention of (batch, heads, length, width) alone; Hiera
 has one axis more. The axes in front are one batch to it, so they are folded together and spread
 out again: the same products, and two reshapes in the file.
+
+From opset 23 on the exporter writes ONNX's own operator Attention. ONNX Runtime 1.31 refuses that
+where torch broadcasts (a mask of (batch, 1, 1, keys) as of any padding, one key for a whole batch),
+and gives zeros where a mask of lowest numbers, in place of booleans, leaves a query no key: torch
+gives the mean of all values. So attention is translated for opset 23 as it is for those before.
 """
 
 from __future__ import annotations
@@ -15,6 +20,13 @@ from torch.fx import Node
 
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 _AXES = 4
+
+
+def translations() -> dict[Any, Any]:
+    """Translations to use in place of the exporter's choice, by operator."""
+    from onnxscript.function_libs.torch_lib.ops.nn import aten_scaled_dot_product_attention
+
+    return {ATTENTION: aten_scaled_dot_product_attention}
 
 
 def has_other_axes(node: Node) -> bool:

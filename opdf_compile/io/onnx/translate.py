@@ -12,6 +12,7 @@ from torch.export.graph_signature import TensorArgument
 
 from opdf_compile.errors import ExportError
 from opdf_compile.graph.quiet import quiet_libraries
+from opdf_compile.io.onnx.attention import translations
 from opdf_compile.io.onnx.constants import without_constants
 from opdf_compile.io.onnx.defaults import LOWEST_OPSET, leave_out_defaults
 from opdf_compile.io.onnx.forms import with_known_forms
@@ -160,7 +161,12 @@ def _translate(program: ExportedProgram, opset: int | None) -> ir.Model:
 
 def _run_exporter(program: ExportedProgram, opset: int | None) -> ir.Model:
     translated = torch.onnx.export(
-        program, dynamo=True, optimize=False, verbose=False, opset_version=opset
+        program,
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+        opset_version=opset,
+        custom_translation_table=translations(),
     )
     if translated is None:
         raise RuntimeError("it returned nothing")

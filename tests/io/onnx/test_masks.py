@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from opdf_compile.io.check_data import check_path, read_check
 from opdf_compile.io.onnx.export import export_onnx
+from opdf_compile.verify.verdict import verify
 
 
 class Attention(nn.Module):
@@ -41,12 +43,17 @@ def run(path: Path, **inputs: Tensor) -> np.ndarray:
     return np.asarray(session.run(None, {n: t.numpy() for n, t in inputs.items()})[0])
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [(None, 1e-6), ("fp16", 4e-3)])
-def test_a_row_that_sees_no_key_is_zero(dtype: str | None, atol: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("opset", "dtype", "atol"), [(None, None, 1e-6), (None, "fp16", 4e-3), (23, None, 1e-6)]
+)
+def test_a_row_that_sees_no_key_is_zero(
+    opset: int | None, dtype: str | None, atol: float, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     net, x = Attention().eval(), torch.randn(2, 5, 8)
     seen = torch.ones(2, 5, dtype=torch.bool)
-    path = export_onnx(net, {"x": x, "mask": seen}, tmp_path / "m.onnx", dtype=dtype)
+    example, target = {"x": x, "mask": seen}, tmp_path / "m.onnx"
+    path = export_onnx(net, example, target, dtype=dtype, opset=opset)
     assert operators(path)["IsNaN"] == 0 and operators(path)["Where"] == 2
     seen[0, 3:] = False
     seen[1] = False
@@ -73,6 +80,36 @@ def test_a_nan_of_the_activations_stays_visible(tmp_path: Path) -> None:
     x[0, 0, 0] = torch.nan
     assert np.isnan(run(path, x=x, mask=seen)[0]).any()
     assert torch.isnan(net(x, seen)[0]).any()
+
+
+class Biased(nn.Module):
+    """A mask of lowest numbers: a row of them alone is the mean of all values."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        lowest = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, torch.finfo(x.dtype).min)
+        return F.scaled_dot_product_attention(x, x, x, attn_mask=lowest)
+
+
+@pytest.mark.parametrize("opset", [None, 23])
+def test_a_row_of_lowest_numbers_is_the_mean(opset: int | None, tmp_path: Path) -> None:
+    net, x = Biased(), torch.randn(2, 1, 5, 8)
+    mask = torch.ones(2, 1, 5, 5, dtype=torch.bool)
+    path = export_onnx(net, (x, mask), tmp_path / "m.onnx", opset=opset)
+    mask[0, 0, 3] = False
+    found = run(path, x=x, mask=mask)
+    np.testing.assert_allclose(found[0, 0, 3], x[0, 0].mean(0), atol=1e-6)
+    np.testing.assert_allclose(found, net(x, mask), atol=1e-6)
+
+
+def test_an_example_with_such_rows_is_evidence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    x, seen = torch.randn(2, 5, 8), torch.zeros(2, 5, dtype=torch.bool)
+    path = export_onnx(Attention(), {"x": x, "mask": seen}, tmp_path / "m.onnx")
+    first = read_check(check_path(path)).samples[0]
+    assert not first.inputs["mask"].any() and not first.outputs["output"].any()
+    assert "allows no key" not in caplog.text
+    assert verify(path, only="numerics", device="cpu").verdict == "pass"
 
 
 class Cleaned(nn.Module):
