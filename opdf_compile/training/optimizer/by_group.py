@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from opdf_compile.training.optimizer.arguments import Maker, name_of
 from opdf_compile.training.optimizer.groups import Group, decays, options_of, tensors
-from opdf_compile.training.optimizer.probing import after_steps, kinds_of, moving, owned
+from opdf_compile.training.optimizer.trials import after_steps, kinds_of, moving, owned
 
 logger = logging.getLogger("opdf_compile")
 # The first step only fills the state of some; what differs by less than a thousandth of the way is

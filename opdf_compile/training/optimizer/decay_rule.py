@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of
 from opdf_compile.training.optimizer.groups import Group, options_of
-from opdf_compile.training.optimizer.probing import Probe, after_steps, kinds_of, owned
+from opdf_compile.training.optimizer.probing import Probe
+from opdf_compile.training.optimizer.trials import after_steps, kinds_of, owned
 
 # Powers of two: what is measured is exact where the class computes in single precision.
 _RATE, _DECAY = 2.0**-4, 2.0**-2

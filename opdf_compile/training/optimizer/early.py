@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from opdf_compile.training.optimizer.arguments import Maker
 from opdf_compile.training.optimizer.groups import Group, options_of
-from opdf_compile.training.optimizer.probing import moving, trying
+from opdf_compile.training.optimizer.trials import moving, trying
 
 _STEPS = 4  # In the first ones many have no point yet that they could step to.
 

@@ -11,10 +11,7 @@ weight is decomposed in vain.
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import io
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,19 +20,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
-from opdf_compile.graph.as_before import class_as_before
 from opdf_compile.plan.value import Plan
-from opdf_compile.training.optimizer.arguments import (
-    ELEMENTWISE,
-    Maker,
-    class_of,
-    name_of,
-    needs_closure,
-)
+from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of, name_of
 from opdf_compile.training.optimizer.groups import Group, options_of, tensors
 from opdf_compile.training.optimizer.refusals import refusal, refused_other
-from opdf_compile.training.optimizer.state import equal, own
-from opdf_compile.training.optimizer.switching import switch
+from opdf_compile.training.optimizer.trials import after_steps, kinds_of, moving, owned, trying
 
 
 @dataclass(frozen=True)
@@ -95,17 +84,6 @@ def probe(make: Maker, options: Mapping[str, Any], groups: Sequence[Group]) -> P
     return Probe(known, matrices or _wants_matrices(make, options, trying_out))
 
 
-def moving(group: Group, known: Group) -> Group:
-    """A group to try steps with: at a rate of 0, where a warm-up begins, none would show a thing.
-
-    Args:
-        group: The user's.
-        known: The options that the class gives it.
-    """
-    return {**group, "lr": _RATE} if known.get("lr") == 0 else group
-
-
-_RATE = 2.0**-4
 # A small core and the two matrices that it may be laid out as.
 _CORE, _FILTERS, _MATRIX = (2, 3, 2, 2), (2, 12), (6, 4)
 
@@ -139,52 +117,6 @@ def _stepped(
     if made is None:
         return None
     return torch.cat([p.detach().flatten() for group in made.param_groups for p in group["params"]])
-
-
-def after_steps(
-    make: Maker,
-    options: Mapping[str, Any],
-    groups: list[Group],
-    slope: Callable[[int, int, Tensor], Tensor | None],
-    count: int,
-) -> Optimizer | None:
-    """A throwaway instance after some steps in its training mode; None if the class fails.
-
-    Args:
-        make: The class.
-        options: Its options.
-        groups: Over parameters that are there for this trial only.
-        slope: The gradient's entries by step, place of the parameter, and parameter.
-        count: How many steps.
-    """
-
-    def evaluate(parameters: list[Tensor], step: int) -> Tensor:
-        for place, p in enumerate(parameters):
-            gradient = slope(step, place, p)
-            p.grad = None if gradient is None else gradient.to(p.dtype).view_as(p)
-        return torch.tensor(1.0)
-
-    with trying(make):
-        try:
-            made = make(groups, **owned(options))
-            parameters = [p for group in made.param_groups for p in group["params"]]
-            switch(made, "train")
-            for step in range(count):
-                closure = functools.partial(evaluate, parameters, step)
-                closure()
-                made.step(*((closure,) if needs_closure(made) else ()))
-        except Exception:
-            return None
-    return made
-
-
-def defaults_of(make: Maker, options: Mapping[str, Any]) -> Group:
-    """The options that a class gives a group without any of its own.
-
-    Raises:
-        InputError: As `probe` does.
-    """
-    return probe(make, options, [{}]).groups[0]
 
 
 def _require_maker(make: Any) -> None:
@@ -224,54 +156,6 @@ def _small(group: Group, axes: Collection[int]) -> Group:
     """A group with these options over one small tensor for each number of axes."""
     small = [nn.Parameter(torch.zeros([1] * count)) for count in axes]
     return {**owned(options_of(group)), "params": small}
-
-
-@contextlib.contextmanager
-def trying(make: Maker, devices: Collection[torch.device] = ()) -> Iterator[None]:
-    """Around a trial: no random number is used up, nothing is compiled and nothing is printed.
-
-    What the class counts or caches in itself, and not in its instances, is put back: the real
-    optimizer must find it as the plain one would.
-
-    Args:
-        make: What is tried.
-        devices: Where it is tried, beside the CPU.
-    """
-    kind = class_of(make)
-    with (
-        class_as_before(kind) if isinstance(kind, type) else contextlib.nullcontext(),
-        torch.random.fork_rng(devices=[d for d in devices if d.type == "cuda"]),
-        torch.compiler.set_stance("force_eager"),
-        contextlib.redirect_stdout(io.StringIO()),
-    ):
-        yield
-
-
-# What trainers give to each group of its own; no class goes another way for it.
-_NO_KIND = ("lr", "initial_lr", "lr_scale", "weight_decay", "name")
-
-
-def kinds_of(groups: Sequence[Group]) -> list[int]:
-    """For each group the place of the first of its kind.
-
-    A hundred that differ in their rates only need one trial.
-    """
-    kinds = [{k: v for k, v in options_of(g).items() if k not in _NO_KIND} for g in groups]
-    firsts: list[int] = []
-    found: list[int] = []
-    for place, kind in enumerate(kinds):
-        first = next((k for k in firsts if equal(kinds[k], kind)), place)
-        if first == place:
-            firsts.append(place)
-        found.append(first)
-    return found
-
-
-def owned(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options in memory of their own: a class may write into a rate that is a tensor."""
-    return {
-        key: own(value) if isinstance(value, Tensor) else value for key, value in options.items()
-    }
 
 
 def require_others(

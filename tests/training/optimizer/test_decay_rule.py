@@ -12,7 +12,8 @@ from torch import Tensor, nn
 import opdf_compile as opdf
 from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer.decay_rule import Rule, rule_of
-from opdf_compile.training.optimizer.probing import kinds_of, probe
+from opdf_compile.training.optimizer.probing import probe
+from opdf_compile.training.optimizer.trials import kinds_of
 
 
 class Finds(torch.optim.Optimizer):
