@@ -110,13 +110,13 @@ def too_large(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[
     }
 
 
-def changes_of(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> tuple[Change, ...]:
+def changes_of(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[Change, ...]:
     """What `narrowed` does to tensors of `too_large`."""
     found = []
     for name, tensor in tensors.items():
         finite = tensor.detach()[tensor.isfinite()]
         value = finite[finite.abs().argmax()]
-        became = float(narrowed(value, dtype or value.dtype))
+        became = float(narrowed(value, dtype))
         found.append(Change(f"the tensor {name!r}", float(value), became, _word(dtype)))
     return tuple(found)
 
@@ -235,5 +235,5 @@ def _fitted(value: float, dtype: torch.dtype, epsilon: bool) -> float:
     return value
 
 
-def _word(dtype: torch.dtype | None) -> str:
+def _word(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
