@@ -23,16 +23,6 @@ from opdf_compile.training.hoisted.checksum import checksum
 State = dict[str, Any]
 
 
-class Program(Protocol):
-    """What is needed of a weight program."""
-
-    module: nn.Module
-
-    @property
-    def process_group(self) -> Any:
-        """The ranks that it is shared out over, or None."""
-
-
 class Optimizer(Protocol):
     """What is needed of an `Overparam`."""
 
