@@ -14,6 +14,7 @@ per step at the peak rate, since it is what acts on W. Both follow a warm-up and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -23,15 +24,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from opdf_compile.distill.fitting import schedule
 from quality.forms import Form
 from quality.tasks import Part
 
 OptimizerName = Literal["sgd", "adamw"]
 TEMPERATURE = 4.0
 _BETA2, _EPS = 0.999, 1e-8
+_WARM_UP = 0.1
 _SCORED_AT_ONCE = {"cuda": 512, "cpu": 64}
 _CHECKED_STEPS = 3
+
+
+def schedule(step: int, total: int) -> float:
+    """The share of the peak rate at a step: linear up, then half a cosine down to zero."""
+    warm = max(1, round(_WARM_UP * total))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
 @dataclass(frozen=True)

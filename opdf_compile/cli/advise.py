@@ -60,6 +60,7 @@ def command(
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         from opdf_compile.distill.advise import advise, require_limits
         from opdf_compile.distill.advise.plots import plot_advice, require_picture
+        from opdf_compile.distill.advise.sentences import advice_json
 
         if plot is not None:
             require_picture(plot)
@@ -79,7 +80,7 @@ def command(
                 ),
             )
         _show(terminal, advice)
-        terminal.result({**advice.to_json(), "recipe": str(recipe)})
+        terminal.result({**advice_json(advice), "recipe": str(recipe)})
         if plot is not None:
             plot_advice(advice, plot)
             terminal.show("", f"Wrote {plot}")

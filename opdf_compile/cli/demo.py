@@ -37,7 +37,7 @@ def command(
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         from opdf_compile.distill.demo import run_demo
-        from opdf_compile.distill.demo_report import finding
+        from opdf_compile.distill.demo.report import finding
 
         with terminal.busy("demo") as progress:
             (task,) = progress.task_ids
@@ -66,10 +66,9 @@ def command(
 
 def accuracy_table(result: DemoResult) -> Table:
     """The accuracies as they are, whichever is higher."""
-    from opdf_compile.distill.demo_report import ACCURACY_HEAD, accuracy_rows
+    from opdf_compile.distill.demo.report import ACCURACY_HEAD, accuracy_rows
 
-    sizes = result.digits.sizes()
-    title = f"Test accuracy on {sizes['test']} images that no choice looked at"
+    title = f"Test accuracy on {result.race.sizes['test']} images that no choice looked at"
     made = table(title, *ACCURACY_HEAD, numbers=ACCURACY_HEAD[1:])
     made.add_row("(teacher)", "", f"{result.teacher_accuracy:.2%}", "", "")
     for row in accuracy_rows(result.race):

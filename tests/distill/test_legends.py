@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import opdf_compile as opdf
-from opdf_compile.distill import demo_plots
+from opdf_compile.distill.demo import plots as demo_plots
 from opdf_compile.distill.run import plots as run_plots
 from opdf_compile.verify.report.plots import legend_below, new_figure
 

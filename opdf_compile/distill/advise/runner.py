@@ -17,15 +17,14 @@ from opdf_compile.distill.engine import (
     Evaluation,
     Remembered,
     Setup,
-    Step,
     Teaching,
     build,
     evaluating,
     joined,
     machine_for,
+    take_all,
 )
 from opdf_compile.distill.recipe.job import Batch, Job
-from opdf_compile.io.loaded import fixed_randomness, seeded
 
 Clock = Callable[[], float]
 # The last part of a run whose mean training loss breaks ties of the score.
@@ -117,12 +116,17 @@ class Runner:
             aligned=method.aligned,
         )
         teaching = Teaching(job, self._teacher, machine, self._rows(fold))
-        step = Step(job, setup, machine, teaching)
+        losses: list[Tensor] = []
         ready = self._now()
-        with seeded(seed), fixed_randomness():
-            losses, marks = self._train(setup, step)
-            trained = self._now()
-            value = self._score(job, setup, teaching)
+        marks = [ready]
+
+        def after(_step: int, loss: Tensor) -> None:
+            losses.append(loss)
+            marks.append(self._check())
+
+        take_all(job, setup, machine, teaching, seed, after)
+        trained = self._now()
+        value = self._score(job, setup, teaching)
         tail = losses[-max(1, round(_TAIL * steps)) :]
         return Trained(
             Score(_finite(value), _finite(-float(torch.stack(tail).mean()))),
@@ -132,13 +136,6 @@ class Runner:
             around=made - started + self._now() - trained,
             step_seconds=tuple(b - a for a, b in zip(marks, marks[1:], strict=False)),
         )
-
-    def _train(self, setup: Setup, step: Step) -> tuple[list[Tensor], list[float]]:
-        losses, marks = [], [self._now()]
-        for number in range(setup.steps):
-            losses.append(setup.loss(step(number)[0]))
-            marks.append(self._check())
-        return losses, marks
 
     def _score(self, job: Job, setup: Setup, teaching: Teaching) -> float:
         """The metric on the fold's examples to score, turned so that more is better."""

@@ -1,13 +1,16 @@
-"""The advice in words, and as lines for the recipe."""
+"""The advice in words, as lines for the recipe, and as JSON."""
 
 from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 from opdf_compile.distill.advise.methods import PLAIN
 from opdf_compile.distill.advise.statistics import sign_test
 from opdf_compile.distill.advise.value import Advice, Side
+
+SCHEMA = "opdf-advise/1"
 
 
 def recommendation(advice: Advice) -> str:
@@ -49,6 +52,29 @@ def recipe_lines(advice: Advice) -> str:
     return "\n".join([*lines, *[""] * bool(lines), head, *rates])
 
 
+def advice_json(advice: Advice) -> dict[str, Any]:
+    """All of it as plain values, with a schema."""
+    return {
+        "schema": SCHEMA,
+        "verdict": advice.verdict,
+        "recommendation": recommendation(advice),
+        "recipe_lines": recipe_lines(advice),
+        "metric": advice.metric,
+        "higher_is_better": advice.higher_is_better,
+        "comparison": _comparison_json(advice),
+        "plain": _side_json(advice.plain),
+        "over_parameterised": _side_json(advice.over),
+        "run": {"plain_steps": advice.plain.final_steps, "recipe_steps": advice.whole},
+        "budget_seconds": advice.budget,
+        "seconds": advice.seconds,
+        "loading_seconds": advice.spent,
+        "final_share": advice.final_share,
+        "examples_per_pair": advice.scored,
+        "folds": "parts of the training part" if advice.mixed else "half of the validation part",
+        "notes": list(advice.notes),
+    }
+
+
 def setting(side: Side, *, named: bool = True) -> str:
     """A side's choice: "n = 2 at lr 2e-5, weight decay 0.01"."""
     rates = f"lr {side.lr:g}, weight decay {side.weight_decay:g}"
@@ -86,3 +112,30 @@ def _needed(advice: Advice) -> str:
         f"runs, each scored on {advice.scored} other examples, and about --budget "
         f"{math.ceil(seconds)}{more}. "
     )
+
+
+def _comparison_json(advice: Advice) -> dict[str, Any] | None:
+    found = advice.comparison
+    if found is None:
+        return None
+    return {
+        "difference": found.mean,
+        "ci_low": _finite(found.low),
+        "ci_high": _finite(found.high),
+        "p_t": found.p_t,
+        "p_sign_flip": found.p_sign_flip,
+        "differences": list(found.differences),
+        "seeds": list(advice.seeds),
+        "seeds_needed": found.seeds_needed,
+        "seconds_needed": advice.seconds_needed,
+    }
+
+
+def _side_json(side: Side) -> dict[str, Any]:
+    values = {name: value for name, value in vars(side).items() if name != "tried"}
+    values |= {"lines": dict(side.lines), "scores": list(side.scores)}
+    return {**values, "tried": [vars(row) for row in side.tried]}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

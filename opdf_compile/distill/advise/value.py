@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from opdf_compile.distill.advise.statistics import LEVEL, Paired, sign_test
 
-SCHEMA = "opdf-advise/1"
 Verdict = Literal["use", "do-not-use", "no-difference", "undecided"]
 
 
@@ -169,54 +168,3 @@ class Advice:
         pair = final / len(self.seeds)
         # A race gives the final comparison no more than two thirds of what loading leaves.
         return max(self.seconds - final + needed * pair, self.spent + 1.5 * needed * pair)
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it as plain values, with a schema."""
-        from opdf_compile.distill.advise.sentences import recipe_lines, recommendation
-
-        return {
-            "schema": SCHEMA,
-            "verdict": self.verdict,
-            "recommendation": recommendation(self),
-            "recipe_lines": recipe_lines(self),
-            "metric": self.metric,
-            "higher_is_better": self.higher_is_better,
-            "comparison": _comparison_json(self),
-            "plain": _side_json(self.plain),
-            "over_parameterised": _side_json(self.over),
-            "run": {"plain_steps": self.plain.final_steps, "recipe_steps": self.whole},
-            "budget_seconds": self.budget,
-            "seconds": self.seconds,
-            "loading_seconds": self.spent,
-            "final_share": self.final_share,
-            "examples_per_pair": self.scored,
-            "folds": "parts of the training part" if self.mixed else "half of the validation part",
-            "notes": list(self.notes),
-        }
-
-
-def _comparison_json(advice: Advice) -> dict[str, Any] | None:
-    found = advice.comparison
-    if found is None:
-        return None
-    return {
-        "difference": found.mean,
-        "ci_low": _finite(found.low),
-        "ci_high": _finite(found.high),
-        "p_t": found.p_t,
-        "p_sign_flip": found.p_sign_flip,
-        "differences": list(found.differences),
-        "seeds": list(advice.seeds),
-        "seeds_needed": found.seeds_needed,
-        "seconds_needed": advice.seconds_needed,
-    }
-
-
-def _side_json(side: Side) -> dict[str, Any]:
-    values = {name: value for name, value in vars(side).items() if name != "tried"}
-    values |= {"lines": dict(side.lines), "scores": list(side.scores)}
-    return {**values, "tried": [vars(row) for row in side.tried]}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -4,13 +4,15 @@ student = machine.widened(job.make_student(seed))
 setup = build(job, machine, student, job.plan(student), seed=seed)
 step = Step(job, setup, machine, Teaching(job, machine.teacher(job.teacher), machine))
 for number in range(setup.steps):
-    parts, _ = step(number)
+    step(number)
+student = setup.deployed()
 """
 
 from __future__ import annotations
 
 from opdf_compile.distill.engine.batches import Batches
 from opdf_compile.distill.engine.evaluating import Evaluation, evaluating
+from opdf_compile.distill.engine.fitting import fit, take_all
 from opdf_compile.distill.engine.machine import Machine, machine_for
 from opdf_compile.distill.engine.setup import Setup, build, whole_run
 from opdf_compile.distill.engine.step import Processes, Step
@@ -27,8 +29,10 @@ __all__ = [
     "Teaching",
     "build",
     "evaluating",
+    "fit",
     "joined",
     "machine_for",
     "names_read",
+    "take_all",
     "whole_run",
 ]

@@ -19,6 +19,7 @@ from opdf_compile.distill.recipe.checks_optimizer import optimizer_class, optimi
 from opdf_compile.distill.recipe.job import Job
 from opdf_compile.io.loaded import fixed_randomness, seeded
 from opdf_compile.plan.value import Plan
+from opdf_compile.training.optimizer.overparam import Overparam
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +64,12 @@ class Setup:
         """What validations look at: the average where there is one, else the student."""
         averaged: nn.Module | None = None if self.average is None else self.average.module
         return self.student if averaged is None else averaged
+
+    def deployed(self) -> nn.Module:
+        """The student that ships: the average of its weights, or itself, folded."""
+        if self.average is None and isinstance(self.optimizer, Overparam):
+            return self.optimizer.fold()
+        return self.measured
 
 
 def build(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from opdf_compile.distill.recipe.digits import load_digits
 from opdf_compile.distill.recipe.job import Batch, Examples
 from opdf_compile.distill.recipe.paths import located, located_model
 from opdf_compile.distill.recipe.problems import suggestion
@@ -40,7 +41,7 @@ def load_source(source: str, base: Path) -> dict[str, Examples]:
     """
     name, _, query = source.partition("?")
     if name == "digits":
-        return _digits()
+        return load_digits()
     if name == "mnist1d":
         return _mnist1d(parse_query(query or None, source))
     if source.endswith(_FILES):
@@ -108,17 +109,6 @@ def table(columns: Mapping[str, Tensor], source: str) -> Table:
             "in each; cut them to one length"
         )
     return Table(columns)
-
-
-def _digits() -> dict[str, Examples]:
-    """The demo's parts: columns images ``(n, 1, 8, 8)`` and labels."""
-    from opdf_compile.distill.digits import load_digits
-
-    digits = load_digits()
-    parts = {name: getattr(digits, name) for name in PARTS}
-    return {
-        name: Table({"images": part.images, "labels": part.labels}) for name, part in parts.items()
-    }
 
 
 def _mnist1d(arguments: dict[str, Any]) -> dict[str, Examples]:

@@ -26,14 +26,20 @@ class Table:
 
     def __init__(self, columns: Mapping[str, Tensor]) -> None:
         self.columns = dict(columns)
+        self._rows = min((len(column) for column in self.columns.values()), default=0)
 
     def __len__(self) -> int:
-        return min((len(column) for column in self.columns.values()), default=0)
+        return self._rows
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"example {index} of {len(self)}")
+        if not 0 <= index < self._rows:
+            raise IndexError(f"example {index} of {self._rows}")
         return {name: column[index] for name, column in self.columns.items()}
+
+    def rows(self, indices: Sequence[int] | Tensor) -> Table:
+        """Some of the examples."""
+        chosen = torch.as_tensor(indices)
+        return Table({name: column[chosen] for name, column in self.columns.items()})
 
 
 class Chosen:
@@ -61,8 +67,10 @@ class Padded:
     def __init__(self, labels: str | None) -> None:
         self._labels = labels
 
-    def __call__(self, rows: Sequence[Batch]) -> dict[str, Tensor]:
+    def __call__(self, rows: Sequence[Batch] | Table) -> dict[str, Tensor]:
         """One batch of rows: columns ``(len(rows), ...)``."""
+        if isinstance(rows, Table):
+            return rows.columns
         return {name: self._column(name, [row[name] for row in rows]) for name in rows[0]}
 
     def _column(self, name: str, values: list[Tensor]) -> Tensor:
@@ -94,12 +102,12 @@ def after(first: Examples, second: Examples) -> Examples:
 def pick(whole: Examples, indices: Tensor) -> Examples:
     """Some examples, in memory where the whole is."""
     if isinstance(whole, Table):
-        return Table({name: column[indices] for name, column in whole.columns.items()})
+        return whole.rows(indices)
     return Chosen(whole, indices)
 
 
 def split(
-    whole: Examples, shares: Mapping[str, float], labels: str | None, seed: int
+    whole: Examples, shares: Mapping[str, float], labels: str | None, seed: int, rest: str = "train"
 ) -> dict[str, Examples]:
     """Split examples in a way that depends on the seed and their number alone.
 
@@ -107,12 +115,13 @@ def split(
 
     Args:
         whole: All examples.
-        shares: Of the parts to split off; what is left is "train".
+        shares: Of the parts to split off.
         labels: The column with the labels, if any.
         seed: Where the shuffle starts.
+        rest: The part that gets what is left.
     """
     generator = torch.Generator().manual_seed(seed)
-    found: dict[str, list[Tensor]] = {"train": [], **{name: [] for name in shares}}
+    found: dict[str, list[Tensor]] = {rest: [], **{name: [] for name in shares}}
     for members in _groups(whole, labels):
         order = members[torch.randperm(len(members), generator=generator)]
         start = 0
@@ -122,7 +131,7 @@ def split(
             end = round(len(order) * total)
             found[name].append(order[start:end])
             start = end
-        found["train"].append(order[start:])
+        found[rest].append(order[start:])
     return {name: pick(whole, torch.cat(parts).sort().values) for name, parts in found.items()}
 
 

@@ -56,14 +56,9 @@ class Saving:
             return
         self.kept = {
             name: value.detach().cpu().clone()
-            for name, value in self._deployed().state_dict().items()
+            for name, value in self._setup.deployed().state_dict().items()
             if isinstance(value, Tensor)
         }
-
-    def _deployed(self) -> nn.Module:
-        if self._setup.average is None and isinstance(self._setup.optimizer, Overparam):
-            return self._setup.optimizer.fold()
-        return self._setup.measured
 
     def save(self, folder: Path, progress: Progress, training: TrainingSection) -> Path | None:
         """Write a checkpoint, unless this step has one; all processes together."""

@@ -8,14 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from quality import forms
-from quality.fleet import TEMPERATURE, Fleet, Settings
+from quality.fleet import TEMPERATURE, Fleet, Settings, schedule
 from quality.methods import form_of
 from quality.networks import Cnn, Mlp, convolve, seeded
 from quality.tasks import Part
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.distill.fitting import schedule
 
 STEPS, BATCH = 6, 8
 # Rate, lr wd, momentum and share of the teacher of three replicas.

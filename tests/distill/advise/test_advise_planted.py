@@ -9,7 +9,7 @@ import pytest
 from planted_jobs import STEP_SECONDS, StepClock, job
 
 from opdf_compile.distill.advise import Advice, advise
-from opdf_compile.distill.advise.sentences import recipe_lines, recommendation
+from opdf_compile.distill.advise.sentences import advice_json, recipe_lines, recommendation
 from opdf_compile.distill.recipe import parse_recipe
 from opdf_compile.errors import InputError
 
@@ -71,7 +71,7 @@ def test_advice_is_said_and_can_be_pasted(found: tuple[str, Advice, StepClock]) 
 
 
 def test_json_holds_no_infinities(found: tuple[str, Advice, StepClock]) -> None:
-    payload = json.loads(json.dumps(found[1].to_json(), allow_nan=False))
+    payload = json.loads(json.dumps(advice_json(found[1]), allow_nan=False))
     assert payload["schema"] == "opdf-advise/1"
     assert payload["verdict"] == found[1].verdict
     assert len(payload["comparison"]["differences"]) == len(payload["plain"]["scores"])

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 GOOD = """\
 [student]
-model = "opdf_compile.distill.digit_networks:Student"
+model = "opdf_compile.distill.demo.networks:Student"
 
 [teacher]
-model = "opdf_compile.distill.digit_networks:Teacher"
+model = "opdf_compile.distill.demo.networks:Teacher"
 
 [data]
 source = "digits"
@@ -66,7 +66,7 @@ class Broken:
         return GOOD.replace(self.old, self.new)
 
 
-TEACHER = '[teacher]\nmodel = "opdf_compile.distill.digit_networks:Teacher"\n'
+TEACHER = '[teacher]\nmodel = "opdf_compile.distill.demo.networks:Teacher"\n'
 TASK = '[[loss]]\nkind = "task"\nweight = 0.1\n'
 DATA = '[data]\nsource = "digits"\nbatch = 32\n'
 
@@ -104,7 +104,7 @@ WRITTEN = {
     ),
     "student as a list": Broken("[student]", "[[student]]", 1, ("[[student]]", "write [student]")),
     "student as a text": Broken(
-        '[student]\nmodel = "opdf_compile.distill.digit_networks:Student"\n',
+        '[student]\nmodel = "opdf_compile.distill.demo.networks:Student"\n',
         'student = "student.py:build"\n',
         1,
         ('student is "student.py:build"', "write [student]"),
@@ -118,7 +118,7 @@ WRITTEN = {
     ),
     "no rate": Broken("lr = 0.01\n", "", 23, ("[optimizer] has no lr", "add lr = 0.001")),
     "no model": Broken(
-        'model = "opdf_compile.distill.digit_networks:Student"\n',
+        'model = "opdf_compile.distill.demo.networks:Student"\n',
         "",
         1,
         ("[student] has no model", "add model ="),
@@ -220,11 +220,9 @@ LOADED = {
     "no such file": Broken(
         '"digits"', '"nix.npz"', 8, ("nix.npz does not exist", "check the path")
     ),
-    "no such model": Broken(
-        "digit_networks:Student", "digit_networks:Studnt", 2, ("'Studnt'", "Student")
-    ),
+    "no such model": Broken("networks:Student", "networks:Studnt", 2, ("'Studnt'", "Student")),
     "no such module": Broken(
-        "opdf_compile.distill.digit_networks:Teacher", "no_such:build", 5, ("cannot be imported",)
+        "opdf_compile.distill.demo.networks:Teacher", "no_such:build", 5, ("cannot be imported",)
     ),
     "no such weights": Broken(
         "[teacher]", 'weights = "w.safetensors"\n[teacher]', 4, ("w.safetensors", "does not exist")
@@ -249,7 +247,7 @@ LOADED = {
     ),
     "a metric that is none": Broken(
         "",
-        'metric = "opdf_compile.distill.digit_networks:Student"\n',
+        'metric = "opdf_compile.distill.demo.networks:Student"\n',
         34,
         ("is no metric", "a sum over examples", "correct it"),
     ),

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from opdf_compile.distill.demo import DemoResult, run_demo
-from opdf_compile.distill.demo_plots import plot_training
-from opdf_compile.distill.demo_report import demo_json, finding
-from opdf_compile.distill.digits import load_digits
-from opdf_compile.distill.race import Budget, Outcome, Race
+from opdf_compile.distill.demo import DemoResult, run_demo, running
+from opdf_compile.distill.demo.plots import plot_training
+from opdf_compile.distill.demo.report import demo_json, finding
+from opdf_compile.distill.demo.value import Budget, Outcome, Race
+from opdf_compile.distill.recipe.digits import load_digits
+from opdf_compile.distill.recipe.tables import Table
 from opdf_compile.errors import ArtefactError, InputError, UserError
 from opdf_compile.io.bundle import changed_files, is_bundle
 
@@ -82,10 +83,11 @@ def test_the_report_has_the_contracts_keys_and_names_no_temporary_folder(done: D
 def _accuracy(file: Path) -> float:
     import onnxruntime
 
-    test = load_digits().test
+    test = load_digits()["test"]
+    assert isinstance(test, Table)
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {"images": test.images.numpy()})
-    return float(np.mean(logits.argmax(1) == test.labels.numpy()))
+    (logits,) = session.run(None, {"images": test.columns["images"].numpy()})
+    return float(np.mean(logits.argmax(1) == test.columns["labels"].numpy()))
 
 
 @pytest.mark.parametrize(("file", "method"), [("student", "overparam"), ("reference", "plain")])
@@ -154,7 +156,7 @@ def test_a_former_demo_may_be_replaced_and_other_folders_may_not(
     done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert is_bundle(done.out)
-    monkeypatch.setattr("opdf_compile.distill.demo.race", _no_training)
+    monkeypatch.setattr(running, "race", _no_training)
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(ArtefactError, match="holds other files") as caught:
         run_demo(tmp_path, budget=TINY)
@@ -182,7 +184,7 @@ def test_bad_arguments_are_refused_before_training(
     error: type[UserError],
     words: str,
 ) -> None:
-    monkeypatch.setattr("opdf_compile.distill.demo.race", _no_training)
+    monkeypatch.setattr(running, "race", _no_training)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(error, match=words):
         run_demo(tmp_path / place, budget=TINY, latency_budget=budget)
@@ -240,4 +242,4 @@ def test_a_diverged_run_is_drawn_and_told_in_json(done: Done, tmp_path: Path) ->
     )
     plot_training(broken, tmp_path / "broken.png")
     assert (tmp_path / "broken.png").stat().st_size > 10_000
-    json.dumps(demo_json(broken, done.result.digits), allow_nan=False)
+    json.dumps(demo_json(broken), allow_nan=False)

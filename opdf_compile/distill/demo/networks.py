@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,3 +63,24 @@ def _block(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
         nn.BatchNorm2d(channels_out),
         nn.ReLU(),
     )
+
+
+def trained_teacher(epochs: int = 20, seed: int = 0) -> nn.Module:
+    """A teacher that learned the training part of the digits; some seconds on one core.
+
+    The validation and test parts of the source "digits" are unknown to it.
+
+    Args:
+        epochs: Passes over the training part.
+        seed: Where start weights, dropout and the order of the images come from.
+
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
+    from opdf_compile.distill.engine import fit
+    from opdf_compile.distill.recipe import parse_recipe, prepare
+
+    text = (files("opdf_compile.distill.demo") / "teacher.toml").read_text(encoding="utf-8")
+    recipe = parse_recipe(text, name="teacher.toml")
+    training = recipe.training.model_copy(update={"epochs": epochs, "seed": seed})
+    return fit(prepare(recipe.model_copy(update={"training": training}))).eval()

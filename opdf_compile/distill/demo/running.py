@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opdf_compile.distill.demo_plots import plot_parameters, plot_training
-from opdf_compile.distill.demo_report import demo_json, demo_markdown
-from opdf_compile.distill.digits import Digits, load_digits
-from opdf_compile.distill.race import EXAMPLE_BATCH, Budget, Outcome, Race, race
+from opdf_compile.distill.demo.plots import plot_parameters, plot_training
+from opdf_compile.distill.demo.racing import race
+from opdf_compile.distill.demo.report import demo_json, demo_markdown
+from opdf_compile.distill.demo.value import Budget, Outcome, Race
 from opdf_compile.io.bundle import is_bundle, write_bundle
 from opdf_compile.io.files import atomic_folder
 from opdf_compile.io.onnx.build import build
@@ -39,13 +39,11 @@ class DemoResult:
     Attributes:
         report: The parity verdict on the bundle.
         race: Both methods' rates, curves and accuracies.
-        digits: The splits.
         files: Every file of the bundle, in the order of their names.
     """
 
     report: ParityReport
     race: Race
-    digits: Digits
     files: tuple[Path, ...]
 
     @property
@@ -80,7 +78,7 @@ class DemoResult:
 
     def to_json(self) -> dict[str, Any]:
         """The report's keys, and what was trained under the key "demo"."""
-        return {**self.report.to_json(), "demo": demo_json(self.race, self.digits)}
+        return {**self.report.to_json(), "demo": demo_json(self.race)}
 
 
 def run_demo(
@@ -115,10 +113,9 @@ def run_demo(
     target = Path(out_dir)
     # The folder is claimed first, so that a refusal costs no minute of training.
     with atomic_folder(target, replaceable=is_bundle) as folder:
-        digits = load_digits()
-        found = race(digits, budget or Budget(), _part(say, 0.0, _TRAINED))
+        found = race(budget or Budget(), _part(say, 0.0, _TRAINED))
         say("exporting student and reference", _TRAINED)
-        _export(found, digits, folder)
+        _export(found, folder)
         report = verify(
             folder,
             budget=latency_budget,
@@ -128,7 +125,7 @@ def run_demo(
         plot_training(found, folder / TRAINING_PLOT)
         plot_parameters(found.plan, found.plain.student, folder / PARAMETERS_PLOT)
         names = sorted([*(file.name for file in folder.iterdir()), *REPORTS])
-        result = DemoResult(report, found, digits, tuple(target / name for name in names))
+        result = DemoResult(report, found, tuple(target / name for name in names))
         _write_reports(result, folder)
     return result
 
@@ -138,13 +135,12 @@ def _part(say: Progress, start: float, end: float) -> Progress:
     return lambda text, share: say(text, start + (end - start) * share)
 
 
-def _export(found: Race, digits: Digits, folder: Path) -> None:
+def _export(found: Race, folder: Path) -> None:
     """Write the bundle: what ships and, for a look at both, the plain student beside it."""
-    example = (digits.validation.images[:EXAMPLE_BATCH],)
     write_bundle(
         folder,
-        build(found.overparam.student, example),
-        build(found.plain.student, example),
+        build(found.overparam.student, (found.example,)),
+        build(found.plain.student, (found.example,)),
         plan=found.plan.to_json(),
         side_by_side=True,
     )
@@ -154,6 +150,6 @@ def _write_reports(result: DemoResult, folder: Path) -> None:
     text = json.dumps(result.to_json(), indent=2, allow_nan=False, ensure_ascii=False)
     (folder / "report.json").write_text(text + "\n", encoding="utf-8")
     plots = (TRAINING_PLOT, PARAMETERS_PLOT, LATENCY_PLOT)
-    page = demo_markdown(result.race, result.digits, result.report, plots)
+    page = demo_markdown(result.race, result.report, plots)
     (folder / "report.md").write_text(page, encoding="utf-8")
     result.report.save_html(folder / "report.html")

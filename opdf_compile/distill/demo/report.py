@@ -5,18 +5,17 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from opdf_compile.distill.digits import Digits
-from opdf_compile.distill.race import METHODS, NAMES, Outcome, Race
+from opdf_compile.distill.demo.value import METHODS, NAMES, Outcome, Race
 from opdf_compile.verify.report.value import ParityReport, plain
 
 SCHEMA = "opdf-demo/1"
 
 
-def demo_json(race: Race, digits: Digits) -> dict[str, Any]:
+def demo_json(race: Race) -> dict[str, Any]:
     """What was trained and what it reached, as plain values; accuracies are 0 to 1."""
     values: dict[str, Any] = {
         "schema": SCHEMA,
-        "images": digits.sizes(),
+        "images": race.sizes,
         "teacher_accuracy": race.teacher_accuracy,
         "plain": _outcome_json(race.plain),
         "overparam": _outcome_json(race.overparam),
@@ -71,27 +70,24 @@ def accuracy_rows(race: Race) -> list[tuple[str, ...]]:
     ]
 
 
-def demo_markdown(
-    race: Race, digits: Digits, report: ParityReport, plots: tuple[str, str, str]
-) -> str:
+def demo_markdown(race: Race, report: ParityReport, plots: tuple[str, str, str]) -> str:
     """The page report.md.
 
     Args:
         race: What was trained.
-        digits: The splits.
         report: The verdict on the bundle.
         plots: File names of the training, parameters and latency plots.
     """
     training, parameters, latency = plots
     sections = [
         "# opdf-compile demo: handwritten digits",
-        _opening(race, digits),
+        _opening(race),
         report.to_markdown().rstrip(),
         f"![latency]({latency})",
         "## Accuracy",
         _table(ACCURACY_HEAD, accuracy_rows(race)),
-        f"Test accuracy on {len(digits.test)} images that no choice looked at (one image is "
-        f"{100 / len(digits.test):.2f} points), after folding. The teacher reaches "
+        f"Test accuracy on {race.sizes['test']} images that no choice looked at (one image is "
+        f"{100 / race.sizes['test']:.2f} points), after folding. The teacher reaches "
         f"{race.teacher_accuracy:.2%}.",
         finding(race),
         f"![training curves]({training})",
@@ -108,8 +104,8 @@ def demo_markdown(
 ACCURACY_HEAD = ("student", "learning rate", "mean", "range over seeds", "exported (first seed)")
 
 
-def _opening(race: Race, digits: Digits) -> str:
-    sizes = ", ".join(f"{size} {name}" for name, size in digits.sizes().items())
+def _opening(race: Race) -> str:
+    sizes = ", ".join(f"{size} {name}" for name, size in race.sizes.items())
     epochs = len(race.plain.curves[0].loss)
     return (
         f"A teacher was trained on real 8 x 8 images ({sizes}). Then one small student was "

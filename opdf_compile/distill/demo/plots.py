@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from opdf_compile.distill.race import METHODS, NAMES, Method, Race
+from opdf_compile.distill.demo.value import METHODS, NAMES, Method, Race
 from opdf_compile.plan.value import Plan
-from opdf_compile.verify.report.plots import legend_below
+from opdf_compile.verify.report.plots import STYLE, legend_below, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,21 +21,7 @@ if TYPE_CHECKING:
 # Blue and vermilion stay apart for colour-blind readers and in print.
 _COLOURS: Mapping[Method, str] = {"plain": "#0072b2", "overparam": "#d55e00"}
 _MARKERS: Mapping[Method, str] = {"plain": "o", "overparam": "s"}
-_INK, _FAINT, _GREY = "#222222", "#b0b0b0", "#7f7f7f"
-# Any: matplotlib types the keys as a closed list of names.
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.edgecolor": _FAINT,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
-    "legend.frameon": False,
-}
+_INK = "#222222"
 
 
 def plot_training(race: Race, path: Path) -> None:
@@ -108,14 +94,11 @@ def plot_parameters(plan: Plan, student: nn.Module, path: Path) -> None:
 
 @contextmanager
 def _figure(path: Path, size: tuple[float, float]) -> Iterator[Figure]:
-    """A figure of our own, saved at the end; the caller's pyplot state is left alone."""
+    """A figure that is saved at the end."""
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, dpi=150, layout="constrained")
-        FigureCanvasAgg(figure)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(size)
         yield figure
         figure.savefig(path, metadata={"Software": "opdf-compile"})
 

@@ -1,0 +1,186 @@
+"""The fair comparison: plain and over-parameterised distillation of one student.
+
+Both get the same teacher, images in the same order, start weights and number of optimizer steps.
+The best learning rate is not the same for weights and for cores, so a comparison at one fixed rate
+would measure the step size. Each method therefore gets the same grid of rates, and picks its rate
+on the validation part; accuracies are stated on the test part, which no choice has seen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from opdf_compile.distill.demo.value import (
+    METHODS,
+    NAMES,
+    Budget,
+    Curve,
+    Method,
+    Outcome,
+    Race,
+    choose_rate,
+)
+from opdf_compile.distill.engine import (
+    Batches,
+    Evaluation,
+    Machine,
+    Remembered,
+    Setup,
+    Teaching,
+    build,
+    evaluating,
+    take_all,
+)
+from opdf_compile.distill.recipe import Job, parse_recipe, prepare
+from opdf_compile.distill.recipe.digits import load_digits
+from opdf_compile.distill.recipe.job import Examples
+from opdf_compile.distill.recipe.tables import PARTS
+from opdf_compile.distill.recipe.template import template
+from opdf_compile.graph.trace import trace
+from opdf_compile.plan.choose import plan as choose_plan
+
+Report = Callable[[str, float], None]
+# Of the time: the teacher's run against the students' sixty.
+_TEACHERS_SHARE = 0.13
+
+
+def race(budget: Budget, report: Report) -> Race:
+    """Train the teacher, then every run of both methods.
+
+    Args:
+        budget: What may be spent.
+        report: Called with a sentence and the share that is done.
+
+    Raises:
+        UserError: scikit-learn is not installed.
+    """
+    report("training the teacher", 0.0)
+    with _one_thread():
+        return run_race(digits_job(budget), budget, report)
+
+
+def digits_job(budget: Budget) -> Job:
+    """The recipe of the digits, as long as the budget says; its teacher is trained here."""
+    load_digits()  # What is missing is said before a line of the recipe comes into it.
+    recipe = parse_recipe(template(), name="digits.toml")
+    training, teacher = recipe.training, recipe.teacher
+    assert teacher is not None
+    training = training.model_copy(update={"device": "cpu"})
+    if budget.epochs is not None:
+        training = training.model_copy(update={"epochs": budget.epochs})
+    if budget.teacher_epochs is not None:
+        model = f"{teacher.model}?epochs={budget.teacher_epochs}"
+        teacher = teacher.model_copy(update={"model": model})
+    return prepare(recipe.model_copy(update={"training": training, "teacher": teacher}))
+
+
+def run_race(job: Job, budget: Budget, report: Report) -> Race:
+    """Every run of both methods of a job whose teacher is there."""
+    racing, data = _Racing(job), job.data
+    runs: list[_Run] = []
+    for seed in budget.seeds:
+        for rate in budget.rates:
+            for method in METHODS:
+                done = _TEACHERS_SHARE + (1 - _TEACHERS_SHARE) * len(runs) / budget.runs
+                report(f"training: {NAMES[method]}, seed {seed}, rate {rate:g}", done)
+                runs.append(racing.run(method, rate, seed))
+    plain, overparam = (racing.outcome(m, [r for r in runs if r.method == m]) for m in METHODS)
+    assert job.teacher is not None
+    return Race(
+        plain=plain,
+        overparam=overparam,
+        plan=racing.plan,
+        teacher_accuracy=racing.accuracy(job.teacher, "test"),
+        sizes={part: len(getattr(data, part)) for part in PARTS},
+        example=images(job, data.validation),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    method: Method
+    rate: float
+    curve: Curve
+    setup: Setup
+
+
+class _Racing:
+    """What all runs of a race share."""
+
+    def __init__(self, job: Job) -> None:
+        assert job.teacher is not None
+        self._job, self._machine = job, Machine(torch.device("cpu"))
+        self._batches = Batches(job.data, self._machine.device)
+        traced = trace(job.make_student(0), (images(job, job.data.train),))
+        self.plan = choose_plan(traced, cores=job.recipe.plan.cores)
+        teaching = Teaching(job, job.teacher, self._machine)
+        whole = self._batches.of(job.data.train, range(len(job.data.train)))
+        kept = Remembered(teaching.outputs(job.teacher, whole))
+        self._teaching = Teaching(job, job.teacher, self._machine, {"train": kept})
+
+    def run(self, method: Method, rate: float, seed: int) -> _Run:
+        """Both methods start from the same weights: as they are, or as cores that compose them."""
+        started = time.perf_counter()
+        student = self._job.make_student(seed)
+        plan = self.plan.made_for(student) if method == "overparam" else None
+        setup = build(self._job, self._machine, student, plan, seed=seed, lr=rate)
+        losses: list[Tensor] = []
+        epochs: list[tuple[float, float]] = []
+
+        def after(step: int, loss: Tensor) -> None:
+            losses.append(loss)
+            if step % setup.order.steps_per_epoch == 0:
+                mean = float(torch.stack(losses).mean())
+                epochs.append((mean, self.accuracy(student, "validation")))
+                losses.clear()
+
+        take_all(self._job, setup, self._machine, self._teaching, seed, after)
+        means, accuracies = zip(*epochs, strict=True)
+        curve = Curve(means, accuracies, time.perf_counter() - started)
+        return _Run(method, rate, curve, setup)
+
+    def accuracy(self, model: nn.Module, part: str) -> float:
+        """The recipe's metric on a part of the digits."""
+        size = len(getattr(self._job.data, part))
+        evaluation = Evaluation(self._job.metric, self._batches, size, self._teaching)
+        with evaluating(model):
+            return evaluation(lambda batch: self._job.forward(model, batch), part, alone=True)
+
+    def outcome(self, method: Method, runs: Sequence[_Run]) -> Outcome:
+        """Choose a method's rate, and look at the test part."""
+        by_rate: dict[float, list[Curve]] = {}
+        for run in runs:
+            by_rate.setdefault(run.rate, []).append(run.curve)
+        rate = choose_rate(by_rate)
+        students = [run.setup.deployed().eval() for run in runs if run.rate == rate]
+        return Outcome(
+            method=method,
+            validation={r: tuple(c.accuracy[-1] for c in curves) for r, curves in by_rate.items()},
+            rate=rate,
+            curves=tuple(by_rate[rate]),
+            accuracies=tuple(self.accuracy(student, "test") for student in students),
+            student=students[0],
+        )
+
+
+def images(job: Job, part: Examples) -> Tensor:
+    """Some images of a part, as one batch of the recipe."""
+    rows = range(min(job.recipe.data.batch, len(part)))
+    return job.data.collate([part[row] for row in rows])[job.data.inputs[0]]
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Networks this small gain nothing from two threads, and sums keep their order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,46 @@
+"""A training without a folder: from start to end in memory, in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from opdf_compile.distill.engine.machine import Machine, machine_for
+from opdf_compile.distill.engine.setup import Setup, build
+from opdf_compile.distill.engine.step import Step
+from opdf_compile.distill.engine.teaching import Teaching
+from opdf_compile.distill.recipe.job import Job
+from opdf_compile.io.loaded import fixed_randomness, seeded
+
+After = Callable[[int, Tensor], None]
+
+
+def take_all(
+    job: Job, setup: Setup, machine: Machine, teaching: Teaching, seed: int, after: After
+) -> None:
+    """Take all steps of a setup; the caller's random numbers are as before.
+
+    Args:
+        job: What is trained.
+        setup: With what.
+        machine: On what.
+        teaching: The teacher's outputs.
+        seed: Of dropout and of all else that is drawn on the way.
+        after: Called after each step with its number, from 1 on, and its loss.
+    """
+    step = Step(job, setup, machine, teaching)
+    with seeded(seed), fixed_randomness():
+        for number in range(setup.steps):
+            parts, _ = step(number)
+            after(number + 1, setup.loss(parts))
+
+
+def fit(job: Job) -> nn.Module:
+    """The student of a job after its last step, folded."""
+    machine, seed = machine_for(job.recipe.training), job.recipe.training.seed
+    student = machine.widened(job.make_student(seed))
+    setup = build(job, machine, student, job.plan(student), seed=seed)
+    teaching = Teaching(job, machine.teacher(job.teacher), machine)
+    take_all(job, setup, machine, teaching, seed, lambda _step, _loss: None)
+    return setup.deployed()

@@ -1,0 +1,156 @@
+"""The race is fair: one start, one order of images, rates chosen on validation, test held out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from opdf_compile.distill.demo import racing
+from opdf_compile.distill.demo.racing import digits_job, run_race
+from opdf_compile.distill.demo.value import Budget, Curve, Race, choose_rate
+from opdf_compile.distill.engine import Setup, build
+from opdf_compile.distill.recipe import Job
+from opdf_compile.distill.recipe.tables import Table, pick
+from opdf_compile.training.optimizer.overparam import Overparam
+
+TINY = Budget(rates=(0.01, 0.02), seeds=(0, 1), epochs=4, teacher_epochs=1)
+
+
+@pytest.fixture(scope="module")
+def job() -> Job:
+    whole = digits_job(TINY)
+    sizes = {"train": 192, "validation": 80, "test": 100}
+    cut = {n: pick(getattr(whole.data, n), torch.arange(size)) for n, size in sizes.items()}
+    return replace(whole, data=replace(whole.data, **cut))
+
+
+def raced(job: Job) -> Race:
+    return run_race(job, TINY, lambda text, share: None)
+
+
+@pytest.fixture(scope="module")
+def found(job: Job) -> Race:
+    return raced(job)
+
+
+def curve(accuracy: float, loss: float) -> Curve:
+    return Curve((loss,), (accuracy,), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("curves", "wanted"),
+    [
+        ({0.1: [curve(0.9, 1.0)], 0.2: [curve(0.8, 0.1)]}, 0.1),
+        ({0.1: [curve(0.9, 1.0)], 0.2: [curve(0.9, 0.5)]}, 0.2),
+        ({0.1: [curve(0.9, math.nan)], 0.2: [curve(0.9, 9.0)]}, 0.2),
+        ({0.1: [curve(0.9, 1.0), curve(0.1, 1.0)], 0.2: [curve(0.6, 1.0)] * 2}, 0.2),
+    ],
+    ids=["best accuracy", "tie by the loss", "diverged loses ties", "mean over seeds"],
+)
+def test_the_rate_is_chosen_by_mean_validation_accuracy(
+    curves: dict[float, list[Curve]], wanted: float
+) -> None:
+    assert choose_rate(curves) == wanted
+
+
+def test_the_same_race_gives_the_same_accuracies(job: Job, found: Race) -> None:
+    torch.manual_seed(1234)
+    again = raced(job)
+    for one, other in ((found.plain, again.plain), (found.overparam, again.overparam)):
+        assert one.accuracies == other.accuracies
+        assert one.validation == other.validation
+        assert [c.loss for c in one.curves] == [c.loss for c in other.curves]
+
+
+def test_no_choice_looks_at_the_test_part(job: Job, found: Race) -> None:
+    test = job.data.test
+    assert isinstance(test, Table)
+    wrong = Table({**test.columns, "labels": (test.columns["labels"] + 1) % 10})
+    again = raced(replace(job, data=replace(job.data, test=wrong)))
+    assert again.plain.rate == found.plain.rate
+    assert again.overparam.rate == found.overparam.rate
+    assert again.plain.validation == found.plain.validation
+    assert again.overparam.validation == found.overparam.validation
+    assert again.plain.accuracies != found.plain.accuracies
+
+
+def test_both_methods_start_equal_and_see_the_same_images(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setups: list[Setup] = []
+    starts: list[dict[str, Tensor]] = []
+
+    def kept(*args: Any, **options: Any) -> Setup:
+        setups.append(build(*args, **options))
+        starts.append({n: t.clone() for n, t in setups[-1].student.state_dict().items()})
+        return setups[-1]
+
+    monkeypatch.setattr(racing, "build", kept)
+    raced(job)
+    assert len(setups) == TINY.runs
+    for place in range(0, TINY.runs, 2):
+        plain, over = setups[place : place + 2]
+        assert not isinstance(plain.optimizer, Overparam)
+        assert isinstance(over.optimizer, Overparam)
+        assert all(torch.equal(t, starts[place + 1][n]) for n, t in starts[place].items())
+        assert (plain.order, plain.steps) == (over.order, over.steps)
+        rates = [setup.optimizer.param_groups[0]["initial_lr"] for setup in (plain, over)]
+        assert rates[0] == rates[1] == TINY.rates[place // 2 % 2]
+    assert setups[0].order != setups[-1].order
+    assert not torch.equal(starts[0]["fc1.weight"], starts[-1]["fc1.weight"])
+
+
+def test_the_over_parameterised_student_comes_back_as_the_class_it_was(found: Race) -> None:
+    plain, folded = found.plain.student, found.overparam.student
+    assert type(folded) is type(plain)
+    assert folded.state_dict().keys() == plain.state_dict().keys()
+    assert not folded.training
+    assert found.plan.cost.parameters > found.plan.deployed
+
+
+def test_the_callers_random_state_and_threads_come_back(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def stops(*_args: Any) -> Race:
+        seen.append(torch.get_num_threads())
+        raise RuntimeError("stop")
+
+    torch.manual_seed(5)
+    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
+    raced(job)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    monkeypatch.setattr(racing, "digits_job", lambda _budget: job)
+    monkeypatch.setattr(racing, "run_race", stops)
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(RuntimeError, match="stop"):
+            racing.race(TINY, lambda text, share: None)
+        assert (seen, torch.get_num_threads()) == ([1], threads + 1)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_run_learns_and_reports_each_epoch(job: Job) -> None:
+    longer = job.recipe.training.model_copy(update={"epochs": 15})
+    job = replace(job, recipe=job.recipe.model_copy(update={"training": longer}))
+    budget = replace(TINY, rates=(0.02,), seeds=(0,))
+    found = run_race(job, budget, lambda text, share: None)
+    for outcome in (found.plain, found.overparam):
+        (only,) = outcome.curves
+        assert len(only.loss) == len(only.accuracy) == 15
+        assert only.loss[-1] < only.loss[0]
+        assert only.accuracy[-1] == outcome.validation[0.02][0] > 0.5
+
+
+def test_the_demo_is_the_recipe_that_init_writes() -> None:
+    budget = Budget(teacher_epochs=1)
+    recipe = digits_job(budget).recipe
+    assert recipe.training.epochs == 15 and recipe.plan.cores == 3
+    assert [loss.kind for loss in recipe.loss] == ["hinton", "task"]
