@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opdf_compile.distill.advise.value import Advice, Side
 from opdf_compile.errors import InputError
+from opdf_compile.verify.report.plots import STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,17 +18,6 @@ if TYPE_CHECKING:
 # Blue and vermilion stay apart for colour-blind readers and in print.
 _PLAIN, _OVER, _FAINT = "#0072b2", "#d55e00", "#b0b0b0"
 _SHADES: Mapping[int, float] = {1: 0.3, 2: 0.6, 3: 1.0}
-# Any: matplotlib types the keys as a closed list of names.
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.edgecolor": _FAINT,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 11,
-    "axes.titlelocation": "left",
-    "axes.titlepad": 12,
-    "legend.frameon": False,
-}
 
 
 def plot_advice(advice: Advice, path: Path) -> None:
@@ -66,7 +56,7 @@ def draw(advice: Advice) -> Figure:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(11.0, 5.0), layout="constrained")
         left, right = figure.subplots(1, 2)
         _tuning(left, advice)

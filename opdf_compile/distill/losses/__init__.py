@@ -14,7 +14,7 @@ from __future__ import annotations
 from opdf_compile.distill.losses.base import Loss
 from opdf_compile.distill.losses.correlation import CorrelationLoss
 from opdf_compile.distill.losses.hidden import CosineLoss, HiddenStateLoss
-from opdf_compile.distill.losses.hinton import HintonKD, distillation_loss
+from opdf_compile.distill.losses.hinton import HintonKD
 from opdf_compile.distill.losses.projection import Projection
 from opdf_compile.distill.losses.skew import ReverseSkewKL, SkewKL
 from opdf_compile.distill.losses.task import TaskLoss
@@ -32,5 +32,4 @@ __all__ = [
     "TaskLoss",
     "Term",
     "WeightedSum",
-    "distillation_loss",
 ]

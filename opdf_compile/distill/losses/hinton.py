@@ -8,7 +8,6 @@ changes. Source: Hinton, Vinyals, Dean 2015, arXiv 1503.02531, section 2.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from opdf_compile.distill.losses.base import Loss, Reduction
@@ -46,25 +45,3 @@ class HintonKD(Loss):
         target = log_softmax(teacher / self.temperature)
         found = log_softmax(student / self.temperature)
         return self.temperature**2 * divergence(target, found)
-
-
-def distillation_loss(
-    logits: Tensor,
-    teacher_logits: Tensor,
-    labels: Tensor,
-    *,
-    temperature: float = 4.0,
-    soft_share: float = 0.9,
-) -> Tensor:
-    """The mean of (1 - a) CE(z, y) + a `HintonKD` over a batch.
-
-    Args:
-        logits: The student's, ``(b, classes)``.
-        teacher_logits: ``(b, classes)``; no gradient flows into them.
-        labels: ``(b,)`` int64.
-        temperature: T above; larger values show more of the teacher's lesser choices.
-        soft_share: a above, from 0 (labels only) to 1 (teacher only).
-    """
-    soft: Tensor = HintonKD(temperature)(logits, teacher_logits)
-    hard = F.cross_entropy(logits, labels)
-    return (1 - soft_share) * hard + soft_share * soft

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.distill.engine import Evaluation, Setup, evaluating
+from opdf_compile.distill.engine import Batches, Evaluation, Setup, evaluating
 from opdf_compile.distill.recipe.job import Batch, Job
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.run.events import Stage, Watch
@@ -167,7 +167,9 @@ def _metrics(
                 raise
             _LOG.warning("the teacher has no %s: %s", job.metric.name, str(error)[:200])
     student = models["student"]
-    exported = _exported(job, student, bundle) if student is not None and bundle else None
+    exported = None
+    if student is not None and bundle is not None:
+        exported = _exported(job, setup.batches, student, bundle)
     if exported is not None:
         watch(Stage("measuring on the test part", 3 / 4))
         found["onnx"] = evaluation(exported, "test", alone=True)
@@ -179,18 +181,15 @@ def _forward(job: Job, model: nn.Module) -> Any:
     return lambda batch: job.forward(model, batch)
 
 
-def _exported(job: Job, student: nn.Module, bundle: Path) -> Any:
+def _exported(job: Job, batches: Batches, student: nn.Module, bundle: Path) -> Any:
     """The forward of the ONNX file, with the student's names of outputs; None without a runtime."""
     if importlib.util.find_spec("onnxruntime") is None:
         return None
     if job.recipe.export.dtype not in (None, "fp32"):
         return None  # Its inputs have another dtype than the data.
     runner = Runner(bundle / STUDENT, resolve_device("cpu"))
-    parameters = next(student.parameters())
-    example = {name: tensor.to(parameters.device) for name, tensor in job.example.items()}
-    double = parameters.dtype == torch.float64
     with torch.no_grad():
-        names = list(job.forward(student, _widened(example) if double else example))
+        names = list(job.forward(student, batches.moved(job.example)))
 
     def forward(batch: Batch) -> dict[str, Tensor]:
         columns = [batch[name] for name in job.data.inputs]
@@ -209,7 +208,3 @@ def _plain(job: Job, name: str, column: Tensor) -> Any:
     """A column as the export takes it: a run in float64 exports the model as it is made."""
     like = job.example.get(name, job.example[job.data.inputs[0]])
     return column.to("cpu", like.dtype).numpy()
-
-
-def _widened(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {n: t.double() if t.is_floating_point() else t for n, t in batch.items()}

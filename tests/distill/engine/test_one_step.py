@@ -32,7 +32,8 @@ warmup = 2
 # Masks leave 13 of 16 rows of a step, unequal in its batches; the norm of the gradient is above 0.2
 # and that of the projections' is a part of it; dropout and batch statistics take part.
 TRAINING = (
-    'steps = 5\\nevaluate_every = 5\\naccumulation = 2\\nclip = 0.2\\nema = 0.8\\nprecision = "{}"'
+    "steps = 5\\nevaluate_every = 5\\naccumulation = 2\\nclip = 0.2\\nema = 0.8\\n"
+    'device = "{}"\\nprecision = "{}"'
 )
 
 
@@ -76,14 +77,26 @@ def raced(job: Job, seed: int = 0, lr: float = 0.02) -> runner.Trained:
 
 @pytest.mark.parametrize("plan", ["enabled = false", "cores = 2"])
 @pytest.mark.parametrize(
-    ("precision", "cache"), [("fp32", "false"), ("fp32", "true"), ("bf16", "false")]
+    ("device", "precision", "cache"),
+    [
+        ("cpu", "fp32", "false"),
+        ("cpu", "fp32", "true"),
+        ("cpu", "bf16", "false"),
+        *(pytest.param("cuda", p, "true", marks=pytest.mark.gpu) for p in ("fp32", "bf16", "fp16")),
+    ],
 )
 def test_one_recipe_and_seed_give_the_same_bits(
-    plan: str, precision: str, cache: str, make: Make, built: list[Setup], tmp_path: Path
+    plan: str,
+    device: str,
+    precision: str,
+    cache: str,
+    make: Make,
+    built: list[Setup],
+    tmp_path: Path,
 ) -> None:
-    job = make(plan=plan, cache=cache, training=TRAINING.format(precision) + HIDDEN)
-    value = run(job, tmp_path / "run").metrics
-    score = raced(make(plan=plan, cache=cache, training=TRAINING.format(precision) + HIDDEN))
+    given = {"plan": plan, "cache": cache, "training": TRAINING.format(device, precision) + HIDDEN}
+    value = run(make(**given), tmp_path / "run").metrics
+    score = raced(make(**given))
     ours, theirs = (bits(setup) for setup in built)
     assert ours.keys() == theirs.keys() and len(ours) > 20
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
@@ -91,7 +104,7 @@ def test_one_recipe_and_seed_give_the_same_bits(
 
 
 def test_another_rate_or_seed_gives_others(make: Make, built: list[Setup]) -> None:
-    job = make(plan="cores = 2", training=TRAINING.format("fp32") + HIDDEN)
+    job = make(plan="cores = 2", training=TRAINING.format("cpu", "fp32") + HIDDEN)
     for given in ({}, {"seed": 1}, {"lr": 0.021}, {}):
         raced(job, **given)  # type: ignore[arg-type]
     first, *others, again = (bits(setup) for setup in built)

@@ -41,6 +41,11 @@ FORMS = {
     },
     "tensorboard": {"training": 'steps = 4\\nlog_with = ["tensorboard"]'},
 }
+# Scaled gradients, also those of projections; the scaler is a part of the checkpoints.
+SCALED = {
+    "plan": "cores = 2",
+    "training": 'steps = 6\\nprecision = "fp16"\\nclip = 0.2\\ncheckpoint_every = 3' + HIDDEN,
+}
 
 
 class Killed(BaseException):
@@ -48,7 +53,12 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize(
-    "form", ["learned projection", *(pytest.param(f, marks=SLOW) for f in list(FORMS)[1:])]
+    "form",
+    [
+        "learned projection",
+        *(pytest.param(f, marks=SLOW) for f in list(FORMS)[1:]),
+        pytest.param("fp16", marks=pytest.mark.gpu),
+    ],
 )
 def test_every_form_runs_and_resumes(form: str, make: Any, tmp_path: Path, outcome: Any) -> None:
     if form == "tensorboard" and importlib.util.find_spec("tensorboard") is None:
@@ -60,10 +70,11 @@ def test_every_form_runs_and_resumes(form: str, make: Any, tmp_path: Path, outco
         if isinstance(event, Stepped) and event.step == 4:
             raise Killed
 
-    run(make(**FORMS[form]), tmp_path / "whole")
+    given = SCALED if form == "fp16" else FORMS[form]
+    run(make(**given), tmp_path / "whole")
     with pytest.raises(Killed):
-        run(make(**FORMS[form]), tmp_path / "parts", watch=watch)
-    run(make(**FORMS[form]), tmp_path / "parts")
+        run(make(**given), tmp_path / "parts", watch=watch)
+    run(make(**given), tmp_path / "parts")
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
 
 
