@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.distill.recipe.job import Job
-from opdf_compile.distill.recipe.tables import after, pick
+from opdf_compile.distill.recipe.tables import Chained, Chosen
 from opdf_compile.errors import InputError
 
 _MIXABLE = {"digits", "mnist1d"}
@@ -61,7 +61,7 @@ class Folds:
             InputError: There are fewer than four validation examples.
         """
         self._job, data = job, job.data
-        self.mixed, self.pool = is_one_set(job), after(data.train, data.validation)
+        self.mixed, self.pool = is_one_set(job), Chained(data.train, data.validation)
         self._train = torch.arange(len(data.train))
         held = len(data.validation)
         if held < _FEWEST_HELD:
@@ -75,7 +75,7 @@ class Folds:
 
     def job(self, fold: Fold) -> Job:
         """The job that learns from a fold's examples and validates on those to score."""
-        train, score = (pick(self.pool, places) for places in (fold.train, fold.score))
+        train, score = (Chosen(self.pool, places) for places in (fold.train, fold.score))
         return replace(self._job, data=replace(self._job.data, train=train, validation=score))
 
     def tuning(self) -> Fold:

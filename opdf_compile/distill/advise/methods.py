@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from opdf_compile.distill.engine import Batches, machine_for
 from opdf_compile.distill.recipe.job import Job
 from opdf_compile.graph.trace import trace
 from opdf_compile.plan.choose import plan as choose_plan
@@ -42,8 +45,11 @@ def methods(job: Job) -> tuple[Method, ...]:
     Raises:
         UserError: The student cannot be traced, or has no weight that can be planned.
     """
-    student, asked = job.make_student(0), job.recipe.plan
-    args, kwargs = job.data.arguments(job.example)
+    machine, asked = machine_for(job.recipe.training), job.recipe.plan
+    student = machine.widened(job.make_student(0))
+    # On the CPU, where students are made; the plan fits them on every device.
+    batch = Batches(job.data, torch.device("cpu"), machine.double).moved(job.example)
+    args, kwargs = job.data.arguments(batch)
     traced = trace(student, args, kwargs, phases=("train",))
     made = [Method(PLAIN, None, lines={"enabled": False}, without=_without(job, plain=True))]
     globs = asked.model_dump(include={"include", "exclude"}, exclude_defaults=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -44,7 +44,7 @@ class Data:
         test: What the result is stated on; no choice looks at it. May be empty.
         inputs: The columns that go into the forward, in this order.
         labels: The column with the labels, or None.
-        collate: Makes a batch of a list of examples.
+        collate: Makes a batch of a list of examples, or of a `Table` of them.
         fingerprint: A hash over the contents of all parts.
         source: Where it came from, in words.
     """
@@ -54,7 +54,7 @@ class Data:
     test: Examples
     inputs: tuple[str, ...]
     labels: str | None
-    collate: Callable[[Sequence[Batch]], dict[str, Tensor]]
+    collate: Callable[[Any], dict[str, Tensor]]
     fingerprint: str = ""
     source: str = ""
 

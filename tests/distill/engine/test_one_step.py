@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from opdf_compile.distill.advise import runner
 from opdf_compile.distill.advise.folds import Folds
-from opdf_compile.distill.advise.methods import Method
+from opdf_compile.distill.advise.methods import PLAIN, methods
 from opdf_compile.distill.engine import Machine, Setup, Step, Teaching, build
 from opdf_compile.distill.recipe import Job
 from opdf_compile.distill.run import run, running
@@ -70,9 +70,10 @@ def tensors(value: Any) -> list[Tensor]:
 
 def raced(job: Job, seed: int = 0, lr: float = 0.02) -> runner.Trained:
     """A run of `advise` as the recipe asks for it."""
-    plan, folds = job.plan(job.make_student(0)), Folds(job)
+    name, folds = "n = 2" if job.recipe.plan.enabled else PLAIN, Folds(job)
+    (method,) = (method for method in methods(job) if method.name == name)
     racing = runner.Runner(job, folds, time.perf_counter, math.inf)
-    return racing.run(Method("as asked", plan), lr, 0.1, fold=folds.tuning(), seed=seed, steps=5)
+    return racing.run(method, lr, 0.1, fold=folds.tuning(), seed=seed, steps=5)
 
 
 @pytest.mark.parametrize("plan", ["enabled = false", "cores = 2"])
@@ -82,6 +83,7 @@ def raced(job: Job, seed: int = 0, lr: float = 0.02) -> runner.Trained:
         ("cpu", "fp32", "false"),
         ("cpu", "fp32", "true"),
         ("cpu", "bf16", "false"),
+        ("cpu", "fp64", "false"),
         *(pytest.param("cuda", p, "true", marks=pytest.mark.gpu) for p in ("fp32", "bf16", "fp16")),
     ],
 )

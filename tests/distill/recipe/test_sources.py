@@ -16,7 +16,16 @@ from torch import Tensor
 from opdf_compile.distill.recipe.digits import load_digits
 from opdf_compile.distill.recipe.job import Examples
 from opdf_compile.distill.recipe.sources import load_source
-from opdf_compile.distill.recipe.tables import PARTS, Chosen, Padded, Table, fingerprint, split
+from opdf_compile.distill.recipe.tables import (
+    PARTS,
+    Chained,
+    Chosen,
+    Padded,
+    Table,
+    fingerprint,
+    rows,
+    split,
+)
 from opdf_compile.errors import UserError
 
 X, Y = torch.randn(60, 3), torch.arange(60) % 3
@@ -207,3 +216,18 @@ def test_batches_are_padded() -> None:
     assert batch["ids"].tolist() == [[1, 2, 3], [4, 0, 0]]
     assert batch["tags"].tolist() == [[1, 1, 1], [2, -100, -100]]
     assert batch["y"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("which", ["of both", "of the first", "of the second"])
+def test_rows_that_are_cut_out_at_once_are_those_read_one_by_one(which: str) -> None:
+    first, second = (Table({"x": torch.randn(n, 3), "y": torch.arange(n)}) for n in (30, 20))
+    chosen, collate = Chosen(Chained(first, second), torch.randperm(50)[:40]), Padded("y")
+    near = chosen.indices < 30
+    wanted = {"of both": near | ~near, "of the first": near, "of the second": ~near}[which]
+    places = wanted.nonzero()[:, 0]
+    found = rows(chosen, places)
+    assert isinstance(found, Table) and len(found) == len(places) > 0
+    one_by_one = collate([chosen[int(place)] for place in places])
+    for name, column in collate(found).items():
+        assert torch.equal(column, one_by_one[name])
+    assert isinstance(rows(Chained(first, [second[0]]), places % 31), list)
