@@ -34,7 +34,7 @@ import opdf_compile as opdf
 from opdf_compile.parametrizations.mpo_spec import MpoSpec
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.tensor.chain import Chain
-from opdf_compile.tensor.compose import compose
+from opdf_compile.tensor.composition import compose
 
 SCHEMA = "opdf-decompose/1"
 TARGET_SECONDS, REFERENCE_SECONDS = 3.4, 34.0

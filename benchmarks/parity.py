@@ -28,12 +28,12 @@ from exports.jobs import export_all
 from exports.models import DEFAULT, MODELS, NAMES
 
 from opdf_compile.errors import OpdfError
-from opdf_compile.verify.latency.measure import measure_latency
-from opdf_compile.verify.numerics.check import check_numerics
-from opdf_compile.verify.report.value import PARTS, overall
-from opdf_compile.verify.request import AUTO_MARGIN
-from opdf_compile.verify.runtime.sessions import Device, resolve_device
-from opdf_compile.verify.structure.compare import compare_structure
+from opdf_compile.parity.latency.measure import measure_latency
+from opdf_compile.parity.numerics.check import check_numerics
+from opdf_compile.parity.report.value import PARTS, overall
+from opdf_compile.parity.request import AUTO_MARGIN
+from opdf_compile.parity.runtime.sessions import Device, resolve_device
+from opdf_compile.parity.structure.compare import compare_structure
 
 SCHEMA = "opdf-parity/1"
 _SIDES = ("reference", "candidate")

@@ -30,9 +30,9 @@ from bench.growth import exponent
 from bench.reporting import Report, environment, number, table
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from opdf_compile.io.files import atomic_write
-from opdf_compile.verify.runtime.loading import load_onnx
-from opdf_compile.verify.structure.compare import compare_structure
+from opdf_compile.files.atomic import atomic_write
+from opdf_compile.parity.runtime.loading import load_onnx
+from opdf_compile.parity.structure.compare import compare_structure
 
 SCHEMA = "opdf-structure-scale/1"
 SIZES = (100, 300, 1000, 3000, 10_000, 30_000)

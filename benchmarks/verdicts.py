@@ -33,11 +33,11 @@ from calibration.students import INPUT, SIZES, Size
 from calibration.truth import Truth, measure_truth, search
 
 from opdf_compile.errors import OpdfError
-from opdf_compile.verify.latency.measure import measure_latency
-from opdf_compile.verify.numerics.check import check_numerics
-from opdf_compile.verify.request import AUTO_MARGIN
-from opdf_compile.verify.runtime.sessions import Device, resolve_device
-from opdf_compile.verify.structure.compare import compare_structure
+from opdf_compile.parity.latency.measure import measure_latency
+from opdf_compile.parity.numerics.check import check_numerics
+from opdf_compile.parity.request import AUTO_MARGIN
+from opdf_compile.parity.runtime.sessions import Device, resolve_device
+from opdf_compile.parity.structure.compare import compare_structure
 
 SCHEMA = "opdf-verdicts/1"
 _FIRST_COLUMNS = 16

@@ -28,29 +28,29 @@ if TYPE_CHECKING:
     from opdf_compile.distill.alignment.core_alignment import CoreAlignment
     from opdf_compile.distill.alignment.joint import JointPlan, joint_plan
     from opdf_compile.errors import OpdfError, UserError, WeightsChanged
-    from opdf_compile.graph.match import match
+    from opdf_compile.graph.matching import match
     from opdf_compile.graph.rows import Match, MatchReport, Refusal
-    from opdf_compile.graph.trace import Traced, trace
+    from opdf_compile.graph.tracing import Traced, trace
     from opdf_compile.io.checkpoints.checkpoint import (
         Checkpoint,
         latest_checkpoint,
         load_checkpoint,
         save_checkpoint,
     )
-    from opdf_compile.io.foreign_check import write_check_data
-    from opdf_compile.io.onnx.export import export_onnx
+    from opdf_compile.io.export.exporting import export_onnx
+    from opdf_compile.io.export.foreign_check import write_check_data
     from opdf_compile.io.onnx_student.reading import load_onnx
     from opdf_compile.parametrizations.registry import register
-    from opdf_compile.plan.choose import plan
-    from opdf_compile.plan.value import Plan
+    from opdf_compile.parity.report.value import ParityReport
+    from opdf_compile.parity.verdict import verify
+    from opdf_compile.planning.choose import plan
+    from opdf_compile.planning.value import Plan
     from opdf_compile.training.folding import fold
     from opdf_compile.training.hoisted.hoisting import hoist
     from opdf_compile.training.hoisted.program import WeightProgram
     from opdf_compile.training.inline.expanded import Expanded
     from opdf_compile.training.inline.expanding import expand
     from opdf_compile.training.optimizer.overparam import Overparam, overparam_class
-    from opdf_compile.verify.report.value import ParityReport
-    from opdf_compile.verify.verdict import verify
 
 __version__ = "0.2.0"
 
@@ -127,7 +127,7 @@ class _Package(ModuleType):
     """Keeps `opdf.plan` and `opdf.verify` functions.
 
     Importing the subpackage of the same name sets it as an attribute of its parent; that assignment
-    is dropped here. ``from opdf_compile.plan import Plan`` works as ever.
+    is dropped here. ``from opdf_compile.planning import Plan`` works as ever.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

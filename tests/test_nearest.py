@@ -7,7 +7,7 @@ import difflib
 import pytest
 import torch
 
-from opdf_compile.nearest import distance, nearest
+from opdf_compile.spelling import distance, nearest
 
 OPTIMIZERS = sorted(n for n, v in vars(torch.optim).items() if isinstance(v, type))
 

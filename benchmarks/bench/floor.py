@@ -25,8 +25,8 @@ from bench.race import Clock, timed
 from opdf_compile.errors import InternalError
 from opdf_compile.parametrizations.mpo_spec import MpoSpec
 from opdf_compile.parametrizations.registry import get
-from opdf_compile.plan.value import Plan
-from opdf_compile.tensor.compose import contraction_order
+from opdf_compile.planning.value import Plan
+from opdf_compile.tensor.composition import contraction_order
 
 # A product or a pass is repeated until this long has passed: one bad moment then counts little.
 _LEAST_SECONDS = 0.02

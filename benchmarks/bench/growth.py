@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from opdf_compile.io.files import atomic_write
+from opdf_compile.files.atomic import atomic_write
 
 _COLOURS = ("#7f7f7f", "#b0b0b0", "#56b4e9", "#009e73", "#e69f00", "#d55e00")
 _INK = "#222222"

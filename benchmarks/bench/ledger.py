@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.options import fail
-from opdf_compile.io.files import atomic_write
+from opdf_compile.files.atomic import atomic_write
 
 # What a row depends on; rows of another device or version are no continuation.
 _FIXED = ("device", "versions")

@@ -14,7 +14,7 @@ import torch
 
 from bench.facts import date_of_today
 from bench.reporting import processor
-from opdf_compile.verify.runtime.sessions import Device
+from opdf_compile.parity.runtime.sessions import Device
 
 _LIBRARIES = ("opdf-compile", "torch", "timm", "transformers", "numpy", "onnx", "onnxscript")
 # Where files lie says nothing about the figures.

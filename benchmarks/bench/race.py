@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from opdf_compile.verify.latency.timing import undisturbed
+from opdf_compile.parity.latency.timing import undisturbed
 
 LEAST_ROUNDS = 3
 MOST_ROUNDS = 200

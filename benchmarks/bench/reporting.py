@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from opdf_compile.io.files import atomic_write
+from opdf_compile.files.atomic import atomic_write
 
 _LIBRARIES = ("opdf-compile", "torch", "transformers", "timm", "numpy")
 # Tables that nobody looks at on a screen are read by programs, which dislike wrapped lines.

@@ -17,7 +17,7 @@ from calibration.inconclusive import halving_lines
 from calibration.pairs import PAIRS, right_latency
 from calibration.prose import HEAD, LATENCY, PENDING, REPEAT, STRUCTURE, UNFOLDED
 from calibration.rates import VERDICTS, counted, grouped, opposite, share
-from opdf_compile.io.files import atomic_write
+from opdf_compile.files.atomic import atomic_write
 
 RESULTS = Path(__file__).parents[1] / "results"
 FILES = ("verdicts-cpu", "verdicts-cuda", "parity-cuda", "parity-cpu")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from opdf_compile.io.onnx.record import recorded_parameters, replace_record
+from opdf_compile.artefacts.record import recorded_parameters, replace_record
 
 if TYPE_CHECKING:
     import onnx
@@ -140,7 +140,7 @@ def unfolded(model: onnx.ModelProto, rng: np.random.Generator) -> None:
     from onnx import helper
 
     from opdf_compile.tensor.chain import Chain
-    from opdf_compile.tensor.decompose import decompose
+    from opdf_compile.tensor.decomposition import decompose
     from opdf_compile.tensor.modes import balanced_modes
 
     tensor = next(t for t in model.graph.initializer if t.name == "left.weight")

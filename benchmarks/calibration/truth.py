@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from bench.intervals import median_interval
 
-from opdf_compile.verify.latency.timing import BoundSession, bind, undisturbed, warm_up
-from opdf_compile.verify.runtime.sessions import Device, open_session
+from opdf_compile.parity.latency.timing import BoundSession, bind, undisturbed, warm_up
+from opdf_compile.parity.runtime.sessions import Device, open_session
 
 LEVEL = 0.95
 _GROUP_SECONDS = 1.5

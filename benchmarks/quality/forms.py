@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import PlanError
 from opdf_compile.parametrizations.registry import get
-from opdf_compile.plan.choose import plan
+from opdf_compile.planning.choose import plan
 
 Weights = Mapping[str, Tensor]
 _EXPANSION = 4

@@ -10,7 +10,7 @@ from opdf_compile.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from opdf_compile.graph import Traced
-    from opdf_compile.io.modelspec import LoadedModel
+    from opdf_compile.io.models.spec import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ def load(terminal: Terminal, options: ModelOptions) -> LoadedModel:
     Raises:
         UserError: The model, its weights or its example inputs cannot be used.
     """
-    from opdf_compile.io.inputs import InputOptions
-    from opdf_compile.io.modelspec import load_model
+    from opdf_compile.io.models.example_inputs import InputOptions
+    from opdf_compile.io.models.spec import load_model
 
     with terminal.busy(f"loading {options.model}"):
         return load_model(

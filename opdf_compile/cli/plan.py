@@ -15,7 +15,7 @@ from opdf_compile.cli.terminal import opened
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from opdf_compile.plan import Plan
+    from opdf_compile.planning import Plan
 
 NAME = "plan"
 EXAMPLES = (
@@ -72,8 +72,8 @@ def command(
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         asked = ModelOptions(model, weights, tuple(input or ()), inputs, size, trust_pickle)
         from opdf_compile.parametrizations.registry import get
-        from opdf_compile.plan import plan
-        from opdf_compile.plan.dear import cost_warning
+        from opdf_compile.planning import plan
+        from opdf_compile.planning.dear import cost_warning
 
         get(parametrization)  # A name that is not known is told before the model is traced.
         traced = load_traced(terminal, asked)
@@ -102,7 +102,7 @@ def command(
 
 def plan_table(plan: Plan) -> Table:
     """One row per weight: its modes, and what it costs."""
-    from opdf_compile.plan.value import describe
+    from opdf_compile.planning.value import describe
 
     head = ("weight", "by", "shape", "modes (out x in)", "deployed", "trained", "FLOPs/step")
     rows = table("Plan", *head, numbers=head[4:])

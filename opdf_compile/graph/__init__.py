@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from opdf_compile.graph.match import Match, MatchReport, Refusal, Use, match
-from opdf_compile.graph.trace import PHASES, Phase, Traced, trace
+from opdf_compile.graph.matching import Match, MatchReport, Refusal, Use, match
+from opdf_compile.graph.tracing import PHASES, Phase, Traced, trace
 
 __all__ = [
     "PHASES",

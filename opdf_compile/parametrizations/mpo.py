@@ -20,9 +20,9 @@ from opdf_compile.parametrizations import mpo_spec
 from opdf_compile.parametrizations.mpo_spec import MpoSpec, matrix_sizes
 from opdf_compile.parametrizations.registry import register
 from opdf_compile.tensor.chain import Chain
-from opdf_compile.tensor.compose import compose
+from opdf_compile.tensor.composition import compose
 from opdf_compile.tensor.cost import Cost, chain_cost
-from opdf_compile.tensor.decompose import core_dtype, decompose
+from opdf_compile.tensor.decomposition import core_dtype, decompose
 from opdf_compile.tensor.modes import Modes, balanced_modes, chain_modes, chain_splits
 
 # The paper's range of cores.

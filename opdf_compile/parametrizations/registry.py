@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from opdf_compile.errors import InternalError, PlanError
-from opdf_compile.nearest import nearest
 from opdf_compile.parametrizations.base import Parametrization
+from opdf_compile.spelling import nearest
 
 _REGISTERED: dict[str, Parametrization[Any]] = {}
 

@@ -31,7 +31,7 @@ from opdf_compile.parametrizations.matrix_spec import MatrixSpec, as_weight
 from opdf_compile.parametrizations.registry import register
 from opdf_compile.tensor.chain import Chain
 from opdf_compile.tensor.cost import Cost
-from opdf_compile.tensor.decompose import core_dtype, decompose
+from opdf_compile.tensor.decomposition import core_dtype, decompose
 from opdf_compile.tensor.modes import chain_modes, divisors
 
 # A matrix that is no stack is cut into so many blocks, or the next smaller number that divides it.

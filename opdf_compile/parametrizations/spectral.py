@@ -31,9 +31,9 @@ from opdf_compile.parametrizations import matrix_spec
 from opdf_compile.parametrizations.base import Term
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec
 from opdf_compile.parametrizations.registry import register
-from opdf_compile.tensor.compose import compose, contraction_order
+from opdf_compile.tensor.composition import compose, contraction_order
 from opdf_compile.tensor.cost import Cost
-from opdf_compile.tensor.decompose import balanced_factors, core_dtype
+from opdf_compile.tensor.decomposition import balanced_factors, core_dtype
 from opdf_compile.tensor.modes import MAX_CORES
 
 USUAL_DEPTH = 3

@@ -11,7 +11,7 @@ from opdf_compile.errors import InternalError
 from opdf_compile.graph.edit import attribute
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.passes.base import GraphPass, PassResult
-from opdf_compile.plan.value import Plan
+from opdf_compile.planning.value import Plan
 
 
 @dataclass(frozen=True)

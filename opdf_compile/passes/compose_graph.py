@@ -20,7 +20,7 @@ from torch.fx import Graph, GraphModule, Node
 from opdf_compile.errors import PlanError
 from opdf_compile.graph.edit import insert_graph
 from opdf_compile.parametrizations.registry import get
-from opdf_compile.plan.value import PlanEntry
+from opdf_compile.planning.value import PlanEntry
 
 WEIGHT_OP = torch.ops.aten.to.dtype
 

@@ -25,7 +25,7 @@ from opdf_compile.passes.compose_graph import WEIGHT_MARK, insert_compose
 from opdf_compile.passes.dependence import Dependence
 from opdf_compile.passes.fold import erase_assertions, folded_weight
 from opdf_compile.passes.regions import Region, core_key, find_regions
-from opdf_compile.plan.value import Plan
+from opdf_compile.planning.value import Plan
 
 
 @dataclass(frozen=True, eq=False)

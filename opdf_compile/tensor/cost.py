@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from opdf_compile.tensor.chain import Chain
-from opdf_compile.tensor.compose import contraction_order
+from opdf_compile.tensor.composition import contraction_order
 
 
 @dataclass(frozen=True)

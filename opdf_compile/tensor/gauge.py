@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import InternalError
-from opdf_compile.tensor.canonical import is_identity
+from opdf_compile.tensor.canonical_form import is_identity
 
 if TYPE_CHECKING:
     from jaxtyping import Float

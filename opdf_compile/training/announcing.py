@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from opdf_compile.plan.dear import cost_warning
-from opdf_compile.plan.value import Plan
+from opdf_compile.planning.dear import cost_warning
+from opdf_compile.planning.value import Plan
 
 Progress = Callable[[str, int, int], None]
 logger = logging.getLogger("opdf_compile")

@@ -18,7 +18,7 @@ from opdf_compile.errors import FoldError
 from opdf_compile.graph.sharing import deep_copy
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.passes.regions import require_finite
-from opdf_compile.plan.value import PlanEntry
+from opdf_compile.planning.value import PlanEntry
 from opdf_compile.training.hoisted.binding import is_sharded, reshard, whole
 from opdf_compile.training.inline.expanded import Expanded
 

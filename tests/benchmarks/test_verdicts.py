@@ -17,9 +17,9 @@ from calibration.rates import halving_budget, share
 from calibration.students import Size
 from calibration.truth import Truth, search
 
-from opdf_compile.verify.numerics.check import check_numerics
-from opdf_compile.verify.runtime.sessions import resolve_device
-from opdf_compile.verify.structure.compare import compare_structure
+from opdf_compile.parity.numerics.check import check_numerics
+from opdf_compile.parity.runtime.sessions import resolve_device
+from opdf_compile.parity.structure.compare import compare_structure
 
 ROOT = Path(__file__).parents[2]
 SMALL = Size(channels=4, image=16)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import opdf_compile as opdf
 from opdf_compile.errors import PlanError
 from opdf_compile.graph.rows import MatchReport
-from opdf_compile.graph.trace import Traced
+from opdf_compile.graph.tracing import Traced
 
 # Requests that a small model may not be able to grant; then the plan is asked for plainly.
 NOT_GRANTED = re.compile(r"cannot be reached|no weight is left|no Linear or Conv")

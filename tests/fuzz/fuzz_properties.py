@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.graph.rows import MatchReport
-from opdf_compile.graph.trace import Traced
+from opdf_compile.graph.tracing import Traced
 from opdf_compile.training.inline.expanded import Expanded
 
 # Invariant 1. Of a float64 weight: n <= 7 products of orthogonal factors, each rounded once.
@@ -271,7 +271,7 @@ def check_hoisted_step(run: Run, expanded: Expanded) -> None:
 
 def check_file(run: Run, expanded: Expanded, folder: Path) -> None:
     """7: out to .pt2 and folded from there, the weights are the same bits."""
-    from opdf_compile.io.artefacts import fold_file, save_expanded
+    from opdf_compile.io.saved.expanded import fold_file, save_expanded
 
     path = folder / "expanded.pt2"
     save_expanded(expanded, path)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.errors import TraceError
-from opdf_compile.graph.trace import trace
+from opdf_compile.graph.tracing import trace
 
 PROPOSAL = (
     "no export without an eval graph: train the model whole, then wrap the part that a graph can "

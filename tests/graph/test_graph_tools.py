@@ -21,7 +21,7 @@ from opdf_compile.graph.flops import forward_flops, step_flops
 from opdf_compile.graph.recorded import recorded_inputs
 from opdf_compile.graph.sharing import deep_copy, memory_key, unify
 from opdf_compile.graph.signature import output_names, plain_spec, tensor_leaves
-from opdf_compile.graph.trace import trace
+from opdf_compile.graph.tracing import trace
 
 Point = namedtuple("Point", ["x", "y"])
 

@@ -17,7 +17,7 @@ import opdf_compile as opdf
 from opdf_compile.errors import TraceError
 from opdf_compile.graph import ladder as ladder_of
 from opdf_compile.graph.failures import place_of, reason_of, remedy_of
-from opdf_compile.graph.trace import trace
+from opdf_compile.graph.tracing import trace
 
 
 class Body(nn.Module):

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opdf_compile.graph.match import match
+from opdf_compile.graph.matching import match
 from opdf_compile.graph.rows import Match, MatchReport
-from opdf_compile.graph.trace import trace
+from opdf_compile.graph.tracing import trace
 
 
 class Calls(nn.Module):

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from opdf_compile.graph.match import match
+from opdf_compile.graph.matching import match
 from opdf_compile.graph.rows import MatchReport
-from opdf_compile.graph.trace import trace
+from opdf_compile.graph.tracing import trace
 
 WIDTH = 4
 

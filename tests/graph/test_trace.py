@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError, TraceError
-from opdf_compile.graph.trace import PHASES, trace
+from opdf_compile.graph.tracing import PHASES, trace
 
 
 def block() -> nn.Sequential:

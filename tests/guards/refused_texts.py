@@ -87,7 +87,7 @@ _PLANS: list[tuple[str, Build, str, dict[str, int]]] = [
         "more text than is read",
         plan(lambda value: None),
         "a plan has at most 10",
-        {"opdf_compile.plan.files.MAX_BYTES": 10},
+        {"opdf_compile.planning.files.MAX_BYTES": 10},
     ),
     ("half a plan", text(b'{"schema": '), "is not a plan", {}),
     (

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from opdf_compile.io import arrays, inputs, shards
-from opdf_compile.io.onnx import calls
+from opdf_compile.artefacts import onnx_calls as calls
+from opdf_compile.files import arrays
+from opdf_compile.io.models import example_inputs as inputs
+from opdf_compile.io.models import shards
 from opdf_compile.io.screening import (
     archive,
     container,
@@ -21,7 +23,7 @@ from opdf_compile.io.screening import (
     trees,
 )
 from opdf_compile.parametrizations import mpo_spec
-from opdf_compile.plan import files
+from opdf_compile.planning import files
 from opdf_compile.tensor import modes
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"

@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
+from opdf_compile.artefacts.record import RECORD, recorded_parameters
 from opdf_compile.errors import UserError
-from opdf_compile.io.artefacts import fold_file
 from opdf_compile.io.checkpoints.manifest import read_manifest
-from opdf_compile.io.onnx.record import RECORD, recorded_parameters
-from opdf_compile.io.shards import read_json
-from opdf_compile.plan import Plan
+from opdf_compile.io.models.shards import read_json
+from opdf_compile.io.saved.expanded import fold_file
+from opdf_compile.planning import Plan
 
 
 def index(good: Path, here: Path) -> None:

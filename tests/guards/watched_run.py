@@ -131,8 +131,8 @@ def warm_up() -> None:
     import torch
     import torch.export.pt2_archive._package
 
-    from opdf_compile.io import modelspec  # noqa: F401
-    from opdf_compile.verify import verdict  # noqa: F401
+    from opdf_compile.io.models import spec as modelspec  # noqa: F401
+    from opdf_compile.parity import verdict  # noqa: F401
 
     torch.export.export(torch.nn.Linear(1, 1), (torch.ones(1, 1),))
 

@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from opdf_compile.artefacts.check_data import read_check
 from opdf_compile.errors import ArtefactError, InputError
-from opdf_compile.io.bundle import (
+from opdf_compile.files.atomic import sha256
+from opdf_compile.io.export.build import Export, build
+from opdf_compile.io.export.bundle import (
     changed_files,
     is_bundle,
     read_manifest,
@@ -19,10 +22,7 @@ from opdf_compile.io.bundle import (
     write_bundle,
     write_file,
 )
-from opdf_compile.io.check_data import read_check
-from opdf_compile.io.files import sha256
-from opdf_compile.io.onnx.build import Export, build
-from opdf_compile.io.onnx.export import export_onnx
+from opdf_compile.io.export.exporting import export_onnx
 
 
 @pytest.fixture(scope="module")

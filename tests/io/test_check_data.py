@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from opdf_compile.artefacts.check_data import SCHEMA, CheckData, Sample, read_check, write_check
 from opdf_compile.errors import ArtefactError, ExportError
-from opdf_compile.graph.trace import Traced, trace
-from opdf_compile.io.check_data import SCHEMA, CheckData, Sample, read_check, write_check
-from opdf_compile.io.evidence import gather
-from opdf_compile.io.truth import graph_of, run
+from opdf_compile.graph.tracing import Traced, trace
+from opdf_compile.io.evidence.evaluating import gather
+from opdf_compile.io.evidence.truth import graph_of, run
 
 
 class Tagger(nn.Module):

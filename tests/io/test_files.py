@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.io.files import atomic_folder, atomic_write, existing_file, sha256
+from opdf_compile.files.atomic import atomic_folder, atomic_write, existing_file, sha256
 
 
 def test_atomic_write_replaces_and_leaves_no_neighbour(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ DISK_FULL = """
 import resource, signal, sys
 from pathlib import Path
 from opdf_compile.errors import ArtefactError
-from opdf_compile.io.files import atomic_folder, atomic_write
+from opdf_compile.files.atomic import atomic_folder, atomic_write
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 folder = Path(sys.argv[1])
 with atomic_write(folder / "small") as t:

@@ -15,11 +15,11 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import opdf_compile as opdf
+from opdf_compile.artefacts.check_data import CheckData, check_path, read_check, write_check
 from opdf_compile.errors import ExportError
-from opdf_compile.io.check_data import CheckData, check_path, read_check, write_check
-from opdf_compile.io.evidence import gather
-from opdf_compile.io.files import sha256
-from opdf_compile.io.half_range import fit_numbers, narrowed, too_large
+from opdf_compile.files.atomic import sha256
+from opdf_compile.io.evidence.evaluating import gather
+from opdf_compile.io.evidence.half_range import fit_numbers, narrowed, too_large
 
 Masking = Callable[[Tensor, Tensor], Tensor]
 LOWEST = torch.finfo(torch.float32).min

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from opdf_compile.errors import ArtefactError, InputError
-from opdf_compile.io.inputs import (
+from opdf_compile.io.models.example_inputs import (
     Examples,
     Hints,
     InputOptions,
@@ -137,7 +137,7 @@ def test_an_array_above_the_limit_is_not_unpacked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez_compressed(tmp_path / "zeros.npz", a=np.zeros(1000))
-    monkeypatch.setattr("opdf_compile.io.arrays.LARGEST_BYTES", 1000)
+    monkeypatch.setattr("opdf_compile.files.arrays.LARGEST_BYTES", 1000)
     with pytest.raises(InputError, match="would unpack to 8128"):
         examples(file=tmp_path / "zeros.npz")
 

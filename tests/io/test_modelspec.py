@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError, InputError, UserError
-from opdf_compile.io.inputs import InputOptions
-from opdf_compile.io.load_archive import axis_letters
-from opdf_compile.io.modelspec import load_model
-from opdf_compile.io.programs import write_programs
-from opdf_compile.io.tensors import write_tensors
+from opdf_compile.io.models.example_inputs import InputOptions
+from opdf_compile.io.models.from_archive import axis_letters
+from opdf_compile.io.models.programs import write_programs
+from opdf_compile.io.models.spec import load_model
+from opdf_compile.io.models.tensors import write_tensors
 
 SOURCE = """
 import random, sys
@@ -299,7 +299,7 @@ class Refuse(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Refuse())
 from opdf_compile.errors import InputError
-from opdf_compile.io.modelspec import load_model
+from opdf_compile.io.models.spec import load_model
 for spec in ("timm:resnet18", f"hf:{sys.argv[1]}"):
     try:
         load_model(spec)

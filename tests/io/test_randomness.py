@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.io.evidence import gather
-from opdf_compile.io.randomness import find_draws
-from opdf_compile.io.truth import graph_of
+from opdf_compile.io.evidence.evaluating import gather
+from opdf_compile.io.evidence.randomness import find_draws
+from opdf_compile.io.evidence.truth import graph_of
 
 Body = Callable[[Tensor], Tensor]
 

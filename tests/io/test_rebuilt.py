@@ -7,8 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.io.onnx.constants import without_constants
-from opdf_compile.io.rebuilt import rebuilt
+from opdf_compile.io.evidence.rebuilt import rebuilt
+from opdf_compile.io.export.constants import without_constants
 
 
 class Named(nn.Module):

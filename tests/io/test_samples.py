@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.graph.trace import trace
-from opdf_compile.io.check_data import CheckData
-from opdf_compile.io.evidence import gather
-from opdf_compile.io.id_ranges import IdRange, id_ranges
-from opdf_compile.io.samples import ENOUGH_ROWS, MOST_SAMPLES
+from opdf_compile.artefacts.check_data import CheckData
+from opdf_compile.graph.tracing import trace
+from opdf_compile.io.evidence.evaluating import gather
+from opdf_compile.io.evidence.id_ranges import IdRange, id_ranges
+from opdf_compile.io.evidence.samples import ENOUGH_ROWS, MOST_SAMPLES
 
 
 class Reads(nn.Module):

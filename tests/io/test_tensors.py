@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError
+from opdf_compile.io.models.tensors import read_tensors, write_student, write_tensors
+from opdf_compile.io.models.weights import load_weights
 from opdf_compile.io.screening import header
-from opdf_compile.io.tensors import read_tensors, write_student, write_tensors
-from opdf_compile.io.weights import load_weights
 
 
 class Tied(nn.Module):

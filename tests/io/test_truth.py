@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import ExportError
-from opdf_compile.graph.trace import trace
-from opdf_compile.io.retype import default_dtype
+from opdf_compile.graph.tracing import trace
+from opdf_compile.io.evidence.retype import default_dtype
+from opdf_compile.io.evidence.truth import Truth
 from opdf_compile.io.torchvision_shim import prepare_torchvision
-from opdf_compile.io.truth import Truth
 
 
 def truth_of(model: nn.Module, *args: Any, **kwargs: Any) -> list[Tensor]:

@@ -267,7 +267,7 @@ def test_compose_goes_through_vmap(name: str, case: str) -> None:
 
 @named
 def test_decay_terms_scale_the_weight(name: str) -> None:
-    from opdf_compile.plan.value import PlanEntry
+    from opdf_compile.planning.value import PlanEntry
 
     spec = usual(name, WEIGHTS["Linear"], "float64")
     entry = PlanEntry("weight", name, spec)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from opdf_compile.parametrizations import registry
 from opdf_compile.passes import compose_graph
-from opdf_compile.plan.value import Plan, PlanEntry
+from opdf_compile.planning.value import Plan, PlanEntry
 from opdf_compile.tensor.cost import Cost
 
 Decompose = Callable[[Tensor], tuple[Tensor, ...]]

@@ -14,8 +14,8 @@ from opdf_compile.errors import InputError, PlanError
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.passes.batch import batched, form, group
 from opdf_compile.passes.hoist import Part, split, weight_program
-from opdf_compile.plan.choose import plan
-from opdf_compile.plan.value import Plan
+from opdf_compile.planning.choose import plan
+from opdf_compile.planning.value import Plan
 from opdf_compile.training.hoisted import batching
 from opdf_compile.training.hoisted.batching import make_units
 from opdf_compile.training.hoisted.binding import Bound

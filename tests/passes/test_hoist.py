@@ -15,15 +15,15 @@ from torch.fx import Graph, GraphModule, Node
 
 from opdf_compile.errors import FoldError, InternalError, PlanError
 from opdf_compile.graph.dump import dump
-from opdf_compile.graph.trace import trace
+from opdf_compile.graph.tracing import trace
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.passes.compose_graph import WEIGHT_MARK, insert_compose
 from opdf_compile.passes.expand import Expand
 from opdf_compile.passes.fold import Fold
 from opdf_compile.passes.hoist import Hoist, HoistResult, split, weight_program
 from opdf_compile.passes.regions import find_regions
-from opdf_compile.plan.choose import plan
-from opdf_compile.plan.value import Plan
+from opdf_compile.planning.choose import plan
+from opdf_compile.planning.value import Plan
 
 Makes = Callable[[str], Any]
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.io.inputs import InputOptions
-from opdf_compile.io.modelspec import load_model
+from opdf_compile.io.models.example_inputs import InputOptions
+from opdf_compile.io.models.spec import load_model
 
 WORDS = ["small", "models", "learn", "from", "large", "ones", "when", "it", "rains"]
 SENTENCES = [" ".join(WORDS[i % 7 : i % 7 + 3 + i % 5]) + f" {i}" for i in range(20)]

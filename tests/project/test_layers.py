@@ -54,8 +54,8 @@ def test_contracts_accept_a_downward_import(tmp_path: Path) -> None:
     [
         ("tensor", "from opdf_compile import graph"),
         ("plan", "from opdf_compile.passes import x"),
-        ("io", "import opdf_compile.verify"),
-        ("io", "def f():\n    import opdf_compile.verify"),
+        ("io", "import opdf_compile.parity"),
+        ("io", "def f():\n    import opdf_compile.parity"),
         ("verify", "import rich.table"),
         ("training", "def f():\n    import typer"),
     ],

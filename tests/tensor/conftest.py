@@ -12,7 +12,8 @@ import torch
 from beartype import beartype
 from torch import Tensor
 
-from opdf_compile.tensor import compose, decompose
+from opdf_compile.tensor import composition as compose
+from opdf_compile.tensor import decomposition as decompose
 
 Lossless = Callable[[Tensor, Sequence[Tensor]], None]
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from opdf_compile.tensor.canonical import canonical, is_canonical
+from opdf_compile.tensor.canonical_form import canonical, is_canonical
 from opdf_compile.tensor.chain import Chain
-from opdf_compile.tensor.compose import compose
-from opdf_compile.tensor.decompose import decompose
+from opdf_compile.tensor.composition import compose
+from opdf_compile.tensor.decomposition import decompose
 
 CHAINS = [
     Chain((6, 1, 4), (4, 1, 6)),

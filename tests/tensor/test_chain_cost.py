@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from opdf_compile.errors import InputError
-from opdf_compile.tensor import compose
+from opdf_compile.tensor import composition as compose
 from opdf_compile.tensor.chain import Chain
-from opdf_compile.tensor.compose import contraction_order
+from opdf_compile.tensor.composition import contraction_order
 from opdf_compile.tensor.cost import Cost, chain_cost
 from opdf_compile.tensor.modes import chain_modes
 

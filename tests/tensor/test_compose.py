@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 from opdf_compile.errors import InputError
-from opdf_compile.tensor import compose
+from opdf_compile.tensor import composition as compose
 
 Oracle = Callable[[Sequence[Tensor]], np.ndarray]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"

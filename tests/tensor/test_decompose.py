@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from opdf_compile.errors import InputError
-from opdf_compile.tensor import compose, decompose
+from opdf_compile.tensor import composition as compose
+from opdf_compile.tensor import decomposition as decompose
 from opdf_compile.tensor.chain import Chain
 from opdf_compile.tensor.modes import balanced_modes, chain_modes
 
@@ -198,7 +199,7 @@ def test_deterministic(name: str) -> None:
 PROGRAM = """
 import hashlib, torch
 from opdf_compile.tensor.chain import Chain
-from opdf_compile.tensor.decompose import decompose
+from opdf_compile.tensor.decomposition import decompose
 torch.set_num_threads(1)
 matrix = torch.randn(96, 64, generator=torch.Generator().manual_seed(0))
 digest = hashlib.sha256()

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from opdf_compile.tensor.canonical import canonical
+from opdf_compile.tensor.canonical_form import canonical
 from opdf_compile.tensor.chain import Chain
-from opdf_compile.tensor.compose import compose
+from opdf_compile.tensor.composition import compose
 from opdf_compile.tensor.gauge import aligned, distance
 
 PAPER = Chain((6, 1, 4), (4, 1, 6))

@@ -8,7 +8,7 @@ import pytest
 
 from opdf_compile.errors import InputError
 from opdf_compile.tensor.chain import Chain
-from opdf_compile.tensor.joint_modes import Sizes, joint_modes
+from opdf_compile.tensor.joint import Sizes, joint_modes
 
 SIZES: list[list[Sizes]] = [
     [(384, 384), (768, 768)],

@@ -150,7 +150,7 @@ def test_trained_and_folded_on_any_rung(
 def test_experts_go_back_to_their_own_products_after_an_export() -> None:
     from types import SimpleNamespace
 
-    from opdf_compile.io.onnx.experts import batched_experts
+    from opdf_compile.io.export.experts import batched_experts
 
     class TinyExperts(nn.Module):
         pass

@@ -9,9 +9,9 @@ import torch
 
 from opdf_compile.distill.engine import Batches, machine_for
 from opdf_compile.distill.recipe.job import Job
-from opdf_compile.graph.trace import trace
-from opdf_compile.plan.choose import plan as choose_plan
-from opdf_compile.plan.value import Plan
+from opdf_compile.graph.tracing import trace
+from opdf_compile.planning.choose import plan as choose_plan
+from opdf_compile.planning.value import Plan
 
 PLAIN = "plain"
 CORES = (2, 3)

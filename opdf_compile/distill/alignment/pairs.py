@@ -14,12 +14,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError, PlanError
-from opdf_compile.graph.match import match
+from opdf_compile.graph.matching import match
 from opdf_compile.graph.module_match import bare
-from opdf_compile.nearest import nearest
 from opdf_compile.parametrizations.mpo_spec import MpoSpec, matrix_sizes
 from opdf_compile.parametrizations.registry import get
-from opdf_compile.plan.value import Plan, PlanEntry
+from opdf_compile.planning.value import Plan, PlanEntry
+from opdf_compile.spelling import nearest
 
 Teacher = nn.Module | Mapping[str, Tensor]
 

@@ -13,13 +13,13 @@ from opdf_compile.distill.demo.plots import plot_parameters, plot_training
 from opdf_compile.distill.demo.racing import race
 from opdf_compile.distill.demo.report import demo_json, demo_markdown
 from opdf_compile.distill.demo.value import Budget, Outcome, Race
-from opdf_compile.io.bundle import is_bundle, write_bundle
-from opdf_compile.io.files import atomic_folder
-from opdf_compile.io.onnx.build import build
-from opdf_compile.plan.value import Plan
-from opdf_compile.verify.latency.measure import check_budget
-from opdf_compile.verify.report.value import ParityReport
-from opdf_compile.verify.verdict import verify
+from opdf_compile.files.atomic import atomic_folder
+from opdf_compile.io.export.build import build
+from opdf_compile.io.export.bundle import is_bundle, write_bundle
+from opdf_compile.parity.latency.measure import check_budget
+from opdf_compile.parity.report.value import ParityReport
+from opdf_compile.parity.verdict import verify
+from opdf_compile.planning.value import Plan
 
 Progress = Callable[[str, float], None]
 TRAINING_PLOT, PARAMETERS_PLOT, LATENCY_PLOT = (

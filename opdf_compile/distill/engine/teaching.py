@@ -13,7 +13,7 @@ from opdf_compile.distill.engine.machine import Machine
 from opdf_compile.distill.engine.setup import Setup
 from opdf_compile.distill.recipe.job import Batch, Job
 from opdf_compile.errors import InputError
-from opdf_compile.io.loaded import fixed_randomness
+from opdf_compile.io.models.loaded import fixed_randomness
 
 Outputs = Mapping[str, Tensor]
 

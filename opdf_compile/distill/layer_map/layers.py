@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from opdf_compile.distill.layer_map.weights import main_weights
 from opdf_compile.graph.flow import meetings
 from opdf_compile.graph.ops import short_name
-from opdf_compile.graph.trace import Traced
+from opdf_compile.graph.tracing import Traced
 from opdf_compile.graph.uses import nested_graphs
 
 _SHAPES = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from opdf_compile.distill.layer_map.weights import main_weights, row_prefixes
 from opdf_compile.errors import InputError
 from opdf_compile.graph.rows import text_table
-from opdf_compile.nearest import nearest
+from opdf_compile.spelling import nearest
 
 TABLE = "layer_map"
 

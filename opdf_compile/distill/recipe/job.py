@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from opdf_compile.plan.value import Plan
+from opdf_compile.planning.value import Plan
 
 if TYPE_CHECKING:
     from opdf_compile.distill.layer_map import LayerMap

@@ -12,7 +12,7 @@ from opdf_compile.distill.recipe.checks_optimizer import optimizer_class, optimi
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import RecipeError
-from opdf_compile.plan.value import Plan
+from opdf_compile.planning.value import Plan
 from opdf_compile.training.optimizer.overparam import Overparam
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from opdf_compile.distill.recipe.optimizing import make_optimizer, parameter_gro
 from opdf_compile.distill.recipe.planning import make_plan
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import RecipeError, UserError
-from opdf_compile.plan.value import Plan
+from opdf_compile.planning.value import Plan
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer

@@ -8,7 +8,7 @@ from typing import Any
 
 from opdf_compile.distill.recipe.toml_lines import Path
 from opdf_compile.distill.recipe.wording import Key, loss_kinds, section_names, sections
-from opdf_compile.nearest import nearest
+from opdf_compile.spelling import nearest
 
 
 @dataclass(frozen=True)

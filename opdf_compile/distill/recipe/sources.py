@@ -15,8 +15,8 @@ from opdf_compile.distill.recipe.paths import located, located_model
 from opdf_compile.distill.recipe.problems import suggestion
 from opdf_compile.distill.recipe.tables import PARTS, Table
 from opdf_compile.errors import ArtefactError, InputError, UserError
-from opdf_compile.io.load_callable import call_callable, names_code, parse_query
-from opdf_compile.io.loaded import fixed_randomness
+from opdf_compile.io.models.from_callable import call_callable, names_code, parse_query
+from opdf_compile.io.models.loaded import fixed_randomness
 
 FORMS = (
     "digits, mnist1d, FILE.npz, FILE.safetensors, package.module:callable, FILE.py:callable or "
@@ -63,9 +63,9 @@ def read_columns(file: Path) -> dict[str, Tensor]:
     Raises:
         ArtefactError: The file is missing or damaged, or holds something else than numbers.
     """
-    from opdf_compile.io.arrays import DAMAGE, read_npz
-    from opdf_compile.io.files import existing_file
-    from opdf_compile.io.tensors import read_tensors
+    from opdf_compile.files.arrays import DAMAGE, read_npz
+    from opdf_compile.files.atomic import existing_file
+    from opdf_compile.io.models.tensors import read_tensors
 
     if file.suffix == ".safetensors":
         return read_tensors(file)[0]

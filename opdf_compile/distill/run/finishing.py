@@ -18,14 +18,14 @@ from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.run.events import Stage, Watch
 from opdf_compile.distill.run.folder import RunFolder
 from opdf_compile.errors import UserError
-from opdf_compile.io.bundle import STUDENT, changed_files, is_bundle
-from opdf_compile.io.onnx.export import export_onnx
-from opdf_compile.io.onnx.translate import require_opset
-from opdf_compile.io.tensors import write_student
-from opdf_compile.verify.report.value import ParityReport
-from opdf_compile.verify.runtime.runner import Runner
-from opdf_compile.verify.runtime.sessions import resolve_device
-from opdf_compile.verify.verdict import verify
+from opdf_compile.io.export.bundle import STUDENT, changed_files, is_bundle
+from opdf_compile.io.export.exporting import export_onnx
+from opdf_compile.io.export.translate import require_opset
+from opdf_compile.io.models.tensors import write_student
+from opdf_compile.parity.report.value import ParityReport
+from opdf_compile.parity.runtime.runner import Runner
+from opdf_compile.parity.runtime.sessions import resolve_device
+from opdf_compile.parity.verdict import verify
 
 _LOG = logging.getLogger("opdf_compile")
 LATENCY_PLOT = "latency.png"

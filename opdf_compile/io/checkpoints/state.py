@@ -18,7 +18,7 @@ from opdf_compile.graph.sharing import memory_key
 from opdf_compile.io.checkpoints.ranks import Ranks
 from opdf_compile.io.checkpoints.values import pack
 from opdf_compile.training.hoisted.binding import local, whole
-from opdf_compile.training.hoisted.checksum import checksum
+from opdf_compile.training.hoisted.checksums import checksum
 
 State = dict[str, Any]
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from opdf_compile.errors import ArtefactError
+from opdf_compile.files.atomic import atomic_write, sha256
 from opdf_compile.io.checkpoints.folder import MANIFEST
 from opdf_compile.io.checkpoints.manifest import (
     ClassState,
@@ -24,8 +25,7 @@ from opdf_compile.io.checkpoints.manifest import (
 )
 from opdf_compile.io.checkpoints.ranks import Ranks
 from opdf_compile.io.checkpoints.state import Share, State, own_memory
-from opdf_compile.io.files import atomic_write, sha256
-from opdf_compile.io.tensors import write_tensors
+from opdf_compile.io.models.tensors import write_tensors
 
 
 @dataclass(frozen=True)

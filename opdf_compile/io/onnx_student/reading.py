@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
+from opdf_compile.artefacts import onnx_file as onnx_files
 from opdf_compile.errors import ArtefactError, InputError
-from opdf_compile.io.onnx import files as onnx_files
 from opdf_compile.io.onnx_student.keys import identifier, keys_of
 from opdf_compile.io.onnx_student.nodes import Graph, Node, all_constants, parse, torch_dtype
 from opdf_compile.io.onnx_student.registry import OLDEST_OPSET, require_known

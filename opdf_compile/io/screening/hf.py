@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from opdf_compile.errors import ArtefactError
+from opdf_compile.io.models.shards import read_json, weight_files
 from opdf_compile.io.screening.header import check_header
-from opdf_compile.io.shards import read_json, weight_files
 
 LARGEST_CONFIG = 16 << 20
 LARGEST_NUMBER = 1 << 31

@@ -20,7 +20,7 @@ from opdf_compile.errors import InputError, PlanError
 from opdf_compile.passes.batch import batched as batched_graph
 from opdf_compile.passes.batch import group
 from opdf_compile.passes.hoist import Part
-from opdf_compile.plan.value import Plan
+from opdf_compile.planning.value import Plan
 from opdf_compile.training.hoisted.binding import Bound
 from opdf_compile.training.hoisted.unit import Unit
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from opdf_compile.errors import InputError, PlanError
 from opdf_compile.graph.module_match import bare
 from opdf_compile.graph.sharing import owner
-from opdf_compile.nearest import nearest
-from opdf_compile.plan.value import PlanEntry
+from opdf_compile.planning.value import PlanEntry
+from opdf_compile.spelling import nearest
 
 
 def unwrap(module: nn.Module) -> nn.Module:

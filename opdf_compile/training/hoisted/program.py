@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import FoldError, InputError, WeightsChanged
 from opdf_compile.parametrizations.registry import get
-from opdf_compile.plan.value import Plan, PlanEntry
+from opdf_compile.planning.value import Plan, PlanEntry
 from opdf_compile.training.hoisted.binding import Bound, reshard, whole
-from opdf_compile.training.hoisted.checksum import checksum, differing
+from opdf_compile.training.hoisted.checksums import checksum, differing
 from opdf_compile.training.hoisted.ranks import Ranks
 from opdf_compile.training.hoisted.unit import Unit
 

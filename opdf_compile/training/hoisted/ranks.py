@@ -17,9 +17,9 @@ from torch import Tensor
 
 from opdf_compile.errors import InputError, OpdfError
 from opdf_compile.passes.hoist import Part
-from opdf_compile.plan.value import Plan
+from opdf_compile.planning.value import Plan
 from opdf_compile.training.hoisted.binding import Bound, mesh_groups
-from opdf_compile.training.hoisted.checksum import checksum
+from opdf_compile.training.hoisted.checksums import checksum
 from opdf_compile.training.hoisted.messages import Flight, schedule
 from opdf_compile.training.hoisted.unit import Unit
 

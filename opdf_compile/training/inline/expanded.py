@@ -16,9 +16,9 @@ from torch.export import ExportedProgram
 from opdf_compile.graph.axes import AxisNames
 from opdf_compile.graph.edit import attribute
 from opdf_compile.graph.signature import Inputs
-from opdf_compile.graph.trace import Phase
+from opdf_compile.graph.tracing import Phase
 from opdf_compile.passes.compose_graph import WEIGHT_MARK
-from opdf_compile.plan.value import Plan
+from opdf_compile.planning.value import Plan
 from opdf_compile.training.inline.calling import Convention
 from opdf_compile.training.inline.phase import PhaseGraph
 

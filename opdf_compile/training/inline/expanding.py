@@ -19,15 +19,15 @@ from opdf_compile.graph.edit import (
     is_persistent,
     register,
 )
-from opdf_compile.graph.match import match
+from opdf_compile.graph.matching import match
 from opdf_compile.graph.sharing import deep_copy
-from opdf_compile.graph.trace import PHASES, Phase, Traced, out_spec
+from opdf_compile.graph.tracing import PHASES, Phase, Traced, out_spec
 from opdf_compile.graph.uses import all_graphs
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.passes.base import Pipeline
 from opdf_compile.passes.check import CheckShapes
 from opdf_compile.passes.expand import Expand
-from opdf_compile.plan.value import Plan, PlanEntry
+from opdf_compile.planning.value import Plan, PlanEntry
 from opdf_compile.training.announcing import Progress, announced
 from opdf_compile.training.inline.calling import convention
 from opdf_compile.training.inline.cores import Cores

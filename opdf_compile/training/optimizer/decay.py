@@ -20,7 +20,7 @@ import torch
 
 from opdf_compile.errors import PlanError
 from opdf_compile.parametrizations.base import Term
-from opdf_compile.plan.value import Plan
+from opdf_compile.planning.value import Plan
 from opdf_compile.training.hoisted.unit import Unit
 
 

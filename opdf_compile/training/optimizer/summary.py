@@ -7,8 +7,8 @@ from html import escape
 from typing import Any
 
 from opdf_compile.graph.rows import Refusal
-from opdf_compile.plan.dear import dearest, flops_text
-from opdf_compile.plan.value import Plan
+from opdf_compile.planning.dear import dearest, flops_text
+from opdf_compile.planning.value import Plan
 from opdf_compile.training.hoisted.program import WeightProgram
 
 

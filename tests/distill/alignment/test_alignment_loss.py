@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.distill.alignment.pairs import mpo_form
-from opdf_compile.tensor.decompose import decompose
+from opdf_compile.tensor.decomposition import decompose
 from opdf_compile.tensor.gauge import distance
 from opdf_compile.training.hoisted.program import WeightProgram
 

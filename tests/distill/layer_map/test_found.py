@@ -14,7 +14,7 @@ from torch import nn
 from opdf_compile.distill.layer_map import LayerMap, copy_layers, every_kth, found
 from opdf_compile.distill.layer_map.finding import assignment
 from opdf_compile.errors import InputError
-from opdf_compile.graph.trace import trace
+from opdf_compile.graph.tracing import trace
 
 
 def find(student: nn.Module, teacher: nn.Module, args: Any) -> Any:

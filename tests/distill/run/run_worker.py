@@ -16,8 +16,8 @@ import torch
 
 from opdf_compile.distill.recipe import prepare, read_recipe
 from opdf_compile.distill.run import Stepped, cache, finishing, run
-from opdf_compile.io import bundle
 from opdf_compile.io.checkpoints import checkpoint
+from opdf_compile.io.export import bundle
 
 torch.set_num_threads(1)
 

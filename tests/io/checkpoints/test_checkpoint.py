@@ -26,7 +26,7 @@ from opdf_compile.io.checkpoints.ranks import Ranks
 from opdf_compile.io.checkpoints.state import Share
 from opdf_compile.io.checkpoints.values import pack
 from opdf_compile.io.checkpoints.write import write_share
-from opdf_compile.io.tensors import read_tensors
+from opdf_compile.io.models.tensors import read_tensors
 
 OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "AdamW": (torch.optim.AdamW, {"lr": 1e-2, "betas": (0.8, 0.99), "weight_decay": 0.1}),

@@ -14,7 +14,7 @@ import torch
 
 from opdf_compile.errors import InputError
 from opdf_compile.io.checkpoints.checkpoint import load_checkpoint
-from opdf_compile.io.tensors import read_tensors
+from opdf_compile.io.models.tensors import read_tensors
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from opdf_compile.io.check_data import read_check
-from opdf_compile.io.onnx.export import export_onnx
+from opdf_compile.artefacts.check_data import read_check
+from opdf_compile.io.export.exporting import export_onnx
 from opdf_compile.io.torchvision_shim import prepare_torchvision
 
 

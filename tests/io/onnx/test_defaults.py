@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import pytest
 
-from opdf_compile.io.onnx.defaults import leave_out_defaults
+from opdf_compile.io.export.defaults import leave_out_defaults
 
 
 def left(op: str, opset: int, domain: str = "", **attributes: int | str | list[int]) -> set[str]:

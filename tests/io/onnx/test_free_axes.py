@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.io.free_sizes import free_sizes
-from opdf_compile.io.onnx import trials
-from opdf_compile.io.onnx.build import build
-from opdf_compile.io.onnx.translate import export_program
-from opdf_compile.io.onnx.trials import try_free_axes
+from opdf_compile.io.evidence.free_sizes import free_sizes
+from opdf_compile.io.export import trials
+from opdf_compile.io.export.build import build
+from opdf_compile.io.export.translate import export_program
+from opdf_compile.io.export.trials import try_free_axes
 
 BCHW, BCL = ["B", 3, "H", "W"], ["B", 3, "L"]
 IMAGE, SIGNAL = (2, 3, 14, 14), (2, 3, 16)

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import opdf_compile as opdf
+from opdf_compile.artefacts.record import recorded_parameters
 from opdf_compile.errors import ExportError
-from opdf_compile.io.onnx import lowering
-from opdf_compile.io.onnx.export import export_onnx
-from opdf_compile.io.onnx.record import recorded_parameters
+from opdf_compile.io.export import lowering
+from opdf_compile.io.export.exporting import export_onnx
 
 
 class Images(nn.Module):

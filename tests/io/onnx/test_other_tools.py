@@ -15,7 +15,7 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
 from torch import Tensor, nn
 
-from opdf_compile.io.onnx.export import export_onnx
+from opdf_compile.io.export.exporting import export_onnx
 
 
 class Tokens(nn.Module):

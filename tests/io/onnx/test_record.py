@@ -12,16 +12,16 @@ import torch
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import nn
 
-from opdf_compile.errors import ArtefactError
-from opdf_compile.io.onnx.export import export_onnx
-from opdf_compile.io.onnx.record import (
+from opdf_compile.artefacts.record import (
     exporter_of,
     record_of,
     recorded_parameters,
     replace_record,
     version_of,
 )
-from opdf_compile.verify.structure.compare import compare_structure
+from opdf_compile.errors import ArtefactError
+from opdf_compile.io.export.exporting import export_onnx
+from opdf_compile.parity.structure.compare import compare_structure
 
 
 def model_of(names: list[str], metadata: dict[str, str], computed: str = "y") -> ModelProto:
@@ -80,7 +80,7 @@ def test_merged_students_are_judged_like_their_parts(tmp_path: Path) -> None:
 
 def test_files_of_two_versions_merge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     first = exported(nn.Linear(4, 4), 4, tmp_path / "a.onnx")
-    monkeypatch.setattr("opdf_compile.io.onnx.record.own_version", lambda: "9.9")
+    monkeypatch.setattr("opdf_compile.artefacts.record.own_version", lambda: "9.9")
     second = exported(nn.Linear(4, 4), 4, tmp_path / "b.onnx")
     joined = onnx.compose.add_prefix(second, "b/")
     merged = onnx.compose.merge_models(first, joined, [("output", "b/input")])

@@ -15,8 +15,8 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.io.onnx.export import export_onnx
-from opdf_compile.io.onnx.record import recorded_parameters
+from opdf_compile.artefacts.record import recorded_parameters
+from opdf_compile.io.export.exporting import export_onnx
 
 
 class Tied(nn.Module):

@@ -16,10 +16,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 import opdf_compile as opdf
 from opdf_compile.errors import ArtefactError, ExportError, FoldError, InputError
-from opdf_compile.io.inputs import InputOptions
-from opdf_compile.io.modelspec import load_model
+from opdf_compile.io.export.student_graph import write_back
+from opdf_compile.io.models.example_inputs import InputOptions
+from opdf_compile.io.models.spec import load_model
 from opdf_compile.io.onnx_student.keys import identifier, keys_of
-from opdf_compile.io.onnx_student.writing import write_back
 
 _spec = importlib.util.spec_from_file_location(
     "onnx_student_models", Path(__file__).with_name("models.py")
@@ -223,8 +223,8 @@ def test_an_export_keeps_opset_and_dtype(tmp_path: Path) -> None:
 
 
 def test_a_fold_into_onnx_wants_the_file(tmp_path: Path) -> None:
-    from opdf_compile.io.artefacts import FoldedFile
-    from opdf_compile.io.onnx_student.folding import save_onnx
+    from opdf_compile.io.export.student_fold import save_onnx
+    from opdf_compile.io.saved.expanded import FoldedFile
 
     with pytest.raises(FoldError, match="found no --model; give --model STUDENT.onnx"):
         save_onnx(FoldedFile({}), None, tmp_path / "o.onnx")

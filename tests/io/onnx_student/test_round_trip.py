@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 import opdf_compile as opdf
-from opdf_compile.io.onnx.record import recorded_parameters
+from opdf_compile.artefacts.record import recorded_parameters
 from opdf_compile.io.onnx_student.nodes import all_constants
 from opdf_compile.io.onnx_student.student import OnnxStudent
-from opdf_compile.verify.structure.compare import compare_structure
+from opdf_compile.parity.structure.compare import compare_structure
 
 _spec = importlib.util.spec_from_file_location(
     "onnx_student_models", Path(__file__).with_name("models.py")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.io.programs import read_programs
+from opdf_compile.io.models.programs import read_programs
 from opdf_compile.io.screening.container import record_size
 from tests.io.screening.archives import (
     MODEL,

@@ -18,7 +18,7 @@ import pytest
 
 import opdf_compile.io
 from opdf_compile.errors import ArtefactError
-from opdf_compile.io.programs import read_programs
+from opdf_compile.io.models.programs import read_programs
 from opdf_compile.io.screening.syntax import NotPlain
 from tests.io.screening.archives import good_members, write_members
 from tests.io.screening.refused_archives import ARCHIVES, Archive

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from opdf_compile.training.hoisted import checksum as module
-from opdf_compile.training.hoisted.checksum import checksum, differing
+from opdf_compile.training.hoisted import checksums as module
+from opdf_compile.training.hoisted.checksums import checksum, differing
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import opdf_compile as opdf
 from opdf_compile.errors import DeviceError, FoldError, InputError
-from opdf_compile.tensor.compose import contraction_order
+from opdf_compile.tensor.composition import contraction_order
 
 BATCHED = pytest.mark.parametrize("batched", [False, True])
 

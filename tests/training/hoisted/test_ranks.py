@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from opdf_compile.passes.hoist import split, weight_program
-from opdf_compile.plan.choose import plan
+from opdf_compile.planning.choose import plan
 from opdf_compile.training.hoisted.ranks import Ranks, assign, part_costs, share_out
 
 Costs = dict[tuple[str, ...], tuple[float, float]]

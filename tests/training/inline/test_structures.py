@@ -14,7 +14,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.io.artefacts import save_expanded
+from opdf_compile.io.saved.expanded import save_expanded
 
 Point = namedtuple("Point", ["a", "b"])
 
@@ -251,6 +251,6 @@ def tensors(value: Any) -> list[Tensor]:
 
 
 def opdf_programs(path: Path) -> dict[str, Any]:
-    from opdf_compile.io.modelspec import load_model
+    from opdf_compile.io.models.spec import load_model
 
     return load_model(str(path)).programs

@@ -1,0 +1,132 @@
+"""`export_onnx`: a student, and the untouched reference, as ONNX with the evidence beside it."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from opdf_compile.errors import ExportError
+from opdf_compile.graph.axes import Dynamic
+from opdf_compile.io.export.build import Export, Exportable, build
+from opdf_compile.io.export.bundle import write_bundle, write_file
+
+logger = logging.getLogger("opdf_compile")
+
+
+def export_onnx(
+    model: Exportable,
+    args: Any,
+    path: str | os.PathLike[str],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    reference: Exportable | None = None,
+    dynamic: Dynamic = None,
+    opset: int | None = None,
+    dtype: str | torch.dtype | None = None,
+    plan: Mapping[str, Any] | str | None = None,
+    extra_files: Sequence[str | os.PathLike[str]] = (),
+) -> Path:
+    """Export a student to ONNX, with the check data that verify judges its numbers by.
+
+    A path that ends in ``.onnx`` becomes that file with ``.check.npz`` beside it, and a reference
+    becomes ``NAME.reference.onnx`` (with its own check data) beside both. Any other path becomes a
+    bundle folder: ``student.onnx`` with its check data, the plan, the extra files, all hashes in
+    ``manifest.json``, and in ``reference/`` the file ``reference.onnx`` with its check data. What
+    was there before is replaced only when everything has been written.
+
+    Args:
+        model: The student in the eval phase's view: a module (whatever its train flag), an
+            ExportedProgram of its eval graph, the programs of an archive by name, or a Traced. It
+            is not changed.
+        args: Example inputs: a tuple of positional inputs, one tensor, or one mapping (a batch).
+            ``()`` takes the example that a Traced or an ExportedProgram was traced with.
+        path: An ``.onnx`` file or a bundle folder; its parent exists.
+        kwargs: Keyword example inputs.
+        reference: The untouched student, exported in the same way.
+        dynamic: Which axes keep a free size: None for the first axis of every tensor, False for
+            none, or a letter or number per axis by input name, as in `trace`.
+        opset: The ONNX opset, 13 or newer; None for the one that torch's exporter recommends. Below
+            18 the file is checked in full and must compute the same bits as that of 18.
+        dtype: "fp32", "fp16" or "bf16" exports a converted copy; None keeps the model's dtypes.
+        plan: The plan to put into a bundle, as JSON text or the object itself.
+        extra_files: Files to copy into a bundle (config.json, a tokenizer's files).
+
+    Every free axis is run at two other sizes, in torch and in the file, before anything is written.
+    One that the file does not bear is fixed, in the reference too, with a warning in the log.
+
+    Returns:
+        The file or folder that was written.
+
+    Raises:
+        ExportError: The model is still expanded, or cannot be said in ONNX.
+        TraceError: torch.export cannot hold the model as a graph.
+        InputError: The example inputs do not fit the model.
+        ArtefactError: The path cannot be written.
+
+    Example:
+        >>> opdf.export_onnx(student, (x,), "student.onnx")
+        >>> opdf.export_onnx(student, batch, "out/", reference=untouched)
+    """
+    require_room(path, plan, extra_files)
+    options: dict[str, Any] = {"dynamic": dynamic, "opset": opset, "dtype": dtype}
+    exports = exported(model, args, kwargs, reference=reference, **options)
+    for sentence in dict.fromkeys(exports[0].fixed.values()):
+        logger.warning("%s", sentence)
+    return write(path, *exports, plan=plan, extra_files=extra_files)
+
+
+def exported(
+    model: Exportable,
+    args: Any,
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    reference: Exportable | None = None,
+    **options: Any,
+) -> tuple[Export, Export | None]:
+    """A student and its reference with the same free axes, in memory; options as `build`."""
+    student = build(model, args, kwargs, **options)
+    if reference is None:
+        return student, None
+    untouched = build(reference, args, kwargs, fixed=student.fixed, **options)
+    if untouched.fixed.keys() != student.fixed.keys():
+        student = build(model, args, kwargs, fixed=untouched.fixed, **options)
+    return student, untouched
+
+
+def write(
+    path: str | os.PathLike[str],
+    student: Export,
+    untouched: Export | None,
+    *,
+    plan: Mapping[str, Any] | str | None = None,
+    extra_files: Sequence[str | os.PathLike[str]] = (),
+) -> Path:
+    """Write what `exported` gave as a file or a bundle folder; see `export_onnx`."""
+    target = Path(path)
+    if target.suffix == ".onnx":
+        write_file(target, student, untouched)
+    else:
+        extra = [Path(file) for file in extra_files]
+        write_bundle(target, student, untouched, plan=plan, extra_files=extra)
+    return target
+
+
+def require_room(
+    path: str | os.PathLike[str], plan: object, extra_files: Sequence[str | os.PathLike[str]]
+) -> None:
+    """Refuse a plan or extra files for a path that is one file.
+
+    Raises:
+        ExportError: There is nowhere to put them.
+    """
+    target = Path(path)
+    if target.suffix == ".onnx" and (plan is not None or extra_files):
+        raise ExportError(
+            f"{target} is one file and a plan or extra files were given, wanted a bundle for "
+            "them; give a folder as the path"
+        )

@@ -1,0 +1,101 @@
+"""A student of an ONNX file, exported: its file with new weights, and evidence for `verify`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from opdf_compile.artefacts.check_data import CheckData
+from opdf_compile.errors import ExportError
+from opdf_compile.graph.axes import Dynamic
+from opdf_compile.graph.signature import Inputs
+from opdf_compile.graph.tracing import Traced, trace
+from opdf_compile.io.evidence.evaluating import gather
+from opdf_compile.io.export.student_graph import write_back
+from opdf_compile.io.onnx_student.examples import trace_drawn
+from opdf_compile.io.onnx_student.student import OnnxStudent
+from opdf_compile.io.onnx_student.values import as_tensor
+
+
+def student_of(model: Any) -> OnnxStudent | None:
+    """The ONNX student that a model is or was traced from, or None."""
+    if isinstance(model, Traced):
+        model = model.source
+    if isinstance(model, nn.Module) and isinstance(model, OnnxStudent):
+        return model
+    return None
+
+
+def file_and_check(
+    student: OnnxStudent,
+    inputs: Inputs,
+    dynamic: Dynamic,
+    opset: int | None,
+    dtype: Any,
+) -> tuple[Any, CheckData]:
+    """The file's message with the student's weights, and its check data.
+
+    Args:
+        student: A student, trained or not.
+        inputs: Example inputs; none takes an example made from the file's input types.
+        dynamic: Which axes keep a free size; None for those of the file.
+        opset: Must be None: the file keeps its own.
+        dtype: Must be None: the file keeps its own.
+
+    Raises:
+        ExportError: An option asks for another graph than the file's.
+    """
+    for name, asked in (("opset", opset), ("dtype", dtype)):
+        if asked is not None:
+            raise ExportError(
+                f"{name} {asked} was asked for and {student.source.name} is an ONNX student, which "
+                "keeps the graph of its file; leave it out, or export the PyTorch model"
+            )
+    model = write_back(student)
+    axes = student.dynamic if dynamic is None else dynamic
+    if any(inputs):
+        traced = trace(student, *inputs, dynamic=axes, phases=("eval",))
+    else:
+        traced = trace_drawn(student, dynamic=axes, phases=("eval",))
+    if "eval" not in traced.programs:
+        raise ExportError(
+            f"torch.export cannot hold {student.source.name} as a graph, which the check data is "
+            f"computed with ({'; '.join(traced.notes) or 'no reason given'}); build the number of "
+            "an input that steers the graph in: FILE.onnx?NAME=NUMBER"
+        )
+    names = student.source.inputs
+    check = gather(
+        traced.programs["eval"],
+        (traced.args, traced.kwargs),
+        axis_names={names[name]: traced.axis_names.get(name, {}) for name in traced.input_names},
+        output_names=list(student.source.graph.outputs),
+        dtype=_dtype(student),
+    )
+    return model, _with_fixed(check, student)
+
+
+def _with_fixed(check: CheckData, student: OnnxStudent) -> CheckData:
+    """The runtime needs the inputs that the student has built in."""
+    built_in = student.source.fixed
+    cpu = torch.device("cpu")
+    fixed: Mapping[str, Any] = {n: as_tensor(v, cpu).numpy() for n, v in built_in.items()}
+    if not fixed:
+        return check
+    samples = tuple(
+        dataclasses.replace(sample, inputs={**sample.inputs, **fixed}) for sample in check.samples
+    )
+    return dataclasses.replace(check, input_names=(*check.input_names, *fixed), samples=samples)
+
+
+def _dtype(student: OnnxStudent) -> str:
+    """The floating dtype of most numbers in the file."""
+    counts: dict[str, int] = {"float32": 0}
+    for tensor in (*student.parameters(), *student.buffers()):
+        if tensor.dtype.is_floating_point:
+            name = str(tensor.dtype).removeprefix("torch.")
+            counts[name] = counts.get(name, 0) + tensor.numel()
+    return max(counts, key=lambda name: counts[name])

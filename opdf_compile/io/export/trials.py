@@ -1,0 +1,253 @@
+"""A free axis is free if the file runs there at other sizes, and says what torch says.
+
+    the model at another size      raises: that size is none of the model's, and says nothing
+                                   runs:   the file must run too, with outputs of the same shapes
+                                           and, where they can be compared, the same numbers
+
+torch.export keeps an axis free that ONNX cannot: an adaptive pooling is translated for the size of
+the example, a constant is made of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from opdf_compile.graph.axes import AxisNames
+from opdf_compile.graph.failures import first_line, is_out_of_memory
+from opdf_compile.graph.probe import evaluated
+from opdf_compile.graph.signature import Inputs
+from opdf_compile.io.evidence.evaluating import as_array
+from opdf_compile.io.evidence.free_sizes import FreeSize, Place, Resized, free_sizes
+from opdf_compile.io.evidence.truth import graph_of, run
+from opdf_compile.io.export.save import weight_bytes
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+# A second copy of the weights goes into the runtime's session; above this it is not made.
+LARGEST = 1 << 30
+_FATAL_ONLY = 4
+logger = logging.getLogger("opdf_compile")
+Call = Callable[[Inputs], list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A free axis that the file does not bear.
+
+    Attributes:
+        places: (input, axis) of the axes that are one size.
+        sentence: What was tried and seen.
+    """
+
+    places: tuple[Place, ...]
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What running the file at other sizes showed.
+
+    Attributes:
+        broken: The axes that are not free.
+        note: Why nothing could be run; empty where it was.
+    """
+
+    broken: tuple[Broken, ...] = ()
+    note: str = ""
+
+
+def try_free_axes(
+    model: ir.Model, program: ExportedProgram, example: Inputs, names: AxisNames, source: object
+) -> Trials:
+    """Run every free axis of a translated program at two other sizes, in torch and in the file.
+
+    Args:
+        model: The ONNX model.
+        program: What it was translated from.
+        example: The user's inputs.
+        names: The tensor inputs in order, each with the names of its dynamic axes.
+        source: The user's own module, or anything else: then the program's graph is asked.
+    """
+    sizes = free_sizes(program, example, names)
+    if not sizes:
+        return Trials()
+    if weight_bytes(model) > LARGEST:
+        gib = weight_bytes(model) / 2**30
+        return Trials(note=f"the free axes were not run at other sizes: {gib:.1f} GiB of weights")
+    resized = Resized(program, example, names, sizes)
+    try:
+        judge = _first_that_runs(model, program, resized, source)
+    except Exception as error:  # The runtime may be missing, or lack a kernel of this dtype.
+        if is_out_of_memory(error):
+            raise
+        reason = first_line(error)
+        return Trials(note=f"the free axes were not run at other sizes: {reason}")
+    found = (_tried(free, judge, resized) for free in sizes)
+    return Trials(tuple(broken for broken in found if broken is not None))
+
+
+def _tried(free: FreeSize, judge: _Judge, resized: Resized) -> Broken | None:
+    """Two other sizes of one free size; the first that the file does not bear."""
+    taken = []
+    candidates = free.others(within=not judge.asks_module)
+    for sizes in candidates:
+        for size in sizes:
+            inputs = resized({**judge.sizes, **dict.fromkeys(free.symbols, size)})
+            wanted = _or_none(judge.torch, inputs)
+            if wanted is None:
+                continue
+            taken.append(size)
+            problem = judge(inputs, wanted)
+            if problem:
+                text = f"at {size} the model runs and its ONNX file {problem}"
+                return Broken(free.places, f"{free} is fixed at {free.size}: {text}")
+            break
+    if taken:
+        return None
+    tried = ", ".join(str(size) for sizes in candidates for size in sizes)
+    text = f"the model itself takes none of the sizes {tried}"
+    return Broken(free.places, f"{free} is fixed at {free.size}: {text}")
+
+
+def _or_none(call: Call, inputs: Inputs) -> list[Tensor] | None:
+    try:
+        return call(inputs)
+    except Exception as error:  # Whatever the user's forward raises at a size it does not take.
+        if is_out_of_memory(error):
+            raise
+        logger.debug("export: the model does not take a size: %s", first_line(error))
+        return None
+
+
+class _Judge:
+    """Compares the file with torch, as far as the two agree at the example's own sizes.
+
+    Attributes:
+        torch: The model.
+        asks_module: Whether that is the user's module, in place of the graph.
+        sizes: The example's sizes by symbol, with a small batch.
+    """
+
+    def __init__(
+        self, file: _File, torch_call: Call, asks_module: bool, sizes: Mapping[Any, int]
+    ) -> None:
+        self.torch, self.asks_module, self.sizes = torch_call, asks_module, sizes
+        self._file = file
+        self._gaps: list[float] = []
+
+    def calibrate(self, inputs: Inputs) -> None:
+        """Note how well numbers agree at the example's sizes.
+
+        Raises:
+            ValueError: The outputs do not even have the same shapes.
+        """
+        pairs = self._pairs(inputs, self.torch(inputs))
+        self._gaps = [_gap(found, wanted) for found, wanted in pairs]
+
+    def __call__(self, inputs: Inputs, wanted: list[Tensor]) -> str:
+        """What the file does wrong, or nothing."""
+        try:
+            pairs = self._pairs(inputs, wanted)
+        except ValueError as error:
+            return str(error)
+        except Exception as error:  # onnxruntime's own classes have no common base.
+            return f"does not ({first_line(error)})"
+        for (found, exact), usual in zip(pairs, self._gaps, strict=True):
+            gap, unit = _gap(found, exact), _unit(exact)
+            # Half of the digits: rounding is far below it, another size of anything far above.
+            # Outputs that differ at the example's own sizes (drawn at random) say nothing.
+            if usual <= unit**0.5 < gap and gap > 100 * usual:
+                return f"differs by {gap:.0%} of its largest output"
+        return ""
+
+    def _pairs(self, inputs: Inputs, wanted: list[Tensor]) -> list[tuple[Any, Any]]:
+        pairs = list(zip(self._file(inputs), map(as_array, wanted), strict=True))
+        for found, exact in pairs:
+            if found.shape != exact.shape:
+                raise ValueError(f"returns the shape {found.shape} in place of {exact.shape}")
+        return pairs
+
+
+def _first_that_runs(
+    model: ir.Model, program: ExportedProgram, resized: Resized, source: object
+) -> _Judge:
+    """The file beside the user's module, or beside the graph where the two differ in kind.
+
+    Raises:
+        Exception: The file does not run on the example; the error of the last attempt.
+    """
+    file = _File(model)
+    graph = graph_of(program)
+    calls: list[tuple[Call, bool]] = [(lambda inputs: run(graph, *inputs), False)]
+    if isinstance(source, nn.Module):
+        module = source
+        calls.insert(0, (lambda inputs: evaluated(module, inputs), True))
+    small = resized.small()
+    own = {symbol: size for free in resized.sizes for symbol, size in free.symbols.items()}
+    attempts = [(*call, sizes) for call in calls for sizes in (small, own)]
+    for place, attempt in enumerate(attempts):
+        judge = _Judge(file, *attempt)
+        try:
+            judge.calibrate(resized(judge.sizes))
+        except Exception as error:  # A batch that the model does not take, outputs of its own kind.
+            if is_out_of_memory(error) or place == len(attempts) - 1:
+                raise
+            continue
+        return judge
+    raise AssertionError("there is always an attempt")
+
+
+class _File:
+    """A model in memory as a function of inputs, on the CPU, as it is written."""
+
+    def __init__(self, model: ir.Model) -> None:
+        import onnx_ir
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.log_severity_level = _FATAL_ONLY
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        text = onnx_ir.serde.serialize_model(model).SerializeToString()
+        self._session = ort.InferenceSession(text, options, providers=["CPUExecutionProvider"])
+        self._names = [value.name for value in self._session.get_inputs()]
+
+    def __call__(self, inputs: Inputs) -> list[Any]:
+        tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        options = _run_options()
+        feed = dict(zip(self._names, map(as_array, tensors), strict=True))
+        outputs: list[Any] = self._session.run(None, feed, options)
+        return outputs
+
+
+def _run_options() -> Any:
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.log_severity_level = _FATAL_ONLY
+    return options
+
+
+def _unit(exact: Any) -> float:
+    return float(np.finfo(exact.dtype).eps) if exact.dtype.kind == "f" else 0.0
+
+
+def _gap(found: Any, exact: Any) -> float:
+    """The largest difference over the largest number; 0 for what is no floating output."""
+    if exact.dtype.kind != "f" or exact.size == 0:
+        return 0.0
+    left, right = found.astype(np.float64), exact.astype(np.float64)
+    finite = np.isfinite(left) & np.isfinite(right)
+    if not finite.any():
+        return 0.0
+    largest = float(np.abs(right[finite]).max()) or 1.0
+    return float(np.abs(left - right)[finite].max()) / largest

@@ -1,0 +1,1 @@
+"""The MODEL argument: every way in which a model, its weights and its inputs are read."""

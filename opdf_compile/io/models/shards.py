@@ -1,0 +1,112 @@
+"""Which safetensors files hold a model's weights: one file, or the shards that an index names.
+
+    model.safetensors                   everything
+    model.safetensors.index.json        {"weight_map": {name: file}}, the files beside it
+
+An index is data that somebody wrote: a name in it must be a plain file of the index's own folder.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from opdf_compile.errors import ArtefactError
+from opdf_compile.files.atomic import existing_file
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+LARGEST_INDEX = 64 << 20
+# The cache of the Hugging Face hub links each file of a snapshot to a blob two folders above.
+_BLOBS = ("..", "..", "blobs")
+
+
+def weight_files(folder: Path) -> dict[Path, frozenset[str] | None]:
+    """The safetensors files of a folder, each with the names that the index expects in it.
+
+    Args:
+        folder: As `save_pretrained` or timm wrote it, or a snapshot of the hub's cache.
+
+    Returns:
+        Files in a fixed order; None where there is no index and the whole file counts. Empty where
+        the folder holds neither file.
+
+    Raises:
+        ArtefactError: The index is damaged, or names a file outside, missing, or not safetensors.
+    """
+    if (folder / WEIGHTS).is_file():
+        return {_inside(folder, WEIGHTS, f"{folder}"): None}
+    if not (folder / INDEX).is_file():
+        return {}
+    names: dict[str, set[str]] = {}
+    for name, file in _weight_map(folder / INDEX).items():
+        names.setdefault(file, set()).add(name)
+    index = folder / INDEX
+    return {_inside(folder, file, f"{index}"): frozenset(names[file]) for file in sorted(names)}
+
+
+def read_json(file: Path, wanted: str, most: int = LARGEST_INDEX) -> dict[str, Any]:
+    """A JSON object from a small file whose keys are all different.
+
+    Raises:
+        ArtefactError: It is too large, no JSON, no object, or gives a key twice.
+    """
+    existing_file(file, wanted=wanted)
+    if file.stat().st_size > most:
+        raise ArtefactError(
+            f"{file} is refused: it has {file.stat().st_size} bytes, at most {most} are read; "
+            "write it again"
+        )
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_unique)
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtefactError(
+            f"{file} is no JSON ({str(error)[:100].rstrip('.')}), wanted {wanted}; write it again"
+        ) from error
+    if not isinstance(found, dict):
+        raise ArtefactError(
+            f"{file} holds a {type(found).__name__}, wanted {wanted}; write it again"
+        )
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it gives a key twice")
+    return found
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    found = read_json(index, "an index of shards").get("weight_map")
+    if not isinstance(found, dict) or not found:
+        raise ArtefactError(f"{index} has no weight_map, wanted an index of shards; write it again")
+    for name, file in found.items():
+        if not isinstance(file, str):
+            raise ArtefactError(
+                f"{index} gives {name!r} a {type(file).__name__}, wanted the name of a file; write "
+                "it again"
+            )
+    return found
+
+
+def _inside(folder: Path, name: str, source: str) -> Path:
+    """A shard as a path, after checking where it lies."""
+    file = folder / name
+    if Path(name).name != name or "\0" in name or not name.endswith(".safetensors"):
+        raise ArtefactError(
+            f"{source} names the shard {name!r}, wanted a .safetensors file of its own folder; "
+            "write it again"
+        )
+    if not file.is_file():
+        raise ArtefactError(
+            f"{source} names the shard {name!r}, which is not there; fetch or write it again"
+        )
+    real, home = file.resolve(), folder.resolve()
+    if real.parent not in (home, home.joinpath(*_BLOBS).resolve()):
+        raise ArtefactError(
+            f"{source} names the shard {name!r}, which is a link out of the folder; copy the file "
+            "into it"
+        )
+    return file

@@ -1,0 +1,1 @@
+"""What expand and fold write, and how such a file is folded."""

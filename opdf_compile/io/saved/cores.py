@@ -1,0 +1,190 @@
+"""Fold a state dict of cores without any graph: from the plan in its header, or from a student.
+
+{K_cores.0, .., K_cores.n-1, others}  ->  {K: round(compose in float64), others}
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from opdf_compile.errors import FoldError
+from opdf_compile.graph.matching import match
+from opdf_compile.graph.module_match import bare, layer_rows
+from opdf_compile.graph.rows import Match
+from opdf_compile.graph.sharing import names_of_parameters
+from opdf_compile.parametrizations import registry
+from opdf_compile.parametrizations.base import Spec
+from opdf_compile.parametrizations.registry import get
+from opdf_compile.passes.regions import core_key, require_finite
+from opdf_compile.planning.value import Plan
+
+
+def fold_state(
+    tensors: Mapping[str, Tensor], plan: str | None, model: nn.Module | None
+) -> dict[str, Tensor]:
+    """The student's own tensors.
+
+    Args:
+        tensors: Cores and other tensors by name.
+        plan: JSON text of the plan, if the file's header has it.
+        model: The student, which tells the shapes that cores alone leave open.
+
+    Raises:
+        FoldError: Cores are missing, or nothing tells the shape of a weight.
+        PlanError: The plan is damaged.
+    """
+    groups = _groups(tensors)
+    specs = _planned(plan) if plan else _inferred(groups, model)
+    state = {name: t for name, t in tensors.items() if core_key(name) is None}
+    for key, cores in groups.items():
+        if key not in specs:
+            raise FoldError(
+                f"the cores of {key!r} belong to no weight of the plan or model, wanted one; give "
+                "the student they were expanded from with --model"
+            )
+        name, spec, aliases = specs[key]
+        weight = get(name).compose([c.double() for c in cores], spec.with_dtype("float64"))
+        rounded = weight.to(getattr(torch, spec.dtype))
+        require_finite(key, rounded)
+        state.update(dict.fromkeys((key, *aliases), rounded))
+    return state if model is None else _ordered(state, model)
+
+
+def _ordered(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The student's own keys in its own order; a tied weight may be there under one name only."""
+    for names in names_of_parameters(model).values():
+        present = [name for name in names if name in state]
+        state.update({name: state[present[0]] for name in names if present})
+    wanted = model.state_dict()
+    missing = [name for name in wanted if name not in state]
+    unknown = [name for name in state if name not in wanted]
+    shapes = [n for n, t in wanted.items() if n in state and t.shape != state[n].shape]
+    if missing or unknown or shapes:
+        raise FoldError(
+            f"the tensors do not belong to the model: {(missing or unknown or shapes)[0]!r} "
+            f"({len(missing)} missing, {len(unknown)} unknown, {len(shapes)} of other shape); give "
+            "the student they were expanded from"
+        )
+    return {name: state[name] for name in wanted}
+
+
+Chosen = dict[str, tuple[str, Spec, tuple[str, ...]]]
+
+
+def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+    found: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in tensors.items():
+        place = core_key(name)
+        if place is not None:
+            found.setdefault(place[0], {})[place[1]] = tensor
+    if not found:
+        raise FoldError(
+            "the file holds no cores (names such as weight_cores.0), wanted what opdf-compile "
+            "expand wrote; this student is folded already"
+        )
+    for key, cores in found.items():
+        if sorted(cores) != list(range(len(cores))):
+            raise FoldError(
+                f"the file holds the cores {sorted(cores)} of {key!r}, wanted 0 to {max(cores)} "
+                "without a gap; save the whole state dict"
+            )
+    return {key: [cores[i] for i in range(len(cores))] for key, cores in found.items()}
+
+
+def _planned(plan: str) -> Chosen:
+    try:
+        value = json.loads(plan)
+    except (ValueError, RecursionError) as error:
+        raise FoldError(
+            f"the plan in the file's header is damaged ({error}), wanted JSON; give the student "
+            "with --model"
+        ) from error
+    entries = Plan.from_json(value).entries
+    return {e.key: (e.parametrization, e.spec, e.aliases) for e in entries}
+
+
+def _inferred(groups: Mapping[str, list[Tensor]], model: nn.Module | None) -> Chosen:
+    if model is None:
+        return {key: _from_shapes(key, cores) for key, cores in groups.items()}
+    report = match(model)
+    offers = [r.offer for r in report.refusals if r.offer is not None]
+    # Of a Parameter that no layer holds, modules do not tell which axis is which.
+    raw = {offer.key for offer in offers} - {m.key for m in _of_layers(model)}
+    known: dict[str, Match] = {m.key: m for m in (*report.matches, *offers)}
+    chosen: Chosen = {}
+    for key, cores in groups.items():
+        found = known.get(key)
+        if found is None:
+            continue
+        name, spec = _spec_of(found, cores, sure=key not in raw)
+        chosen[key] = (name, spec, found.aliases)
+    return chosen
+
+
+def _spec_of(found: Match, cores: list[Tensor], *, sure: bool) -> tuple[str, Spec]:
+    """The parametrization and spec that have tensors of these shapes.
+
+    Cores with four axes are an MPO's (svd's are such, too); other shapes are offered to every other
+    parametrization in turn.
+    """
+    shapes = [tuple(core.shape) for core in cores]
+    if all(len(shape) == 4 for shape in shapes):
+        turned = _transposed(found, cores, sure=sure)
+        return "mpo", get("mpo").infer(shapes, found.shape, dtype=found.dtype, transposed=turned)
+    ways = _ways(found, sure=sure)
+    reasons = []
+    for name in registry.names():
+        for turned in ways:
+            try:
+                spec = get(name).infer(shapes, found.shape, dtype=found.dtype, transposed=turned)
+            except FoldError as error:
+                reasons.append(f"{name}: {error}")
+            else:
+                return name, spec
+    raise FoldError(
+        f"the cores of {found.key!r} are those of no parametrization ({'; '.join(reasons)}), "
+        "wanted shapes that tell the weight; fold the file that opdf-compile expand wrote, which "
+        "has the plan"
+    )
+
+
+def _of_layers(model: nn.Module) -> list[Match]:
+    report = layer_rows(bare(model))
+    return [*report.matches, *(r.offer for r in report.refusals if r.offer is not None)]
+
+
+def _ways(found: Match, *, sure: bool) -> tuple[bool, ...]:
+    """Whether the weight is stored (in, out): as its layer says, or both answers."""
+    if sure or len(found.shape) != 2:
+        return (found.transposed,)
+    if found.shape[0] == found.shape[1]:
+        raise FoldError(
+            f"the cores of {found.key!r} make a square matrix, and nothing tells its rows from its "
+            "columns: no layer holds it and the file has no plan; fold the file that opdf-compile "
+            "expand wrote"
+        )
+    return (False, True)
+
+
+def _transposed(found: Match, cores: list[Tensor], *, sure: bool) -> bool:
+    """Whether the weight is stored (in, out); where two answers are left the cores' sizes tell."""
+    ways = _ways(found, sure=sure)
+    return ways[0] if len(ways) == 1 else prod(core.shape[1] for core in cores) == found.shape[1]
+
+
+def _from_shapes(key: str, cores: list[Tensor]) -> tuple[str, Spec, tuple[str, ...]]:
+    """A matrix follows from its cores; a convolution's kernel does not."""
+    if any(core.ndim != 4 for core in cores):
+        raise FoldError(
+            f"the cores of {key!r} have {cores[0].ndim} axes, wanted 4 (left, out, in, right); "
+            "give the student with --model"
+        )
+    shape = (prod(c.shape[1] for c in cores), prod(c.shape[2] for c in cores))
+    dtype = str(cores[0].dtype).removeprefix("torch.")
+    spec = get("mpo").infer([tuple(c.shape) for c in cores], shape, dtype=dtype)
+    return ("mpo", spec, ())

@@ -1,0 +1,159 @@
+"""Which files a verification is about: two models, their check data, and a bundle's hashes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opdf_compile.artefacts.check_data import check_path
+from opdf_compile.artefacts.record import exporter_of
+from opdf_compile.errors import ArtefactError, InputError
+from opdf_compile.files.atomic import existing_file, sha256
+from opdf_compile.io.export.bundle import (
+    MANIFEST,
+    REFERENCE,
+    REFERENCE_FOLDER,
+    STUDENT,
+    changed_files,
+    is_inside,
+    read_manifest,
+    reference_of,
+)
+from opdf_compile.parity.runtime.loading import load_onnx
+
+PathLike = str | os.PathLike[str]
+_WANTED = "an ONNX model"
+
+
+@dataclass(frozen=True)
+class Artefacts:
+    """The files of one verification.
+
+    Attributes:
+        candidate: The ONNX file about to ship.
+        reference: The export of the untouched student, if there is one.
+        check: The candidate's check data, if there is any.
+        reference_check: The reference's.
+        tampered: A sentence for each file that is not what its bundle's manifest says.
+        listed: Further files of the bundle.
+    """
+
+    candidate: Path
+    reference: Path | None
+    check: Path | None
+    reference_check: Path | None
+    tampered: tuple[str, ...] = ()
+    listed: tuple[Path, ...] = ()
+
+    def table(self) -> dict[str, dict[str, Any]]:
+        """By name: hash, size, opset and exporter; opset and exporter are null for other files."""
+        found = (self.candidate, self.reference, self.check, self.reference_check, *self.listed)
+        paths = list(dict.fromkeys(path for path in found if path is not None))
+        names = [path.name for path in paths]
+        # Two models may both be called model.onnx; then the folders tell them apart.
+        return {
+            path.name if names.count(path.name) == 1 else path.as_posix(): _describe(path)
+            for path in paths
+        }
+
+
+def find_artefacts(
+    candidate: PathLike,
+    reference: PathLike | None,
+    check: PathLike | None,
+    reference_check: PathLike | None = None,
+) -> Artefacts:
+    """Locate the files.
+
+    Args:
+        candidate: An ONNX file, or a bundle folder.
+        reference: An ONNX file; None means the bundle's own.
+        check: Check data of the candidate; None means the file of its name, if it exists.
+        reference_check: Check data of the reference; None means the same.
+
+    Raises:
+        ArtefactError: A file is missing, or the folder is no bundle.
+    """
+    path = Path(candidate)
+    tampered: tuple[str, ...] = ()
+    listed: tuple[Path, ...] = ()
+    other = None if reference is None else existing_file(reference, wanted=_WANTED)
+    if path.is_dir():
+        tampered, listed = _audit(path)
+        other = other or reference_of(path)
+        path = path / STUDENT
+    path = existing_file(path, wanted=_WANTED)
+    given, beside = (
+        None if file is None else existing_file(file, wanted="check data (.check.npz)")
+        for file in (check, reference_check)
+    )
+    return Artefacts(
+        candidate=path,
+        reference=other,
+        check=given or _beside(path),
+        reference_check=None if other is None else beside or _beside(other),
+        tampered=tampered,
+        listed=listed,
+    )
+
+
+def require_reference(artefacts: Artefacts, asked: tuple[str, ...]) -> None:
+    """Refuse to go on where a part needs a reference and there is none.
+
+    Raises:
+        InputError: There is none.
+    """
+    needy = [part for part in asked if part != "numerics"]
+    if needy and artefacts.reference is None:
+        raise InputError(
+            f"{' and '.join(needy)} of {artefacts.candidate} cannot be checked without the export "
+            "of the untouched student; give reference= (--reference), or ask for numerics only"
+        )
+
+
+def _audit(folder: Path) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    """Compare a bundle with its manifest: sentences for changed files, and the files it lists."""
+    names = [str(name) for name in read_manifest(folder)["files"]]
+    plain = [name for name in names if is_inside(name)]
+    for name in plain:
+        if not (folder / name).is_file():
+            raise ArtefactError(
+                f"{folder / name} is missing although {MANIFEST} lists it; restore it or export "
+                "the bundle again"
+            )
+    sentences = [
+        f"{name} is not the file that was exported: its SHA-256 differs from {MANIFEST}"
+        for name in changed_files(folder)
+    ]
+    # A file that the manifest does not know was put there by somebody else.
+    models = (STUDENT, REFERENCE, f"{REFERENCE_FOLDER}/{REFERENCE}")
+    looked_at = (*models, *(check_path(Path(name)).as_posix() for name in models))
+    sentences += [
+        f"{name} is not part of what was exported: {MANIFEST} does not list it"
+        for name in looked_at
+        if name not in plain and (folder / name).exists()
+    ]
+    return tuple(sentences), tuple(folder / name for name in plain)
+
+
+def _beside(path: Path) -> Path | None:
+    check = check_path(path)
+    return check if check.exists() else None
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    entry: dict[str, Any] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+    if path.suffix != ".onnx":
+        return {**entry, "opset": None, "exporter": None}
+    model = load_onnx(path)
+    opsets = {item.domain: item.version for item in model.opset_import}
+    metadata: Mapping[str, str] = {item.key: item.value for item in model.metadata_props}
+    producer = f"{model.producer_name} {model.producer_version}".strip()
+    return {
+        **entry,
+        "opset": opsets.get("", opsets.get("ai.onnx")),
+        "exporter": exporter_of(metadata) or producer or None,
+    }

@@ -1,0 +1,118 @@
+"""Makes groups of sessions and times rounds on them; measures what comes with a session.
+
+A group is three sessions made one after the other in random order: reference, candidate and a
+second reference, the control. All of them are bound to the inputs of every shape.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from opdf_compile.parity.latency.memory import growth, smallest
+from opdf_compile.parity.latency.result import ROLES, Role
+from opdf_compile.parity.latency.shapes import Shape
+from opdf_compile.parity.latency.timing import (
+    BoundSession,
+    bind,
+    calm_seconds,
+    warm_up,
+)
+from opdf_compile.parity.runtime.sessions import Device, create_session, session_options
+
+if TYPE_CHECKING:
+    import onnx
+
+# Enough sessions for the smallest growth to be free of the process's one-off allocations.
+_MEMORY_SESSIONS = 3
+
+
+class Bench:
+    """The three sessions of the current group, and what was seen when sessions were made.
+
+    Attributes:
+        inputs: Arrays by name, for each shape.
+        cold: Seconds to create each session, by role, in the order of the groups.
+    """
+
+    def __init__(
+        self,
+        paths: Mapping[Role, Path],
+        device: Device,
+        inputs: Sequence[Mapping[str, Any]],
+        threads: int | None,
+        rng: np.random.Generator,
+    ) -> None:
+        self.paths, self.device, self.inputs = paths, device, tuple(inputs)
+        self.cold: dict[Role, list[float]] = {role: [] for role in ROLES}
+        self._threads, self._rng = threads, rng
+        self._memory: dict[tuple[Path, int], list[int | None]] = {}
+        self._bound: dict[tuple[Role, int], BoundSession] = {}
+
+    def open(self, first: int) -> None:
+        """Make a new group; random order, since the first one made may get the better memory.
+
+        Args:
+            first: The shape that sessions run first, so that their memory is that of this shape.
+        """
+        self._bound = {}  # The last group goes before the next one takes memory.
+        for role in self._shuffled():
+            session = self._first_run(role, first)
+            for shape, inputs in enumerate(self.inputs):
+                if shape != first:
+                    self._bound[role, shape] = bind(session, inputs, self.device.name)
+
+    def warm_up(self, shape: int) -> float:
+        """Run every session on a shape until it is steady; return seconds of one run."""
+        return max(warm_up(self._bound[role, shape]) for role in self._shuffled())
+
+    def round(self, shape: int, runs: int, single: float) -> dict[Role, float]:
+        """Seconds per run of one block of each session, in random order."""
+        return {
+            role: calm_seconds(self._bound[role, shape], runs, single) for role in self._shuffled()
+        }
+
+    def close(self) -> None:
+        """Let the sessions go."""
+        self._bound = {}
+
+    def memory(self, role: Role, shape: int) -> int | None:
+        """Peak bytes of a session that ran this shape first; None where it is not known."""
+        return smallest(self._memory.get((self.paths[role], shape), []))
+
+    def _first_run(self, role: Role, first: int) -> Any:
+        path, kind = self.paths[role], self.device.name
+        seen = self._memory.setdefault((path, first), [])
+        with growth(kind if len(seen) < _MEMORY_SESSIONS else None) as grown:
+            began = time.perf_counter()
+            options = session_options(self._threads)
+            session = create_session(str(path), self.device, options, str(path))
+            self.cold[role].append(time.perf_counter() - began)
+            self._bound[role, first] = bind(session, self.inputs[first], kind)
+        if len(seen) < _MEMORY_SESSIONS:
+            seen.append(grown.bytes)
+        return session
+
+    def _shuffled(self) -> list[Role]:
+        return [ROLES[index] for index in self._rng.permutation(len(ROLES))]
+
+
+def shapes_of(inputs: Mapping[str, Any]) -> dict[str, Shape]:
+    """The shape of every input."""
+    return {name: tuple(np.shape(array)) for name, array in inputs.items()}
+
+
+def file_bytes(path: Path, model: onnx.ModelProto) -> int:
+    """Bytes on disk of a model that was loaded from `path`, external initialisers included."""
+    beside = {
+        entry.value
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    files = [path, *(path.parent / name for name in sorted(beside))]
+    return sum(int(file.stat().st_size) for file in files)

@@ -1,0 +1,218 @@
+"""Runs sessions with inputs and outputs bound on their device, warms them up, times blocks of runs.
+
+Binding keeps copies between host and device out of the measurement. The runtime waits for the
+device at the end of every run, before `run_with_iobinding` returns, unless the run options switch
+that off (they do not here); the outputs are synchronised once more inside the clock.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from opdf_compile.errors import InputError
+from opdf_compile.parity.runtime.quiet import quiet_runtime
+
+try:
+    import resource
+except ImportError:  # Windows: nobody counts preemptions, and the trimmed mean must do.
+    resource = None  # type: ignore[assignment]
+
+# One run is a block, unless it is so short that the clock and the loop around it would show. Short
+# blocks bring the two runs of a pair close together in time, so that both meet the same machine.
+# Measured on a shared core with a run of 0.06 ms: the standard error after one second was 0.1 % for
+# blocks of one run and 1.0 % for blocks of twelve.
+BLOCK_SECONDS = 0.00005
+MOST_RUNS = 2000
+# onnx.TensorProto.BFLOAT16.
+_BFLOAT16 = 16
+# A run of this length fills the caches by itself; before a shorter one they still hold the session
+# that ran before.
+_FILLS_CACHES = 0.001
+# A block is measured again while other processes take the core from it, as long as that is cheap.
+_MOST_TRIES = 8
+_SECONDS_FOR_TRIES = 0.05
+# Warm-up: windows of runs until the median stops falling by more than 1 %.
+_WINDOW_SECONDS = 0.01
+_STILL_FALLING = 0.99
+_MOST_WINDOWS = 20
+
+
+@dataclass(frozen=True)
+class BoundSession:
+    """A session with its inputs on the device, ready to run.
+
+    Attributes:
+        session: The onnxruntime session.
+        binding: Its inputs and outputs.
+        inputs: What the binding points into and must outlive it.
+    """
+
+    session: Any
+    binding: Any
+    inputs: tuple[Any, ...] = ()
+
+    def run(self) -> None:
+        """Run once and wait for the outputs."""
+        self.session.run_with_iobinding(self.binding)
+        self.binding.synchronize_outputs()
+
+    def seconds(self, runs: int) -> float:
+        """Seconds per run over a block of runs."""
+        run = self.run
+        begin = time.perf_counter_ns()
+        for _ in range(runs):
+            run()
+        # At least one tick, so that a coarse clock gives a ratio and no division by zero.
+        return max(1, time.perf_counter_ns() - begin) / runs * 1e-9
+
+
+def bind(session: Any, inputs: Mapping[str, Any], device: str) -> BoundSession:
+    """Put the inputs on the device and let the runtime keep the outputs there.
+
+    Args:
+        session: An onnxruntime session.
+        inputs: Arrays by input name; bfloat16 as ml_dtypes' type.
+        device: "cpu" or "cuda".
+
+    Raises:
+        InputError: The model cannot run on these inputs.
+    """
+    binding = session.io_binding()
+    kind = device.split(":")[0]
+    held = tuple(
+        _bind_input(binding, name, array, kind) for name, array in _by_name(session, inputs).items()
+    )
+    for output in session.get_outputs():
+        binding.bind_output(output.name, kind)
+    bound = BoundSession(session, binding, held)
+    try:
+        with quiet_runtime():
+            bound.run()
+    except Exception as error:  # onnxruntime's exceptions share no base but this one.
+        reason = str(error).strip().splitlines()[0][:200]
+        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
+        raise InputError(
+            f"the model does not run on the inputs {shapes} ({reason}); give check data with "
+            "inputs that it takes (check=)"
+        ) from error
+    return bound
+
+
+def warm_up(session: BoundSession) -> float:
+    """Run until the median stops falling.
+
+    Returns:
+        Seconds per run of the last window.
+    """
+    single = min(session.seconds(1) for _ in range(2))
+    window = max(3, min(MOST_RUNS, round(_WINDOW_SECONDS / max(single, 1e-9))))
+    before = _window_median(session, window)
+    for _ in range(_MOST_WINDOWS):
+        now = _window_median(session, window)
+        if now >= before * _STILL_FALLING:
+            return now
+        before = now
+    return before
+
+
+def runs_per_block(seconds: float) -> int:
+    """How many runs make one block long enough for the clock.
+
+    Args:
+        seconds: Time of one run.
+    """
+    return max(1, min(MOST_RUNS, round(BLOCK_SECONDS / max(seconds, 1e-9))))
+
+
+def calm_seconds(session: BoundSession, runs: int, single: float) -> float:
+    """Seconds per run of a block during which the system gave the core to nobody else.
+
+    A block that was interrupted timed another process as well, and is measured again. Both sides of
+    a ratio are treated alike. On a machine where calm blocks are rare the last one counts.
+
+    Args:
+        session: What to time.
+        runs: Runs in the block.
+        single: Seconds that one run takes, about.
+    """
+    if single < _FILLS_CACHES:
+        session.run()
+    tries = int(_SECONDS_FOR_TRIES / max(single * runs, 1e-9))
+    for _ in range(max(1, min(_MOST_TRIES, tries))):
+        before = _preemptions()
+        seconds = session.seconds(runs)
+        if _preemptions() == before:
+            break
+    return seconds
+
+
+def _preemptions() -> int:
+    """How often the system took a core from this process, over all its threads."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw if resource else 0
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep Python's garbage collector out of the measurement."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _window_median(session: BoundSession, runs: int) -> float:
+    return statistics.median(session.seconds(1) for _ in range(runs))
+
+
+def _by_name(session: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs under the session's names; by position where the two models name them differently."""
+    names = [value.name for value in session.get_inputs()]
+    if set(names) <= set(inputs):
+        return {name: inputs[name] for name in names}
+    if len(names) != len(inputs):
+        raise InputError(
+            f"the inputs are {', '.join(inputs) or 'none'}, the model wants "
+            f"{', '.join(names) or 'none'}; give check data of this model (check=)"
+        )
+    return dict(zip(names, inputs.values(), strict=True))
+
+
+def _bind_input(binding: Any, name: str, array: Any, kind: str) -> Any:
+    """Bind one input on the device; return what must stay alive as long as the binding."""
+    import onnxruntime as ort
+
+    array = np.ascontiguousarray(array).reshape(np.shape(array))
+    if array.dtype.name != "bfloat16":
+        value = ort.OrtValue.ortvalue_from_numpy(array, kind, 0)
+        binding.bind_ortvalue_input(name, value)
+        return value
+    import torch
+
+    # numpy knows no bfloat16, and the runtime copies only numpy's types to a device; torch does.
+    bits = torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
+    if kind == "cuda" and not torch.cuda.is_available():
+        return _bind_from_host(binding, name, array)
+    tensor = bits.to(torch.device(kind, 0) if kind == "cuda" else kind)
+    binding.bind_input(name, kind, 0, _BFLOAT16, tuple(tensor.shape), tensor.data_ptr())
+    return tensor
+
+
+def _bind_from_host(binding: Any, name: str, array: Any) -> Any:
+    """Bfloat16 beside a torch without CUDA: both models pay for one copy of the input per run."""
+    import onnxruntime as ort
+
+    value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _BFLOAT16)
+    binding.bind_ortvalue_input(name, value)
+    return value

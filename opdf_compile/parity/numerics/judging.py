@@ -1,0 +1,155 @@
+"""One output against its truth: the errors, the tolerance, the worst element."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from opdf_compile.artefacts.check_data import CheckData, Sample
+from opdf_compile.parity.numerics.floors import (
+    HALVES,
+    ORDER_FACTOR,
+    Floor,
+    Peer,
+    budget,
+    factor,
+    own_floor,
+    pool,
+    root_mean_square,
+    scale_of,
+)
+from opdf_compile.parity.numerics.problems import Array, problem_of
+from opdf_compile.parity.numerics.result import Element, OutputError, unusable
+
+
+def judge(
+    name: str, data: CheckData, values: Sequence[Array], peer: Peer | None = None
+) -> OutputError:
+    """Judge what the runtime computed for one output.
+
+    Args:
+        name: The output.
+        data: The check data.
+        values: What was computed, one array per sample.
+        peer: The reference's errors on the same output.
+    """
+    truths = [np.asarray(sample.outputs[name]) for sample in data.samples]
+    # Where torch overflows in the exported dtype, its error says nothing about rounding.
+    draws = data.random.get(name, "")
+    usable = [not draws and _is_measure(sample, name) for sample in data.samples]
+    wrong = _problem(name, data, values, truths, usable)
+    if wrong is not None:
+        return wrong
+    kept = [index for index, ok in enumerate(usable) if ok]
+    if not kept:
+        reason = draws and (
+            f"the torch model draws random numbers for it ({draws}); switch that off in "
+            "evaluation and export again"
+        )
+        reason = reason or (
+            f"in {data.dtype} the torch model itself overflows there, or decides a tie otherwise"
+        )
+        return OutputError(name, unjudged=reason)
+    samples = [data.samples[index] for index in kept]
+    exact = [truths[index] for index in kept]
+    errors = [_error(values[index], truths[index]) for index in kept]
+    own = own_floor(samples, name, exact, data.dtype)
+    rows = sum(sample.rows(name) for sample in samples)
+    scale = scale_of(exact)
+    largest, rms = _widened(own, peer, scale)
+    wide = factor(rows)
+    return OutputError(
+        output=name,
+        max_abs=max(float(error.max(initial=0.0)) for error in errors),
+        rms=pool([root_mean_square(error) for error in errors], [e.size for e in errors]),
+        scale=scale,
+        floor_max=largest,
+        floor_rms=rms,
+        factor=wide,
+        element=_worst(name, kept, errors, values, truths, wide * largest),
+        rows=rows,
+        own_rms=own.rms,
+        budget_rms=_budget(own, peer, rows, data.dtype),
+    )
+
+
+def _widened(own: Floor, peer: Peer | None, scale: float) -> tuple[float, float]:
+    if peer is None:
+        return own.largest, own.rms
+    return (
+        max(own.largest, min(peer.max_rel * scale, ORDER_FACTOR * own.largest)),
+        max(own.rms, min(peer.rms_rel * scale, ORDER_FACTOR * own.rms)),
+    )
+
+
+def _budget(own: Floor, peer: Peer | None, rows: int, dtype: str) -> float:
+    if peer is None or dtype not in HALVES or peer.dtype != dtype:
+        return math.inf
+    return budget(own, peer, rows)
+
+
+def _problem(
+    name: str,
+    data: CheckData,
+    values: Sequence[Array],
+    truths: Sequence[Array],
+    usable: Sequence[bool],
+) -> OutputError | None:
+    dtype = data.output_dtypes.get(name, "")
+    for index, (value, truth, ok) in enumerate(zip(values, truths, usable, strict=True)):
+        sentence, differ = problem_of(value, truth, dtype, ok)
+        if not sentence:
+            continue
+        at = None if differ is None else np.unravel_index(int(differ.argmax()), differ.shape)
+        element = None if at is None else _element(name, index, at, value, truth, math.inf, 0.0)
+        return unusable(name, sentence, element)
+    return None
+
+
+def _is_measure(sample: Sample, name: str) -> bool:
+    """Whether torch's error in a sample says anything about the candidate's.
+
+    An infinite one would allow everything. An integer output that torch itself gets wrong is a
+    near tie, and its distance (7 labels) is no noise: it would excuse any label everywhere.
+    """
+    if np.asarray(sample.outputs[name]).dtype.kind != "f":
+        return sample.error[name] == 0
+    return math.isfinite(sample.error[name]) and math.isfinite(sample.rms[name])
+
+
+def _error(value: Array, truth: Array) -> Array:
+    if truth.dtype.kind != "f":
+        # Integers beyond 2^53 differ by 1 without differing in float64.
+        gap = np.abs(value.astype(np.float64) - truth.astype(np.float64))
+        return np.where(value == truth, 0.0, np.maximum(gap, 1.0))
+    finite = np.isfinite(truth)
+    wide = np.where(finite, value.astype(np.float64), 0.0)
+    error: Array = np.abs(wide - np.where(finite, truth, 0.0).astype(np.float64))
+    return error
+
+
+def _worst(
+    name: str,
+    kept: Sequence[int],
+    errors: Sequence[Array],
+    values: Sequence[Array],
+    truths: Sequence[Array],
+    tolerance: float,
+) -> Element | None:
+    tops = [float(error.max(initial=0.0)) for error in errors]
+    place = tops.index(max(tops))
+    if not errors[place].size:
+        return None
+    at = np.unravel_index(int(errors[place].argmax()), errors[place].shape)
+    sample = kept[place]
+    return _element(name, sample, at, values[sample], truths[sample], tops[place], tolerance)
+
+
+def _element(
+    name: str, sample: int, at: Any, value: Array, truth: Array, error: float, tolerance: float
+) -> Element:
+    index = tuple(int(i) for i in at)
+    return Element(name, sample, index, float(value[index]), float(truth[index]), error, tolerance)

@@ -1,0 +1,93 @@
+"""Figures of a report, as files and as SVG inside a page."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opdf_compile.errors import InternalError
+from opdf_compile.files.atomic import atomic_write
+from opdf_compile.parity.latency.result import LatencyResult, ShapeResult
+from opdf_compile.parity.report.plots import STYLE, latency_figure, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from opdf_compile.parity.structure.picture import Neighbourhood
+
+SUFFIXES = (".png", ".svg", ".pdf")
+_PICTURE_SIZE = (11.0, 5.6)
+
+
+def plot_latency(result: LatencyResult, path: Path) -> None:
+    """Draw a measurement, a row for each shape, and write it whole or not at all.
+
+    Args:
+        result: A measurement, with its series.
+        path: A .png, .svg or .pdf file.
+
+    Raises:
+        ArtefactError: The path cannot be written.
+        InternalError: The result holds no measurement.
+    """
+    if not result.per_shape:
+        raise InternalError("the latency plot was asked for without a measurement")
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        _save(latency_figure(result, result.per_shape), path)
+
+
+def plot_difference(picture: Neighbourhood, path: Path) -> None:
+    """Draw the first difference of two graphs and write it whole or not at all.
+
+    Raises:
+        ArtefactError: The path cannot be written.
+    """
+    _save(_difference_figure(picture), path)
+
+
+def latency_svg(result: LatencyResult, shape: ShapeResult) -> str:
+    """One shape's plots as an SVG element."""
+    import matplotlib
+
+    with matplotlib.rc_context({**STYLE, "svg.hashsalt": repr(shape.shape)}):
+        return _svg(latency_figure(result, [shape]))
+
+
+def difference_svg(picture: Neighbourhood) -> str:
+    """The first difference of two graphs as an SVG element."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "difference"}):
+        return _svg(_difference_figure(picture))
+
+
+def _difference_figure(picture: Neighbourhood) -> Figure:
+    figure = new_figure(_PICTURE_SIZE)
+    picture.draw(figure)
+    return figure
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, metadata=_metadata(path))
+
+
+def _svg(figure: Figure) -> str:
+    """The figure without the XML prologue, which has no place inside a page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    # The metadata block names vocabularies on the web; the page shall hold no address at all.
+    return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """Without a date, equal measurements give equal files."""
+    if path.suffix.lower() == ".png":
+        return {"Software": "opdf-compile"}
+    return {"Date": None} if path.suffix.lower() == ".svg" else {"CreationDate": None}

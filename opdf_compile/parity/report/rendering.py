@@ -1,0 +1,143 @@
+"""The parity report for people: a text table, Markdown for CI summaries, HTML for notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from opdf_compile.graph.rows import text_table
+from opdf_compile.parity.report.findings import (
+    FILE_HEAD,
+    Row,
+    cost_rows,
+    facts,
+    file_rows,
+    meaning,
+    notes,
+    rows,
+    shape_rows,
+)
+
+if TYPE_CHECKING:
+    from opdf_compile.parity.report.value import ParityReport
+
+_HEAD = ("part", "verdict", "finding")
+_COLOURS = {"pass": "#1a7f37", "fail": "#cf222e", "inconclusive": "#9a6700"}
+_MARKS = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", "not checked": "⚠️", "not asked": "➖"}
+_SHOWN_DIFFERENCES = 10
+_HASH_DIGITS = 12
+
+
+def text(report: ParityReport) -> str:
+    """The report as lines of a terminal."""
+    title = f"{report.verdict.upper()}: {meaning(report)}"
+    details = ["  - " + line.replace("\n", "\n    ") for line in _differences(report)]
+    return "\n".join(
+        [
+            *(title, "", text_table([_HEAD, *rows(report)]), *details),
+            *_text_tables(report),
+            *notes(report),
+            facts(report),
+        ]
+    )
+
+
+def markdown(report: ParityReport) -> str:
+    """The report as Markdown: the verdict and a table, then what a reader may open."""
+    mark = _MARKS[report.verdict]
+    shown = [(part, f"{_MARKS[verdict]} {verdict}", found) for part, verdict, found in rows(report)]
+    lines = [f"## {mark} Parity: {report.verdict}", "", f"{meaning(report).capitalize()}.", ""]
+    lines += _markdown_table([_HEAD, *shown])
+    lines += _markdown_differences(report)
+    shapes = shape_rows(report.latency)
+    if len(shapes) > 2:
+        lines += ["", *_markdown_table(shapes)]
+    lines += ["", *(f"- {_cell(line)}" for line in (*notes(report), facts(report)))]
+    more = []
+    for made in (shapes if len(shapes) == 2 else [], cost_rows(report)):
+        more += ["", *_markdown_table(made)] if made else []
+    if report.files:
+        more += ["", *_markdown_table([FILE_HEAD, *_short_files(report)])]
+    lines += _folded("Speed, memory, cold start and files", more)
+    return "\n".join(lines) + "\n"
+
+
+def html(report: ParityReport) -> str:
+    """The report as an HTML fragment without scripts or outside resources."""
+    colour = _COLOURS[report.verdict]
+    title = f"<strong style='color:{colour}'>{escape(report.verdict)}</strong>"
+    listed = "".join(
+        f"<li style='white-space:pre-wrap'>{escape(line)}</li>" for line in _differences(report)
+    )
+    tables = [_html_table([_HEAD, *rows(report)])]
+    tables += [
+        _html_table(made) for made in (shape_rows(report.latency), cost_rows(report)) if made
+    ]
+    footer = "<br>".join(escape(line) for line in (*notes(report), facts(report)))
+    return (
+        f"<div><p>{title}: {escape(meaning(report))}</p>{tables[0]}<ul>{listed}</ul>"
+        f"{''.join(tables[1:])}<p><small>{footer}</small></p></div>"
+    )
+
+
+def _text_tables(report: ParityReport) -> list[str]:
+    """One shape is told in the first table already; several have a table of their own."""
+    shapes = shape_rows(report.latency)
+    found = [shapes if len(shapes) > 2 else [], cost_rows(report)]
+    return [line for made in found if made for line in ("", text_table(made), "")]
+
+
+def _differences(report: ParityReport) -> list[str]:
+    lines = list(report.structure.differences)
+    more = len(lines) - _SHOWN_DIFFERENCES
+    return lines if more <= 0 else [*lines[:_SHOWN_DIFFERENCES], f"and {more} more"]
+
+
+def _markdown_differences(report: ParityReport) -> list[str]:
+    """The first difference in the open, the others folded away."""
+    found = _differences(report)
+    if not found:
+        return []
+    items = [f"- {'<br>'.join(_cell(line) for line in text.splitlines())}" for text in found]
+    rest = len(report.structure.differences) - 1
+    title = f"{rest} more difference{'s' * (rest > 1)}"
+    return ["", "### Differences", "", items[0], *_folded(title, ["", *items[1:]])]
+
+
+def _folded(title: str, lines: Sequence[str]) -> list[str]:
+    """Lines that a click shows; nothing where there is nothing to show."""
+    if not any(lines):
+        return []
+    return ["", f"<details><summary>{title}</summary>", *lines, "", "</details>"]
+
+
+def _short_files(report: ParityReport) -> list[Row]:
+    return [
+        (name, digest[:_HASH_DIGITS], *others) for name, digest, *others in file_rows(report.files)
+    ]
+
+
+def _markdown_table(made: Sequence[Row]) -> list[str]:
+    lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in made]
+    return [lines[0], "|" + " --- |" * len(made[0]), *lines[1:]]
+
+
+def _cell(value: str) -> str:
+    """Text that a Markdown table or list shows as it is, also when a model's names are hostile."""
+    safe = value.replace("&", "&amp;").replace("<", "&lt;")
+    for sign in "\\|`*":
+        safe = safe.replace(sign, f"\\{sign}")
+    # A name must not become a link either.
+    safe = safe.replace("](", "]\\(")
+    return " ".join(safe.split())
+
+
+def _html_table(made: Sequence[Row]) -> str:
+    left = "style='text-align:left'"
+    head = "".join(f"<th {left}>{escape(cell)}</th>" for cell in made[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td {left}>{escape(cell)}</td>" for cell in row) + "</tr>"
+        for row in made[1:]
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"

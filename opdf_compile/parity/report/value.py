@@ -1,0 +1,241 @@
+"""The parity report: a frozen value with a verdict, a JSON form, and forms for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from opdf_compile.files.atomic import atomic_write
+from opdf_compile.parity.latency.result import LatencyResult
+from opdf_compile.parity.report import rendering
+
+if TYPE_CHECKING:
+    from opdf_compile.parity.numerics.result import OutputError, Precision
+    from opdf_compile.parity.structure.picture import Neighbourhood
+
+SCHEMA = "opdf-report/1"
+PARTS = ("structure", "numerics", "latency")
+Whole = Literal["pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class OptimisedGraphs:
+    """What the runtime makes of the two graphs when it loads them.
+
+    Attributes:
+        verdict: "same", "differ" or "not_compared".
+        provider: The execution provider whose rewrites ran.
+        nodes: Nodes of the candidate's graph after them.
+        differences: What differs, or why nothing was compared, in sentences.
+    """
+
+    verdict: str = "not_compared"
+    provider: str | None = None
+    nodes: int | None = None
+    differences: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The values under the report's keys."""
+        return _values(self)
+
+
+@dataclass(frozen=True)
+class StructurePart:
+    """Whether the candidate's graph is the reference's.
+
+    Attributes:
+        verdict: "pass", "fail" or "not_asked".
+        nodes: Nodes of the candidate's graph.
+        differences: What differs, in sentences; also a file whose hash is not the manifest's.
+        optimised: The graphs after the runtime's own optimisation; it refutes nothing.
+        picture: The first difference, to be drawn; not in the JSON.
+    """
+
+    verdict: str = "not_asked"
+    nodes: int | None = None
+    differences: tuple[str, ...] = ()
+    optimised: OptimisedGraphs | None = None
+    picture: Neighbourhood | None = field(default=None, repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The values under the report's keys."""
+        optimised = None if self.optimised is None else self.optimised.to_json()
+        values = {name: value for name, value in _values(self).items() if name != "picture"}
+        return {**values, "optimised": optimised}
+
+
+@dataclass(frozen=True)
+class NumericsPart:
+    """How far the candidate's outputs are from the truth of the model it was exported from.
+
+    Attributes:
+        verdict: "pass", "fail", "not_checked" (no evidence that could judge it) or "not_asked".
+        max_abs_error: Largest absolute error over outputs and samples.
+        max_rel_error: Largest error relative to the largest value of its output.
+        noise_floor: What rounding alone produces.
+        tolerance: The error that is allowed.
+        samples: How many inputs were tried.
+        outputs: How each output compares.
+        precision: The exported dtype and its error budget.
+        reason: Why there is no pass, in a sentence; empty otherwise. The JSON has it among the
+            notes.
+    """
+
+    verdict: str = "not_asked"
+    max_abs_error: float | None = None
+    max_rel_error: float | None = None
+    noise_floor: float | None = None
+    tolerance: float | None = None
+    samples: int | None = None
+    outputs: tuple[OutputError, ...] = ()
+    precision: Precision | None = None
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The values under the report's keys."""
+        precision = None if self.precision is None else asdict(self.precision)
+        outputs = [_output_json(error) for error in self.outputs]
+        values = {name: value for name, value in _values(self).items() if name != "reason"}
+        return {**values, "outputs": outputs, "precision": precision}
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Structure, numerics and latency of a candidate against the untouched reference.
+
+    Attributes:
+        verdict: "fail" if any part failed; else "inconclusive" if numerics was not checked or
+            latency could not be decided; else "pass". It covers the parts that were asked for.
+        structure: The graphs.
+        numerics: The outputs.
+        latency: The speed.
+        environment: Versions, device, options in force.
+        files: By name, the hash, size, opset and exporter of each file that was looked at.
+
+    Example:
+        >>> report = ParityReport("pass", StructurePart("pass", nodes=3))
+        >>> bool(report), report.exit_code
+        (True, 0)
+    """
+
+    schema: ClassVar[str] = SCHEMA
+    verdict: Whole
+    structure: StructurePart = field(default_factory=StructurePart)
+    numerics: NumericsPart = field(default_factory=NumericsPart)
+    latency: LatencyResult = field(default_factory=LatencyResult)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return self.verdict == "pass"
+
+    @property
+    def exit_code(self) -> int:
+        """What the command line exits with.
+
+        0 parity; 1 refuted; 4 numerics not checked; 3 latency inconclusive, or 1 where the caller
+        chose `on_inconclusive="fail"`. When numerics was not checked *and* latency is inconclusive,
+        the missing evidence is named (4): no repetition on a quieter machine would mend it.
+        """
+        if self.verdict == "fail":
+            return 1
+        undecided = self.latency.verdict == "inconclusive"
+        options = self.environment.get("options", {})
+        if undecided and options.get("on_inconclusive") == "fail":
+            return 1
+        if self.numerics.verdict == "not_checked":
+            return 4
+        return 3 if undecided else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values under the contract's keys; what is no finite number is null."""
+        values = {
+            "schema": self.schema,
+            "verdict": self.verdict,
+            "structure": self.structure.to_json(),
+            "numerics": self.numerics.to_json(),
+            "latency": self.latency.to_json(),
+            "environment": self.environment,
+            "files": self.files,
+        }
+        return {key: plain(value) for key, value in values.items()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the JSON form, whole or not at all.
+
+        Raises:
+            ArtefactError: The path cannot be written.
+        """
+        text = json.dumps(self.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+        with atomic_write(Path(path)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def save_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one page that needs no network, whole or not at all.
+
+        Raises:
+            ArtefactError: The path cannot be written.
+        """
+        from opdf_compile.parity.report.page import page
+
+        text = page(self)
+        with atomic_write(Path(path)) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+    def to_markdown(self) -> str:
+        """A table for a pull request or a CI step summary."""
+        return rendering.markdown(self)
+
+    def _repr_html_(self) -> str:
+        return rendering.html(self)
+
+    def __str__(self) -> str:
+        return rendering.text(self)
+
+
+def _output_json(error: OutputError) -> dict[str, Any]:
+    """An output's errors and what they may be, with its worst element."""
+    return {
+        "output": error.output,
+        "max_abs_error": error.max_abs,
+        "tolerance": error.tolerance_max,
+        "rms_error": error.rms,
+        "rms_tolerance": error.tolerance_rms,
+        "noise_floor": error.floor_max,
+        "rows": error.rows,
+        "worst": None if error.element is None else asdict(error.element),
+        "problem": error.problem or error.unjudged or None,
+    }
+
+
+def overall(structure: str, numerics: str, latency: str) -> Whole:
+    """The whole verdict from the verdicts of the parts that were asked for."""
+    verdicts = (structure, numerics, latency)
+    if "fail" in verdicts:
+        return "fail"
+    if any(verdict in ("inconclusive", "not_checked") for verdict in verdicts):
+        return "inconclusive"
+    return "pass"
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON knows it: mappings, lists, finite numbers; NaN and infinities are null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _values(part: Any) -> dict[str, Any]:
+    return {entry.name: getattr(part, entry.name) for entry in fields(part)}

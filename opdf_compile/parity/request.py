@@ -1,0 +1,162 @@
+"""What the caller of `verify` asked for, checked before a file is opened or a second is spent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from opdf_compile.errors import InputError
+from opdf_compile.parity.artefacts import PathLike
+from opdf_compile.parity.latency.measure import SEED, Progress, check_budget
+from opdf_compile.parity.latency.shapes import Shape, parse_shapes
+from opdf_compile.parity.latency.statistics import RULES, Rule
+from opdf_compile.parity.report.value import PARTS
+from opdf_compile.parity.runtime.sessions import Device, resolve_device
+
+AUTO_MARGIN = {"cuda": 0.02, "cpu": 0.05}
+ON_INCONCLUSIVE = ("warn", "fail")
+
+Shapes = str | Sequence[str | Mapping[str, Shape]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The caller's options, checked.
+
+    Attributes:
+        device: Where to run.
+        margin: Allowed relative difference in latency.
+        latency: "no-slower" or "equal".
+        on_inconclusive: "warn" or "fail".
+        budget: Seconds for the latency measurement.
+        asked: The parts of the verdict.
+        shapes: What `--shapes` asked for; empty takes the check data's first sample.
+        plot: Where to draw, or None.
+        progress: Called with a sentence and the share that is done.
+    """
+
+    device: Device
+    margin: float
+    latency: Rule
+    on_inconclusive: str
+    budget: float
+    asked: tuple[str, ...]
+    shapes: tuple[Mapping[str, Shape], ...]
+    plot: Path | None
+    progress: Progress
+
+    def options(self) -> dict[str, Any]:
+        """What the report records of it."""
+        return {
+            "only": list(self.asked),
+            "margin": self.margin,
+            "latency": self.latency,
+            "on_inconclusive": self.on_inconclusive,
+            "budget": self.budget,
+            "shapes": [
+                {name: list(sizes) for name, sizes in shape.items()} for shape in self.shapes
+            ],
+            "seed": SEED,
+            "threads": None,  # The runtime's own choice.
+        }
+
+
+def checked_request(
+    device: str,
+    margin: float | str,
+    latency: Rule,
+    on_inconclusive: str,
+    budget: float,
+    only: Iterable[str] | str | None,
+    shapes: Shapes | None,
+    plot: PathLike | None,
+    progress: Progress | None,
+) -> Request:
+    """Check every option of `verify`.
+
+    Raises:
+        DeviceError: The device cannot be used.
+        InputError: An option has no meaning.
+    """
+    if latency not in RULES:
+        raise InputError(f"latency is {latency!r}; give {' or '.join(RULES)}")
+    if on_inconclusive not in ON_INCONCLUSIVE:
+        raise InputError(
+            f"on_inconclusive is {on_inconclusive!r}; give {' or '.join(ON_INCONCLUSIVE)}"
+        )
+    check_budget(budget)
+    asked = _asked(only)
+    number = _margin(margin)
+    target = None if plot is None else _plot_target(Path(plot), asked)
+    where = resolve_device(device)
+    return Request(
+        device=where,
+        margin=AUTO_MARGIN[where.name] if number is None else number,
+        latency=latency,
+        on_inconclusive=on_inconclusive,
+        budget=float(budget),
+        asked=asked,
+        shapes=_shapes(shapes, asked),
+        plot=target,
+        progress=progress or (lambda text, share: None),
+    )
+
+
+def _asked(only: Iterable[str] | str | None) -> tuple[str, ...]:
+    if only is None:
+        return PARTS
+    words = only.split(",") if isinstance(only, str) else list(only)
+    names = [str(word).strip() for word in words]
+    unknown = [name for name in names if name not in PARTS]
+    if unknown or not names:
+        found = repr(unknown[0]) if unknown else "empty"
+        raise InputError(f"only is {found}; give one or more of {', '.join(PARTS)}")
+    return tuple(part for part in PARTS if part in names)
+
+
+def _margin(margin: float | str) -> float | None:
+    """The margin as a number; None where the device decides."""
+    if margin == "auto":
+        return None
+    try:
+        number = math.nan if isinstance(margin, bool) else float(margin)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0.0 < number <= 1.0:
+        raise InputError(f"margin is {margin!r}; give auto or a number above 0 and at most 1")
+    return number
+
+
+def _shapes(shapes: Shapes | None, asked: tuple[str, ...]) -> tuple[Mapping[str, Shape], ...]:
+    """The shapes as mappings; the command line gives them as text."""
+    given = (shapes,) if isinstance(shapes, str) else tuple(shapes or ())
+    if given and "latency" not in asked:
+        raise InputError("shapes are for latency, which only= leaves out; ask for latency too")
+    texts = [shape for shape in given if isinstance(shape, str)]
+    if texts and len(texts) < len(given):
+        raise InputError("shapes mixes text and mappings; give one kind")
+    if texts:
+        return tuple(parse_shapes(texts))
+    return tuple(
+        {name: tuple(sizes) for name, sizes in shape.items()}
+        for shape in given
+        if not isinstance(shape, str)
+    )
+
+
+def _plot_target(path: Path, asked: tuple[str, ...]) -> Path:
+    from opdf_compile.parity.report.figures import SUFFIXES
+
+    if not {"latency", "structure"} & set(asked):
+        raise InputError(
+            "a plot shows latency, or how two graphs differ, and only= leaves out both; ask for "
+            "one of them"
+        )
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"the plot {path} is no {', '.join(SUFFIXES)} file; give such a name")
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} of the plot does not exist; create it")
+    return path

@@ -1,0 +1,94 @@
+"""One ONNX model on one device, fed with arrays."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from opdf_compile.errors import DeviceError
+from opdf_compile.parity.runtime.sessions import Device, open_session
+
+# onnx.TensorProto.BFLOAT16; numpy has no such dtype, so the runtime takes its bits.
+_BFLOAT16 = 16
+_PREFIX = re.compile(
+    r"\[ONNXRuntimeError\] : \d+ : \w+ : (Non-zero status code returned while running )?"
+)
+_MEMORY = ("failed to allocate memory", "out of memory", "bad allocation", "bad_alloc")
+
+
+class RunFailed(DeviceError):
+    """The runtime does not run a model on some inputs.
+
+    Attributes:
+        reason: What it says, on one line.
+        of_memory: Whether memory ran out: a limit of the machine, not of the model.
+    """
+
+    def __init__(self, model: Path, error: Exception) -> None:
+        """Name the model and the runtime's reason."""
+        self.reason = _reason(error)
+        self.of_memory = any(words in str(error).lower() for words in _MEMORY)
+        super().__init__(
+            f"onnxruntime cannot run {model} on its check data ({self.reason}), wanted a model "
+            "that runs; export it again, or try another --device"
+        )
+
+
+class Runner:
+    """A session that takes and returns numpy arrays, bfloat16 included."""
+
+    def __init__(self, model: Path, device: Device) -> None:
+        """Open the model.
+
+        Raises:
+            ArtefactError: The file is no ONNX model.
+            DeviceError: The device cannot run it.
+        """
+        self._session = open_session(model, device)
+        self._model = model
+        self.on_cpu = device.name == "cpu"
+        self.input_names = tuple(value.name for value in self._session.get_inputs())
+        self.output_names = tuple(value.name for value in self._session.get_outputs())
+
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        """Outputs by name.
+
+        Raises:
+            RunFailed: The runtime fails on these inputs, or they are not the model's.
+        """
+        feed = {name: _value(array) for name, array in inputs.items() if name in self.input_names}
+        try:
+            found = self._session.run_with_ort_values(list(self.output_names), feed)
+        except Exception as error:  # onnxruntime raises classes of its own, without a common base.
+            raise RunFailed(self._model, error) from error
+        return {n: _array(value) for n, value in zip(self.output_names, found, strict=True)}
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status ..." says nothing to a user.
+    return _PREFIX.sub("", lines[0])[:200].rstrip(".")
+
+
+def _value(array: Any) -> Any:
+    """An array as the runtime takes it; `np.ascontiguousarray` would give a scalar an axis."""
+    import onnxruntime
+
+    if np.asarray(array).dtype.name == "bfloat16":
+        bits = np.asarray(array, order="C").view(np.uint16)
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
+
+
+def _array(value: Any) -> np.ndarray[Any, Any]:
+    if value.data_type() == "tensor(bfloat16)":
+        import torch.utils.dlpack
+
+        wide = torch.utils.dlpack.from_dlpack(value._ortvalue.to_dlpack()).float()
+        return wide.cpu().numpy()
+    array: np.ndarray[Any, Any] = value.numpy()
+    return array

@@ -1,0 +1,178 @@
+"""ONNX Runtime sessions: which device, with which options, from a file that was checked first.
+
+Nothing falls back in silence: the runtime drops to the CPU with a log line when CUDA cannot be
+loaded, so the provider of every session is looked at after it was made.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from opdf_compile.errors import ArtefactError, DeviceError, InputError
+from opdf_compile.parity.runtime.cuda import OPTIONS, PROVIDER, missing_for_cuda, short_reason
+from opdf_compile.parity.runtime.loading import load_onnx
+from opdf_compile.parity.runtime.quiet import FATAL_ONLY, quiet_runtime
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+DeviceName = Literal["auto", "cpu", "cuda"]
+Optimisation = Literal["all", "basic", "none"]
+
+_LOG = logging.getLogger("opdf_compile")
+_CPU = "CPUExecutionProvider"
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where sessions run, and why there.
+
+    Attributes:
+        name: "cpu" or "cuda".
+        provider: The runtime's name of the execution provider.
+        provider_options: Options that are pinned for every session, as strings.
+        chosen_because: One clause for the report ("asked for", "auto: no NVIDIA driver ...").
+    """
+
+    name: Literal["cpu", "cuda"]
+    provider: str
+    provider_options: Mapping[str, str] = field(default_factory=dict)
+    chosen_because: str = "asked for"
+
+
+def resolve_device(device: str = "auto") -> Device:
+    """Turn the user's word into a device that is known to work.
+
+    Args:
+        device: "cpu", "cuda", or "auto": CUDA where its provider loads, else the CPU.
+
+    Raises:
+        DeviceError: "cuda" was asked for and cannot be used; names the missing piece.
+        InputError: Another word.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {device!r} is unknown; give auto, cpu or cuda")
+    if device == "cpu":
+        return Device("cpu", _CPU)
+    missing = missing_for_cuda()
+    if missing is None:
+        because = "asked for" if device == "cuda" else "auto: the CUDA provider loads"
+        return Device("cuda", PROVIDER, dict(OPTIONS), because)
+    if device == "cuda":
+        raise DeviceError(
+            f"--device cuda was asked for but {missing.piece}; run `opdf-compile doctor` for the "
+            "command that mends it, or give --device cpu"
+        )
+    _LOG.info("device auto: cpu, because %s", missing.piece)
+    return Device("cpu", _CPU, {}, f"auto: {missing.piece}")
+
+
+def open_session(
+    path: str | os.PathLike[str],
+    device: Device,
+    *,
+    threads: int | None = None,
+    optimisation: Optimisation = "all",
+) -> onnxruntime.InferenceSession:
+    """Make a session for a file that was parsed and checked before.
+
+    Args:
+        path: The ONNX file.
+        device: From `resolve_device`.
+        threads: Threads within one operator; None leaves the choice to the runtime.
+        optimisation: How far the runtime may rewrite the graph; "all" is what users deploy.
+
+    Raises:
+        ArtefactError: The file is missing, no ONNX model, or the runtime refuses the graph.
+        DeviceError: The provider is gone, or has no kernel for an operator of the graph.
+    """
+    load_onnx(path)
+    return create_session(
+        os.fspath(path), device, session_options(threads, optimisation), str(path)
+    )
+
+
+def session_options(
+    threads: int | None = None, optimisation: Optimisation = "all"
+) -> onnxruntime.SessionOptions:
+    """Options that every session of a check shares.
+
+    Raises:
+        InputError: `threads` is not positive.
+    """
+    import onnxruntime as ort
+
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}; a number from 1 up was wanted")
+    levels = {
+        "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+        "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+        "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    }
+    options = ort.SessionOptions()
+    options.graph_optimization_level = levels[optimisation]
+    options.intra_op_num_threads = threads or _threads_allowed()
+    options.inter_op_num_threads = 1
+    # Two sessions of one process compete for the cores: a pool that spins after its work slows the
+    # other session down and the comparison with it.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = FATAL_ONLY
+    return options
+
+
+def create_session(
+    source: str | bytes, device: Device, options: onnxruntime.SessionOptions, what: str
+) -> onnxruntime.InferenceSession:
+    """Make a session on exactly this device and translate the runtime's refusals.
+
+    Args:
+        source: A path, or a serialised model.
+        device: Where it must run.
+        options: From `session_options`.
+        what: The model's name in messages.
+
+    Raises:
+        ArtefactError: The runtime refuses the graph.
+        DeviceError: The provider cannot be used, or has no kernel for an operator.
+    """
+    import onnxruntime as ort
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    providers: list[tuple[str, dict[str, str]] | str] = (
+        [_CPU] if device.name == "cpu" else [(device.provider, dict(device.provider_options)), _CPU]
+    )
+    try:
+        with quiet_runtime():
+            session = ort.InferenceSession(source, options, providers=providers)
+    except state.NotImplemented as error:
+        raise DeviceError(
+            f"{device.provider} has no kernel for an operator of {what} ({short_reason(error)}); "
+            "choose another --device or export with another --dtype"
+        ) from error
+    # The runtime's exceptions share no base class but Exception; all of them concern this model.
+    except Exception as error:
+        raise ArtefactError(
+            f"onnxruntime cannot load {what} ({short_reason(error)}); export it again"
+        ) from error
+    if device.provider not in session.get_providers():
+        raise DeviceError(
+            f"{device.provider} could not be used for {what} although it loaded before; run "
+            "`opdf-compile doctor`, or give --device cpu"
+        )
+    return session
+
+
+def _threads_allowed() -> int:
+    """The cores that this process may use where it may not use all; 0 leaves it to the runtime.
+
+    The runtime counts the machine's cores, and more threads than cores wait for each other.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    allowed = len(os.sched_getaffinity(0))
+    return 0 if allowed == os.cpu_count() else allowed

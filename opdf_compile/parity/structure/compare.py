@@ -1,0 +1,181 @@
+"""Structure: is the candidate's graph the reference's graph, up to names, order and sharing?
+
+The raw files are compared, before any runtime touched them: a runtime folds an unfolded chain of
+cores into one weight when it loads the file, so everything that looks at it later finds nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from opdf_compile.artefacts.record import recorded_parameters
+from opdf_compile.parity.runtime.loading import load_onnx
+from opdf_compile.parity.structure.differences import LARGEST_NUMBER, Difference
+from opdf_compile.parity.structure.graph_view import View
+from opdf_compile.parity.structure.interface import compare_interfaces, compare_opsets
+from opdf_compile.parity.structure.linking import build_view
+from opdf_compile.parity.structure.parameters import (
+    NOTE_GUESSED,
+    NOTE_WITHOUT_RECORD,
+    guessed_parameters,
+    mark_parameters,
+    named_constants,
+    note_of_lost,
+)
+from opdf_compile.parity.structure.picture import Neighbourhood, picture_of
+from opdf_compile.parity.structure.unreached import compare_unreached
+from opdf_compile.parity.structure.walk import Walk
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class StructureResult:
+    """The verdict on structure.
+
+    Attributes:
+        verdict: "pass" or "fail".
+        nodes: Nodes of the candidate at every depth; Constant nodes are constants, not nodes.
+        differences: At most 20, nearest to the outputs first; empty when the verdict is "pass".
+        notes: What limits the verdict.
+        picture: Both neighbourhoods of the first difference; None where there is none.
+    """
+
+    verdict: Literal["pass", "fail"]
+    nodes: int
+    differences: tuple[Difference, ...] = ()
+    notes: tuple[str, ...] = ()
+    picture: Neighbourhood | None = None
+
+    def __bool__(self) -> bool:
+        """Whether the structure is the same."""
+        return self.verdict == "pass"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two linked models and how they were matched; the raw material of a result."""
+
+    candidate: View
+    reference: View
+    walk: Walk
+    differences: tuple[Difference, ...]
+    notes: tuple[str, ...] = ()
+
+    def result(self) -> StructureResult:
+        """Cut it down to the verdict."""
+        return StructureResult(
+            verdict="fail" if self.differences else "pass",
+            nodes=sum(1 for _ in self.candidate.nodes),
+            differences=self.differences[:LARGEST_NUMBER],
+            notes=self.notes,
+            picture=self._picture(),
+        )
+
+    def _picture(self) -> Neighbourhood | None:
+        if not self.differences:
+            return None
+        # A renamed input has no node to show; the first difference inside the graph has.
+        inner = [d for d in self.differences if d.candidate or d.reference]
+        first = (inner or list(self.differences))[0]
+        return picture_of(first, self.candidate, self.reference)
+
+
+def compare_structure(
+    candidate_path: str | os.PathLike[str], reference_path: str | os.PathLike[str]
+) -> StructureResult:
+    """Compare the raw graphs of two ONNX files.
+
+    Ignored: names of nodes and inner values, node order, which equal-valued constants share one
+    initialiser, whether a constant is an initialiser or a Constant node, metadata, doc strings,
+    shape annotations of inner values, IR version, and unused operator set imports. Compared:
+    everything else. Constants that the exporter recorded as parameters compare by dtype and shape,
+    all others by value too. A file without the record, or without some of the parameters that it
+    names, is taken to have its floating-point initialisers of more than one element as parameters,
+    and a note says so.
+
+    Args:
+        candidate_path: The file that is to ship.
+        reference_path: The export of the untouched student.
+
+    Raises:
+        ArtefactError: A file is no valid ONNX model.
+    """
+    with _collector_paused():
+        return compare_files(candidate_path, reference_path).result()
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Let Python's cyclic collector wait: it would visit every linked value again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def compare_files(
+    candidate_path: str | os.PathLike[str], reference_path: str | os.PathLike[str]
+) -> Comparison:
+    """Compare as `compare_structure` and keep both views and the pairs of nodes."""
+    paths = (Path(candidate_path), Path(reference_path))
+    models = [load_onnx(path) for path in paths]
+    records = [recorded_parameters(m, str(p)) for m, p in zip(models, paths, strict=True)]
+    views = [build_view(m, str(p.parent)) for m, p in zip(models, paths, strict=True)]
+    if records[1] is None and _belongs(records[0], *views):
+        # A trained ONNX student against the file that it came from, which has the same names.
+        records[1] = records[0]
+    lost = [note_of_lost(r, v, str(p)) for r, v, p in zip(records, views, paths, strict=True)]
+    notes = _guessing(None in records, tuple(note for note in lost if note))
+    if notes:
+        # One rule for both sides: a record on one side only would make every other constant a
+        # parameter here and a constant there.
+        records = [guessed_parameters(view) for view in views]
+    for view, record in zip(views, records, strict=True):
+        mark_parameters(view, record or frozenset())
+    return compare_views(views[0], views[1], notes)
+
+
+def _guessing(without: bool, lost: tuple[str, ...]) -> tuple[str, ...]:
+    """Why the records cannot say what a parameter is, and what follows; empty where they can."""
+    if without:
+        return (*lost, NOTE_WITHOUT_RECORD)
+    if len(lost) == 1:
+        lost = (f"{lost[0]}; the other file was not: rewrite both with the same tool",)
+    return (*lost, NOTE_GUESSED) if lost else ()
+
+
+def _belongs(record: frozenset[str] | None, candidate: View, reference: View) -> bool:
+    """Whether a record of parameters holds for the reference too: same names, dtypes and shapes."""
+    if not record:
+        return record is not None
+    ours, theirs = named_constants(candidate), named_constants(reference)
+    return all(name in ours and ours.get(name) == theirs.get(name) for name in record)
+
+
+def compare_models(
+    candidate: onnx.ModelProto, reference: onnx.ModelProto, folders: tuple[str, str] = ("", "")
+) -> Comparison:
+    """Compare two models whose constants must all agree by value."""
+    return compare_views(build_view(candidate, folders[0]), build_view(reference, folders[1]))
+
+
+def compare_views(candidate: View, reference: View, notes: tuple[str, ...] = ()) -> Comparison:
+    """Compare two linked models: interface, operator sets, reached nodes, then the unreached."""
+    walk = Walk()
+    interface = compare_interfaces(candidate, reference) + compare_opsets(candidate, reference)
+    walk.enter(candidate.main, reference.main)
+    walk.run()
+    unreached = compare_unreached(candidate, reference, walk)
+    differences = (*interface, *walk.differences, *unreached)
+    return Comparison(candidate, reference, walk, differences, notes)

@@ -1,0 +1,83 @@
+"""Which constants of an ONNX graph are parameters of the model: the exporter's record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from opdf_compile.artefacts.record import RECORD
+from opdf_compile.parity.structure.canonical import Constant, is_floating
+from opdf_compile.parity.structure.graph_view import Value, View
+
+NOTE_GUESSED = (
+    "floating-point initialisers of more than one element were taken for parameters and their "
+    "values were not compared; compare files as opdf-compile exports them to have every other "
+    "constant compared"
+)
+NOTE_WITHOUT_RECORD = (
+    f"a file lacks the exporter's record of parameters ({RECORD}), so {NOTE_GUESSED}"
+)
+
+# Their floating-point operands past the first are settings (scales, a region of interest), however
+# long they are.
+_SETTINGS = ("Resize", "Upsample")
+
+
+def note_of_lost(record: frozenset[str] | None, view: View, name: str) -> str:
+    """Say that a record names parameters which the file does not have; empty where it has all.
+
+    A tool that rewrites a file (fuses a batch norm into a convolution, quantises) keeps the
+    metadata and gives what it made of the weights other names.
+
+    Args:
+        record: What the exporter recorded.
+        view: The file.
+        name: The file's name for the message.
+    """
+    lost = sorted((record or frozenset()) - named_constants(view).keys())
+    if not record or not lost:
+        return ""
+    return (
+        f"{name} was rewritten after export: it lacks {len(lost)} of the {len(record)} parameters "
+        f"that its record ({RECORD}) names, such as {lost[0]!r}"
+    )
+
+
+def named_constants(view: View) -> dict[str, tuple[int, tuple[int, ...]]]:
+    """Dtype and shape of every initialiser and Constant node by name, nested graphs included."""
+    return {
+        value.name: (value.constant.dtype, value.constant.shape)
+        for value in _constants(view)
+        if value.constant
+    }
+
+
+def guessed_parameters(view: View) -> frozenset[str]:
+    """Take floating-point constants of more than one element for parameters, settings excepted."""
+    return frozenset(
+        value.name
+        for value in _constants(view)
+        if value.constant and _looks_like_parameter(value.constant) and not _is_setting(value)
+    )
+
+
+def mark_parameters(view: View, names: frozenset[str]) -> None:
+    """Tell the constants of a view that they are parameters of the model."""
+    for value in _constants(view):
+        if value.constant and value.name in names:
+            value.constant = replace(value.constant, parameter=True)
+
+
+def _constants(view: View) -> Iterator[Value]:
+    return (v for scope in view.scopes for v in scope.values.values() if v.constant)
+
+
+def _looks_like_parameter(constant: Constant) -> bool:
+    elements = 1
+    for size in constant.shape:
+        elements *= size
+    return is_floating(constant.dtype) and elements > 1
+
+
+def _is_setting(value: Value) -> bool:
+    return any(node.proto.op_type in _SETTINGS and place > 0 for node, place in value.readers)

@@ -1,0 +1,239 @@
+"""The walk: two linked graphs are followed from their outputs together.
+
+Edges of an ONNX graph are ordered, so a matched pair of outputs forces every other pair: there is
+nothing to search, each node is visited once, and the time is linear in the edges. Nodes must pair
+off one to one; a node that would need two partners shows a value that one side computes once and
+the other twice. Constants need no such bookkeeping, because files share equal ones at will.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from opdf_compile.parity.structure.canonical import same_constant, show_attribute
+from opdf_compile.parity.structure.differences import (
+    LARGEST_NUMBER,
+    Difference,
+    at_nodes,
+    at_values,
+    describe_scope,
+)
+from opdf_compile.parity.structure.graph_view import Node, Scope, Value
+from opdf_compile.parity.structure.interface import compare_function_opsets
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a pair of values is read; put into words only when they differ.
+
+    Attributes:
+        slot: Place among the inputs of the readers, or among the outputs of the scope.
+        readers: The two nodes that read the values; None where a scope returns them.
+        scope: The candidate's scope that returns the values.
+    """
+
+    slot: int
+    readers: tuple[Node, Node] | None = None
+    scope: Scope | None = None
+
+    def __str__(self) -> str:
+        if self.readers is not None:
+            return f"input {self.slot} of {self.readers[0]}"
+        if self.scope is not None:
+            return f"output {self.slot} of {describe_scope(self.scope)}"
+        return "what no output depends on"
+
+
+class Walk:
+    """Pairs found so far, pairs still to check, and what differed.
+
+    Attributes:
+        nodes: Partner in the reference of each matched node of the candidate.
+        differences: What was found, nearest to the outputs first.
+    """
+
+    def __init__(self) -> None:
+        self.nodes: dict[Node, Node] = {}
+        self.differences: list[Difference] = []
+        self._back: dict[Node, Node] = {}
+        self._scopes: dict[Scope, Scope] = {}
+        self._scopes_back: dict[Scope, Scope] = {}
+        self._work: deque[tuple[Value, Value, Place]] = deque()
+
+    def run(self) -> None:
+        """Follow everything that was entered, until it is done or too much differs."""
+        while self._work and len(self.differences) < LARGEST_NUMBER:
+            self._match_values(*self._work.popleft())
+
+    def enter(self, candidate: Scope, reference: Scope) -> bool:
+        """Pair two scopes and their outputs; False if one already has another partner."""
+        if candidate in self._scopes or reference in self._scopes_back:
+            return self._scopes.get(candidate) is reference
+        self._scopes[candidate] = reference
+        self._scopes_back[reference] = candidate
+        for what, c, r in (
+            ("inputs", candidate.inputs, reference.inputs),
+            ("outputs", candidate.outputs, reference.outputs),
+        ):
+            if len(c) != len(r):
+                self._differ_scopes(what, candidate, reference, f"{len(c)} {what}", f"{len(r)}")
+        self._compare_declarations(candidate, reference)
+        for slot, (c_value, r_value) in enumerate(
+            zip(candidate.outputs, reference.outputs, strict=False)
+        ):
+            self._work.append((c_value, r_value, Place(slot, scope=candidate)))
+        return True
+
+    def pair_nodes(self, candidate: Node, reference: Node) -> None:
+        """Pair two nodes that no output reaches."""
+        self._pair(candidate, reference, Place(0), None)
+
+    def _compare_declarations(self, candidate: Scope, reference: Scope) -> None:
+        if candidate.function is None or reference.function is None:
+            return
+        names = [
+            (list(f.attribute), sorted(a.name for a in f.attribute_proto))
+            for f in (candidate.function, reference.function)
+        ]
+        if names[0] != names[1]:
+            self._differ_scopes(
+                "function", candidate, reference, f"attributes {names[0]}", f"{names[1]}"
+            )
+        if not compare_function_opsets(candidate, reference):
+            self._differ_scopes(
+                "opset",
+                candidate,
+                reference,
+                f"operator sets {dict(candidate.opsets)}",
+                f"{dict(reference.opsets)}",
+            )
+
+    def _differ_scopes(self, kind: str, c: Scope, r: Scope, found: str, wanted: str) -> None:
+        sentence = f"{describe_scope(c)} has {found} in the candidate and {wanted} in the reference"
+        self.differences.append(Difference(kind, (c.name, r.name), sentence))
+
+    def _match_values(self, c: Value, r: Value, where: Place) -> None:
+        if c.node is not None and r.node is not None:
+            self._pair(c.node, r.node, where, (c, r))
+        elif c.scope is not None and r.scope is not None:
+            if self._scopes.get(c.scope) is not r.scope or c.index != r.index:
+                self._differ_edge(c, r, where)
+        elif c.node or r.node or c.scope or r.scope or not (c.constant and r.constant):
+            if c is not r and not (_absent(c) and _absent(r)):
+                self._differ_edge(c, r, where)
+        else:
+            self._match_constants(c, r, where)
+
+    def _differ_edge(self, c: Value, r: Value, where: Place) -> None:
+        sentence = f"{where} is {c} in the candidate and {r} in the reference"
+        self.differences.append(at_values("edge", c, r, sentence, where.readers))
+
+    def _match_constants(self, c: Value, r: Value, where: Place) -> None:
+        a, b = c.constant, r.constant
+        if a is None or b is None or same_constant(a, b):
+            return
+        if (a.dtype, a.shape) != (b.dtype, b.shape):
+            sentence = f"{where} is {c} in the candidate and {r} in the reference"
+        elif a.parameter != b.parameter:
+            side = "candidate" if a.parameter else "reference"
+            sentence = (
+                f"{where} has other values in the two files and only the {side} calls it a "
+                f"parameter of the model ({c}; {r})"
+            )
+        else:
+            ours, theirs = (f"{v}{_numbers(v)}" for v in (c, r))
+            sentence = (
+                f"{where} is a constant with other values in the two files ({ours}; {theirs})"
+            )
+        self.differences.append(at_values("constant", c, r, sentence, where.readers))
+
+    def _pair(self, c: Node, r: Node, where: Place, values: tuple[Value, Value] | None) -> None:
+        if values and values[0].index != values[1].index:
+            self._differ_edge(*values, where)
+            return
+        if c in self.nodes or r in self._back:
+            if self.nodes.get(c) is not r:
+                self._differ_sharing(c, r, where)
+            return
+        self.nodes[c] = r
+        self._back[r] = c
+        if c.operator != r.operator:
+            sentence = f"{where} is {c} in the candidate and {r} in the reference"
+            self.differences.append(at_nodes("operator", c, r, sentence))
+            return
+        self.differences.extend(_compare_nodes(c, r))
+        self._enter_nested(c, r)
+        readers = (c, r)
+        for slot, (c_value, r_value) in enumerate(zip(c.inputs, r.inputs, strict=False)):
+            self._work.append((c_value, r_value, Place(slot, readers)))
+
+    def _differ_sharing(self, c: Node, r: Node, where: Place) -> None:
+        known, other = self.nodes.get(c), self._back.get(r)
+        if known is not None:
+            sentence = (
+                f"{where} is {c} in the candidate, which stands for {known} of the reference "
+                f"elsewhere, but here the reference has {r}"
+            )
+        else:
+            sentence = (
+                f"{where} is {c} in the candidate, but here the reference reads {r} again, which "
+                f"stands for {other} of the candidate elsewhere"
+            )
+        self.differences.append(at_nodes("sharing", c, r, sentence, where.readers))
+
+    def _enter_nested(self, c: Node, r: Node) -> None:
+        for name in sorted(c.subgraphs.keys() & r.subgraphs.keys()):
+            for c_scope, r_scope in zip(c.subgraphs[name], r.subgraphs[name], strict=False):
+                self.enter(c_scope, r_scope)
+        if c.function is None or r.function is None:
+            return
+        if not self.enter(c.function, r.function):
+            sentence = (
+                f"{c} calls {describe_scope(c.function)} in the candidate where the reference "
+                f"calls {describe_scope(r.function)}, which stands for another one elsewhere"
+            )
+            self.differences.append(at_nodes("function", c, r, sentence))
+
+
+def _numbers(value: Value) -> str:
+    """The numbers of a small constant, which tell more than its name."""
+    constant = value.constant
+    return "" if constant is None or not constant.is_small else f" = {constant.numbers()}"
+
+
+def _absent(value: Value) -> bool:
+    return value.node is None and value.scope is None and value.constant is None
+
+
+def _compare_nodes(c: Node, r: Node) -> Iterator[Difference]:
+    """Compare all that two nodes of one operator hold themselves."""
+    for what, found, wanted in (
+        ("inputs", len(c.inputs), len(r.inputs)),
+        ("outputs", c.present_outputs, r.present_outputs),
+    ):
+        if found != wanted:
+            sentence = f"{c} has {what} {found} in the candidate and {r} {wanted} in the reference"
+            yield at_nodes(what, c, r, sentence)
+    ours, theirs = c.attributes(), r.attributes()
+    for name in () if ours == theirs else sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            found_text, wanted_text = (
+                show_attribute(side[name]) if name in side else "nothing" for side in (ours, theirs)
+            )
+            if found_text == wanted_text:
+                wanted_text += " with other content"
+            sentence = (
+                f"attribute {name!r} of {c} is {found_text} in the candidate and "
+                f"{wanted_text} in the reference"
+            )
+            yield at_nodes("attribute", c, r, sentence)
+    if not (c.subgraphs or r.subgraphs):
+        return
+    counts = [{k: len(v) for k, v in node.subgraphs.items()} for node in (c, r)]
+    if counts[0] != counts[1]:
+        sentence = (
+            f"{c} has subgraphs {counts[0]} in the candidate and {counts[1]} in the reference"
+        )
+        yield at_nodes("subgraph", c, r, sentence)

@@ -1,0 +1,201 @@
+"""`verify`: structure, numerics and latency of an export, joined in one verdict."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from opdf_compile.errors import UserError
+from opdf_compile.parity.artefacts import Artefacts, PathLike, find_artefacts, require_reference
+from opdf_compile.parity.latency.measure import Progress, measure_latency
+from opdf_compile.parity.latency.result import LatencyResult
+from opdf_compile.parity.numerics.check import check_numerics
+from opdf_compile.parity.report.environment import describe_environment
+from opdf_compile.parity.report.value import (
+    NumericsPart,
+    OptimisedGraphs,
+    ParityReport,
+    StructurePart,
+    overall,
+)
+from opdf_compile.parity.request import Request, Shapes, checked_request
+from opdf_compile.parity.structure.compare import StructureResult, compare_structure
+from opdf_compile.parity.structure.optimised import compare_optimised
+
+_LOG = logging.getLogger("opdf_compile")
+
+# Latency takes nearly all of the time, so nearly all of the progress is its own.
+_LATENCY_STARTS = 0.1
+
+
+def verify(
+    candidate: PathLike,
+    reference: PathLike | None = None,
+    *,
+    device: str = "auto",
+    margin: float | str = "auto",
+    latency: Literal["no-slower", "equal"] = "no-slower",
+    on_inconclusive: Literal["warn", "fail"] = "warn",
+    check: PathLike | None = None,
+    reference_check: PathLike | None = None,
+    budget: float = 60.0,
+    only: Iterable[str] | str | None = None,
+    shapes: Shapes | None = None,
+    plot: PathLike | None = None,
+    progress: Progress | None = None,
+) -> ParityReport:
+    """Prove, refute, or honestly leave open that an export equals the untouched student's.
+
+    Args:
+        candidate: An ONNX file, or a bundle folder (its files are then compared with its manifest).
+        reference: The export of the untouched student; None takes the bundle's.
+        device: "auto", "cpu" or "cuda".
+        margin: Allowed relative difference in latency; "auto" is 0.02 on CUDA, 0.05 on CPU.
+        latency: "no-slower" (one-sided) or "equal" (both sides within the margin).
+        on_inconclusive: "warn", or "fail" to have an undecided latency exit as a refutation.
+        check: The candidate's check data; None takes ``X.check.npz`` beside ``X.onnx``.
+        reference_check: The reference's, in the same way.
+        budget: Seconds that the latency measurement may take; it ends early when it is clear.
+        only: Some of "structure", "numerics", "latency", as names or one comma-separated string.
+        shapes: Input shapes to measure latency at, as ``{"x": (1, 128)}`` or as the command line's
+            ``"x=1x128,32x128"``; each must pass. None takes the check data's first sample.
+        plot: A .png, .svg or .pdf file for the latency plots; where the graphs differ, for the
+            first difference.
+        progress: Called with a sentence and the share that is done.
+
+    Returns:
+        The report; true where everything that was asked for passed.
+
+    Raises:
+        ArtefactError: A file is missing or cannot be used.
+        DeviceError: The device cannot be used.
+        InputError: An option has no meaning; or a part needs a reference and there is none.
+
+    Example:
+        >>> report = verify("out/")  # doctest: +SKIP
+        >>> report.save("report.json")  # doctest: +SKIP
+    """
+    request = checked_request(
+        device, margin, latency, on_inconclusive, budget, only, shapes, plot, progress
+    )
+    files = find_artefacts(candidate, reference, check, reference_check)
+    require_reference(files, request.asked)
+    structure, notes = _structure(files, request)
+    numerics, reasons = _numerics(files, request)
+    speed = _latency(files, request)
+    notes = (*notes, *_draw(structure, speed, request.plot))
+    if speed.verdict == "inconclusive":
+        _LOG.warning("latency is inconclusive: %s", "; ".join(speed.notes))
+    return ParityReport(
+        verdict=overall(structure.verdict, numerics.verdict, speed.verdict),
+        structure=structure,
+        numerics=numerics,
+        latency=speed,
+        environment=describe_environment(
+            request.device, request.options(), (*notes, *reasons, *speed.notes)
+        ),
+        files=files.table(),
+    )
+
+
+def _draw(structure: StructurePart, speed: LatencyResult, path: Path | None) -> tuple[str, ...]:
+    """Draw what there is: how the graphs differ, which nothing outweighs, else the latency."""
+    if path is None:
+        return ()
+    from opdf_compile.parity.report.figures import plot_difference, plot_latency
+
+    if structure.picture is not None:
+        plot_difference(structure.picture, path)
+        return (f"{path} shows the first difference of the graphs",)
+    if speed.per_shape:
+        plot_latency(speed, path)
+        return ()
+    return (f"{path} was not drawn: the graphs do not differ, and latency was not asked for",)
+
+
+def _structure(files: Artefacts, request: Request) -> tuple[StructurePart, tuple[str, ...]]:
+    tampered = files.tampered
+    if "structure" not in request.asked or files.reference is None:
+        # A file that is not what was exported refutes a bundle, whatever was asked for.
+        return StructurePart("fail", None, tampered) if tampered else StructurePart(), ()
+    request.progress("structure", 0.0)
+    found = compare_structure(files.candidate, files.reference)
+    optimised = _optimised(files, found, request)
+    part = StructurePart(
+        verdict="fail" if tampered else found.verdict,
+        nodes=found.nodes,
+        differences=(*tampered, *(str(difference) for difference in found.differences)),
+        optimised=optimised,
+        picture=found.picture,
+    )
+    return part, found.notes
+
+
+def _optimised(files: Artefacts, raw: StructureResult, request: Request) -> OptimisedGraphs:
+    """Compare what the runtime makes of two equal graphs.
+
+    The raw graphs decide. What the runtime makes of them can differ only because its rewrites
+    depend on the order of nodes, so a difference here is told and refutes nothing.
+    """
+    provider = request.device.provider
+    if raw.verdict != "pass" or files.reference is None:
+        reason = "the graphs in the files differ already"
+        return OptimisedGraphs(provider=provider, differences=(reason,))
+    request.progress("structure after the runtime's optimisation", _LATENCY_STARTS / 4)
+    try:
+        found = compare_optimised(files.candidate, files.reference, request.device)
+    except UserError as error:
+        # Latency and numerics fail on it in their own words; structure needs no runtime.
+        return OptimisedGraphs(provider=provider, differences=(str(error),))
+    return OptimisedGraphs(
+        verdict="same" if found.verdict == "pass" else "differ",
+        provider=provider,
+        nodes=found.nodes,
+        differences=tuple(str(difference) for difference in found.differences),
+    )
+
+
+def _numerics(files: Artefacts, request: Request) -> tuple[NumericsPart, tuple[str, ...]]:
+    if "numerics" not in request.asked:
+        return NumericsPart(), ()
+    request.progress("numerics", _LATENCY_STARTS / 2)
+    found = check_numerics(
+        files.candidate,
+        files.check,
+        request.device,
+        reference=files.reference,
+        reference_check=files.reference_check,
+    )
+    part = NumericsPart(
+        verdict=found.verdict,
+        max_abs_error=found.max_abs_error,
+        max_rel_error=found.max_rel_error,
+        noise_floor=found.noise_floor,
+        tolerance=found.tolerance,
+        samples=found.samples,
+        outputs=found.per_output,
+        precision=found.precision,
+        # A verdict that is not a pass says which output, or which file, it is about.
+        reason="" if found.verdict == "pass" else found.worst,
+    )
+    return part, tuple(f"numerics: {note}" for note in (part.reason, *found.notes) if note)
+
+
+def _latency(files: Artefacts, request: Request) -> LatencyResult:
+    if "latency" not in request.asked or files.reference is None:
+        return LatencyResult()
+    return measure_latency(
+        files.candidate,
+        files.reference,
+        request.device,
+        margin=request.margin,
+        rule=request.latency,
+        budget=request.budget,
+        check=files.check,
+        shapes=request.shapes or None,
+        progress=lambda text, share: request.progress(
+            text, _LATENCY_STARTS + (1 - _LATENCY_STARTS) * share
+        ),
+    )

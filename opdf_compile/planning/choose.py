@@ -1,0 +1,275 @@
+"""Choose a spec for every match: by number of cores, by scale, or by overhead.
+
+cores     every weight gets the parametrization's usual spec with so many cores.
+scale     sum of added parameters = (S - 1) x deployed. Weights are taken from the largest down;
+          what one weight misses is carried to the next, so the total is met within one small step.
+overhead  compose FLOPs per optimizer step <= (R - 1) x FLOPs of the student's step on the example
+          batch. The largest common ratio of added to own parameters that fits is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import nn
+
+from opdf_compile.errors import PlanError
+from opdf_compile.graph.flops import step_flops
+from opdf_compile.graph.matching import match
+from opdf_compile.graph.module_match import bare
+from opdf_compile.graph.rows import Match, MatchReport, Refusal
+from opdf_compile.graph.tracing import Traced
+from opdf_compile.parametrizations.base import Spec
+from opdf_compile.parametrizations.registry import get
+from opdf_compile.planning.globs import Globs
+from opdf_compile.planning.value import Plan, PlanEntry
+
+DEFAULT_CORES = 3
+DEFAULT_MIN_SIZE = 64
+
+
+def plan(
+    model: Traced | nn.Module,
+    *,
+    cores: int | None = None,
+    scale: float | None = None,
+    overhead: float | None = None,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    min_size: int = DEFAULT_MIN_SIZE,
+    parametrization: str = "mpo",
+) -> Plan:
+    """Decide how each weight is over-parameterised.
+
+    Args:
+        model: A traced model; a bare module is accepted (module-level matches, no FLOPs).
+        cores: Cores per weight; if nothing else is asked for 3, or what the parametrization is
+            usually given (svd: 2).
+        scale: Training parameters over deployed parameters, above 1.
+        overhead: Predicted FLOPs of a training step over the plain student's, above 1.
+        include: Globs over weight names; only these are planned. Names a vocabulary-sized weight
+            that is left alone otherwise.
+        exclude: Globs over weight names that are left alone.
+        min_size: Weights with fewer parameters are left alone.
+        parametrization: Name in the registry.
+
+    Returns:
+        The plan.
+
+    Raises:
+        PlanError: The request contradicts itself, a glob names nothing, or no weight is left.
+
+    Example:
+        >>> import torch
+        >>> round(plan(torch.nn.Linear(768, 3072), cores=3).scale, 3)
+        2.125
+    """
+    usual = getattr(get(parametrization), "usual_cores", DEFAULT_CORES)
+    request = _request(cores, scale, overhead, usual)
+    graph = model.graph if isinstance(model, Traced) else None
+    flops = step_flops(graph) if graph is not None else 0
+    report = match(model)
+    chosen, refusals = select(report, include, exclude, min_size)
+    specs = dict(_specs(chosen, request, flops, parametrization))
+    dropped = [
+        Refusal(m.key, "does not fit into the overhead asked for", shape=m.shape)
+        for m in chosen
+        if m.key not in specs
+    ]
+    flat = [m for m in chosen if m.key in specs and not _adds(specs[m.key], parametrization)]
+    refusals += dropped
+    refusals += [
+        Refusal(m.key, "has sizes that allow no bond: cores would add nothing", shape=m.shape)
+        for m in flat
+    ]
+    left = {m.key for m in flat}
+    entries = tuple(
+        PlanEntry(m.key, parametrization, specs[m.key], m.aliases)
+        for m in chosen
+        if m.key in specs and m.key not in left
+    )
+    if not entries:
+        raise PlanError(_nothing(report, refusals))
+    made = Plan(entries, tuple(refusals), flops, request, rung=report.rung, notes=report.notes)
+    source = model.source if isinstance(model, Traced) else bare(model)
+    return made.made_for(source) if isinstance(source, nn.Module) else made
+
+
+def _request(
+    cores: int | None, scale: float | None, overhead: float | None, usual: int
+) -> dict[str, Any]:
+    given = {
+        name: value
+        for name, value in (("cores", cores), ("scale", scale), ("overhead", overhead))
+        if value is not None
+    }
+    if len(given) > 1:
+        raise PlanError(
+            f"{' and '.join(given)} are given together, wanted one of cores, scale, overhead; "
+            "each of them fixes the plan"
+        )
+    if not given:
+        return {"cores": usual}
+    name, value = next(iter(given.items()))
+    whole = name == "cores"
+    least = min(2, usual)
+    wanted = f"a whole number from {least} to 64" if whole else "a number above 1"
+    if whole:
+        good = type(value) is int and least <= value <= 64
+    else:
+        good = type(value) in (int, float) and 1 < value < float("inf")
+    if not good:
+        raise PlanError(f"{name} is {value!r}, wanted {wanted}; the default is cores={usual}")
+    return given
+
+
+def select(
+    report: MatchReport, include: Sequence[str], exclude: Sequence[str], min_size: int
+) -> tuple[list[Match], list[Refusal]]:
+    """The matches that a plan covers, and a refusal for each of the others.
+
+    Raises:
+        PlanError: A glob names no weight.
+    """
+    wanted, unwanted = Globs(include), Globs(exclude)
+    refused = {r.key: r.reason for r in report.refusals}
+    offers = {r.key: r.offer for r in report.refusals if r.offer is not None}
+    everything = {m.key: m for m in report.matches} | offers
+    for globs in (wanted, unwanted):
+        globs.require_used(everything.values())
+    chosen: list[Match] = []
+    refusals = [r for r in report.refusals if r.offer is None]
+    for key, found in everything.items():
+        reason = _left_out(found, wanted, unwanted, min_size)
+        if reason is None and key in offers and not wanted.name(found):
+            reason = refused[key]
+        if reason is None:
+            chosen.append(found)
+        else:
+            refusals.append(Refusal(key, reason, shape=found.shape))
+    return chosen, refusals
+
+
+def _left_out(found: Match, include: Globs, exclude: Globs, min_size: int) -> str | None:
+    if include and not include.name(found):
+        return "is not named by include"
+    if exclude.name(found):
+        return "is named by exclude"
+    if found.parameters < min_size:
+        return f"has {found.parameters} parameters, fewer than min_size={min_size}"
+    return None
+
+
+def _specs(
+    chosen: list[Match], request: dict[str, Any], flops: int, name: str
+) -> Iterator[tuple[str, Spec]]:
+    if not chosen:
+        return  # No request can be wrong for them: `plan` says that there are none.
+    if "cores" in request:
+        for found in chosen:
+            yield found.key, _propose(found, name, request["cores"])
+    elif "scale" in request:
+        yield from _by_scale(chosen, name, float(request["scale"]))
+    else:
+        if not flops:
+            raise PlanError(
+                "overhead needs the FLOPs of the student's step, found a module without a graph; "
+                "pass opdf.trace(model, args) if a graph can hold it, or ask for cores= or scale="
+            )
+        yield from _by_overhead(chosen, name, (request["overhead"] - 1) * flops)
+
+
+def _propose(found: Match, name: str, cores: int) -> Spec:
+    spec: Spec = get(name).propose(found.shape, cores=cores, **_form(found))
+    return spec
+
+
+def _candidates(found: Match, name: str) -> tuple[Spec, ...]:
+    return get(name).candidates(found.shape, **_form(found))
+
+
+def _form(found: Match) -> dict[str, Any]:
+    """How the weight is a matrix. A parametrization need not know of stacks to take the others."""
+    form = {"dtype": found.dtype, "transposed": found.transposed, "kernel": found.kernel}
+    return form if found.row_axes == 1 else {**form, "row_axes": found.row_axes}
+
+
+def _adds(spec: Spec, name: str) -> bool:
+    """Whether the cores hold more freedom than one scalar for each pair of neighbours.
+
+    One tensor has no neighbour: it adds nothing, and changes only how the weight moves.
+    """
+    parametrization = get(name)
+    tensors = len(parametrization.shapes(spec))
+    return tensors == 1 or parametrization.cost(spec).added >= tensors
+
+
+def _by_scale(chosen: list[Match], name: str, scale: float) -> Iterator[tuple[str, Spec]]:
+    options = {m.key: [(get(name).cost(s).added, s) for s in _candidates(m, name)] for m in chosen}
+    deployed = sum(m.parameters for m in chosen)
+    most = 1 + sum(max(a for a, _ in o) for o in options.values()) / max(deployed, 1)
+    least = 1 + sum(min(a for a, _ in o) for o in options.values()) / max(deployed, 1)
+    # Half a per cent of slack: a request for the printed maximum is not refused for its rounding.
+    if not least * 0.995 <= scale <= most * 1.005:
+        raise PlanError(
+            f"scale {scale:g} cannot be reached, these weights allow {least:.2f} to {most:.2f}; "
+            "ask for a scale between them"
+        )
+    carry = 0.0
+    for found in sorted(chosen, key=lambda m: (-m.parameters, m.key)):
+        target = (scale - 1) * found.parameters + carry
+        added, spec = min(options[found.key], key=lambda option: abs(option[0] - target))
+        carry = target - added
+        yield found.key, spec
+
+
+def _by_overhead(chosen: list[Match], name: str, budget: float) -> Iterator[tuple[str, Spec]]:
+    options = {
+        m.key: [
+            (cost.added / m.parameters, cost.step_flops, spec)
+            for spec in _candidates(m, name)
+            for cost in [get(name).cost(spec)]
+        ]
+        for m in chosen
+    }
+    best = _highest_ratio(options, budget)
+    # Of the options up to this ratio each weight takes the one that adds most.
+    for key, rows in options.items():
+        fitting = [row for row in rows if row[0] <= best]
+        if fitting:
+            yield key, max(fitting, key=lambda row: row[0])[2]
+
+
+def _highest_ratio(options: dict[str, list[tuple[float, int, Spec]]], budget: float) -> float:
+    """The largest common ratio whose FLOPs fit; -inf where none does.
+
+    One walk upwards through all options, the sum of FLOPs kept up to date: a model of many
+    different layers has as many ratios as options.
+    """
+    steps = sorted(
+        ((ratio, flops, key) for key, rows in options.items() for ratio, flops, _spec in rows),
+        key=lambda step: step[0],
+    )
+    taken: dict[str, int] = {}
+    total, best = 0, float("-inf")
+    for place, (ratio, flops, key) in enumerate(steps):
+        total += flops - taken.get(key, 0)
+        taken[key] = flops
+        last = place + 1 == len(steps) or steps[place + 1][0] > ratio
+        if last and total <= budget:
+            best = ratio
+    return best
+
+
+def _nothing(report: MatchReport, refusals: list[Refusal]) -> str:
+    if not report.matches and not refusals:
+        return (
+            "the model has no Linear or Conv weight that this tool finds, wanted at least one; "
+            "see opdf-compile inspect MODEL"
+        )
+    reasons = "; ".join(f"{r.key} {r.reason}" for r in refusals[:3])
+    return (
+        f"no weight is left to plan ({len(report.matches)} matches, then: {reasons}), wanted at "
+        "least one; relax include, exclude, min_size or the overhead"
+    )

@@ -1,0 +1,84 @@
+"""The plan's JSON schema, and its reader for plans that people edit by hand."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from opdf_compile.errors import PlanError
+from opdf_compile.graph.rows import Refusal
+from opdf_compile.parametrizations.registry import get
+from opdf_compile.planning.value import SCHEMA, Plan, PlanEntry
+
+
+class EntryModel(BaseModel):
+    """One weight of a plan file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    key: str = Field(min_length=1, max_length=1000)
+    aliases: list[str] = []
+    parametrization: str
+    spec: dict[str, Any]
+    cost: dict[str, int] | None = Field(None, description="Written for the reader, not read back.")
+
+
+class RefusalModel(BaseModel):
+    """One weight that a plan file leaves alone."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    key: str
+    reason: str
+
+
+class PlanModel(BaseModel):
+    """A plan file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    schema_: Literal["opdf-plan/1"] = Field(alias="schema")
+    request: dict[str, Any] = {}
+    rung: str = "module"
+    notes: list[str] = []
+    entries: list[EntryModel]
+    refusals: list[RefusalModel] = []
+    totals: dict[str, Any] = Field({}, description="Written for the reader; computed anew.")
+
+
+def read(value: Any) -> Plan:
+    """A plan from JSON values.
+
+    Raises:
+        PlanError: The first thing that is wrong, with its place.
+    """
+    try:
+        model = PlanModel.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise PlanError(
+            f"the plan is wrong at {place}: {first['msg']} (schema {SCHEMA}); "
+            "correct it or write a new one with opdf-compile plan MODEL -o plan.json"
+        ) from error
+    totals = model.totals
+    flops = totals.get("student_step_flops", 0)
+    return Plan(
+        entries=tuple(_entry(index, entry) for index, entry in enumerate(model.entries)),
+        refusals=tuple(Refusal(r.key, r.reason) for r in model.refusals),
+        student_step_flops=flops if isinstance(flops, int) and flops > 0 else 0,
+        request=model.request,
+        rung=model.rung,
+        notes=tuple(model.notes),
+    )
+
+
+def _entry(index: int, entry: EntryModel) -> PlanEntry:
+    try:
+        spec = get(entry.parametrization).spec_from_json(entry.spec)
+    except PlanError as error:
+        raise PlanError(f"the plan is wrong at entries.{index} ({entry.key}): {error}") from error
+    return PlanEntry(entry.key, entry.parametrization, spec, tuple(entry.aliases))
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of plan files, for editors."""
+    return PlanModel.model_json_schema(by_alias=True)

@@ -1,0 +1,322 @@
+"""The plan: a frozen, printable, editable value.
+
+trained  = sum of the cores' parameters          deployed = sum of the weights' parameters
+scale    = trained / deployed
+step     = (student step FLOPs + compose step FLOPs) / student step FLOPs
+memory   = cores x (value, gradient, two AdamW moments) + composed weights + largest intermediate
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from html import escape
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from opdf_compile.errors import PlanError
+from opdf_compile.graph.rows import Match, MatchReport, Refusal, text_table
+from opdf_compile.parametrizations.base import Spec, Term
+from opdf_compile.parametrizations.registry import get
+from opdf_compile.spelling import nearest
+from opdf_compile.tensor.cost import Cost
+
+SCHEMA = "opdf-plan/1"
+# Value, gradient and AdamW's two moments.
+_STATES = 4
+
+
+@dataclass(frozen=True)
+class PlanEntry:
+    """The decision for one weight.
+
+    Attributes:
+        key: The weight's name in the student.
+        parametrization: Name in the registry.
+        spec: The parametrization's own choice (modes, dtype, shape).
+        aliases: Other names of the same Parameter.
+    """
+
+    key: str
+    parametrization: str
+    spec: Spec
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def cost(self) -> Cost:
+        """Exact cost of composing the weight once."""
+        return get(self.parametrization).cost(self.spec)
+
+    @property
+    def deployed(self) -> int:
+        """Parameters of the folded weight."""
+        return prod(self.spec.shape)
+
+    @property
+    def core_names(self) -> tuple[str, ...]:
+        """Names of the cores in a state dict."""
+        return tuple(get(self.parametrization).core_names(self.key, self.spec))
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """Of each core the factor of its learning rate; 1 unless the parametrization says more."""
+        own = getattr(get(self.parametrization), "rates", None)
+        return (1.0,) * len(self.core_names) if own is None else tuple(own(self.spec))
+
+    @property
+    def terms(self) -> tuple[Term, ...] | None:
+        """What scales the weight, see `parametrizations.base.Term`; None where nothing says so."""
+        parametrization, count = get(self.parametrization), len(self.core_names)
+        own = getattr(parametrization, "terms", None)
+        if own is not None:
+            return tuple(own(self.spec))
+        if not getattr(parametrization, "multilinear", False):
+            return None
+        return (dict.fromkeys(range(count), 1 / count),)
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry as plain values."""
+        return {
+            "key": self.key,
+            "aliases": list(self.aliases),
+            "parametrization": self.parametrization,
+            "spec": get(self.parametrization).spec_to_json(self.spec),
+            "cost": vars(self.cost),
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which match gets which parametrization; prints as a table with totals.
+
+    Attributes:
+        entries: One per weight.
+        refusals: Weights left alone, by the matcher or by this plan, with reasons.
+        student_step_flops: FLOPs of one training step of the student on the example batch; 0 where
+            the plan was made from a module without a graph.
+        request: What was asked for, such as {"cores": 3}.
+        rung: The rung of the tracer's ladder that the model stood on; "module" where it was planned
+            without a graph. Two plans that differ only here are equal.
+        notes: What the tracer had to give up, in sentences.
+    """
+
+    entries: tuple[PlanEntry, ...]
+    refusals: tuple[Refusal, ...] = ()
+    student_step_flops: int = 0
+    request: dict[str, Any] = field(default_factory=dict)
+    rung: str = field(default="module", compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a weight that is planned twice.
+
+        Raises:
+            PlanError: Two entries have one key.
+        """
+        seen: set[str] = set()
+        for entry in self.entries:
+            if entry.key in seen:
+                raise PlanError(
+                    f"the plan names {entry.key!r} twice, wanted each weight once; "
+                    "remove one of the entries"
+                )
+            seen.add(entry.key)
+
+    @property
+    def model(self) -> nn.Module | None:
+        """The module that the plan was made for, while it lives and in the process that made it.
+
+        It lets `Overparam` take param groups, which know no names. It is no part of the plan's
+        value: two equal plans may have been made for two modules, and a file keeps none.
+        """
+        found: Callable[[], nn.Module | None] | None = self.__dict__.get("_model")
+        return None if found is None else found()
+
+    def made_for(self, model: nn.Module) -> Plan:
+        """This plan, remembering the module without keeping it alive."""
+        remembering = replace(self)
+        remembering.__dict__["_model"] = weakref.ref(model)
+        return remembering
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the module: a weak reference cannot be pickled."""
+        return {key: value for key, value in self.__dict__.items() if key != "_model"}
+
+    @property
+    def cost(self) -> Cost:
+        """The cost of composing all weights once."""
+        return sum((entry.cost for entry in self.entries), Cost())
+
+    @property
+    def deployed(self) -> int:
+        """Parameters of the folded weights."""
+        return sum(entry.deployed for entry in self.entries)
+
+    @property
+    def scale(self) -> float:
+        """Training parameters over deployed parameters, over the planned weights."""
+        return self.cost.parameters / self.deployed if self.entries else 1.0
+
+    @property
+    def overhead(self) -> float | None:
+        """Predicted FLOPs of a training step over the plain student's; None without a graph."""
+        if not self.student_step_flops:
+            return None
+        return 1 + self.cost.step_flops / self.student_step_flops
+
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted memory that training holds for the planned weights, in bytes."""
+        cost, total = self.cost, 0
+        for entry in self.entries:
+            core = get(entry.parametrization).core_dtype(entry.spec).itemsize
+            total += _STATES * core * entry.cost.parameters + core * entry.deployed
+        return total + 4 * cost.largest_intermediate
+
+    def validate(self, report: MatchReport) -> None:
+        """Check that every entry fits a match of the model at hand.
+
+        Raises:
+            PlanError: A key, shape, dtype or orientation differs.
+        """
+        known = {m.key: m for m in _with_offers(report)}
+        for entry in self.entries:
+            if entry.key not in known:
+                raise PlanError(_unknown(entry.key, report))
+            found = known[entry.key]
+            _agree(entry, "shape", list(entry.spec.shape), list(found.shape))
+            _agree(entry, "dtype", entry.spec.dtype, found.dtype)
+            _agree(entry, "transposed", entry.spec.transposed, found.transposed)
+            # A name that the plan does not know would keep a plain weight of its own: untied.
+            _agree(entry, "aliases", sorted(entry.aliases), sorted(found.aliases))
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain values, schema "opdf-plan/1"."""
+        return {
+            "schema": SCHEMA,
+            "request": self.request,
+            "rung": self.rung,
+            "notes": list(self.notes),
+            "entries": [entry.to_json() for entry in self.entries],
+            "refusals": [{"key": r.key, "reason": r.reason} for r in self.refusals],
+            "totals": {
+                "weights": len(self.entries),
+                "deployed": self.deployed,
+                "trained": self.cost.parameters,
+                "scale": self.scale,
+                "student_step_flops": self.student_step_flops,
+                "compose_step_flops": self.cost.step_flops,
+                "predicted_step": self.overhead,
+                "peak_bytes": self.peak_bytes,
+            },
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Plan:
+        """Read a plan back; totals and costs are computed anew.
+
+        Raises:
+            PlanError: The value is no plan, or contradicts itself.
+        """
+        from opdf_compile.planning.schema import read
+
+        return read(value)
+
+    def dumps(self) -> str:
+        """The plan as JSON text."""
+        return json.dumps(self.to_json(), indent=2) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON; the file is replaced in one step."""
+        from opdf_compile.planning.files import write_text
+
+        write_text(Path(path), self.dumps())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan file.
+
+        Raises:
+            PlanError: There is no such file, or it holds no plan.
+        """
+        from opdf_compile.planning.files import read_json
+
+        return cls.from_json(read_json(Path(path)))
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Cells of the table: key, parametrization, shape, modes, deployed, trained, FLOPs."""
+        return [
+            (
+                entry.key,
+                entry.parametrization,
+                "x".join(map(str, entry.spec.shape)),
+                describe(entry),
+                f"{entry.deployed:,}",
+                f"{entry.cost.parameters:,}",
+                f"{entry.cost.step_flops:,}",
+            )
+            for entry in self.entries
+        ]
+
+    def totals(self) -> str:
+        """One line: weights, parameters, scale, predicted step and memory."""
+        step = f"{self.overhead:.2f}x" if self.overhead else "unknown without a graph"
+        return (
+            f"{len(self.entries)} weights: {self.deployed:,} parameters deployed, "
+            f"{self.cost.parameters:,} trained (scale {self.scale:.2f}); "
+            f"predicted step {step}, memory {self.peak_bytes / 2**20:,.1f} MiB"
+        )
+
+    def __str__(self) -> str:
+        return "\n".join([text_table([HEAD, *self.rows()], right=(4, 5, 6)), self.totals()])
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{cell}</th>" for cell in HEAD)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
+            for row in self.rows()
+        )
+        return f"<table><tr>{head}</tr>{body}</table><p>{escape(self.totals())}</p>"
+
+
+HEAD = ("weight", "by", "shape", "modes", "deployed", "trained", "FLOPs/step")
+
+
+def describe(entry: PlanEntry) -> str:
+    """The modes of an entry in short, ``[64,1,48]x[32,1,24]``, or what the parametrization says."""
+    own = getattr(get(entry.parametrization), "describe", None)
+    if own is not None:
+        return str(own(entry.spec))
+    spec = get(entry.parametrization).spec_to_json(entry.spec)
+    modes = [spec[name] for name in ("out_modes", "in_modes") if name in spec]
+    return "x".join("[" + ",".join(map(str, m)) + "]" for m in modes)  # type: ignore[call-overload]
+
+
+def _with_offers(report: MatchReport) -> Iterable[Match]:
+    yield from report.matches
+    yield from (r.offer for r in report.refusals if r.offer is not None)
+
+
+def _agree(entry: PlanEntry, what: str, planned: object, found: object) -> None:
+    if planned != found:
+        raise PlanError(
+            f"the plan gives {entry.key!r} {what} {planned}, the model has {found}; "
+            "make a plan for this model (opdf-compile plan MODEL -o plan.json)"
+        )
+
+
+def _unknown(key: str, report: MatchReport) -> str:
+    refused = {r.key: r.reason for r in report.refusals}
+    if key in refused:
+        return f"the plan names {key!r}, but it {refused[key]}; remove the entry"
+    near = nearest(key, [m.key for m in report.matches])
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return (
+        f"the plan names {key!r}, the model has no such weight{hint}; make a plan for this model "
+        "(opdf-compile plan MODEL -o plan.json)"
+    )
