@@ -30,8 +30,8 @@ from bench.growth import exponent
 from bench.reporting import Report, environment, number, table
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from opdf_compile.artefacts.onnx_file import load_onnx
 from opdf_compile.files.atomic import atomic_write
-from opdf_compile.parity.runtime.loading import load_onnx
 from opdf_compile.parity.structure.compare import compare_structure
 
 SCHEMA = "opdf-structure-scale/1"

@@ -7,15 +7,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import torch
+from typing import TYPE_CHECKING
 
 from opdf_compile.artefacts.onnx_file import load_onnx
 from opdf_compile.errors import InputError
 
 if TYPE_CHECKING:
     import onnx
+
+# Element types by ONNX's names, with the names that numpy and torch share.
+_FLOATING = {"FLOAT": "float32", "DOUBLE": "float64", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}
+_WHOLE = {"BOOL", *(f"{sign}INT{bits}" for sign in ("", "U") for bits in (2, 4, 8, 16, 32, 64))}
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,12 @@ class Port:
 
     Attributes:
         name: Its name.
-        dtype: Its dtype.
+        dtype: Its dtype, such as "float32".
         axes: A number (fixed) or a letter (free) per axis; None where the file does not say.
     """
 
     name: str
-    dtype: torch.dtype
+    dtype: str
     axes: tuple[int | str, ...] | None
 
     def misfit(self, shape: tuple[int, ...]) -> str:
@@ -44,7 +46,7 @@ class Port:
 
     def __str__(self) -> str:
         axes = "any shape" if self.axes is None else f"({', '.join(map(str, self.axes))})"
-        return f"{axes} of {str(self.dtype).removeprefix('torch.')}"
+        return f"{axes} of {self.dtype}"
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ def read_interface(path: Path) -> Interface:
 
 def _port(value: onnx.ValueInfoProto, path: Path) -> Port:
     tensor = value.type.tensor_type
-    dtype = _torch_dtype(tensor.elem_type) if value.type.HasField("tensor_type") else None
-    if dtype is None:
+    dtype = _name(tensor.elem_type) if value.type.HasField("tensor_type") else ""
+    if not dtype:
         raise InputError(
             f"{value.name!r} of {path} is no tensor of numbers, wanted tensors only; check data "
             "cannot hold it"
@@ -108,21 +110,19 @@ def declared_axis(dim: onnx.TensorShapeProto.Dimension) -> int | str:
     return str(dim.dim_param)
 
 
-def _torch_dtype(element: int) -> torch.dtype | None:
+def _name(element: int) -> str:
+    """The name of a number's type; empty for what is no number that check data can hold."""
     import onnx
 
-    names = {"FLOAT": "float32", "DOUBLE": "float64", "COMPLEX64": "", "COMPLEX128": ""}
     word = onnx.TensorProto.DataType.Name(element)
-    found: Any = getattr(torch, names.get(word, word.lower()) or "none", None)
-    return found if isinstance(found, torch.dtype) else None
+    return _FLOATING.get(word) or (word.lower() if word in _WHOLE else "")
 
 
 def _dtype(graph: onnx.GraphProto) -> str:
     counts: Counter[str] = Counter({"float32": 0})
     for element, dims in _weights(graph):
-        dtype = _torch_dtype(element)
-        if dtype is not None and dtype.is_floating_point:
-            counts[str(dtype).removeprefix("torch.")] += prod(dims)
+        if (dtype := _name(element)) in _FLOATING.values():
+            counts[dtype] += prod(dims)
     return counts.most_common(1)[0][0]
 
 

@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opdf_compile.artefacts.check_data import check_path
-from opdf_compile.artefacts.record import exporter_of
-from opdf_compile.errors import ArtefactError, InputError
-from opdf_compile.files.atomic import existing_file, sha256
-from opdf_compile.io.export.bundle import (
+from opdf_compile.artefacts.bundle import (
     MANIFEST,
     REFERENCE,
     REFERENCE_FOLDER,
@@ -22,7 +18,11 @@ from opdf_compile.io.export.bundle import (
     read_manifest,
     reference_of,
 )
-from opdf_compile.parity.runtime.loading import load_onnx
+from opdf_compile.artefacts.check_data import check_path
+from opdf_compile.artefacts.onnx_file import load_onnx
+from opdf_compile.artefacts.record import exporter_of
+from opdf_compile.errors import ArtefactError, InputError
+from opdf_compile.files.atomic import existing_file, sha256
 
 PathLike = str | os.PathLike[str]
 _WANTED = "an ONNX model"

@@ -20,10 +20,11 @@ from typing import Any
 from torch import nn
 
 from opdf_compile.errors import PlanError
-from opdf_compile.graph.rows import Match, MatchReport, Refusal, text_table
+from opdf_compile.graph.rows import Match, MatchReport, Refusal
 from opdf_compile.parametrizations.base import Spec, Term
 from opdf_compile.parametrizations.registry import get
 from opdf_compile.spelling import nearest
+from opdf_compile.tables import text_table
 from opdf_compile.tensor.cost import Cost
 
 SCHEMA = "opdf-plan/1"

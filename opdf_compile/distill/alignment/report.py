@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
-from opdf_compile.graph.rows import text_table
+from opdf_compile.tables import text_table
 
 HEAD = ("student", "teacher", "cores compared", "loss at start", "left out")
 

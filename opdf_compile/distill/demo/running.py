@@ -15,7 +15,8 @@ from opdf_compile.distill.demo.report import demo_json, demo_markdown
 from opdf_compile.distill.demo.value import Budget, Outcome, Race
 from opdf_compile.files.atomic import atomic_folder
 from opdf_compile.io.export.build import build
-from opdf_compile.io.export.bundle import is_bundle, write_bundle
+from opdf_compile.artefacts.bundle import is_bundle
+from opdf_compile.io.export.bundle import write_bundle
 from opdf_compile.parity.latency.measure import check_budget
 from opdf_compile.parity.report.value import ParityReport
 from opdf_compile.parity.verdict import verify

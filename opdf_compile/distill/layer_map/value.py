@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from opdf_compile.distill.layer_map.weights import main_weights, row_prefixes
 from opdf_compile.errors import InputError
-from opdf_compile.graph.rows import text_table
 from opdf_compile.spelling import nearest
+from opdf_compile.tables import text_table
 
 TABLE = "layer_map"
 

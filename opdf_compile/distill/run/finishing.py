@@ -18,7 +18,7 @@ from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.run.events import Stage, Watch
 from opdf_compile.distill.run.folder import RunFolder
 from opdf_compile.errors import UserError
-from opdf_compile.io.export.bundle import STUDENT, changed_files, is_bundle
+from opdf_compile.artefacts.bundle import STUDENT, changed_files, is_bundle
 from opdf_compile.io.export.exporting import export_onnx
 from opdf_compile.io.export.translate import require_opset
 from opdf_compile.io.models.tensors import write_student

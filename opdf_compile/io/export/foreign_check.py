@@ -29,7 +29,7 @@ from opdf_compile.graph.traced import Traced
 from opdf_compile.io.evidence.evaluating import as_array, gather
 from opdf_compile.io.evidence.half_range import too_large
 from opdf_compile.io.export.build import DTYPES, Exportable, as_traced, tensors_of
-from opdf_compile.io.export.foreign_inputs import Arrays, fitted, kind, samples_of, word
+from opdf_compile.io.export.foreign_inputs import Arrays, fitted, kind, samples_of
 from opdf_compile.io.export.student_export import student_of
 from opdf_compile.io.models.from_archive import positional_names
 
@@ -170,7 +170,7 @@ def _gathered(
         input_names=tuple(port.name for port in face.inputs),
         output_names=tuple(port.name for port in face.outputs),
         samples=samples,
-        output_dtypes={port.name: word(port.dtype) for port in face.outputs},
+        output_dtypes={port.name: port.dtype for port in face.outputs},
     )
 
 
@@ -209,9 +209,8 @@ def _in_file(sample: Sample, face: Interface, data: CheckData, source: Path) -> 
         array = np.asarray(sample.outputs[port.name])
         wrong = port.misfit(array.shape)
         made = data.output_dtypes[port.name]
-        if kind(getattr(torch, made)) != kind(port.dtype) or (
-            kind(port.dtype) == "integer" and made != word(port.dtype)
-        ):
+        wanted = kind(getattr(torch, port.dtype))
+        if kind(getattr(torch, made)) != wanted or (wanted == "integer" and made != port.dtype):
             wrong = wrong or f"dtype {made}"
         if wrong:
             raise InputError(
@@ -219,7 +218,7 @@ def _in_file(sample: Sample, face: Interface, data: CheckData, source: Path) -> 
                 "give the model that the file was exported from"
             )
     inputs = {
-        port.name: as_array(_tensor(sample.inputs[port.name]).to(port.dtype))
+        port.name: as_array(_tensor(sample.inputs[port.name]).to(getattr(torch, port.dtype)))
         for port in face.inputs
     }
 

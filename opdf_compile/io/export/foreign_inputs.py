@@ -102,13 +102,12 @@ def fitted(sample: Arrays, face: Interface, source: Path) -> dict[str, Tensor]:
 def _array(port: Port, given: Any, source: Path) -> Tensor:
     tensor = given.detach().cpu() if isinstance(given, Tensor) else torch.as_tensor(given)
     wrong = port.misfit(tuple(tensor.shape))
-    cast = tensor.to(port.dtype)
+    wanted = getattr(torch, port.dtype)
+    cast = tensor.to(wanted)
     # Rounding a float moves truth and candidate alike; a changed integer is another input.
-    same_kind = kind(tensor.dtype) == kind(port.dtype)
-    if not same_kind or (
-        kind(port.dtype) == "integer" and not torch.equal(cast.long(), tensor.long())
-    ):
-        wrong = wrong or f"dtype {word(tensor.dtype)}"
+    same_kind = kind(tensor.dtype) == kind(wanted)
+    if not same_kind or (kind(wanted) == "integer" and not torch.equal(cast.long(), tensor.long())):
+        wrong = wrong or f"dtype {str(tensor.dtype).removeprefix('torch.')}"
     if wrong:
         raise InputError(f"the input {port.name!r} has {wrong}, {source} takes {port}; give it so")
     return cast
@@ -121,8 +120,3 @@ def kind(dtype: torch.dtype) -> str:
     if dtype is torch.bool:
         return "boolean"
     return "real" if dtype.is_floating_point else "integer"
-
-
-def word(dtype: torch.dtype) -> str:
-    """A dtype's name."""
-    return str(dtype).removeprefix("torch.")

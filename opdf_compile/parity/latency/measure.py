@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from opdf_compile.artefacts.onnx_file import load_onnx
 from opdf_compile.errors import InputError
 from opdf_compile.parity.latency.bench import Bench, file_bytes, shapes_of
 from opdf_compile.parity.latency.inputs import latency_inputs
@@ -30,7 +31,6 @@ from opdf_compile.parity.latency.shapes import (
     shape_text,
 )
 from opdf_compile.parity.latency.statistics import RULES, Interval, Rule, bootstrap
-from opdf_compile.parity.runtime.loading import load_onnx
 from opdf_compile.parity.runtime.sessions import Device
 
 if TYPE_CHECKING:

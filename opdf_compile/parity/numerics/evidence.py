@@ -14,7 +14,6 @@ from opdf_compile.artefacts.check_data import CheckData, read_check
 from opdf_compile.artefacts.interface import Port, read_interface
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files.atomic import sha256
-from opdf_compile.io.export.foreign_inputs import word
 from opdf_compile.parity.numerics.free_axes import stop_of
 from opdf_compile.parity.numerics.problems import Array
 from opdf_compile.parity.runtime.runner import RunFailed, Runner
@@ -75,7 +74,7 @@ class Evidence:
         self._require_names("outputs", self.data.output_names, [port.name for port in face.outputs])
         for what, port, array, dtype in self._arrays(face.inputs, face.outputs):
             wrong = port.misfit(np.shape(array))
-            if not wrong and dtype and dtype != word(port.dtype):
+            if not wrong and dtype and dtype != port.dtype:
                 wrong = f"the dtype {dtype}"
             if wrong:
                 raise self._misfit(f"its {what} {port.name!r} has {wrong}, the file's is {port}")

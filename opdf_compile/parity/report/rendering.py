@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from opdf_compile.graph.rows import text_table
 from opdf_compile.parity.report.findings import (
     FILE_HEAD,
     Row,
@@ -18,6 +17,7 @@ from opdf_compile.parity.report.findings import (
     rows,
     shape_rows,
 )
+from opdf_compile.tables import text_table
 
 if TYPE_CHECKING:
     from opdf_compile.parity.report.value import ParityReport

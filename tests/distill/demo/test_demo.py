@@ -20,7 +20,7 @@ from opdf_compile.distill.demo.value import Budget, Outcome, Race
 from opdf_compile.distill.recipe.digits import load_digits
 from opdf_compile.distill.recipe.tables import Table
 from opdf_compile.errors import ArtefactError, InputError, UserError
-from opdf_compile.io.export.bundle import changed_files, is_bundle
+from opdf_compile.artefacts.bundle import changed_files, is_bundle
 
 TINY = Budget(rates=(0.01, 0.03), seeds=(0, 1), epochs=2, teacher_epochs=2)
 PLOTS = ("training_curves.png", "parameters.png", "latency.png")

@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from opdf_compile.artefacts.check_data import CheckData, Sample, write_check
+from opdf_compile.artefacts.onnx_file import load_onnx
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.parity.latency import race as race_module
 from opdf_compile.parity.latency import timing as timing_module
@@ -22,7 +23,6 @@ from opdf_compile.parity.latency.race import LEAST_GROUPS, LEAST_ROUNDS, LOOKS
 from opdf_compile.parity.latency.result import ROLES, LatencyResult
 from opdf_compile.parity.latency.shapes import declared_inputs, parse_shapes
 from opdf_compile.parity.latency.timing import bind
-from opdf_compile.parity.runtime.loading import load_onnx
 from opdf_compile.parity.runtime.sessions import Device, open_session, resolve_device
 
 WIDTH = 64

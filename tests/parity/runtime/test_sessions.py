@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from opdf_compile.artefacts.onnx_file import load_onnx, load_with_data
 from opdf_compile.errors import ArtefactError, DeviceError, InputError
 from opdf_compile.parity.runtime import cuda, sessions
-from opdf_compile.parity.runtime.loading import load_onnx, load_with_data
 from opdf_compile.parity.runtime.sessions import Device, open_session, resolve_device
 
 
