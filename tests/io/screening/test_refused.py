@@ -26,11 +26,11 @@ from tests.io.screening.refused_files import WRITTEN
 from tests.io.screening.refused_forms import FORMS
 from tests.io.screening.refused_texts import TEXTS, Refused
 
-IO = Path(opdf_compile.io.__file__).parent
+PACKAGE = Path(opdf_compile.__file__).parent
 SOURCES = (
-    *sorted((IO / "screening").glob("*.py")),
-    *(IO / "arrays.py", IO / "onnx" / "calls.py", IO / "onnx" / "files.py"),
-    IO / "onnx" / "wholeness.py",
+    *sorted((PACKAGE / "io" / "screening").glob("*.py")),
+    PACKAGE / "files" / "arrays.py",
+    *(PACKAGE / "artefacts" / f"{name}.py" for name in ("onnx_calls", "onnx_file", "wholeness")),
 )
 Seen = set[tuple[str, int]]
 FILES = {**WRITTEN, **FORMS}
