@@ -32,7 +32,7 @@ from torch import Tensor
 
 import opdf_compile as opdf
 from opdf_compile.parametrizations.mpo_spec import MpoSpec
-from opdf_compile.parametrizations.registry import get
+from opdf_compile.parametrizations.registry import registered
 from opdf_compile.tensor.chain import Chain
 from opdf_compile.tensor.composition import compose
 
@@ -54,7 +54,7 @@ def weights(model: str, cores: int, device: torch.device, seed: int) -> Weights:
     made = []
     for shape in _SHAPES[model]:
         matrix = torch.randn(shape, generator=generator) * 0.02
-        spec = get("mpo").propose(shape, cores=cores)
+        spec = registered("mpo").propose(shape, cores=cores)
         if model == "decaying":
             matrix = decaying(matrix, spec)
         made.append((matrix.to(device), spec))
@@ -63,7 +63,7 @@ def weights(model: str, cores: int, device: torch.device, seed: int) -> Weights:
 
 def decaying(matrix: Tensor, spec: MpoSpec) -> Tensor:
     """The matrix with the singular values of its arrangement scaled by 1 to 10^-8."""
-    cores = [core.double() for core in get("mpo").decompose(matrix.double(), spec)]
+    cores = [core.double() for core in registered("mpo").decompose(matrix.double(), spec)]
     bonds = [core.shape[-1] for core in cores[:-1]]
     centre = bonds.index(max(bonds))
     scale = torch.logspace(0.0, -_DECADES, bonds[centre], dtype=torch.float64)
@@ -92,7 +92,7 @@ def one_svd_per_bond(matrix: Tensor, chain: Chain) -> list[Tensor]:
 def all_ours(matrices: Weights) -> None:
     """Decompose all of them the product's way."""
     for matrix, spec in matrices:
-        get("mpo").decompose(matrix, spec)
+        registered("mpo").decompose(matrix, spec)
 
 
 def all_classical(matrices: Weights) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 from bench.race import Clock, timed
 from opdf_compile.errors import InternalError
 from opdf_compile.parametrizations.mpo_spec import MpoSpec
-from opdf_compile.parametrizations.registry import get
+from opdf_compile.parametrizations.registry import registered
 from opdf_compile.planning.value import Plan
 from opdf_compile.tensor.composition import contraction_order
 
@@ -144,7 +144,9 @@ class OptimizerPass:
 def core_shapes(plan: Plan) -> list[tuple[int, ...]]:
     """Shapes of all cores of a plan."""
     return [
-        shape for entry in plan.entries for shape in get(entry.parametrization).shapes(entry.spec)
+        shape
+        for entry in plan.entries
+        for shape in registered(entry.parametrization).shapes(entry.spec)
     ]
 
 

@@ -86,7 +86,7 @@ def measure(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], cor
         kwargs: Keyword example inputs.
         cores: Cores per weight.
     """
-    if Unfilled().name not in registry.names():
+    if Unfilled().name not in registry.registered_names():
         registry.register(Unfilled())
     times = Times()
     gc.collect()

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import PlanError
-from opdf_compile.parametrizations.registry import get
+from opdf_compile.parametrizations.registry import registered
 from opdf_compile.planning.choose import plan
 
 Weights = Mapping[str, Tensor]
@@ -144,7 +144,7 @@ def _kept(name: str, parameter: Tensor) -> Part:
 
 
 def _of_entry(entry: Any, frozen: bool) -> Part:
-    chosen, spec = get(entry.parametrization), entry.spec
+    chosen, spec = registered(entry.parametrization), entry.spec
     shapes = chosen.shapes(spec)
     trained = [not frozen or k in (0, len(shapes) - 1) for k in range(len(shapes))]
     degree = _degree(chosen, spec, sum(trained))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import existing_file, sha256
+from opdf_compile.files import existing_file, sha256
 
 # The first schema has no folder in the names of its files.
 SCHEMA, READABLE = "opdf-bundle/2", ("opdf-bundle/1", "opdf-bundle/2")

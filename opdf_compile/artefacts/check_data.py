@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.arrays import DAMAGE, read_npz
-from opdf_compile.files.atomic import existing_file
+from opdf_compile.files import DAMAGE, existing_file, read_npz
 
 SCHEMA = "opdf-check/1"
 _EPOCH = (1980, 1, 1, 0, 0, 0)

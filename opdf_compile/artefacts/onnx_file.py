@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from opdf_compile.artefacts.onnx_calls import check_calls
 from opdf_compile.artefacts.wholeness import check_whole
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import existing_file, read_failure
+from opdf_compile.files import existing_file, read_failure
 
 if TYPE_CHECKING:
     import onnx

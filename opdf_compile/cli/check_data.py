@@ -13,7 +13,7 @@ from opdf_compile.cli.tables import size_of_file, table
 from opdf_compile.cli.terminal import opened
 
 if TYPE_CHECKING:
-    from opdf_compile.io.models.spec import LoadedModel
+    from opdf_compile.io import LoadedModel
 
 NAME = "check-data"
 EXAMPLES = (
@@ -65,8 +65,8 @@ def command(
         loaded = load(
             terminal, ModelOptions(model, weights, tuple(input or ()), None, size, trust_pickle)
         )
-        from opdf_compile.artefacts.check_data import read_check
-        from opdf_compile.io.export.foreign_check import write_check_data
+        from opdf_compile.artefacts import read_check
+        from opdf_compile.io import write_check_data
 
         given = _example(loaded, onnx) if inputs is None else inputs
         with terminal.busy(f"computing the float64 truth of {loaded.name}"):
@@ -92,7 +92,7 @@ def command(
 
 def _example(loaded: LoadedModel, onnx: Path) -> dict[str, Any]:
     """The model's own example inputs, or those of --input, under the file's names."""
-    from opdf_compile.artefacts.interface import read_interface
-    from opdf_compile.io.export.foreign_inputs import example_of
+    from opdf_compile.artefacts import read_interface
+    from opdf_compile.io import example_of
 
     return example_of(loaded.model, (loaded.args, loaded.kwargs), read_interface(onnx))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from opdf_compile.distill.recipe import Job, Recipe
     from opdf_compile.distill.run.running import RunResult
-    from opdf_compile.planning.value import Plan
+    from opdf_compile.planning import Plan
 
 log = logging.getLogger("opdf_compile")
 NAME = "distill"

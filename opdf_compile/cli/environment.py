@@ -124,7 +124,7 @@ def _onnx_on_cuda() -> list[Finding]:
     if not any(version(name) for name in RUNTIMES):
         return []
     from opdf_compile.errors import DeviceError
-    from opdf_compile.parity.runtime.cuda import missing_for_cuda
+    from opdf_compile.parity import missing_for_cuda
 
     try:
         missing = missing_for_cuda()

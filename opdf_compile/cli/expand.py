@@ -59,7 +59,7 @@ def command(
         require_suffix(out, SUFFIXES)
         asked = ModelOptions(model, weights, tuple(input or ()), inputs, size, trust_pickle)
         traced = load_traced(terminal, asked)
-        from opdf_compile.io.saved.expanded import save_expanded
+        from opdf_compile.io import save_expanded
         from opdf_compile.planning import Plan
         from opdf_compile.planning import plan as decide
         from opdf_compile.training import expand

@@ -14,7 +14,7 @@ from opdf_compile.cli.tables import size_of_file, table
 from opdf_compile.cli.terminal import opened
 
 if TYPE_CHECKING:
-    from opdf_compile.io.models.spec import LoadedModel
+    from opdf_compile.io import LoadedModel
 
 NAME = "export"
 EXAMPLES = (
@@ -63,7 +63,7 @@ def command(
         untouched = (
             load(terminal, replace(asked, model=reference, weights=None)) if reference else None
         )
-        from opdf_compile.io.export.exporting import exported, write
+        from opdf_compile.io import exported, write
 
         # Without inputs an ONNX student draws its own, and others where no graph holds the first.
         drawn = all(model.drawn for model in (loaded, untouched) if model)

@@ -63,12 +63,12 @@ def command(
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         require_suffix(out, SUFFIXES)
         student = load_student(terminal, model, trust_pickle) if model else None
-        from opdf_compile.io.saved.expanded import fold_file
+        from opdf_compile.io import fold_file
 
         with terminal.busy(f"folding {expanded}"):
             folded = fold_file(expanded, weights=weights, model=student, trust_pickle=trust_pickle)
             if out.suffix == ".onnx":
-                from opdf_compile.io.export.student_fold import save_onnx
+                from opdf_compile.io import save_onnx
 
                 save_onnx(folded, student, out)
             else:

@@ -10,7 +10,7 @@ from opdf_compile.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from opdf_compile.graph import Traced
-    from opdf_compile.io.models.spec import LoadedModel
+    from opdf_compile.io import LoadedModel
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,7 @@ def load(terminal: Terminal, options: ModelOptions) -> LoadedModel:
     Raises:
         UserError: The model, its weights or its example inputs cannot be used.
     """
-    from opdf_compile.io.models.example_inputs import InputOptions
-    from opdf_compile.io.models.spec import load_model
+    from opdf_compile.io import InputOptions, load_model
 
     with terminal.busy(f"loading {options.model}"):
         return load_model(
@@ -51,8 +50,7 @@ def load_traced(terminal: Terminal, options: ModelOptions) -> Traced:
     """
     loaded = load(terminal, options)
     from opdf_compile.graph import trace
-    from opdf_compile.io.onnx_student.examples import trace_drawn
-    from opdf_compile.io.onnx_student.student import OnnxStudent
+    from opdf_compile.io import OnnxStudent, trace_drawn
 
     with terminal.busy(f"tracing {loaded.name}"):
         if loaded.drawn and isinstance(loaded.model, OnnxStudent):

@@ -71,11 +71,10 @@ def command(
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         asked = ModelOptions(model, weights, tuple(input or ()), inputs, size, trust_pickle)
-        from opdf_compile.parametrizations.registry import get
-        from opdf_compile.planning import plan
-        from opdf_compile.planning.dear import cost_warning
+        from opdf_compile.parametrizations import registered
+        from opdf_compile.planning import cost_warning, plan
 
-        get(parametrization)  # A name that is not known is told before the model is traced.
+        registered(parametrization)  # A name that is not known is told before the model is traced.
         traced = load_traced(terminal, asked)
 
         with terminal.busy("planning"):
@@ -102,7 +101,7 @@ def command(
 
 def plan_table(plan: Plan) -> Table:
     """One row per weight: its modes, and what it costs."""
-    from opdf_compile.planning.value import describe
+    from opdf_compile.planning import describe
 
     head = ("weight", "by", "shape", "modes (out x in)", "deployed", "trained", "FLOPs/step")
     rows = table("Plan", *head, numbers=head[4:])

@@ -97,7 +97,7 @@ class Terminal:
             self._stdout.write(text)
             self._stdout.flush()
             return
-        from opdf_compile.files.atomic import atomic_write
+        from opdf_compile.files import atomic_write
 
         with atomic_write(Path(self._json_target)) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -16,7 +16,7 @@ from opdf_compile.cli.terminal import opened, require_folder
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from opdf_compile.parity.report.value import ParityReport
+    from opdf_compile.parity import ParityReport
 
 NAME = "verify"
 EXAMPLES = (
@@ -108,7 +108,7 @@ def command(
         for target in (summary, html):
             if target:
                 require_folder(target)
-        from opdf_compile.parity.verdict import verify
+        from opdf_compile.parity import verify
 
         with terminal.busy(f"verifying {candidate}") as bar:
             (task,) = bar.task_ids
@@ -146,7 +146,7 @@ def command(
 
 def verdict_table(report: ParityReport) -> Table:
     """One row per check: its verdict and the figures behind it."""
-    from opdf_compile.parity.report.findings import rows
+    from opdf_compile.parity import rows
 
     made = table("Parity", "check", "verdict", "finding")
     for name, verdict, finding in rows(report):
@@ -156,7 +156,7 @@ def verdict_table(report: ParityReport) -> Table:
 
 def more_tables(report: ParityReport) -> list[Table]:
     """The shapes where there are several, and what was measured but decides nothing."""
-    from opdf_compile.parity.report.findings import cost_rows, shape_rows
+    from opdf_compile.parity import cost_rows, shape_rows
 
     shapes = shape_rows(report.latency)
     titled = {"Shapes": shapes if len(shapes) > 2 else [], "Beside it": cost_rows(report)}
@@ -187,7 +187,7 @@ def _coloured(verdict: str) -> Text:
 
 def _summarise(path: Path, text: str) -> None:
     """Write Markdown; a summary that several steps of a CI job share is added to."""
-    from opdf_compile.files.atomic import atomic_write
+    from opdf_compile.files import atomic_write
 
     shared = os.environ.get("GITHUB_STEP_SUMMARY")
     if shared and path.exists() and path.resolve() == Path(shared).resolve():

@@ -2,17 +2,6 @@
 
 from __future__ import annotations
 
-from opdf_compile.graph.matching import Match, MatchReport, Refusal, Use, match
-from opdf_compile.graph.tracing import PHASES, Phase, Traced, trace
+import lazy_loader
 
-__all__ = [
-    "PHASES",
-    "Match",
-    "MatchReport",
-    "Phase",
-    "Refusal",
-    "Traced",
-    "Use",
-    "match",
-    "trace",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -62,7 +62,7 @@ def _letters(name: str, leaf: Tensor, axes: Sequence[str | int | None] | None) -
     return {index: axis for index, axis in enumerate(axes) if isinstance(axis, str)}
 
 
-def request(inputs: Inputs, names: Sequence[str], axes: AxisNames, hint: Any) -> Inputs:
+def request_axes(inputs: Inputs, names: Sequence[str], axes: AxisNames, hint: Any) -> Inputs:
     """``(args, kwargs)`` with every tensor replaced by {axis: hint} for the axes asked for."""
 
     def ask(name: str, leaf: Any) -> Any:
@@ -76,7 +76,7 @@ def request(inputs: Inputs, names: Sequence[str], axes: AxisNames, hint: Any) ->
     return args, kwargs
 
 
-def widen(inputs: Inputs, names: Sequence[str], axes: AxisNames) -> Inputs:
+def widen_axes(inputs: Inputs, names: Sequence[str], axes: AxisNames) -> Inputs:
     """Repeat every dynamic axis of size 1 to size 2.
 
     torch.export specialises an axis whose example is 1 (or refuses it), so an example of batch 1
@@ -159,9 +159,9 @@ def kept_axes(program: ExportedProgram, names: Sequence[str], wanted: AxisNames)
 
 
 def widen_tensors(inputs: Inputs, axes: Sequence[Mapping[int, str]]) -> Inputs:
-    """Like `widen`, with the dynamic axes of each tensor in order instead of by name."""
+    """Like `widen_axes`, with the dynamic axes of each tensor in order instead of by name."""
     leaves, spec = pytree.tree_flatten(inputs)
     names = [str(index) for index in range(len(leaves))]
     tensors = [n for n, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)]
     by_place = {name: dict(a) for name, a in zip(tensors, axes, strict=True)}
-    return widen(pytree.tree_unflatten(leaves, spec), names, by_place)
+    return widen_axes(pytree.tree_unflatten(leaves, spec), names, by_place)

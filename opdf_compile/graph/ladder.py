@@ -131,10 +131,10 @@ class Ladder:
 
     def _export(self, phase: Phase, axes: AxisNames) -> Held:
         # Only what this rung keeps free is widened: a model may take no batch but the example's.
-        wide = axes_of.widen(self.inputs, self.names, axes)
+        wide = axes_of.widen_axes(self.inputs, self.names, axes)
         guard = backwards_kept() if phase == "train" else contextlib.nullcontext()
         with explicit_forward(self.model, wide), guard:
-            request = axes_of.request(wide, self.names, axes, Dim.AUTO)
+            request = axes_of.request_axes(wide, self.names, axes, Dim.AUTO)
             shapes = bind(self.model.forward, *request) if axes else None
             return Held("", export_phase(self.model, phase, wide, shapes), shapes)
 
@@ -187,5 +187,7 @@ class Ladder:
         run = run_model(self.model, phase, self.inputs)
         if run.error is None:
             return run
-        wide = run_model(self.model, phase, axes_of.widen(self.inputs, self.names, self.wanted))
+        wide = run_model(
+            self.model, phase, axes_of.widen_axes(self.inputs, self.names, self.wanted)
+        )
         return wide if wide.error is None else run

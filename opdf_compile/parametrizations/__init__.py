@@ -6,8 +6,12 @@ import here.
 
 from __future__ import annotations
 
+import lazy_loader
+
 from opdf_compile.parametrizations import mpo as mpo
 from opdf_compile.parametrizations import powerprop as powerprop
 from opdf_compile.parametrizations import shared as shared
 from opdf_compile.parametrizations import spectral as spectral
 from opdf_compile.parametrizations import svd as svd
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -8,7 +8,7 @@ from typing import Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from opdf_compile.tensor.cost import Cost
+from opdf_compile.tensor import Cost
 
 
 class Spec(Protocol):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from opdf_compile.errors import InputError, PlanError
 from opdf_compile.parametrizations.mpo_spec import DTYPES, matrix_sizes
-from opdf_compile.tensor.decomposition import require_values
+from opdf_compile.tensor import require_values
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,18 @@ from opdf_compile.errors import FoldError, InputError, PlanError
 from opdf_compile.parametrizations import mpo_spec
 from opdf_compile.parametrizations.mpo_spec import MpoSpec, matrix_sizes
 from opdf_compile.parametrizations.registry import register
-from opdf_compile.tensor.chain import Chain
-from opdf_compile.tensor.composition import compose
-from opdf_compile.tensor.cost import Cost, chain_cost
-from opdf_compile.tensor.decomposition import core_dtype, decompose
-from opdf_compile.tensor.modes import Modes, balanced_modes, chain_modes, chain_splits
+from opdf_compile.tensor import (
+    Chain,
+    Cost,
+    Modes,
+    balanced_modes,
+    chain_cost,
+    chain_modes,
+    chain_splits,
+    compose,
+    core_dtype,
+    decompose,
+)
 
 # The paper's range of cores.
 CORES = range(2, 11)

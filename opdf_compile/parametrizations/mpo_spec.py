@@ -18,8 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from opdf_compile.errors import InputError, PlanError
-from opdf_compile.tensor.chain import Chain
-from opdf_compile.tensor.modes import Modes
+from opdf_compile.tensor import Chain, Modes
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 

@@ -26,8 +26,7 @@ from opdf_compile.parametrizations import matrix_spec
 from opdf_compile.parametrizations.base import Term
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec
 from opdf_compile.parametrizations.registry import register
-from opdf_compile.tensor.cost import Cost
-from opdf_compile.tensor.decomposition import core_dtype
+from opdf_compile.tensor import Cost, core_dtype
 
 USUAL_EXPONENT = 2.0
 LARGEST_EXPONENT = 8.0

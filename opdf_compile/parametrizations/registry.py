@@ -26,21 +26,22 @@ def register(parametrization: Parametrization[Any]) -> None:
         )
 
 
-def get(name: str) -> Parametrization[Any]:
+def registered(name: str) -> Parametrization[Any]:
     """The parametrization called `name`.
 
     Raises:
         PlanError: There is none.
     """
     if name not in _REGISTERED:
-        near = nearest(name, names())
+        known = registered_names()
+        near = nearest(name, known)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise PlanError(
-            f"parametrization '{name}' is not known; use one of: {', '.join(names())}{hint}"
+            f"parametrization '{name}' is not known; use one of: {', '.join(known)}{hint}"
         )
     return _REGISTERED[name]
 
 
-def names() -> tuple[str, ...]:
+def registered_names() -> tuple[str, ...]:
     """The registered names, sorted."""
     return tuple(sorted(_REGISTERED))

@@ -29,10 +29,7 @@ from opdf_compile.errors import FoldError, InputError, PlanError
 from opdf_compile.parametrizations import matrix_spec
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec, as_weight
 from opdf_compile.parametrizations.registry import register
-from opdf_compile.tensor.chain import Chain
-from opdf_compile.tensor.cost import Cost
-from opdf_compile.tensor.decomposition import core_dtype, decompose
-from opdf_compile.tensor.modes import chain_modes, divisors
+from opdf_compile.tensor import Chain, Cost, chain_modes, core_dtype, decompose, divisors
 
 # A matrix that is no stack is cut into so many blocks, or the next smaller number that divides it.
 USUAL_BLOCKS = 4

@@ -26,7 +26,7 @@ from opdf_compile.parametrizations.matrix_spec import MatrixSpec
 from opdf_compile.parametrizations.mpo import Mpo
 from opdf_compile.parametrizations.mpo_spec import MpoSpec
 from opdf_compile.parametrizations.registry import register
-from opdf_compile.tensor.cost import Cost
+from opdf_compile.tensor import Cost
 
 _MPO = Mpo()
 

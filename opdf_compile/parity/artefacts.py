@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from opdf_compile.artefacts.bundle import (
+from opdf_compile.artefacts import (
     MANIFEST,
     REFERENCE,
     REFERENCE_FOLDER,
     STUDENT,
     changed_files,
+    check_path,
+    exporter_of,
     is_inside,
+    load_onnx,
     read_manifest,
     reference_of,
 )
-from opdf_compile.artefacts.check_data import check_path
-from opdf_compile.artefacts.onnx_file import load_onnx
-from opdf_compile.artefacts.record import exporter_of
 from opdf_compile.errors import ArtefactError, InputError
-from opdf_compile.files.atomic import existing_file, sha256
+from opdf_compile.files import existing_file, sha256
 
 PathLike = str | os.PathLike[str]
 _WANTED = "an ONNX model"

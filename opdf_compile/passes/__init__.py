@@ -2,20 +2,6 @@
 
 from __future__ import annotations
 
-from opdf_compile.passes.base import Change, GraphPass, PassResult, Pipeline
-from opdf_compile.passes.check import CheckShapes
-from opdf_compile.passes.expand import Expand
-from opdf_compile.passes.fold import Fold
-from opdf_compile.passes.hoist import Hoist, HoistResult
+import lazy_loader
 
-__all__ = [
-    "Change",
-    "CheckShapes",
-    "Expand",
-    "Fold",
-    "GraphPass",
-    "Hoist",
-    "HoistResult",
-    "PassResult",
-    "Pipeline",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from torch.fx import Graph, GraphModule, Node
 
-from opdf_compile.graph.edit import over_tensors_of
+from opdf_compile.graph import over_tensors_of
 
 logger = logging.getLogger("opdf_compile")
 

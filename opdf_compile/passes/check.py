@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from opdf_compile.errors import InternalError
-from opdf_compile.graph.edit import attribute
-from opdf_compile.parametrizations.registry import get
+from opdf_compile.graph import attribute
+from opdf_compile.parametrizations import registered
 from opdf_compile.passes.base import GraphPass, PassResult
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning import Plan
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class CheckShapes(GraphPass):
         """
         read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
         for entry in self.plan.entries:
-            parametrization = get(entry.parametrization)
+            parametrization = registered(entry.parametrization)
             wanted = parametrization.core_dtype(entry.spec)
             shapes = parametrization.shapes(entry.spec)
             for name, shape in zip(entry.core_names, shapes, strict=True):

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 
 from opdf_compile.errors import PlanError
-from opdf_compile.graph.edit import insert_graph
-from opdf_compile.parametrizations.registry import get
-from opdf_compile.planning.value import PlanEntry
+from opdf_compile.graph import insert_graph
+from opdf_compile.parametrizations import registered
+from opdf_compile.planning import PlanEntry
 
 WEIGHT_OP = torch.ops.aten.to.dtype
 
@@ -30,7 +30,7 @@ WEIGHT_MARK = "opdf_weight"
 
 def core_dtype(entry: PlanEntry) -> torch.dtype:
     """The dtype that the cores of an entry are stored in."""
-    dtype: torch.dtype = get(entry.parametrization).core_dtype(entry.spec)
+    dtype: torch.dtype = registered(entry.parametrization).core_dtype(entry.spec)
     return dtype
 
 
@@ -74,7 +74,7 @@ def _traced(name: str, spec: Any, device: torch.device) -> Graph:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    parametrization = get(name)
+    parametrization = registered(name)
     dtype = parametrization.core_dtype(spec)
     inner = spec.with_dtype(str(dtype).removeprefix("torch."))
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from opdf_compile.graph.edit import attribute
+from opdf_compile.graph import attribute
 
 
 class Dependence:

@@ -16,10 +16,10 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from opdf_compile.errors import InternalError
-from opdf_compile.graph.edit import register
+from opdf_compile.graph import register
 from opdf_compile.passes.base import Change, GraphPass, PassResult
 from opdf_compile.passes.compose_graph import insert_compose
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning import Plan
 
 
 @dataclass(frozen=True)

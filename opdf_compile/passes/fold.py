@@ -13,7 +13,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from opdf_compile.errors import InternalError
-from opdf_compile.graph.edit import register
+from opdf_compile.graph import register
 from opdf_compile.passes.base import Change, GraphPass, PassResult
 from opdf_compile.passes.compose_graph import WEIGHT_MARK
 from opdf_compile.passes.regions import (

@@ -19,13 +19,13 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from opdf_compile.errors import InternalError, PlanError
-from opdf_compile.graph.edit import register
+from opdf_compile.graph import register
 from opdf_compile.passes.base import Change, GraphPass, PassResult
 from opdf_compile.passes.compose_graph import WEIGHT_MARK, insert_compose
 from opdf_compile.passes.dependence import Dependence
 from opdf_compile.passes.fold import erase_assertions, folded_weight
 from opdf_compile.passes.regions import Region, core_key, find_regions
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning import Plan
 
 
 @dataclass(frozen=True, eq=False)

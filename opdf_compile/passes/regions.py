@@ -16,7 +16,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from opdf_compile.errors import FoldError
-from opdf_compile.graph.edit import attribute
+from opdf_compile.graph import attribute
 from opdf_compile.passes.compose_graph import WEIGHT_OP
 from opdf_compile.passes.dependence import varies_by_itself
 

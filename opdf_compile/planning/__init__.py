@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from opdf_compile.planning.choose import plan
-from opdf_compile.planning.value import Plan, PlanEntry
+import lazy_loader
 
-__all__ = ["Plan", "PlanEntry", "plan"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

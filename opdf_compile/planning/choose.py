@@ -15,13 +15,8 @@ from typing import Any
 from torch import nn
 
 from opdf_compile.errors import PlanError
-from opdf_compile.graph.flops import step_flops
-from opdf_compile.graph.matching import match
-from opdf_compile.graph.module_match import bare
-from opdf_compile.graph.rows import Match, MatchReport, Refusal
-from opdf_compile.graph.tracing import Traced
-from opdf_compile.parametrizations.base import Spec
-from opdf_compile.parametrizations.registry import get
+from opdf_compile.graph import Match, MatchReport, Refusal, Traced, bare, match, step_flops
+from opdf_compile.parametrizations import Spec, registered
 from opdf_compile.planning.globs import Globs
 from opdf_compile.planning.value import Plan, PlanEntry
 
@@ -65,7 +60,7 @@ def plan(
         >>> round(plan(torch.nn.Linear(768, 3072), cores=3).scale, 3)
         2.125
     """
-    usual = getattr(get(parametrization), "usual_cores", DEFAULT_CORES)
+    usual = getattr(registered(parametrization), "usual_cores", DEFAULT_CORES)
     request = _request(cores, scale, overhead, usual)
     graph = model.graph if isinstance(model, Traced) else None
     flops = step_flops(graph) if graph is not None else 0
@@ -181,12 +176,12 @@ def _specs(
 
 
 def _propose(found: Match, name: str, cores: int) -> Spec:
-    spec: Spec = get(name).propose(found.shape, cores=cores, **_form(found))
+    spec: Spec = registered(name).propose(found.shape, cores=cores, **_form(found))
     return spec
 
 
 def _candidates(found: Match, name: str) -> tuple[Spec, ...]:
-    return get(name).candidates(found.shape, **_form(found))
+    return registered(name).candidates(found.shape, **_form(found))
 
 
 def _form(found: Match) -> dict[str, Any]:
@@ -200,13 +195,15 @@ def _adds(spec: Spec, name: str) -> bool:
 
     One tensor has no neighbour: it adds nothing, and changes only how the weight moves.
     """
-    parametrization = get(name)
+    parametrization = registered(name)
     tensors = len(parametrization.shapes(spec))
     return tensors == 1 or parametrization.cost(spec).added >= tensors
 
 
 def _by_scale(chosen: list[Match], name: str, scale: float) -> Iterator[tuple[str, Spec]]:
-    options = {m.key: [(get(name).cost(s).added, s) for s in _candidates(m, name)] for m in chosen}
+    options = {
+        m.key: [(registered(name).cost(s).added, s) for s in _candidates(m, name)] for m in chosen
+    }
     deployed = sum(m.parameters for m in chosen)
     most = 1 + sum(max(a for a, _ in o) for o in options.values()) / max(deployed, 1)
     least = 1 + sum(min(a for a, _ in o) for o in options.values()) / max(deployed, 1)
@@ -229,7 +226,7 @@ def _by_overhead(chosen: list[Match], name: str, budget: float) -> Iterator[tupl
         m.key: [
             (cost.added / m.parameters, cost.step_flops, spec)
             for spec in _candidates(m, name)
-            for cost in [get(name).cost(spec)]
+            for cost in [registered(name).cost(spec)]
         ]
         for m in chosen
     }

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase, translate
 
 from opdf_compile.errors import PlanError
-from opdf_compile.graph.rows import Match
+from opdf_compile.graph import Match
 from opdf_compile.spelling import nearest
 
 _WILD = frozenset("*?[")

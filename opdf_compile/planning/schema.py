@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opdf_compile.errors import PlanError
-from opdf_compile.graph.rows import Refusal
-from opdf_compile.parametrizations.registry import get
+from opdf_compile.graph import Refusal
+from opdf_compile.parametrizations import registered
 from opdf_compile.planning.value import SCHEMA, Plan, PlanEntry
 
 
@@ -73,7 +73,7 @@ def read(value: Any) -> Plan:
 
 def _entry(index: int, entry: EntryModel) -> PlanEntry:
     try:
-        spec = get(entry.parametrization).spec_from_json(entry.spec)
+        spec = registered(entry.parametrization).spec_from_json(entry.spec)
     except PlanError as error:
         raise PlanError(f"the plan is wrong at entries.{index} ({entry.key}): {error}") from error
     return PlanEntry(entry.key, entry.parametrization, spec, tuple(entry.aliases))

@@ -20,12 +20,11 @@ from typing import Any
 from torch import nn
 
 from opdf_compile.errors import PlanError
-from opdf_compile.graph.rows import Match, MatchReport, Refusal
-from opdf_compile.parametrizations.base import Spec, Term
-from opdf_compile.parametrizations.registry import get
+from opdf_compile.graph import Match, MatchReport, Refusal
+from opdf_compile.parametrizations import Spec, Term, registered
 from opdf_compile.spelling import nearest
 from opdf_compile.tables import text_table
-from opdf_compile.tensor.cost import Cost
+from opdf_compile.tensor import Cost
 
 SCHEMA = "opdf-plan/1"
 # Value, gradient and AdamW's two moments.
@@ -51,7 +50,7 @@ class PlanEntry:
     @property
     def cost(self) -> Cost:
         """Exact cost of composing the weight once."""
-        return get(self.parametrization).cost(self.spec)
+        return registered(self.parametrization).cost(self.spec)
 
     @property
     def deployed(self) -> int:
@@ -61,18 +60,18 @@ class PlanEntry:
     @property
     def core_names(self) -> tuple[str, ...]:
         """Names of the cores in a state dict."""
-        return tuple(get(self.parametrization).core_names(self.key, self.spec))
+        return tuple(registered(self.parametrization).core_names(self.key, self.spec))
 
     @property
     def rates(self) -> tuple[float, ...]:
         """Of each core the factor of its learning rate; 1 unless the parametrization says more."""
-        own = getattr(get(self.parametrization), "rates", None)
+        own = getattr(registered(self.parametrization), "rates", None)
         return (1.0,) * len(self.core_names) if own is None else tuple(own(self.spec))
 
     @property
     def terms(self) -> tuple[Term, ...] | None:
         """What scales the weight, see `parametrizations.base.Term`; None where nothing says so."""
-        parametrization, count = get(self.parametrization), len(self.core_names)
+        parametrization, count = registered(self.parametrization), len(self.core_names)
         own = getattr(parametrization, "terms", None)
         if own is not None:
             return tuple(own(self.spec))
@@ -86,7 +85,7 @@ class PlanEntry:
             "key": self.key,
             "aliases": list(self.aliases),
             "parametrization": self.parametrization,
-            "spec": get(self.parametrization).spec_to_json(self.spec),
+            "spec": registered(self.parametrization).spec_to_json(self.spec),
             "cost": vars(self.cost),
         }
 
@@ -175,7 +174,7 @@ class Plan:
         """Predicted memory that training holds for the planned weights, in bytes."""
         cost, total = self.cost, 0
         for entry in self.entries:
-            core = get(entry.parametrization).core_dtype(entry.spec).itemsize
+            core = registered(entry.parametrization).core_dtype(entry.spec).itemsize
             total += _STATES * core * entry.cost.parameters + core * entry.deployed
         return total + 4 * cost.largest_intermediate
 
@@ -290,10 +289,10 @@ HEAD = ("weight", "by", "shape", "modes", "deployed", "trained", "FLOPs/step")
 
 def describe(entry: PlanEntry) -> str:
     """The modes of an entry in short, ``[64,1,48]x[32,1,24]``, or what the parametrization says."""
-    own = getattr(get(entry.parametrization), "describe", None)
+    own = getattr(registered(entry.parametrization), "describe", None)
     if own is not None:
         return str(own(entry.spec))
-    spec = get(entry.parametrization).spec_to_json(entry.spec)
+    spec = registered(entry.parametrization).spec_to_json(entry.spec)
     modes = [spec[name] for name in ("out_modes", "in_modes") if name in spec]
     return "x".join("[" + ",".join(map(str, m)) + "]" for m in modes)  # type: ignore[call-overload]
 

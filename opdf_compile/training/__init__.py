@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from opdf_compile.training.folding import fold
-from opdf_compile.training.hoisted.hoisting import hoist
-from opdf_compile.training.hoisted.program import WeightProgram
-from opdf_compile.training.inline.expanded import Expanded
-from opdf_compile.training.inline.expanding import expand
-from opdf_compile.training.optimizer.overparam import Overparam, overparam_class
+import lazy_loader
 
-__all__ = ["Expanded", "Overparam", "WeightProgram", "expand", "fold", "hoist", "overparam_class"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from opdf_compile.planning.dear import cost_warning
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning import Plan, cost_warning
 
 Progress = Callable[[str, int, int], None]
 logger = logging.getLogger("opdf_compile")

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import FoldError
-from opdf_compile.graph.sharing import deep_copy
-from opdf_compile.parametrizations.registry import get
-from opdf_compile.passes.regions import require_finite
-from opdf_compile.planning.value import PlanEntry
+from opdf_compile.graph import deep_copy
+from opdf_compile.parametrizations import registered
+from opdf_compile.passes import require_finite
+from opdf_compile.planning import PlanEntry
 from opdf_compile.training.hoisted.binding import is_sharded, reshard, whole
 from opdf_compile.training.inline.expanded import Expanded
 
@@ -160,7 +160,9 @@ def folded_state(expanded: Expanded) -> dict[str, Tensor]:
 
 def _weight(expanded: Expanded, entry: PlanEntry) -> Tensor:
     wide = [core.detach().double() for core in expanded.cores(entry.key)]
-    weight: Tensor = get(entry.parametrization).compose(wide, entry.spec.with_dtype("float64"))
+    weight: Tensor = registered(entry.parametrization).compose(
+        wide, entry.spec.with_dtype("float64")
+    )
     # Rounding first: a value may be finite in float64 and infinite in float16.
     require_finite(entry.key, weight.to(getattr(torch, entry.spec.dtype)))
     return weight

@@ -20,7 +20,7 @@ from opdf_compile.io.saved.cores import fold_state
 from opdf_compile.io.saved.expanded import fold_file, save_expanded
 from opdf_compile.parametrizations import registry
 
-NAMES = registry.names()
+NAMES = registry.registered_names()
 named = pytest.mark.parametrize("name", NAMES)
 
 

@@ -15,9 +15,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from opdf_compile.errors import FoldError, InputError, PlanError
 from opdf_compile.parametrizations.mpo_spec import MpoSpec
-from opdf_compile.parametrizations.registry import get
+from opdf_compile.parametrizations.registry import registered
 
-MPO = get("mpo")
+MPO = registered("mpo")
 
 # Weight shape, transposed, kernel: the cases that modules bring.
 WEIGHTS: dict[str, tuple[tuple[int, ...], bool, int]] = {

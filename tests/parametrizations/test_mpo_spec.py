@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from opdf_compile.errors import PlanError
-from opdf_compile.parametrizations.registry import get
+from opdf_compile.parametrizations.registry import registered
 
-MPO = get("mpo")
+MPO = registered("mpo")
 
 GOOD: dict[str, Any] = {
     "shape": [48, 30],

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from opdf_compile.errors import FoldError, InputError, PlanError
 from opdf_compile.parametrizations import registry
-from opdf_compile.parametrizations.registry import get
+from opdf_compile.parametrizations.registry import registered
 
 NAMES = ("mpo", "powerprop", "shared", "spectral", "svd")
 
@@ -39,20 +39,20 @@ of_weights = pytest.mark.parametrize("form", WEIGHTS.values(), ids=WEIGHTS)
 
 
 def test_these_are_the_registered_ones() -> None:
-    assert registry.names() == NAMES
+    assert registry.registered_names() == NAMES
 
 
 def usual(name: str, form: tuple[Any, ...], dtype: str = "float32") -> Any:
     shape, transposed, kernel, row_axes = form
-    cores = getattr(get(name), "usual_cores", 3)
-    return get(name).propose(
+    cores = getattr(registered(name), "usual_cores", 3)
+    return registered(name).propose(
         shape, cores=cores, dtype=dtype, transposed=transposed, kernel=kernel, row_axes=row_axes
     )
 
 
 def candidates(name: str, form: tuple[Any, ...], dtype: str = "float32") -> tuple[Any, ...]:
     shape, transposed, kernel, row_axes = form
-    return get(name).candidates(
+    return registered(name).candidates(
         shape, dtype=dtype, transposed=transposed, kernel=kernel, row_axes=row_axes
     )
 
@@ -63,13 +63,13 @@ def random(shape: tuple[int, ...], seed: int = 0) -> Tensor:
 
 def error_of(name: str, weight: Tensor, spec: Any) -> float:
     """Relative error of expanding, in the weight's own dtype and in float64; the worse."""
-    tensors = get(name).decompose(weight, spec)
-    wide = get(name).compose([t.double() for t in tensors], spec.with_dtype("float64"))
+    tensors = registered(name).decompose(weight, spec)
+    wide = registered(name).compose([t.double() for t in tensors], spec.with_dtype("float64"))
     norm = weight.double().norm().clamp(min=torch.finfo(torch.float64).tiny)
-    core = spec.with_dtype(str(get(name).core_dtype(spec)).removeprefix("torch."))
+    core = spec.with_dtype(str(registered(name).core_dtype(spec)).removeprefix("torch."))
     errors = [
         (made.double() - weight.double()).norm() / norm
-        for made in (wide, get(name).compose(tensors, core))
+        for made in (wide, registered(name).compose(tensors, core))
     ]
     return float(max(errors))
 
@@ -78,15 +78,15 @@ def error_of(name: str, weight: Tensor, spec: Any) -> float:
 @of_weights
 def test_there_and_back(name: str, form: tuple[Any, ...]) -> None:
     weight, spec = random(form[0]), usual(name, form)
-    tensors = get(name).decompose(weight, spec)
-    assert tuple(tuple(t.shape) for t in tensors) == tuple(get(name).shapes(spec))
-    assert len(get(name).core_names("a.weight", spec)) == len(tensors)
-    assert get(name).core_names("a.weight", spec)[0] == "a.weight_cores.0"
-    composed = get(name).compose(tensors, spec)
+    tensors = registered(name).decompose(weight, spec)
+    assert tuple(tuple(t.shape) for t in tensors) == tuple(registered(name).shapes(spec))
+    assert len(registered(name).core_names("a.weight", spec)) == len(tensors)
+    assert registered(name).core_names("a.weight", spec)[0] == "a.weight_cores.0"
+    composed = registered(name).compose(tensors, spec)
     assert (composed.shape, composed.dtype) == (weight.shape, weight.dtype)
     assert composed.is_contiguous()
     assert error_of(name, weight, spec) <= 1e-6
-    wrong = get(name).compose([*tensors[:-1], tensors[-1] * 1.01], spec)
+    wrong = registered(name).compose([*tensors[:-1], tensors[-1] * 1.01], spec)
     assert (wrong - weight).norm() > 1e-3 * weight.norm(), "the control"
     assert not any(t.requires_grad for t in tensors)
     assert all(t.is_contiguous() for t in tensors)
@@ -109,11 +109,11 @@ HARD: dict[str, Callable[[], Tensor]] = {
 def test_invariant_1_hard_weights(name: str, case: str) -> None:
     weight = HARD[case]()
     for spec in candidates(name, ((24, 36), False, 1, 1))[::3]:
-        tensors = get(name).decompose(weight, spec)
+        tensors = registered(name).decompose(weight, spec)
         assert all(bool(torch.isfinite(t).all()) for t in tensors)
         assert error_of(name, weight, spec) <= 1e-6
         leaves = [t.clone().requires_grad_() for t in tensors]
-        get(name).compose(leaves, spec).sum().backward()
+        registered(name).compose(leaves, spec).sum().backward()
         grads = [leaf.grad for leaf in leaves]
         assert all(g is not None and bool(torch.isfinite(g).all()) for g in grads)
         # Only powerprop's zeros have no gradient; it says so.
@@ -127,12 +127,12 @@ def test_dtypes(name: str, dtype: str) -> None:
     form = WEIGHTS["Linear"]
     weight = random(form[0]).to(getattr(torch, dtype))
     spec = usual(name, form, dtype)
-    tensors = get(name).decompose(weight, spec)
+    tensors = registered(name).decompose(weight, spec)
     wanted = torch.float64 if dtype == "float64" else torch.float32
-    assert get(name).core_dtype(spec) == wanted
+    assert registered(name).core_dtype(spec) == wanted
     assert {t.dtype for t in tensors} == {wanted}
-    assert get(name).compose(tensors, spec).dtype == weight.dtype
-    exact = get(name).compose([t.double() for t in tensors], spec.with_dtype("float64"))
+    assert registered(name).compose(tensors, spec).dtype == weight.dtype
+    exact = registered(name).compose([t.double() for t in tensors], spec.with_dtype("float64"))
     assert exact.dtype == torch.float64
     assert (exact - weight.double()).norm() <= 2e-7 * weight.double().norm()
     if dtype in ("float16", "bfloat16"):
@@ -142,11 +142,11 @@ def test_dtypes(name: str, dtype: str) -> None:
 @named
 def test_the_same_weight_gives_the_same_tensors(name: str) -> None:
     weight, spec = random((48, 30)), usual(name, WEIGHTS["Linear"])
-    first = get(name).decompose(weight, spec)
+    first = registered(name).decompose(weight, spec)
     torch.randn(100)
-    again = get(name).decompose(weight.clone(), spec)
+    again = registered(name).decompose(weight.clone(), spec)
     assert all(map(torch.equal, first, again))
-    other = get(name).decompose(weight * 1.01, spec)
+    other = registered(name).decompose(weight * 1.01, spec)
     assert not all(map(torch.equal, first, other)), "the control"
 
 
@@ -155,33 +155,35 @@ def test_the_same_weight_gives_the_same_tensors(name: str) -> None:
 def test_json_and_infer(name: str, form: tuple[Any, ...]) -> None:
     shape, transposed, _kernel, _axes = form
     for spec in (*candidates(name, form, "bfloat16")[::4], usual(name, form, "bfloat16")):
-        text = json.dumps(get(name).spec_to_json(spec))
-        assert get(name).spec_from_json(json.loads(text)) == spec
-        assert isinstance(spec, get(name).spec_type)
+        text = json.dumps(registered(name).spec_to_json(spec))
+        assert registered(name).spec_from_json(json.loads(text)) == spec
+        assert isinstance(spec, registered(name).spec_type)
         if name == "powerprop":
             with pytest.raises(FoldError, match="do not tell the exponent"):
-                get(name).infer(get(name).shapes(spec), shape)
+                registered(name).infer(registered(name).shapes(spec), shape)
             continue
-        shapes = [list(s) for s in get(name).shapes(spec)]
-        assert get(name).infer(shapes, shape, dtype="bfloat16", transposed=transposed) == spec
+        shapes = [list(s) for s in registered(name).shapes(spec)]
+        assert (
+            registered(name).infer(shapes, shape, dtype="bfloat16", transposed=transposed) == spec
+        )
         shapes[0][-1] += 1
         with pytest.raises(FoldError):
-            get(name).infer(shapes, shape, dtype="bfloat16", transposed=transposed)
+            registered(name).infer(shapes, shape, dtype="bfloat16", transposed=transposed)
 
 
 @named
 @of_weights
 def test_the_cost_is_exact(name: str, form: tuple[Any, ...]) -> None:
     for spec in candidates(name, form)[:4]:
-        cost = get(name).cost(spec)
-        leaves = [torch.zeros(s, requires_grad=True) for s in get(name).shapes(spec)]
+        cost = registered(name).cost(spec)
+        leaves = [torch.zeros(s, requires_grad=True) for s in registered(name).shapes(spec)]
         assert cost.parameters == sum(leaf.numel() for leaf in leaves)
         assert cost.added == cost.parameters - math.prod(form[0])
         if name == "powerprop":
             continue  # No product: its entries are counted by hand.
         added = math.prod(form[0]) if name == "spectral" else 0
         with FlopCounterMode(display=False) as forward:
-            weight = get(name).compose(leaves, spec)
+            weight = registered(name).compose(leaves, spec)
         assert forward.get_total_flops() == cost.forward_flops - added
         with FlopCounterMode(display=False) as backward:
             weight.sum().backward()
@@ -203,7 +205,7 @@ def test_candidates_rise_in_added_parameters(
 ) -> None:
     form = (shape, turned and len(shape) == 2, math.prod(shape[2:]), 1)
     specs = candidates(name, form, "float16")
-    added = [get(name).cost(spec).added for spec in specs]
+    added = [registered(name).cost(spec).added for spec in specs]
     assert 0 < len(specs) <= 40
     assert added == sorted(set(added))
     assert {(spec.shape, spec.dtype, spec.transposed) for spec in specs} == {
@@ -216,9 +218,9 @@ def test_candidates_rise_in_added_parameters(
 def test_the_traced_graph_and_its_gradients(name: str) -> None:
     form = WEIGHTS["addmm operand"]
     spec = usual(name, form, "bfloat16")
-    tensors = get(name).decompose(random(form[0]).bfloat16(), spec)
-    graph = make_fx(lambda *t: get(name).compose(t, spec))(*tensors)
-    assert torch.equal(graph(*tensors), get(name).compose(tensors, spec))
+    tensors = registered(name).decompose(random(form[0]).bfloat16(), spec)
+    graph = make_fx(lambda *t: registered(name).compose(t, spec))(*tensors)
+    assert torch.equal(graph(*tensors), registered(name).compose(tensors, spec))
     casts = [n for n in graph.graph.nodes if "_to_copy" in str(n.target)]
     assert len(casts) == 1, "compose ends in one cast"
     assert not any(n.op == "get_attr" for n in graph.graph.nodes)
@@ -229,11 +231,13 @@ def test_the_traced_graph_and_its_gradients(name: str) -> None:
 def test_gradients_are_those_of_finite_differences(name: str, case: str) -> None:
     form = WEIGHTS[case]
     spec = usual(name, (form[0], *form[1:]), "float64")
-    leaves = [t.requires_grad_() for t in get(name).decompose(random(form[0]).double(), spec)]
+    leaves = [
+        t.requires_grad_() for t in registered(name).decompose(random(form[0]).double(), spec)
+    ]
     probe = random(form[0], 1).double()
 
     def value(*tensors: Tensor) -> Tensor:
-        return (get(name).compose(tensors, spec) * probe).sum()
+        return (registered(name).compose(tensors, spec) * probe).sum()
 
     grads = torch.autograd.grad(value(*leaves), leaves)
     for k, leaf in enumerate(leaves):
@@ -249,11 +253,11 @@ def test_compose_goes_through_vmap(name: str, case: str) -> None:
     """Replicas of one student, each with tensors of its own, composed together."""
     form = WEIGHTS[case]
     spec = usual(name, form)
-    made = [get(name).decompose(random(form[0], seed), spec) for seed in range(3)]
+    made = [registered(name).decompose(random(form[0], seed), spec) for seed in range(3)]
     stacks = tuple(torch.stack(row) for row in zip(*made, strict=True))
 
     def compose(*tensors: Tensor) -> Tensor:
-        return get(name).compose(tensors, spec)
+        return registered(name).compose(tensors, spec)
 
     together = torch.func.vmap(compose)(*stacks)
     alone = torch.stack([compose(*tensors) for tensors in made])
@@ -271,8 +275,8 @@ def test_decay_terms_scale_the_weight(name: str) -> None:
 
     spec = usual(name, WEIGHTS["Linear"], "float64")
     entry = PlanEntry("weight", name, spec)
-    tensors = list(get(name).decompose(random((48, 30)).double(), spec))
-    weight = get(name).compose(tensors, spec)
+    tensors = list(registered(name).decompose(random((48, 30)).double(), spec))
+    weight = registered(name).compose(tensors, spec)
     assert entry.terms is not None
     assert sorted(k for term in entry.terms for k in term) == list(range(len(tensors)))
     for term in entry.terms:
@@ -281,7 +285,7 @@ def test_decay_terms_scale_the_weight(name: str) -> None:
         first = next(iter(term))
         tensors[first] = -tensors[first]
     torch.testing.assert_close(
-        get(name).compose(tensors, spec), -0.9 * weight, rtol=1e-12, atol=1e-12
+        registered(name).compose(tensors, spec), -0.9 * weight, rtol=1e-12, atol=1e-12
     )
     assert len(entry.rates) == len(tensors)
 
@@ -297,7 +301,7 @@ def test_decay_terms_scale_the_weight(name: str) -> None:
 )
 def test_weights_that_cannot_be_decomposed(name: str, weight: Tensor, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        get(name).decompose(weight, usual(name, WEIGHTS["Linear"]))
+        registered(name).decompose(weight, usual(name, WEIGHTS["Linear"]))
 
 
 @named
@@ -313,13 +317,13 @@ def test_weights_that_cannot_be_decomposed(name: str, weight: Tensor, sentence: 
     ],
 )
 def test_json_that_is_no_spec(name: str, change: dict[str, Any], sentence: str) -> None:
-    good = get(name).spec_to_json(usual(name, WEIGHTS["Linear"]))
+    good = registered(name).spec_to_json(usual(name, WEIGHTS["Linear"]))
     with pytest.raises(PlanError, match=sentence):
-        get(name).spec_from_json({**good, **change})
+        registered(name).spec_from_json({**good, **change})
     with pytest.raises(PlanError, match="lacks shape"):
-        get(name).spec_from_json({k: v for k, v in good.items() if k != "shape"})
+        registered(name).spec_from_json({k: v for k, v in good.items() if k != "shape"})
     with pytest.raises(PlanError, match="is a JSON object, found list"):
-        get(name).spec_from_json([])
+        registered(name).spec_from_json([])
 
 
 def changed(name: str, **values: Any) -> None:
@@ -351,4 +355,4 @@ def test_choices_that_do_not_fit(name: str, values: dict[str, Any], sentence: st
 )
 def test_numbers_of_cores_that_there_are_not(name: str, cores: int) -> None:
     with pytest.raises(PlanError, match=f"found cores={cores}"):
-        get(name).propose((48, 30), cores=cores)
+        registered(name).propose((48, 30), cores=cores)

@@ -10,17 +10,17 @@ from opdf_compile.parametrizations.mpo import Mpo
 
 
 def test_the_mpo_is_there() -> None:
-    assert "mpo" in registry.names()
-    assert isinstance(registry.get("mpo"), Mpo)
+    assert "mpo" in registry.registered_names()
+    assert isinstance(registry.registered("mpo"), Mpo)
 
 
 def test_a_new_parametrization_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_REGISTERED", {"mpo": registry.get("mpo")})
+    monkeypatch.setattr(registry, "_REGISTERED", {"mpo": registry.registered("mpo")})
     other = Mpo(name="other")
     registry.register(other)
     registry.register(other)
-    assert registry.get("other") is other
-    assert registry.names() == ("mpo", "other")
+    assert registry.registered("other") is other
+    assert registry.registered_names() == ("mpo", "other")
 
 
 def test_a_name_is_taken_once() -> None:
@@ -30,4 +30,4 @@ def test_a_name_is_taken_once() -> None:
 
 def test_an_unknown_name_is_refused() -> None:
     with pytest.raises(PlanError, match="'tucker' is not known; use one of: mpo"):
-        registry.get("tucker")
+        registry.registered("tucker")

@@ -8,9 +8,9 @@ import torch
 
 import opdf_compile as opdf
 from opdf_compile.errors import FoldError, PlanError
-from opdf_compile.parametrizations.registry import get
+from opdf_compile.parametrizations.registry import registered
 
-SVD, MPO = get("svd"), get("mpo")
+SVD, MPO = registered("svd"), registered("mpo")
 
 
 def weight(*shape: int) -> torch.Tensor:

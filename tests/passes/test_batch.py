@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
 from opdf_compile.errors import InputError, PlanError
-from opdf_compile.parametrizations.registry import get
+from opdf_compile.parametrizations.registry import registered
 from opdf_compile.passes.batch import batched, form, group
 from opdf_compile.passes.hoist import Part, split, weight_program
 from opdf_compile.planning.choose import plan
@@ -38,7 +38,7 @@ def parts_of(model: nn.Module, made: Plan) -> tuple[tuple[Part, ...], dict[str, 
     cores: dict[str, Tensor] = {}
     for entry in made.entries:
         weight = model.get_parameter(entry.key).detach()
-        values = get(entry.parametrization).decompose(weight, entry.spec)
+        values = registered(entry.parametrization).decompose(weight, entry.spec)
         cores.update(zip(entry.core_names, values, strict=True))
     return split(weight_program(made), [entry.key for entry in made.entries]), cores
 

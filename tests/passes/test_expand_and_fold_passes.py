@@ -14,7 +14,7 @@ from torch.fx import GraphModule
 from opdf_compile.errors import FoldError, InternalError
 from opdf_compile.graph.dump import dump
 from opdf_compile.graph.tracing import PHASES, trace
-from opdf_compile.parametrizations.registry import get
+from opdf_compile.parametrizations.registry import registered
 from opdf_compile.passes.base import Change, GraphPass, PassResult, Pipeline, copy_graph
 from opdf_compile.passes.check import CheckShapes
 from opdf_compile.passes.expand import Expand
@@ -28,7 +28,7 @@ def cores_of(model: nn.Module, made: Plan) -> dict[str, nn.ParameterList]:
     weights = dict(model.named_parameters(remove_duplicate=False))
     return {
         entry.key: nn.ParameterList(
-            get(entry.parametrization).decompose(weights[entry.key].detach(), entry.spec)
+            registered(entry.parametrization).decompose(weights[entry.key].detach(), entry.spec)
         )
         for entry in made.entries
     }

@@ -16,7 +16,7 @@ from torch.fx import Graph, GraphModule, Node
 from opdf_compile.errors import FoldError, InternalError, PlanError
 from opdf_compile.graph.dump import dump
 from opdf_compile.graph.tracing import trace
-from opdf_compile.parametrizations.registry import get
+from opdf_compile.parametrizations.registry import registered
 from opdf_compile.passes.compose_graph import WEIGHT_MARK, insert_compose
 from opdf_compile.passes.expand import Expand
 from opdf_compile.passes.fold import Fold
@@ -32,7 +32,7 @@ def cores_of(model: nn.Module, made: Plan) -> dict[str, nn.ParameterList]:
     weights = dict(model.named_parameters(remove_duplicate=False))
     return {
         entry.key: nn.ParameterList(
-            get(entry.parametrization).decompose(weights[entry.key].detach(), entry.spec)
+            registered(entry.parametrization).decompose(weights[entry.key].detach(), entry.spec)
         )
         for entry in made.entries
     }

@@ -9,9 +9,9 @@ import torch
 
 from opdf_compile.distill.engine import Batches, machine_for
 from opdf_compile.distill.recipe.job import Job
-from opdf_compile.graph.tracing import trace
-from opdf_compile.planning.choose import plan as choose_plan
-from opdf_compile.planning.value import Plan
+from opdf_compile.graph import trace
+from opdf_compile.planning import Plan
+from opdf_compile.planning import plan as choose_plan
 
 PLAIN = "plain"
 CORES = (2, 3)

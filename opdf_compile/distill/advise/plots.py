@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from opdf_compile.distill.advise.value import Advice, Side
 from opdf_compile.errors import InputError
-from opdf_compile.parity.report.plots import STYLE
+from opdf_compile.parity import STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ def plot_advice(advice: Advice, path: Path) -> None:
         InputError: It is another kind of file.
         ArtefactError: It cannot be written.
     """
-    from opdf_compile.files.atomic import atomic_write
+    from opdf_compile.files import atomic_write
 
     require_picture(path)
     figure = draw(advice)
@@ -45,7 +45,7 @@ def require_picture(path: Path) -> None:
     Raises:
         InputError: Its name ends otherwise than in .png, .svg or .pdf.
     """
-    from opdf_compile.parity.report.figures import SUFFIXES
+    from opdf_compile.parity import SUFFIXES
 
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"the plot {path} is no {', '.join(SUFFIXES)} file; give such a name")

@@ -29,9 +29,8 @@ from opdf_compile.distill.alignment.saved import States
 from opdf_compile.distill.alignment.terms import Terms, shares
 from opdf_compile.distill.alignment.turning import composed, fill, teacher_cores, turned
 from opdf_compile.errors import InputError
-from opdf_compile.planning.value import Plan
-from opdf_compile.training.hoisted.program import WeightProgram
-from opdf_compile.training.inline.expanded import Expanded
+from opdf_compile.planning import Plan
+from opdf_compile.training import Expanded, WeightProgram
 
 Progress = Callable[[str, int, int], None]
 

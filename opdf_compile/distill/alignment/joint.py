@@ -11,13 +11,11 @@ from torch import nn
 from opdf_compile.distill.alignment.pairs import Pair, Teacher, alike, pair_up, pairs_of
 from opdf_compile.distill.alignment.report import AlignmentReport, Row
 from opdf_compile.errors import InputError, PlanError
-from opdf_compile.graph.matching import match
-from opdf_compile.graph.tracing import Traced
-from opdf_compile.parametrizations.mpo_spec import MpoSpec, matrix_sizes
-from opdf_compile.planning.choose import DEFAULT_CORES, DEFAULT_MIN_SIZE
-from opdf_compile.planning.choose import plan as make_plan
-from opdf_compile.planning.value import Plan, PlanEntry
-from opdf_compile.tensor.joint import joint_modes
+from opdf_compile.graph import Traced, match
+from opdf_compile.parametrizations import MpoSpec, matrix_sizes
+from opdf_compile.planning import DEFAULT_CORES, DEFAULT_MIN_SIZE, Plan, PlanEntry
+from opdf_compile.planning import plan as make_plan
+from opdf_compile.tensor import joint_modes
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError, PlanError
-from opdf_compile.graph.matching import match
-from opdf_compile.graph.module_match import bare
-from opdf_compile.parametrizations.mpo_spec import MpoSpec, matrix_sizes
-from opdf_compile.parametrizations.registry import get
-from opdf_compile.planning.value import Plan, PlanEntry
+from opdf_compile.graph import bare, match
+from opdf_compile.parametrizations import MpoSpec, matrix_sizes, registered
+from opdf_compile.planning import Plan, PlanEntry
 from opdf_compile.spelling import nearest
 
 Teacher = nn.Module | Mapping[str, Tensor]
@@ -153,7 +151,7 @@ def mpo_form(entry: PlanEntry) -> MpoSpec | None:
     own = entry.spec if isinstance(entry.spec, MpoSpec) else getattr(entry.spec, "chain", None)
     if not isinstance(own, MpoSpec):
         return None
-    shapes = tuple(get(entry.parametrization).shapes(entry.spec))
+    shapes = tuple(registered(entry.parametrization).shapes(entry.spec))
     return own if shapes == own.chain.core_shapes else None
 
 

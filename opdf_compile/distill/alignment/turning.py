@@ -9,11 +9,8 @@ from torch import Tensor
 
 from opdf_compile.distill.alignment.pairs import Pair, matrix_of, mpo_form
 from opdf_compile.errors import InputError
-from opdf_compile.tensor.canonical_form import canonical, is_canonical
-from opdf_compile.tensor.composition import compose
-from opdf_compile.tensor.gauge import aligned, distance
-from opdf_compile.training.hoisted.program import WeightProgram
-from opdf_compile.training.inline.expanded import Expanded
+from opdf_compile.tensor import aligned, canonical, compose, distance, is_canonical
+from opdf_compile.training import Expanded, WeightProgram
 
 Cores = tuple[Tensor, ...]
 

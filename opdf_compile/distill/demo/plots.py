@@ -11,8 +11,8 @@ import numpy as np
 from torch import nn
 
 from opdf_compile.distill.demo.value import METHODS, NAMES, Method, Race
-from opdf_compile.parity.report.plots import STYLE, legend_below, new_figure
-from opdf_compile.planning.value import Plan
+from opdf_compile.parity import STYLE, legend_below, new_figure
+from opdf_compile.planning import Plan
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

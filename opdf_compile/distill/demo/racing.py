@@ -42,8 +42,8 @@ from opdf_compile.distill.recipe.digits import load_digits
 from opdf_compile.distill.recipe.job import Examples
 from opdf_compile.distill.recipe.tables import PARTS
 from opdf_compile.distill.recipe.template import template
-from opdf_compile.graph.tracing import trace
-from opdf_compile.planning.choose import plan as choose_plan
+from opdf_compile.graph import trace
+from opdf_compile.planning import plan as choose_plan
 
 Report = Callable[[str, float], None]
 # Of the time: the teacher's run against the students' sixty.

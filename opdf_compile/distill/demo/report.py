@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from opdf_compile.distill.demo.value import METHODS, NAMES, Outcome, Race
-from opdf_compile.parity.report.value import ParityReport, plain
+from opdf_compile.parity import ParityReport, plain
 
 SCHEMA = "opdf-demo/1"
 

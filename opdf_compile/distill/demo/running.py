@@ -9,18 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from opdf_compile.artefacts import is_bundle
 from opdf_compile.distill.demo.plots import plot_parameters, plot_training
 from opdf_compile.distill.demo.racing import race
 from opdf_compile.distill.demo.report import demo_json, demo_markdown
 from opdf_compile.distill.demo.value import Budget, Outcome, Race
-from opdf_compile.files.atomic import atomic_folder
-from opdf_compile.io.export.build import build
-from opdf_compile.artefacts.bundle import is_bundle
-from opdf_compile.io.export.bundle import write_bundle
-from opdf_compile.parity.latency.measure import check_budget
-from opdf_compile.parity.report.value import ParityReport
-from opdf_compile.parity.verdict import verify
-from opdf_compile.planning.value import Plan
+from opdf_compile.files import atomic_folder
+from opdf_compile.io import build, write_bundle
+from opdf_compile.parity import ParityReport, check_budget, verify
+from opdf_compile.planning import Plan
 
 Progress = Callable[[str, float], None]
 TRAINING_PLOT, PARAMETERS_PLOT, LATENCY_PLOT = (

@@ -10,7 +10,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning import Plan
 
 Method = Literal["plain", "overparam"]
 METHODS: tuple[Method, ...] = ("plain", "overparam")

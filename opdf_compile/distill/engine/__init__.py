@@ -11,7 +11,7 @@ student = setup.deployed()
 from __future__ import annotations
 
 from opdf_compile.distill.engine.batches import Batches
-from opdf_compile.distill.engine.evaluating import Evaluation, evaluating
+from opdf_compile.distill.engine.evaluation import Evaluation, evaluating
 from opdf_compile.distill.engine.fitting import fit, take_all
 from opdf_compile.distill.engine.machine import Machine, machine_for
 from opdf_compile.distill.engine.setup import Setup, build, whole_run

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from opdf_compile.errors import DeviceError
-from opdf_compile.graph.sharing import deep_copy
+from opdf_compile.graph import deep_copy
 
 if TYPE_CHECKING:
     from opdf_compile.distill.recipe.schema import TrainingSection

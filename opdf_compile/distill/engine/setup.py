@@ -17,9 +17,9 @@ from opdf_compile.distill.engine.schedule import remember_peaks
 from opdf_compile.distill.losses.weighted import WeightedSum
 from opdf_compile.distill.recipe.checks_optimizer import optimizer_class, optimizer_options
 from opdf_compile.distill.recipe.job import Job
-from opdf_compile.io.models.loaded import fixed_randomness, seeded
-from opdf_compile.planning.value import Plan
-from opdf_compile.training.optimizer.overparam import Overparam
+from opdf_compile.io import fixed_randomness, seeded
+from opdf_compile.planning import Plan
+from opdf_compile.training import Overparam
 
 
 @dataclass(frozen=True, eq=False)

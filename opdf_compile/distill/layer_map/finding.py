@@ -20,7 +20,7 @@ from opdf_compile.distill.layer_map.layers import Layer, in_common_units, layers
 from opdf_compile.distill.layer_map.value import LayerMap
 from opdf_compile.distill.layer_map.weights import module_of
 from opdf_compile.errors import InputError
-from opdf_compile.graph.tracing import Traced
+from opdf_compile.graph import Traced
 
 # A factor of 2.5 in one size, or 1.6 in both: a fused query-key-value is not a query.
 FARTHEST = math.log(2.5)

@@ -14,10 +14,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from opdf_compile.distill.layer_map.weights import main_weights
-from opdf_compile.graph.flow import meetings
-from opdf_compile.graph.ops import short_name
-from opdf_compile.graph.tracing import Traced
-from opdf_compile.graph.uses import nested_graphs
+from opdf_compile.graph import Traced, meetings, nested_graphs, short_name
 
 _SHAPES = {
     *("alias", "chunk", "clone", "contiguous", "detach", "dropout", "expand", "flatten"),

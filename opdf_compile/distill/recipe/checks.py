@@ -71,14 +71,16 @@ def _plan(recipe: Recipe) -> Iterator[Problem]:
             f"[plan] has {' and '.join(sizes)}, wanted one of cores, scale, overhead, as each "
             f"fixes the plan; remove {sizes[1]}",
         )
-    from opdf_compile.parametrizations.registry import names
+    from opdf_compile.parametrizations import registered_names
 
-    if plan.parametrization not in names():
-        advice = suggestion(plan.parametrization, names(), 'write parametrization = "mpo"')
+    if plan.parametrization not in registered_names():
+        advice = suggestion(
+            plan.parametrization, registered_names(), 'write parametrization = "mpo"'
+        )
         yield Problem(
             ("plan", "parametrization"),
             f'parametrization in [plan] is "{plan.parametrization}", wanted one of '
-            f"{', '.join(names())}{advice}",
+            f"{', '.join(registered_names())}{advice}",
         )
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning import Plan
 
 if TYPE_CHECKING:
     from opdf_compile.distill.layer_map import LayerMap
     from opdf_compile.distill.losses import WeightedSum
     from opdf_compile.distill.recipe.schema import Recipe
-    from opdf_compile.training.optimizer.alignment import Alignment
+    from opdf_compile.training import Alignment
 
 Batch = Mapping[str, Tensor]
 Outputs = Mapping[str, Tensor]

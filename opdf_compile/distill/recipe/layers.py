@@ -47,7 +47,7 @@ def make_layer_map(
             return LayerMap.from_mapping(given)
         if given == "every-kth":
             return _by_rule(lambda: every_kth(student, teacher))
-        from opdf_compile.graph.tracing import trace
+        from opdf_compile.graph import trace
 
         return found(trace(student, *arguments), trace(teacher, *arguments))
 

@@ -15,7 +15,7 @@ from opdf_compile.distill.recipe.models import importing_from, placed
 from opdf_compile.distill.recipe.paths import located_model
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import RecipeError
-from opdf_compile.io.models.from_callable import find_callable
+from opdf_compile.io import find_callable
 
 _UP = ("accuracy", "agreement", "cosine")
 _NEED_LABELS = ("accuracy", "mse")

@@ -13,9 +13,7 @@ from torch import nn
 from opdf_compile.distill.recipe.paths import located, located_model
 from opdf_compile.distill.recipe.schema import Recipe, StudentSection, TeacherSection
 from opdf_compile.errors import ArtefactError, RecipeError, UserError
-from opdf_compile.io.models.loaded import LoadedModel, seeded
-from opdf_compile.io.models.spec import load_model
-from opdf_compile.io.torchvision_shim import prepare_torchvision
+from opdf_compile.io import LoadedModel, load_model, prepare_torchvision, seeded
 
 _TRUST = re.compile(r"(?:, or,|;) if you trust [a-z ]+, give --trust-pickle")
 
@@ -100,7 +98,7 @@ def _load(
             "FILE.onnx, timm:NAME or hf:DIR"
         )
     if section.weights is not None:
-        from opdf_compile.io.models.weights import load_weights
+        from opdf_compile.io import load_weights
 
         with placed(recipe, name, "weights"):
             load_weights(loaded.model, located(section.weights, base))

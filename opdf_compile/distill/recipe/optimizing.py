@@ -12,11 +12,11 @@ from opdf_compile.distill.recipe.checks_optimizer import optimizer_class, optimi
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import RecipeError
-from opdf_compile.planning.value import Plan
-from opdf_compile.training.optimizer.overparam import Overparam
+from opdf_compile.planning import Plan
+from opdf_compile.training import Overparam
 
 if TYPE_CHECKING:
-    from opdf_compile.training.optimizer.alignment import Alignment
+    from opdf_compile.training import Alignment
 
 
 def make_optimizer(

@@ -8,7 +8,7 @@ from torch import nn
 
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import RecipeError, UserError
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning import Plan
 
 if TYPE_CHECKING:
     from opdf_compile.distill.layer_map import LayerMap
@@ -49,8 +49,8 @@ def _chosen(
     layer_map: LayerMap | None,
 ) -> Plan:
     from opdf_compile.distill.alignment import joint_plan
-    from opdf_compile.graph.tracing import trace
-    from opdf_compile.planning.choose import DEFAULT_CORES, plan
+    from opdf_compile.graph import trace
+    from opdf_compile.planning import DEFAULT_CORES, plan
 
     section = recipe.plan
     traced = trace(student, *arguments, phases=("train",))

@@ -23,14 +23,14 @@ from opdf_compile.distill.recipe.optimizing import make_optimizer, parameter_gro
 from opdf_compile.distill.recipe.planning import make_plan
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import RecipeError, UserError
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning import Plan
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from opdf_compile.distill.layer_map import LayerMap
     from opdf_compile.distill.losses import WeightedSum
-    from opdf_compile.training.optimizer.alignment import Alignment
+    from opdf_compile.training import Alignment
 
 _EXAMPLES = 8
 

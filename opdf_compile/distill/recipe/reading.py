@@ -14,7 +14,7 @@ from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.distill.recipe.section import Source
 from opdf_compile.distill.recipe.toml_lines import key_lines
 from opdf_compile.errors import ArtefactError, RecipeError
-from opdf_compile.files.atomic import existing_file
+from opdf_compile.files import existing_file
 
 # A recipe is written by hand; a larger file is something else.
 _MOST_BYTES = 1 << 20

@@ -15,8 +15,7 @@ from opdf_compile.distill.recipe.paths import located, located_model
 from opdf_compile.distill.recipe.problems import suggestion
 from opdf_compile.distill.recipe.tables import PARTS, Table
 from opdf_compile.errors import ArtefactError, InputError, UserError
-from opdf_compile.io.models.from_callable import call_callable, names_code, parse_query
-from opdf_compile.io.models.loaded import fixed_randomness
+from opdf_compile.io import call_callable, fixed_randomness, names_code, parse_query
 
 FORMS = (
     "digits, mnist1d, FILE.npz, FILE.safetensors, package.module:callable, FILE.py:callable or "
@@ -63,9 +62,8 @@ def read_columns(file: Path) -> dict[str, Tensor]:
     Raises:
         ArtefactError: The file is missing or damaged, or holds something else than numbers.
     """
-    from opdf_compile.files.arrays import DAMAGE, read_npz
-    from opdf_compile.files.atomic import existing_file
-    from opdf_compile.io.models.tensors import read_tensors
+    from opdf_compile.files import DAMAGE, existing_file, read_npz
+    from opdf_compile.io import read_tensors
 
     if file.suffix == ".safetensors":
         return read_tensors(file)[0]

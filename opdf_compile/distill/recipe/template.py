@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import atomic_write
+from opdf_compile.files import atomic_write
 
 
 def template() -> str:

@@ -24,9 +24,8 @@ from opdf_compile.distill.engine.batches import spans
 from opdf_compile.distill.engine.teaching import joined
 from opdf_compile.distill.recipe.job import Examples
 from opdf_compile.errors import ArtefactError, InputError
-from opdf_compile.files.atomic import atomic_write, sha256
-from opdf_compile.io.checkpoints.ranks import Ranks
-from opdf_compile.io.models.tensors import read_tensors, write_tensors
+from opdf_compile.files import atomic_write, sha256
+from opdf_compile.io import Ranks, read_tensors, write_tensors
 
 # A file of a few MB is written in a moment, so a killed run loses a moment.
 FILE_BYTES = 16 << 20

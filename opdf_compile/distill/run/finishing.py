@@ -12,20 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opdf_compile.artefacts import STUDENT, changed_files, is_bundle
 from opdf_compile.distill.engine import Batches, Evaluation, Setup, evaluating
 from opdf_compile.distill.recipe.job import Batch, Job
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.run.events import Stage, Watch
 from opdf_compile.distill.run.folder import RunFolder
 from opdf_compile.errors import UserError
-from opdf_compile.artefacts.bundle import STUDENT, changed_files, is_bundle
-from opdf_compile.io.export.exporting import export_onnx
-from opdf_compile.io.export.translate import require_opset
-from opdf_compile.io.models.tensors import write_student
-from opdf_compile.parity.report.value import ParityReport
-from opdf_compile.parity.runtime.runner import Runner
-from opdf_compile.parity.runtime.sessions import resolve_device
-from opdf_compile.parity.verdict import verify
+from opdf_compile.io import export_onnx, require_opset, write_student
+from opdf_compile.parity import ParityReport, Runner, resolve_device, verify
 
 _LOG = logging.getLogger("opdf_compile")
 LATENCY_PLOT = "latency.png"

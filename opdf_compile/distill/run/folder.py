@@ -25,7 +25,7 @@ from typing import Any
 
 from opdf_compile.distill.run.lock import require_same
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import atomic_folder, atomic_write, read_failure, write_failure
+from opdf_compile.files import atomic_folder, atomic_write, read_failure, write_failure
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from opdf_compile.distill.recipe.job import Job
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import read_failure
+from opdf_compile.files import read_failure
 
 SCHEMA = "opdf-run/1"
 _PACKAGES = ("opdf-compile", "torch", "accelerate", "numpy", "safetensors")

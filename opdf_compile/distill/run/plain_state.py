@@ -8,10 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
-from opdf_compile.training.optimizer.inner_state import given, taken
-from opdf_compile.training.optimizer.plain_reading import Reader
-from opdf_compile.training.optimizer.plain_values import written_options
-from opdf_compile.training.optimizer.state import State, own
+from opdf_compile.training import Reader, State, given, own, taken, written_options
 
 
 @dataclass(frozen=True)

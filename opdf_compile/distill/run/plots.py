@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opdf_compile.parity.report.plots import STYLE, legend_below, new_figure
+from opdf_compile.parity import STYLE, legend_below, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,8 +19,8 @@ from opdf_compile.distill.run.lock import read_lock
 from opdf_compile.distill.run.plots import plot_curves
 from opdf_compile.distill.run.state import Progress
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import atomic_write
-from opdf_compile.parity.report.value import plain
+from opdf_compile.files import atomic_write
+from opdf_compile.parity import plain
 
 SCHEMA = "opdf-distill-report/1"
 CURVES = "curves.png"

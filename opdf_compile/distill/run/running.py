@@ -23,7 +23,7 @@ from opdf_compile.distill.run.folder import RunFolder, only_run, open_folder
 from opdf_compile.distill.run.lock import lock_of
 from opdf_compile.distill.run.report import read_result, write_report
 from opdf_compile.distill.run.training import Training
-from opdf_compile.io.checkpoints.ranks import Ranks
+from opdf_compile.io import Ranks
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

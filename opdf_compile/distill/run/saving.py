@@ -14,15 +14,15 @@ from opdf_compile.distill.engine import Setup
 from opdf_compile.distill.run.plain_state import PlainState
 from opdf_compile.distill.run.state import Progress
 from opdf_compile.errors import ArtefactError
-from opdf_compile.io.checkpoints.checkpoint import (
+from opdf_compile.io import (
     Checkpoint,
+    Ranks,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
+    step_folder,
 )
-from opdf_compile.io.checkpoints.folder import step_folder
-from opdf_compile.io.checkpoints.ranks import Ranks
-from opdf_compile.training.optimizer.overparam import Overparam
+from opdf_compile.training import Overparam
 
 if TYPE_CHECKING:
     from opdf_compile.distill.recipe.schema import TrainingSection

@@ -21,7 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from opdf_compile.errors import ArtefactError, InputError
-from opdf_compile.files.atomic import atomic_folder
+from opdf_compile.files import atomic_folder
 from opdf_compile.io.checkpoints.fit import check_fit
 from opdf_compile.io.checkpoints.folder import (
     MANIFEST,
@@ -47,7 +47,7 @@ from opdf_compile.io.checkpoints.ranks import Ranks
 from opdf_compile.io.checkpoints.state import Optimizer, State, require_optimizer, take
 from opdf_compile.io.checkpoints.values import json_text, pack, unpack
 from opdf_compile.io.checkpoints.write import Written, write_manifest, write_share
-from opdf_compile.training.hoisted.binding import reshard
+from opdf_compile.training import reshard
 
 __all__ = ["Checkpoint", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 

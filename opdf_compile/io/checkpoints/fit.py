@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.graph.sharing import memory_key
+from opdf_compile.graph import memory_key
 from opdf_compile.io.checkpoints.manifest import Manifest, dtype_name
 from opdf_compile.io.checkpoints.state import Optimizer, State, is_core
 from opdf_compile.io.checkpoints.values import TENSOR

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import read_failure, write_failure
+from opdf_compile.files import read_failure, write_failure
 
 log = logging.getLogger("opdf_compile")
 

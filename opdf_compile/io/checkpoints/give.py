@@ -18,9 +18,7 @@ from opdf_compile.io.checkpoints.manifest import Manifest
 from opdf_compile.io.checkpoints.ranks import Ranks
 from opdf_compile.io.checkpoints.state import Optimizer, State, is_core, is_sharded
 from opdf_compile.io.checkpoints.values import unpack
-from opdf_compile.training.hoisted.binding import local
-from opdf_compile.training.hoisted.checksums import checksum
-from opdf_compile.training.optimizer.state import own
+from opdf_compile.training import checksum, local, own
 
 Reader = Callable[[str], Tensor]
 

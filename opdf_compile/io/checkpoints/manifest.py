@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from torch import Tensor
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import existing_file, read_failure, sha256
+from opdf_compile.files import existing_file, read_failure, sha256
 from opdf_compile.io.checkpoints.folder import MANIFEST
 from opdf_compile.io.checkpoints.values import check_packed
 

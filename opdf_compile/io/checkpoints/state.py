@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
-from opdf_compile.graph.sharing import memory_key
+from opdf_compile.graph import memory_key
 from opdf_compile.io.checkpoints.ranks import Ranks
 from opdf_compile.io.checkpoints.values import pack
-from opdf_compile.training.hoisted.binding import local, whole
-from opdf_compile.training.hoisted.checksums import checksum
+from opdf_compile.training import checksum, local, whole
 
 State = dict[str, Any]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import atomic_write, sha256
+from opdf_compile.files import atomic_write, sha256
 from opdf_compile.io.checkpoints.folder import MANIFEST
 from opdf_compile.io.checkpoints.manifest import (
     ClassState,

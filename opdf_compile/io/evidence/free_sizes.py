@@ -16,8 +16,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from opdf_compile.graph.axes import AxisNames, input_shapes, is_free
-from opdf_compile.graph.signature import Inputs
+from opdf_compile.graph import AxisNames, Inputs, input_shapes, is_free
 from opdf_compile.io.evidence.drawing import Draw
 from opdf_compile.io.evidence.id_ranges import id_ranges
 

@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from opdf_compile.errors import ExportError
-from opdf_compile.graph.sharing import deep_copy
+from opdf_compile.graph import deep_copy
 from opdf_compile.io.evidence.half_range import narrowed
 
 TO_FLOAT64: Mapping[torch.dtype, torch.dtype] = {

@@ -13,16 +13,26 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from opdf_compile.artefacts.check_data import CheckData
+from opdf_compile.artefacts import CheckData
 from opdf_compile.errors import ExportError, TraceError
-from opdf_compile.graph import axes as axes_of
-from opdf_compile.graph.axes import AxisNames, Dynamic
-from opdf_compile.graph.failures import PART_ALONE, first_line, remedy_of
-from opdf_compile.graph.quiet import quiet_libraries
-from opdf_compile.graph.recorded import recorded_inputs
-from opdf_compile.graph.sharing import deep_copy
-from opdf_compile.graph.signature import Inputs, bind, normalise_inputs
-from opdf_compile.graph.tracing import Traced, trace
+from opdf_compile.graph import (
+    PART_ALONE,
+    AxisNames,
+    Dynamic,
+    Inputs,
+    Traced,
+    bind,
+    deep_copy,
+    first_line,
+    kept_axes,
+    normalise_inputs,
+    quiet_libraries,
+    recorded_inputs,
+    remedy_of,
+    request_axes,
+    trace,
+    widen_axes,
+)
 from opdf_compile.io.evidence.evaluating import gather
 from opdf_compile.io.evidence.free_sizes import Place
 from opdf_compile.io.evidence.half_range import fit_numbers, narrowed, too_large
@@ -225,7 +235,7 @@ def as_traced(
 
 
 def _refuse_expanded(model: nn.Module) -> None:
-    from opdf_compile.training.inline.expanded import Expanded
+    from opdf_compile.training import Expanded
 
     if isinstance(model, Expanded):
         raise ExportError(
@@ -323,8 +333,8 @@ def _exported_again(
     tensors = iter(traced.input_names)
     leaves = pytree.tree_leaves(inputs)
     labels = [next(tensors) if isinstance(leaf, Tensor) else "" for leaf in leaves]
-    wide = axes_of.widen(inputs, labels, names)
-    hints = axes_of.request(wide, labels, names, Dim.AUTO)
+    wide = widen_axes(inputs, labels, names)
+    hints = request_axes(wide, labels, names, Dim.AUTO)
     with quiet_libraries():
         again = torch.export.export(
             module, *wide, dynamic_shapes=bind(module.forward, *hints), strict=False
@@ -334,7 +344,7 @@ def _exported_again(
         programs={"train": again, "eval": again},
         args=inputs[0],
         kwargs=inputs[1],
-        axis_names=axes_of.kept_axes(again, traced.input_names, names),
+        axis_names=kept_axes(again, traced.input_names, names),
     )
 
 

@@ -12,20 +12,23 @@ from typing import Any
 
 import torch
 
-from opdf_compile.artefacts.bundle import (
+from opdf_compile.artefacts import (
     MANIFEST,
     PLAN,
     REFERENCE,
     REFERENCE_FOLDER,
     SCHEMA,
     STUDENT,
+    check_path,
+    exporter_of,
     is_bundle,
     names_in,
+    own_version,
+    version_of,
+    write_check,
 )
-from opdf_compile.artefacts.check_data import check_path, write_check
-from opdf_compile.artefacts.record import exporter_of, own_version, version_of
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import atomic_folder, atomic_write, existing_file, sha256
+from opdf_compile.files import atomic_folder, atomic_write, existing_file, sha256
 from opdf_compile.io.export.build import Export
 from opdf_compile.io.export.save import stage
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from opdf_compile.errors import ExportError
-from opdf_compile.graph.axes import Dynamic
+from opdf_compile.graph import Dynamic
 from opdf_compile.io.export.build import Export, Exportable, build
 from opdf_compile.io.export.bundle import write_bundle, write_file
 

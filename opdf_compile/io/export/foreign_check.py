@@ -20,12 +20,17 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import TensorArgument
 
-from opdf_compile.artefacts.check_data import CheckData, Sample, check_path, write_check
-from opdf_compile.artefacts.interface import Interface, read_interface
+from opdf_compile.artefacts import (
+    CheckData,
+    Interface,
+    Sample,
+    check_path,
+    read_interface,
+    write_check,
+)
 from opdf_compile.errors import InputError
-from opdf_compile.files.atomic import atomic_write, sha256
-from opdf_compile.graph.signature import Inputs
-from opdf_compile.graph.traced import Traced
+from opdf_compile.files import atomic_write, sha256
+from opdf_compile.graph import Inputs, Traced
 from opdf_compile.io.evidence.evaluating import as_array, gather
 from opdf_compile.io.evidence.half_range import too_large
 from opdf_compile.io.export.build import DTYPES, Exportable, as_traced, tensors_of

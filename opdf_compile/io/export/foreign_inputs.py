@@ -12,11 +12,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from opdf_compile.artefacts.interface import Interface, Port
+from opdf_compile.artefacts import Interface, Port
 from opdf_compile.errors import InputError
-from opdf_compile.files.arrays import DAMAGE, read_npz
-from opdf_compile.files.atomic import existing_file
-from opdf_compile.graph.signature import Inputs, bind
+from opdf_compile.files import DAMAGE, existing_file, read_npz
+from opdf_compile.graph import Inputs, bind
 
 Arrays = Mapping[str, Any]
 _NUMBERED = re.compile(r"(.+)@(\d+)", re.ASCII | re.DOTALL)

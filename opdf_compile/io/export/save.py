@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opdf_compile.errors import ExportError
-from opdf_compile.files.atomic import atomic_write
+from opdf_compile.files import atomic_write
 
 if TYPE_CHECKING:
     import onnx

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from opdf_compile.artefacts.check_data import CheckData
+from opdf_compile.artefacts import CheckData
 from opdf_compile.errors import ExportError
-from opdf_compile.graph.axes import Dynamic
-from opdf_compile.graph.signature import Inputs
-from opdf_compile.graph.tracing import Traced, trace
+from opdf_compile.graph import Dynamic, Inputs, Traced, trace
 from opdf_compile.io.evidence.evaluating import gather
 from opdf_compile.io.export.student_graph import write_back
 from opdf_compile.io.onnx_student.examples import trace_drawn

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from opdf_compile.errors import FoldError
-from opdf_compile.graph.recorded import recorded_inputs
+from opdf_compile.graph import recorded_inputs
 from opdf_compile.io.export.build import Export
 from opdf_compile.io.export.bundle import write_file
 from opdf_compile.io.export.student_export import file_and_check

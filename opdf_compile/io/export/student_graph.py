@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from opdf_compile.artefacts.record import replace_record
+from opdf_compile.artefacts import replace_record
 from opdf_compile.errors import ExportError
 from opdf_compile.io.onnx_student.nodes import Constant, all_constants
 from opdf_compile.io.onnx_student.student import OnnxStudent, read_tensor

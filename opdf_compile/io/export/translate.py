@@ -10,9 +10,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import TensorArgument
 
-from opdf_compile.artefacts.record import record_of
+from opdf_compile.artefacts import record_of
 from opdf_compile.errors import ExportError
-from opdf_compile.graph.quiet import quiet_libraries
+from opdf_compile.graph import quiet_libraries
 from opdf_compile.io.export.attention import translations
 from opdf_compile.io.export.constants import without_constants
 from opdf_compile.io.export.defaults import LOWEST_OPSET, leave_out_defaults

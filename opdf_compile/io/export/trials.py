@@ -20,10 +20,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from opdf_compile.graph.axes import AxisNames
-from opdf_compile.graph.failures import first_line, is_out_of_memory
-from opdf_compile.graph.probe import evaluated
-from opdf_compile.graph.signature import Inputs
+from opdf_compile.graph import AxisNames, Inputs, evaluated, first_line, is_out_of_memory
 from opdf_compile.io.evidence.evaluating import as_array
 from opdf_compile.io.evidence.free_sizes import FreeSize, Place, Resized, free_sizes
 from opdf_compile.io.evidence.truth import graph_of, run

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import InputError
-from opdf_compile.files.arrays import DAMAGE, read_npz
-from opdf_compile.files.atomic import existing_file
+from opdf_compile.files import DAMAGE, existing_file, read_npz
 
 _FORM = "give it as NAME=SHAPE:DTYPE, for example x=2x3x224x224:float32"
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>[^:=]*)(?::(?P<dtype>[^:=]*))?")

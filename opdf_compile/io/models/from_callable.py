@@ -20,7 +20,7 @@ from typing import Any
 from torch import nn
 
 from opdf_compile.errors import InputError
-from opdf_compile.files.atomic import existing_file
+from opdf_compile.files import existing_file
 from opdf_compile.io.models.loaded import LoadedModel, first_line, fixed_randomness
 from opdf_compile.spelling import nearest
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import existing_file
+from opdf_compile.files import existing_file
 
 log = logging.getLogger("opdf_compile")
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import ArtefactError, InternalError, OpdfError
-from opdf_compile.files.atomic import atomic_write, existing_file
-from opdf_compile.graph.sharing import memory_key
+from opdf_compile.files import atomic_write, existing_file
+from opdf_compile.graph import memory_key
 from opdf_compile.io.models.older_archives import is_older, read_older
 from opdf_compile.io.models.sharing_writer import write_archive
 from opdf_compile.io.screening.archive import screen_archive, writable_guard, writable_sample_inputs

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import existing_file
+from opdf_compile.files import existing_file
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

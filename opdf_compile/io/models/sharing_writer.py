@@ -18,7 +18,7 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
-from opdf_compile.graph.quiet import quiet_libraries
+from opdf_compile.graph import quiet_libraries
 
 _PAYLOADS = ("data/weights/weight_", "data/constants/tensor_")
 _CONFIGS = ("_weights_config.json", "_constants_config.json")

@@ -13,7 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import atomic_write, existing_file
+from opdf_compile.files import atomic_write, existing_file
 from opdf_compile.io.screening.header import check_header
 
 

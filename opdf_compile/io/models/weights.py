@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.graph.sharing import memory_key
+from opdf_compile.graph import memory_key
 from opdf_compile.io.models.shards import WEIGHTS, weight_files
 from opdf_compile.io.models.tensors import read_tensors
 from opdf_compile.io.models.weight_names import first_names, hint, renamed

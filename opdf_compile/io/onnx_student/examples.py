@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import InputError
-from opdf_compile.graph.axes import Dynamic
-from opdf_compile.graph.tracing import MODULE, PHASES, Phase, Traced, trace
+from opdf_compile.graph import MODULE, PHASES, Dynamic, Phase, Traced, trace
 from opdf_compile.io.onnx_student.student import OnnxStudent
 
 # Sizes to try for an axis that the file leaves open: many networks take only some of them, such as

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.graph.rows import Match, Refusal
+from opdf_compile.graph import Match, Refusal
 from opdf_compile.io.onnx_student.keys import Place
 from opdf_compile.io.onnx_student.nodes import Constant, Graph, torch_dtype
 from opdf_compile.io.onnx_student.running import Runner

@@ -13,15 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import FoldError
-from opdf_compile.graph.matching import match
-from opdf_compile.graph.module_match import bare, layer_rows
-from opdf_compile.graph.rows import Match
-from opdf_compile.graph.sharing import names_of_parameters
-from opdf_compile.parametrizations import registry
-from opdf_compile.parametrizations.base import Spec
-from opdf_compile.parametrizations.registry import get
-from opdf_compile.passes.regions import core_key, require_finite
-from opdf_compile.planning.value import Plan
+from opdf_compile.graph import Match, bare, layer_rows, match, names_of_parameters
+from opdf_compile.parametrizations import Spec, registered, registered_names
+from opdf_compile.passes import core_key, require_finite
+from opdf_compile.planning import Plan
 
 
 def fold_state(
@@ -48,7 +43,7 @@ def fold_state(
                 "the student they were expanded from with --model"
             )
         name, spec, aliases = specs[key]
-        weight = get(name).compose([c.double() for c in cores], spec.with_dtype("float64"))
+        weight = registered(name).compose([c.double() for c in cores], spec.with_dtype("float64"))
         rounded = weight.to(getattr(torch, spec.dtype))
         require_finite(key, rounded)
         state.update(dict.fromkeys((key, *aliases), rounded))
@@ -135,13 +130,17 @@ def _spec_of(found: Match, cores: list[Tensor], *, sure: bool) -> tuple[str, Spe
     shapes = [tuple(core.shape) for core in cores]
     if all(len(shape) == 4 for shape in shapes):
         turned = _transposed(found, cores, sure=sure)
-        return "mpo", get("mpo").infer(shapes, found.shape, dtype=found.dtype, transposed=turned)
+        return "mpo", registered("mpo").infer(
+            shapes, found.shape, dtype=found.dtype, transposed=turned
+        )
     ways = _ways(found, sure=sure)
     reasons = []
-    for name in registry.names():
+    for name in registered_names():
         for turned in ways:
             try:
-                spec = get(name).infer(shapes, found.shape, dtype=found.dtype, transposed=turned)
+                spec = registered(name).infer(
+                    shapes, found.shape, dtype=found.dtype, transposed=turned
+                )
             except FoldError as error:
                 reasons.append(f"{name}: {error}")
             else:
@@ -186,5 +185,5 @@ def _from_shapes(key: str, cores: list[Tensor]) -> tuple[str, Spec, tuple[str, .
         )
     shape = (prod(c.shape[1] for c in cores), prod(c.shape[2] for c in cores))
     dtype = str(cores[0].dtype).removeprefix("torch.")
-    spec = get("mpo").infer([tuple(c.shape) for c in cores], shape, dtype=dtype)
+    spec = registered("mpo").infer([tuple(c.shape) for c in cores], shape, dtype=dtype)
     return ("mpo", spec, ())

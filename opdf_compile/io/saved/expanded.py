@@ -27,10 +27,8 @@ from opdf_compile.io.models.loaded import first_line
 from opdf_compile.io.models.programs import EVAL, MODEL, read_programs, write_programs
 from opdf_compile.io.models.tensors import read_tensors, unshared, write_student, write_tensors
 from opdf_compile.io.saved.cores import fold_state
-from opdf_compile.passes.fold import Fold
-from opdf_compile.passes.regions import core_key
-from opdf_compile.training.inline.expanded import Expanded
-from opdf_compile.training.inline.programs import fold_program, programs_of
+from opdf_compile.passes import Fold, core_key
+from opdf_compile.training import Expanded, fold_program, programs_of
 
 PLAN_FILE = "plan.json"
 NOTES_FILE = "opdf.json"

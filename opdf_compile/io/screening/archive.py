@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import read_failure
+from opdf_compile.files import read_failure
 from opdf_compile.io.screening.container import form_problem, record_size
 from opdf_compile.io.screening.extents import Extents
 from opdf_compile.io.screening.guards import check_guard

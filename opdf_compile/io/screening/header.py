@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import read_failure
+from opdf_compile.files import read_failure
 
 # A header of 300,000 tensors; Python needs 20 times as much to hold it. safetensors allows 100 MB.
 LARGEST_HEADER = 32 << 20

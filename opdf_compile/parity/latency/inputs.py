@@ -49,7 +49,7 @@ def latency_inputs(
     """
     sample: dict[str, Any] = {}
     if check is not None:
-        from opdf_compile.artefacts.check_data import read_check
+        from opdf_compile.artefacts import read_check
 
         sample = dict(read_check(check).samples[0].inputs)
         if asked is None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from opdf_compile.artefacts.onnx_file import load_onnx
+from opdf_compile.artefacts import load_onnx
 from opdf_compile.errors import InputError
 from opdf_compile.parity.latency.bench import Bench, file_bytes, shapes_of
 from opdf_compile.parity.latency.inputs import latency_inputs

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opdf_compile.artefacts.interface import declared_axis
+from opdf_compile.artefacts import declared_axis
 from opdf_compile.errors import InputError
 
 if TYPE_CHECKING:

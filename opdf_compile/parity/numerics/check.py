@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from opdf_compile.artefacts.check_data import CheckData
+from opdf_compile.artefacts import CheckData
 from opdf_compile.parity.numerics.drawing import drawing_outputs
 from opdf_compile.parity.numerics.evidence import Evidence, read_evidence
 from opdf_compile.parity.numerics.floors import HALVES, Peer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from opdf_compile.artefacts.onnx_file import load_onnx
+from opdf_compile.artefacts import load_onnx
 from opdf_compile.parity.structure.graph_view import Node, Value
 from opdf_compile.parity.structure.linking import build_view
 

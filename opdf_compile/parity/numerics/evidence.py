@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from opdf_compile.artefacts.check_data import CheckData, read_check
-from opdf_compile.artefacts.interface import Port, read_interface
+from opdf_compile.artefacts import CheckData, Port, read_check, read_interface
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import sha256
+from opdf_compile.files import sha256
 from opdf_compile.parity.numerics.free_axes import stop_of
 from opdf_compile.parity.numerics.problems import Array
 from opdf_compile.parity.runtime.runner import RunFailed, Runner

@@ -48,7 +48,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from opdf_compile.artefacts.check_data import Sample
+from opdf_compile.artefacts import Sample
 from opdf_compile.parity.numerics.problems import Array
 
 ORDER_FACTOR = 4.0

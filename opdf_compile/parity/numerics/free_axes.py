@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from opdf_compile.artefacts.check_data import Sample
-from opdf_compile.artefacts.interface import Port
+from opdf_compile.artefacts import Port, Sample
 from opdf_compile.parity.numerics.problems import Array
 from opdf_compile.parity.runtime.runner import RunFailed, Runner
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from opdf_compile.artefacts.check_data import CheckData, Sample
+from opdf_compile.artefacts import CheckData, Sample
 from opdf_compile.parity.numerics.floors import (
     HALVES,
     ORDER_FACTOR,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opdf_compile.errors import InternalError
-from opdf_compile.files.atomic import atomic_write
+from opdf_compile.files import atomic_write
 from opdf_compile.parity.latency.result import LatencyResult, ShapeResult
 from opdf_compile.parity.report.plots import STYLE, latency_figure, new_figure
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from opdf_compile.files.atomic import atomic_write
+from opdf_compile.files import atomic_write
 from opdf_compile.parity.latency.result import LatencyResult
 from opdf_compile.parity.report import rendering
 

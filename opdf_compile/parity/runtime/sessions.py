@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from opdf_compile.artefacts.onnx_file import load_onnx
+from opdf_compile.artefacts import load_onnx
 from opdf_compile.errors import ArtefactError, DeviceError, InputError
 from opdf_compile.parity.runtime.cuda import OPTIONS, PROVIDER, missing_for_cuda, short_reason
 from opdf_compile.parity.runtime.quiet import FATAL_ONLY, quiet_runtime

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files.atomic import sha256_of_part
+from opdf_compile.files import sha256_of_part
 
 if TYPE_CHECKING:
     import onnx

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from opdf_compile.artefacts.onnx_file import load_onnx
-from opdf_compile.artefacts.record import recorded_parameters
+from opdf_compile.artefacts import load_onnx, recorded_parameters
 from opdf_compile.parity.structure.differences import LARGEST_NUMBER, Difference
 from opdf_compile.parity.structure.graph_view import View
 from opdf_compile.parity.structure.interface import compare_interfaces, compare_opsets

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opdf_compile.artefacts.onnx_file import load_onnx
+from opdf_compile.artefacts import load_onnx
 from opdf_compile.errors import InputError
 from opdf_compile.parity.structure.graph_view import Node, Value, View
 from opdf_compile.parity.structure.linking import build_view

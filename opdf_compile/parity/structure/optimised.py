@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opdf_compile.artefacts.onnx_file import load_onnx
+from opdf_compile.artefacts import load_onnx
 from opdf_compile.parity.runtime.sessions import Device, create_session, session_options
 from opdf_compile.parity.structure.compare import (
     Comparison,

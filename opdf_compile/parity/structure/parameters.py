@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from opdf_compile.artefacts.record import RECORD
+from opdf_compile.artefacts import RECORD
 from opdf_compile.parity.structure.canonical import Constant, is_floating
 from opdf_compile.parity.structure.graph_view import Value, View
 

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError, PlanError
-from opdf_compile.passes.batch import batched as batched_graph
-from opdf_compile.passes.batch import group
-from opdf_compile.passes.hoist import Part
-from opdf_compile.planning.value import Plan
+from opdf_compile.passes import Part, group
+from opdf_compile.passes import batched as batched_graph
+from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.binding import Bound
 from opdf_compile.training.hoisted.unit import Unit
 

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError, PlanError
-from opdf_compile.graph.module_match import bare
-from opdf_compile.graph.sharing import owner
-from opdf_compile.planning.value import PlanEntry
+from opdf_compile.graph import bare, owner
+from opdf_compile.planning import PlanEntry
 from opdf_compile.spelling import nearest
 
 

@@ -9,11 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
-from opdf_compile.graph.edit import over_tensors_of
-from opdf_compile.graph.tracing import PHASES
-from opdf_compile.passes.hoist import Hoist, HoistResult, Part, split, weight_program
-from opdf_compile.planning.choose import plan as make_plan
-from opdf_compile.planning.value import Plan
+from opdf_compile.graph import PHASES, over_tensors_of
+from opdf_compile.passes import Hoist, HoistResult, Part, split, weight_program
+from opdf_compile.planning import Plan
+from opdf_compile.planning import plan as make_plan
 from opdf_compile.training.announcing import Progress, announced
 from opdf_compile.training.folding import fold
 from opdf_compile.training.hoisted.batching import Batched, make_units

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import FoldError, InputError, WeightsChanged
-from opdf_compile.parametrizations.registry import get
-from opdf_compile.planning.value import Plan, PlanEntry
+from opdf_compile.parametrizations import registered
+from opdf_compile.planning import Plan, PlanEntry
 from opdf_compile.training.hoisted.binding import Bound, reshard, whole
 from opdf_compile.training.hoisted.checksums import checksum, differing
 from opdf_compile.training.hoisted.ranks import Ranks
@@ -350,7 +350,7 @@ def factorised(entry: PlanEntry, weight: Tensor) -> tuple[Tensor, ...]:
         InputError: It holds NaN or infinity; with its name.
     """
     try:
-        made: tuple[Tensor, ...] = get(entry.parametrization).decompose(weight, entry.spec)
+        made: tuple[Tensor, ...] = registered(entry.parametrization).decompose(weight, entry.spec)
     except InputError as error:
         raise InputError(
             f"the weight {entry.key!r} cannot be factorised: {error}; repair the weight, or "
@@ -360,11 +360,13 @@ def factorised(entry: PlanEntry, weight: Tensor) -> tuple[Tensor, ...]:
 
 
 def _folded(bound: Bound, cores: tuple[Tensor, ...]) -> Tensor:
-    from opdf_compile.passes.regions import require_finite
+    from opdf_compile.passes import require_finite
 
     entry = bound.entry
     wide = [whole(core.detach()).double() for core in cores]
-    weight: Tensor = get(entry.parametrization).compose(wide, entry.spec.with_dtype("float64"))
+    weight: Tensor = registered(entry.parametrization).compose(
+        wide, entry.spec.with_dtype("float64")
+    )
     # The module may have been cast since it was planned; rounding twice would be off by more.
     rounded = weight.to(bound.parameter.dtype)
     require_finite(entry.key, rounded)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import InputError, OpdfError
-from opdf_compile.passes.hoist import Part
-from opdf_compile.planning.value import Plan
+from opdf_compile.passes import Part
+from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.binding import Bound, mesh_groups
 from opdf_compile.training.hoisted.checksums import checksum
 from opdf_compile.training.hoisted.messages import Flight, schedule

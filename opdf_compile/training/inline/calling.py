@@ -18,10 +18,15 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind
 
 from opdf_compile.errors import InputError
-from opdf_compile.graph.axes import input_shapes, is_free
-from opdf_compile.graph.recorded import recorded_request
-from opdf_compile.graph.signature import Inputs, path_name, positional_names
-from opdf_compile.graph.traced import Phase
+from opdf_compile.graph import (
+    Inputs,
+    Phase,
+    input_shapes,
+    is_free,
+    path_name,
+    positional_names,
+    recorded_request,
+)
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from opdf_compile.graph.axes import AxisNames
-from opdf_compile.graph.edit import attribute
-from opdf_compile.graph.signature import Inputs
-from opdf_compile.graph.tracing import Phase
-from opdf_compile.passes.compose_graph import WEIGHT_MARK
-from opdf_compile.planning.value import Plan
+from opdf_compile.graph import AxisNames, Inputs, Phase, attribute
+from opdf_compile.passes import WEIGHT_MARK
+from opdf_compile.planning import Plan
 from opdf_compile.training.inline.calling import Convention
 from opdf_compile.training.inline.phase import PhaseGraph
 
@@ -120,12 +117,12 @@ class Expanded(nn.Module):
 
     def weight(self, key: str) -> Tensor:
         """One weight composed now, in the cores' dtype; differentiable."""
-        from opdf_compile.parametrizations.registry import get
+        from opdf_compile.parametrizations import registered
 
         entry = next(e for e in self.plan.entries if e.key == key)
         cores = self.cores(key)
         spec = entry.spec.with_dtype(str(cores[0].dtype).removeprefix("torch."))
-        composed: Tensor = get(entry.parametrization).compose(cores, spec)
+        composed: Tensor = registered(entry.parametrization).compose(cores, spec)
         return composed
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

@@ -12,22 +12,23 @@ from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
 
 from opdf_compile.errors import InputError, PlanError, TraceError
-from opdf_compile.graph.edit import (
+from opdf_compile.graph import (
+    PHASES,
+    Phase,
+    Traced,
+    all_graphs,
     attribute,
+    deep_copy,
     drop_dtype_checks,
     get_attrs,
     is_persistent,
+    match,
+    out_spec,
     register,
 )
-from opdf_compile.graph.matching import match
-from opdf_compile.graph.sharing import deep_copy
-from opdf_compile.graph.tracing import PHASES, Phase, Traced, out_spec
-from opdf_compile.graph.uses import all_graphs
-from opdf_compile.parametrizations.registry import get
-from opdf_compile.passes.base import Pipeline
-from opdf_compile.passes.check import CheckShapes
-from opdf_compile.passes.expand import Expand
-from opdf_compile.planning.value import Plan, PlanEntry
+from opdf_compile.parametrizations import registered
+from opdf_compile.passes import CheckShapes, Expand, Pipeline
+from opdf_compile.planning import Plan, PlanEntry
 from opdf_compile.training.announcing import Progress, announced
 from opdf_compile.training.inline.calling import convention
 from opdf_compile.training.inline.cores import Cores
@@ -145,7 +146,7 @@ def _skeleton(source: nn.Module | ExportedProgram, plan: Plan) -> nn.Module | Ex
 
 
 def _decompose(entry: PlanEntry, weight: Tensor, device: torch.device | str | None) -> Cores:
-    parametrization = get(entry.parametrization)
+    parametrization = registered(entry.parametrization)
     try:
         cores = parametrization.decompose(weight.detach(), entry.spec, device=device)
     except InputError as error:

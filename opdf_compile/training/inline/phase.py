@@ -17,7 +17,7 @@ from torch.fx import Graph
 from torch.fx.graph import CodeGen
 
 from opdf_compile.errors import InputError
-from opdf_compile.passes.compose_graph import WEIGHT_MARK, WEIGHT_OP
+from opdf_compile.passes import WEIGHT_MARK, WEIGHT_OP
 
 
 @dataclass(eq=False)

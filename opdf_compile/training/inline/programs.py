@@ -15,12 +15,18 @@ from torch.export import ExportedProgram
 from torch.fx import Graph, GraphModule
 from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
-from opdf_compile.graph.edit import over_tensors_of
-from opdf_compile.graph.quiet import quiet_libraries
-from opdf_compile.graph.recorded import recorded_inputs, recorded_request
-from opdf_compile.graph.signature import Inputs, bind, plain_spec
-from opdf_compile.graph.tracing import PHASES, Phase
-from opdf_compile.passes.fold import Fold
+from opdf_compile.graph import (
+    PHASES,
+    Inputs,
+    Phase,
+    bind,
+    over_tensors_of,
+    plain_spec,
+    quiet_libraries,
+    recorded_inputs,
+    recorded_request,
+)
+from opdf_compile.passes import Fold
 from opdf_compile.training.inline.expanded import Expanded
 from opdf_compile.training.inline.phase import copy_flat
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.optimizer.arguments import is_lbfgs
 

@@ -13,8 +13,8 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError, PlanError
-from opdf_compile.planning.choose import plan as make_plan
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning import Plan
+from opdf_compile.planning import plan as make_plan
 from opdf_compile.training.hoisted.batching import Batched
 from opdf_compile.training.hoisted.binding import unwrap, validate
 from opdf_compile.training.inline.expanded import Expanded
@@ -152,7 +152,7 @@ def plan_of(
 
 
 def _made(student: nn.Module, cores: int | None, scale: float | None, exclude: list[str]) -> Plan:
-    from opdf_compile.graph.matching import match
+    from opdf_compile.graph import match
 
     known = {name for m in match(student).matches for name in (m.key, *m.aliases)}
     globs = [_literal(name) for name in exclude if name in known]

@@ -19,8 +19,8 @@ from collections.abc import Callable, Collection, Iterable
 import torch
 
 from opdf_compile.errors import PlanError
-from opdf_compile.parametrizations.base import Term
-from opdf_compile.planning.value import Plan
+from opdf_compile.parametrizations import Term
+from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.unit import Unit
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from opdf_compile.graph.sharing import owner
+from opdf_compile.graph import owner
 from opdf_compile.training.optimizer.groups import Group, tensors
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer import state as named

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.batching import Batched
 from opdf_compile.training.hoisted.binding import reshard, unwrap
 from opdf_compile.training.hoisted.hoisting import hoist

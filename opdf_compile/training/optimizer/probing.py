@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning import Plan
 from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of, name_of
 from opdf_compile.training.optimizer.groups import Group, options_of, tensors
 from opdf_compile.training.optimizer.refusals import refusal, refused_other

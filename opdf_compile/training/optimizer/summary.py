@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from opdf_compile.graph.rows import Refusal
-from opdf_compile.planning.dear import dearest, flops_text
-from opdf_compile.planning.value import Plan
+from opdf_compile.graph import Refusal
+from opdf_compile.planning import Plan, dearest, flops_text
 from opdf_compile.training.hoisted.program import WeightProgram
 
 

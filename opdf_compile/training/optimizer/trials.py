@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from opdf_compile.graph.as_before import class_as_before
+from opdf_compile.graph import class_as_before
 from opdf_compile.training.optimizer.arguments import Maker, class_of, needs_closure
 from opdf_compile.training.optimizer.groups import Group, options_of
 from opdf_compile.training.optimizer.state import equal, own

@@ -16,8 +16,8 @@ from dataclasses import replace
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from opdf_compile.passes.hoist import split, weight_program
-from opdf_compile.planning.value import Plan
+from opdf_compile.passes import split, weight_program
+from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer import state as named

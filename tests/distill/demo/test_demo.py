@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from opdf_compile.artefacts.bundle import changed_files, is_bundle
 from opdf_compile.distill.demo import DemoResult, run_demo, running
 from opdf_compile.distill.demo.plots import plot_training
 from opdf_compile.distill.demo.report import demo_json, finding
@@ -20,7 +21,6 @@ from opdf_compile.distill.demo.value import Budget, Outcome, Race
 from opdf_compile.distill.recipe.digits import load_digits
 from opdf_compile.distill.recipe.tables import Table
 from opdf_compile.errors import ArtefactError, InputError, UserError
-from opdf_compile.artefacts.bundle import changed_files, is_bundle
 
 TINY = Budget(rates=(0.01, 0.03), seeds=(0, 1), epochs=2, teacher_epochs=2)
 PLOTS = ("training_curves.png", "parameters.png", "latency.png")

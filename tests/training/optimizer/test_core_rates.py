@@ -64,7 +64,7 @@ RATES = (1.0, 3.0, 1.0)
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    known = {"mpo": registry.get("mpo"), "sum": Sum(name="sum")}
+    known = {"mpo": registry.registered("mpo"), "sum": Sum(name="sum")}
     monkeypatch.setattr(registry, "_REGISTERED", known)
     yield
 

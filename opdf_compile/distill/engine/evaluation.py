@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from opdf_compile.distill.engine.batches import Batches, spans
 from opdf_compile.distill.recipe.job import Batch, Examples, Metric
-from opdf_compile.io.checkpoints.ranks import Ranks
+from opdf_compile.io import Ranks
 
 Forward = Callable[[Batch], dict[str, Tensor]]
 Teacher = Callable[[str, list[int], Batch], Any]

@@ -1,0 +1,34 @@
+from .distill.alignment.core_alignment import CoreAlignment as CoreAlignment
+from .distill.alignment.joint import JointPlan as JointPlan
+from .distill.alignment.joint import joint_plan as joint_plan
+from .errors import OpdfError as OpdfError
+from .errors import UserError as UserError
+from .errors import WeightsChanged as WeightsChanged
+from .graph import Match as Match
+from .graph import MatchReport as MatchReport
+from .graph import Refusal as Refusal
+from .graph import Traced as Traced
+from .graph import match as match
+from .graph import trace as trace
+from .io import Checkpoint as Checkpoint
+from .io import export_onnx as export_onnx
+from .io import latest_checkpoint as latest_checkpoint
+from .io import load_checkpoint as load_checkpoint
+from .io import load_onnx as load_onnx
+from .io import save_checkpoint as save_checkpoint
+from .io import write_check_data as write_check_data
+from .parametrizations import register as register
+from .parity import ParityReport as ParityReport
+from .parity import verify as verify
+from .planning import Plan as Plan
+from .planning import plan as plan
+from .training import Expanded as Expanded
+from .training import Overparam as Overparam
+from .training import WeightProgram as WeightProgram
+from .training import expand as expand
+from .training import fold as fold
+from .training import hoist as hoist
+from .training import overparam_class as overparam_class
+
+__all__: list[str]
+__version__: str

@@ -1,0 +1,14 @@
+from .latency.measure import check_budget as check_budget
+from .report.figures import SUFFIXES as SUFFIXES
+from .report.findings import cost_rows as cost_rows
+from .report.findings import rows as rows
+from .report.findings import shape_rows as shape_rows
+from .report.plots import STYLE as STYLE
+from .report.plots import legend_below as legend_below
+from .report.plots import new_figure as new_figure
+from .report.value import ParityReport as ParityReport
+from .report.value import plain as plain
+from .runtime.cuda import missing_for_cuda as missing_for_cuda
+from .runtime.runner import Runner as Runner
+from .runtime.sessions import resolve_device as resolve_device
+from .verdict import verify as verify

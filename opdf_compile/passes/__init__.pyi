@@ -1,0 +1,15 @@
+from .base import Pipeline as Pipeline
+from .batch import batched as batched
+from .batch import group as group
+from .check import CheckShapes as CheckShapes
+from .compose_graph import WEIGHT_MARK as WEIGHT_MARK
+from .compose_graph import WEIGHT_OP as WEIGHT_OP
+from .expand import Expand as Expand
+from .fold import Fold as Fold
+from .hoist import Hoist as Hoist
+from .hoist import HoistResult as HoistResult
+from .hoist import Part as Part
+from .hoist import split as split
+from .hoist import weight_program as weight_program
+from .regions import core_key as core_key
+from .regions import require_finite as require_finite

@@ -1,0 +1,9 @@
+from .choose import DEFAULT_CORES as DEFAULT_CORES
+from .choose import DEFAULT_MIN_SIZE as DEFAULT_MIN_SIZE
+from .choose import plan as plan
+from .dear import cost_warning as cost_warning
+from .dear import dearest as dearest
+from .dear import flops_text as flops_text
+from .value import Plan as Plan
+from .value import PlanEntry as PlanEntry
+from .value import describe as describe

@@ -1,0 +1,121 @@
+"""Every package has a face: the names that others may use, written once, in a stub beside it."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import networkx as nx
+import pytest
+
+import opdf_compile
+
+ROOT = Path(opdf_compile.__file__).parent
+STUBS = sorted(ROOT.rglob("__init__.pyi"))
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(opdf_compile.__path__, "opdf_compile.")
+    if not module.name.endswith("__main__")
+]
+
+
+def package_of(stub: Path) -> str:
+    return ".".join(("opdf_compile", *stub.parent.relative_to(ROOT).parts))
+
+
+@pytest.mark.parametrize("package", [package_of(stub) for stub in STUBS])
+def test_every_name_of_a_face_is_there_and_is_no_module(package: str) -> None:
+    face = importlib.import_module(package)
+    assert face.__all__
+    for name in face.__all__:
+        assert not isinstance(getattr(face, name), ModuleType), name
+
+
+def shadowed(stub: Path) -> set[str]:
+    """Names of a face that a module of the package has too: importing that would hide the name."""
+    names = {
+        alias.name
+        for node in ast.walk(ast.parse(stub.read_text()))
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    return names & {module.name for module in pkgutil.iter_modules([str(stub.parent)])}
+
+
+@pytest.mark.parametrize("stub", STUBS, ids=package_of)
+def test_no_module_has_the_name_of_something_public(stub: Path) -> None:
+    assert not shadowed(stub)
+
+
+def test_a_module_with_such_a_name_is_found(tmp_path: Path) -> None:
+    (tmp_path / "__init__.pyi").write_text("from .plan import plan as plan\n")
+    (tmp_path / "plan.py").write_text("def plan(): ...\n")
+    assert shadowed(tmp_path / "__init__.pyi") == {"plan"}
+
+
+AS_ANOTHER = """
+import sys
+for name in sys.argv[1:]:
+    exec(f"import {name} as module")
+    if module is not sys.modules[name]:
+        print(name)
+import opdf_compile as opdf
+assert callable(opdf.plan) and callable(opdf.verify)
+"""
+
+
+def test_every_module_is_imported_under_another_name() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", AS_ANOTHER, *MODULES], check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == []
+
+
+def imports_of(file: Path, modules: set[str]) -> set[str]:
+    """The modules that a file names in an import, those for types included."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            named = {f"{node.module}.{alias.name}" for alias in node.names} & modules
+            found |= named or {node.module} & modules
+    return found
+
+
+def circles(files: dict[str, Path]) -> list[list[str]]:
+    """Groups of files that import each other in a circle."""
+    graph = nx.DiGraph()
+    for name, file in files.items():
+        graph.add_edges_from((name, other) for other in imports_of(file, set(files)) - {name})
+    return [sorted(group) for group in nx.strongly_connected_components(graph) if len(group) > 1]
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("from b import f\n")
+    (tmp_path / "b.py").write_text("def f():\n    from c import g\n")
+    (tmp_path / "c.py").write_text("if TYPE_CHECKING:\n    from a import h\n")
+    files = {name: tmp_path / f"{name}.py" for name in "abc"}
+    assert circles(files) == [["a", "b", "c"]]
+    del files["c"]
+    assert not circles(files)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    files = {
+        ".".join(("opdf_compile", *file.relative_to(ROOT).with_suffix("").parts)): file
+        for file in ROOT.rglob("*.py")
+        if file.name not in {"__init__.py", "__main__.py"}
+    }
+    left = {
+        "opdf_compile.planning.schema",
+        "opdf_compile.training.folding",
+        "opdf_compile.training.optimizer.named_state",
+        "opdf_compile.training.optimizer.overparam",
+        "opdf_compile.parity.report.findings",
+        "opdf_compile.distill.advise.sentences",
+    }
+    assert [circle for circle in circles(files) if circle[0] not in left] == []
