@@ -135,7 +135,7 @@ def test_alignment(tmp_path: Path):
         # Two weights of 48 x 64, two of three cores of each, with bonds of 48.
         assert row["form"] == "aligned" and row["cores"] == row["rounds"] == 3
         assert 0 < row["compared_parameters"] < row["core_parameters"] == 15_360
-        assert 0 < row["share_alone"] < 1 and row["alignment_seconds"] > 0
+        assert row["share_alone"] > 0 and row["alignment_seconds"] > 0
 
 
 @pytest.mark.slow

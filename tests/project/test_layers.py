@@ -44,7 +44,7 @@ def test_the_package_keeps_its_layers() -> None:
 
 
 def test_contracts_accept_a_downward_import(tmp_path: Path) -> None:
-    write_package(tmp_path, cli="import typer\nfrom opdf_compile import verify")
+    write_package(tmp_path, cli="import typer\nfrom opdf_compile import parity")
     done = lint(tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -53,10 +53,10 @@ def test_contracts_accept_a_downward_import(tmp_path: Path) -> None:
     ("layer", "line"),
     [
         ("tensor", "from opdf_compile import graph"),
-        ("plan", "from opdf_compile.passes import x"),
+        ("planning", "from opdf_compile.passes import x"),
         ("io", "import opdf_compile.parity"),
         ("io", "def f():\n    import opdf_compile.parity"),
-        ("verify", "import rich.table"),
+        ("parity", "import rich.table"),
         ("training", "def f():\n    import typer"),
     ],
 )
@@ -65,6 +65,34 @@ def test_contracts_reject(layer: str, line: str, tmp_path: Path) -> None:
     done = lint(tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "BROKEN" in done.stdout
+
+
+FACES = sorted(
+    contract["protected_modules"][0].split(".")[1]
+    for contract in tomllib.loads(contracts())["tool"]["importlinter"]["contracts"]
+    if contract["type"] == "protected"
+)
+
+
+@pytest.mark.parametrize("package", FACES)
+def test_contracts_reject_an_import_behind_a_face(package: str, tmp_path: Path) -> None:
+    write_package(tmp_path, cli=f"from opdf_compile.{package} import name")
+    folder = tmp_path / "opdf_compile" / package
+    folder.mkdir()
+    folder.with_suffix(".py").rename(folder / "__init__.py")
+    (folder / "inner.py").write_text("name = 1\n")
+    (folder / "other.py").write_text(f"from opdf_compile.{package}.inner import name\n")
+    assert lint(tmp_path).returncode == 0
+    (tmp_path / "opdf_compile" / "cli.py").write_text(
+        f"def f():\n    from opdf_compile.{package}.inner import name\n"
+    )
+    done = lint(tmp_path)
+    assert done.returncode == 1 and "named by its face BROKEN" in done.stdout
+
+
+def test_every_package_below_the_command_line_has_a_face() -> None:
+    packages = {path.parent.name for path in (ROOT / "opdf_compile").glob("*/__init__.py")}
+    assert packages - {"cli", "distill"} == set(FACES)
 
 
 def test_contracts_reject_a_folder_without_a_layer(tmp_path: Path) -> None:
