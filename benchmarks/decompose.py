@@ -31,6 +31,7 @@ from bench.students import bert
 from torch import Tensor
 
 import opdf_compile as opdf
+from opdf_compile.parametrizations.matrix_spec import WeightForm
 from opdf_compile.parametrizations.mpo_spec import MpoSpec
 from opdf_compile.parametrizations.registry import registered
 from opdf_compile.tensor.chain import Chain
@@ -54,7 +55,7 @@ def weights(model: str, cores: int, device: torch.device, seed: int) -> Weights:
     made = []
     for shape in _SHAPES[model]:
         matrix = torch.randn(shape, generator=generator) * 0.02
-        spec = registered("mpo").propose(shape, cores=cores)
+        spec = registered("mpo").propose(WeightForm(shape), cores=cores)
         if model == "decaying":
             matrix = decaying(matrix, spec)
         made.append((matrix.to(device), spec))

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +30,12 @@ OWN = ("trace", "match", "plan", "expand")
 STAGES = (*UPSTREAM, *OWN)
 
 
-@dataclass(frozen=True)
 class Unfilled(Mpo):
     """The MPO without its SVDs: cores of the right shapes that hold nothing of the weight."""
 
-    # A parametrization is known by its name, and this one is another.
-    name: Final[str] = "mpo-unfilled"  # type: ignore[misc]
+    def __init__(self) -> None:
+        """The MPO under another name."""
+        super().__init__(name="mpo-unfilled")
 
     def decompose(
         self, weight: Tensor, spec: MpoSpec, *, device: torch.device | str | None = None

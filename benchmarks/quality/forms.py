@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import PlanError
-from opdf_compile.parametrizations.registry import registered
 from opdf_compile.planning.choose import plan
 
 Weights = Mapping[str, Tensor]
@@ -144,10 +143,10 @@ def _kept(name: str, parameter: Tensor) -> Part:
 
 
 def _of_entry(entry: Any, frozen: bool) -> Part:
-    chosen, spec = registered(entry.parametrization), entry.spec
+    chosen, spec = entry.by, entry.spec
     shapes = chosen.shapes(spec)
     trained = [not frozen or k in (0, len(shapes) - 1) for k in range(len(shapes))]
-    degree = _degree(chosen, spec, sum(trained))
+    degree = _degree(chosen, sum(trained))
     leaves = tuple(
         Leaf(tuple(shape), 1 / degree if moves else 0.0, moves)
         for shape, moves in zip(shapes, trained, strict=True)
@@ -156,14 +155,14 @@ def _of_entry(entry: Any, frozen: bool) -> Part:
     return Part(
         entry.key,
         leaves,
-        lambda ts: chosen.compose(ts, spec.with_dtype(str(ts[0].dtype).removeprefix("torch."))),
+        entry.compose,
         lambda w: chosen.decompose(w, spec.with_dtype(str(w.dtype).removeprefix("torch."))),
     )
 
 
-def _degree(chosen: Any, spec: Any, trained: int) -> float:
+def _degree(chosen: Any, trained: int) -> float:
     """The degree of homogeneity of the weight in its trained tensors."""
-    if getattr(chosen, "multilinear", False):
+    if chosen.multilinear:
         return float(trained)
     raise PlanError(f"{chosen.name!r} is not linear in its tensors, wanted a form of its own here")
 

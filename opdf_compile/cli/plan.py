@@ -101,8 +101,6 @@ def command(
 
 def plan_table(plan: Plan) -> Table:
     """One row per weight: its modes, and what it costs."""
-    from opdf_compile.planning import describe
-
     head = ("weight", "by", "shape", "modes (out x in)", "deployed", "trained", "FLOPs/step")
     rows = table("Plan", *head, numbers=head[4:])
     for entry in plan.entries:
@@ -110,7 +108,7 @@ def plan_table(plan: Plan) -> Table:
             entry.key,
             entry.parametrization,
             shape(entry.spec.shape),
-            describe(entry),
+            entry.modes,
             f"{entry.deployed:,}",
             f"{entry.cost.parameters:,}",
             count(entry.cost.step_flops),

@@ -1,6 +1,6 @@
 """Parametrizations: pairs of pure functions, weight -> tensors and tensors -> weight.
 
-A new one is one new file, which implements `base.Parametrization` and registers itself, and one
+A new one is one new file, a child of `Parametrization` that registers itself, and one
 import here.
 """
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol, Self, TypeVar
+from dataclasses import replace
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
-from opdf_compile.tensor import Cost
+from opdf_compile.errors import FoldError, PlanError
+from opdf_compile.parametrizations import matrix_spec
+from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm
+from opdf_compile.tensor import Cost, core_dtype
 
 
 class Spec(Protocol):
@@ -34,39 +39,34 @@ class Spec(Protocol):
         ...
 
 
-S = TypeVar("S", bound=Spec)
+S = TypeVar("S", bound=MatrixSpec)
+Shapes = tuple[tuple[int, ...], ...]
 
 # One summand of a weight: place of a tensor -> the power of a factor that the tensor takes so that
 # the summand takes the factor itself. {0: 1/2, 1: 1/2} for a product of two, {0: 1/a} for t^a.
 Term = Mapping[int, float]
 
 
-class Parametrization(Protocol[S]):
+class Parametrization(ABC, Generic[S]):
     """A pair of pure functions, and what a planner needs to choose between their specs.
 
-    What a parametrization may have beside the members below:
+    A child gives its name, the class of its specs, and the five functions that have no default;
+    then `register` makes it known.
 
-    multilinear = True          It is linear in each of its tensors, so that decay of the weight can
-                                be carried by them (see `training.optimizer.decay`).
-    terms(spec)                 The same where the weight is a sum of products or a power: every
-                                summand as a `Term`. The weight is odd in the first tensor of each.
-    rates(spec)                 Of each tensor the factor of its learning rate; `Overparam` gives
-                                them param groups of their own. In a loop over the inline form it
-                                is the user who does.
-    usual_cores = 2             Number of tensors where nobody asks for one; otherwise 3.
-    describe(spec)              The spec in short, for tables.
+    Attributes:
+        name: The name by which plans refer to it.
+        spec_type: The class of its specs.
+        multilinear: Whether it is linear in each of its tensors, so that decay of the weight can
+            be carried by them (see `training.optimizer.decay`).
+        usual_cores: Number of tensors where nobody asks for one.
     """
 
-    @property
-    def name(self) -> str:
-        """The name by which plans refer to it."""
-        ...
+    name: str
+    spec_type: type[S]
+    multilinear: bool = False
+    usual_cores: int = 3
 
-    @property
-    def spec_type(self) -> type[S]:
-        """The class of its specs."""
-        ...
-
+    @abstractmethod
     def decompose(
         self, weight: Tensor, spec: S, *, device: torch.device | str | None = None
     ) -> tuple[Tensor, ...]:
@@ -80,8 +80,8 @@ class Parametrization(Protocol[S]):
         Raises:
             InputError: The weight does not fit the spec, or holds NaN or infinity.
         """
-        ...
 
+    @abstractmethod
     def compose(self, tensors: Sequence[Tensor], spec: S) -> Tensor:
         """The weight of its tensors: contiguous, of `spec.shape`, cast once to `spec.dtype`.
 
@@ -89,65 +89,60 @@ class Parametrization(Protocol[S]):
         can trace it. What it needs beside the tensors it makes by ops on their device
         (``torch.arange(.., device=tensors[0].device)``); it reads no tensor of its own.
         """
-        ...
 
-    def core_names(self, key: str, spec: S) -> tuple[str, ...]:
-        """State dict names of the tensors of the weight `key`."""
-        ...
-
-    def shapes(self, spec: S) -> tuple[tuple[int, ...], ...]:
+    @abstractmethod
+    def shapes(self, spec: S) -> Shapes:
         """Shapes of the tensors."""
-        ...
 
-    def core_dtype(self, spec: S) -> torch.dtype:
-        """Dtype of the tensors."""
-        ...
-
+    @abstractmethod
     def cost(self, spec: S) -> Cost:
         """Exact cost of composing the weight once."""
-        ...
 
-    def propose(
-        self,
-        weight_shape: Sequence[int],
-        *,
-        cores: int,
-        dtype: str = "float32",
-        transposed: bool = False,
-        kernel: int = 1,
-        row_axes: int = 1,
-    ) -> S:
+    @abstractmethod
+    def propose(self, form: WeightForm, *, cores: int) -> S:
         """The usual spec with this many tensors.
-
-        Args:
-            weight_shape: Shape of the weight.
-            cores: Number of tensors.
-            dtype: Name of the weight's dtype.
-            transposed: Whether the weight is stored as (in features, out features).
-            kernel: Product of the kernel sizes of a convolution.
-            row_axes: How many leading axes are rows; given only where it is not 1, so a
-                parametrization that knows no stacks of matrices may leave it out.
 
         Raises:
             PlanError: The weight cannot be parametrized so.
         """
-        ...
 
-    def candidates(
-        self,
-        weight_shape: Sequence[int],
-        *,
-        dtype: str = "float32",
-        transposed: bool = False,
-        kernel: int = 1,
-        row_axes: int = 1,
-    ) -> tuple[S, ...]:
-        """Specs to choose from, strictly increasing in added parameters."""
-        ...
+    def candidates(self, form: WeightForm) -> tuple[S, ...]:
+        """Specs to choose from, strictly increasing in added parameters; else the usual one."""
+        return (self.propose(form, cores=self.usual_cores),)
+
+    def core_names(self, key: str, spec: S) -> tuple[str, ...]:
+        """`<key>_cores.<i>`, entries of a ParameterList beside the weight."""
+        return tuple(f"{key}_cores.{k}" for k in range(len(self.shapes(spec))))
+
+    def core_dtype(self, spec: S) -> torch.dtype:
+        """Dtype of the tensors: float32 for half weights, else the weight's own."""
+        return core_dtype(getattr(torch, spec.dtype))
+
+    def terms(self, spec: S) -> tuple[Term, ...] | None:
+        """What scales the weight: every summand of it, which is odd in the first tensor named.
+
+        None where nothing says so; a multilinear weight is one summand.
+        """
+        count = len(self.shapes(spec))
+        return (dict.fromkeys(range(count), 1 / count),) if self.multilinear else None
+
+    def rates(self, spec: S) -> tuple[float, ...]:
+        """Of each tensor the factor of its learning rate.
+
+        `Overparam` gives them param groups of their own. In a loop over the inline form it is the
+        user who does.
+        """
+        return (1.0,) * len(self.shapes(spec))
+
+    def describe(self, spec: S) -> str:
+        """The spec in short, for tables: its modes, ``[64,1,48]x[32,1,24]``, if it has any."""
+        values: dict[str, Any] = dict(self.spec_to_json(spec))
+        modes = [values[name] for name in ("out_modes", "in_modes") if name in values]
+        return "x".join("[" + ",".join(map(str, m)) + "]" for m in modes)
 
     def spec_to_json(self, spec: S) -> dict[str, object]:
         """The spec as JSON values."""
-        ...
+        return matrix_spec.to_json(spec)
 
     def spec_from_json(self, data: Mapping[str, object]) -> S:
         """The spec of JSON values.
@@ -155,19 +150,43 @@ class Parametrization(Protocol[S]):
         Raises:
             PlanError: The values are no spec, or contradict each other.
         """
-        ...
+        return matrix_spec.from_json(self.spec_type, self.name, data)
 
-    def infer(
-        self,
-        shapes: Sequence[Sequence[int]],
-        weight_shape: Sequence[int],
-        *,
-        dtype: str = "float32",
-        transposed: bool = False,
-    ) -> S:
+    def spec_of(self, shapes: Shapes, form: WeightForm) -> S:
+        """The spec that tensors of these shapes would have, if any: the usual one of their number.
+
+        Raises:
+            PlanError: The weight has no such spec.
+            FoldError: Shapes do not tell the spec, or no weight has tensors like these.
+        """
+        return self.propose(form, cores=len(shapes))
+
+    def infer(self, shapes: Sequence[Sequence[int]], form: WeightForm) -> S:
         """The spec that has tensors of these shapes, for folding without a plan.
+
+        Args:
+            shapes: Of the tensors, in order.
+            form: The weight; which of its axes are the rows is found here.
 
         Raises:
             FoldError: No spec of the weight has them.
         """
-        ...
+        found = tuple(tuple(shape) for shape in shapes)
+        reasons = []
+        for axes in range(1, len(form.shape)):
+            try:
+                spec = self.spec_of(found, replace(form, row_axes=axes))
+            except PlanError as error:
+                reasons.append(f"cores of shapes {_lists(found)} do not fit the weight: {error}")
+                continue
+            wanted = self.shapes(spec)
+            if wanted == found:
+                return spec
+            reasons.append(
+                f"cores of shapes {_lists(found)} were found, {self.name} has {_lists(wanted)}"
+            )
+        raise FoldError(reasons[0])
+
+
+def _lists(shapes: Shapes) -> list[list[int]]:
+    return [list(shape) for shape in shapes]

@@ -1,27 +1,34 @@
-"""What the parametrizations of a plain matrix share: the weight's form, JSON, checks, reshapes.
+"""A weight as a matrix: its form, and what the specs of all parametrizations share.
 
-A weight of shape (O, I/g, *kernel) is the matrix O x (I/g * prod kernel), a stack (E, O, I) the
-matrix (E * O) x I, a linear weight stored as (I, O) its transpose: as for the MPO (see `mpo_spec`).
+A weight of shape (O, I/g, *kernel) is the matrix O x (I/g * prod kernel), whatever its groups; of a
+transposed convolution likewise axis 0 against the others. A linear weight stored as (I, O), the
+operand of addmm, is marked `transposed` and read as its transpose, so that rows are out features.
+A stack (E, O, I) is the matrix (E * O) x I: its first two axes are the rows (`row_axes`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from opdf_compile.errors import InputError, PlanError
-from opdf_compile.parametrizations.mpo_spec import DTYPES, matrix_sizes
+from opdf_compile.graph import Match
 from opdf_compile.tensor import require_values
+
+DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+# A weight with more entries than this is no weight: a plan that names one is damaged.
+MAX_ENTRIES = 2**40
 
 
 @dataclass(frozen=True)
 class MatrixSpec:
-    """A weight that is read as one matrix; children add their own choices.
+    """A weight that is read as one matrix; children add their own choices, each with a default.
 
     Attributes:
         shape: Shape of the weight, two axes or more.
@@ -38,28 +45,64 @@ class MatrixSpec:
     transposed: bool = False
     row_axes: int = 1
 
+    _noun: ClassVar[str] = "a weight"
+
     def __post_init__(self) -> None:
         """Refuse what no weight can be."""
-        matrix_sizes(self.shape, transposed=self.transposed, row_axes=self.row_axes)
+        _require_matrix(self.shape, self.transposed, self.row_axes)
         if self.dtype not in DTYPES:
-            raise PlanError(f"dtype is {self.dtype!r}, wanted one of {', '.join(DTYPES)}")
+            found = f"dtype is {self.dtype!r}"
+            raise PlanError(f"{found}; {self._noun} has one of {', '.join(DTYPES)}")
+
+    @classmethod
+    def of(cls, form: MatrixSpec, **choices: Any) -> Self:
+        """The spec of a weight of this form."""
+        return cls(form.shape, form.dtype, form.transposed, form.row_axes, **choices)
+
+    @property
+    def stored(self) -> tuple[int, int]:
+        """Sizes of the matrix as the weight is stored: its leading axes, and the others."""
+        return math.prod(self.shape[: self.row_axes]), math.prod(self.shape[self.row_axes :])
 
     @property
     def rows(self) -> int:
         """Out features."""
-        return matrix_sizes(self.shape, transposed=self.transposed, row_axes=self.row_axes)[0]
+        return self.stored[self.transposed]
 
     @property
     def cols(self) -> int:
         """In features, times the kernel's sizes."""
-        return matrix_sizes(self.shape, transposed=self.transposed, row_axes=self.row_axes)[1]
+        return self.stored[not self.transposed]
 
     def with_dtype(self, dtype: str) -> Self:
-        """The same choice for a weight of another dtype."""
+        """The same choice for a weight of another dtype; "float64" is what fold composes in."""
         return replace(self, dtype=dtype)
 
+    def matrix(self, weight: Tensor) -> Tensor:
+        """A weight as rows x columns."""
+        matrix = weight.reshape(self.stored)
+        return matrix.mT if self.transposed else matrix
 
-M = TypeVar("M", bound=MatrixSpec)
+
+@dataclass(frozen=True)
+class WeightForm(MatrixSpec):
+    """What a spec is chosen for: a weight as a matrix, and the kernel that its columns hold.
+
+    Attributes:
+        kernel: Product of the kernel sizes of a convolution.
+    """
+
+    kernel: int = 1
+
+    def __post_init__(self) -> None:
+        """Take a tensor's own shape too, which is no plain tuple."""
+        object.__setattr__(self, "shape", tuple(self.shape))
+        super().__post_init__()
+
+    @classmethod
+    def matched(cls, found: Match) -> Self:
+        """The form of a match's weight."""
+        return cls(found.shape, found.dtype, found.transposed, found.row_axes, found.kernel)
 
 
 def checked(weight: Tensor, spec: MatrixSpec) -> Tensor:
@@ -72,8 +115,7 @@ def checked(weight: Tensor, spec: MatrixSpec) -> Tensor:
         found, wanted = list(weight.shape), list(spec.shape)
         raise InputError(f"a weight of shape {found} was found, {wanted} is wanted by its spec")
     require_values(weight)
-    matrix = weight.detach()
-    return matrix.mT if spec.transposed else matrix.reshape(spec.rows, spec.cols)
+    return spec.matrix(weight.detach())
 
 
 def as_weight(matrix: Tensor, spec: MatrixSpec) -> Tensor:
@@ -82,18 +124,15 @@ def as_weight(matrix: Tensor, spec: MatrixSpec) -> Tensor:
     return stored.reshape(spec.shape).contiguous().to(getattr(torch, spec.dtype))
 
 
-def row_axes_of(shape: Sequence[int], rows: int) -> int:
-    """How many leading axes multiply to `rows`; 1 where none do, which the spec then refuses."""
-    fitting = (k for k in range(1, len(shape)) if math.prod(shape[:k]) == rows)
-    return next(fitting, 1)
-
-
 def to_json(spec: MatrixSpec) -> dict[str, object]:
     """The spec as JSON values; one row axis is left out."""
     values = {field.name: getattr(spec, field.name) for field in fields(spec)}
     if values["row_axes"] == 1:
         del values["row_axes"]
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+M = TypeVar("M", bound=MatrixSpec)
 
 
 def from_json(kind: type[M], name: str, data: Mapping[str, object]) -> M:
@@ -125,3 +164,21 @@ def from_json(kind: type[M], name: str, data: Mapping[str, object]) -> M:
         key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
     }
     return kind(**values)
+
+
+def _require_matrix(shape: tuple[int, ...], transposed: bool, row_axes: int) -> None:
+    if type(shape) is not tuple or any(type(size) is not int or size < 1 for size in shape):
+        raise PlanError(f"a weight's shape is a tuple of positive integers, found {shape!r}")
+    if len(shape) < 2:
+        raise PlanError(f"a weight to parametrize has two axes or more, found shape {list(shape)}")
+    if type(transposed) is not bool:
+        raise PlanError(f"transposed is true or false, found {transposed!r}")
+    if transposed and len(shape) != 2:
+        raise PlanError(f"only a weight with two axes can be transposed, found shape {list(shape)}")
+    if type(row_axes) is not int or not 1 <= row_axes < len(shape):
+        raise PlanError(
+            f"row_axes is {row_axes!r}, wanted 1 to {len(shape) - 1} for a weight of shape "
+            f"{list(shape)}"
+        )
+    if math.prod(shape) > MAX_ENTRIES:
+        raise PlanError(f"a weight of shape {list(shape)} is larger than 2^40 entries")

@@ -1,9 +1,4 @@
-"""The spec of an MPO: the weight's shape and the modes; bonds follow from the modes.
-
-A weight of shape (O, I/g, *kernel) is the matrix O x (I/g * prod kernel), whatever its groups; of a
-transposed convolution likewise axis 0 against the others. A linear weight stored as (I, O), the
-operand of addmm, is marked `transposed` and read as its transpose, so that rows are out features.
-A stack (E, O, I) is the matrix (E * O) x I: its first two axes are the rows (`row_axes`).
+"""The spec of an MPO: the weight's form and the modes; bonds follow from the modes.
 
 Full bonds bound what a plan can ask for: core k has d_{k-1} p_k d_k <= L_{k-1} p_k R_k = N entries
 (N of the weight, symbols of `tensor.decompose`), so n cores add at most (n - 1) N <= 63 N.
@@ -11,110 +6,57 @@ Full bonds bound what a plan can ask for: core k has d_{k-1} p_k d_k <= L_{k-1} 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from opdf_compile.errors import InputError, PlanError
+from opdf_compile.parametrizations.matrix_spec import MatrixSpec, to_json
 from opdf_compile.tensor import Chain, Modes
-
-DTYPES = ("float16", "bfloat16", "float32", "float64")
-
-# A weight with more entries than this is no weight: a plan that names one is damaged.
-MAX_ENTRIES = 2**40
 
 _REQUIRED = ("shape", "dtype", "transposed", "out_modes", "in_modes")
 _OPTIONAL = ("row_axes", "bonds")
 
 
 @dataclass(frozen=True)
-class MpoSpec:
+class MpoSpec(MatrixSpec):
     """How one weight becomes an MPO.
 
     Attributes:
-        shape: Shape of the weight, two axes or more.
-        dtype: Name of the weight's dtype; cores of half weights are float32.
-        transposed: The weight is stored as (in features, out features).
         out_modes: Factors of the rows, one per core.
         in_modes: Factors of the columns, one per core.
-        row_axes: How many leading axes of the shape are the rows.
 
     Raises:
         PlanError: A value is of the wrong kind, or the modes do not multiply to the weight's sizes.
     """
 
-    shape: tuple[int, ...]
-    dtype: str
-    transposed: bool
-    out_modes: Modes
-    in_modes: Modes
-    row_axes: int = 1
+    out_modes: Modes = ()
+    in_modes: Modes = ()
+
+    _noun: ClassVar[str] = "an MPO weight"
 
     def __post_init__(self) -> None:
         """Refuse what no weight or chain can be."""
-        rows, cols = matrix_sizes(self.shape, transposed=self.transposed, row_axes=self.row_axes)
-        if self.dtype not in DTYPES:
-            raise PlanError(
-                f"dtype is {self.dtype!r}; an MPO weight has one of {', '.join(DTYPES)}"
-            )
+        super().__post_init__()
         try:
             chain = self.chain
         except InputError as error:
             raise PlanError(
                 f"the MPO of a weight of shape {list(self.shape)} is no chain: {error}"
             ) from error
-        _require_product("out_modes", self.out_modes, chain.rows, rows, self.shape)
-        _require_product("in_modes", self.in_modes, chain.cols, cols, self.shape)
+        _require_product("out_modes", self.out_modes, chain.rows, self.rows, self.shape)
+        _require_product("in_modes", self.in_modes, chain.cols, self.cols, self.shape)
 
     @cached_property
     def chain(self) -> Chain:
         """The chain of the modes."""
         return Chain(self.out_modes, self.in_modes)
 
-    def with_dtype(self, dtype: str) -> MpoSpec:
-        """The same modes for a weight of another dtype; "float64" is what fold composes in."""
-        return replace(self, dtype=dtype)
-
-
-def matrix_sizes(shape: tuple[int, ...], *, transposed: bool, row_axes: int = 1) -> tuple[int, int]:
-    """(rows, columns) of a weight: the product of its leading axes, and that of the others.
-
-    Raises:
-        PlanError: The shape is no weight's.
-    """
-    if type(shape) is not tuple or any(type(size) is not int or size < 1 for size in shape):
-        raise PlanError(f"a weight's shape is a tuple of positive integers, found {shape!r}")
-    if len(shape) < 2:
-        raise PlanError(f"a weight to parametrize has two axes or more, found shape {list(shape)}")
-    if type(transposed) is not bool:
-        raise PlanError(f"transposed is true or false, found {transposed!r}")
-    if transposed and len(shape) != 2:
-        raise PlanError(f"only a weight with two axes can be transposed, found shape {list(shape)}")
-    if type(row_axes) is not int or not 1 <= row_axes < len(shape):
-        raise PlanError(
-            f"row_axes is {row_axes!r}, wanted 1 to {len(shape) - 1} for a weight of shape "
-            f"{list(shape)}"
-        )
-    if math.prod(shape) > MAX_ENTRIES:
-        raise PlanError(f"a weight of shape {list(shape)} is larger than 2^40 entries")
-    rows, cols = math.prod(shape[:row_axes]), math.prod(shape[row_axes:])
-    return (cols, rows) if transposed else (rows, cols)
-
 
 def spec_to_json(spec: MpoSpec) -> dict[str, object]:
     """The spec as JSON values, with the bonds for the reader."""
-    stack = {"row_axes": spec.row_axes} if spec.row_axes != 1 else {}
-    return {
-        "shape": list(spec.shape),
-        "dtype": spec.dtype,
-        "transposed": spec.transposed,
-        **stack,
-        "out_modes": list(spec.out_modes),
-        "in_modes": list(spec.in_modes),
-        "bonds": list(spec.chain.bonds),
-    }
+    return {**to_json(spec), "bonds": list(spec.chain.bonds)}
 
 
 def spec_from_json(data: Mapping[str, object]) -> MpoSpec:
@@ -142,7 +84,7 @@ def spec_from_json(data: Mapping[str, object]) -> MpoSpec:
         _integers(data, key) for key in ("shape", "out_modes", "in_modes")
     )
     row_axes: Any = data.get("row_axes", 1)
-    spec = MpoSpec(shape, dtype, transposed, out_modes, in_modes, row_axes)
+    spec = MpoSpec(shape, dtype, transposed, row_axes, out_modes, in_modes)
     if "bonds" in data and _integers(data, "bonds") != spec.chain.bonds:
         raise PlanError(
             f"bonds are {data['bonds']}, and OPDF never truncates: the full bonds of these modes"

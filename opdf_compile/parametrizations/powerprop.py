@@ -14,19 +14,18 @@ A weight that is exactly zero has t = 0 and dL/dt = 0 and stays zero for ever. T
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from opdf_compile.errors import FoldError, PlanError
 from opdf_compile.parametrizations import matrix_spec
-from opdf_compile.parametrizations.base import Term
-from opdf_compile.parametrizations.matrix_spec import MatrixSpec
+from opdf_compile.parametrizations.base import Parametrization, Shapes, Term
+from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm
 from opdf_compile.parametrizations.registry import register
-from opdf_compile.tensor import Cost, core_dtype
+from opdf_compile.tensor import Cost
 
 USUAL_EXPONENT = 2.0
 LARGEST_EXPONENT = 8.0
@@ -56,22 +55,17 @@ class PowerSpec(MatrixSpec):
             )
 
 
-@dataclass(frozen=True)
-class Powerprop:
-    """w = t |t|^(a-1) as a `Parametrization` of one tensor."""
+class Powerprop(Parametrization[PowerSpec]):
+    """w = t |t|^(a-1), one tensor."""
 
-    name: Final[str] = "powerprop"
-    spec_type: Final[type[PowerSpec]] = PowerSpec
-    usual_cores: Final[int] = 1
+    name = "powerprop"
+    spec_type = PowerSpec
+    usual_cores = 1
 
     def decompose(
         self, weight: Tensor, spec: PowerSpec, *, device: torch.device | str | None = None
     ) -> tuple[Tensor, ...]:
-        """sign(w) |w|^(1/a), computed in float64 and rounded once.
-
-        Raises:
-            InputError: The weight has another shape than the spec, or holds NaN or infinity.
-        """
+        """sign(w) |w|^(1/a), computed in float64 and rounded once."""
         matrix_spec.checked(weight, spec)
         with torch.no_grad():
             wide = weight.detach().to(device=device or weight.device, dtype=torch.float64)
@@ -91,17 +85,9 @@ class Powerprop:
         weight = root * torch.where(nothing, 0.0, powers)
         return weight.reshape(spec.shape).to(getattr(torch, spec.dtype))
 
-    def core_names(self, key: str, spec: PowerSpec) -> tuple[str, ...]:
-        """`<key>_cores.0`."""
-        return (f"{key}_cores.0",)
-
-    def shapes(self, spec: PowerSpec) -> tuple[tuple[int, ...], ...]:
+    def shapes(self, spec: PowerSpec) -> Shapes:
         """The weight's own shape."""
         return (spec.shape,)
-
-    def core_dtype(self, spec: PowerSpec) -> torch.dtype:
-        """float32 for half weights, else the weight's own dtype."""
-        return core_dtype(getattr(torch, spec.dtype))
 
     def terms(self, spec: PowerSpec) -> tuple[Term, ...]:
         """Scaling t by f^(1/a) scales w by f."""
@@ -122,60 +108,20 @@ class Powerprop:
             largest_intermediate=entries,
         )
 
-    def propose(
-        self,
-        weight_shape: Sequence[int],
-        *,
-        cores: int = 1,
-        dtype: str = "float32",
-        transposed: bool = False,
-        kernel: int = 1,
-        row_axes: int = 1,
-    ) -> PowerSpec:
+    def propose(self, form: WeightForm, *, cores: int = 1) -> PowerSpec:
         """The exponent 2; another one is written into the plan.
 
         Raises:
-            PlanError: The weight has fewer than two axes, or more than one tensor is wanted.
+            PlanError: More than one tensor is wanted.
         """
         if cores != 1:
             raise PlanError(
                 f"powerprop has one tensor, found cores={cores!r}; leave cores out, and write "
                 "another exponent into the plan"
             )
-        return PowerSpec(tuple(weight_shape), dtype, transposed, row_axes)
+        return PowerSpec.of(form)
 
-    def candidates(
-        self,
-        weight_shape: Sequence[int],
-        *,
-        dtype: str = "float32",
-        transposed: bool = False,
-        kernel: int = 1,
-        row_axes: int = 1,
-    ) -> tuple[PowerSpec, ...]:
-        """One, because no exponent adds parameters."""
-        return (PowerSpec(tuple(weight_shape), dtype, transposed, row_axes),)
-
-    def spec_to_json(self, spec: PowerSpec) -> dict[str, object]:
-        """The spec as JSON values."""
-        return matrix_spec.to_json(spec)
-
-    def spec_from_json(self, data: Mapping[str, object]) -> PowerSpec:
-        """The spec of JSON values.
-
-        Raises:
-            PlanError: A key is missing or unknown, or a value does not fit.
-        """
-        return matrix_spec.from_json(PowerSpec, self.name, data)
-
-    def infer(
-        self,
-        shapes: Sequence[Sequence[int]],
-        weight_shape: Sequence[int],
-        *,
-        dtype: str = "float32",
-        transposed: bool = False,
-    ) -> PowerSpec:
+    def spec_of(self, shapes: Shapes, form: WeightForm) -> PowerSpec:
         """Nothing: a shape does not tell the exponent, and a wrong one would give wrong weights.
 
         Raises:

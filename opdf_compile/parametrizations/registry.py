@@ -6,23 +6,32 @@ from typing import Any
 
 from opdf_compile.errors import InternalError, PlanError
 from opdf_compile.parametrizations.base import Parametrization
+from opdf_compile.parametrizations.foreign import Foreign
 from opdf_compile.spelling import nearest
 
 _REGISTERED: dict[str, Parametrization[Any]] = {}
 
 
-def register(parametrization: Parametrization[Any]) -> None:
+def register(parametrization: Any) -> None:
     """Make a parametrization known by its name.
+
+    Args:
+        parametrization: A child of `opdf_compile.parametrizations.Parametrization`, which says what
+            it needs; or any object with the same members, see `foreign.Foreign`.
 
     Raises:
         InternalError: Another one has the name; replacing it would change what old plans mean.
     """
-    name = parametrization.name
-    known = _REGISTERED.setdefault(name, parametrization)
-    if known is not parametrization:
+    known = _REGISTERED.get(parametrization.name)
+    if known is None:
+        own = isinstance(parametrization, Parametrization)
+        _REGISTERED[parametrization.name] = parametrization if own else Foreign(parametrization)
+        return
+    holder = known.own if isinstance(known, Foreign) else known
+    if holder is not parametrization:
         raise InternalError(
-            f"the parametrization name '{name}' is taken by {type(known).__name__}, so"
-            f" {type(parametrization).__name__} needs another name"
+            f"the parametrization name '{parametrization.name}' is taken by "
+            f"{type(holder).__name__}, so {type(parametrization).__name__} needs another name"
         )
 
 

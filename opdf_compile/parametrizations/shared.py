@@ -17,19 +17,19 @@ weight all of it holds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from opdf_compile.errors import FoldError, InputError, PlanError
 from opdf_compile.parametrizations import matrix_spec
-from opdf_compile.parametrizations.matrix_spec import MatrixSpec, as_weight
+from opdf_compile.parametrizations.base import Parametrization, Shapes
+from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm, as_weight
 from opdf_compile.parametrizations.registry import register
-from opdf_compile.tensor import Chain, Cost, chain_modes, core_dtype, decompose, divisors
+from opdf_compile.tensor import Chain, Cost, chain_modes, decompose, divisors
 
 # A matrix that is no stack is cut into so many blocks, or the next smaller number that divides it.
 USUAL_BLOCKS = 4
@@ -84,22 +84,17 @@ class SharedSpec(MatrixSpec):
         return self.chain.bonds[1]
 
 
-@dataclass(frozen=True)
-class Shared:
-    """W_b = A_b C B_b as a `Parametrization` of three tensors: all A_b, C, all B_b."""
+class Shared(Parametrization[SharedSpec]):
+    """W_b = A_b C B_b, three tensors: all A_b, C, all B_b."""
 
-    name: Final[str] = "shared"
-    spec_type: Final[type[SharedSpec]] = SharedSpec
-    multilinear: Final[bool] = True
+    name = "shared"
+    spec_type = SharedSpec
+    multilinear = True
 
     def decompose(
         self, weight: Tensor, spec: SharedSpec, *, device: torch.device | str | None = None
     ) -> tuple[Tensor, ...]:
-        """Every block by one float64 factorisation, and the identity.
-
-        Raises:
-            InputError: The weight has another shape than the spec, or holds NaN or infinity.
-        """
+        """Every block by one float64 factorisation, and the identity."""
         blocks = matrix_spec.checked(weight, spec).reshape(spec.blocks, -1, spec.cols)
         pairs = [decompose(block, spec.chain, device=device) for block in blocks]
         left, right = (torch.stack(cores) for cores in zip(*pairs, strict=True))
@@ -120,18 +115,10 @@ class Shared:
         blocks = (left @ right).reshape(spec.blocks, a, c, b, d).permute(0, 1, 3, 2, 4)
         return as_weight(blocks.reshape(spec.rows, spec.cols), spec)
 
-    def core_names(self, key: str, spec: SharedSpec) -> tuple[str, ...]:
-        """`<key>_cores.<i>`: the left cores of all blocks, the central one, the right ones."""
-        return tuple(f"{key}_cores.{k}" for k in range(3))
-
-    def shapes(self, spec: SharedSpec) -> tuple[tuple[int, ...], ...]:
+    def shapes(self, spec: SharedSpec) -> Shapes:
         """(B, a, c, D), (D, D) and (B, D, b, d)."""
         (a, b), (c, d), bond = spec.out_modes, spec.in_modes, spec.bond
         return (spec.blocks, a, c, bond), (bond, bond), (spec.blocks, bond, b, d)
-
-    def core_dtype(self, spec: SharedSpec) -> torch.dtype:
-        """float32 for half weights, else the weight's own dtype."""
-        return core_dtype(getattr(torch, spec.dtype))
 
     def describe(self, spec: SharedSpec) -> str:
         """Blocks and modes: ``4 x [8,6]x[6,5]``."""
@@ -153,98 +140,50 @@ class Shared:
             largest_intermediate=max(entries, spec.blocks * side * bond),
         )
 
-    def propose(
-        self,
-        weight_shape: Sequence[int],
-        *,
-        cores: int = 3,
-        dtype: str = "float32",
-        transposed: bool = False,
-        kernel: int = 1,
-        row_axes: int = 1,
-    ) -> SharedSpec:
+    def propose(self, form: WeightForm, *, cores: int = 3) -> SharedSpec:
         """A block for each matrix of a stack; otherwise four, or as many as divide the rows.
 
         Raises:
-            PlanError: The weight has fewer than two axes, or another number of cores is wanted.
+            PlanError: Another number of cores is wanted.
         """
         if cores != 3:
             raise PlanError(
                 f"shared has 3 cores, found cores={cores!r}; leave cores out, or take the "
                 "parametrization 'mpo' for other chains"
             )
-        form = MatrixSpec(tuple(weight_shape), dtype, transposed, row_axes)
-        stacked = math.prod(form.shape[: row_axes - 1])
         cuts = [count for count in divisors(form.rows) if count <= USUAL_BLOCKS]
-        return _cut(form, stacked if stacked > 1 else cuts[-1], kernel)
+        stacked = _stacked(form)
+        return _cut(form, stacked if stacked > 1 else cuts[-1])
 
-    def candidates(
-        self,
-        weight_shape: Sequence[int],
-        *,
-        dtype: str = "float32",
-        transposed: bool = False,
-        kernel: int = 1,
-        row_axes: int = 1,
-    ) -> tuple[SharedSpec, ...]:
+    def candidates(self, form: WeightForm) -> tuple[SharedSpec, ...]:
         """One spec for each number of blocks up to 16, and that of the stack."""
-        form = MatrixSpec(tuple(weight_shape), dtype, transposed, row_axes)
-        stacked = math.prod(form.shape[: row_axes - 1])
-        counts = [n for n in divisors(form.rows) if n <= _MOST_BLOCKS or n == stacked]
+        counts = [n for n in divisors(form.rows) if n <= _MOST_BLOCKS or n == _stacked(form)]
         # Of equal costs the usual one stays.
-        usual = self.propose(
-            form.shape, dtype=dtype, transposed=transposed, kernel=kernel, row_axes=row_axes
-        )
-        specs = [*(_cut(form, count, kernel) for count in counts), usual]
+        specs = [*(_cut(form, count) for count in counts), self.propose(form)]
         by_cost = {self.cost(spec).added: spec for spec in specs}
         return tuple(by_cost[added] for added in sorted(by_cost))
 
-    def spec_to_json(self, spec: SharedSpec) -> dict[str, object]:
-        """The spec as JSON values."""
-        return matrix_spec.to_json(spec)
-
-    def spec_from_json(self, data: Mapping[str, object]) -> SharedSpec:
-        """The spec of JSON values.
+    def spec_of(self, shapes: Shapes, form: WeightForm) -> SharedSpec:
+        """Blocks and modes of the left and the right cores.
 
         Raises:
-            PlanError: A key is missing or unknown, or a value does not fit.
+            FoldError: They are no such tensors.
         """
-        return matrix_spec.from_json(SharedSpec, self.name, data)
-
-    def infer(
-        self,
-        shapes: Sequence[Sequence[int]],
-        weight_shape: Sequence[int],
-        *,
-        dtype: str = "float32",
-        transposed: bool = False,
-    ) -> SharedSpec:
-        """The spec whose tensors have these shapes.
-
-        Raises:
-            FoldError: They are no blocks of the weight.
-        """
-        found = tuple(tuple(shape) for shape in shapes)
-        if [len(shape) for shape in found] != [4, 2, 4]:
-            raise FoldError(f"tensors of 4, 2 and 4 axes are wanted, found shapes {list(found)}")
-        (blocks, a, c, _), _, (_, _, b, d) = found
-        shape = tuple(weight_shape)
-        axes = matrix_spec.row_axes_of(shape, blocks * a * b)
-        try:
-            spec = SharedSpec(shape, dtype, transposed, axes, blocks, (a, b), (c, d))
-        except PlanError as error:
-            raise FoldError(f"tensors of shapes {list(found)} do not fit: {error}") from error
-        if self.shapes(spec) != found:
-            raise FoldError(f"shapes {list(found)} were found, {self.shapes(spec)} are wanted")
-        return spec
+        if [len(shape) for shape in shapes] != [4, 2, 4]:
+            raise FoldError(f"tensors of 4, 2 and 4 axes are wanted, found shapes {list(shapes)}")
+        (blocks, a, c, _), _, (_, _, b, d) = shapes
+        return SharedSpec.of(form, blocks=blocks, out_modes=(a, b), in_modes=(c, d))
 
 
-def _cut(form: MatrixSpec, blocks: int, kernel: int) -> SharedSpec:
+def _stacked(form: WeightForm) -> int:
+    """How many matrices a stack has; 1 of what is none."""
+    return math.prod(form.shape[: form.row_axes - 1])
+
+
+def _cut(form: WeightForm, blocks: int) -> SharedSpec:
     """The paper's modes for every block."""
-    out_modes, in_modes = chain_modes(form.rows // blocks, form.cols, 2, kernel=kernel)
-    return SharedSpec(
-        form.shape, form.dtype, form.transposed, form.row_axes, blocks, out_modes, in_modes
-    )
+    out_modes, in_modes = chain_modes(form.rows // blocks, form.cols, 2, kernel=form.kernel)
+    return SharedSpec.of(form, blocks=blocks, out_modes=out_modes, in_modes=in_modes)
 
 
 register(Shared())

@@ -19,17 +19,16 @@ gradient. The matrix is the weight as it is stored: the sum does not ask which a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from opdf_compile.errors import FoldError, PlanError
 from opdf_compile.parametrizations import matrix_spec
-from opdf_compile.parametrizations.base import Term
-from opdf_compile.parametrizations.matrix_spec import MatrixSpec
+from opdf_compile.parametrizations.base import Parametrization, Shapes, Term
+from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm
 from opdf_compile.parametrizations.registry import register
 from opdf_compile.tensor import (
     MAX_CORES,
@@ -37,7 +36,6 @@ from opdf_compile.tensor import (
     balanced_factors,
     compose,
     contraction_order,
-    core_dtype,
 )
 
 USUAL_DEPTH = 3
@@ -69,7 +67,7 @@ class SpectralSpec(MatrixSpec):
     def __post_init__(self) -> None:
         """Refuse what is no chain."""
         super().__post_init__()
-        bounds = (("rank", self.rank, 1, min(self.matrix)), ("depth", self.depth, 2, MAX_CORES - 1))
+        bounds = (("rank", self.rank, 1, min(self.stored)), ("depth", self.depth, 2, MAX_CORES - 1))
         for name, value, least, most in bounds:
             if type(value) is not int or not least <= value <= most:
                 raise PlanError(
@@ -81,11 +79,6 @@ class SpectralSpec(MatrixSpec):
             raise PlanError(f"outer_rate is {rate!r}, wanted a positive number; 1 is no difference")
 
     @property
-    def matrix(self) -> tuple[int, int]:
-        """Sizes of the weight as it is stored."""
-        return math.prod(self.shape[: self.row_axes]), math.prod(self.shape[self.row_axes :])
-
-    @property
     def bonds(self) -> tuple[int, ...]:
         """d_0 .. d_L of the chain: the rank between factors, 1 at both ends."""
         return (1, *(self.rank,) * (self.depth - 1), 1)
@@ -93,30 +86,25 @@ class SpectralSpec(MatrixSpec):
     @property
     def products(self) -> tuple[int, ...]:
         """Open sizes of the chain's factors."""
-        return (self.matrix[0], *(1,) * (self.depth - 2), self.matrix[1])
+        return (self.stored[0], *(1,) * (self.depth - 2), self.stored[1])
 
 
-@dataclass(frozen=True)
-class Spectral:
-    """W = R + F_1 .. F_L as a `Parametrization` of 1 + L matrices."""
+class Spectral(Parametrization[SpectralSpec]):
+    """W = R + F_1 .. F_L, 1 + L matrices."""
 
-    name: Final[str] = "spectral"
-    spec_type: Final[type[SpectralSpec]] = SpectralSpec
-    usual_cores: Final[int] = 1 + USUAL_DEPTH
+    name = "spectral"
+    spec_type = SpectralSpec
+    usual_cores = 1 + USUAL_DEPTH
 
     def decompose(
         self, weight: Tensor, spec: SpectralSpec, *, device: torch.device | str | None = None
     ) -> tuple[Tensor, ...]:
-        """Factors of the leading singular triplets, and what is left of W without them as rounded.
-
-        Raises:
-            InputError: The weight has another shape than the spec, or holds NaN or infinity.
-        """
+        """Factors of the leading singular triplets, and what W has beside their rounded product."""
         matrix_spec.checked(weight, spec)
         dtype = self.core_dtype(spec)
         with torch.no_grad():
             wide = weight.detach().to(device=device or weight.device, dtype=torch.float64)
-            matrix = wide.reshape(spec.matrix)
+            matrix = wide.reshape(spec.stored)
             left, right = balanced_factors(matrix)
             left, right = left[:, : spec.rank], right[: spec.rank]
             # U S^(1/2) has columns of length s^(1/2); a null direction has one too, and a zero row.
@@ -139,18 +127,10 @@ class Spectral:
         weight = (residual + _product(chain, spec)).reshape(spec.shape)
         return weight.to(getattr(torch, spec.dtype))
 
-    def core_names(self, key: str, spec: SpectralSpec) -> tuple[str, ...]:
-        """`<key>_cores.<i>`: the residual, then the factors."""
-        return tuple(f"{key}_cores.{k}" for k in range(1 + spec.depth))
-
-    def shapes(self, spec: SpectralSpec) -> tuple[tuple[int, ...], ...]:
+    def shapes(self, spec: SpectralSpec) -> Shapes:
         """(rows, cols), (rows, r), (r, r) .., (r, cols)."""
-        (rows, cols), rank = spec.matrix, spec.rank
+        (rows, cols), rank = spec.stored, spec.rank
         return (rows, cols), (rows, rank), *((rank, rank),) * (spec.depth - 2), (rank, cols)
-
-    def core_dtype(self, spec: SpectralSpec) -> torch.dtype:
-        """float32 for half weights, else the weight's own dtype."""
-        return core_dtype(getattr(torch, spec.dtype))
 
     def terms(self, spec: SpectralSpec) -> tuple[Term, ...]:
         """The residual by itself, the factors evenly."""
@@ -178,86 +158,39 @@ class Spectral:
             largest_intermediate=max(entries, *(step.result for step in order)),
         )
 
-    def propose(
-        self,
-        weight_shape: Sequence[int],
-        *,
-        cores: int = 1 + USUAL_DEPTH,
-        dtype: str = "float32",
-        transposed: bool = False,
-        kernel: int = 1,
-        row_axes: int = 1,
-    ) -> SpectralSpec:
+    def propose(self, form: WeightForm, *, cores: int = 1 + USUAL_DEPTH) -> SpectralSpec:
         """A quarter of the full rank; the residual counts as one of the cores.
 
         Raises:
-            PlanError: The weight has fewer than two axes, or the number of cores is not 3 to 64.
+            PlanError: The number of cores is not 3 to 64.
         """
         if type(cores) is not int or not 3 <= cores <= MAX_CORES:
             raise PlanError(
                 f"spectral has a residual and 2 factors or more, found cores={cores!r}; give 3 to "
                 f"{MAX_CORES}, or leave cores out"
             )
-        least = SpectralSpec(tuple(weight_shape), dtype, transposed, row_axes)
-        return replace(least, rank=max(1, min(least.matrix) // _THIN), depth=cores - 1)
+        return SpectralSpec.of(form, rank=max(1, min(form.stored) // _THIN), depth=cores - 1)
 
-    def candidates(
-        self,
-        weight_shape: Sequence[int],
-        *,
-        dtype: str = "float32",
-        transposed: bool = False,
-        kernel: int = 1,
-        row_axes: int = 1,
-    ) -> tuple[SpectralSpec, ...]:
+    def candidates(self, form: WeightForm) -> tuple[SpectralSpec, ...]:
         """Three factors at ranks from 1 to the full one, at about equal ratios."""
-        least = SpectralSpec(tuple(weight_shape), dtype, transposed, row_axes)
-        full = min(least.matrix)
+        full = min(form.stored)
         ranks = {round(full ** (k / _FILL)) for k in range(1 + _FILL)} | {max(1, full // _THIN)}
-        return tuple(replace(least, rank=rank) for rank in sorted(ranks))
+        return tuple(SpectralSpec.of(form, rank=rank) for rank in sorted(ranks))
 
-    def spec_to_json(self, spec: SpectralSpec) -> dict[str, object]:
-        """The spec as JSON values."""
-        return matrix_spec.to_json(spec)
-
-    def spec_from_json(self, data: Mapping[str, object]) -> SpectralSpec:
-        """The spec of JSON values.
+    def spec_of(self, shapes: Shapes, form: WeightForm) -> SpectralSpec:
+        """Rank and depth of a residual and a chain, with the usual rates.
 
         Raises:
-            PlanError: A key is missing or unknown, or a value does not fit.
+            FoldError: They are no such matrices.
         """
-        return matrix_spec.from_json(SpectralSpec, self.name, data)
-
-    def infer(
-        self,
-        shapes: Sequence[Sequence[int]],
-        weight_shape: Sequence[int],
-        *,
-        dtype: str = "float32",
-        transposed: bool = False,
-    ) -> SpectralSpec:
-        """The spec whose tensors have these shapes, with the usual rates.
-
-        Raises:
-            FoldError: They are no residual and chain of the weight.
-        """
-        found = tuple(tuple(shape) for shape in shapes)
-        if len(found) < 3 or any(len(shape) != 2 for shape in found):
-            raise FoldError(f"a residual and 2 matrices or more are wanted, found {list(found)}")
-        axes = matrix_spec.row_axes_of(weight_shape, found[0][0])
-        try:
-            shape, depth = tuple(weight_shape), len(found) - 1
-            spec = SpectralSpec(shape, dtype, transposed, axes, found[1][1], depth)
-        except PlanError as error:
-            raise FoldError(f"tensors of shapes {list(found)} do not fit: {error}") from error
-        if self.shapes(spec) != found:
-            raise FoldError(f"shapes {list(found)} were found, {self.shapes(spec)} are wanted")
-        return spec
+        if len(shapes) < 3 or any(len(shape) != 2 for shape in shapes):
+            raise FoldError(f"a residual and 2 matrices or more are wanted, found {list(shapes)}")
+        return SpectralSpec.of(form, rank=shapes[1][1], depth=len(shapes) - 1)
 
 
 def _product(chain: Sequence[Tensor], spec: SpectralSpec) -> Tensor:
     """The factors multiplied out: an MPO whose outer cores have one open mode each."""
-    (rows, cols), rank = spec.matrix, spec.rank
+    (rows, cols), rank = spec.stored, spec.rank
     first, *middle, last = chain
     cores = [
         first.reshape(1, rows, 1, rank),

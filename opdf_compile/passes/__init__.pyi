@@ -12,4 +12,3 @@ from .hoist import Part as Part
 from .hoist import split as split
 from .hoist import weight_program as weight_program
 from .regions import core_key as core_key
-from .regions import require_finite as require_finite

@@ -9,7 +9,6 @@ from torch.fx import GraphModule
 
 from opdf_compile.errors import InternalError
 from opdf_compile.graph import attribute
-from opdf_compile.parametrizations import registered
 from opdf_compile.passes.base import GraphPass, PassResult
 from opdf_compile.planning import Plan
 
@@ -32,9 +31,7 @@ class CheckShapes(GraphPass):
         """
         read = {str(node.target) for node in module.graph.nodes if node.op == "get_attr"}
         for entry in self.plan.entries:
-            parametrization = registered(entry.parametrization)
-            wanted = parametrization.core_dtype(entry.spec)
-            shapes = parametrization.shapes(entry.spec)
+            wanted, shapes = entry.core_dtype, entry.by.shapes(entry.spec)
             for name, shape in zip(entry.core_names, shapes, strict=True):
                 core = attribute(module, name)
                 if core is None and name not in read:

@@ -28,12 +28,6 @@ WEIGHT_OP = torch.ops.aten.to.dtype
 WEIGHT_MARK = "opdf_weight"
 
 
-def core_dtype(entry: PlanEntry) -> torch.dtype:
-    """The dtype that the cores of an entry are stored in."""
-    dtype: torch.dtype = registered(entry.parametrization).core_dtype(entry.spec)
-    return dtype
-
-
 def insert_compose(
     graph: Graph, entry: PlanEntry, before: Node, device: torch.device | None = None
 ) -> Node:

@@ -21,9 +21,9 @@ from opdf_compile.passes.regions import (
     core_key,
     evaluate,
     find_regions,
-    require_finite,
     weight_dtype,
 )
+from opdf_compile.planning import rounded
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,5 @@ def folded_weight(module: GraphModule, region: Region) -> nn.Parameter:
     Raises:
         FoldError: The cores hold NaN or infinity.
     """
-    value = evaluate(module, region).to(weight_dtype(region))
-    require_finite(region.key, value)
+    value = rounded(region.key, evaluate(module, region), weight_dtype(region))
     return nn.Parameter(value.contiguous())

@@ -151,16 +151,3 @@ def weight_dtype(region: Region) -> torch.dtype:
     dtype = region.weight.args[1]
     assert isinstance(dtype, torch.dtype)
     return dtype
-
-
-def require_finite(key: str, weight: Tensor) -> None:
-    """Refuse a weight that no student should be shipped with.
-
-    Raises:
-        FoldError: It holds NaN or infinity.
-    """
-    if not torch.isfinite(weight).all():
-        raise FoldError(
-            f"the cores of {key!r} give NaN or infinity, wanted finite weights; training "
-            "diverged: fold an earlier checkpoint, or lower the learning rate"
-        )

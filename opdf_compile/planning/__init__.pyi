@@ -4,6 +4,6 @@ from .choose import plan as plan
 from .dear import cost_warning as cost_warning
 from .dear import dearest as dearest
 from .dear import flops_text as flops_text
+from .entry import PlanEntry as PlanEntry
+from .entry import rounded as rounded
 from .value import Plan as Plan
-from .value import PlanEntry as PlanEntry
-from .value import describe as describe

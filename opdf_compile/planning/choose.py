@@ -16,9 +16,11 @@ from torch import nn
 
 from opdf_compile.errors import PlanError
 from opdf_compile.graph import Match, MatchReport, Refusal, Traced, bare, match, step_flops
-from opdf_compile.parametrizations import Spec, registered
+from opdf_compile.parametrizations import Parametrization, Spec, WeightForm, registered
+from opdf_compile.planning.entry import PlanEntry
 from opdf_compile.planning.globs import Globs
-from opdf_compile.planning.value import Plan, PlanEntry
+from opdf_compile.planning.value import Plan
+from opdf_compile.tensor import Cost
 
 DEFAULT_CORES = 3
 DEFAULT_MIN_SIZE = 64
@@ -60,19 +62,19 @@ def plan(
         >>> round(plan(torch.nn.Linear(768, 3072), cores=3).scale, 3)
         2.125
     """
-    usual = getattr(registered(parametrization), "usual_cores", DEFAULT_CORES)
-    request = _request(cores, scale, overhead, usual)
+    by = registered(parametrization)
+    request = _request(cores, scale, overhead, by.usual_cores)
     graph = model.graph if isinstance(model, Traced) else None
     flops = step_flops(graph) if graph is not None else 0
     report = match(model)
     chosen, refusals = select(report, include, exclude, min_size)
-    specs = dict(_specs(chosen, request, flops, parametrization))
+    specs = dict(_specs(chosen, request, flops, by))
     dropped = [
         Refusal(m.key, "does not fit into the overhead asked for", shape=m.shape)
         for m in chosen
         if m.key not in specs
     ]
-    flat = [m for m in chosen if m.key in specs and not _adds(specs[m.key], parametrization)]
+    flat = [m for m in chosen if m.key in specs and not _adds(specs[m.key], by)]
     refusals += dropped
     refusals += [
         Refusal(m.key, "has sizes that allow no bond: cores would add nothing", shape=m.shape)
@@ -157,53 +159,44 @@ def _left_out(found: Match, include: Globs, exclude: Globs, min_size: int) -> st
 
 
 def _specs(
-    chosen: list[Match], request: dict[str, Any], flops: int, name: str
+    chosen: list[Match], request: dict[str, Any], flops: int, by: Parametrization[Any]
 ) -> Iterator[tuple[str, Spec]]:
     if not chosen:
         return  # No request can be wrong for them: `plan` says that there are none.
     if "cores" in request:
         for found in chosen:
-            yield found.key, _propose(found, name, request["cores"])
+            yield found.key, by.propose(WeightForm.matched(found), cores=request["cores"])
     elif "scale" in request:
-        yield from _by_scale(chosen, name, float(request["scale"]))
+        yield from _by_scale(chosen, by, float(request["scale"]))
     else:
         if not flops:
             raise PlanError(
                 "overhead needs the FLOPs of the student's step, found a module without a graph; "
                 "pass opdf.trace(model, args) if a graph can hold it, or ask for cores= or scale="
             )
-        yield from _by_overhead(chosen, name, (request["overhead"] - 1) * flops)
+        yield from _by_overhead(chosen, by, (request["overhead"] - 1) * flops)
 
 
-def _propose(found: Match, name: str, cores: int) -> Spec:
-    spec: Spec = registered(name).propose(found.shape, cores=cores, **_form(found))
-    return spec
+def _options(
+    chosen: list[Match], by: Parametrization[Any]
+) -> Iterator[tuple[Match, list[tuple[Cost, Spec]]]]:
+    for found in chosen:
+        yield found, [(by.cost(s), s) for s in by.candidates(WeightForm.matched(found))]
 
 
-def _candidates(found: Match, name: str) -> tuple[Spec, ...]:
-    return registered(name).candidates(found.shape, **_form(found))
-
-
-def _form(found: Match) -> dict[str, Any]:
-    """How the weight is a matrix. A parametrization need not know of stacks to take the others."""
-    form = {"dtype": found.dtype, "transposed": found.transposed, "kernel": found.kernel}
-    return form if found.row_axes == 1 else {**form, "row_axes": found.row_axes}
-
-
-def _adds(spec: Spec, name: str) -> bool:
+def _adds(spec: Spec, by: Parametrization[Any]) -> bool:
     """Whether the cores hold more freedom than one scalar for each pair of neighbours.
 
     One tensor has no neighbour: it adds nothing, and changes only how the weight moves.
     """
-    parametrization = registered(name)
-    tensors = len(parametrization.shapes(spec))
-    return tensors == 1 or parametrization.cost(spec).added >= tensors
+    tensors = len(by.shapes(spec))
+    return tensors == 1 or by.cost(spec).added >= tensors
 
 
-def _by_scale(chosen: list[Match], name: str, scale: float) -> Iterator[tuple[str, Spec]]:
-    options = {
-        m.key: [(registered(name).cost(s).added, s) for s in _candidates(m, name)] for m in chosen
-    }
+def _by_scale(
+    chosen: list[Match], by: Parametrization[Any], scale: float
+) -> Iterator[tuple[str, Spec]]:
+    options = {m.key: [(cost.added, s) for cost, s in rows] for m, rows in _options(chosen, by)}
     deployed = sum(m.parameters for m in chosen)
     most = 1 + sum(max(a for a, _ in o) for o in options.values()) / max(deployed, 1)
     least = 1 + sum(min(a for a, _ in o) for o in options.values()) / max(deployed, 1)
@@ -221,14 +214,12 @@ def _by_scale(chosen: list[Match], name: str, scale: float) -> Iterator[tuple[st
         yield found.key, spec
 
 
-def _by_overhead(chosen: list[Match], name: str, budget: float) -> Iterator[tuple[str, Spec]]:
+def _by_overhead(
+    chosen: list[Match], by: Parametrization[Any], budget: float
+) -> Iterator[tuple[str, Spec]]:
     options = {
-        m.key: [
-            (cost.added / m.parameters, cost.step_flops, spec)
-            for spec in _candidates(m, name)
-            for cost in [registered(name).cost(spec)]
-        ]
-        for m in chosen
+        m.key: [(cost.added / m.parameters, cost.step_flops, spec) for cost, spec in rows]
+        for m, rows in _options(chosen, by)
     }
     best = _highest_ratio(options, budget)
     # Of the options up to this ratio each weight takes the one that adds most.

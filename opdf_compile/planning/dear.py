@@ -12,7 +12,8 @@ to 0.25), the first fully connected layer of a VGG or of a detector's head is be
 
 from __future__ import annotations
 
-from opdf_compile.planning.value import Plan, PlanEntry
+from opdf_compile.planning.entry import PlanEntry
+from opdf_compile.planning.value import Plan
 
 USUAL_ROWS = 4096
 DEAR = 0.5

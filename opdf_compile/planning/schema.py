@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opdf_compile.errors import PlanError
-from opdf_compile.graph import Refusal
 from opdf_compile.parametrizations import registered
-from opdf_compile.planning.value import SCHEMA, Plan, PlanEntry
+from opdf_compile.planning.entry import SCHEMA, PlanEntry
 
 
 class EntryModel(BaseModel):
@@ -43,15 +43,29 @@ class PlanModel(BaseModel):
     refusals: list[RefusalModel] = []
     totals: dict[str, Any] = Field({}, description="Written for the reader; computed anew.")
 
+    def planned(self) -> Iterator[PlanEntry]:
+        """The entries.
 
-def read(value: Any) -> Plan:
-    """A plan from JSON values.
+        Raises:
+            PlanError: A spec does not fit its parametrization; with its place.
+        """
+        for index, entry in enumerate(self.entries):
+            try:
+                spec = registered(entry.parametrization).spec_from_json(entry.spec)
+            except PlanError as error:
+                place = f"entries.{index} ({entry.key})"
+                raise PlanError(f"the plan is wrong at {place}: {error}") from error
+            yield PlanEntry(entry.key, entry.parametrization, spec, tuple(entry.aliases))
+
+
+def checked(value: Any) -> PlanModel:
+    """JSON values that have the form of a plan.
 
     Raises:
         PlanError: The first thing that is wrong, with its place.
     """
     try:
-        model = PlanModel.model_validate(value)
+        return PlanModel.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -59,24 +73,6 @@ def read(value: Any) -> Plan:
             f"the plan is wrong at {place}: {first['msg']} (schema {SCHEMA}); "
             "correct it or write a new one with opdf-compile plan MODEL -o plan.json"
         ) from error
-    totals = model.totals
-    flops = totals.get("student_step_flops", 0)
-    return Plan(
-        entries=tuple(_entry(index, entry) for index, entry in enumerate(model.entries)),
-        refusals=tuple(Refusal(r.key, r.reason) for r in model.refusals),
-        student_step_flops=flops if isinstance(flops, int) and flops > 0 else 0,
-        request=model.request,
-        rung=model.rung,
-        notes=tuple(model.notes),
-    )
-
-
-def _entry(index: int, entry: EntryModel) -> PlanEntry:
-    try:
-        spec = registered(entry.parametrization).spec_from_json(entry.spec)
-    except PlanError as error:
-        raise PlanError(f"the plan is wrong at entries.{index} ({entry.key}): {error}") from error
-    return PlanEntry(entry.key, entry.parametrization, spec, tuple(entry.aliases))
 
 
 def json_schema() -> dict[str, Any]:

@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from html import escape
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,73 +20,13 @@ from torch import nn
 
 from opdf_compile.errors import PlanError
 from opdf_compile.graph import Match, MatchReport, Refusal
-from opdf_compile.parametrizations import Spec, Term, registered
+from opdf_compile.planning.entry import SCHEMA, PlanEntry
 from opdf_compile.spelling import nearest
 from opdf_compile.tables import text_table
 from opdf_compile.tensor import Cost
 
-SCHEMA = "opdf-plan/1"
 # Value, gradient and AdamW's two moments.
 _STATES = 4
-
-
-@dataclass(frozen=True)
-class PlanEntry:
-    """The decision for one weight.
-
-    Attributes:
-        key: The weight's name in the student.
-        parametrization: Name in the registry.
-        spec: The parametrization's own choice (modes, dtype, shape).
-        aliases: Other names of the same Parameter.
-    """
-
-    key: str
-    parametrization: str
-    spec: Spec
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def cost(self) -> Cost:
-        """Exact cost of composing the weight once."""
-        return registered(self.parametrization).cost(self.spec)
-
-    @property
-    def deployed(self) -> int:
-        """Parameters of the folded weight."""
-        return prod(self.spec.shape)
-
-    @property
-    def core_names(self) -> tuple[str, ...]:
-        """Names of the cores in a state dict."""
-        return tuple(registered(self.parametrization).core_names(self.key, self.spec))
-
-    @property
-    def rates(self) -> tuple[float, ...]:
-        """Of each core the factor of its learning rate; 1 unless the parametrization says more."""
-        own = getattr(registered(self.parametrization), "rates", None)
-        return (1.0,) * len(self.core_names) if own is None else tuple(own(self.spec))
-
-    @property
-    def terms(self) -> tuple[Term, ...] | None:
-        """What scales the weight, see `parametrizations.base.Term`; None where nothing says so."""
-        parametrization, count = registered(self.parametrization), len(self.core_names)
-        own = getattr(parametrization, "terms", None)
-        if own is not None:
-            return tuple(own(self.spec))
-        if not getattr(parametrization, "multilinear", False):
-            return None
-        return (dict.fromkeys(range(count), 1 / count),)
-
-    def to_json(self) -> dict[str, Any]:
-        """The entry as plain values."""
-        return {
-            "key": self.key,
-            "aliases": list(self.aliases),
-            "parametrization": self.parametrization,
-            "spec": registered(self.parametrization).spec_to_json(self.spec),
-            "cost": vars(self.cost),
-        }
 
 
 @dataclass(frozen=True)
@@ -174,7 +113,7 @@ class Plan:
         """Predicted memory that training holds for the planned weights, in bytes."""
         cost, total = self.cost, 0
         for entry in self.entries:
-            core = registered(entry.parametrization).core_dtype(entry.spec).itemsize
+            core = entry.core_dtype.itemsize
             total += _STATES * core * entry.cost.parameters + core * entry.deployed
         return total + 4 * cost.largest_intermediate
 
@@ -223,9 +162,18 @@ class Plan:
         Raises:
             PlanError: The value is no plan, or contradicts itself.
         """
-        from opdf_compile.planning.schema import read
+        from opdf_compile.planning.schema import checked
 
-        return read(value)
+        given = checked(value)
+        flops = given.totals.get("student_step_flops", 0)
+        return cls(
+            entries=tuple(given.planned()),
+            refusals=tuple(Refusal(r.key, r.reason) for r in given.refusals),
+            student_step_flops=flops if isinstance(flops, int) and flops > 0 else 0,
+            request=given.request,
+            rung=given.rung,
+            notes=tuple(given.notes),
+        )
 
     def dumps(self) -> str:
         """The plan as JSON text."""
@@ -255,7 +203,7 @@ class Plan:
                 entry.key,
                 entry.parametrization,
                 "x".join(map(str, entry.spec.shape)),
-                describe(entry),
+                entry.modes,
                 f"{entry.deployed:,}",
                 f"{entry.cost.parameters:,}",
                 f"{entry.cost.step_flops:,}",
@@ -285,16 +233,6 @@ class Plan:
 
 
 HEAD = ("weight", "by", "shape", "modes", "deployed", "trained", "FLOPs/step")
-
-
-def describe(entry: PlanEntry) -> str:
-    """The modes of an entry in short, ``[64,1,48]x[32,1,24]``, or what the parametrization says."""
-    own = getattr(registered(entry.parametrization), "describe", None)
-    if own is not None:
-        return str(own(entry.spec))
-    spec = registered(entry.parametrization).spec_to_json(entry.spec)
-    modes = [spec[name] for name in ("out_modes", "in_modes") if name in spec]
-    return "x".join("[" + ",".join(map(str, m)) + "]" for m in modes)  # type: ignore[call-overload]
 
 
 def _with_offers(report: MatchReport) -> Iterable[Match]:

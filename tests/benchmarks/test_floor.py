@@ -22,7 +22,8 @@ from torch import nn
 import opdf_compile as opdf
 from opdf_compile.errors import InternalError
 from opdf_compile.parametrizations.mpo import Mpo
-from opdf_compile.planning.value import Plan, PlanEntry
+from opdf_compile.planning.entry import PlanEntry
+from opdf_compile.planning.value import Plan
 
 CLOCK = Clock(torch.device("cpu"))
 

@@ -73,7 +73,7 @@ _PLANS: list[tuple[str, Build, str, dict[str, int]]] = [
         "more entries than are read",
         plan(lambda value: None),
         "shape|entries",
-        {"opdf_compile.parametrizations.mpo_spec.MAX_ENTRIES": 100},
+        {"opdf_compile.parametrizations.matrix_spec.MAX_ENTRIES": 100},
     ),
     ("shape of another weight", spec(shape=[16, 9]), "shape|in_modes", {}),
     ("dtype that is none", spec(dtype="a word"), "dtype", {}),

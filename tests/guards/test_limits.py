@@ -22,7 +22,7 @@ from opdf_compile.io.screening import (
     syntax,
     trees,
 )
-from opdf_compile.parametrizations import mpo_spec
+from opdf_compile.parametrizations import matrix_spec
 from opdf_compile.planning import files
 from opdf_compile.tensor import modes
 
@@ -45,7 +45,7 @@ LIMITS: dict[str, tuple[int, ...]] = {
     "a number in config.json; layers": (hf.LARGEST_NUMBER, hf.MOST_LAYERS),
     "plan file": (files.MAX_BYTES,),
     "cores of one weight": (modes.MAX_CORES,),
-    "entries of a weight": (mpo_spec.MAX_ENTRIES,),
+    "entries of a weight": (matrix_spec.MAX_ENTRIES,),
     "elements of an example input that is drawn": (inputs.MOST_ELEMENTS,),
     "what an `.npz` unpacks to": (arrays.LARGEST_BYTES,),
     "the same, as a multiple of the file": (arrays.MOST_INFLATION,),

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from opdf_compile.errors import FoldError, InputError, PlanError
+from opdf_compile.parametrizations.matrix_spec import WeightForm
 from opdf_compile.parametrizations.mpo_spec import MpoSpec
 from opdf_compile.parametrizations.registry import registered
 
@@ -46,7 +47,7 @@ def relative_error(found: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("cores", [2, 3, 5])
 def test_there_and_back(shape: tuple[int, ...], transposed: bool, kernel: int, cores: int) -> None:
     weight = random_weight(shape)
-    spec = MPO.propose(shape, cores=cores, transposed=transposed, kernel=kernel)
+    spec = MPO.propose(WeightForm(shape, transposed=transposed, kernel=kernel), cores=cores)
     tensors = MPO.decompose(weight, spec)
     assert tuple(tuple(core.shape) for core in tensors) == MPO.shapes(spec)
     assert len(tensors) == cores
@@ -61,8 +62,8 @@ def test_there_and_back(shape: tuple[int, ...], transposed: bool, kernel: int, c
 
 def test_rows_are_out_features_also_where_the_weight_is_stored_transposed() -> None:
     weight = random_weight((48, 30))
-    plain = MPO.propose((48, 30), cores=3)
-    stored = MPO.propose((30, 48), cores=3, transposed=True)
+    plain = MPO.propose(WeightForm((48, 30)), cores=3)
+    stored = MPO.propose(WeightForm((30, 48), transposed=True), cores=3)
     assert (stored.out_modes, stored.in_modes) == (plain.out_modes, plain.in_modes)
     ours = MPO.decompose(weight.mT, stored)
     assert all(torch.equal(a, b) for a, b in zip(ours, MPO.decompose(weight, plain), strict=True))
@@ -70,7 +71,7 @@ def test_rows_are_out_features_also_where_the_weight_is_stored_transposed() -> N
 
 def test_channels_last_weights_have_the_same_cores() -> None:
     weight = random_weight((16, 6, 3, 3))
-    spec = MPO.propose(weight.shape, cores=3, kernel=9)
+    spec = MPO.propose(WeightForm(weight.shape, kernel=9), cores=3)
     other = MPO.decompose(weight.contiguous(memory_format=torch.channels_last), spec)
     assert all(torch.equal(a, b) for a, b in zip(other, MPO.decompose(weight, spec), strict=True))
 
@@ -78,7 +79,7 @@ def test_channels_last_weights_have_the_same_cores() -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_dtypes(dtype: str) -> None:
     weight = random_weight((48, 30), dtype)
-    spec = MPO.propose(weight.shape, cores=3, dtype=dtype)
+    spec = MPO.propose(WeightForm(weight.shape, dtype=dtype), cores=3)
     tensors = MPO.decompose(weight, spec)
     cores_are = torch.float64 if dtype == "float64" else torch.float32
     assert MPO.core_dtype(spec) == cores_are
@@ -96,7 +97,9 @@ def test_dtypes(dtype: str) -> None:
 def test_the_traced_graph_computes_the_weight_and_its_gradients(name: str) -> None:
     shape, transposed, kernel = WEIGHTS[name]
     weight = random_weight(shape, "bfloat16")
-    spec = MPO.propose(shape, cores=4, dtype="bfloat16", transposed=transposed, kernel=kernel)
+    spec = MPO.propose(
+        WeightForm(shape, dtype="bfloat16", transposed=transposed, kernel=kernel), cores=4
+    )
     cores = MPO.decompose(weight, spec)
     graph = make_fx(lambda *tensors: MPO.compose(tensors, spec))(*cores)
     assert torch.equal(graph(*cores), MPO.compose(cores, spec))
@@ -111,12 +114,12 @@ def test_the_traced_graph_computes_the_weight_and_its_gradients(name: str) -> No
 
 
 def test_core_names_stand_beside_the_weight() -> None:
-    spec = MPO.propose((48, 30), cores=2)
+    spec = MPO.propose(WeightForm((48, 30)), cores=2)
     assert MPO.core_names("fc.weight", spec) == ("fc.weight_cores.0", "fc.weight_cores.1")
 
 
 def test_paper_shapes_and_cost() -> None:
-    spec = MPO.propose((3072, 768), cores=5)
+    spec = MPO.propose(WeightForm((3072, 768)), cores=5)
     cost = MPO.cost(spec)
     assert (spec.out_modes, spec.in_modes) == ((64, 1, 1, 1, 48), (32, 1, 1, 1, 24))
     assert cost.parameters == 3.25 * 3072 * 768
@@ -135,7 +138,7 @@ shapes = st.one_of(
 def test_candidates_rise_in_added_parameters(shape: tuple[int, ...], transposed: bool) -> None:
     transposed = transposed and len(shape) == 2
     kernel = math.prod(shape[2:])
-    specs = MPO.candidates(shape, dtype="float16", transposed=transposed, kernel=kernel)
+    specs = MPO.candidates(WeightForm(shape, dtype="float16", transposed=transposed, kernel=kernel))
     added = [MPO.cost(spec).added for spec in specs]
     assert 0 < len(specs) <= 40
     assert added == sorted(set(added))
@@ -144,13 +147,13 @@ def test_candidates_rise_in_added_parameters(shape: tuple[int, ...], transposed:
         assert spec.in_modes[-1] % kernel == 0
     for cores in range(2, 11):
         proposed = MPO.propose(
-            shape, cores=cores, dtype="float16", transposed=transposed, kernel=kernel
+            WeightForm(shape, dtype="float16", transposed=transposed, kernel=kernel), cores=cores
         )
         assert proposed in specs
 
 
 def test_candidates_leave_no_wide_gap_for_a_layers_of_bert() -> None:
-    specs = MPO.candidates((3072, 768))
+    specs = MPO.candidates(WeightForm((3072, 768)))
     scales = [MPO.cost(spec).parameters / (3072 * 768) for spec in specs]
     assert scales[0] < 1.05
     assert scales[-1] > 6
@@ -161,8 +164,10 @@ def test_candidates_leave_no_wide_gap_for_a_layers_of_bert() -> None:
 def test_infer_reads_the_spec_off_the_cores(
     shape: tuple[int, ...], transposed: bool, kernel: int
 ) -> None:
-    for spec in MPO.candidates(shape, dtype="bfloat16", transposed=transposed, kernel=kernel):
-        inferred = MPO.infer(MPO.shapes(spec), shape, dtype="bfloat16", transposed=transposed)
+    for spec in MPO.candidates(
+        WeightForm(shape, dtype="bfloat16", transposed=transposed, kernel=kernel)
+    ):
+        inferred = MPO.infer(MPO.shapes(spec), WeightForm(shape, "bfloat16", transposed))
         assert inferred == spec
 
 
@@ -178,7 +183,7 @@ def test_infer_reads_the_spec_off_the_cores(
 )
 def test_infer_refuses_what_is_no_chain_of_the_weight(core_shapes: Any, sentence: str) -> None:
     with pytest.raises(FoldError, match=sentence):
-        MPO.infer(core_shapes, (48, 30))
+        MPO.infer(core_shapes, WeightForm((48, 30)))
 
 
 Call = Callable[[], object]
@@ -187,19 +192,35 @@ Call = Callable[[], object]
 @pytest.mark.parametrize(
     ("call", "error", "sentence"),
     [
-        (lambda: MPO.propose((5,), cores=2), PlanError, "two axes or more"),
-        (lambda: MPO.propose((4, 4), cores=1), PlanError, r"shape \[4, 4\]: the number of cores"),
-        (lambda: MPO.propose((4, 0), cores=2), PlanError, "tuple of positive integers"),
-        (lambda: MPO.propose((4, 4, 3), cores=2, transposed=True), PlanError, "only a weight with"),
-        (lambda: MPO.candidates((4, 10), kernel=3), PlanError, "no multiple of the kernel"),
-        (lambda: MPO.propose((4, 4), cores=2, dtype="int8"), PlanError, "dtype is 'int8'"),
+        (lambda: MPO.propose(WeightForm((5,)), cores=2), PlanError, "two axes or more"),
         (
-            lambda: MPO.decompose(torch.ones(4, 5), MPO.propose((5, 4), cores=2)),
+            lambda: MPO.propose(WeightForm((4, 4)), cores=1),
+            PlanError,
+            r"shape \[4, 4\]: the number of cores",
+        ),
+        (lambda: MPO.propose(WeightForm((4, 0)), cores=2), PlanError, "tuple of positive integers"),
+        (
+            lambda: MPO.propose(WeightForm((4, 4, 3), transposed=True), cores=2),
+            PlanError,
+            "only a weight with",
+        ),
+        (
+            lambda: MPO.candidates(WeightForm((4, 10), kernel=3)),
+            PlanError,
+            "no multiple of the kernel",
+        ),
+        (
+            lambda: MPO.propose(WeightForm((4, 4), dtype="int8"), cores=2),
+            PlanError,
+            "dtype is 'int8'",
+        ),
+        (
+            lambda: MPO.decompose(torch.ones(4, 5), MPO.propose(WeightForm((5, 4)), cores=2)),
             InputError,
             r"shape \[4, 5\] was found, \[5, 4\] is wanted",
         ),
         (
-            lambda: MPO.decompose(torch.ones(4, 5) / 0, MPO.propose((4, 5), cores=2)),
+            lambda: MPO.decompose(torch.ones(4, 5) / 0, MPO.propose(WeightForm((4, 5)), cores=2)),
             InputError,
             "20 of 20 entries are NaN or infinite",
         ),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from opdf_compile.errors import PlanError
+from opdf_compile.parametrizations.matrix_spec import WeightForm
 from opdf_compile.parametrizations.registry import registered
 
 MPO = registered("mpo")
@@ -23,7 +24,7 @@ GOOD: dict[str, Any] = {
 
 
 def test_round_trip_through_text() -> None:
-    for spec in MPO.candidates((16, 6, 3, 3), dtype="bfloat16", kernel=9):
+    for spec in MPO.candidates(WeightForm((16, 6, 3, 3), dtype="bfloat16", kernel=9)):
         text = json.dumps(MPO.spec_to_json(spec))
         assert MPO.spec_from_json(json.loads(text)) == spec
 

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from opdf_compile.errors import FoldError, InputError, PlanError
 from opdf_compile.parametrizations import registry
+from opdf_compile.parametrizations.matrix_spec import WeightForm
 from opdf_compile.parametrizations.registry import registered
 
 NAMES = ("mpo", "powerprop", "shared", "spectral", "svd")
@@ -42,19 +43,17 @@ def test_these_are_the_registered_ones() -> None:
     assert registry.registered_names() == NAMES
 
 
-def usual(name: str, form: tuple[Any, ...], dtype: str = "float32") -> Any:
+def weight(form: tuple[Any, ...], dtype: str = "float32") -> WeightForm:
     shape, transposed, kernel, row_axes = form
-    cores = getattr(registered(name), "usual_cores", 3)
-    return registered(name).propose(
-        shape, cores=cores, dtype=dtype, transposed=transposed, kernel=kernel, row_axes=row_axes
-    )
+    return WeightForm(shape, dtype, transposed, row_axes, kernel)
+
+
+def usual(name: str, form: tuple[Any, ...], dtype: str = "float32") -> Any:
+    return registered(name).propose(weight(form, dtype), cores=registered(name).usual_cores)
 
 
 def candidates(name: str, form: tuple[Any, ...], dtype: str = "float32") -> tuple[Any, ...]:
-    shape, transposed, kernel, row_axes = form
-    return registered(name).candidates(
-        shape, dtype=dtype, transposed=transposed, kernel=kernel, row_axes=row_axes
-    )
+    return registered(name).candidates(weight(form, dtype))
 
 
 def random(shape: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -160,15 +159,15 @@ def test_json_and_infer(name: str, form: tuple[Any, ...]) -> None:
         assert isinstance(spec, registered(name).spec_type)
         if name == "powerprop":
             with pytest.raises(FoldError, match="do not tell the exponent"):
-                registered(name).infer(registered(name).shapes(spec), shape)
+                registered(name).infer(registered(name).shapes(spec), WeightForm(shape))
             continue
         shapes = [list(s) for s in registered(name).shapes(spec)]
-        assert (
-            registered(name).infer(shapes, shape, dtype="bfloat16", transposed=transposed) == spec
-        )
+        # Which axes are rows the shapes must tell.
+        unknown = WeightForm(shape, "bfloat16", transposed)
+        assert registered(name).infer(shapes, unknown) == spec
         shapes[0][-1] += 1
         with pytest.raises(FoldError):
-            registered(name).infer(shapes, shape, dtype="bfloat16", transposed=transposed)
+            registered(name).infer(shapes, unknown)
 
 
 @named
@@ -271,7 +270,7 @@ def test_compose_goes_through_vmap(name: str, case: str) -> None:
 
 @named
 def test_decay_terms_scale_the_weight(name: str) -> None:
-    from opdf_compile.planning.value import PlanEntry
+    from opdf_compile.planning.entry import PlanEntry
 
     spec = usual(name, WEIGHTS["Linear"], "float64")
     entry = PlanEntry("weight", name, spec)
@@ -355,4 +354,4 @@ def test_choices_that_do_not_fit(name: str, values: dict[str, Any], sentence: st
 )
 def test_numbers_of_cores_that_there_are_not(name: str, cores: int) -> None:
     with pytest.raises(PlanError, match=f"found cores={cores}"):
-        registered(name).propose((48, 30), cores=cores)
+        registered(name).propose(WeightForm((48, 30)), cores=cores)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 import opdf_compile as opdf
+from opdf_compile.parametrizations.matrix_spec import WeightForm
 from opdf_compile.parametrizations.mpo import Mpo
 from opdf_compile.parametrizations.shared import Shared
 
@@ -17,13 +18,13 @@ def stack() -> torch.Tensor:
 
 
 def test_every_block_is_an_mpo_with_the_same_central_core() -> None:
-    spec = SHARED.propose((3, 12, 20), dtype="float64", row_axes=2)
+    spec = SHARED.propose(WeightForm((3, 12, 20), dtype="float64", row_axes=2))
     assert spec.blocks == 3, "one block for each matrix of the stack"
     left, central, right = SHARED.decompose(stack(), spec)
     assert torch.equal(central, torch.eye(spec.bond).double())
     mpo = Mpo()
     for block in range(3):
-        alone = mpo.propose((12, 20), cores=3, dtype="float64")
+        alone = mpo.propose(WeightForm((12, 20), dtype="float64"), cores=3)
         cores = mpo.decompose(stack()[block], alone)
         assert torch.equal(cores[0][0], left[block])
         assert torch.equal(cores[2][..., 0], right[block])
@@ -51,12 +52,12 @@ def test_blocks_learn_from_each_other() -> None:
 
 def test_packed_projections_are_cut_by_out_features_also_where_stored_transposed() -> None:
     weight = torch.randn(30, 48, generator=torch.Generator().manual_seed(0))
-    stored = SHARED.decompose(weight, SHARED.propose((30, 48), transposed=True))
-    plain = SHARED.decompose(weight.mT.contiguous(), SHARED.propose((48, 30)))
+    stored = SHARED.decompose(weight, SHARED.propose(WeightForm((30, 48), transposed=True)))
+    plain = SHARED.decompose(weight.mT.contiguous(), SHARED.propose(WeightForm((48, 30))))
     assert all(map(torch.equal, stored, plain))
 
 
 def test_rows_that_cannot_be_cut_are_one_block() -> None:
-    assert SHARED.propose((23, 37)).blocks == 1
-    assert SHARED.propose((10, 37)).blocks == 2
-    assert SHARED.describe(SHARED.propose((48, 30))) == "4 x [4,3]x[6,5]"
+    assert SHARED.propose(WeightForm((23, 37))).blocks == 1
+    assert SHARED.propose(WeightForm((10, 37))).blocks == 2
+    assert SHARED.describe(SHARED.propose(WeightForm((48, 30)))) == "4 x [4,3]x[6,5]"

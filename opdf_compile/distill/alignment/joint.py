@@ -12,7 +12,7 @@ from opdf_compile.distill.alignment.pairs import Pair, Teacher, alike, pair_up, 
 from opdf_compile.distill.alignment.report import AlignmentReport, Row
 from opdf_compile.errors import InputError, PlanError
 from opdf_compile.graph import Traced, match
-from opdf_compile.parametrizations import MpoSpec, matrix_sizes
+from opdf_compile.parametrizations import MatrixSpec, MpoSpec
 from opdf_compile.planning import DEFAULT_CORES, DEFAULT_MIN_SIZE, Plan, PlanEntry
 from opdf_compile.planning import plan as make_plan
 from opdf_compile.tensor import joint_modes
@@ -102,10 +102,8 @@ def _joint(entry: PlanEntry, pair: Pair | None, kernel: int, cores: int) -> Plan
             f"teacher's {pair.teacher!r} of shape {list(pair.shape)}: their kernels differ; take "
             "the pair out of the layer map"
         )
-    sizes = [
-        matrix_sizes(spec.shape, transposed=spec.transposed, row_axes=spec.row_axes),
-        matrix_sizes(pair.shape, transposed=pair.transposed, row_axes=spec.row_axes),
-    ]
+    other = MatrixSpec(pair.shape, spec.dtype, pair.transposed, spec.row_axes)
+    sizes = [(form.rows, form.cols) for form in (spec, other)]
     try:
         modes, _ = joint_modes(sizes, cores, kernel=kernel)
     except InputError as error:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import InputError, PlanError
 from opdf_compile.graph import bare, match
-from opdf_compile.parametrizations import MpoSpec, matrix_sizes, registered
+from opdf_compile.parametrizations import MatrixSpec, MpoSpec
 from opdf_compile.planning import Plan, PlanEntry
 from opdf_compile.spelling import nearest
 
@@ -124,8 +124,8 @@ def teacher_spec(spec: MpoSpec, shape: tuple[int, ...], *, transposed: bool) -> 
     """
     if not alike(spec, shape):
         raise PlanError(f"its shape {list(spec.shape)} is {list(shape)} in the teacher")
-    rows, cols = matrix_sizes(shape, transposed=transposed, row_axes=spec.row_axes)
-    sizes = {"out": (rows, spec.out_modes), "in": (cols, spec.in_modes)}
+    form = MatrixSpec(shape, spec.dtype, transposed, spec.row_axes)
+    sizes = {"out": (form.rows, spec.out_modes), "in": (form.cols, spec.in_modes)}
     centre = spec.chain.central
     modes: dict[str, tuple[int, ...]] = {}
     for what, (size, own) in sizes.items():
@@ -136,7 +136,7 @@ def teacher_spec(spec: MpoSpec, shape: tuple[int, ...], *, transposed: bool) -> 
                 f"teacher's {size}"
             )
         modes[what] = (*own[:centre], size // others, *own[centre + 1 :])
-    return MpoSpec(shape, spec.dtype, transposed, modes["out"], modes["in"], spec.row_axes)
+    return MpoSpec.of(form, out_modes=modes["out"], in_modes=modes["in"])
 
 
 def alike(spec: MpoSpec, shape: tuple[int, ...]) -> bool:
@@ -151,14 +151,8 @@ def mpo_form(entry: PlanEntry) -> MpoSpec | None:
     own = entry.spec if isinstance(entry.spec, MpoSpec) else getattr(entry.spec, "chain", None)
     if not isinstance(own, MpoSpec):
         return None
-    shapes = tuple(registered(entry.parametrization).shapes(entry.spec))
+    shapes = tuple(entry.by.shapes(entry.spec))
     return own if shapes == own.chain.core_shapes else None
-
-
-def matrix_of(weight: Tensor, spec: MpoSpec) -> Tensor:
-    """A weight as rows x columns."""
-    matrix = weight.reshape(prod(spec.shape[: spec.row_axes]), -1)
-    return matrix.mT if spec.transposed else matrix
 
 
 def compared_cores(student: MpoSpec, teacher: MpoSpec) -> tuple[int, ...]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from opdf_compile.distill.alignment.pairs import Pair, matrix_of, mpo_form
+from opdf_compile.distill.alignment.pairs import Pair
 from opdf_compile.errors import InputError
-from opdf_compile.tensor import aligned, canonical, compose, distance, is_canonical
+from opdf_compile.tensor import aligned, canonical, distance, is_canonical
 from opdf_compile.training import Expanded, WeightProgram
 
 Cores = tuple[Tensor, ...]
@@ -27,7 +27,7 @@ def teacher_cores(pair: Pair, weight: Tensor, like: Sequence[Tensor]) -> dict[in
         InputError: The weight holds NaN or infinity; with its name.
     """
     assert pair.teacher_spec is not None
-    matrix = matrix_of(weight.to(like[0].device), pair.teacher_spec)
+    matrix = pair.teacher_spec.matrix(weight.to(like[0].device))
     try:
         cores = canonical(matrix, pair.teacher_spec.chain)
     except InputError as error:
@@ -54,7 +54,7 @@ def turned(
     if is_canonical(cores, chain):
         start: Cores = tuple(core.detach().double() for core in cores)
     else:
-        start = canonical(matrix_of(weight, pair.spec), chain)
+        start = canonical(pair.spec.matrix(weight), chain)
     wide = {k: target.double() for k, target in targets.items()}
     moved = aligned(start, wide)
     return moved, distance(moved, wide)
@@ -63,10 +63,7 @@ def turned(
 def composed(model: Expanded, key: str) -> Tensor:
     """A weight of an Expanded in float64."""
     entry = next(entry for entry in model.plan.entries if entry.key == key)
-    spec = mpo_form(entry)
-    assert spec is not None
-    wide = [core.detach().double() for core in model.cores(key)]
-    return compose(wide, transposed=spec.transposed).reshape(spec.shape)
+    return entry.compose(core.detach().double() for core in model.cores(key))
 
 
 def fill(model: WeightProgram | Expanded, key: str, cores: Cores) -> None:

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 
-import torch
 from torch import Tensor, nn
 
-from opdf_compile.errors import FoldError
+from opdf_compile.errors import FoldError, PlanError
 from opdf_compile.graph import Match, bare, layer_rows, match, names_of_parameters
-from opdf_compile.parametrizations import Spec, registered, registered_names
-from opdf_compile.passes import core_key, require_finite
-from opdf_compile.planning import Plan
+from opdf_compile.parametrizations import WeightForm, registered, registered_names
+from opdf_compile.passes import core_key
+from opdf_compile.planning import Plan, PlanEntry
 
 
 def fold_state(
@@ -34,19 +34,16 @@ def fold_state(
         PlanError: The plan is damaged.
     """
     groups = _groups(tensors)
-    specs = _planned(plan) if plan else _inferred(groups, model)
+    entries = _planned(plan) if plan else _inferred(groups, model)
     state = {name: t for name, t in tensors.items() if core_key(name) is None}
     for key, cores in groups.items():
-        if key not in specs:
+        if key not in entries:
             raise FoldError(
                 f"the cores of {key!r} belong to no weight of the plan or model, wanted one; give "
                 "the student they were expanded from with --model"
             )
-        name, spec, aliases = specs[key]
-        weight = registered(name).compose([c.double() for c in cores], spec.with_dtype("float64"))
-        rounded = weight.to(getattr(torch, spec.dtype))
-        require_finite(key, rounded)
-        state.update(dict.fromkeys((key, *aliases), rounded))
+        entry = entries[key]
+        state.update(dict.fromkeys((key, *entry.aliases), entry.fold(cores)))
     return state if model is None else _ordered(state, model)
 
 
@@ -66,9 +63,6 @@ def _ordered(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
             "the student they were expanded from"
         )
     return {name: state[name] for name in wanted}
-
-
-Chosen = dict[str, tuple[str, Spec, tuple[str, ...]]]
 
 
 def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
@@ -91,7 +85,7 @@ def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
     return {key: [cores[i] for i in range(len(cores))] for key, cores in found.items()}
 
 
-def _planned(plan: str) -> Chosen:
+def _planned(plan: str) -> dict[str, PlanEntry]:
     try:
         value = json.loads(plan)
     except (ValueError, RecursionError) as error:
@@ -99,11 +93,10 @@ def _planned(plan: str) -> Chosen:
             f"the plan in the file's header is damaged ({error}), wanted JSON; give the student "
             "with --model"
         ) from error
-    entries = Plan.from_json(value).entries
-    return {e.key: (e.parametrization, e.spec, e.aliases) for e in entries}
+    return {entry.key: entry for entry in Plan.from_json(value).entries}
 
 
-def _inferred(groups: Mapping[str, list[Tensor]], model: nn.Module | None) -> Chosen:
+def _inferred(groups: Mapping[str, list[Tensor]], model: nn.Module | None) -> dict[str, PlanEntry]:
     if model is None:
         return {key: _from_shapes(key, cores) for key, cores in groups.items()}
     report = match(model)
@@ -111,40 +104,34 @@ def _inferred(groups: Mapping[str, list[Tensor]], model: nn.Module | None) -> Ch
     # Of a Parameter that no layer holds, modules do not tell which axis is which.
     raw = {offer.key for offer in offers} - {m.key for m in _of_layers(model)}
     known: dict[str, Match] = {m.key: m for m in (*report.matches, *offers)}
-    chosen: Chosen = {}
-    for key, cores in groups.items():
-        found = known.get(key)
-        if found is None:
-            continue
-        name, spec = _spec_of(found, cores, sure=key not in raw)
-        chosen[key] = (name, spec, found.aliases)
-    return chosen
+    return {
+        key: _entry(known[key], cores, sure=key not in raw)
+        for key, cores in groups.items()
+        if key in known
+    }
 
 
-def _spec_of(found: Match, cores: list[Tensor], *, sure: bool) -> tuple[str, Spec]:
+def _entry(found: Match, cores: list[Tensor], *, sure: bool) -> PlanEntry:
     """The parametrization and spec that have tensors of these shapes.
 
     Cores with four axes are an MPO's (svd's are such, too); other shapes are offered to every other
     parametrization in turn.
     """
-    shapes = [tuple(core.shape) for core in cores]
+    shapes, form = [tuple(core.shape) for core in cores], WeightForm.matched(found)
     if all(len(shape) == 4 for shape in shapes):
-        turned = _transposed(found, cores, sure=sure)
-        return "mpo", registered("mpo").infer(
-            shapes, found.shape, dtype=found.dtype, transposed=turned
-        )
+        form = replace(form, transposed=_transposed(found, cores, sure=sure))
+        spec = registered("mpo").infer(shapes, form)
+        return PlanEntry(found.key, "mpo", spec, found.aliases)
     ways = _ways(found, sure=sure)
     reasons = []
     for name in registered_names():
         for turned in ways:
             try:
-                spec = registered(name).infer(
-                    shapes, found.shape, dtype=found.dtype, transposed=turned
-                )
+                spec = registered(name).infer(shapes, replace(form, transposed=turned))
             except FoldError as error:
                 reasons.append(f"{name}: {error}")
             else:
-                return name, spec
+                return PlanEntry(found.key, name, spec, found.aliases)
     raise FoldError(
         f"the cores of {found.key!r} are those of no parametrization ({'; '.join(reasons)}), "
         "wanted shapes that tell the weight; fold the file that opdf-compile expand wrote, which "
@@ -176,7 +163,7 @@ def _transposed(found: Match, cores: list[Tensor], *, sure: bool) -> bool:
     return ways[0] if len(ways) == 1 else prod(core.shape[1] for core in cores) == found.shape[1]
 
 
-def _from_shapes(key: str, cores: list[Tensor]) -> tuple[str, Spec, tuple[str, ...]]:
+def _from_shapes(key: str, cores: list[Tensor]) -> PlanEntry:
     """A matrix follows from its cores; a convolution's kernel does not."""
     if any(core.ndim != 4 for core in cores):
         raise FoldError(
@@ -185,5 +172,8 @@ def _from_shapes(key: str, cores: list[Tensor]) -> tuple[str, Spec, tuple[str, .
         )
     shape = (prod(c.shape[1] for c in cores), prod(c.shape[2] for c in cores))
     dtype = str(cores[0].dtype).removeprefix("torch.")
-    spec = registered("mpo").infer([tuple(c.shape) for c in cores], shape, dtype=dtype)
-    return ("mpo", spec, ())
+    try:
+        form = WeightForm(shape, dtype)
+    except PlanError as error:
+        raise FoldError(f"the cores of {key!r} fit no weight: {error}") from error
+    return PlanEntry(key, "mpo", registered("mpo").infer([tuple(c.shape) for c in cores], form))

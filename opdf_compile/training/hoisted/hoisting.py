@@ -17,7 +17,7 @@ from opdf_compile.training.announcing import Progress, announced
 from opdf_compile.training.folding import fold
 from opdf_compile.training.hoisted.batching import Batched, make_units
 from opdf_compile.training.hoisted.binding import Bound, reshard, unwrap, validate
-from opdf_compile.training.hoisted.program import WeightProgram, factorised
+from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.hoisted.ranks import Ranks, share_out
 from opdf_compile.training.inline.expanded import Expanded
 from opdf_compile.training.inline.phase import copy_flat
@@ -116,7 +116,7 @@ def _decomposed(
         if progress is not None:
             progress(entry.key, index, len(plan.entries))
         if entry.key in weights:
-            cores.update(zip(entry.core_names, factorised(entry, weights[entry.key]), strict=True))
+            cores.update(zip(entry.core_names, entry.decompose(weights[entry.key]), strict=True))
     return cores
 
 

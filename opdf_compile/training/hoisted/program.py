@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import FoldError, InputError, WeightsChanged
-from opdf_compile.parametrizations import registered
-from opdf_compile.planning import Plan, PlanEntry
-from opdf_compile.training.hoisted.binding import Bound, reshard, whole
+from opdf_compile.graph import deep_copy
+from opdf_compile.planning import Plan
+from opdf_compile.training.filling import fill, owned, require_names
+from opdf_compile.training.hoisted.binding import Bound, is_sharded, reshard, whole
 from opdf_compile.training.hoisted.checksums import checksum, differing
 from opdf_compile.training.hoisted.ranks import Ranks
 from opdf_compile.training.hoisted.unit import Unit
@@ -188,7 +189,7 @@ class WeightProgram:
         # A sharded weight is gathered by all ranks together, also by those without cores.
         reading = ((self._bounds[key].entry, self._bounds[key].read()) for key in changed)
         found = [(entry, value) for entry, value in reading if entry.key in owned]
-        made = self.ranks.together(lambda: [factorised(*pair) for pair in found])
+        made = self.ranks.together(lambda: [entry.decompose(value) for entry, value in found])
         cores: dict[str, Tensor] = {}
         for (entry, _value), parts in zip(found, made, strict=True):
             cores.update(zip(entry.core_names, parts, strict=True))
@@ -328,9 +329,29 @@ class WeightProgram:
 
     def fold(self, source: Source | None = None, into: nn.Module | None = None) -> nn.Module:
         """The student with plain weights; see `opdf.fold`."""
-        from opdf_compile.training.folding import fold_program
-
-        return fold_program(self, source, into)
+        _require_source(source, ("cores", "weights"))
+        if source != "weights":
+            self.require_held()
+        if source is None:
+            self.require_unchanged()
+        module = self.module
+        reshard(module)  # An unsharded module does not look like a sharded one.
+        if is_sharded(module.parameters()) and into is None:
+            raise FoldError(
+                f"the {type(module).__name__} is sharded, and a copy of it would be sharded too; "
+                "give a plain student to fill: fold(program, into=student)"
+            )
+        # Gathering is collective, so every rank reads every tensor, in one order.
+        values = {name: whole(tensor.detach()) for name, tensor in owned(module).items()}
+        if source != "weights":
+            folded = self.folded_weights()
+            for entry in self.plan.entries:
+                values.update(dict.fromkeys((entry.key, *entry.aliases), folded[entry.key]))
+        student = deep_copy(module) if into is None else into
+        tensors = owned(student)
+        require_names(tensors, values)
+        fill(tensors, values)
+        return student
 
     def folded_weights(self) -> dict[str, Tensor]:
         """Every planned weight by name: composed in float64, rounded once; on all ranks."""
@@ -343,34 +364,8 @@ class WeightProgram:
         self._recorded = {key: checksum(bound.local()) for key, bound in self._bounds.items()}
 
 
-def factorised(entry: PlanEntry, weight: Tensor) -> tuple[Tensor, ...]:
-    """The cores of a weight.
-
-    Raises:
-        InputError: It holds NaN or infinity; with its name.
-    """
-    try:
-        made: tuple[Tensor, ...] = registered(entry.parametrization).decompose(weight, entry.spec)
-    except InputError as error:
-        raise InputError(
-            f"the weight {entry.key!r} cannot be factorised: {error}; repair the weight, or "
-            f"exclude it (exclude=[{entry.key!r}])"
-        ) from error
-    return made
-
-
 def _folded(bound: Bound, cores: tuple[Tensor, ...]) -> Tensor:
-    from opdf_compile.passes import require_finite
-
-    entry = bound.entry
-    wide = [whole(core.detach()).double() for core in cores]
-    weight: Tensor = registered(entry.parametrization).compose(
-        wide, entry.spec.with_dtype("float64")
-    )
-    # The module may have been cast since it was planned; rounding twice would be off by more.
-    rounded = weight.to(bound.parameter.dtype)
-    require_finite(entry.key, rounded)
-    return rounded
+    return bound.entry.fold(map(whole, cores), bound.parameter.dtype)
 
 
 def _require_source(source: object, wanted: tuple[str, ...]) -> None:

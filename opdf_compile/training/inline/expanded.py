@@ -117,13 +117,8 @@ class Expanded(nn.Module):
 
     def weight(self, key: str) -> Tensor:
         """One weight composed now, in the cores' dtype; differentiable."""
-        from opdf_compile.parametrizations import registered
-
         entry = next(e for e in self.plan.entries if e.key == key)
-        cores = self.cores(key)
-        spec = entry.spec.with_dtype(str(cores[0].dtype).removeprefix("torch."))
-        composed: Tensor = registered(entry.parametrization).compose(cores, spec)
-        return composed
+        return entry.compose(self.cores(key))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
 
-from opdf_compile.errors import InputError, PlanError, TraceError
+from opdf_compile.errors import PlanError, TraceError
 from opdf_compile.graph import (
     PHASES,
     Phase,
@@ -26,7 +26,6 @@ from opdf_compile.graph import (
     out_spec,
     register,
 )
-from opdf_compile.parametrizations import registered
 from opdf_compile.passes import CheckShapes, Expand, Pipeline
 from opdf_compile.planning import Plan, PlanEntry
 from opdf_compile.training.announcing import Progress, announced
@@ -74,7 +73,9 @@ def expand(
     cores: dict[str, nn.ParameterList] = {}
     for index, entry in enumerate(plan.entries):
         tell(entry.key, index, len(plan.entries))
-        cores[entry.key] = _decompose(entry, tensors.weight(entry), device)
+        weight = tensors.weight(entry)
+        made = entry.decompose(weight, device=device)
+        cores[entry.key] = Cores(made, requires_grad=weight.requires_grad)
     passes = Pipeline([Expand(plan, cores), CheckShapes(plan)])
     graphs = {phase: passes.rewrite(traced.graphs[phase]).module for phase in PHASES}
     names = {phase: _own_names(traced, phase) for phase in PHASES}
@@ -143,18 +144,6 @@ def _skeleton(source: nn.Module | ExportedProgram, plan: Plan) -> nn.Module | Ex
             room = torch.empty_like(weight.data)
             unwritten[id(weight)] = nn.Parameter(room, requires_grad=weight.requires_grad)
     return deep_copy(source, unwritten)
-
-
-def _decompose(entry: PlanEntry, weight: Tensor, device: torch.device | str | None) -> Cores:
-    parametrization = registered(entry.parametrization)
-    try:
-        cores = parametrization.decompose(weight.detach(), entry.spec, device=device)
-    except InputError as error:
-        raise InputError(
-            f"the weight {entry.key!r} cannot be factorised: {error}; repair the weight, or "
-            f"exclude it (exclude=[{entry.key!r}])"
-        ) from error
-    return Cores(cores, requires_grad=weight.requires_grad)
 
 
 class _Tensors:

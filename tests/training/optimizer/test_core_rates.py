@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import opdf_compile as opdf
 from opdf_compile.errors import PlanError
 from opdf_compile.parametrizations import matrix_spec, registry
-from opdf_compile.parametrizations.matrix_spec import MatrixSpec
+from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm
 from opdf_compile.parametrizations.mpo import Mpo
 from opdf_compile.tensor.cost import Cost
 
@@ -46,8 +46,8 @@ class Sum(Mpo):
     def cost(self, spec: Any) -> Cost:
         return Cost(parameters=sum(a * b for a, b in self.shapes(spec)), added=RANK * 24)
 
-    def propose(self, weight_shape: Any, *, cores: int = 3, **form: Any) -> Any:
-        return MatrixSpec(tuple(weight_shape), form["dtype"])
+    def propose(self, form: WeightForm, *, cores: int = 3) -> Any:
+        return MatrixSpec.of(form)
 
     def spec_to_json(self, spec: Any) -> dict[str, object]:
         return matrix_spec.to_json(spec)
