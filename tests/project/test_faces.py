@@ -111,8 +111,6 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         if file.name not in {"__init__.py", "__main__.py"}
     }
     left = {
-        "opdf_compile.training.optimizer.named_state",
-        "opdf_compile.training.optimizer.overparam",
         "opdf_compile.parity.report.findings",
         "opdf_compile.distill.advise.sentences",
     }

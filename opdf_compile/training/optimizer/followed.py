@@ -21,7 +21,7 @@ from opdf_compile.training.optimizer.decay_rule import Rule
 from opdf_compile.training.optimizer.following import hand_over, standing
 from opdf_compile.training.optimizer.groups import Group, Links, decays, outer_groups, tensors
 from opdf_compile.training.optimizer.inner_state import is_bound
-from opdf_compile.training.optimizer.named_state import NamedState
+from opdf_compile.training.optimizer.loading import SavedState
 from opdf_compile.training.optimizer.rates import core_rates
 from opdf_compile.training.optimizer.regrouping import (
     Members,
@@ -37,7 +37,7 @@ from opdf_compile.training.optimizer.regrouping import (
 from opdf_compile.training.optimizer.unbatching import take_apart
 
 
-class Followed(NamedState):
+class Followed(SavedState):
     """See Overparam for its attributes."""
 
     _split: bool

@@ -1,14 +1,10 @@
-"""The state of an Overparam by the student's own parameter names: what saving and loading need.
+"""The state of an Overparam by the student's own parameter names, as it is gathered.
 
 matched weight W:   {"cores.k": T_k, "cores.k.exp_avg": .., .., and what an alignment keeps}
 other parameter:    what the wrapped optimizer keeps
 """
 
 from __future__ import annotations
-
-import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -20,17 +16,16 @@ from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer import state as named
 from opdf_compile.training.optimizer.alignment import Alignment
 from opdf_compile.training.optimizer.following import Names
-from opdf_compile.training.optimizer.groups import Group, Links, decays
+from opdf_compile.training.optimizer.groups import Group, Links
 from opdf_compile.training.optimizer.inner_state import InnerState, bound, taken
 from opdf_compile.training.optimizer.layout import labels_of, layout_of
 from opdf_compile.training.optimizer.plain_reading import Reader
 from opdf_compile.training.optimizer.plain_values import Writer, written_options
 from opdf_compile.training.optimizer.regrouping import Places
-from opdf_compile.training.optimizer.saved import load_state, pack_state, unpack_state
 
 
 class NamedState(Optimizer):
-    """The half of an Overparam that saves and loads; see there for its attributes."""
+    """The part of an Overparam that names what it keeps; see there for its attributes."""
 
     program: WeightProgram
     inner: Optimizer
@@ -173,97 +168,6 @@ class NamedState(Optimizer):
                 if name not in matched:
                     states[name] = dict(kept.get(parameter, {}))
         return states
-
-    def load_state_by_name(
-        self,
-        states: Mapping[str, named.State],
-        fingerprints: Mapping[str, list[int]],
-        groups: list[Group],
-        class_state: named.State | None = None,
-    ) -> None:
-        """Take over what `state_by_name`, `fingerprints`, `group_options`, `class_state` gave.
-
-        Args:
-            states: At least what this rank owns.
-            fingerprints: Checksums of the weights at the time; load those weights as well.
-            groups: Options of each group, in order.
-            class_state: None where an earlier version saved the state, which kept none.
-
-        Raises:
-            InputError: The state is of another student or plan, or the student was rebuilt since;
-                nothing is changed then.
-        """
-        # Unsharded parameters are other objects, and their state would find nobody.
-        self._follow_parameters()
-        self.program.require_held()
-        with self._decaying_as(groups):
-            load_state(self, states, fingerprints, groups, class_state)
-        self._mode = None  # The state may have been saved in the other mode.
-        self._show_cores()
-
-    @contextlib.contextmanager
-    def _decaying_as(self, saved: list[Group]) -> Iterator[None]:
-        """Decay, or do not, as what is to be loaded: the inner groups may be laid out by that."""
-        key = "weight_decay"
-        odd = [
-            (group, group[key], wanted[key])
-            for group, wanted in zip(self.param_groups, saved, strict=False)
-            if key in group and key in wanted and decays(group) != decays(wanted)
-        ]
-        for group, _before, wanted in odd:
-            group[key] = named.own(wanted)
-        try:
-            yield
-        except BaseException:
-            for group, before, _wanted in odd:
-                group[key] = before
-            raise
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state of an ordinary optimizer: plain tensors and values.
-
-        Where the program is shared out it holds this rank's cores only, and loads only there.
-        torch.distributed.checkpoint.state_dict keeps its "state" and "param_groups" alone, which
-        do not load again: use `opdf.save_checkpoint`.
-        """
-        for before in self._optimizer_state_dict_pre_hooks.values():
-            before(self)
-        state = pack_state(self)
-        for after in self._optimizer_state_dict_post_hooks.values():
-            changed = after(self, state)
-            state = state if changed is None else changed
-        return state
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what `state_dict` gave; load the student's own weights too, before or after.
-
-        Raises:
-            InputError: The state is of another student, plan or rank; nothing is changed then.
-        """
-        if not isinstance(state_dict, Mapping):
-            raise InputError(
-                f"load_state_dict got a {type(state_dict).__name__}, wanted what state_dict() "
-                "gave; read a file with torch.load(path, weights_only=True) first"
-            )
-        state = dict(state_dict)
-        for before in self._optimizer_load_state_dict_pre_hooks.values():
-            changed = before(self, state)
-            state = state if changed is None else changed
-        self.load_state_by_name(*unpack_state(self, state))
-        for after in self._optimizer_load_state_dict_post_hooks.values():
-            after(self)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Refuse pickle and deepcopy: a copy would step cores that write to nobody's weights.
-
-        Raises:
-            InputError: Always.
-        """
-        raise InputError(
-            "an Overparam is bound to the weights of one module and cannot be pickled or copied, "
-            "wanted its state_dict(); build another one for the copy of the student, and load the "
-            "state there"
-        )
 
     def _show_cores(self) -> None:
         """Let `opt.state[W]` show the cores of W; they are views, not copies."""

@@ -198,7 +198,7 @@ class Overparam(Followed):
         self._follow()
         self._links.push(self.param_groups, self.inner.param_groups)
         early = closure is not None and self._moves_early()
-        loss = Step(self, early=early).run(closure)
+        loss = Step(self, self.decay_factor, early=early).run(closure)
         self._links.show(self.param_groups, self.inner.param_groups)
         return loss
 

@@ -11,19 +11,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer import state as named
-from opdf_compile.training.optimizer.inner_state import bound, given, require_form
-from opdf_compile.training.optimizer.layout import require_layout
-from opdf_compile.training.optimizer.unbatching import take_apart
-
-if TYPE_CHECKING:
-    from opdf_compile.training.optimizer.named_state import NamedState
+from opdf_compile.training.optimizer.named_state import NamedState
 
 SCHEMA = "opdf-overparam/2"
 # The first one has no class_state.
@@ -71,7 +63,7 @@ Unpacked = tuple[
 
 
 def unpack_state(optimizer: NamedState, state: Mapping[str, Any]) -> Unpacked:
-    """What `NamedState.load_state_by_name` takes, out of a state_dict.
+    """What `SavedState.load_state_by_name` takes, out of a state_dict.
 
     Raises:
         InputError: It is the state of another optimizer, or of another rank.
@@ -113,89 +105,6 @@ def _foreign(state: Mapping[str, Any]) -> str:
         "the state holds no cores, it is that of a plain optimizer; load a state that "
         "Overparam.state_dict() gave, or start from the weights: Overparam(student, ..)"
     )
-
-
-def load_state(
-    optimizer: NamedState,
-    states: Mapping[str, named.State],
-    fingerprints: Mapping[str, list[int]],
-    groups: list[dict[str, Any]],
-    class_state: named.State | None,
-) -> None:
-    """Check everything, then change the optimizer; see `NamedState.load_state_by_name`."""
-    _require_groups(optimizer, groups)
-    _require_class_state(optimizer, class_state)
-    program = optimizer.program
-    cores: dict[str, Tensor] = {}
-    for key in (key for unit in optimizer.units() for key in unit.keys):
-        cores.update(_require_cores(optimizer, key, states.get(key, {})))
-    if optimizer.alignment is not None:
-        optimizer.alignment.require_state(states)
-    for unit in optimizer.units():
-        if not named.joins(unit, states):
-            take_apart(program, unit, optimizer.inner)
-    inner: dict[Tensor, named.State] = {}
-    for unit in optimizer.units():
-        inner.update(named.core_states(unit, states))
-    parameters = dict(program.module.named_parameters(remove_duplicate=False))
-    matched = {entry.key for entry in optimizer.plan.entries}
-    for name in optimizer.owned_names():
-        if name not in matched and states.get(name):
-            inner[parameters[name]] = {k: named.own(v) for k, v in states[name].items()}
-    rest = class_state["rest"] if class_state is not None else None
-    state = given(optimizer.inner, inner, rest, optimizer.labels())
-    options = optimizer.read_options(groups)
-    # All is read; from here on it changes. What the class itself refuses it refuses first.
-    if state is not None:
-        optimizer.inner.load_state_dict(state)
-    program.fill(cores)
-    if optimizer.alignment is not None:
-        optimizer.alignment.load_state_by_name(states)
-    optimizer.put_options(*options)
-    program.expect(
-        {
-            key: torch.tensor(value, dtype=torch.int64, device=program.device(key))
-            for key, value in fingerprints.items()
-            if key in matched
-        }
-    )
-
-
-def _require_groups(optimizer: NamedState, groups: list[dict[str, Any]]) -> None:
-    present = optimizer.group_options()
-    found = [list(group["params"]) for group in groups]
-    wanted = [list(group["params"]) for group in present]
-    if found == wanted:
-        return
-    odd = sorted({n for names in found for n in names} ^ {n for names in wanted for n in names})
-    what = f"they differ in {odd[0]!r}" if odd else "they hold the same names in other groups"
-    raise InputError(
-        f"the state has {len(found)} groups of {sum(map(len, found))} parameters, this optimizer "
-        f"has {len(wanted)} of {sum(map(len, wanted))} ({what}); build it as it was built when the "
-        "state was saved"
-    )
-
-
-def _require_class_state(optimizer: NamedState, state: named.State | None) -> None:
-    labels, inner = optimizer.labels(), optimizer.inner
-    require_form(inner, state["rest"] if state is not None else None, labels)
-    if state is not None and bound(state["rest"]):
-        require_layout(state["layout"], optimizer.layout(), type(inner).__name__)
-
-
-def _require_cores(optimizer: NamedState, key: str, state: named.State) -> dict[str, Tensor]:
-    entry = next(e for e in optimizer.plan.entries if e.key == key)
-    wanted = [tuple(core.shape) for core in optimizer.program.cores(key)]
-    found = [
-        tuple(state[f"cores.{place}"].shape) if f"cores.{place}" in state else None
-        for place in range(len(wanted))
-    ]
-    if found != wanted or f"cores.{len(wanted)}" in state:
-        raise InputError(
-            f"the state holds cores of shapes {found} for {key!r}, wanted {wanted}; build the "
-            "optimizer with the plan of that state"
-        )
-    return named.cores_of_state(entry.core_names, state)
 
 
 def _without(group: Mapping[str, Any], *keys: str) -> dict[str, Any]:

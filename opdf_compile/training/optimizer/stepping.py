@@ -11,18 +11,17 @@ were moved through `.data`, which no count tells, W follows with the next step.)
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.hoisted.binding import reshard
+from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer.decay import decay
+from opdf_compile.training.optimizer.followed import Followed
 from opdf_compile.training.optimizer.unbatching import uneven
-
-if TYPE_CHECKING:
-    from opdf_compile.training.optimizer.overparam import Overparam
 
 
 class Step:
@@ -30,13 +29,17 @@ class Step:
 
     Args:
         optimizer: Whose step it is.
+        decay_factor: What decay takes the weights of a unit times.
         early: Whether the wrapped optimizer uses the gradients that are there, or moves parameters,
             before it calls the closure.
     """
 
-    def __init__(self, optimizer: Overparam, *, early: bool) -> None:
+    def __init__(
+        self, optimizer: Followed, decay_factor: Callable[[Unit], float], *, early: bool
+    ) -> None:
         """Look at the weights; nothing moves."""
         self._optimizer = optimizer
+        self._decay_factor = decay_factor
         self._program = optimizer.program
         self._early = early
         # Of a weight without a gradient the cores do not move, and it keeps its very bits.
@@ -121,7 +124,7 @@ class Step:
             return
         self._decayed = True
         for unit in self._program.units:
-            undo = decay(unit, self._optimizer.decay_factor(unit), found)
+            undo = decay(unit, self._decay_factor(unit), found)
             if undo is not None:
                 self._undo.append(undo)
 
