@@ -22,6 +22,7 @@ from torch import Tensor
 import opdf_compile as opdf
 from opdf_compile.parametrizations.mpo import Mpo
 from opdf_compile.passes import compose_graph
+from opdf_compile.planning import PlanEntry
 from opdf_compile.training import folding
 from opdf_compile.training.hoisted.program import WeightProgram
 
@@ -77,14 +78,14 @@ def compose_loses_a_gradient(patch: pytest.MonkeyPatch) -> None:
 
 
 def one_entry_of_the_fold_is_off(patch: pytest.MonkeyPatch) -> None:
-    right = folding._weight
+    right = PlanEntry.fold
 
     def wrong(*given: Any) -> Tensor:
         weight = right(*given).clone()
         weight.view(-1)[-1] *= 1 + 1e-6
         return weight
 
-    patch.setattr(folding, "_weight", wrong)
+    patch.setattr(PlanEntry, "fold", wrong)
 
 
 def a_bias_changes_in_the_fold(patch: pytest.MonkeyPatch) -> None:

@@ -153,7 +153,8 @@ class WeightProgram:
             InputError: The student was rebuilt since, see `require_held`.
             WeightsChanged: A weight changed since the last refresh, and `source` is not given.
         """
-        _require_source(source, ("cores",))
+        if source not in (None, "cores"):
+            raise FoldError(f"source is {source!r}, wanted one of 'cores'")
         reshard(self.module)
         self.require_held()
         if source is None:
@@ -329,7 +330,8 @@ class WeightProgram:
 
     def fold(self, source: Source | None = None, into: nn.Module | None = None) -> nn.Module:
         """The student with plain weights; see `opdf.fold`."""
-        _require_source(source, ("cores", "weights"))
+        if source not in (None, "cores", "weights"):
+            raise FoldError(f"source is {source!r}, wanted 'cores', 'weights' or nothing")
         if source != "weights":
             self.require_held()
         if source is None:
@@ -366,8 +368,3 @@ class WeightProgram:
 
 def _folded(bound: Bound, cores: tuple[Tensor, ...]) -> Tensor:
     return bound.entry.fold(map(whole, cores), bound.parameter.dtype)
-
-
-def _require_source(source: object, wanted: tuple[str, ...]) -> None:
-    if source is not None and source not in wanted:
-        raise FoldError(f"source is {source!r}, wanted one of {', '.join(map(repr, wanted))}")
