@@ -88,6 +88,7 @@ class Ladder:
             try:
                 held = attempt()
             except LostBackward as error:
+                # Every lower rung would lose it too, and train a graph of wrong gradients.
                 return Held(MODULE, failures=((rung, str(error)),))
             except Exception as error:  # torch.export raises whatever the model's own code raises.
                 if is_out_of_memory(error):
@@ -98,7 +99,7 @@ class Ladder:
                 return replace(held, rung=self._name(rung, held), failures=tuple(failures))
             logger.info("trace: %s: the rung %r did not hold: %s", phase, *failures[-1])
             if len(failures) > 1:
-                continue
+                continue  # The model's own forward was asked once; no rung changes its answer.
             run = self._run(phase)
             if run.error is not None:
                 if phase == "eval":
@@ -107,6 +108,8 @@ class Ladder:
                 return Held(MODULE, failures=((rung, reason),))
             registered = register_dataclasses(run.output)
             if registered:
+                # The rung may have failed for these classes alone. It comes here once: the second
+                # time they are known.
                 again = self.climb(phase)
                 return replace(again, notes=(*registered, *again.notes))
         return Held(MODULE, failures=tuple(failures))
@@ -120,6 +123,8 @@ class Ladder:
     def _attempts(self, phase: Phase) -> Iterator[tuple[str, Callable[[], Held]]]:
         wanted = self.wanted
         if any(wanted.values()):
+            # AUTO, not DYNAMIC: the strict request is refused where AUTO gives the very same graph
+            # with an axis fixed, so that one export answers for two rungs (see `_name`).
             yield "auto", lambda: self._export(phase, wanted)
             given = axes_of.not_one(self.inputs, self.names, wanted)
             if given != wanted and any(given.values()):
@@ -132,6 +137,7 @@ class Ladder:
     def _export(self, phase: Phase, axes: AxisNames) -> Held:
         # Only what this rung keeps free is widened: a model may take no batch but the example's.
         wide = axes_of.widen_axes(self.inputs, self.names, axes)
+        # In eval nobody asks for a gradient.
         guard = backwards_kept() if phase == "train" else contextlib.nullcontext()
         with explicit_forward(self.model, wide), guard:
             request = axes_of.request_axes(wide, self.names, axes, Dim.AUTO)
@@ -144,6 +150,7 @@ class Ladder:
         Raises:
             Exception: None of them holds; the error of the last one.
         """
+        # Greedy, each on top of those that held: all subsets would take 2^n exports.
         kept: AxisNames = {}
         held: Held | None = None
         last: Exception | None = None
@@ -152,7 +159,7 @@ class Ladder:
             try:
                 held, kept = self._export(phase, more), more
             except LostBackward:
-                raise
+                raise  # No matter of axes: see climb.
             except Exception as error:  # As in climb.
                 if is_out_of_memory(error):
                     raise

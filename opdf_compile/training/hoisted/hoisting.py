@@ -87,9 +87,11 @@ def hoist(
     module = unwrap(student)
     plan = make_plan(module) if plan is None else plan
     validate(plan, module)
-    reshard(module)
+    reshard(module)  # A root that an eval forward left unsharded may hold stale shards.
     bounds = {entry.key: Bound(module, entry) for entry in plan.entries}
     devices = {key: bound.device for key, bound in bounds.items()}
+    # The program follows from the plan alone. Nothing is traced, so that a student whose forward
+    # no graph can hold is hoisted like any other.
     parts = split(weight_program(plan, devices), list(bounds))
     ranks = share_out(parts, plan, process_group)
     mine = [part for part in parts if ranks.mine(part)]
@@ -98,6 +100,7 @@ def hoist(
     # A sharded weight is gathered by all ranks together, also by those that do not need it.
     reading = ((key, bound.read()) for key, bound in bounds.items())
     weights = {key: weight for key, weight in reading if key in wanted}
+    # The log is the same on all ranks; a caller's own `progress` may want to know its rank.
     tell = announced(plan, progress) if ranks.rank == 0 else progress
     cores = ranks.together(lambda: _decomposed(plan, weights, tell))
     units = make_units(
@@ -130,11 +133,14 @@ def _from_expanded(expanded: Expanded, recompute: bool) -> WeightProgram:
         )
     parts: dict[tuple[str, ...], Part] = {}
     for phase in PHASES:
+        # The pass takes a graph apart, and the Expanded goes on running its own.
         graph = over_tensors_of(expanded.tree, copy_flat(expanded.phase(phase).graph))
         result = Hoist()(graph)
         assert isinstance(result, HoistResult)
+        # A weight that both phases read is one part; one that only one of them reads is one, too.
         for part in result.parts():
             parts.setdefault(part.keys, part)
+    # The Parameters themselves: the optimizer that steps them knows no others.
     cores = dict(expanded.tree.named_parameters(remove_duplicate=False))
     bounds = {entry.key: Bound(student, entry) for entry in expanded.plan.entries}
     units = make_units(list(parts.values()), expanded.plan, cores, bounds, batched=False)

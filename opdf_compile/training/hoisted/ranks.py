@@ -76,6 +76,7 @@ class Ranks:
                 written.extend(unit.keys)
             return tuple(written)
         home = {key: unit for unit in units for key in unit.keys}
+        # A unit makes all its weights at once; those that travel in a later message wait in `made`.
         made: dict[str, Tensor] = {}
         flying: deque[Flight] = deque()
         for message in schedule(self.owners, bounds):
@@ -104,6 +105,7 @@ class Ranks:
                 dtype, device = bound.parameter.dtype, bound.device
                 value = torch.empty(bound.entry.spec.shape, dtype=dtype, device=device)
             values[key] = value.contiguous()
+            # One by one, unlike `deliver`: a fold comes once, and what it holds is all in memory.
             self._send(values[key], sender=self.owners[key]).wait()
         return values
 
@@ -117,6 +119,7 @@ class Ranks:
 
         device = next(iter(bounds.values())).device
         raised = torch.tensor(flags, dtype=torch.int32, device=device)
+        # Along one axis of a mesh after the other: then a flag from anywhere has reached all ranks.
         for group in groups:
             dist.all_reduce(raised, op=dist.ReduceOp.MAX, group=group)
         return [bool(flag) for flag in raised.tolist()]
@@ -157,6 +160,8 @@ class Ranks:
         failure: OpdfError | None = None
         try:
             result = action()
+        # No other class: what is wrong with one rank's data is an OpdfError, all else is a bug, and
+        # a bug ends the process, which the launcher sees.
         except OpdfError as error:
             failure = error
         told: list[Any] = [None] * self.size
@@ -225,6 +230,8 @@ def assign(costs: Mapping[tuple[str, ...], tuple[float, float]], ranks: int) -> 
         costs: For each part, by its keys, two kinds of cost.
         ranks: Number of ranks.
     """
+    # Graham's rule (1969): of one kind of cost the fullest rank gets at most 4/3 of what the best
+    # division would give it. Every rank works this out by itself, so ties go by names and numbers.
     loads = [(0.0, 0.0)] * ranks
     owners: dict[str, int] = {}
     for keys, (time, memory) in sorted(costs.items(), key=lambda item: (-max(item[1]), item[0])):
