@@ -45,7 +45,7 @@ def command(
         str,
         typer.Option(
             metavar="NAME",
-            help="mpo, or another of the registry: svd, powerprop, spectral, shared.",
+            help="mpo, or another of the registry: powerprop, shared, spectral, svd.",
         ),
     ] = "mpo",
     include: Annotated[

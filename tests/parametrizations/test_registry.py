@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
+from opdf_compile.cli import main
 from opdf_compile.errors import InternalError, PlanError
 from opdf_compile.parametrizations import registry
 from opdf_compile.parametrizations.mpo import Mpo
@@ -12,6 +15,13 @@ from opdf_compile.parametrizations.mpo import Mpo
 def test_the_mpo_is_there() -> None:
     assert "mpo" in registry.registered_names()
     assert isinstance(registry.registered("mpo"), Mpo)
+
+
+def test_the_help_of_plan_names_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--help"]) == 0
+    words = set(re.findall(r"\w+", capsys.readouterr().out))
+    assert words.issuperset(registry.registered_names())
+    assert "tucker" not in words, "the control"
 
 
 def test_a_new_parametrization_is_found_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
