@@ -108,8 +108,13 @@ def command(
         for target in (summary, html):
             if target:
                 require_folder(target)
-        from opdf_compile.parity import verify
+        from opdf_compile.parity import require_installed, verify
 
+        # A partial verdict does not replace a whole one.
+        in_bundle = candidate.is_dir() and only is None
+        if html or in_bundle:
+            page = html or candidate / "report.html"
+            require_installed(f"the page {page}", "jinja2", "matplotlib")
         with terminal.busy(f"verifying {candidate}") as bar:
             (task,) = bar.task_ids
             report = verify(
@@ -133,8 +138,7 @@ def command(
             _summarise(summary, report.to_markdown())
         if html:
             report.save_html(html)
-        if candidate.is_dir() and only is None:
-            # A partial verdict does not replace a whole one.
+        if in_bundle:
             report.save(candidate / "report.json")
             report.save_html(candidate / "report.html")
         terminal.show(

@@ -1,5 +1,6 @@
 from .latency.measure import check_budget as check_budget
 from .report.figures import SUFFIXES as SUFFIXES
+from .report.figures import require_installed as require_installed
 from .report.findings import cost_rows as cost_rows
 from .report.findings import rows as rows
 from .report.findings import shape_rows as shape_rows

@@ -58,6 +58,9 @@ def test_contracts_accept_a_downward_import(tmp_path: Path) -> None:
         ("io", "def f():\n    import opdf_compile.parity"),
         ("parity", "import rich.table"),
         ("training", "def f():\n    import typer"),
+        ("parity", "import torch"),
+        ("artefacts", "def f():\n    import torch.utils.dlpack"),
+        ("files", "from torch import nn"),
     ],
 )
 def test_contracts_reject(layer: str, line: str, tmp_path: Path) -> None:

@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from opdf_compile.errors import InputError
 from opdf_compile.parity.runtime.quiet import quiet_runtime
+from opdf_compile.parity.runtime.tensors import to_runtime
 
 try:
     import resource
@@ -31,8 +30,6 @@ except ImportError:  # Windows: nobody counts preemptions, and the trimmed mean 
 # blocks of one run and 1.0 % for blocks of twelve.
 BLOCK_SECONDS = 0.00005
 MOST_RUNS = 2000
-# onnx.TensorProto.BFLOAT16.
-_BFLOAT16 = 16
 # A run of this length fills the caches by itself; before a shorter one they still hold the session
 # that ran before.
 _FILLS_CACHES = 0.001
@@ -87,12 +84,12 @@ def bind(session: Any, inputs: Mapping[str, Any], device: str) -> BoundSession:
     """
     binding = session.io_binding()
     kind = device.split(":")[0]
-    held = tuple(
-        _bind_input(binding, name, array, kind) for name, array in _by_name(session, inputs).items()
-    )
+    held = {name: to_runtime(array, kind) for name, array in _by_name(session, inputs).items()}
+    for name, value in held.items():
+        binding.bind_ortvalue_input(name, value)
     for output in session.get_outputs():
         binding.bind_output(output.name, kind)
-    bound = BoundSession(session, binding, held)
+    bound = BoundSession(session, binding, tuple(held.values()))
     try:
         with quiet_runtime():
             bound.run()
@@ -187,32 +184,3 @@ def _by_name(session: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
             f"{', '.join(names) or 'none'}; give check data of this model (check=)"
         )
     return dict(zip(names, inputs.values(), strict=True))
-
-
-def _bind_input(binding: Any, name: str, array: Any, kind: str) -> Any:
-    """Bind one input on the device; return what must stay alive as long as the binding."""
-    import onnxruntime as ort
-
-    array = np.ascontiguousarray(array).reshape(np.shape(array))
-    if array.dtype.name != "bfloat16":
-        value = ort.OrtValue.ortvalue_from_numpy(array, kind, 0)
-        binding.bind_ortvalue_input(name, value)
-        return value
-    import torch
-
-    # numpy knows no bfloat16, and the runtime copies only numpy's types to a device; torch does.
-    bits = torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16)
-    if kind == "cuda" and not torch.cuda.is_available():
-        return _bind_from_host(binding, name, array)
-    tensor = bits.to(torch.device(kind, 0) if kind == "cuda" else kind)
-    binding.bind_input(name, kind, 0, _BFLOAT16, tuple(tensor.shape), tensor.data_ptr())
-    return tensor
-
-
-def _bind_from_host(binding: Any, name: str, array: Any) -> Any:
-    """Bfloat16 beside a torch without CUDA: both models pay for one copy of the input per run."""
-    import onnxruntime as ort
-
-    value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array.view(np.uint16), _BFLOAT16)
-    binding.bind_ortvalue_input(name, value)
-    return value

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opdf_compile.errors import InternalError
+from opdf_compile.errors import InputError, InternalError
 from opdf_compile.files import atomic_write
 from opdf_compile.parity.latency.result import LatencyResult, ShapeResult
 from opdf_compile.parity.report.plots import STYLE, latency_figure, new_figure
@@ -19,6 +20,22 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".png", ".svg", ".pdf")
 _PICTURE_SIZE = (11.0, 5.6)
+
+
+def require_installed(what: str, *packages: str) -> None:
+    """Refuse a page or a plot before the work that it would show.
+
+    A machine that only verifies does without the packages that draw.
+
+    Raises:
+        InputError: One of them is not installed.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"{what} cannot be drawn without {' and '.join(missing)}, not installed here; "
+            f"pip install {' '.join(missing)}, or do not ask for it"
+        )
 
 
 def plot_latency(result: LatencyResult, path: Path) -> None:

@@ -44,6 +44,8 @@ OPTIONS = {
 
 _DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+# Since CUDA 13 without a number; two of them beside each other are rare, and the newest then leads.
+_LIBRARIES = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime-cu11")
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,9 @@ def _library(said: str, built_for: str) -> Missing:
     if cudnn:
         piece = f"the cuDNN library {cudnn}"
     versions = f"; onnxruntime is built for CUDA {built_for}" if built_for else ""
-    theirs = _torch_cuda()
+    theirs = _brought_cuda()
     if built_for and theirs and theirs.split(".")[0] != built_for.split(".")[0]:
-        versions += f", torch brought CUDA {theirs}"
+        versions += f", the installed libraries are those of CUDA {theirs}"
     return Missing(
         f"the CUDA provider does not load ({piece} is missing or does not fit{versions})",
         _pip("install 'onnxruntime-gpu[cuda,cudnn]'"),
@@ -175,22 +177,21 @@ def short_reason(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def _installed(distribution: str) -> bool:
+def _installed(distribution: str) -> str | None:
+    """The version of a distribution, or None."""
     try:
-        metadata.version(distribution)
+        return metadata.version(distribution)
     except metadata.PackageNotFoundError:
-        return False
-    return True
+        return None
 
 
 def _pip(arguments: str) -> str:
     return f"{sys.executable} -m pip {arguments}"
 
 
-def _torch_cuda() -> str | None:
-    import torch
-
-    return torch.version.cuda
+def _brought_cuda() -> str | None:
+    """The version of the CUDA libraries that were installed with pip, mostly by torch."""
+    return next((found for name in _LIBRARIES if (found := _installed(name))), None)
 
 
 def _preload(ort: Any) -> str:

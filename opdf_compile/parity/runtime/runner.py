@@ -11,9 +11,8 @@ import numpy as np
 
 from opdf_compile.errors import DeviceError
 from opdf_compile.parity.runtime.sessions import Device, open_session
+from opdf_compile.parity.runtime.tensors import from_runtime, to_runtime
 
-# onnx.TensorProto.BFLOAT16; numpy has no such dtype, so the runtime takes its bits.
-_BFLOAT16 = 16
 _PREFIX = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : \w+ : (Non-zero status code returned while running )?"
 )
@@ -60,35 +59,16 @@ class Runner:
         Raises:
             RunFailed: The runtime fails on these inputs, or they are not the model's.
         """
-        feed = {name: _value(array) for name, array in inputs.items() if name in self.input_names}
+        known = {name: inputs[name] for name in inputs if name in self.input_names}
+        feed = {name: to_runtime(array) for name, array in known.items()}
         try:
             found = self._session.run_with_ort_values(list(self.output_names), feed)
         except Exception as error:  # onnxruntime raises classes of its own, without a common base.
             raise RunFailed(self._model, error) from error
-        return {n: _array(value) for n, value in zip(self.output_names, found, strict=True)}
+        return {n: from_runtime(value) for n, value in zip(self.output_names, found, strict=True)}
 
 
 def _reason(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     # "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status ..." says nothing to a user.
     return _PREFIX.sub("", lines[0])[:200].rstrip(".")
-
-
-def _value(array: Any) -> Any:
-    """An array as the runtime takes it; `np.ascontiguousarray` would give a scalar an axis."""
-    import onnxruntime
-
-    if np.asarray(array).dtype.name == "bfloat16":
-        bits = np.asarray(array, order="C").view(np.uint16)
-        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, _BFLOAT16)
-    return onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array, order="C"))
-
-
-def _array(value: Any) -> np.ndarray[Any, Any]:
-    if value.data_type() == "tensor(bfloat16)":
-        import torch.utils.dlpack
-
-        wide = torch.utils.dlpack.from_dlpack(value._ortvalue.to_dlpack()).float()
-        return wide.cpu().numpy()
-    array: np.ndarray[Any, Any] = value.numpy()
-    return array

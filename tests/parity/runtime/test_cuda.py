@@ -47,7 +47,7 @@ class Machine:
     packages: tuple[str, ...] = ("onnxruntime-gpu",)
     said: str = ""
     refuses: str = ""
-    torch_cuda: str | None = "13.0"
+    libraries: str | None = "13.0"
     asked: list[Any] = field(default_factory=list)
 
     def session(self, model: bytes, options: Any, providers: Any) -> Any:
@@ -72,7 +72,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
     monkeypatch.setattr(cuda, "load_library", lambda name: pretended.driver)
     monkeypatch.setattr(cuda, "_installed", lambda name: name in pretended.packages)
-    monkeypatch.setattr(cuda, "_torch_cuda", lambda: pretended.torch_cuda)
+    monkeypatch.setattr(cuda, "_brought_cuda", lambda: pretended.libraries)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     missing_for_cuda.cache_clear()
     yield pretended
@@ -151,14 +151,14 @@ def test_a_driver_that_is_too_old(machine: Machine) -> None:
 def test_a_library_that_is_missing(machine: Machine, said: str, words: str) -> None:
     machine.session_providers, machine.said = ("CPUExecutionProvider",), said
     piece, remedy = refused()
-    assert words in piece and "torch" not in piece
+    assert words in piece and "libraries are" not in piece
     assert "onnxruntime-gpu[cuda,cudnn]" in remedy
 
 
 def test_libraries_of_another_cuda_version(machine: Machine) -> None:
-    machine.session_providers, machine.torch_cuda = ("CPUExecutionProvider",), "12.8"
+    machine.session_providers, machine.libraries = ("CPUExecutionProvider",), "12.8"
     piece, _ = refused()
-    assert "built for CUDA 13.0, torch brought CUDA 12.8" in piece
+    assert "CUDA 13.0, the installed libraries are those of CUDA 12.8" in piece
 
 
 def test_a_provider_that_does_not_start(machine: Machine) -> None:
@@ -166,3 +166,11 @@ def test_a_provider_that_does_not_start(machine: Machine) -> None:
     piece, remedy = refused()
     assert "cannot start (CUDA failure 2: out of memory)" in piece
     assert "free memory" in remedy
+
+
+def test_the_installed_libraries_tell_their_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"nvidia-cuda-runtime-cu12": "12.8.90"}
+    monkeypatch.setattr(cuda, "_installed", found.get)
+    assert cuda._brought_cuda() == "12.8.90"
+    found.clear()
+    assert cuda._brought_cuda() is None
