@@ -4,10 +4,10 @@ from .report.figures import require_installed as require_installed
 from .report.findings import cost_rows as cost_rows
 from .report.findings import rows as rows
 from .report.findings import shape_rows as shape_rows
+from .report.parity_report import ParityReport as ParityReport
 from .report.plots import STYLE as STYLE
 from .report.plots import legend_below as legend_below
 from .report.plots import new_figure as new_figure
-from .report.value import ParityReport as ParityReport
 from .report.value import plain as plain
 from .runtime.cuda import missing_for_cuda as missing_for_cuda
 from .runtime.runner import Runner as Runner

@@ -13,10 +13,10 @@ from opdf_compile.parity.latency.measure import Progress, measure_latency
 from opdf_compile.parity.latency.result import LatencyResult
 from opdf_compile.parity.numerics.check import check_numerics
 from opdf_compile.parity.report.environment import describe_environment
+from opdf_compile.parity.report.parity_report import ParityReport
 from opdf_compile.parity.report.value import (
     NumericsPart,
     OptimisedGraphs,
-    ParityReport,
     StructurePart,
     overall,
 )

@@ -11,7 +11,7 @@ from opdf_compile.parity.latency.shapes import shape_text
 if TYPE_CHECKING:
     from opdf_compile.parity.latency.result import LatencyResult, ShapeResult
     from opdf_compile.parity.numerics.result import OutputError
-    from opdf_compile.parity.report.value import NumericsPart, ParityReport, StructurePart
+    from opdf_compile.parity.report.value import NumericsPart, ParityResult, StructurePart
 
 Row = tuple[str, ...]
 
@@ -35,7 +35,7 @@ _SIDES = ("candidate", "reference")
 FILE_HEAD = ("file", "sha256", "bytes", "opset", "exporter")
 
 
-def meaning(report: ParityReport) -> str:
+def meaning(report: ParityResult) -> str:
     """What the verdict says, and what it leaves out."""
     parts = {
         "structure": report.structure.verdict,
@@ -47,7 +47,7 @@ def meaning(report: ParityReport) -> str:
     return _MEANING[report.verdict] + limits
 
 
-def rows(report: ParityReport) -> list[Row]:
+def rows(report: ParityResult) -> list[Row]:
     """Cells of the table: part, verdict, finding."""
     return [
         ("structure", _spaced(report.structure.verdict), _structure(report.structure)),
@@ -69,7 +69,7 @@ def shape_rows(latency: LatencyResult) -> list[Row]:
     return [tuple(row[index] for index in filled) for row in made]
 
 
-def cost_rows(report: ParityReport) -> list[Row]:
+def cost_rows(report: ParityResult) -> list[Row]:
     """A head and a row each for cold start and file size, which decide nothing; may be empty."""
     latency, made = report.latency, []
     start = latency.cold_start_ms
@@ -99,13 +99,13 @@ def file_rows(files: Mapping[str, Mapping[str, Any]]) -> list[Row]:
     ]
 
 
-def about(report: ParityReport) -> str:
+def about(report: ParityResult) -> str:
     """Which model was compared with which, before the facts; empty where no file is known."""
     models = [name for name in report.files if name.endswith(".onnx")]
     return f"{' against '.join(models)}; " if models else ""
 
 
-def command(report: ParityReport) -> str:
+def command(report: ParityResult) -> str:
     """The command line that asks the same question of the same files."""
     models = [name for name in report.files if name.endswith(".onnx")] or ["CANDIDATE.onnx"]
     options = report.environment.get("options", {})
@@ -130,7 +130,7 @@ def _shape_options(options: Mapping[str, Any]) -> list[str]:
     return [f"{name}={','.join(sizes)}" for name, sizes in columns.items()]
 
 
-def facts(report: ParityReport) -> str:
+def facts(report: ParityResult) -> str:
     """Where it was measured and with what, on one line."""
     device = report.environment.get("device", {})
     versions = report.environment.get("versions", {})
@@ -138,7 +138,7 @@ def facts(report: ParityReport) -> str:
     return f"device {where}, onnxruntime {versions.get('onnxruntime', '-')}"
 
 
-def notes(report: ParityReport) -> list[str]:
+def notes(report: ParityResult) -> list[str]:
     """What a reader of the verdict should know."""
     return [str(note) for note in report.environment.get("notes", ())]
 

@@ -17,7 +17,7 @@ from opdf_compile.parity.report import figures, findings
 
 if TYPE_CHECKING:
     from opdf_compile.parity.numerics.result import OutputError
-    from opdf_compile.parity.report.value import ParityReport
+    from opdf_compile.parity.report.value import ParityResult
 
 # What a bar shows is linear up to the tolerance; beyond it, that it is beyond.
 _FULL_BAR = 100.0
@@ -38,7 +38,7 @@ class Picture:
     words: str
 
 
-def page(report: ParityReport) -> str:
+def page(report: ParityResult) -> str:
     """The whole page as text."""
     import jinja2
     import markupsafe
@@ -86,7 +86,7 @@ def _output(error: OutputError) -> dict[str, Any]:
     }
 
 
-def _pictures(report: ParityReport) -> Iterator[Picture]:
+def _pictures(report: ParityResult) -> Iterator[Picture]:
     difference = report.structure.picture
     if difference is not None:
         yield Picture(

@@ -20,7 +20,7 @@ from opdf_compile.parity.report.findings import (
 from opdf_compile.tables import text_table
 
 if TYPE_CHECKING:
-    from opdf_compile.parity.report.value import ParityReport
+    from opdf_compile.parity.report.value import ParityResult
 
 _HEAD = ("part", "verdict", "finding")
 _COLOURS = {"pass": "#1a7f37", "fail": "#cf222e", "inconclusive": "#9a6700"}
@@ -29,7 +29,7 @@ _SHOWN_DIFFERENCES = 10
 _HASH_DIGITS = 12
 
 
-def text(report: ParityReport) -> str:
+def text(report: ParityResult) -> str:
     """The report as lines of a terminal."""
     title = f"{report.verdict.upper()}: {meaning(report)}"
     details = ["  - " + line.replace("\n", "\n    ") for line in _differences(report)]
@@ -43,7 +43,7 @@ def text(report: ParityReport) -> str:
     )
 
 
-def markdown(report: ParityReport) -> str:
+def markdown(report: ParityResult) -> str:
     """The report as Markdown: the verdict and a table, then what a reader may open."""
     mark = _MARKS[report.verdict]
     shown = [(part, f"{_MARKS[verdict]} {verdict}", found) for part, verdict, found in rows(report)]
@@ -63,7 +63,7 @@ def markdown(report: ParityReport) -> str:
     return "\n".join(lines) + "\n"
 
 
-def html(report: ParityReport) -> str:
+def html(report: ParityResult) -> str:
     """The report as an HTML fragment without scripts or outside resources."""
     colour = _COLOURS[report.verdict]
     title = f"<strong style='color:{colour}'>{escape(report.verdict)}</strong>"
@@ -81,20 +81,20 @@ def html(report: ParityReport) -> str:
     )
 
 
-def _text_tables(report: ParityReport) -> list[str]:
+def _text_tables(report: ParityResult) -> list[str]:
     """One shape is told in the first table already; several have a table of their own."""
     shapes = shape_rows(report.latency)
     found = [shapes if len(shapes) > 2 else [], cost_rows(report)]
     return [line for made in found if made for line in ("", text_table(made), "")]
 
 
-def _differences(report: ParityReport) -> list[str]:
+def _differences(report: ParityResult) -> list[str]:
     lines = list(report.structure.differences)
     more = len(lines) - _SHOWN_DIFFERENCES
     return lines if more <= 0 else [*lines[:_SHOWN_DIFFERENCES], f"and {more} more"]
 
 
-def _markdown_differences(report: ParityReport) -> list[str]:
+def _markdown_differences(report: ParityResult) -> list[str]:
     """The first difference in the open, the others folded away."""
     found = _differences(report)
     if not found:
@@ -112,7 +112,7 @@ def _folded(title: str, lines: Sequence[str]) -> list[str]:
     return ["", f"<details><summary>{title}</summary>", *lines, "", "</details>"]
 
 
-def _short_files(report: ParityReport) -> list[Row]:
+def _short_files(report: ParityResult) -> list[Row]:
     return [
         (name, digest[:_HASH_DIGITS], *others) for name, digest, *others in file_rows(report.files)
     ]

@@ -1,4 +1,4 @@
-"""The parity report: a frozen value with a verdict, a JSON form, and forms for people."""
+"""What a verification found: a frozen value with a verdict, an exit code and a JSON form."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from opdf_compile.files import atomic_write
 from opdf_compile.parity.latency.result import LatencyResult
-from opdf_compile.parity.report import rendering
 
 if TYPE_CHECKING:
     from opdf_compile.parity.numerics.result import OutputError, Precision
@@ -105,23 +104,8 @@ class NumericsPart:
 
 
 @dataclass(frozen=True)
-class ParityReport:
-    """Structure, numerics and latency of a candidate against the untouched reference.
-
-    Attributes:
-        verdict: "fail" if any part failed; else "inconclusive" if numerics was not checked or
-            latency could not be decided; else "pass". It covers the parts that were asked for.
-        structure: The graphs.
-        numerics: The outputs.
-        latency: The speed.
-        environment: Versions, device, options in force.
-        files: By name, the hash, size, opset and exporter of each file that was looked at.
-
-    Example:
-        >>> report = ParityReport("pass", StructurePart("pass", nodes=3))
-        >>> bool(report), report.exit_code
-        (True, 0)
-    """
+class ParityResult:
+    """What was found; the forms for people are `ParityReport`'s, whose attributes these are."""
 
     schema: ClassVar[str] = SCHEMA
     verdict: Whole
@@ -174,28 +158,6 @@ class ParityReport:
         text = json.dumps(self.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
         with atomic_write(Path(path)) as temporary:
             temporary.write_text(text, encoding="utf-8")
-
-    def save_html(self, path: str | os.PathLike[str]) -> None:
-        """Write the report as one page that needs no network, whole or not at all.
-
-        Raises:
-            ArtefactError: The path cannot be written.
-        """
-        from opdf_compile.parity.report.page import page
-
-        text = page(self)
-        with atomic_write(Path(path)) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-
-    def to_markdown(self) -> str:
-        """A table for a pull request or a CI step summary."""
-        return rendering.markdown(self)
-
-    def _repr_html_(self) -> str:
-        return rendering.html(self)
-
-    def __str__(self) -> str:
-        return rendering.text(self)
 
 
 def _output_json(error: OutputError) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from torch import nn
 import opdf_compile as opdf
 from opdf_compile.artefacts.check_data import check_path
 from opdf_compile.errors import ArtefactError
-from opdf_compile.parity.report.value import ParityReport
+from opdf_compile.parity.report.parity_report import ParityReport
 
 Rewrite = Callable[[Path], None]
 ASKED = "structure,numerics"

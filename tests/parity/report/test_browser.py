@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 
 from opdf_compile.parity.report.page import page
-from opdf_compile.parity.report.value import ParityReport, StructurePart
+from opdf_compile.parity.report.parity_report import ParityReport
+from opdf_compile.parity.report.value import StructurePart
 from tests.parity.report.test_report import FULL, MARKED, MEASURED
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

@@ -10,12 +10,8 @@ from opdf_compile.parity.latency.result import LatencyResult
 from opdf_compile.parity.numerics.result import Element, OutputError
 from opdf_compile.parity.report import findings
 from opdf_compile.parity.report.findings import cost_rows, meaning, rows, shape_rows, words
-from opdf_compile.parity.report.value import (
-    NumericsPart,
-    OptimisedGraphs,
-    ParityReport,
-    StructurePart,
-)
+from opdf_compile.parity.report.parity_report import ParityReport
+from opdf_compile.parity.report.value import NumericsPart, OptimisedGraphs, StructurePart
 from tests.parity.report.test_report import FULL, MEASURED, SHAPE
 
 GOOD = OutputError("mask", max_abs=1e-7, rms=5e-8, floor_max=2e-7, floor_rms=1e-7, factor=4.0)

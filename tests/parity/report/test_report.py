@@ -17,9 +17,9 @@ from opdf_compile.parity.latency.statistics import Interval
 from opdf_compile.parity.numerics.result import OutputError
 from opdf_compile.parity.report.figures import plot_latency
 from opdf_compile.parity.report.page import page
+from opdf_compile.parity.report.parity_report import ParityReport
 from opdf_compile.parity.report.value import (
     NumericsPart,
-    ParityReport,
     StructurePart,
     overall,
     plain,
