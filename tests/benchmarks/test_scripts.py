@@ -14,6 +14,8 @@ import pytest
 import torch
 from bench.forms import FORMS
 
+import opdf_compile as opdf
+
 ROOT = Path(__file__).parents[2]
 SHARED = {"model", "form", "accumulation", "cores", "ratio", "ci_low", "ci_high", "floor"}
 TINY = ("--models", "tiny", "--threads", "1")
@@ -168,6 +170,30 @@ def test_graph_scale(tmp_path: Path):
     slopes = json.loads(path.read_text())["slopes"]["tiny"]
     assert set(slopes) == {"export", "unlift", "trace", "match", "plan", "expand", "own"}
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_cold_start(tmp_path: Path):
+    from cold_start import main
+
+    student = torch.nn.Linear(4, 2)
+    opdf.export_onnx(student, (torch.randn(3, 4),), tmp_path / "bundle", reference=student)
+    path = tmp_path / "cold.json"
+    words = ("--commands", "verify", "--rounds", "2", "--clock", "cpu", "--json", str(path))
+    main([str(tmp_path / "bundle"), "--against", str(ROOT), *words])
+    (row,) = require_rows(json.loads(path.read_text()), "opdf-cold-start/1")
+    for side in (row["seconds"], row["against"]):
+        assert side["cpu"] > 0 and side["wall"] > 0 and 10 < side["mib"] < 300
+    # The same checkout twice.
+    assert 0.5 < row["ratio"] < 2 and 0.9 < row["memory_ratio"] < 1.1
+    assert row["met"] is False
+
+
+def test_cold_start_takes_a_failing_command_for_no_measurement(tmp_path: Path, capsys: Any):
+    from cold_start import main
+
+    with pytest.raises(SystemExit) as stopped:
+        main([str(tmp_path), "--commands", "verify", "--rounds", "2"])
+    assert stopped.value.code == 2 and "ended with 2" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 2.0])
