@@ -18,6 +18,7 @@ from .check_data import write_check as write_check
 from .interface import Interface as Interface
 from .interface import Port as Port
 from .interface import declared_axis as declared_axis
+from .interface import interface_of as interface_of
 from .interface import read_interface as read_interface
 from .onnx_file import load_onnx as load_onnx
 from .onnx_file import load_with_data as load_with_data

@@ -76,7 +76,16 @@ def read_interface(path: Path) -> Interface:
         ArtefactError: It is no ONNX file.
         InputError: An input or output is no tensor of numbers.
     """
-    graph = load_onnx(path).graph
+    return interface_of(load_onnx(path), path)
+
+
+def interface_of(model: onnx.ModelProto, path: Path) -> Interface:
+    """The inputs and outputs of a parsed file, whose path is for messages.
+
+    Raises:
+        InputError: An input or output is no tensor of numbers.
+    """
+    graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}
     return Interface(
         tuple(_port(value, path) for value in graph.input if value.name not in weights),

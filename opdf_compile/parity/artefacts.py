@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,13 @@ from opdf_compile.artefacts import (
     check_path,
     exporter_of,
     is_inside,
-    load_onnx,
     read_manifest,
     reference_of,
 )
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.files import existing_file, sha256
+from opdf_compile.parity.model_file import ModelFile, PathLike
 
-PathLike = str | os.PathLike[str]
 _WANTED = "an ONNX model"
 
 
@@ -41,8 +39,8 @@ class Artefacts:
         listed: Further files of the bundle.
     """
 
-    candidate: Path
-    reference: Path | None
+    candidate: ModelFile
+    reference: ModelFile | None
     check: Path | None
     reference_check: Path | None
     tampered: tuple[str, ...] = ()
@@ -50,12 +48,13 @@ class Artefacts:
 
     def table(self) -> dict[str, dict[str, Any]]:
         """By name: hash, size, opset and exporter; opset and exporter are null for other files."""
-        found = (self.candidate, self.reference, self.check, self.reference_check, *self.listed)
+        models = {m.path: m for m in (self.reference, self.candidate) if m is not None}
+        found = (*reversed(models), self.check, self.reference_check, *self.listed)
         paths = list(dict.fromkeys(path for path in found if path is not None))
         names = [path.name for path in paths]
         # Two models may both be called model.onnx; then the folders tell them apart.
         return {
-            path.name if names.count(path.name) == 1 else path.as_posix(): _describe(path)
+            path.name if names.count(path.name) == 1 else path.as_posix(): _describe(path, models)
             for path in paths
         }
 
@@ -91,8 +90,8 @@ def find_artefacts(
         for file in (check, reference_check)
     )
     return Artefacts(
-        candidate=path,
-        reference=other,
+        candidate=ModelFile(path),
+        reference=None if other is None else ModelFile(other),
         check=given or _beside(path),
         reference_check=None if other is None else beside or _beside(other),
         tampered=tampered,
@@ -144,11 +143,11 @@ def _beside(path: Path) -> Path | None:
     return check if check.exists() else None
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def _describe(path: Path, models: Mapping[Path, ModelFile]) -> dict[str, Any]:
     entry: dict[str, Any] = {"sha256": sha256(path), "bytes": path.stat().st_size}
     if path.suffix != ".onnx":
         return {**entry, "opset": None, "exporter": None}
-    model = load_onnx(path)
+    model = models.get(path, ModelFile(path)).model
     opsets = {item.domain: item.version for item in model.opset_import}
     metadata: Mapping[str, str] = {item.key: item.value for item in model.metadata_props}
     producer = f"{model.producer_name} {model.producer_version}".strip()

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from opdf_compile.errors import InputError
-from opdf_compile.parity.artefacts import PathLike
 from opdf_compile.parity.latency.measure import SEED, Progress, check_budget
 from opdf_compile.parity.latency.shapes import Shape, parse_shapes
 from opdf_compile.parity.latency.statistics import RULES, Rule
+from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.report.value import PARTS
 from opdf_compile.parity.runtime.sessions import Device, resolve_device
 

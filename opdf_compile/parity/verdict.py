@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from opdf_compile.errors import UserError
-from opdf_compile.parity.artefacts import Artefacts, PathLike, find_artefacts, require_reference
+from opdf_compile.parity.artefacts import Artefacts, find_artefacts, require_reference
 from opdf_compile.parity.latency.measure import Progress, measure_latency
 from opdf_compile.parity.latency.result import LatencyResult
+from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.numerics.check import check_numerics
 from opdf_compile.parity.report.environment import describe_environment
 from opdf_compile.parity.report.parity_report import ParityReport
@@ -21,7 +22,7 @@ from opdf_compile.parity.report.value import (
     overall,
 )
 from opdf_compile.parity.request import Request, Shapes, checked_request
-from opdf_compile.parity.structure.compare import StructureResult, compare_structure
+from opdf_compile.parity.structure.compare import Comparison, compare_files
 from opdf_compile.parity.structure.optimised import compare_optimised
 
 _LOG = logging.getLogger("opdf_compile")
@@ -121,8 +122,9 @@ def _structure(files: Artefacts, request: Request) -> tuple[StructurePart, tuple
         # A file that is not what was exported refutes a bundle, whatever was asked for.
         return StructurePart("fail", None, tampered) if tampered else StructurePart(), ()
     request.progress("structure", 0.0)
-    found = compare_structure(files.candidate, files.reference)
-    optimised = _optimised(files, found, request)
+    raw = compare_files(files.candidate, files.reference)
+    found = raw.result()
+    optimised = _optimised(files, raw, request)
     part = StructurePart(
         verdict="fail" if tampered else found.verdict,
         nodes=found.nodes,
@@ -133,19 +135,19 @@ def _structure(files: Artefacts, request: Request) -> tuple[StructurePart, tuple
     return part, found.notes
 
 
-def _optimised(files: Artefacts, raw: StructureResult, request: Request) -> OptimisedGraphs:
+def _optimised(files: Artefacts, raw: Comparison, request: Request) -> OptimisedGraphs:
     """Compare what the runtime makes of two equal graphs.
 
     The raw graphs decide. What the runtime makes of them can differ only because its rewrites
     depend on the order of nodes, so a difference here is told and refutes nothing.
     """
     provider = request.device.provider
-    if raw.verdict != "pass" or files.reference is None:
+    if raw.differences:
         reason = "the graphs in the files differ already"
         return OptimisedGraphs(provider=provider, differences=(reason,))
     request.progress("structure after the runtime's optimisation", _LATENCY_STARTS / 4)
     try:
-        found = compare_optimised(files.candidate, files.reference, request.device)
+        found = compare_optimised(raw, files.candidate, request.device)
     except UserError as error:
         # Latency and numerics fail on it in their own words; structure needs no runtime.
         return OptimisedGraphs(provider=provider, differences=(str(error),))

@@ -12,11 +12,9 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from opdf_compile.artefacts import load_onnx
 from opdf_compile.errors import InputError
 from opdf_compile.parity.latency.bench import Bench, file_bytes, shapes_of
 from opdf_compile.parity.latency.inputs import latency_inputs
@@ -31,10 +29,8 @@ from opdf_compile.parity.latency.shapes import (
     shape_text,
 )
 from opdf_compile.parity.latency.statistics import RULES, Interval, Rule, bootstrap
+from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.runtime.sessions import Device
-
-if TYPE_CHECKING:
-    import onnx
 
 __all__ = ["SEED", "Progress", "check_budget", "measure_latency"]
 
@@ -45,8 +41,8 @@ _WORST_FIRST = ("fail", "inconclusive", "pass")
 
 
 def measure_latency(
-    candidate: Path,
-    reference: Path,
+    candidate: PathLike,
+    reference: PathLike,
     device: Device,
     *,
     margin: float,
@@ -83,20 +79,19 @@ def measure_latency(
     if rule not in RULES:
         raise InputError(f"latency is {rule!r}; give {' or '.join(RULES)}")
     began = time.perf_counter()
-    # Parsed and checked once, so that making the sessions can leave it out.
-    models: dict[Role, onnx.ModelProto] = {
-        "candidate": load_onnx(candidate),
-        "reference": load_onnx(reference),
+    files: dict[Role, ModelFile] = {
+        "candidate": ModelFile.of(candidate),
+        "reference": ModelFile.of(reference),
     }
-    declared = declared_inputs(models["candidate"])
+    # Checked here, so that making the sessions can leave it out.
+    for file in files.values():
+        file.require_whole()
+    ours, theirs = files["candidate"].path, files["reference"].path
+    declared = declared_inputs(files["candidate"].model)
     rng = np.random.default_rng(seed)
     rows: Sequence[Mapping[str, Shape] | None] = shapes or [None]
-    inputs = [latency_inputs(declared, check, rng, asked=asked, model=candidate) for asked in rows]
-    paths: dict[Role, Path] = {
-        "candidate": candidate,
-        "reference": reference,
-        "control": reference,
-    }
+    inputs = [latency_inputs(declared, check, rng, asked=asked, model=ours) for asked in rows]
+    paths: dict[Role, Path] = {"candidate": ours, "reference": theirs, "control": theirs}
     bench = Bench(paths, device, inputs, threads, rng)
     question = Question(margin, rule, len(inputs))
     race = Race(bench, question, budget, progress or (lambda text, share: None), began=began)
@@ -106,7 +101,7 @@ def measure_latency(
         _shape_result(bench, shape, track, question, declared)
         for shape, track in enumerate(race.tracks)
     )
-    sizes = {side: file_bytes(paths[side], models[side]) for side in _SIDES}
+    sizes = {side: file_bytes(paths[side], files[side].model) for side in _SIDES}
     return _result(
         bench, question, found, race.groups, sizes, (ended, *_notes(race, found, margin))
     )

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from opdf_compile.artefacts import CheckData
+from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.numerics.drawing import drawing_outputs
 from opdf_compile.parity.numerics.evidence import Evidence, read_evidence
 from opdf_compile.parity.numerics.floors import HALVES, Peer
@@ -30,11 +31,11 @@ from opdf_compile.parity.runtime.sessions import Device
 
 
 def check_numerics(
-    candidate: Path,
+    candidate: PathLike,
     check: Path | None,
     device: Device,
     *,
-    reference: Path | None = None,
+    reference: PathLike | None = None,
     reference_check: Path | None = None,
 ) -> NumericsResult:
     """Run the candidate on its check data and judge every output.
@@ -75,7 +76,7 @@ def check_numerics(
 
 
 def _of_copy_alone(
-    result: NumericsResult, ours: Evidence, theirs: Evidence | None, reference: Path | None
+    result: NumericsResult, ours: Evidence, theirs: Evidence | None, reference: PathLike | None
 ) -> NumericsResult:
     """Numbers that fit the truth of another file are no proof; numbers that do not are one."""
     other = f"its SHA-256 is not the one in {ours.check.name}"
@@ -88,9 +89,9 @@ def _of_copy_alone(
     if reference is None:
         lacks = "there is no reference that was rewritten alike"
     elif theirs is None:
-        lacks = f"{reference.name} has no check data"
+        lacks = f"{Path(reference).name} has no check data"
     else:
-        lacks = f"{reference.name} was not"
+        lacks = f"{Path(reference).name} was not"
     sentence = (
         f"{ours.model.name} was rewritten after export ({other}) and {lacks}; rewrite both with "
         "the same tool and keep their check data, or write check data for this file with "

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from opdf_compile.artefacts import load_onnx
+from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.structure.graph_view import Node, Value
-from opdf_compile.parity.structure.linking import build_view
 
 # Every operator of ONNX, and of ONNX Runtime's own domain, whose result its inputs do not fix.
 _DRAWING = frozenset(
@@ -20,7 +17,7 @@ _DROPOUTS = frozenset({"Dropout", "BitmaskDropout"})
 _FIRST_WITH_INPUTS, _FIRST_WITHOUT_IS_TEST = 12, 7
 
 
-def drawing_outputs(model: Path) -> dict[str, str]:
+def drawing_outputs(model: PathLike) -> dict[str, str]:
     """By output that depends on random numbers, the nodes that draw them.
 
     Args:
@@ -29,7 +26,7 @@ def drawing_outputs(model: Path) -> dict[str, str]:
     Raises:
         ArtefactError: It is no valid ONNX model.
     """
-    view = build_view(load_onnx(model), str(model.parent))
+    view = ModelFile.of(model).view
     drawing = {node for node in view.nodes if _draws(node)}
     if not drawing:
         return {}

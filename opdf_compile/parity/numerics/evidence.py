@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from opdf_compile.artefacts import CheckData, Port, read_check, read_interface
+from opdf_compile.artefacts import CheckData, Port, read_check
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import sha256
+from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.numerics.free_axes import stop_of
 from opdf_compile.parity.numerics.problems import Array
 from opdf_compile.parity.runtime.runner import RunFailed, Runner
@@ -29,14 +30,14 @@ class Evidence:
         data: What that holds.
     """
 
-    model: Path
+    model: ModelFile
     check: Path
     data: CheckData
 
     @cached_property
     def rewritten(self) -> bool:
         """Whether the file is another one than the check data was written for."""
-        return self.data.onnx_sha256 != sha256(self.model)
+        return self.data.onnx_sha256 != sha256(self.model.path)
 
     def run(self, device: Device) -> list[dict[str, Array]]:
         """The outputs of every sample by name.
@@ -59,7 +60,7 @@ class Evidence:
         if not stopped:
             return found
         self.require_fit()
-        ports = read_interface(self.model).inputs
+        ports = self.model.interface.inputs
         raise stop_of(runner, ports, self.data.samples, stopped) or next(iter(stopped.values()))
 
     def require_fit(self) -> None:
@@ -68,7 +69,7 @@ class Evidence:
         Raises:
             ArtefactError: A name, shape or dtype differs.
         """
-        face = read_interface(self.model)
+        face = self.model.interface
         self._require_names("inputs", self.data.input_names, [port.name for port in face.inputs])
         self._require_names("outputs", self.data.output_names, [port.name for port in face.outputs])
         for what, port, array, dtype in self._arrays(face.inputs, face.outputs):
@@ -103,13 +104,13 @@ class Evidence:
         )
 
 
-def read_evidence(model: Path, check: Path) -> Evidence:
+def read_evidence(model: PathLike, check: Path) -> Evidence:
     """Read a file's check data.
 
     Raises:
         ArtefactError: It cannot be read, names no file, or does not fit the file.
     """
-    evidence = Evidence(model, check, read_check(check))
+    evidence = Evidence(ModelFile.of(model), check, read_check(check))
     if not evidence.data.onnx_sha256:
         # Evidence that names no file would pass for the evidence of any.
         raise ArtefactError(

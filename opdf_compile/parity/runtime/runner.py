@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from opdf_compile.errors import DeviceError
+from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.runtime.sessions import Device, open_session
 from opdf_compile.parity.runtime.tensors import from_runtime, to_runtime
 
@@ -27,7 +27,7 @@ class RunFailed(DeviceError):
         of_memory: Whether memory ran out: a limit of the machine, not of the model.
     """
 
-    def __init__(self, model: Path, error: Exception) -> None:
+    def __init__(self, model: PathLike, error: Exception) -> None:
         """Name the model and the runtime's reason."""
         self.reason = _reason(error)
         self.of_memory = any(words in str(error).lower() for words in _MEMORY)
@@ -40,7 +40,7 @@ class RunFailed(DeviceError):
 class Runner:
     """A session that takes and returns numpy arrays, bfloat16 included."""
 
-    def __init__(self, model: Path, device: Device) -> None:
+    def __init__(self, model: PathLike, device: Device) -> None:
         """Open the model.
 
         Raises:

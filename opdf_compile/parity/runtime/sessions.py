@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from opdf_compile.artefacts import load_onnx
 from opdf_compile.errors import ArtefactError, DeviceError, InputError
+from opdf_compile.parity.model_file import ModelFile
 from opdf_compile.parity.runtime.cuda import OPTIONS, PROVIDER, missing_for_cuda, short_reason
 from opdf_compile.parity.runtime.quiet import FATAL_ONLY, quiet_runtime
 
@@ -90,7 +90,7 @@ def open_session(
         ArtefactError: The file is missing, no ONNX model, or the runtime refuses the graph.
         DeviceError: The provider is gone, or has no kernel for an operator of the graph.
     """
-    load_onnx(path)
+    ModelFile.of(path).require_whole()
     return create_session(
         os.fspath(path), device, session_options(threads, optimisation), str(path)
     )

@@ -7,14 +7,13 @@ cores into one weight when it loads the file, so everything that looks at it lat
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from opdf_compile.artefacts import load_onnx, recorded_parameters
+from opdf_compile.artefacts import recorded_parameters
+from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.structure.differences import LARGEST_NUMBER, Difference
 from opdf_compile.parity.structure.graph_view import View
 from opdf_compile.parity.structure.interface import compare_interfaces, compare_opsets
@@ -87,10 +86,13 @@ class Comparison:
         return picture_of(first, self.candidate, self.reference)
 
 
-def compare_structure(
-    candidate_path: str | os.PathLike[str], reference_path: str | os.PathLike[str]
-) -> StructureResult:
-    """Compare the raw graphs of two ONNX files.
+def compare_structure(candidate: PathLike, reference: PathLike) -> StructureResult:
+    """Compare the raw graphs of two ONNX files; for their pairs of nodes, see `compare_files`."""
+    return compare_files(candidate, reference).result()
+
+
+def compare_files(candidate: PathLike, reference: PathLike) -> Comparison:
+    """Compare the raw graphs of two ONNX files, and keep both views and the pairs of nodes.
 
     Ignored: names of nodes and inner values, node order, which equal-valued constants share one
     initialiser, whether a constant is an initialiser or a Constant node, metadata, doc strings,
@@ -101,14 +103,14 @@ def compare_structure(
     and a note says so.
 
     Args:
-        candidate_path: The file that is to ship.
-        reference_path: The export of the untouched student.
+        candidate: The file that is to ship.
+        reference: The export of the untouched student.
 
     Raises:
         ArtefactError: A file is no valid ONNX model.
     """
     with _collector_paused():
-        return compare_files(candidate_path, reference_path).result()
+        return _compare_files(ModelFile.of(candidate), ModelFile.of(reference))
 
 
 @contextmanager
@@ -123,18 +125,15 @@ def _collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def compare_files(
-    candidate_path: str | os.PathLike[str], reference_path: str | os.PathLike[str]
-) -> Comparison:
-    """Compare as `compare_structure` and keep both views and the pairs of nodes."""
-    paths = (Path(candidate_path), Path(reference_path))
-    models = [load_onnx(path) for path in paths]
-    records = [recorded_parameters(m, str(p)) for m, p in zip(models, paths, strict=True)]
-    views = [build_view(m, str(p.parent)) for m, p in zip(models, paths, strict=True)]
+def _compare_files(*files: ModelFile) -> Comparison:
+    for file in files:
+        file.require_whole()
+    records = [recorded_parameters(file.model, str(file)) for file in files]
+    views = [file.view for file in files]
     if records[1] is None and _belongs(records[0], *views):
         # A trained ONNX student against the file that it came from, which has the same names.
         records[1] = records[0]
-    lost = [note_of_lost(r, v, str(p)) for r, v, p in zip(records, views, paths, strict=True)]
+    lost = [note_of_lost(r, v, str(f)) for r, v, f in zip(records, views, files, strict=True)]
     notes = _guessing(None in records, tuple(note for note in lost if note))
     if notes:
         # One rule for both sides: a record on one side only would make every other constant a

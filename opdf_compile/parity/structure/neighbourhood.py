@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opdf_compile.artefacts import load_onnx
 from opdf_compile.errors import InputError
+from opdf_compile.parity.model_file import ModelFile
 from opdf_compile.parity.structure.graph_view import Node, Value, View
 from opdf_compile.parity.structure.linking import build_view
 
@@ -59,8 +58,7 @@ def _view(model: onnx.ModelProto | View | str | os.PathLike[str]) -> View:
         return model
     if isinstance(model, onnx.ModelProto):
         return build_view(model, "")
-    path = Path(model)
-    return build_view(load_onnx(path), str(path.parent))
+    return ModelFile.of(model).view
 
 
 def _near(node: Node) -> list[Node]:

@@ -6,74 +6,69 @@ into both graphs first. What is left to differ is what the runtime made of node 
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opdf_compile.artefacts import load_onnx
+from opdf_compile.errors import InternalError
+from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.runtime.sessions import Device, create_session, session_options
-from opdf_compile.parity.structure.compare import (
-    Comparison,
-    StructureResult,
-    compare_files,
-    compare_models,
-)
+from opdf_compile.parity.structure.compare import Comparison, StructureResult, compare_models
 from opdf_compile.parity.structure.graph_view import Node, Value
+from opdf_compile.parity.structure.linking import build_view
 
 if TYPE_CHECKING:
     import onnx
-
-NOTE_RAW = "the raw graphs differ, so the graphs after the runtime's optimisation were not compared"
 
 # Protobuf ends at 2 GiB. The constants of larger models go to a file beside the model.
 _LARGEST_INLINE = 1 << 30
 
 
-def compare_optimised(
-    candidate_path: str | os.PathLike[str],
-    reference_path: str | os.PathLike[str],
-    device: Device,
-) -> StructureResult:
-    """Compare two files after ONNX Runtime's optimisation for one provider.
+def compare_optimised(raw: Comparison, candidate: PathLike, device: Device) -> StructureResult:
+    """Compare two files of one structure after ONNX Runtime's optimisation for one provider.
 
     Args:
-        candidate_path: The file that is to ship.
-        reference_path: The export of the untouched student.
+        raw: The comparison of the files, which found no difference.
+        candidate: The file that is to ship.
         device: The provider whose optimisations run.
 
     Returns:
-        The verdict on the optimised graphs, all constants compared by value; the raw differences
-        with a note when the raw graphs differ already.
+        The verdict on the optimised graphs, all constants compared by value.
 
     Raises:
-        ArtefactError: A file is no valid ONNX model, or the runtime refuses it.
+        ArtefactError: The runtime refuses a file.
         DeviceError: The provider cannot be used, or lacks an operator.
+        InternalError: The raw graphs differ, so that the nodes of one have no partners.
     """
-    raw = compare_files(candidate_path, reference_path)
     if raw.differences:
-        result = raw.result()
-        return StructureResult("fail", result.nodes, result.differences, (*raw.notes, NOTE_RAW))
-    reference = _with_candidate_values(raw)
+        raise InternalError("graphs that differ already were to be compared after optimisation")
     with tempfile.TemporaryDirectory(prefix="opdf-verify-") as folder:
         place = Path(folder)
-        source = _write(reference, place / "reference.onnx")
+        reference = _write(_with_candidate_values(raw), place / "reference.onnx")
         optimised = [
-            _optimise(Path(candidate_path), place / "candidate.optimised.onnx", device),
-            _optimise(source, place / "reference.optimised.onnx", device),
+            _optimise(Path(candidate), place / "candidate.optimised.onnx", device),
+            _optimise(reference, place / "reference.optimised.onnx", device),
         ]
         return compare_models(optimised[0], optimised[1], (folder, folder)).result()
 
 
 def _with_candidate_values(raw: Comparison) -> onnx.ModelProto:
-    """Put the candidate's constants into the reference's model, in place of its own.
+    """The reference's model with the candidate's constants in place of its own.
 
     The reference may share one initialiser where the candidate has two, so each operand is given
-    what the candidate's matched node has there. `raw` is used up.
+    what the candidate's matched node has there.
     """
-    reference = raw.reference.model
-    _embed(reference.graph, raw.reference.main.folder)
+    import onnx
+
+    reference = onnx.ModelProto()
+    reference.CopyFrom(raw.reference.model)
+    folder = raw.reference.main.folder
+    # The copy is linked in the same order, and so tells which of its nodes is which.
+    copies = build_view(reference, folder).nodes
+    protos = {node: copy.proto for node, copy in zip(raw.reference.nodes, copies, strict=True)}
+    _embed(reference.graph, folder)
     added: dict[int, onnx.TensorProto] = {}
     for c_node, r_node in raw.walk.nodes.items():
         if _in_function(r_node):
@@ -81,7 +76,7 @@ def _with_candidate_values(raw: Comparison) -> onnx.ModelProto:
         for place, (c, r) in enumerate(zip(c_node.inputs, r_node.inputs, strict=True)):
             tensor = _replacement(c, r, added)
             if tensor is not None:
-                r_node.proto.input[place] = tensor.name
+                protos[r_node].input[place] = tensor.name
     replaced = {}
     for c, r in zip(raw.candidate.main.outputs, raw.reference.main.outputs, strict=True):
         tensor = _replacement(c, r, {})
@@ -164,8 +159,7 @@ def _write(model: onnx.ModelProto, path: Path) -> Path:
 
 
 def _optimise(source: Path, target: Path, device: Device) -> onnx.ModelProto:
-    """Let the runtime load a file and write down the graph that it will run."""
-    load_onnx(source)
+    """Let the runtime load a file, checked before, and write down the graph that it will run."""
     options = session_options(optimisation="all")
     options.optimized_model_filepath = str(target)
     options.add_session_config_entry(

@@ -62,10 +62,10 @@ def guessed_parameters(view: View) -> frozenset[str]:
 
 
 def mark_parameters(view: View, names: frozenset[str]) -> None:
-    """Tell the constants of a view that they are parameters of the model."""
+    """Tell the constants of a view which of them are parameters of the model."""
     for value in _constants(view):
-        if value.constant and value.name in names:
-            value.constant = replace(value.constant, parameter=True)
+        if value.constant and (value.name in names) is not value.constant.parameter:
+            value.constant = replace(value.constant, parameter=value.name in names)
 
 
 def _constants(view: View) -> Iterator[Value]:

@@ -17,6 +17,7 @@ import opdf_compile as opdf
 from opdf_compile.artefacts.check_data import check_path, read_check, write_check
 from opdf_compile.artefacts.interface import read_interface
 from opdf_compile.errors import ArtefactError, DeviceError
+from opdf_compile.parity.model_file import ModelFile
 from opdf_compile.parity.numerics.evidence import Evidence
 from opdf_compile.parity.numerics.free_axes import stop_of
 from opdf_compile.parity.runtime.runner import RunFailed, Runner
@@ -99,7 +100,7 @@ def test_check_data_of_another_shape_is_bad_input(tmp_path: Path) -> None:
 
 
 def failures(path: Path, words: str) -> tuple[Evidence, dict[int, RunFailed]]:
-    evidence = Evidence(path, check_path(path), read_check(check_path(path)))
+    evidence = Evidence(ModelFile(path), check_path(path), read_check(check_path(path)))
     sizes = [sample.inputs["input"].shape[2] for sample in evidence.data.samples]
     error = RunFailed(path, RuntimeError(words))
     return evidence, {index: error for index, size in enumerate(sizes) if size != 4}

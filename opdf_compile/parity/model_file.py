@@ -1,0 +1,68 @@
+"""An ONNX file that several parts of a verification look into: parsed, checked and linked once."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from opdf_compile.artefacts import Interface, interface_of, load_onnx
+from opdf_compile.parity.structure.graph_view import View
+from opdf_compile.parity.structure.linking import build_view
+
+if TYPE_CHECKING:
+    import onnx
+
+PathLike = str | os.PathLike[str]
+
+
+class ModelFile:
+    """A file; what it holds is read when it is first asked for, and nobody changes it.
+
+    Attributes:
+        path: Where it is.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        """Nothing is read yet."""
+        self.path = Path(path)
+
+    @classmethod
+    def of(cls, source: PathLike) -> ModelFile:
+        """The file of a path; one that is such a file already keeps what it has read."""
+        return source if isinstance(source, ModelFile) else cls(source)
+
+    def __fspath__(self) -> str:
+        return os.fspath(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def name(self) -> str:
+        """Its name without the folder."""
+        return self.path.name
+
+    @cached_property
+    def model(self) -> onnx.ModelProto:
+        """The parsed model.
+
+        Raises:
+            ArtefactError: It is no ONNX model, or not a whole one; as for all that follows.
+        """
+        return load_onnx(self.path)
+
+    @cached_property
+    def view(self) -> View:
+        """The model as linked objects."""
+        return build_view(self.model, str(self.path.parent))
+
+    @cached_property
+    def interface(self) -> Interface:
+        """Its inputs and outputs."""
+        return interface_of(self.model, self.path)
+
+    def require_whole(self) -> None:
+        """Parse and check it, before a runtime sees it."""
+        _ = self.model
