@@ -124,9 +124,9 @@ class Runner:
             losses.append(loss)
             marks.append(self._check())
 
-        take_all(job, setup, machine, teaching, seed, after)
+        take_all(setup, teaching, seed, after)
         trained = self._now()
-        value = self._score(job, setup, teaching)
+        value = self._score(setup, teaching)
         tail = losses[-max(1, round(_TAIL * steps)) :]
         return Trained(
             Score(_finite(value), _finite(-float(torch.stack(tail).mean()))),
@@ -137,9 +137,10 @@ class Runner:
             step_seconds=tuple(b - a for a, b in zip(marks, marks[1:], strict=False)),
         )
 
-    def _score(self, job: Job, setup: Setup, teaching: Teaching) -> float:
+    def _score(self, setup: Setup, teaching: Teaching) -> float:
         """The metric on the fold's examples to score, turned so that more is better."""
-        evaluation = Evaluation(job.metric, setup.batches, 2 * job.recipe.data.batch, teaching)
+        job = setup.job
+        evaluation = Evaluation(job, setup.batches, teaching, 2 * job.recipe.data.batch)
 
         def forward(batch: Batch) -> dict[str, Tensor]:
             self._check()

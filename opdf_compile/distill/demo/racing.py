@@ -34,7 +34,6 @@ from opdf_compile.distill.engine import (
     Setup,
     Teaching,
     build,
-    evaluating,
     take_all,
 )
 from opdf_compile.distill.recipe import Job, parse_recipe, prepare
@@ -140,7 +139,7 @@ class _Racing:
                 epochs.append((mean, self.accuracy(student, "validation")))
                 losses.clear()
 
-        take_all(self._job, setup, self._machine, self._teaching, seed, after)
+        take_all(setup, self._teaching, seed, after)
         means, accuracies = zip(*epochs, strict=True)
         curve = Curve(means, accuracies, time.perf_counter() - started)
         return _Run(method, rate, curve, setup)
@@ -148,9 +147,8 @@ class _Racing:
     def accuracy(self, model: nn.Module, part: str) -> float:
         """The recipe's metric on a part of the digits."""
         size = len(getattr(self._job.data, part))
-        evaluation = Evaluation(self._job.metric, self._batches, size, self._teaching)
-        with evaluating(model):
-            return evaluation(lambda batch: self._job.forward(model, batch), part, alone=True)
+        evaluation = Evaluation(self._job, self._batches, self._teaching, size)
+        return evaluation.of(model, part, alone=True)
 
     def outcome(self, method: Method, runs: Sequence[_Run]) -> Outcome:
         """Choose a method's rate, and look at the test part."""

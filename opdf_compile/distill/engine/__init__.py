@@ -2,7 +2,7 @@
 
 student = machine.widened(job.make_student(seed))
 setup = build(job, machine, student, job.plan(student), seed=seed)
-step = Step(job, setup, machine, Teaching(job, machine.teacher(job.teacher), machine))
+step = Step(setup, Teaching(job, machine.teacher(job.teacher), machine))
 for number in range(setup.steps):
     step(number)
 student = setup.deployed()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.distill.engine.batches import Batches, spans
-from opdf_compile.distill.recipe.job import Batch, Examples, Metric
+from opdf_compile.distill.recipe.job import Batch, Examples, Job
 from opdf_compile.io import Ranks
 
 Forward = Callable[[Batch], dict[str, Tensor]]
@@ -26,14 +26,22 @@ class Evaluation:
     """Measures models on one part.
 
     Args:
-        metric: What is measured.
+        job: Has the metric.
         batches: Makes batches.
-        batch: Examples per forward.
         teacher: Gives the teacher's outputs where the metric reads them.
+        batch: Examples per forward; None takes the recipe's.
     """
 
-    def __init__(self, metric: Metric, batches: Batches, batch: int, teacher: Teacher) -> None:
-        self._metric, self._batches, self._batch, self._teacher = metric, batches, batch, teacher
+    def __init__(
+        self, job: Job, batches: Batches, teacher: Teacher, batch: int | None = None
+    ) -> None:
+        self._job, self._batches, self._teacher = job, batches, teacher
+        self._batch = batch or job.recipe.data.batch
+
+    def of(self, model: nn.Module, part: str, *, alone: bool = False) -> float:
+        """The metric of a model in eval mode; see `__call__`."""
+        with evaluating(model):
+            return self(lambda batch: self._job.forward(model, batch), part, alone=alone)
 
     @torch.no_grad()
     def __call__(self, forward: Forward, part: str, *, alone: bool = False) -> float:
@@ -62,8 +70,9 @@ class Evaluation:
         self, forward: Forward, part: str, examples: Examples, indices: list[int]
     ) -> tuple[float, float]:
         batch = self._batches.of(examples, indices)
-        teacher = self._teacher(part, indices, batch) if self._metric.needs_teacher else None
-        total, count = self._metric.pieces(forward(batch), teacher, batch)
+        metric = self._job.metric
+        teacher = self._teacher(part, indices, batch) if metric.needs_teacher else None
+        total, count = metric.pieces(forward(batch), teacher, batch)
         return float(total), float(count)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from opdf_compile.distill.engine.machine import Machine, machine_for
+from opdf_compile.distill.engine.machine import machine_for
 from opdf_compile.distill.engine.setup import Setup, build
 from opdf_compile.distill.engine.step import Step
 from opdf_compile.distill.engine.teaching import Teaching
@@ -16,20 +16,16 @@ from opdf_compile.io import fixed_randomness, seeded
 After = Callable[[int, Tensor], None]
 
 
-def take_all(
-    job: Job, setup: Setup, machine: Machine, teaching: Teaching, seed: int, after: After
-) -> None:
+def take_all(setup: Setup, teaching: Teaching, seed: int, after: After) -> None:
     """Take all steps of a setup; the caller's random numbers are as before.
 
     Args:
-        job: What is trained.
-        setup: With what.
-        machine: On what.
+        setup: What is trained, and with what.
         teaching: The teacher's outputs.
         seed: Of dropout and of all else that is drawn on the way.
         after: Called after each step with its number, from 1 on, and its loss.
     """
-    step = Step(job, setup, machine, teaching)
+    step = Step(setup, teaching)
     with seeded(seed), fixed_randomness():
         for number in range(setup.steps):
             parts, _ = step(number)
@@ -42,5 +38,5 @@ def fit(job: Job) -> nn.Module:
     student = machine.widened(job.make_student(seed))
     setup = build(job, machine, student, job.plan(student), seed=seed)
     teaching = Teaching(job, machine.teacher(job.teacher), machine)
-    take_all(job, setup, machine, teaching, seed, lambda _step, _loss: None)
+    take_all(setup, teaching, seed, lambda _step, _loss: None)
     return setup.deployed()

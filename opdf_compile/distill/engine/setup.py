@@ -27,6 +27,8 @@ class Setup:
     """What is trained, and by what.
 
     Attributes:
+        job: What it is for.
+        machine: Where it trains.
         student: On the device, in the precision of the recipe.
         plan: What is over-parameterised, or None.
         optimizer: Of the student.
@@ -39,6 +41,8 @@ class Setup:
         warmup: The share of them in which the rate rises.
     """
 
+    job: Job
+    machine: Machine
     student: nn.Module
     plan: Plan | None
     optimizer: Optimizer
@@ -114,6 +118,8 @@ def build(
     remember_peaks(optimizer)
     whole = whole_run(job)
     return Setup(
+        job=job,
+        machine=machine,
         student=student,
         plan=plan,
         optimizer=optimizer,

@@ -17,13 +17,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from opdf_compile.distill.engine.machine import Machine
 from opdf_compile.distill.engine.objective import Divisors, Objective, weighted
 from opdf_compile.distill.engine.order import shard
 from opdf_compile.distill.engine.schedule import set_rates, share_of_peak
 from opdf_compile.distill.engine.setup import Setup
 from opdf_compile.distill.engine.teaching import Teaching
-from opdf_compile.distill.recipe.job import Job
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,7 @@ class Step:
     """Takes the steps of one training, each by its number.
 
     Args:
-        job: What is trained.
-        setup: With what.
-        machine: On what.
+        setup: What is trained, and with what.
         teaching: The teacher's outputs.
         processes: Who takes part.
 
@@ -58,21 +54,16 @@ class Step:
     """
 
     def __init__(
-        self,
-        job: Job,
-        setup: Setup,
-        machine: Machine,
-        teaching: Teaching,
-        processes: Processes | None = None,
+        self, setup: Setup, teaching: Teaching, processes: Processes | None = None
     ) -> None:
-        self._job, self._setup, self._machine, self._teaching = job, setup, machine, teaching
+        self._setup, self._teaching, self._recipe = setup, teaching, setup.job.recipe
         self._processes = processes or Processes()
         self._objective = self._processes.wrap(
-            Objective(setup.student, setup.losses, job.forward)
+            Objective(setup.student, setup.losses, setup.job.forward)
         ).train()
         self._divisors = Divisors(setup.losses.terms, self._processes.add_up)
         self._trained = [*setup.student.parameters(), *setup.losses.parameters()]
-        self.scaler = machine.scaler()
+        self.scaler = setup.machine.scaler()
 
     def __call__(self, number: int, *, stop: bool = False) -> tuple[dict[str, Tensor], bool]:
         """Take a step; all processes together.
@@ -89,14 +80,14 @@ class Step:
         places = [
             shard(batch, processes.rank, processes.size) for batch in setup.order.batches(number)
         ]
-        batches = [setup.batches.of(self._job.data.train, some) for some in places]
+        batches = [setup.batches.of(setup.job.data.train, some) for some in places]
         parts: dict[str, Tensor] = {}
         divisors: dict[str, float] = {}
         told = False
         for place, batch in enumerate(batches):
             teacher = self._teaching("train", places[place], batch)
             with self._travelling(last=place == len(batches) - 1):
-                with self._machine.autocast():
+                with setup.machine.autocast():
                     pieces = self._objective(batch, teacher)
                 if not divisors:
                     divisors, told = self._divisors(pieces, batches, stop)
@@ -110,7 +101,7 @@ class Step:
 
     def _set_rates(self, number: int) -> None:
         setup = self._setup
-        share = share_of_peak(number, setup.steps, self._job.recipe.schedule.kind, setup.warmup)
+        share = share_of_peak(number, setup.steps, self._recipe.schedule.kind, setup.warmup)
         for optimizer in setup.optimizers:
             set_rates(optimizer, share)
 
@@ -123,7 +114,7 @@ class Step:
 
     def _apply(self) -> None:
         """Clip, step, clear, average."""
-        setup, scaler, clip = self._setup, self.scaler, self._job.recipe.training.clip
+        setup, scaler, clip = self._setup, self.scaler, self._recipe.training.clip
         if clip is not None:
             for optimizer in setup.optimizers:
                 scaler.unscale_(optimizer)

@@ -129,8 +129,9 @@ class _Noting(Mapping[str, Tensor]):
 
 
 @torch.no_grad()
-def names_read(job: Job, setup: Setup, teacher: nn.Module) -> tuple[str, ...]:
+def names_read(setup: Setup, teacher: nn.Module) -> tuple[str, ...]:
     """Which of the teacher's outputs the losses and the metric read, tried on the job's example."""
+    job = setup.job
     batch = setup.batches.moved(job.example)
     noting = _Noting(job.forward(teacher, batch))
     with fixed_randomness(), evaluating(setup.student) as student, evaluating(setup.losses):

@@ -23,7 +23,6 @@ from opdf_compile.errors import InputError, UserError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from opdf_compile.distill.recipe.job import Job
     from opdf_compile.distill.recipe.schema import TrainingSection
 
 # Accelerate leaves a tracker out without a word where its package is missing.
@@ -145,14 +144,14 @@ def added_up(accelerator: Accelerator, vector: Tensor) -> Tensor:
     return added
 
 
-def processes(accelerator: Accelerator, job: Job, setup: Setup, teaching: Teaching) -> Processes:
+def processes(accelerator: Accelerator, setup: Setup, teaching: Teaching) -> Processes:
     """The processes of a run, for its steps."""
 
     def wrap(objective: nn.Module) -> nn.Module:
         if accelerator.num_processes > 1:
             from accelerate.utils import DistributedDataParallelKwargs
 
-            unused = _unused_parameters(objective, job, setup, teaching)
+            unused = _unused_parameters(objective, setup, teaching)
             accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=unused)
         prepared: nn.Module = accelerator.prepare_model(objective)
         return prepared
@@ -163,9 +162,9 @@ def processes(accelerator: Accelerator, job: Job, setup: Setup, teaching: Teachi
     return Processes(accelerator.process_index, accelerator.num_processes, add_up, wrap)
 
 
-def _unused_parameters(objective: nn.Module, job: Job, setup: Setup, teaching: Teaching) -> bool:
+def _unused_parameters(objective: nn.Module, setup: Setup, teaching: Teaching) -> bool:
     """Whether the objective leaves a parameter without a gradient: DDP has to look for those."""
-    batch = setup.batches.moved(job.example)
+    batch = setup.batches.moved(setup.job.example)
     told = None if teaching.teacher is None else teaching.outputs(teaching.teacher, batch)
     with torch.random.fork_rng(), evaluating(objective):
         pieces = objective(batch, told)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from opdf_compile.distill.engine import Setup, Teaching, names_read
-from opdf_compile.distill.recipe.job import Examples, Job
+from opdf_compile.distill.recipe.job import Examples
 from opdf_compile.distill.run.cache import Cached, Part, cache_key, cached
 from opdf_compile.distill.run.events import Stage, Watch
 from opdf_compile.distill.run.folder import RunFolder
@@ -13,17 +13,18 @@ from opdf_compile.distill.run.lock import module_hash
 
 
 def cached_parts(
-    job: Job, setup: Setup, teaching: Teaching, place: RunFolder, tell: Watch
+    setup: Setup, teaching: Teaching, place: RunFolder, tell: Watch
 ) -> tuple[dict[str, Cached], tuple[str, ...]]:
     """The cache by part of the data, filled where it is not; and notes on it.
 
     The training part always, the validation part where the metric reads the teacher. Without
     [teacher] cache = true, or where nothing reads the teacher, there is none.
     """
-    section, teacher = job.recipe.teacher, teaching.teacher
+    job, teacher = setup.job, teaching.teacher
+    section = job.recipe.teacher
     if section is None or teacher is None or not section.cache:
         return {}, ()
-    names = names_read(job, setup, teacher)
+    names = names_read(setup, teacher)
     if not names:
         return {}, ()
     if not job.fingerprint:

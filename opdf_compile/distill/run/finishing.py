@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.artefacts import STUDENT, changed_files, is_bundle
-from opdf_compile.distill.engine import Batches, Evaluation, Setup, evaluating
+from opdf_compile.distill.engine import Batches, Evaluation, Setup
 from opdf_compile.distill.recipe.job import Batch, Job
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.run.events import Stage, Watch
@@ -151,12 +151,9 @@ def _metrics(
         watch(Stage("measuring on the test part", place / 4))
         if model is None:
             continue
-        model.to(setup.batches.device)
-        if setup.batches.double:
-            model.double()
+        setup.machine.widened(model.to(setup.machine.device))
         try:
-            with evaluating(model) as still:
-                found[name] = evaluation(_forward(job, still), "test", alone=True)
+            found[name] = evaluation.of(model, "test", alone=True)
         except Exception as error:  # A metric of labels may not fit a teacher's outputs.
             if name != "teacher":
                 raise
@@ -170,10 +167,6 @@ def _metrics(
         found["onnx"] = evaluation(exported, "test", alone=True)
     watch(Stage("measuring on the test part", 1.0))
     return found
-
-
-def _forward(job: Job, model: nn.Module) -> Any:
-    return lambda batch: job.forward(model, batch)
 
 
 def _exported(job: Job, batches: Batches, student: nn.Module, bundle: Path) -> Any:

@@ -133,10 +133,10 @@ def _train(
     student = machine.widened(job.make_student(seed))
     setup = build(job, machine, student, job.plan(student), seed=seed)
     teaching = Teaching(job, machine.teacher(job.teacher), machine)
-    cache, notes = cached_parts(job, setup, teaching, place, tell)
+    cache, notes = cached_parts(setup, teaching, place, tell)
     teaching = Teaching(job, teaching.teacher, machine, cache)
     start_trackers(accelerator, job.recipe.model_dump(mode="json"))
-    training = Training(job, setup, machine, accelerator, teaching, place, tell)
+    training = Training(setup, accelerator, teaching, place, tell)
     # After all that builds: what was built may have drawn random numbers, and a resumed run, which
     # builds again, takes those of its checkpoint.
     set_seed(seed, device_specific=True)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from opdf_compile.distill.engine import Evaluation, Machine, Setup, Step, Teaching, evaluating
-from opdf_compile.distill.recipe.job import Job
+from opdf_compile.distill.engine import Evaluation, Setup, Step, Teaching
 from opdf_compile.distill.run.accelerator import added_up, processes
 from opdf_compile.distill.run.events import Saved, Stepped, Validated, Watch
 from opdf_compile.distill.run.folder import Log, RunFolder
@@ -31,9 +30,7 @@ class Training:
     """One run's training.
 
     Args:
-        job: What is trained.
-        setup: With what.
-        machine: On what.
+        setup: What is trained, and with what.
         accelerator: Its processes and trackers.
         teaching: The teacher's outputs.
         folder: Where checkpoints and log go.
@@ -42,19 +39,17 @@ class Training:
 
     def __init__(
         self,
-        job: Job,
         setup: Setup,
-        machine: Machine,
         accelerator: Accelerator,
         teaching: Teaching,
         folder: RunFolder,
         watch: Watch,
     ) -> None:
+        job = setup.job
         self._job, self._setup, self._accelerator = job, setup, accelerator
         self._folder, self._watch = folder, watch
-        together = processes(accelerator, job, setup, teaching)
-        self._step = Step(job, setup, machine, teaching, together)
-        self.evaluation = Evaluation(job.metric, setup.batches, job.recipe.data.batch, teaching)
+        self._step = Step(setup, teaching, processes(accelerator, setup, teaching))
+        self.evaluation = Evaluation(job, setup.batches, teaching)
         self.saving = Saving(setup, self._step.scaler)
         self.progress = Progress()
 
@@ -139,8 +134,7 @@ class Training:
         if not len(self._job.data.validation):
             return
         metric, training = self._job.metric, self._job.recipe.training
-        with evaluating(self._setup.measured) as model:
-            value = self.evaluation(lambda b: self._job.forward(model, b), "validation")
+        value = self.evaluation.of(self._setup.measured, "validation")
         progress = self.progress
         if math.isnan(value):
             raise UserError(

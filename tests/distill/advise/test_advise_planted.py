@@ -108,8 +108,8 @@ def test_nine_of_ten_races_by_the_real_clock_give_the_right_advice(case: str) ->
 
 
 @pytest.mark.slow
-def test_labels_of_noise_give_no_advice_in_nine_of_ten_races() -> None:
+def test_labels_of_noise_give_no_advice_in_eighteen_of_twenty_races() -> None:
     shown = sum(
-        race("nothing", StepClock(), seed=seed).verdict in RIGHT.values() for seed in range(10)
+        race("nothing", StepClock(), seed=seed).verdict in RIGHT.values() for seed in range(20)
     )
-    assert shown <= 1
+    assert shown <= 2

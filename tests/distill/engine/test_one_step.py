@@ -124,7 +124,7 @@ def stepped(job: Job, *, clip: float | None) -> tuple[Setup, list[Tensor]]:
     both = nn.ModuleList([setup.student, setup.losses])
     before = [p.detach().clone() for p in both.parameters()]
     torch.manual_seed(0)
-    Step(job, setup, machine, Teaching(job, machine.teacher(job.teacher), machine))(0)
+    Step(setup, Teaching(job, machine.teacher(job.teacher), machine))(0)
     return setup, [p.detach() - b for p, b in zip(both.parameters(), before, strict=True)]
 
 
