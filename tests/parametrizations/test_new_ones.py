@@ -157,6 +157,25 @@ def test_what_it_does_not_say_is_the_default(made: Any) -> None:
     assert entry.modes == "two halves"
 
 
+def test_a_fold_is_exact_and_rounded_once(made: Any) -> None:
+    """1 + 2^-30 is a number of float64 alone: float32, in the sum or on the way, would lose it."""
+    (entry, _) = opdf.plan(network(), parametrization="halves").entries
+    cores = [torch.full((8, 3, 3, 3), value) for value in (1.0, 2.0**-30)]
+    assert entry.compose(cores).unique().tolist() == [1.0]
+    assert entry.fold(cores).unique().tolist() == [1.0]
+    assert entry.fold(cores).dtype == torch.float32
+    assert entry.fold(cores, torch.float64).unique().tolist() == [1 + 2.0**-30]
+
+
+def test_a_weight_is_factorised_where_it_is_asked_for(made: Any) -> None:
+    (entry, _) = opdf.plan(network(), parametrization="halves").entries
+    weight, asked = network()[0].weight, []
+    made.decompose = lambda weight, spec, *, device=None: asked.append(device) or (weight, weight)
+    cores = [*entry.decompose(weight), *entry.decompose(weight, device="meta")]
+    assert asked == [None, "meta"]
+    assert not any(core.requires_grad for core in cores)
+
+
 @pytest.mark.parametrize("made", [Stranger], indirect=True)
 def test_a_stranger_is_asked_by_keywords_and_of_stacks_only_where_there_is_one(made: Any) -> None:
     opdf.plan(network(), parametrization="halves")
