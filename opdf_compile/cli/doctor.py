@@ -6,12 +6,16 @@ and 1 when something must be mended first.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.text import Text
 
 from opdf_compile.cli import options as o
-from opdf_compile.cli.environment import Finding, examine
 from opdf_compile.cli.tables import table
 from opdf_compile.cli.terminal import opened
+
+if TYPE_CHECKING:
+    from opdf_compile.cli.environment import Finding
 
 NAME = "doctor"
 EXAMPLES = "$ opdf-compile doctor\n\n$ opdf-compile doctor --json -"
@@ -33,6 +37,8 @@ def command(
     Exits 0 when the main job can run (notes do not count), 1 when there is a problem.
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
+        from opdf_compile.cli.environment import examine
+
         with terminal.busy("looking around"):
             findings = examine()
         rows = table("Environment", "", "what", "found")
