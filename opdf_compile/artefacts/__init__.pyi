@@ -22,6 +22,9 @@ from .interface import interface_of as interface_of
 from .interface import read_interface as read_interface
 from .onnx_file import load_onnx as load_onnx
 from .onnx_file import load_with_data as load_with_data
+from .onnx_nodes import constant_of as constant_of
+from .onnx_nodes import opsets_of as opsets_of
+from .onnx_nodes import plain_domain as plain_domain
 from .record import RECORD as RECORD
 from .record import exporter_of as exporter_of
 from .record import own_version as own_version

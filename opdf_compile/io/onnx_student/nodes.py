@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from opdf_compile.artefacts import constant_of, plain_domain
 from opdf_compile.errors import ArtefactError
 
 if TYPE_CHECKING:
@@ -124,8 +125,7 @@ def constants_of(graph: onnx.GraphProto, scope: Scope = ()) -> Iterable[Constant
         yield Constant(sparse.values.name, scope, dense(sparse))
     for node in graph.node:
         if is_constant(node):
-            (attribute,) = node.attribute
-            yield Constant(node.output[0], scope, constant_tensor(attribute))
+            yield Constant(node.output[0], scope, constant_tensor(node))
 
 
 def all_constants(graph: onnx.GraphProto, scope: Scope = ()) -> Iterable[Constant]:
@@ -143,32 +143,22 @@ def inner_scope(scope: Scope, outputs: Iterable[str], attribute: str) -> Scope:
 
 def is_constant(node: onnx.NodeProto) -> bool:
     """Whether a node only holds a tensor of numbers."""
-    if node.op_type != "Constant" or node.domain not in ("", "ai.onnx"):
-        return False
-    return len(node.attribute) == 1 and node.attribute[0].name != "value_string"
+    return constant_of(node) is not None and node.attribute[0].name != "value_string"
 
 
-def constant_tensor(attribute: onnx.AttributeProto) -> onnx.TensorProto:
-    """The tensor of a Constant node's one attribute."""
-    from onnx import TensorProto, helper
+def constant_tensor(node: onnx.NodeProto) -> onnx.TensorProto:
+    """The numbers of a Constant node."""
+    from onnx import SparseTensorProto
 
-    if attribute.name == "value":
-        return attribute.t
-    if attribute.name == "sparse_value":
-        return dense(attribute.sparse_tensor)
-    forms: dict[str, tuple[int, list[Any], list[int]]] = {
-        "value_float": (TensorProto.FLOAT, [attribute.f], []),
-        "value_int": (TensorProto.INT64, [attribute.i], []),
-        "value_floats": (TensorProto.FLOAT, list(attribute.floats), [len(attribute.floats)]),
-        "value_ints": (TensorProto.INT64, list(attribute.ints), [len(attribute.ints)]),
-    }
-    if attribute.name not in forms:
+    tensor = constant_of(node)
+    if isinstance(tensor, SparseTensorProto):
+        return dense(tensor)
+    if tensor is None or node.attribute[0].name == "value_strings":
         raise ArtefactError(
-            f"a Constant node holds {attribute.name!r}, wanted a tensor or numbers; texts have no "
-            "form in torch: export the model without them"
+            f"a Constant node holds {node.attribute[0].name!r}, wanted a tensor or numbers; texts "
+            "have no form in torch: export the model without them"
         )
-    kind, content, dims = forms[attribute.name]
-    return helper.make_tensor("", kind, dims, content)
+    return tensor
 
 
 def dense(sparse: onnx.SparseTensorProto) -> onnx.TensorProto:
@@ -197,7 +187,7 @@ def torch_dtype(code: int) -> torch.dtype | None:
 
 
 def _node(proto: onnx.NodeProto, opsets: Mapping[str, int], index: int, scope: Scope) -> Node:
-    domain = "" if proto.domain == "ai.onnx" else proto.domain
+    domain = plain_domain(proto.domain)
     inputs = list(proto.input)
     while inputs and not inputs[-1]:
         inputs.pop()

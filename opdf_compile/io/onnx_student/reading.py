@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from opdf_compile.artefacts import load_with_data
+from opdf_compile.artefacts import load_with_data, opsets_of
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.onnx_student.keys import identifier, keys_of
 from opdf_compile.io.onnx_student.nodes import Graph, Node, all_constants, parse, torch_dtype
@@ -82,14 +82,14 @@ def make_source(
     Raises:
         InputError: Its operator set is too old, or an operator or input has no torch form.
     """
-    opsets = _opsets(proto)
+    opsets = opsets_of(proto.opset_import)
     if opsets.get("", 0) < OLDEST_OPSET:
         raise InputError(
             f"{name} uses opset {opsets.get('', 'none')}, wanted {OLDEST_OPSET} or newer; convert "
             "it with onnx.version_converter"
         )
     inlined = _inlined(proto, name)
-    graph = parse(inlined.graph, _opsets(inlined))
+    graph = parse(inlined.graph, opsets_of(inlined.opset_import))
     require_known(graph)
     # The file's own constants come first, so that their keys do not depend on its functions.
     own = [(c.scope, c.name) for c in all_constants(proto.graph)]
@@ -129,13 +129,6 @@ def _number(inputs: Mapping[str, Any], key: str, value: Any, name: str) -> Host:
             f"the input {key!r} of {name} is fixed to {value!r}, wanted one number"
         ) from error
     return host(np.full([1] * len(axes), scalar, dtype=object), dtype)
-
-
-def _opsets(proto: onnx.ModelProto) -> dict[str, int]:
-    return {
-        "" if entry.domain == "ai.onnx" else entry.domain: entry.version
-        for entry in proto.opset_import
-    }
 
 
 def _inlined(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:

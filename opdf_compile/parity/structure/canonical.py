@@ -18,13 +18,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from opdf_compile.artefacts import plain_domain
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import sha256_of_part
 
 if TYPE_CHECKING:
     import onnx
-
-_DEFAULT_DOMAINS = ("", "ai.onnx")
 
 # Bytes of one element by ONNX element type, where all of its bits belong to it: float32, int64,
 # int32, float64, float16, uint8, int8, uint16, int16, uint32 and uint64.
@@ -191,11 +190,6 @@ def element_type(code: int) -> str:
 def is_floating(code: int) -> bool:
     """Whether an ONNX element type holds real or complex numbers."""
     return element_type(code).startswith(("float", "bfloat", "complex"))
-
-
-def plain_domain(domain: str) -> str:
-    """Spell the default domain one way."""
-    return "" if domain in _DEFAULT_DOMAINS else domain
 
 
 def explicit_attributes(

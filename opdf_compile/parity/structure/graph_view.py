@@ -11,8 +11,9 @@ from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from opdf_compile.artefacts import plain_domain
 from opdf_compile.errors import ArtefactError
-from opdf_compile.parity.structure.canonical import Constant, explicit_attributes, plain_domain
+from opdf_compile.parity.structure.canonical import Constant, explicit_attributes
 
 if TYPE_CHECKING:
     import onnx

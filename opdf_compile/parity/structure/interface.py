@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from opdf_compile.artefacts import declared_axis
-from opdf_compile.parity.structure.canonical import element_type, plain_domain, same_constant
+from opdf_compile.artefacts import declared_axis, plain_domain
+from opdf_compile.parity.structure.canonical import element_type, same_constant
 from opdf_compile.parity.structure.differences import Difference
 from opdf_compile.parity.structure.graph_view import Scope, View
 

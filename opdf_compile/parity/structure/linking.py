@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from opdf_compile.parity.structure.canonical import Constant, plain_domain
+from opdf_compile.artefacts import constant_of, opsets_of, plain_domain
+from opdf_compile.parity.structure.canonical import Constant
 from opdf_compile.parity.structure.graph_view import FunctionKey, Node, Scope, Value, View
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class _Builder:
         for function in model.functions:
             key = (plain_domain(function.domain), function.name, function.overload)
             self.functions[key] = self._function(function)
-        main = self._graph(model.graph, None, _opsets(model.opset_import))
+        main = self._graph(model.graph, None, opsets_of(model.opset_import))
         for scope, outputs in self.links:
             self._link(scope, outputs)
         return View(model, main, self.scopes, self.functions)
@@ -70,7 +71,7 @@ class _Builder:
         return scope
 
     def _function(self, function: onnx.FunctionProto) -> Scope:
-        opsets = _opsets(function.opset_import)
+        opsets = opsets_of(function.opset_import)
         scope = self._scope(Scope(function.name, None, opsets, self.folder, function))
         for name in function.input:
             value = Value(name, len(scope.inputs), scope=scope)
@@ -82,9 +83,10 @@ class _Builder:
 
     def _nodes(self, scope: Scope, protos: Iterable[onnx.NodeProto]) -> None:
         for proto in protos:
-            constant = self._constant_node(proto)
-            if constant is not None:
-                scope.define(Value(constant.name, constant=constant))
+            tensor = constant_of(proto)
+            if tensor is not None:
+                name = proto.output[0]
+                scope.define(Value(name, constant=self._constant(name, tensor)))
                 continue
             node = Node(proto, scope)
             scope.nodes.append(node)
@@ -106,14 +108,6 @@ class _Builder:
     def _constant(self, name: str, proto: onnx.TensorProto | onnx.SparseTensorProto) -> Constant:
         return Constant(name, proto, self.folder, parameter=False)
 
-    def _constant_node(self, proto: onnx.NodeProto) -> Constant | None:
-        if proto.op_type != "Constant" or plain_domain(proto.domain) or len(proto.output) != 1:
-            return None
-        if len(proto.attribute) != 1 or proto.attribute[0].ref_attr_name:
-            return None
-        tensor = _constant_tensor(proto.attribute[0])
-        return None if tensor is None else self._constant(proto.output[0], tensor)
-
     def _link(self, scope: Scope, outputs: list[str]) -> None:
         absent = Value("")
         for node in scope.nodes:
@@ -130,31 +124,3 @@ class _Builder:
             value = scope.resolve(name)
             value.output_of.append(scope)
             scope.outputs.append(value)
-
-
-def _opsets(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
-    return {plain_domain(entry.domain): entry.version for entry in imports}
-
-
-def _constant_tensor(
-    attribute: onnx.AttributeProto,
-) -> onnx.TensorProto | onnx.SparseTensorProto | None:
-    """The tensor that a Constant node makes from its one attribute."""
-    from onnx import TensorProto, helper
-
-    if attribute.name == "value":
-        return attribute.t
-    if attribute.name == "sparse_value":
-        return attribute.sparse_tensor
-    forms: dict[str, tuple[int, list[Any], list[int]]] = {
-        "value_float": (TensorProto.FLOAT, [attribute.f], []),
-        "value_int": (TensorProto.INT64, [attribute.i], []),
-        "value_string": (TensorProto.STRING, [attribute.s], []),
-        "value_floats": (TensorProto.FLOAT, list(attribute.floats), [len(attribute.floats)]),
-        "value_ints": (TensorProto.INT64, list(attribute.ints), [len(attribute.ints)]),
-        "value_strings": (TensorProto.STRING, list(attribute.strings), [len(attribute.strings)]),
-    }
-    if attribute.name not in forms:
-        return None
-    dtype, content, dims = forms[attribute.name]
-    return helper.make_tensor("", dtype, dims, content)
