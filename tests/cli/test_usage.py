@@ -13,7 +13,7 @@ import pytest
 
 from opdf_compile import __version__
 from opdf_compile.cli import app as app_module
-from opdf_compile.cli import doctor, main
+from opdf_compile.cli import environment, main
 from opdf_compile.errors import InternalError, PlanError
 
 COMMANDS = (
@@ -31,7 +31,7 @@ def broken(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
         def fail() -> None:
             raise error
 
-        monkeypatch.setattr(doctor, "examine", fail)
+        monkeypatch.setattr(environment, "examine", fail)
 
     return install
 
@@ -176,7 +176,7 @@ def test_verbosity(
         print("a model that prints")  # noqa: T201
         return []
 
-    monkeypatch.setattr(doctor, "examine", speak)
+    monkeypatch.setattr(environment, "examine", speak)
     assert main(["doctor", *options]) == 0
     out, err = capsys.readouterr()
     assert "a model that prints" not in out
