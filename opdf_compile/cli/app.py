@@ -120,9 +120,18 @@ def _explain(error: Exception) -> tuple[str, int]:
         return _usage_sentence(error), USAGE
     if isinstance(error, UserError | RunInterrupted):
         return str(error), error.exit_code
+    if isinstance(error, ModuleNotFoundError) and _is_base(name := str(error.name).split(".")[0]):
+        return f"this command needs {name}, which is not installed; pip install {name}", USAGE
     code = error.exit_code if isinstance(error, OpdfError) else INTERNAL
     what = " ".join(f"{type(error).__name__}: {error}".split())
     return f"internal error: {what[:300]}; please report it with the output of --debug", code
+
+
+def _is_base(module: str) -> bool:
+    """Whether a package that is installed with this one has the module; `verify` needs few."""
+    from opdf_compile.cli.environment import BASE
+
+    return module.replace("_", "-") in {name.replace("_", "-") for name in BASE}
 
 
 def _usage_sentence(error: Exception) -> str:

@@ -113,7 +113,7 @@ def command(
         # A partial verdict does not replace a whole one.
         in_bundle = candidate.is_dir() and only is None
         if html or in_bundle:
-            page = html or candidate / "report.html"
+            page = html or f"{candidate / 'report.html'}, which a bundle gets without --only,"
             require_installed(f"the page {page}", "jinja2", "matplotlib")
         with terminal.busy(f"verifying {candidate}") as bar:
             (task,) = bar.task_ids

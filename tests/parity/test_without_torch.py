@@ -75,7 +75,15 @@ def test_the_page_names_the_extra() -> None:
 def test_a_package_that_is_absent_cannot_be_imported(bundle: Path) -> None:
     """Else the tests below would pass for the wrong reason."""
     done = run(*VERIFY, bundle, without={"onnx"})
-    assert done.returncode == 70 and "import of onnx halted" in done.stderr
+    assert done.returncode == 2
+    assert "needs onnx, which is not installed; pip install onnx" in done.stderr
+
+
+def test_another_command_says_that_it_needs_torch(tmp_path: Path) -> None:
+    (tmp_path / "student.py").write_text("import torch\n")
+    done = run("inspect", f"{tmp_path}/student.py:build", without=absent())
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "needs torch, which is not installed; pip install torch" in done.stderr
 
 
 def test_a_bundle_passes(bundle: Path) -> None:
@@ -147,7 +155,7 @@ def test_outputs_of_bfloat16(tmp_path: Path) -> None:
     [
         (("--only", "numerics", "--html", "report.html"), "pip install jinja2 matplotlib"),
         (("--only", "latency", "--plot", "latency.png"), "pip install matplotlib"),
-        ((), "pip install jinja2 matplotlib"),
+        ((), "which a bundle gets without --only, cannot be drawn without jinja2 and matplotlib"),
     ],
 )
 def test_what_draws_is_asked_for_before_the_work(
