@@ -30,7 +30,7 @@ from bench.growth import exponent
 from bench.reporting import Report, environment, number, table
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from opdf_compile.artefacts.onnx_file import load_onnx
+from opdf_compile.artefacts.onnx_file import read_onnx
 from opdf_compile.files.atomic import atomic_write
 from opdf_compile.parity.structure.compare import compare_structure
 
@@ -124,7 +124,7 @@ def measured(family: str, size: int, rounds: int, folder: Path) -> dict[str, Any
     found = [compare_structure(path, reference) for path in (equal, other)]
     if [bool(result) for result in found] != [True, False]:
         raise SystemExit(f"{family} of {size} nodes is judged wrongly: {found[0].differences[:1]}")
-    load = least(rounds, lambda: (load_onnx(reference), load_onnx(equal)))
+    load = least(rounds, lambda: (read_onnx(reference), read_onnx(equal)))
     whole = [
         least(rounds, lambda path=path: compare_structure(path, reference))  # type: ignore[misc]
         for path in (equal, other)

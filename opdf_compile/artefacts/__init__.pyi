@@ -20,8 +20,8 @@ from .interface import Port as Port
 from .interface import declared_axis as declared_axis
 from .interface import interface_of as interface_of
 from .interface import read_interface as read_interface
-from .onnx_file import load_onnx as load_onnx
-from .onnx_file import load_with_data as load_with_data
+from .onnx_file import read_onnx as read_onnx
+from .onnx_file import read_onnx_with_data as read_onnx_with_data
 from .onnx_nodes import constant_of as constant_of
 from .onnx_nodes import opsets_of as opsets_of
 from .onnx_nodes import plain_domain as plain_domain

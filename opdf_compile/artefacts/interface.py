@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opdf_compile.artefacts.onnx_file import load_onnx
+from opdf_compile.artefacts.onnx_file import read_onnx
 from opdf_compile.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def read_interface(path: Path) -> Interface:
         ArtefactError: It is no ONNX file.
         InputError: An input or output is no tensor of numbers.
     """
-    return interface_of(load_onnx(path), path)
+    return interface_of(read_onnx(path), path)
 
 
 def interface_of(model: onnx.ModelProto, path: Path) -> Interface:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _IN_MEMORY = "_ORT_MEM_ADDR_"
 
 
-def load_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
+def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Parse an ONNX file; external tensors are located and measured, but not read.
 
     Args:
@@ -74,7 +74,7 @@ def load_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     return model
 
 
-def load_with_data(path: str | os.PathLike[str]) -> onnx.ModelProto:
+def read_onnx_with_data(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Parse an ONNX file and read its external tensors into the model.
 
     Raises:
@@ -83,7 +83,7 @@ def load_with_data(path: str | os.PathLike[str]) -> onnx.ModelProto:
     import onnx
     from onnx.external_data_helper import load_external_data_for_tensor
 
-    model = load_onnx(path)
+    model = read_onnx(path)
     external = onnx.TensorProto.EXTERNAL
     for tensor in [found for found in _tensors(model) if found.data_location == external]:
         try:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from opdf_compile.distill.run.running import RunResult
     from opdf_compile.planning import Plan
 
-log = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 NAME = "distill"
 EXAMPLES = (
     "$ opdf-compile distill --init digits.toml\n\n"
@@ -152,7 +152,7 @@ def _shown(terminal: Terminal, recipe: Recipe, job: Job) -> Plan | None:
 
         terminal.show(plan_table(plan), plan.totals(), "")
     for note in job.notes:
-        log.warning("%s", note)  # The run says them again to who did not hear them here.
+        _LOG.warning("%s", note)  # The run says them again to who did not hear them here.
     return plan
 
 

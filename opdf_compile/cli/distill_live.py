@@ -27,7 +27,7 @@ from opdf_compile.distill.run.events import Finished, Saved, Stage, Started, Ste
 if TYPE_CHECKING:
     from opdf_compile.distill.run.events import Event
 
-log = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 _ROWS = 8
 
 
@@ -80,7 +80,7 @@ class Screen:
             case Validated():
                 self._validated(event)
             case Saved():
-                log.debug("checkpoint %s", event.path)
+                _LOG.debug("checkpoint %s", event.path)
             case Finished():
                 self._end_stage()
 
@@ -92,15 +92,15 @@ class Screen:
     def _start(self, event: Started) -> None:
         self._metric = event.metric
         for note in event.notes:
-            log.warning("%s", note)
+            _LOG.warning("%s", note)
         where = f" in {event.processes} processes" if event.processes > 1 else ""
-        log.info("training on %s%s: steps %d to %d", event.device, where, event.step, event.steps)
+        _LOG.info("training on %s%s: steps %d to %d", event.device, where, event.step, event.steps)
         self._training = self._bars.add_task("training", total=event.steps, completed=event.step)
 
     def _show_stage(self, event: Stage) -> None:
         if self._stage is None or self._stage[0] != event.text:
             self._end_stage()
-            log.info("%s", event.text)
+            _LOG.info("%s", event.text)
             self._stage = event.text, self._stages.add_task(event.text, total=1.0)
         self._stages.update(self._stage[1], completed=event.share)
 
@@ -113,7 +113,7 @@ class Screen:
         last = self._last
         loss = "" if last is None else f"{last.loss:.4g}"
         rate = "" if last is None else f"{last.lr:.3g}"
-        log.info(
+        _LOG.info(
             "step %d: loss %s, %s %.4f (best %.4f at step %d)",
             *(event.step, loss, self._metric, event.value, event.best, event.best_step),
         )

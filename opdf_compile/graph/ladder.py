@@ -31,7 +31,7 @@ from opdf_compile.graph.traced import MODULE, Phase
 
 # Each unit of the rung by-axis is one export.
 _MOST_UNITS = 6
-logger = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +97,7 @@ class Ladder:
                 stuck = depends_only_on_data(error)
             else:
                 return replace(held, rung=self._name(rung, held), failures=tuple(failures))
-            logger.info("trace: %s: the rung %r did not hold: %s", phase, *failures[-1])
+            _LOG.info("trace: %s: the rung %r did not hold: %s", phase, *failures[-1])
             if len(failures) > 1:
                 continue  # The model's own forward was asked once; no rung changes its answer.
             run = self._run(phase)

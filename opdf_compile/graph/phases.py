@@ -24,7 +24,7 @@ from opdf_compile.graph.sharing import unify
 from opdf_compile.graph.signature import Inputs
 from opdf_compile.graph.traced import PHASES, Phase
 
-logger = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 
 def export_phase(
@@ -54,7 +54,7 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         if said.getvalue():
-            logger.debug("trace: torch.export and the model printed: %s", said.getvalue())
+            _LOG.debug("trace: torch.export and the model printed: %s", said.getvalue())
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 
-logger = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 _LIBRARIES = ("torch", "onnx", "onnx_ir", "onnxscript")
 _NOTHING = logging.CRITICAL + 1
@@ -25,7 +25,7 @@ def quiet_libraries() -> Iterator[None]:
     Loggers below these inherit the level, also those made within the block. One that was given a
     level of its own (by TORCH_LOGS, say) keeps it: somebody asked to hear it.
     """
-    if logger.isEnabledFor(logging.DEBUG):
+    if _LOG.isEnabledFor(logging.DEBUG):
         yield
         return
     loggers = [logging.getLogger(name) for name in _LIBRARIES]

@@ -18,7 +18,7 @@ import sys
 
 import torch
 
-log = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 _SCHEMAS = {
     "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
@@ -55,7 +55,7 @@ def _declare(error: RuntimeError) -> torch.library.Library:
             library.define(schema)  # type: ignore[no-untyped-call]
     importlib.import_module("torchvision")
     # A model that calls one of them is told so by torchvision; nobody else needs to know.
-    log.info(
+    _LOG.info(
         "torchvision is installed but its compiled operators do not fit torch %s (%s): going on "
         "without them",
         torch.__version__,

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opdf_compile.artefacts import Interface, interface_of, load_onnx
+from opdf_compile.artefacts import Interface, interface_of, read_onnx
 from opdf_compile.parity.structure.graph_view import View
 from opdf_compile.parity.structure.linking import build_view
 
@@ -51,7 +51,7 @@ class ModelFile:
         Raises:
             ArtefactError: It is no ONNX model, or not a whole one; as for all that follows.
         """
-        return load_onnx(self.path)
+        return read_onnx(self.path)
 
     @cached_property
     def view(self) -> View:

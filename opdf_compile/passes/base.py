@@ -17,7 +17,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from opdf_compile.graph import over_tensors_of
 
-logger = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Observer(Protocol):
 
 def log_pass(graph_pass: GraphPass, result: PassResult, seconds: float) -> None:
     """The default observer: one line to the logger."""
-    logger.debug("%s: %d changes in %.3f s", graph_pass.name, len(result.changes), seconds)
+    _LOG.debug("%s: %d changes in %.3f s", graph_pass.name, len(result.changes), seconds)
 
 
 @dataclass(frozen=True)

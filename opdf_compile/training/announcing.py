@@ -8,7 +8,7 @@ from collections.abc import Callable
 from opdf_compile.planning import Plan, cost_warning
 
 Progress = Callable[[str, int, int], None]
-logger = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 
 def announced(plan: Plan, progress: Progress | None) -> Progress:
@@ -20,11 +20,11 @@ def announced(plan: Plan, progress: Progress | None) -> Progress:
     """
     warning = cost_warning(plan)
     if warning is not None:
-        logger.warning("%s", warning)
+        _LOG.warning("%s", warning)
     shapes = {entry.key: "x".join(map(str, entry.spec.shape)) for entry in plan.entries}
 
     def tell(key: str, done: int, total: int) -> None:
-        logger.info("factorising %s (%s), %d of %d", key, shapes[key], done + 1, total)
+        _LOG.info("factorising %s (%s), %d of %d", key, shapes[key], done + 1, total)
         if progress is not None:
             progress(key, done, total)
 

@@ -14,7 +14,7 @@ import pytest
 
 from opdf_compile.artefacts.record import RECORD, recorded_parameters
 from opdf_compile.errors import UserError
-from opdf_compile.io.checkpoints.manifest import read_manifest
+from opdf_compile.io.checkpoints.manifest import read_checkpoint_manifest
 from opdf_compile.io.models.shards import read_json
 from opdf_compile.io.saved.expanded import fold_file
 from opdf_compile.planning import Plan
@@ -34,7 +34,7 @@ def cores(good: Path, here: Path) -> None:
 
 def manifest(good: Path, here: Path) -> None:
     (here / "manifest.json").write_text("{}")
-    read_manifest(here)
+    read_checkpoint_manifest(here)
 
 
 def record(good: Path, here: Path) -> None:

@@ -12,7 +12,7 @@ from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import InputError, InternalError
 
-log = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 if TYPE_CHECKING:
     from opdf_compile.distill.layer_map import LayerMap
@@ -83,4 +83,4 @@ def warm_started(
     if teacher is None or layer_map is None:
         raise InternalError("a recipe with a warm start was prepared without a layer map")
     with placed(recipe, "student", "warm_start"):
-        log.info("%s", copy_layers(student, teacher, layer_map))
+        _LOG.info("%s", copy_layers(student, teacher, layer_map))

@@ -10,6 +10,7 @@ No pickle.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -29,7 +30,6 @@ from opdf_compile.io.checkpoints.folder import (
     is_step_folder,
     latest_checkpoint,
     locked,
-    log,
     make_folder,
     prune,
     step_folder,
@@ -41,13 +41,20 @@ from opdf_compile.io.checkpoints.give import (
     read_module,
     read_state,
 )
-from opdf_compile.io.checkpoints.manifest import Manifest, Shards, check_hash, read_manifest
+from opdf_compile.io.checkpoints.manifest import (
+    Manifest,
+    Shards,
+    check_hash,
+    read_checkpoint_manifest,
+)
 from opdf_compile.io.checkpoints.random_states import random_states, restorer
 from opdf_compile.io.checkpoints.ranks import Ranks
 from opdf_compile.io.checkpoints.state import Optimizer, State, require_optimizer, take
 from opdf_compile.io.checkpoints.values import json_text, pack, unpack
 from opdf_compile.io.checkpoints.write import Written, write_manifest, write_share
 from opdf_compile.training import reshard
+
+_LOG = logging.getLogger("opdf_compile")
 
 __all__ = ["Checkpoint", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
@@ -208,7 +215,7 @@ def _open(target: Path, ranks: Ranks, lock: ExitStack, writing: ExitStack) -> Pa
         )
     count = delete_leftovers(base)
     if count:
-        log.info("deleted %d unfinished checkpoints in %s", count, base)
+        _LOG.info("deleted %d unfinished checkpoints in %s", count, base)
     return writing.enter_context(atomic_folder(target))
 
 
@@ -255,7 +262,7 @@ class _Ready:
 
 
 def _prepare(folder: Path, optimizer: Optimizer, ranks: Ranks, rng: bool) -> _Ready:
-    manifest = read_manifest(folder)
+    manifest = read_checkpoint_manifest(folder)
     check_fit(manifest, optimizer, folder)
     # Each shard is hashed by one rank; none goes on before all have agreed.
     for name in sorted(manifest.shards)[ranks.rank :: ranks.size]:
@@ -273,7 +280,7 @@ def _random(
 ) -> Callable[[], None] | None:
     if len(manifest.random) != ranks.size:
         found = f"those of {len(manifest.random)} ranks" if manifest.random else "none"
-        log.warning(
+        _LOG.warning(
             "%s: the random number generators go on as they are, because it holds %s and there "
             "are %d ranks",
             folder,

@@ -21,7 +21,7 @@ from pathlib import Path
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import read_failure, write_failure
 
-log = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 MANIFEST = "manifest.json"
 _STEP = re.compile(r"step-([0-9]{6,})")
@@ -64,7 +64,7 @@ def complete_steps(directory: Path) -> dict[int, Path]:
         if (path / MANIFEST).is_file():
             found[int(match[1])] = path
         else:
-            log.warning("%s has no %s and is no checkpoint: left alone", path, MANIFEST)
+            _LOG.warning("%s has no %s and is no checkpoint: left alone", path, MANIFEST)
     return dict(sorted(found.items()))
 
 
@@ -144,7 +144,7 @@ def locked(directory: Path) -> Iterator[None]:
                 "of its own, and initialise torch.distributed before the ranks of one run save"
             ) from error
         except OSError as error:  # Some network file systems know no locks.
-            log.debug("%s cannot be locked: %s", directory, error)
+            _LOG.debug("%s cannot be locked: %s", directory, error)
         yield
     finally:
         # Closing alone would leave the lock with a child that was forked in the meantime.

@@ -108,7 +108,7 @@ def shard_name(rank: int, size: int) -> str:
     return f"shard-{rank:05d}-of-{size:05d}.safetensors"
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_checkpoint_manifest(folder: Path) -> Manifest:
     """Read and check a checkpoint's manifest, and that its shards are there in full length.
 
     Raises:

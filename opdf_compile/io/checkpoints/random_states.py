@@ -17,7 +17,7 @@ from torch import Tensor
 
 from opdf_compile.errors import ArtefactError
 
-log = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 
 def random_states() -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _torch(state: Tensor) -> Callable[[], None]:
 def _cuda(states: list[Tensor]) -> list[Callable[[], None]]:
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if len(states) > found:
-        log.warning(
+        _LOG.warning(
             "the checkpoint holds random number states of %d CUDA devices and this machine has "
             "%d: those of the others are not restored",
             len(states),

@@ -26,7 +26,7 @@ from opdf_compile.io.evidence.truth import Truth, graph_of, run
 MOST_BYTES = 64 << 20
 # A model that takes none of so many drawn samples in a row takes none.
 MOST_FAILURES = 3
-logger = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 
 def gather(
@@ -76,7 +76,7 @@ def gather(
     _warn_of_blind([blind for _, blind in own], kept=not samples)
     _warn_of_random(measure.random)
     for change in measure.changes:
-        logger.warning("%s", change)
+        _LOG.warning("%s", change)
     return CheckData(
         tuple(axis_names),
         tuple(output_names),
@@ -211,7 +211,7 @@ def _first_that_runs(
         except NumbersDoNotFitError:  # The example alone may hide it: of zeros, all is 0.
             raise
         except Exception as error:  # A size or value that this model does not take.
-            logger.debug("a drawn sample does not run: %s", first_line(error))
+            _LOG.debug("a drawn sample does not run: %s", first_line(error))
             continue
         if blind:
             continue
@@ -240,7 +240,7 @@ def _bytes(sample: Sample) -> int:
 def _warn_of_blind(counts: Sequence[int], *, kept: bool) -> None:
     if not any(counts):
         return
-    logger.warning(
+    _LOG.warning(
         "the example inputs hold %d attention queries that their mask allows no key: there torch "
         "gives zeros, a file of another exporter may give the mean of all values; such inputs are "
         "%s the check data, give an example with less padding",
@@ -251,7 +251,7 @@ def _warn_of_blind(counts: Sequence[int], *, kept: bool) -> None:
 
 def _warn_of_random(random: Mapping[str, str]) -> None:
     for name, words in random.items():
-        logger.warning(
+        _LOG.warning(
             "output %r depends on random numbers (%s), so verify cannot judge it; switch them off "
             "in evaluation: F.dropout(x, p, training=self.training)",
             name,

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 _GROUPED, _BATCHED = "grouped_mm", "batched_mm"
-logger = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def batched_experts(model: nn.Module) -> Iterator[None]:
     if not any(type(part).__name__.endswith("Experts") for part in model.modules()):
         yield
         return
-    logger.info("export: the experts are exported as batched products, grouped ones have no ONNX")
+    _LOG.info("export: the experts are exported as batched products, grouped ones have no ONNX")
     switch(_BATCHED)
     try:
         yield

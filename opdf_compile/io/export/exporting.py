@@ -15,7 +15,7 @@ from opdf_compile.graph import Dynamic
 from opdf_compile.io.export.build import Export, Exportable, build
 from opdf_compile.io.export.bundle import write_bundle, write_file
 
-logger = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 
 def export_onnx(
@@ -76,7 +76,7 @@ def export_onnx(
     options: dict[str, Any] = {"dynamic": dynamic, "opset": opset, "dtype": dtype}
     exports = exported(model, args, kwargs, reference=reference, **options)
     for sentence in dict.fromkeys(exports[0].fixed.values()):
-        logger.warning("%s", sentence)
+        _LOG.warning("%s", sentence)
     return write(path, *exports, plan=plan, extra_files=extra_files)
 
 

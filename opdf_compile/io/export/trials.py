@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 # A second copy of the weights goes into the runtime's session; above this it is not made.
 LARGEST = 1 << 30
 _FATAL_ONLY = 4
-logger = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 Call = Callable[[Inputs], list[Tensor]]
 
 
@@ -121,7 +121,7 @@ def _or_none(call: Call, inputs: Inputs) -> list[Tensor] | None:
     except Exception as error:  # Whatever the user's forward raises at a size it does not take.
         if is_out_of_memory(error):
             raise
-        logger.debug("export: the model does not take a size: %s", first_line(error))
+        _LOG.debug("export: the model does not take a size: %s", first_line(error))
         return None
 
 

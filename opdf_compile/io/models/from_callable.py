@@ -21,7 +21,7 @@ from torch import nn
 
 from opdf_compile.errors import InputError
 from opdf_compile.files import existing_file
-from opdf_compile.io.models.loaded import LoadedModel, first_line, fixed_randomness
+from opdf_compile.io.models.loaded import LoadedModel, error_line, fixed_randomness
 from opdf_compile.spelling import nearest
 
 FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_][\w.]*)(?:\?(?P<query>.*))?")
@@ -134,7 +134,7 @@ def _import_module(name: str, spec: str) -> ModuleType:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # Importing runs the user's code.
         raise InputError(
-            f"{name} of {spec} cannot be imported ({first_line(error)}); install it or run from "
+            f"{name} of {spec} cannot be imported ({error_line(error)}); install it or run from "
             "the folder that holds it"
         ) from error
 
@@ -154,7 +154,7 @@ def _import_file(file: Path, spec: str) -> ModuleType:
     except (Exception, SystemExit) as error:  # Importing runs the user's code.
         del sys.modules[name]
         raise InputError(
-            f"{file} cannot be imported ({first_line(error)}); correct it, or see the traceback "
+            f"{file} cannot be imported ({error_line(error)}); correct it, or see the traceback "
             "with --debug"
         ) from error
     return module
@@ -190,7 +190,7 @@ def _call(build: Callable[..., Any], match: re.Match[str], spec: str) -> Any:
         return build(**arguments)
     except (Exception, SystemExit) as error:  # The callable is the user's code.
         raise InputError(
-            f"{spec} raised {first_line(error)}; correct its arguments or the callable (--debug "
+            f"{spec} raised {error_line(error)}; correct its arguments or the callable (--debug "
             "shows the traceback)"
         ) from error
 

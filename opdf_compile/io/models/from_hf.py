@@ -21,7 +21,7 @@ from opdf_compile.io.models.example_inputs import (
     rename_axes,
 )
 from opdf_compile.io.models.from_timm import is_timm, load_timm_folder
-from opdf_compile.io.models.loaded import LoadedModel, first_line, fixed_randomness
+from opdf_compile.io.models.loaded import LoadedModel, error_line, fixed_randomness
 from opdf_compile.io.screening.hf import screen_folder
 from opdf_compile.io.torchvision_shim import prepare_torchvision
 
@@ -110,7 +110,7 @@ def _transformers(spec: str) -> Any:
         import transformers
     except ImportError as error:
         raise InputError(
-            f"{spec} needs transformers, which cannot be imported ({first_line(error)}); run pip "
+            f"{spec} needs transformers, which cannot be imported ({error_line(error)}); run pip "
             "install 'opdf-compile[zoo]'"
         ) from error
     return transformers
@@ -124,7 +124,7 @@ def _config(transformers: Any, folder: Path, spec: str) -> Any:
     except Exception as error:  # Readers of configurations raise every kind.
         raise ArtefactError(
             f"{spec}: config.json cannot be read by transformers {transformers.__version__} "
-            f"({first_line(error)}); models with code of their own are not loaded"
+            f"({error_line(error)}); models with code of their own are not loaded"
         ) from error
     # A cache of past keys would become further outputs of the graph.
     if getattr(config, "use_cache", None):
@@ -162,7 +162,7 @@ def _model(
         )
     except Exception as error:  # Loading raises every kind.
         raise ArtefactError(
-            f"{spec}: the weights cannot be loaded ({first_line(error)}); save the model again "
+            f"{spec}: the weights cannot be loaded ({error_line(error)}); save the model again "
             "with save_pretrained"
         ) from error
     missing = sorted(report.get("missing_keys") or ())

@@ -16,7 +16,7 @@ from torch import Tensor
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import existing_file
 
-log = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 # Where training scripts keep the weights in a checkpoint, the trained ones before their average.
 _HOLDERS = ("state_dict", "model_state_dict", "model", "net", "ema", "state_dict_ema", "model_ema")
@@ -62,7 +62,7 @@ def state_dict_in(path: Path, found: Any) -> dict[str, Tensor]:
         key = next((k for k in _HOLDERS if isinstance(found.get(k), dict | torch.nn.Module)), None)
         if key is None:
             break
-        log.info("%s: the weights are those under %r", path, key)
+        _LOG.info("%s: the weights are those under %r", path, key)
         found = found[key]
     raise ArtefactError(
         f"{path} holds a {type(found).__name__}, wanted a state dict (tensors by name), also one "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.models.from_callable import parse_query
-from opdf_compile.io.models.loaded import LoadedModel, first_line, fixed_randomness
+from opdf_compile.io.models.loaded import LoadedModel, error_line, fixed_randomness
 from opdf_compile.io.models.weights import load_weights
 from opdf_compile.io.torchvision_shim import prepare_torchvision
 from opdf_compile.spelling import nearest
@@ -117,7 +117,7 @@ def _build(name: str, arguments: dict[str, Any], spec: str) -> nn.Module:
             model: nn.Module = timm.create_model(name, **arguments)
         except Exception as error:  # timm passes arguments to constructors of every kind.
             raise InputError(
-                f"{spec} cannot be built ({first_line(error)}); correct its arguments"
+                f"{spec} cannot be built ({error_line(error)}); correct its arguments"
             ) from error
     return model
 
@@ -133,7 +133,7 @@ def _timm(spec: str) -> Any:
         import timm
     except ImportError as error:
         raise InputError(
-            f"{spec} needs timm, which cannot be imported ({first_line(error)}); run pip install "
+            f"{spec} needs timm, which cannot be imported ({error_line(error)}); run pip install "
             "'opdf-compile[zoo]'"
         ) from error
     return timm

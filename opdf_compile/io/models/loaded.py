@@ -91,7 +91,7 @@ def fixed_randomness() -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-def first_line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """An exception as "Type: message", on one line."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:240]}" if lines else type(error).__name__

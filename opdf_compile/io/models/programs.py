@@ -28,7 +28,7 @@ from opdf_compile.io.models.older_archives import is_older, read_older
 from opdf_compile.io.models.sharing_writer import write_archive
 from opdf_compile.io.screening.archive import screen_archive, writable_guard, writable_sample_inputs
 
-log = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 MODEL = "model"
 EVAL = "eval"
@@ -229,7 +229,7 @@ def _presentable(programs: Any) -> Iterator[None]:
     try:
         for program, inputs, guards in kept:
             if not writable_sample_inputs(inputs):
-                log.debug("sample inputs are not plain tensors: left out of the file")
+                _LOG.debug("sample inputs are not plain tensors: left out of the file")
                 program.example_inputs = None
             program._guards_code = [code for code in guards if writable_guard(code)]
         yield

@@ -33,7 +33,7 @@ from opdf_compile.io.models.weights import load_weights
 
 __all__ = ["FORMS", "LoadedModel", "load_model"]
 
-log = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 FORMS = "file.pt2, file.onnx, package.module:callable, file.py:callable, timm:NAME or hf:DIR"
 ONNX_FILE = re.compile(r"(?P<path>.+\.onnx)(?:\?(?P<query>.*))?", re.DOTALL)
@@ -73,7 +73,7 @@ def load_model(
     if options and loaded.kind != "hf":
         loaded = _with_inputs(loaded, options)
     for note in loaded.notes:
-        log.warning("%s", note)
+        _LOG.warning("%s", note)
     return loaded
 
 

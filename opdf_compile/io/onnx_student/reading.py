@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from opdf_compile.artefacts import load_with_data, opsets_of
+from opdf_compile.artefacts import opsets_of, read_onnx_with_data
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.onnx_student.keys import identifier, keys_of
 from opdf_compile.io.onnx_student.nodes import Graph, Node, all_constants, parse, torch_dtype
@@ -23,7 +23,7 @@ from opdf_compile.io.onnx_student.weights import RECURRENT
 if TYPE_CHECKING:
     import onnx
 
-log = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 Train = Literal["weights", "all"]
 
 __all__ = ["OnnxStudent", "load_onnx", "make_source"]
@@ -62,7 +62,7 @@ def load_onnx(
     if train not in ("weights", "all"):
         raise InputError(f"train is {train!r}, wanted 'weights' or 'all'; choose one of them")
     file = Path(path)
-    proto = load_with_data(file)
+    proto = read_onnx_with_data(file)
     source = make_source(proto, str(file), fixed or {})
     student = OnnxStudent(source, train_all=train == "all")
     student.notes = tuple(_notes(proto, student))

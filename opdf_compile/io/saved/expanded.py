@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import ArtefactError, FoldError, OpdfError
-from opdf_compile.io.models.loaded import first_line
+from opdf_compile.io.models.loaded import error_line
 from opdf_compile.io.models.programs import EVAL, MODEL, read_programs, write_programs
 from opdf_compile.io.models.tensors import read_tensors, unshared, write_student, write_tensors
 from opdf_compile.io.saved.cores import fold_state
@@ -177,7 +177,7 @@ def _folded(program: ExportedProgram, source: Path) -> ExportedProgram:
         raise
     except Exception as error:  # The product of the cores is computed as the file says.
         raise ArtefactError(
-            f"{source} cannot be folded ({first_line(error)}), wanted cores whose product is the "
+            f"{source} cannot be folded ({error_line(error)}), wanted cores whose product is the "
             "weight; expand the model again"
         ) from error
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opdf_compile.artefacts import load_onnx
+from opdf_compile.artefacts import read_onnx
 from opdf_compile.errors import InternalError
 from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.runtime.sessions import Device, create_session, session_options
@@ -166,4 +166,4 @@ def _optimise(source: Path, target: Path, device: Device) -> onnx.ModelProto:
         "session.optimized_model_external_initializers_file_name", f"{target.name}.data"
     )
     create_session(str(source), device, options, str(source))
-    return load_onnx(target)
+    return read_onnx(target)

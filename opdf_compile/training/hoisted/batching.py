@@ -24,7 +24,7 @@ from opdf_compile.training.hoisted.binding import Bound
 from opdf_compile.training.hoisted.unit import Unit
 
 Batched = bool | Literal["auto"]
-logger = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 # FLOPs of one weight's compose, forward and backward, up to which "auto" batches.
 SMALL = 10**9
@@ -75,7 +75,7 @@ def make_units(
         except PlanError as error:
             if batched is True:
                 raise
-            logger.info("composed one by one: %s", error)
+            _LOG.info("composed one by one: %s", error)
             units.extend(_unit((part,), cores, bounds, matrices) for part in members)
     return units
 

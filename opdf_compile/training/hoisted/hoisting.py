@@ -22,7 +22,7 @@ from opdf_compile.training.hoisted.ranks import Ranks, share_out
 from opdf_compile.training.inline.expanded import Expanded
 from opdf_compile.training.inline.phase import copy_flat
 
-logger = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 
 def hoist(
@@ -106,7 +106,7 @@ def hoist(
     units = make_units(
         mine, plan, cores, bounds, batched=batched, separate=separate, matrices=matrices
     )
-    logger.debug("hoist: %d weights in %d units", len(wanted), len(units))
+    _LOG.debug("hoist: %d weights in %d units", len(wanted), len(units))
     return WeightProgram(module, plan, units, bounds, ranks, recompute=recompute)
 
 

@@ -19,7 +19,7 @@ from opdf_compile.training.optimizer.arguments import Maker, name_of
 from opdf_compile.training.optimizer.groups import Group, decays, options_of, tensors
 from opdf_compile.training.optimizer.trials import after_steps, kinds_of, moving, owned
 
-logger = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 # The first step only fills the state of some; what differs by less than a thousandth of the way is
 # the rounding of sums in another order.
 _STEPS, _LEAST = 3, 1e-3
@@ -35,7 +35,7 @@ def warn_of_halves(make: Maker, options: Mapping[str, Any], split: Sequence[Grou
         split: The groups whose cores get a group of their own.
     """
     if any(goes_by_group(make, options, split[place]) for place in set(kinds_of(split))):
-        logger.warning(
+        _LOG.warning(
             "%s goes by its param groups (it may keep a figure for each), and a group with "
             "weight_decay is two of them: the cores of planned weights, which decay by themselves, "
             "and its other parameters. Its steps differ a little from those over one; "

@@ -27,7 +27,7 @@ from opdf_compile.training.optimizer.plain_reading import Reader
 from opdf_compile.training.optimizer.plain_values import Writer
 from opdf_compile.training.optimizer.state import State, own
 
-logger = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def start_anew(
     groups = [dict(group) for group in inner.param_groups]
     fresh = make(groups) if groups else inner  # Nothing is stepped, so nothing is built.
     if cores is None:
-        logger.warning(
+        _LOG.warning(
             "%s keeps its state in a form of its own, of which no weight's part can be dropped: "
             "all of it starts anew",
             type(inner).__name__,
@@ -211,7 +211,7 @@ def start_anew(
 
 
 def _warn(inner: Optimizer, what: str) -> None:
-    logger.warning(
+    _LOG.warning(
         "the state was saved by a version that did not keep what %s has beside its parameters' "
         "states: %s starts anew",
         type(inner).__name__,

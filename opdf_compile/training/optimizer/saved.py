@@ -20,7 +20,7 @@ from opdf_compile.training.optimizer.named_state import NamedState
 SCHEMA = "opdf-overparam/2"
 # The first one has no class_state.
 _READ = ("opdf-overparam/1", SCHEMA)
-logger = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 
 def pack_state(optimizer: NamedState) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def pack_state(optimizer: NamedState) -> dict[str, Any]:
     states = optimizer.state_by_name()
     ranks = optimizer.program.ranks
     if ranks.size > 1:
-        logger.warning(
+        _LOG.warning(
             "state_dict() of a program that is shared out holds the cores of rank %d only; "
             "opdf.save_checkpoint writes those of all %d ranks",
             ranks.rank,

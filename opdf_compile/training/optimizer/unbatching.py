@@ -22,7 +22,7 @@ from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer import state as named
 
-logger = logging.getLogger("opdf_compile")
+_LOG = logging.getLogger("opdf_compile")
 
 
 def uneven(unit: Unit) -> bool:
@@ -40,7 +40,7 @@ def take_apart(program: WeightProgram, unit: Unit, inner: Optimizer) -> None:
         unit: One of them.
         inner: The optimizer that steps its cores; each member takes its share of the state along.
     """
-    logger.info(
+    _LOG.info(
         "the batch of %s and %d more weights is taken apart: only some of them have a gradient or "
         "a state like the others'",
         unit.keys[0],

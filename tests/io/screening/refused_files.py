@@ -224,7 +224,7 @@ def unfolding() -> onnx.ModelProto:
 
 def loaded(made: onnx.ModelProto | bytes) -> Callable[[Path], Callable[[], object]]:
     data = made if isinstance(made, bytes) else made.SerializeToString()
-    return file_of(files.load_onnx, "m.onnx", data)
+    return file_of(files.read_onnx, "m.onnx", data)
 
 
 def cut() -> bytes:
@@ -245,7 +245,7 @@ def circle() -> onnx.ModelProto:
 
 
 def external(
-    location: str, load: Callable[[Path], object] = files.load_onnx, **entries: Any
+    location: str, load: Callable[[Path], object] = files.read_onnx, **entries: Any
 ) -> Callable[[Path], Callable[[], object]]:
     """A model in a folder of its own, whose weight is in another file."""
 
@@ -299,7 +299,7 @@ ONNX: dict[str, Written] = {
         loaded(whole()), "cannot be read|cannot read", {(Path, "read_bytes"): raising(OSError)}
     ),
     "data that onnx cannot read": row(
-        external("own.bin", files.load_with_data),
+        external("own.bin", files.read_onnx_with_data),
         "cannot read the data of 'w'",
         {(external_data_helper, "load_external_data_for_tensor"): raising(ValueError)},
     ),

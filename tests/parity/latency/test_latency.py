@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from opdf_compile.artefacts.check_data import CheckData, Sample, write_check
-from opdf_compile.artefacts.onnx_file import load_onnx
+from opdf_compile.artefacts.onnx_file import read_onnx
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.parity.latency import race as race_module
 from opdf_compile.parity.latency import timing as timing_module
@@ -169,7 +169,7 @@ def test_the_first_sample_of_the_check_data_is_the_input(
     numbers = {"y": 0.0}
     sample = Sample({"x": value}, truth, numbers, numbers, numbers)
     write_check(check, CheckData(("x",), ("y",), "float32", (sample,)))
-    found = latency_inputs(declared_inputs(load_onnx(reference)), check, np.random.default_rng(0))
+    found = latency_inputs(declared_inputs(read_onnx(reference)), check, np.random.default_rng(0))
     assert np.array_equal(found["x"], value)
 
 
@@ -203,7 +203,7 @@ def test_inputs_are_drawn_in_the_declared_form(
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path
     )
-    drawn = latency_inputs(declared_inputs(load_onnx(path)), None, np.random.default_rng(0))["v"]
+    drawn = latency_inputs(declared_inputs(read_onnx(path)), None, np.random.default_rng(0))["v"]
     assert drawn.shape == wanted
     assert drawn.dtype.name == dtype
     if drawn.dtype.kind in "iu":
@@ -285,7 +285,7 @@ def test_every_dtype_is_bound_with_its_own_values(tmp_path: Path, cpu: Device, k
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path
     )
     rng = np.random.default_rng(0)
-    inputs = latency_inputs(declared_inputs(load_onnx(path)), None, rng)
+    inputs = latency_inputs(declared_inputs(read_onnx(path)), None, rng)
     bound = bind(open_session(path, cpu), inputs, "cpu")
     bound.run()
     found = bound.binding.copy_outputs_to_cpu()[0]

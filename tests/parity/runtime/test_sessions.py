@@ -11,7 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from opdf_compile.artefacts.onnx_file import load_onnx, load_with_data
+from opdf_compile.artefacts.onnx_file import read_onnx, read_onnx_with_data
 from opdf_compile.errors import ArtefactError, DeviceError, InputError
 from opdf_compile.parity.runtime import cuda, sessions
 from opdf_compile.parity.runtime.sessions import Device, open_session, resolve_device
@@ -69,7 +69,7 @@ def test_external_data_beside_the_model_is_used(external: Path, weight: np.ndarr
     x = np.ones((1, 4), np.float32)
     session = open_session(external, resolve_device("cpu"))
     np.testing.assert_array_equal(session.run(None, {"x": x})[0], x @ weight)
-    (tensor,) = load_with_data(external).graph.initializer
+    (tensor,) = read_onnx_with_data(external).graph.initializer
     np.testing.assert_array_equal(numpy_helper.to_array(tensor), weight)
 
 
@@ -126,7 +126,7 @@ def test_every_truncation_is_refused(tmp_path: Path, weight: np.ndarray) -> None
     for length in range(1, len(whole), 7):
         path.write_bytes(whole[:length])
         with pytest.raises(ArtefactError):
-            load_onnx(path)
+            read_onnx(path)
 
 
 def test_a_graph_that_the_runtime_refuses_is_an_artefact_error(tmp_path: Path) -> None:
