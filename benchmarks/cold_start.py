@@ -7,7 +7,7 @@ Every run is a process of its own. Both checkouts run with the same interpreter 
 after the other in every round and each first in half of the rounds, so that a busy machine slows
 both. The ratio is the median over the rounds; memory is the largest resident size.
 
-Usage: python benchmarks/cold_start.py BUNDLE [--against CHECKOUT] [--commands help,verify]
+Usage: python benchmarks/cold_start.py [BUNDLE] [--against CHECKOUT] [--commands help,verify]
            [--rounds N] [--clock cpu] [--json FILE]
 """
 
@@ -17,6 +17,7 @@ import argparse
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ import torch
 from bench import options as cli
 from bench.intervals import median_interval, paired
 from bench.reporting import Report, environment, number, row, table
+
+import opdf_compile as opdf
 
 SCHEMA = "opdf-cold-start/1"
 ROOT = Path(__file__).parents[1]
@@ -112,12 +115,21 @@ def main(words: Sequence[str] | None = None) -> None:
     shown = {key: value for key, value in vars(options).items() if key not in _PATHS}
     facts = environment(torch.device("cpu"), shown)
     rows = []
-    for name in options.commands:
-        line = [word.format(bundle=options.bundle.resolve()) for word in COMMANDS[name]]
-        rows.append(measured(name, race(line, checkouts, options.rounds), options.clock))
-        report.write(facts, rows, partial=True)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = options.bundle or small_bundle(Path(folder) / "bundle")
+        for name in options.commands:
+            line = [word.format(bundle=bundle.resolve()) for word in COMMANDS[name]]
+            rows.append(measured(name, race(line, checkouts, options.rounds), options.clock))
+            report.write(facts, rows, partial=True)
     report.show(_table(rows))
     report.write(facts, rows)
+
+
+def small_bundle(folder: Path) -> Path:
+    """The bundle of a student of one layer."""
+    student = torch.nn.Linear(4, 2)
+    opdf.export_onnx(student, (torch.randn(3, 4),), folder, reference=student)
+    return folder
 
 
 # Where things lie says nothing about the figures.
@@ -127,7 +139,8 @@ _PATHS = ("bundle", "against", "json")
 def parser() -> argparse.ArgumentParser:
     """The options; a model, cores and a device have no meaning here."""
     made = argparse.ArgumentParser(prog="benchmarks/cold_start.py", description="cold start")
-    made.add_argument("bundle", type=Path, help="a bundle that both checkouts can read")
+    what = "a bundle that both checkouts can read (that of a small student)"
+    made.add_argument("bundle", type=Path, nargs="?", help=what)
     made.add_argument("--against", type=Path, metavar="CHECKOUT", help="the one to compare with")
     cli.choices(made, "--commands", tuple(COMMANDS), tuple(COMMANDS))
     cli.whole(made, "--rounds", "runs of each checkout", 7, least=2)
