@@ -23,7 +23,7 @@ from opdf_compile.io.evidence.id_ranges import id_ranges
 
 # Ordinary samples: of the example's own batch, of one, and of shorter length.
 ORDINARY = 4
-# Independent rows that a check needs: its tolerance shrinks with their number (verify/numerics).
+# Independent rows that a check needs: its tolerance shrinks with their number (parity/numerics).
 ENOUGH_ROWS = 16
 MOST_SAMPLES = 16
 
