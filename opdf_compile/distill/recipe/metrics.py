@@ -11,11 +11,11 @@ from torch import Tensor
 
 from opdf_compile.distill import losses as kinds
 from opdf_compile.distill.recipe.job import Batch, Metric, Outputs
-from opdf_compile.distill.recipe.models import importing_from, placed
+from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.paths import located_model
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import RecipeError
-from opdf_compile.io import find_callable
+from opdf_compile.io import find_callable, importing_from
 
 _UP = ("accuracy", "agreement", "cosine")
 _NEED_LABELS = ("accuracy", "mse")

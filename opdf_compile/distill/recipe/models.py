@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch import nn
 from opdf_compile.distill.recipe.paths import located, located_model
 from opdf_compile.distill.recipe.schema import Recipe, StudentSection, TeacherSection
 from opdf_compile.errors import ArtefactError, RecipeError, UserError
-from opdf_compile.io import LoadedModel, load_model, prepare_torchvision, seeded
+from opdf_compile.io import LoadedModel, importing_from, load_model, prepare_torchvision, seeded
 
 _TRUST = re.compile(r"(?:, or,|;) if you trust [a-z ]+, give --trust-pickle")
 
@@ -31,21 +30,6 @@ def placed(recipe: Recipe, *path: str | int) -> Iterator[None]:
         raise
     except UserError as error:
         raise RecipeError(f"{recipe.place(*path)}: {error}") from error
-
-
-@contextlib.contextmanager
-def importing_from(base: Path) -> Iterator[None]:
-    """Let the recipe's code be imported from its folder, also by name."""
-    entry = str(base.resolve())
-    if entry in sys.path:
-        yield
-        return
-    sys.path.insert(0, entry)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ValueError):
-            sys.path.remove(entry)
 
 
 def load_student(recipe: Recipe, base: Path, seed: int) -> LoadedModel:

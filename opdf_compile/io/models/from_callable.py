@@ -122,10 +122,10 @@ def _found(match: re.Match[str], spec: str) -> Iterator[Callable[..., Any]]:
     """Import a callable; within the block its neighbours can be imported too."""
     if "file" in match.groupdict():
         file = existing_file(match["file"], wanted="a Python file").resolve()
-        with _import_path(file.parent), fixed_randomness():
+        with importing_from(file.parent), fixed_randomness():
             yield _find(_import_file(file, spec), match["name"], spec)
         return
-    with _import_path(Path.cwd()), fixed_randomness():
+    with importing_from(Path.cwd()), fixed_randomness():
         yield _find(_import_module(match["module"], spec), match["name"], spec)
 
 
@@ -215,9 +215,9 @@ def _unpack(made: Any, name: str, spec: str) -> LoadedModel:
 
 
 @contextlib.contextmanager
-def _import_path(folder: Path) -> Iterator[None]:
-    """Let the code import its neighbours, as `python FILE.py` would."""
-    entry = str(folder)
+def importing_from(folder: Path) -> Iterator[None]:
+    """Let code be imported from a folder by name, as the neighbours of `python FILE.py` are."""
+    entry = str(folder.resolve())
     if entry in sys.path:
         yield
         return
