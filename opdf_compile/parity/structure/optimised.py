@@ -7,7 +7,6 @@ into both graphs first. What is left to differ is what the runtime made of node 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,9 @@ from opdf_compile.parity.structure.linking import build_view
 
 if TYPE_CHECKING:
     import onnx
+
+# By name, a tensor and the folder of the file that it comes from.
+Tensors = dict[str, tuple["onnx.TensorProto", str]]
 
 # Protobuf ends at 2 GiB. The constants of larger models go to a file beside the model.
 _LARGEST_INLINE = 1 << 30
@@ -60,35 +62,45 @@ def _with_candidate_values(raw: Comparison) -> onnx.ModelProto:
     The reference may share one initialiser where the candidate has two, so each operand is given
     what the candidate's matched node has there.
     """
-    import onnx
-
-    reference = onnx.ModelProto()
-    reference.CopyFrom(raw.reference.model)
-    folder = raw.reference.main.folder
+    source, folder = raw.reference.model, raw.reference.main.folder
+    reference = without_weights(source)
     # The copy is linked in the same order, and so tells which of its nodes is which.
     copies = build_view(reference, folder).nodes
     protos = {node: copy.proto for node, copy in zip(raw.reference.nodes, copies, strict=True)}
-    _embed(reference.graph, folder)
-    added: dict[int, onnx.TensorProto] = {}
+    names: dict[int, str] = {}
+    added: Tensors = {}
     for c_node, r_node in raw.walk.nodes.items():
         if _in_function(r_node):
             continue
         for place, (c, r) in enumerate(zip(c_node.inputs, r_node.inputs, strict=True)):
-            tensor = _replacement(c, r, added)
-            if tensor is not None:
-                protos[r_node].input[place] = tensor.name
-    replaced = {}
+            found = _replacement(c, r)
+            if found is not None:
+                name = names.setdefault(id(c.constant), f"opdf.candidate.{len(names)}")
+                added[name] = found
+                protos[r_node].input[place] = name
+    own: Tensors = {tensor.name: (tensor, folder) for tensor in source.graph.initializer}
     for c, r in zip(raw.candidate.main.outputs, raw.reference.main.outputs, strict=True):
-        tensor = _replacement(c, r, {})
-        if tensor is not None:
-            tensor.name = r.name
-            replaced[r.name] = tensor
-    _swap_initialisers(reference.graph, replaced, added.values())
+        found = _replacement(c, r)
+        if found is not None and r.name in own:
+            own[r.name] = found
+    read = _names_read(reference.graph)
+    _fill(reference.graph, {n: tensor for n, tensor in own.items() if n in read} | added)
     return reference
 
 
-def _replacement(c: Value, r: Value, added: dict[int, onnx.TensorProto]) -> onnx.TensorProto | None:
-    """The candidate's tensor for an operand, under a new name; None where none is needed."""
+def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy whose initialisers are names alone, because weights may be large."""
+    import onnx
+
+    parts = {field.name: value for field, value in model.graph.ListFields()}
+    parts["initializer"] = [onnx.TensorProto(name=t.name) for t in model.graph.initializer]
+    whole = {field.name: value for field, value in model.ListFields()}
+    whole["graph"] = onnx.GraphProto(**parts)
+    return onnx.ModelProto(**whole)
+
+
+def _replacement(c: Value, r: Value) -> tuple[onnx.TensorProto, str] | None:
+    """The candidate's tensor for an operand and its file's folder; None where none is needed."""
     import onnx
 
     constant = c.constant
@@ -97,13 +109,7 @@ def _replacement(c: Value, r: Value, added: dict[int, onnx.TensorProto]) -> onnx
         return None
     if not isinstance(constant.proto, onnx.TensorProto):
         return None
-    if id(constant) not in added:
-        tensor = onnx.TensorProto()
-        tensor.CopyFrom(constant.proto)
-        tensor.name = f"opdf.candidate.{len(added)}"
-        _read_in(tensor, constant.folder)
-        added[id(constant)] = tensor
-    return added[id(constant)]
+    return constant.proto, constant.folder
 
 
 def _in_function(node: Node) -> bool:
@@ -114,13 +120,9 @@ def _in_function(node: Node) -> bool:
     return scope.function is not None
 
 
-def _swap_initialisers(
-    graph: onnx.GraphProto,
-    replaced: dict[str, onnx.TensorProto],
-    added: Iterable[onnx.TensorProto],
-) -> None:
-    """Drop what is no longer read, then add the candidate's tensors."""
-    read = {info.name for info in (*graph.output, *graph.input)}
+def _names_read(graph: onnx.GraphProto) -> set[str]:
+    """What a graph or one inside it reads, and the graph's own inputs."""
+    read = {info.name for info in graph.input}
     graphs = [graph]
     while graphs:
         inner = graphs.pop()
@@ -131,23 +133,20 @@ def _swap_initialisers(
                 graphs.extend(attribute.graphs)
                 if attribute.HasField("g"):
                     graphs.append(attribute.g)
-    kept = [t for t in graph.initializer if t.name in read and t.name not in replaced]
-    kept += [t for name, t in replaced.items() if name in read]
-    kept += added
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    return read
 
 
-def _embed(graph: onnx.GraphProto, folder: str) -> None:
-    for tensor in graph.initializer:
-        _read_in(tensor, folder)
-
-
-def _read_in(tensor: onnx.TensorProto, folder: str) -> None:
+def _fill(graph: onnx.GraphProto, tensors: Tensors) -> None:
+    """Make these the initialisers; what lies in another file is read."""
     from onnx import external_data_helper as external
 
-    if external.uses_external_data(tensor):
-        external.load_external_data_for_tensor(tensor, folder)
+    del graph.initializer[:]
+    for name, (tensor, folder) in tensors.items():
+        own = graph.initializer.add()
+        own.CopyFrom(tensor)
+        own.name = name
+        if external.uses_external_data(own):
+            external.load_external_data_for_tensor(own, folder)
 
 
 def _write(model: onnx.ModelProto, path: Path) -> Path:

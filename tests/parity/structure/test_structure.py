@@ -15,7 +15,7 @@ from opdf_compile.errors import ArtefactError
 from opdf_compile.parity.runtime.sessions import resolve_device
 from opdf_compile.parity.structure.compare import StructureResult, compare_files, compare_structure
 from opdf_compile.parity.structure.neighbourhood import neighbourhood
-from opdf_compile.parity.structure.optimised import compare_optimised
+from opdf_compile.parity.structure.optimised import compare_optimised, without_weights
 
 CPU = resolve_device("cpu")
 PARAMETERS = ("conv.weight", "conv.bias", "norm.scale", "norm.bias", "fc.weight", "fc.bias")
@@ -616,6 +616,18 @@ def test_values_that_the_runtime_folds_by_do_not_refute_a_graph(tmp_path: Path) 
     assert result.differences == ()
     assert raw.reference.model.SerializeToString() == before
     assert result.nodes == 2
+
+
+def test_the_copy_of_a_graph_has_no_weights_before_it_is_given_some(reference: Path) -> None:
+    """A large model has room for few copies."""
+    model = onnx.load(reference)
+    hollow = without_weights(model)
+    names = [tensor.name for tensor in model.graph.initializer]
+    assert [tensor.name for tensor in hollow.graph.initializer] == names
+    assert not any(tensor.raw_data for tensor in hollow.graph.initializer)
+    for graph in (hollow.graph, model.graph):
+        del graph.initializer[:]
+    assert hollow == model
 
 
 def test_neighbourhood_holds_a_node_and_what_is_beside_it() -> None:
