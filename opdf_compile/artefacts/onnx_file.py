@@ -78,7 +78,7 @@ def read_onnx_with_data(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Parse an ONNX file and read its external tensors into the model.
 
     Raises:
-        ArtefactError: As `load_onnx`.
+        ArtefactError: As `read_onnx`.
     """
     import onnx
     from onnx.external_data_helper import load_external_data_for_tensor

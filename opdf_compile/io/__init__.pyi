@@ -3,9 +3,6 @@ from .checkpoints.checkpoint import load_checkpoint as load_checkpoint
 from .checkpoints.checkpoint import save_checkpoint as save_checkpoint
 from .checkpoints.folder import latest_checkpoint as latest_checkpoint
 from .checkpoints.folder import step_folder as step_folder
-from .checkpoints.manifest import read_checkpoint_manifest as read_checkpoint_manifest
-from .checkpoints.random_states import random_states as random_states
-from .checkpoints.random_states import restorer as restorer
 from .checkpoints.ranks import Ranks as Ranks
 from .export.build import build as build
 from .export.bundle import write_bundle as write_bundle

@@ -48,8 +48,8 @@ class Artefacts:
 
     def table(self) -> dict[str, dict[str, Any]]:
         """By name: hash, size, opset and exporter; opset and exporter are null for other files."""
-        models = {m.path: m for m in (self.reference, self.candidate) if m is not None}
-        found = (*reversed(models), self.check, self.reference_check, *self.listed)
+        models = {m.path: m for m in (self.candidate, self.reference) if m is not None}
+        found = (*models, self.check, self.reference_check, *self.listed)
         paths = list(dict.fromkeys(path for path in found if path is not None))
         names = [path.name for path in paths]
         # Two models may both be called model.onnx; then the folders tell them apart.

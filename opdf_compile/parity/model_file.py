@@ -18,7 +18,7 @@ PathLike = str | os.PathLike[str]
 
 
 class ModelFile:
-    """A file; what it holds is read when it is first asked for, and nobody changes it.
+    """A file; what it holds is read when it is first asked for, and its model is never changed.
 
     Attributes:
         path: Where it is.
@@ -55,7 +55,7 @@ class ModelFile:
 
     @cached_property
     def view(self) -> View:
-        """The model as linked objects."""
+        """The model as linked objects; a comparison marks the parameters in it."""
         return build_view(self.model, str(self.path.parent))
 
     @cached_property

@@ -25,7 +25,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import ArtefactError, InputError
-from opdf_compile.io.models import from_callable as load_callable
+from opdf_compile.io.models import from_callable
 from opdf_compile.io.models.example_inputs import InputOptions, make_examples, rename_axes
 from opdf_compile.io.models.from_archive import load_archive, positional_names
 from opdf_compile.io.models.loaded import LoadedModel
@@ -90,14 +90,14 @@ def _dispatch(spec: str, options: InputOptions, trust_pickle: bool) -> LoadedMod
         from opdf_compile.io.models.from_onnx import load_student
 
         return load_student(in_onnx, options)
-    if in_file := load_callable.FILE.fullmatch(spec):
-        return load_callable.load_file(in_file, spec)
+    if in_file := from_callable.FILE.fullmatch(spec):
+        return from_callable.load_file(in_file, spec)
     by_suffix = _loader_of(Path(spec).suffix.lower())
     if by_suffix is not None:
         return by_suffix(Path(spec), trust_pickle)
-    in_module = load_callable.MODULE.fullmatch(spec)
+    in_module = from_callable.MODULE.fullmatch(spec)
     if in_module and not Path(spec).exists():
-        return load_callable.load_module(in_module, spec)
+        return from_callable.load_module(in_module, spec)
     raise _unknown(spec)
 
 

@@ -20,7 +20,6 @@ from opdf_compile.parity.runtime.quiet import FATAL_ONLY, quiet_runtime
 if TYPE_CHECKING:
     import onnxruntime
 
-DeviceName = Literal["auto", "cpu", "cuda"]
 Optimisation = Literal["all", "basic", "none"]
 
 _LOG = logging.getLogger("opdf_compile")
