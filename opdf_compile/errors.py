@@ -38,10 +38,6 @@ class TraceError(UserError):
     """torch.export cannot hold the model as a graph."""
 
 
-class MatchError(UserError):
-    """A weight that was asked for is not in the graph."""
-
-
 class PlanError(UserError):
     """A plan does not fit the model, or contradicts itself."""
 
@@ -74,3 +70,15 @@ class RunInterrupted(OpdfError):
 
 class InternalError(OpdfError):
     """A pass or a checker broke its own contract; please report it."""
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """What an exception says on its first line, without the period; its class if it is silent."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:most].rstrip(".")
+
+
+def error_line(error: BaseException, most: int = 200) -> str:
+    """An exception as "Type: message", on one line."""
+    name, line = type(error).__name__, first_line(error, most)
+    return name if line == name else f"{name}: {line}"

@@ -17,7 +17,7 @@ from bench.facts import date_of_today, peak_mib
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.graph.tracing import first_line
+from opdf_compile.errors import first_line
 from zoo.agreement import Agreement, compare, outputs, tolerances
 from zoo.architecture import Architecture, Inputs
 from zoo.attributes import Attributes

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from opdf_compile.errors import ArtefactError
+from opdf_compile.errors import ArtefactError, first_line
 from opdf_compile.files import DAMAGE, existing_file, read_npz
 
 SCHEMA = "opdf-check/1"
@@ -158,9 +158,8 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _no_check_data(path: Path, error: Exception) -> ArtefactError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
     return ArtefactError(
-        f"{path} is no check data ({lines[0][:150].rstrip('.')}), wanted an npz file that export "
+        f"{path} is no check data ({first_line(error, 150)}), wanted an npz file that export "
         "wrote; export the model again"
     )
 

@@ -14,7 +14,6 @@ from .edit import is_persistent as is_persistent
 from .edit import over_tensors_of as over_tensors_of
 from .edit import register as register
 from .failures import PART_ALONE as PART_ALONE
-from .failures import first_line as first_line
 from .failures import is_out_of_memory as is_out_of_memory
 from .failures import remedy_of as remedy_of
 from .flops import step_flops as step_flops

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
+from opdf_compile.errors import first_line
+
 # The code of these packages is not what the author of a model can change.
 _NOT_THE_MODEL = tuple(
     str(Path(file).parent)
@@ -22,7 +24,6 @@ PART_ALONE = (
     "wrap the part that a graph can hold (of a detector: backbone and head, without the choice of "
     "boxes) in a module of its own and export that"
 )
-_LONGEST = 200
 _ON_VALUES = "Python code depends on the value of a tensor"
 _CANNOT_TAKE_APART = "torch.export cannot take apart"
 _UNFOLLOWED = "fake tensor in the exported program constant's list"
@@ -31,12 +32,6 @@ _UNKNOWN_CLASS = re.compile(
 )
 # torch.export's names for sizes and numbers that are read out of tensors.
 _FROM_DATA = ("u", "zuf")
-
-
-def first_line(error: BaseException | None) -> str:
-    """The first line of an error's message that says something, at most 200 characters."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:_LONGEST].rstrip(".")
 
 
 def reason_of(error: BaseException) -> str:

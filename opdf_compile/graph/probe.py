@@ -10,10 +10,10 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from opdf_compile.errors import TraceError
+from opdf_compile.errors import TraceError, error_line
 from opdf_compile.graph.as_before import as_before
 from opdf_compile.graph.caches import without_cache
-from opdf_compile.graph.failures import first_line, is_out_of_memory, place_of
+from opdf_compile.graph.failures import is_out_of_memory, place_of
 from opdf_compile.graph.phases import phase_flags, quiet
 from opdf_compile.graph.sharing import deep_copy
 from opdf_compile.graph.signature import Inputs
@@ -96,7 +96,7 @@ def rejected(
     where = place_of(error)
     return TraceError(
         f"{type(model).__name__} rejects the example inputs {shapes or 'given'} "
-        f"({type(error).__name__}: {first_line(error)}{f', at {where}' if where else ''}), wanted "
+        f"({error_line(error)}{f', at {where}' if where else ''}), wanted "
         "inputs that its forward accepts; correct their shapes and dtypes"
     )
 

@@ -22,7 +22,7 @@ from opdf_compile.graph import axes as axes_of
 from opdf_compile.graph.axes import AxisNames, Dynamic
 from opdf_compile.graph.caches import without_cache
 from opdf_compile.graph.containers import register_dataclasses
-from opdf_compile.graph.failures import PART_ALONE, first_line
+from opdf_compile.graph.failures import PART_ALONE
 from opdf_compile.graph.given import out_spec, trace_programs
 from opdf_compile.graph.ladder import Held, Ladder
 from opdf_compile.graph.module_match import bare, is_lazy
@@ -41,7 +41,6 @@ __all__ = [
     "RUNGS",
     "Phase",
     "Traced",
-    "first_line",
     "out_spec",
     "phase_flags",
     "share",

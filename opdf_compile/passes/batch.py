@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
-from opdf_compile.errors import PlanError
+from opdf_compile.errors import PlanError, first_line
 from opdf_compile.passes.hoist import Part
 
 # The cores by name; only their shapes, dtypes and devices are looked at.
@@ -79,7 +79,7 @@ def batched(part: Part, size: int, cores: Cores) -> Graph:
         try:
             traced: GraphModule = make_fx(compose)(*stacked)
         except (RuntimeError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise PlanError(
                 f"the weight {part.keys[0]!r} cannot be composed in a batch ({reason}), wanted ops "
                 "that torch.vmap takes; give batched=False"

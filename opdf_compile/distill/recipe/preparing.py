@@ -22,7 +22,7 @@ from opdf_compile.distill.recipe.models import load_student, load_teacher, place
 from opdf_compile.distill.recipe.optimizing import make_optimizer, parameter_groups
 from opdf_compile.distill.recipe.planning import make_plan
 from opdf_compile.distill.recipe.schema import Recipe
-from opdf_compile.errors import RecipeError, UserError
+from opdf_compile.errors import RecipeError, UserError, error_line
 from opdf_compile.planning import Plan
 
 if TYPE_CHECKING:
@@ -185,10 +185,9 @@ class _Made:
             f"{name} {list(batch[name].shape)} of {str(batch[name].dtype).removeprefix('torch.')}"
             for name in self.data.inputs
         )
-        lines = str(error).strip().splitlines()
         return (
             f"{self.recipe.place('data')}: the model rejects the inputs {shapes} "
-            f"({type(error).__name__}: {(lines or [''])[0][:150]}), wanted columns that its "
+            f"({error_line(error, 150)}), wanted columns that its "
             "forward takes; name them with inputs in [data], or change their shapes"
         )
 

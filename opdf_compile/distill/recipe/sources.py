@@ -14,7 +14,7 @@ from opdf_compile.distill.recipe.job import Batch, Examples
 from opdf_compile.distill.recipe.paths import located, located_model
 from opdf_compile.distill.recipe.problems import suggestion
 from opdf_compile.distill.recipe.tables import PARTS, Table
-from opdf_compile.errors import ArtefactError, InputError, UserError
+from opdf_compile.errors import ArtefactError, InputError, UserError, first_line
 from opdf_compile.io import call_callable, fixed_randomness, names_code, parse_query
 
 FORMS = (
@@ -214,7 +214,7 @@ def _saved_dataset(folder: Path, source: str) -> dict[str, Examples]:
         found = datasets.load_from_disk(str(folder))
     except (OSError, ValueError, KeyError) as error:
         raise ArtefactError(
-            f"{source}: {folder} holds no dataset ({str(error).splitlines()[0][:150]}), wanted one "
+            f"{source}: {folder} holds no dataset ({first_line(error, 150)}), wanted one "
             "that Dataset.save_to_disk wrote; save it again"
         ) from error
     if isinstance(found, Mapping):

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from opdf_compile.errors import ArtefactError, OpdfError
+from opdf_compile.errors import ArtefactError, OpdfError, first_line
 from opdf_compile.io.checkpoints.manifest import Manifest
 from opdf_compile.io.checkpoints.ranks import Ranks
 from opdf_compile.io.checkpoints.state import Optimizer, State, is_core, is_sharded
@@ -59,10 +59,9 @@ def _give(optimizer: Optimizer, state: Snapshot, folder: Path) -> None:
     except OpdfError:
         raise
     except Exception as error:  # Whatever the wrapped optimizer's class makes of a strange state.
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
         raise ArtefactError(
-            f"{folder} does not fit: the optimizer cannot take its state ({reason}); load an older "
-            "checkpoint of the run"
+            f"{folder} does not fit: the optimizer cannot take its state "
+            f"({first_line(error, 100)}); load an older checkpoint of the run"
         ) from error
 
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from opdf_compile.errors import ArtefactError
+from opdf_compile.errors import ArtefactError, first_line
 from opdf_compile.files import existing_file, read_failure, sha256
 from opdf_compile.io.checkpoints.folder import MANIFEST
 from opdf_compile.io.checkpoints.values import check_packed
@@ -196,8 +196,9 @@ class Shards:
         try:
             return self._get(file, name, stored)
         except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
-            raise ArtefactError(f"{file} cannot be read ({reason}); {_REMEDY}") from error
+            raise ArtefactError(
+                f"{file} cannot be read ({first_line(error, 150)}); {_REMEDY}"
+            ) from error
 
     def _get(self, file: Path, name: str, stored: Stored) -> Tensor:
         from safetensors import safe_open

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.errors import ArtefactError
+from opdf_compile.errors import ArtefactError, first_line
 
 _LOG = logging.getLogger("opdf_compile")
 
@@ -54,10 +54,9 @@ def restorer(states: dict[str, Any], source: str) -> Callable[[], None]:
             *_numpy(states["numpy"]),
         ]
     except (TypeError, ValueError, KeyError, RuntimeError, AttributeError, OverflowError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
         raise ArtefactError(
-            f"{source}: its random number states cannot be restored ({reason}); load with "
-            "rng=False to go on with other random numbers"
+            f"{source}: its random number states cannot be restored "
+            f"({first_line(error, 100)}); load with rng=False to go on with other random numbers"
         ) from error
     return partial(_run, actions)
 

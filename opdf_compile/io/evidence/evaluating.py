@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from opdf_compile.artefacts import CheckData, Sample
-from opdf_compile.errors import ExportError
-from opdf_compile.graph import AxisNames, Inputs, first_line
+from opdf_compile.errors import ExportError, first_line
+from opdf_compile.graph import AxisNames, Inputs
 from opdf_compile.io.evidence.function_noise import Moved, Watched, has_limited_functions
 from opdf_compile.io.evidence.half_range import Change, changes_of, fit_numbers
 from opdf_compile.io.evidence.randomness import UNKNOWN, Generators, find_draws, has_moved

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from opdf_compile.artefacts import CheckData
-from opdf_compile.errors import ExportError, TraceError
+from opdf_compile.errors import ExportError, TraceError, first_line
 from opdf_compile.graph import (
     PART_ALONE,
     AxisNames,
@@ -23,7 +23,6 @@ from opdf_compile.graph import (
     Traced,
     bind,
     deep_copy,
-    first_line,
     kept_axes,
     normalise_inputs,
     quiet_libraries,

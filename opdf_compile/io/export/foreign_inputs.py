@@ -13,7 +13,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from opdf_compile.artefacts import Interface, Port
-from opdf_compile.errors import InputError
+from opdf_compile.errors import InputError, first_line
 from opdf_compile.files import DAMAGE, existing_file, read_npz
 from opdf_compile.graph import Inputs, bind
 
@@ -58,7 +58,7 @@ def samples_of(inputs: Any, face: Interface) -> list[Arrays]:
     try:
         arrays = read_npz(file)
     except DAMAGE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160].rstrip(".")
+        reason = first_line(error, 160)
         raise InputError(
             f"{file} holds no inputs ({reason}); write it with numpy.savez(file, NAME=array, ...)"
         ) from error

@@ -15,8 +15,8 @@ import numpy as np
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from opdf_compile.errors import ExportError
-from opdf_compile.graph import first_line, recorded_inputs
+from opdf_compile.errors import ExportError, first_line
+from opdf_compile.graph import recorded_inputs
 from opdf_compile.io.evidence.evaluating import as_array
 from opdf_compile.io.export.padding import named_axes
 from opdf_compile.io.export.simplify import drop_unused

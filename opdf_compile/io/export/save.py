@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opdf_compile.errors import ExportError
+from opdf_compile.errors import ExportError, first_line
 from opdf_compile.files import atomic_write
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _check(model: object) -> None:
     try:
         onnx.checker.check_model(model)  # type: ignore[arg-type]
     except onnx.checker.ValidationError as error:
-        reason = str(error).strip().splitlines()[0][:200].rstrip(".")
+        reason = first_line(error)
         raise ExportError(
             f"the exporter made a file that ONNX's checker rejects ({reason}), wanted a valid "
             "model; try another --opset"

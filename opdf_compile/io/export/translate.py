@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import TensorArgument
 
 from opdf_compile.artefacts import record_of
-from opdf_compile.errors import ExportError
+from opdf_compile.errors import ExportError, error_line
 from opdf_compile.graph import quiet_libraries
 from opdf_compile.io.export.attention import translations
 from opdf_compile.io.export.constants import without_constants
@@ -195,10 +195,8 @@ def _sentence(error: BaseException) -> str:
                 f"the operation {operator} has no ONNX form, wanted operations that the ONNX "
                 "exporter knows; write it with others or try a higher --opset"
             )
-    lines = [line.strip() for line in str(chain[-1]).splitlines() if line.strip()]
-    reason = (lines[0] if lines else type(chain[-1]).__name__)[:200].rstrip(".")
     return (
-        f"the ONNX exporter cannot translate the model ({type(chain[-1]).__name__}: {reason}), "
+        f"the ONNX exporter cannot translate the model ({error_line(chain[-1])}), "
         "wanted operations with an ONNX form; rewrite that operation or try another --opset"
     )
 

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from opdf_compile.graph import AxisNames, Inputs, evaluated, first_line, is_out_of_memory
+from opdf_compile.errors import first_line
+from opdf_compile.graph import AxisNames, Inputs, evaluated, is_out_of_memory
 from opdf_compile.io.evidence.evaluating import as_array
 from opdf_compile.io.evidence.free_sizes import FreeSize, Place, Resized, free_sizes
 from opdf_compile.io.evidence.truth import graph_of, run

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.errors import InputError
+from opdf_compile.errors import InputError, first_line
 from opdf_compile.files import DAMAGE, existing_file, read_npz
 
 _FORM = "give it as NAME=SHAPE:DTYPE, for example x=2x3x224x224:float32"
@@ -271,7 +271,7 @@ def _read_npz(path: Path) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _no_inputs(file: Path, error: Exception) -> str:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    reason = first_line(error, 160)
     return (
         f"{file} holds no example inputs ({reason}); write it with numpy.savez(file, NAME=array, "
         "...)"

@@ -19,9 +19,9 @@ from typing import Any
 
 from torch import nn
 
-from opdf_compile.errors import InputError
+from opdf_compile.errors import InputError, error_line
 from opdf_compile.files import existing_file
-from opdf_compile.io.models.loaded import LoadedModel, error_line, fixed_randomness
+from opdf_compile.io.models.loaded import LoadedModel, fixed_randomness
 from opdf_compile.spelling import nearest
 
 FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_][\w.]*)(?:\?(?P<query>.*))?")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from opdf_compile.errors import ArtefactError, InputError
+from opdf_compile.errors import ArtefactError, InputError, error_line
 from opdf_compile.io.models.example_inputs import (
     Examples,
     Hints,
@@ -21,7 +21,7 @@ from opdf_compile.io.models.example_inputs import (
     rename_axes,
 )
 from opdf_compile.io.models.from_timm import is_timm, load_timm_folder
-from opdf_compile.io.models.loaded import LoadedModel, error_line, fixed_randomness
+from opdf_compile.io.models.loaded import LoadedModel, fixed_randomness
 from opdf_compile.io.screening.hf import screen_folder
 from opdf_compile.io.torchvision_shim import prepare_torchvision
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.errors import ArtefactError
+from opdf_compile.errors import ArtefactError, error_line
 from opdf_compile.files import existing_file
 
 _LOG = logging.getLogger("opdf_compile")
@@ -40,9 +40,8 @@ def load_pickle(path: str | os.PathLike[str], *, trust_pickle: bool) -> Any:
         return torch.load(file, map_location="cpu", weights_only=False)
     except Exception as error:  # A pickle can raise anything.
         raise ArtefactError(
-            f"{file} cannot be unpickled ({type(error).__name__}: "
-            f"{(str(error).splitlines() or [''])[0][:200]}); import what it was made of, or write "
-            "it again"
+            f"{file} cannot be unpickled ({error_line(error)}); import what it was made of, or "
+            "write it again"
         ) from error
 
 

@@ -89,9 +89,3 @@ def fixed_randomness() -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
-
-
-def error_line(error: BaseException) -> str:
-    """An exception as "Type: message", on one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:240]}" if lines else type(error).__name__

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from opdf_compile.errors import ArtefactError, InternalError, OpdfError
+from opdf_compile.errors import ArtefactError, InternalError, OpdfError, error_line
 from opdf_compile.files import atomic_write, existing_file
 from opdf_compile.graph import memory_key
 from opdf_compile.io.models.older_archives import is_older, read_older
@@ -210,16 +210,11 @@ def _sentences(file: Path) -> Iterator[None]:
         raise
     except Exception as error:  # torch raises every kind; the class does not matter to a user.
         raise ArtefactError(
-            f"{file} cannot be opened by torch {torch.__version__} ({_first_line(error)}); write "
+            f"{file} cannot be opened by torch {torch.__version__} ({error_line(error)}); write "
             "it again, with this version of torch"
         ) from error
     finally:
         chatter.disabled = silent
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from opdf_compile.errors import ArtefactError
+from opdf_compile.errors import ArtefactError, first_line
 from opdf_compile.files import atomic_write, existing_file
 from opdf_compile.io.screening.header import check_header
 
@@ -36,7 +36,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
             return tensors, dict(stream.metadata() or {})
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
-        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise ArtefactError(
             f"{file} is no readable safetensors file ({reason}); write it again with "
             "safetensors.torch.save_file"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.errors import InputError
+from opdf_compile.errors import InputError, first_line
 from opdf_compile.graph import MODULE, PHASES, Dynamic, Phase, Traced, trace
 from opdf_compile.io.onnx_student.student import OnnxStudent
 
@@ -78,14 +78,14 @@ def _running(student: OnnxStudent) -> Iterator[dict[str, Tensor]]:
             with torch.no_grad():
                 student(**inputs)
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
-            reason = reason or (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            reason = reason or first_line(error, 160)
             continue
         ran = True
         yield inputs
     if not ran:
         raise InputError(
             f"{student.source.name} ran on no example that was made from its input types "
-            f"({_types(student)}; {reason.rstrip('.')}); give one with --input, for example "
+            f"({_types(student)}; {reason}); give one with --input, for example "
             f"--input {_hint(student)}"
         )
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from opdf_compile.artefacts import opsets_of, read_onnx_with_data
-from opdf_compile.errors import ArtefactError, InputError
+from opdf_compile.errors import ArtefactError, InputError, first_line
 from opdf_compile.io.onnx_student.keys import identifier, keys_of
 from opdf_compile.io.onnx_student.nodes import Graph, Node, all_constants, parse, torch_dtype
 from opdf_compile.io.onnx_student.registry import OLDEST_OPSET, require_known
@@ -142,7 +142,7 @@ def _inlined(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
     except Exception as error:  # The C++ inliner raises whatever it meets.
         raise ArtefactError(
             f"{name} has local functions that cannot be inlined "
-            f"({str(error).strip().splitlines()[0][:150]}); export the model again"
+            f"({first_line(error, 150)}); export the model again"
         ) from error
 
 

@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from opdf_compile.errors import ArtefactError, FoldError, OpdfError
-from opdf_compile.io.models.loaded import error_line
+from opdf_compile.errors import ArtefactError, FoldError, OpdfError, error_line
 from opdf_compile.io.models.programs import EVAL, MODEL, read_programs, write_programs
 from opdf_compile.io.models.tensors import read_tensors, unshared, write_student, write_tensors
 from opdf_compile.io.saved.cores import fold_state

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from opdf_compile.errors import InputError
+from opdf_compile.errors import InputError, first_line
 from opdf_compile.parity.runtime.quiet import quiet_runtime
 from opdf_compile.parity.runtime.tensors import to_runtime
 
@@ -94,7 +94,7 @@ def bind(session: Any, inputs: Mapping[str, Any], device: str) -> BoundSession:
         with quiet_runtime():
             bound.run()
     except Exception as error:  # onnxruntime's exceptions share no base but this one.
-        reason = str(error).strip().splitlines()[0][:200]
+        reason = first_line(error)
         shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
         raise InputError(
             f"the model does not run on the inputs {shapes} ({reason}); give check data with "

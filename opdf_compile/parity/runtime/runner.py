@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from opdf_compile.errors import DeviceError
+from opdf_compile.errors import DeviceError, first_line
 from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.runtime.sessions import Device, open_session
 from opdf_compile.parity.runtime.tensors import from_runtime, to_runtime
@@ -29,7 +29,8 @@ class RunFailed(DeviceError):
 
     def __init__(self, model: PathLike, error: Exception) -> None:
         """Name the model and the runtime's reason."""
-        self.reason = _reason(error)
+        # "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status ..." says nothing to a user.
+        self.reason = _PREFIX.sub("", first_line(error, 300))[:200].rstrip(".")
         self.of_memory = any(words in str(error).lower() for words in _MEMORY)
         super().__init__(
             f"onnxruntime cannot run {model} on its check data ({self.reason}), wanted a model "
@@ -66,9 +67,3 @@ class Runner:
         except Exception as error:  # onnxruntime raises classes of its own, without a common base.
             raise RunFailed(self._model, error) from error
         return {n: from_runtime(value) for n, value in zip(self.output_names, found, strict=True)}
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    # "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status ..." says nothing to a user.
-    return _PREFIX.sub("", lines[0])[:200].rstrip(".")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.errors import InputError
+from opdf_compile.errors import InputError, first_line
 from opdf_compile.training.optimizer.plain_kinds import (
     DEFAULTS,
     DICTS,
@@ -64,10 +64,9 @@ class Reader:
         try:
             return self._marked(mark[1:], value[mark], value, present)
         except _BROKEN as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0][:100]
             raise InputError(
-                f"the state holds {mark!r} in a form that cannot be read ({reason}); load an older "
-                "state of the run"
+                f"the state holds {mark!r} in a form that cannot be read "
+                f"({first_line(error, 100)}); load an older state of the run"
             ) from error
 
     def key(self, text: Any) -> Any:
