@@ -20,10 +20,9 @@ from opdf_compile.io.models.example_inputs import (
     make_examples,
     rename_axes,
 )
-from opdf_compile.io.models.from_timm import is_timm, load_timm_folder
+from opdf_compile.io.models.from_timm import is_timm, load_timm_folder, zoo_package
 from opdf_compile.io.models.loaded import LoadedModel, fixed_randomness
 from opdf_compile.io.screening.hf import screen_folder
-from opdf_compile.io.torchvision_shim import prepare_torchvision
 
 # What onnxruntime users need beside the graph: the configuration, and the tokenizer's files.
 _CARRIED = (
@@ -62,7 +61,7 @@ def load_hf(spec: str, inputs: InputOptions, *, trust_pickle: bool = False) -> L
     written = screen_folder(folder, spec)
     if is_timm(written):
         return load_timm_folder(folder, written, spec, trust_pickle=trust_pickle)
-    transformers = _transformers(spec)
+    transformers = zoo_package("transformers", spec)
     with fixed_randomness(), _quiet(transformers):
         config = _config(transformers, folder, spec)
         model, notes = _model(transformers, config, folder, spec, trust_pickle)
@@ -102,18 +101,6 @@ def _model_folder(spec: str, trust_pickle: bool) -> Path:
             "save_pretrained, or, if you trust pickled weights completely, give --trust-pickle"
         )
     return folder
-
-
-def _transformers(spec: str) -> Any:
-    prepare_torchvision()
-    try:
-        import transformers
-    except ImportError as error:
-        raise InputError(
-            f"{spec} needs transformers, which cannot be imported ({error_line(error)}); run pip "
-            "install 'opdf-compile[zoo]'"
-        ) from error
-    return transformers
 
 
 def _config(transformers: Any, folder: Path, spec: str) -> Any:

@@ -6,6 +6,7 @@ arguments in it, and gets the folder's weights.
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,7 +111,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _build(name: str, arguments: dict[str, Any], spec: str) -> nn.Module:
-    timm = _timm(spec)
+    timm = zoo_package("timm", spec)
     _check_name(timm, name, spec)
     with fixed_randomness():
         try:
@@ -127,16 +128,20 @@ def _example(model: nn.Module, arguments: dict[str, Any]) -> Tensor:
     return torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def _timm(spec: str) -> Any:
+def zoo_package(name: str, spec: str) -> Any:
+    """Import timm or transformers, which only some MODEL arguments need.
+
+    Raises:
+        InputError: It cannot be imported.
+    """
     prepare_torchvision()
     try:
-        import timm
+        return importlib.import_module(name)
     except ImportError as error:
         raise InputError(
-            f"{spec} needs timm, which cannot be imported ({error_line(error)}); run pip install "
+            f"{spec} needs {name}, which cannot be imported ({error_line(error)}); run pip install "
             "'opdf-compile[zoo]'"
         ) from error
-    return timm
 
 
 def _check_name(timm: Any, name: str, spec: str) -> None:
