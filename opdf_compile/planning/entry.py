@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -54,7 +55,7 @@ class PlanEntry:
         """Parameters of the folded weight."""
         return prod(self.spec.shape)
 
-    @property
+    @cached_property
     def core_names(self) -> tuple[str, ...]:
         """Names of the cores in a state dict."""
         return tuple(self.by.core_names(self.key, self.spec))
@@ -69,7 +70,7 @@ class PlanEntry:
         """Of each core the factor of its learning rate."""
         return tuple(self.by.rates(self.spec))
 
-    @property
+    @cached_property
     def terms(self) -> tuple[Term, ...] | None:
         """What scales the weight, see `Parametrization.terms`; None where nothing says so."""
         terms = self.by.terms(self.spec)

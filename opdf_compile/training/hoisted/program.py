@@ -72,6 +72,15 @@ class WeightProgram:
         mine = {key for unit in self.units for key in unit.keys}
         return tuple(entry.key for entry in self.plan.entries if entry.key in mine)
 
+    def matched(self) -> dict[str, nn.Parameter]:
+        """The planned weights as the student holds them now, by name.
+
+        Raises:
+            InputError: The student was rebuilt since, see `require_held`.
+        """
+        self.require_held()
+        return {key: bound.parameter for key, bound in self._bounds.items()}
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """What an optimizer steps: the cores, and everything trainable that is not matched."""
         reshard(self.module)

@@ -36,6 +36,7 @@ class Unit:
         shapes: What the graph takes, where the storage lies otherwise (as matrices).
 
     Attributes:
+        keys: Names of the weights.
         settled: What the cores' counts of writes were when the weights were made of them.
     """
 
@@ -54,6 +55,7 @@ class Unit:
         self.storage = tuple(storage)
         self.shapes = tuple(shapes or (core.shape for core in storage))
         self.weights = weights
+        self.keys = tuple(bound.key for bound in weights)
         self.batched = batched
         self.compiled_with: dict[str, Any] | None = None
         self._call: Callable[..., tuple[Tensor, ...]] = GraphModule(nn.Module(), graph)
@@ -68,11 +70,6 @@ class Unit:
         The copy's next pull makes it again.
         """
         return {**self.__dict__, "_edges": None}
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Names of the weights."""
-        return tuple(bound.key for bound in self.weights)
 
     def named_cores(self) -> dict[str, Tensor]:
         """Every core under its own name; the rows of a batch are views of its stack."""

@@ -112,11 +112,12 @@ class Followed(SavedState):
         reshard(self.program.module)
         for group in self.param_groups:
             listed(group)
+        if self._laid == self._as_laid():
+            return  # What has replaced a Parameter is in a group, or is not followed.
         new = self._names.replaced(self.param_groups)
         if new:
             self._go_over(new)
-        if self._laid != self._as_laid():
-            self._regroup()
+        self._regroup()
 
     def _regroup(self) -> None:
         """Step what the param groups hold now, and nothing else.
@@ -175,18 +176,15 @@ class Followed(SavedState):
         Raises:
             InputError: One is not what the param groups hold: clipping and zero_grad would miss it.
         """
-        self.program.require_held()
-        found = []
-        for entry in self.plan.entries:
-            weight = standing(self.program.module, entry.key)
-            if weight is None or weight not in self._names:
+        found = self.program.matched()
+        for key, weight in found.items():
+            if weight not in self._names:
                 raise InputError(
-                    f"the student's {entry.key!r} is another Parameter now, wanted the one that "
-                    "the optimizer was built with and its groups hold; build it after whatever "
+                    f"the student's {key!r} is another Parameter now, wanted the one that the "
+                    "optimizer was built with and its groups hold; build it after whatever "
                     "replaces parameters (fully_shard, a conversion, an assignment)"
                 )
-            found.append(weight)
-        return found
+        return list(found.values())
 
     def take_apart(self, unit: Unit) -> None:
         """Replace a batch by units of one weight each.
