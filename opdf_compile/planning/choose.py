@@ -69,26 +69,21 @@ def plan(
     report = match(model)
     chosen, refusals = select(report, include, exclude, min_size)
     specs = dict(_specs(chosen, request, flops, by))
-    dropped = [
-        Refusal(m.key, "does not fit into the overhead asked for", shape=m.shape)
-        for m in chosen
-        if m.key not in specs
-    ]
-    flat = [m for m in chosen if m.key in specs and not _adds(specs[m.key], by)]
-    refusals += dropped
-    refusals += [
-        Refusal(m.key, "has sizes that allow no bond: cores would add nothing", shape=m.shape)
-        for m in flat
-    ]
-    left = {m.key for m in flat}
-    entries = tuple(
-        PlanEntry(m.key, parametrization, specs[m.key], m.aliases)
-        for m in chosen
-        if m.key in specs and m.key not in left
-    )
+    entries: list[PlanEntry] = []
+    for found in chosen:
+        spec = specs.get(found.key)
+        if spec is None:
+            reason = "does not fit into the overhead asked for"
+        elif not _adds(spec, by):
+            reason = "has sizes that allow no bond: cores would add nothing"
+        else:
+            entries.append(PlanEntry(found.key, parametrization, spec, found.aliases))
+            continue
+        refusals.append(Refusal(found.key, reason, shape=found.shape))
     if not entries:
         raise PlanError(_nothing(report, refusals))
-    made = Plan(entries, tuple(refusals), flops, request, rung=report.rung, notes=report.notes)
+    rung, notes = report.rung, report.notes
+    made = Plan(tuple(entries), tuple(refusals), flops, request, rung=rung, notes=notes)
     source = model.source if isinstance(model, Traced) else bare(model)
     return made.made_for(source) if isinstance(source, nn.Module) else made
 
