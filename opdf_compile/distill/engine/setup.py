@@ -107,14 +107,15 @@ def build(
         losses = job.losses()
     losses = losses.double() if machine.double else losses
     losses.to(machine.device).train()
-    pulled = aligned and plan is not None and job.alignment is not None
-    options = {"alignment": job.alignment()} if pulled and job.alignment else {}
+    pulling = job.alignment if aligned and plan is not None else None
     average = None
     if training.ema is not None:
         # torch gives this function no types.
         make_average: Any = get_ema_multi_avg_fn
         average = AveragedModel(student, multi_avg_fn=make_average(training.ema))
-    optimizer = job.optimizer(student, plan, lr=lr, weight_decay=weight_decay, **options)
+    alignment = None if pulling is None else pulling()
+    options = {"lr": lr, "weight_decay": weight_decay, "alignment": alignment}
+    optimizer = job.optimizer(student, plan, **options)
     remember_peaks(optimizer)
     whole = whole_run(job)
     return Setup(
