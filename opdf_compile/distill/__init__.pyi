@@ -1,0 +1,16 @@
+from .layer_map import CopyReport as CopyReport
+from .layer_map import LayerMap as LayerMap
+from .layer_map import copy_layers as copy_layers
+from .layer_map import every_kth as every_kth
+from .layer_map import found_map as found_map
+from .losses import CorrelationLoss as CorrelationLoss
+from .losses import CosineLoss as CosineLoss
+from .losses import HiddenStateLoss as HiddenStateLoss
+from .losses import HintonKD as HintonKD
+from .losses import Loss as Loss
+from .losses import Projection as Projection
+from .losses import ReverseSkewKL as ReverseSkewKL
+from .losses import SkewKL as SkewKL
+from .losses import TaskLoss as TaskLoss
+from .losses import Term as Term
+from .losses import WeightedSum as WeightedSum
