@@ -22,7 +22,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from opdf_compile.graph.tracing import phase_flags
+from opdf_compile.graph.phases import phase_flags
 
 ROUNDOFF = 2.0**-24
 DRAWS = 3

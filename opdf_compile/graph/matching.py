@@ -22,8 +22,6 @@ from opdf_compile.graph.sharing import is_weight_dtype, names_of_parameters
 from opdf_compile.graph.traced import MODULE, Phase, Traced
 from opdf_compile.graph.values import shape_of
 
-__all__ = ["Match", "MatchReport", "Refusal", "Use", "match"]
-
 SCALE = (
     "is stretched over the weight that {} reads (one number for a row or a block): a scale, "
     "not a matrix"

@@ -11,7 +11,6 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
@@ -207,8 +206,3 @@ def request_tree(leaves: Sequence[Any], spec: pytree.TreeSpec) -> Any:
 def _one_level(node: pytree.TreeSpec) -> pytree.TreeSpec:
     leaf = pytree.tree_structure(0)
     return pytree.TreeSpec(node.type, node.context, [leaf] * node.num_children)
-
-
-def tensor_leaves(value: Any) -> list[Tensor]:
-    """Every tensor in a nested value, in pytree order."""
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]

@@ -26,27 +26,14 @@ from opdf_compile.graph.failures import PART_ALONE
 from opdf_compile.graph.given import out_spec, trace_programs
 from opdf_compile.graph.ladder import Held, Ladder
 from opdf_compile.graph.module_match import bare, is_lazy
-from opdf_compile.graph.phases import phase_flags, share
+from opdf_compile.graph.phases import share
 from opdf_compile.graph.signature import (
     bind,
     leaf_names,
     normalise_inputs,
     output_names,
 )
-from opdf_compile.graph.traced import MODULE, PHASES, RUNGS, Phase, Traced
-
-__all__ = [
-    "MODULE",
-    "PHASES",
-    "RUNGS",
-    "Phase",
-    "Traced",
-    "out_spec",
-    "phase_flags",
-    "share",
-    "trace",
-    "trace_programs",
-]
+from opdf_compile.graph.traced import MODULE, PHASES, Phase, Traced
 
 _EXPORTING = threading.RLock()
 

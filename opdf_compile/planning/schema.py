@@ -73,8 +73,3 @@ def checked(value: Any) -> PlanModel:
             f"the plan is wrong at {place}: {first['msg']} (schema {SCHEMA}); "
             "correct it or write a new one with opdf-compile plan MODEL -o plan.json"
         ) from error
-
-
-def json_schema() -> dict[str, Any]:
-    """The JSON schema of plan files, for editors."""
-    return PlanModel.model_json_schema(by_alias=True)

@@ -1,9 +1,6 @@
 from .folding import fold as fold
-from .hoisted.binding import is_sharded as is_sharded
 from .hoisted.binding import local as local
 from .hoisted.binding import reshard as reshard
-from .hoisted.binding import unwrap as unwrap
-from .hoisted.binding import validate as validate
 from .hoisted.binding import whole as whole
 from .hoisted.checksums import checksum as checksum
 from .hoisted.hoisting import hoist as hoist
@@ -14,8 +11,6 @@ from .inline.expanding import expand as expand
 from .inline.programs import fold_program as fold_program
 from .inline.programs import programs_of as programs_of
 from .optimizer.alignment import Alignment as Alignment
-from .optimizer.arguments import name_of as name_of
-from .optimizer.arguments import needs_closure as needs_closure
 from .optimizer.inner_state import given as given
 from .optimizer.inner_state import taken as taken
 from .optimizer.overparam import Overparam as Overparam

@@ -19,7 +19,6 @@ from opdf_compile.errors import PlanError
 from opdf_compile.graph.matching import match
 from opdf_compile.planning import files
 from opdf_compile.planning.choose import plan
-from opdf_compile.planning.schema import json_schema
 from opdf_compile.planning.value import Plan
 
 
@@ -201,10 +200,6 @@ def test_save_and_load(made: Plan, tmp_path: Path) -> None:
     made.save(path)
     assert Plan.load(str(path)).entries == made.entries
     assert os.listdir(tmp_path) == ["plan.json"]  # noqa: PTH208
-
-
-def test_the_schema_names_what_a_plan_holds() -> None:
-    assert {"schema", "entries", "request", "totals"} <= set(json_schema()["properties"])
 
 
 def test_a_folder_that_is_not_there(made: Plan, tmp_path: Path) -> None:
