@@ -1,7 +1,7 @@
 """The matrix product operator with full bonds, the parametrization of OPDF (arXiv 2411.06448).
 
 compose: (T_1, .., T_n), T_k (d_{k-1}, i_k, j_k, d_k)  ->  W (prod i_k, prod j_k)  ->  spec.shape
-decompose: its right inverse, one float64 factorisation (see `tensor.decompose`).
+decompose: its right inverse, one float64 factorisation (see `tensor.decomposition`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Mpo(Parametrization[MpoSpec]):
     def decompose(
         self, weight: Tensor, spec: MpoSpec, *, device: torch.device | str | None = None
     ) -> tuple[Tensor, ...]:
-        """The cores of a weight; see `tensor.decompose.decompose` for accuracy and signs."""
+        """The cores of a weight; see `tensor.decompose` for accuracy and signs."""
         return decompose(checked(weight, spec), spec.chain, device=device)
 
     def compose(self, tensors: Sequence[Tensor], spec: MpoSpec) -> Tensor:

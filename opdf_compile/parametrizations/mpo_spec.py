@@ -1,7 +1,7 @@
 """The spec of an MPO: the weight's form and the modes; bonds follow from the modes.
 
 Full bonds bound what a plan can ask for: core k has d_{k-1} p_k d_k <= L_{k-1} p_k R_k = N entries
-(N of the weight, symbols of `tensor.decompose`), so n cores add at most (n - 1) N <= 63 N.
+(N of the weight, symbols of `tensor.decomposition`), so n cores add at most (n - 1) N <= 63 N.
 """
 
 from __future__ import annotations

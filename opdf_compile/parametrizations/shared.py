@@ -5,8 +5,8 @@
 The rows are cut into B equal blocks: the matrices of a stack (experts), or the parts of a packed
 projection (q, k, v). Every block is an MPO of three cores with modes (a, 1, b) x (c, 1, d), and D
 is its full bond. A chain of these shapes starts with the identity in the middle (see
-`tensor.decompose`), so that one C = I fits all blocks and nothing is lost; training moves it for
-all of them together, which is what ties them.
+`tensor.decomposition`), so that one C = I fits all blocks and nothing is lost; training moves it
+for all of them together, which is what ties them.
 
 arXiv 2303.16753 shares the central core over the *layers* of a network. That is not offered here: a
 core belongs to one weight, which can be absorbed, folded, moved to another rank or taken out of a
