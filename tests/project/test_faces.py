@@ -36,15 +36,21 @@ def test_every_name_of_a_face_is_there_and_is_no_module(package: str) -> None:
         assert not isinstance(getattr(face, name), ModuleType), name
 
 
-def shadowed(stub: Path) -> set[str]:
-    """Names of a face that a module of the package has too: importing that would hide the name."""
-    names = {
+def imported(file: Path, module: str | None = None) -> set[str]:
+    """The names that a file imports, from one module or from any."""
+    return {
         alias.name
-        for node in ast.walk(ast.parse(stub.read_text()))
+        for node in ast.walk(ast.parse(file.read_text()))
         if isinstance(node, ast.ImportFrom)
+        and module in (None, "." * node.level + str(node.module))
         for alias in node.names
     }
-    return names & {module.name for module in pkgutil.iter_modules([str(stub.parent)])}
+
+
+def shadowed(stub: Path) -> set[str]:
+    """Names of a face that a module of the package has too: importing that would hide the name."""
+    modules = {module.name for module in pkgutil.iter_modules([str(stub.parent)])}
+    return imported(stub) & modules
 
 
 @pytest.mark.parametrize("stub", STUBS, ids=package_of)
@@ -56,6 +62,32 @@ def test_a_module_with_such_a_name_is_found(tmp_path: Path) -> None:
     (tmp_path / "__init__.pyi").write_text("from .plan import plan as plan\n")
     (tmp_path / "plan.py").write_text("def plan(): ...\n")
     assert shadowed(tmp_path / "__init__.pyi") == {"plan"}
+
+
+def for_nobody(stub: Path, root: Path, module: str) -> set[str]:
+    """Names of a face that no other package imports, and that are not public either."""
+    others = [file for file in root.rglob("*.py") if stub.parent not in file.parents]
+    found = imported(root / "__init__.pyi", f".{stub.parent.name}")
+    return imported(stub) - found.union(*(imported(file, module) for file in others))
+
+
+# The other two are what users import.
+INNER = [stub for stub in STUBS if stub.parent not in (ROOT, ROOT / "distill")]
+
+
+@pytest.mark.parametrize("stub", INNER, ids=package_of)
+def test_every_name_of_a_face_is_for_somebody(stub: Path) -> None:
+    assert not for_nobody(stub, ROOT, package_of(stub))
+
+
+def test_a_name_for_nobody_is_found(tmp_path: Path) -> None:
+    stub = tmp_path / "graph" / "__init__.pyi"
+    stub.parent.mkdir()
+    stub.write_text("".join(f"from .tracing import {name} as {name}\n" for name in "abcd"))
+    (tmp_path / "__init__.pyi").write_text("from .graph import a as a\n")
+    (tmp_path / "cli.py").write_text("def f():\n    from tool.graph import b\n")
+    (stub.parent / "phases.py").write_text("from tool.graph import c\n")
+    assert for_nobody(stub, tmp_path, "tool.graph") == {"c", "d"}
 
 
 AS_ANOTHER = """

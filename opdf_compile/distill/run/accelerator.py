@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +36,6 @@ _PACKAGES = {
     "swanlab": ("swanlab",),
     "trackio": ("trackio",),
 }
-_LOG = logging.getLogger("opdf_compile")
 
 
 def require_accelerate() -> None:
