@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from opdf_compile.distill.advise.value import Advice, Side
 from opdf_compile.errors import InputError
-from opdf_compile.parity import STYLE
+from opdf_compile.parity import STYLE, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def plot_advice(advice: Advice, path: Path) -> None:
     require_picture(path)
     figure = draw(advice)
     with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+        figure.savefig(temporary)
 
 
 def require_picture(path: Path) -> None:
@@ -54,10 +54,9 @@ def require_picture(path: Path) -> None:
 def draw(advice: Advice) -> Figure:
     """The figure: the tuning on the left, the paired gains on the right."""
     import matplotlib as mpl
-    from matplotlib.figure import Figure
 
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11.0, 5.0), layout="constrained")
+        figure = new_figure((11.0, 5.0))
         left, right = figure.subplots(1, 2)
         _tuning(left, advice)
         _gains(right, advice)
