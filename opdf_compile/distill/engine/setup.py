@@ -113,9 +113,8 @@ def build(
         # torch gives this function no types.
         make_average: Any = get_ema_multi_avg_fn
         average = AveragedModel(student, multi_avg_fn=make_average(training.ema))
-    alignment = None if pulling is None else pulling()
-    options = {"lr": lr, "weight_decay": weight_decay, "alignment": alignment}
-    optimizer = job.optimizer(student, plan, **options)
+    options = {} if pulling is None else {"alignment": pulling()}
+    optimizer = job.optimizer(student, plan, lr=lr, weight_decay=weight_decay, **options)
     remember_peaks(optimizer)
     whole = whole_run(job)
     return Setup(
