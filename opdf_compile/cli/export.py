@@ -11,10 +11,10 @@ import typer
 from opdf_compile.cli import options as o
 from opdf_compile.cli.loading import ModelOptions, load
 from opdf_compile.cli.tables import size_of_file, table
-from opdf_compile.cli.terminal import opened
+from opdf_compile.cli.terminal import Terminal, opened
 
 if TYPE_CHECKING:
-    from opdf_compile.io import LoadedModel
+    from opdf_compile.io import Export, LoadedModel
 
 NAME = "export"
 EXAMPLES = (
@@ -79,23 +79,28 @@ def command(
             )
             extra = () if out.suffix == ".onnx" else carried(loaded, untouched)
             write(out, student, plain, extra_files=extra)
-        fixed = list(dict.fromkeys(student.fixed.values()))
-        files = written(out)
-        rows = table("Written", "file", "size", numbers=("size",))
-        for file in files:
-            rows.add_row(str(file), size_of_file(file.stat().st_size))
-        terminal.show(rows, *(f"note: {note}" for note in student.notes))
-        for sentence in fixed:
-            terminal.warn(sentence)
-        terminal.result(
-            {
-                "schema": "opdf-export/1",
-                "model": model,
-                "out": str(out),
-                "notes": [*student.notes, *fixed],
-                "files": {str(file): file.stat().st_size for file in files},
-            }
-        )
+        _tell(terminal, model, out, student)
+
+
+def _tell(terminal: Terminal, model: str, out: Path, student: Export) -> None:
+    """The files that were written, and what the exporter had to say."""
+    fixed = list(dict.fromkeys(student.fixed.values()))
+    files = {str(file): file.stat().st_size for file in written(out)}
+    rows = table("Written", "file", "size", numbers=("size",))
+    for file, size in files.items():
+        rows.add_row(file, size_of_file(size))
+    terminal.show(rows, *(f"note: {note}" for note in student.notes))
+    for sentence in fixed:
+        terminal.warn(sentence)
+    terminal.result(
+        {
+            "schema": "opdf-export/1",
+            "model": model,
+            "out": str(out),
+            "notes": [*student.notes, *fixed],
+            "files": files,
+        }
+    )
 
 
 def written(out: Path) -> list[Path]:

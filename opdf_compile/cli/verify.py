@@ -111,8 +111,8 @@ def command(
         from opdf_compile.parity import require_installed, verify
 
         # A partial verdict does not replace a whole one.
-        in_bundle = candidate.is_dir() and only is None
-        if html or in_bundle:
+        bundle = candidate if candidate.is_dir() and only is None else None
+        if html or bundle:
             page = html or f"{candidate / 'report.html'}, which a bundle gets without --only,"
             require_installed(f"the page {page}", "jinja2", "matplotlib")
         with terminal.busy(f"verifying {candidate}") as bar:
@@ -134,13 +134,7 @@ def command(
                     task, description=text, completed=share, total=1.0
                 ),
             )
-        if summary:
-            _summarise(summary, report.to_markdown())
-        if html:
-            report.save_html(html)
-        if in_bundle:
-            report.save(candidate / "report.json")
-            report.save_html(candidate / "report.html")
+        _save(report, bundle, html, summary)
         terminal.show(
             verdict_table(report), *more_tables(report), *details(report), verdict_line(report)
         )
@@ -187,6 +181,19 @@ def verdict_line(report: ParityReport) -> Text:
 
 def _coloured(verdict: str) -> Text:
     return Text(verdict, style=_COLOURS.get(verdict, "bold yellow"))
+
+
+def _save(
+    report: ParityReport, bundle: Path | None, html: Path | None, summary: Path | None
+) -> None:
+    """Write the report's forms; a bundle gets its own."""
+    if summary:
+        _summarise(summary, report.to_markdown())
+    if html:
+        report.save_html(html)
+    if bundle:
+        report.save(bundle / "report.json")
+        report.save_html(bundle / "report.html")
 
 
 def _summarise(path: Path, text: str) -> None:

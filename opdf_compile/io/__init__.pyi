@@ -4,6 +4,7 @@ from .checkpoints.checkpoint import save_checkpoint as save_checkpoint
 from .checkpoints.folder import latest_checkpoint as latest_checkpoint
 from .checkpoints.folder import step_folder as step_folder
 from .checkpoints.ranks import Ranks as Ranks
+from .export.build import Export as Export
 from .export.build import build as build
 from .export.bundle import write_bundle as write_bundle
 from .export.exporting import export_onnx as export_onnx

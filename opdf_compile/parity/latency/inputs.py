@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from opdf_compile.artefacts import read_check
 from opdf_compile.errors import InputError
 from opdf_compile.parity.latency.shapes import Declared, Shape, fit_shapes
 
@@ -49,8 +50,6 @@ def latency_inputs(
     """
     sample: dict[str, Any] = {}
     if check is not None:
-        from opdf_compile.artefacts import read_check
-
         sample = dict(read_check(check).samples[0].inputs)
         if asked is None:
             return sample
