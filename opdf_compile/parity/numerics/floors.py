@@ -7,7 +7,7 @@
 u is the unit roundoff of the exported dtype and s half its smallest number: no output can be
 rounded better. f is how far the truth moves when functions that runtimes compute to an absolute
 accuracy only (a sigmoid) are off by one unit in the last place of their range, see
-`io.function_noise`.
+`io.evidence.function_noise`.
 
 r is the reference's runtime error against its own truth, on the device of the check, brought to the
 candidate's scale. It knows what torch on a CPU cannot: on CUDA the algorithm search may choose
