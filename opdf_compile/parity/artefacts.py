@@ -16,11 +16,12 @@ from opdf_compile.artefacts import (
     check_path,
     exporter_of,
     is_inside,
+    opsets_of,
     read_manifest,
     reference_of,
 )
 from opdf_compile.errors import ArtefactError, InputError
-from opdf_compile.files import existing_file, sha256
+from opdf_compile.files import existing_file
 from opdf_compile.parity.model_file import ModelFile, PathLike
 
 _WANTED = "an ONNX model"
@@ -144,15 +145,15 @@ def _beside(path: Path) -> Path | None:
 
 
 def _describe(path: Path, models: Mapping[Path, ModelFile]) -> dict[str, Any]:
-    entry: dict[str, Any] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+    file = models.get(path) or ModelFile(path)
+    entry: dict[str, Any] = {"sha256": file.sha256, "bytes": path.stat().st_size}
     if path.suffix != ".onnx":
         return {**entry, "opset": None, "exporter": None}
-    model = models.get(path, ModelFile(path)).model
-    opsets = {item.domain: item.version for item in model.opset_import}
+    model = file.model
     metadata: Mapping[str, str] = {item.key: item.value for item in model.metadata_props}
     producer = f"{model.producer_name} {model.producer_version}".strip()
     return {
         **entry,
-        "opset": opsets.get("", opsets.get("ai.onnx")),
+        "opset": opsets_of(model.opset_import).get(""),
         "exporter": exporter_of(metadata) or producer or None,
     }

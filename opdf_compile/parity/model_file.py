@@ -1,4 +1,4 @@
-"""An ONNX file that several parts of a verification look into: parsed, checked and linked once."""
+"""An ONNX file that several parts of a verification look into: parsed, hashed, linked once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opdf_compile.artefacts import Interface, interface_of, read_onnx
+from opdf_compile.files import sha256
 from opdf_compile.parity.structure.graph_view import View
 from opdf_compile.parity.structure.linking import build_view
 
@@ -52,6 +53,15 @@ class ModelFile:
             ArtefactError: It is no ONNX model, or not a whole one; as for all that follows.
         """
         return read_onnx(self.path)
+
+    @cached_property
+    def sha256(self) -> str:
+        """The hash of the file itself, without its external data.
+
+        Raises:
+            ArtefactError: It cannot be read.
+        """
+        return sha256(self.path)
 
     @cached_property
     def view(self) -> View:

@@ -1,4 +1,4 @@
-"""However many parts of a verification look into a file, it is parsed and checked once."""
+"""However many parts of a verification look into a file, it is parsed, checked and hashed once."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from torch import nn
 
 import opdf_compile as opdf
 from opdf_compile.artefacts import onnx_file
+from opdf_compile.files import sha256
+from opdf_compile.parity import model_file
 from opdf_compile.parity.model_file import ModelFile
 from opdf_compile.parity.structure import compare
 
@@ -59,6 +61,16 @@ def test_a_copy_that_was_rewritten(bundle: Path, parsed: Counter[str], tmp_path:
     )
     assert report.exit_code == 4
     assert parsed == {"copy.onnx": 1}
+
+
+def test_a_model_is_hashed_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For numerics and for the report."""
+    calls: list[object] = []
+    monkeypatch.setattr(model_file, "sha256", counting(model_file.sha256, calls))
+    files = (bundle / "student.onnx", bundle / "reference" / "reference.onnx")
+    report = opdf.verify(*files, only="structure,numerics", device="cpu")
+    assert report and all(report.files[file.name]["sha256"] == sha256(file) for file in files)
+    assert {file: calls.count((file,)) for file in files} == dict.fromkeys(files, 1)
 
 
 def counting(function: Callable[..., object], calls: list[object]) -> Callable[..., object]:

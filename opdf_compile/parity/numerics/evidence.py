@@ -12,7 +12,6 @@ import numpy as np
 
 from opdf_compile.artefacts import CheckData, Port, read_check
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files import sha256
 from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.numerics.free_axes import stop_of
 from opdf_compile.parity.numerics.problems import Array
@@ -37,7 +36,7 @@ class Evidence:
     @cached_property
     def rewritten(self) -> bool:
         """Whether the file is another one than the check data was written for."""
-        return self.data.onnx_sha256 != sha256(self.model.path)
+        return self.data.onnx_sha256 != self.model.sha256
 
     def run(self, device: Device) -> list[dict[str, Array]]:
         """The outputs of every sample by name.
