@@ -21,6 +21,6 @@ from __future__ import annotations
 
 import lazy_loader
 
-__version__ = "0.2.0"
+from opdf_compile.version import __version__ as __version__
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -14,9 +14,10 @@ import torch
 
 from bench.facts import date_of_today
 from bench.reporting import processor
+from opdf_compile import __version__
 from opdf_compile.parity.runtime.sessions import Device
 
-_LIBRARIES = ("opdf-compile", "torch", "timm", "transformers", "numpy", "onnx", "onnxscript")
+_LIBRARIES = ("torch", "timm", "transformers", "numpy", "onnx", "onnxscript")
 # Where files lie says nothing about the figures.
 _PATHS = ("json", "folder", "models_dir", "plot", "page", "device")
 _RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
@@ -36,7 +37,11 @@ def machine(device: Device, options: Mapping[str, Any]) -> dict[str, Any]:
         "device": _cuda() if device.name == "cuda" else {"type": "cpu", "name": processor()},
         "provider": device.provider,
         "provider_options": dict(device.provider_options),
-        "versions": {**{name: _version(name) for name in _LIBRARIES}, "onnxruntime": runtime},
+        "versions": {
+            "opdf-compile": __version__,
+            **{name: _version(name) for name in _LIBRARIES},
+            "onnxruntime": runtime,
+        },
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "cpus": os.cpu_count(),

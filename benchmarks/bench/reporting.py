@@ -19,9 +19,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from opdf_compile import __version__
 from opdf_compile.files.atomic import atomic_write
 
-_LIBRARIES = ("opdf-compile", "torch", "transformers", "timm", "numpy")
+_LIBRARIES = ("torch", "transformers", "timm", "numpy")
 # Tables that nobody looks at on a screen are read by programs, which dislike wrapped lines.
 _PIPE_WIDTH = 160
 
@@ -65,7 +66,10 @@ def environment(device: torch.device, options: Mapping[str, Any]) -> dict[str, A
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
     plain = {key: value for key, value in options.items() if key != "json"}
     return {
-        "versions": {library: _version(library) for library in _LIBRARIES},
+        "versions": {
+            "opdf-compile": __version__,
+            **{library: _version(library) for library in _LIBRARIES},
+        },
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "device": {"type": device.type, "name": name},

@@ -27,7 +27,6 @@ from .onnx_nodes import opsets_of as opsets_of
 from .onnx_nodes import plain_domain as plain_domain
 from .record import RECORD as RECORD
 from .record import exporter_of as exporter_of
-from .record import own_version as own_version
 from .record import record_of as record_of
 from .record import recorded_parameters as recorded_parameters
 from .record import replace_record as replace_record

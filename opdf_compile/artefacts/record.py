@@ -14,10 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from opdf_compile.errors import ArtefactError
+from opdf_compile.version import __version__
 
 if TYPE_CHECKING:
     import onnx
@@ -27,14 +27,6 @@ _POINTER = f"{EXPORT}*"
 _OLD = {"exporter": "opdf.exporter", "version": "opdf.version"}
 
 
-def own_version() -> str:
-    """The installed version of this package."""
-    try:
-        return version("opdf-compile")
-    except PackageNotFoundError:
-        return "unknown"  # A source tree that was never installed.
-
-
 def record_of(parameters: Sequence[str], exporter: str | None = None) -> dict[str, str]:
     """The entries of metadata for a file.
 
@@ -42,7 +34,7 @@ def record_of(parameters: Sequence[str], exporter: str | None = None) -> dict[st
         parameters: Names of the constants that training moves.
         exporter: What translated the model; None for a file that came as ONNX.
     """
-    content: dict[str, Any] = {"version": own_version(), "parameters": list(parameters)}
+    content: dict[str, Any] = {"version": __version__, "parameters": list(parameters)}
     if exporter is not None:
         content["exporter"] = exporter
     text = json.dumps(content, sort_keys=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from opdf_compile import __version__
+from opdf_compile.version import __version__
 
 PROGRAM = "opdf-compile"
 

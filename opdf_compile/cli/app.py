@@ -18,7 +18,6 @@ from typing import Annotated, cast
 
 import typer
 
-from opdf_compile import __version__
 from opdf_compile.cli import (
     PROGRAM,
     advise,
@@ -35,6 +34,7 @@ from opdf_compile.cli import (
 )
 from opdf_compile.cli.printable import printable
 from opdf_compile.errors import OpdfError, RunInterrupted, UserError
+from opdf_compile.version import __version__
 
 INTERNAL = 70
 INTERRUPTED = 130

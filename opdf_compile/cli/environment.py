@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
 
+from opdf_compile.version import __version__
+
 Level = Literal["ok", "note", "problem"]
 
 BASE = (
@@ -71,10 +73,9 @@ def _pip(arguments: str) -> str:
 
 
 def _itself() -> Finding:
-    found = version("opdf-compile")
-    if found:
-        return Finding("opdf-compile", found)
-    return Finding("opdf-compile", "runs from its source tree, not installed", "note")
+    if version("opdf-compile"):
+        return Finding("opdf-compile", __version__)
+    return Finding("opdf-compile", f"{__version__}, from its source tree, not installed", "note")
 
 
 def _base(name: str) -> Finding:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
 import yaml
 
 from opdf_compile import __version__
+from opdf_compile.artefacts.record import record_of, version_of
+from opdf_compile.cli.environment import examine
+from opdf_compile.distill.run import lock
+from opdf_compile.io.checkpoints import write
+from opdf_compile.io.export import bundle
+from opdf_compile.parity.report.environment import describe_environment
+from opdf_compile.parity.runtime.sessions import resolve_device
 
 ROOT = Path(__file__).parents[2]
 GITHUB = ROOT / ".github"
@@ -45,6 +55,31 @@ def test_the_version_stands_in_the_package_only() -> None:
     assert PYPROJECT["project"]["dynamic"] == ["version"]
     path = ROOT / PYPROJECT["tool"]["hatch"]["version"]["path"]
     assert re.findall(r'^__version__ = "(.*)"$', path.read_text("utf-8"), re.M) == [__version__]
+
+
+def test_what_is_written_names_the_code_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what pip noted when it was installed: an editable checkout moves on."""
+    noted = SimpleNamespace(version="0.0.0")
+    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: noted)
+    device = resolve_device("cpu")
+    versions = (
+        describe_environment(device, {}, ())["versions"],
+        bundle.versions(bundle._facts(onnx.ModelProto())[2]),
+        write._versions(),
+        lock._versions(),
+        {finding.name: finding.found for finding in examine()},
+        {"opdf-compile": version_of(record_of(["weight"]))},
+    )
+    assert [found["opdf-compile"] for found in versions] == [__version__] * len(versions)
+
+
+@pytest.mark.parametrize(
+    ("package", "back"),
+    [("opdf-compile", "(install its wheel)"), ("torch", "(pip install torch==1.0)")],
+)
+def test_a_run_of_another_version_says_how_to_go_on(package: str, back: str) -> None:
+    (said,) = lock._differences({"versions": {package: "1.0"}}, {"versions": {package: "2.0"}})
+    assert said == f"it was started with {package} 1.0, this is 2.0 {back}"
 
 
 def test_nobody_is_told_to_install_from_an_index() -> None:

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from opdf_compile.distill.recipe.job import Job
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import read_failure
+from opdf_compile.version import __version__
 
 SCHEMA = "opdf-run/1"
-_PACKAGES = ("opdf-compile", "torch", "accelerate", "numpy", "safetensors")
+OWN = "opdf-compile"
+_PACKAGES = ("torch", "accelerate", "numpy", "safetensors")
 # What their loading changes in a run; recorded where the run uses them.
 _MODEL_PACKAGES = ("timm", "transformers", "datasets", "scikit-learn")
 # A change of these changes nothing that is trained.
@@ -68,7 +70,7 @@ def module_hash(module: nn.Module) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), OWN: __version__}
     for package in (*_PACKAGES, *_MODEL_PACKAGES):
         try:
             found[package] = importlib.metadata.version(package)
@@ -146,7 +148,9 @@ def _said(place: str, saved: Any, now: Any) -> str:
         return "the contents of the data are others"
     section, _, key = place.partition(".")
     if section == "versions":
-        return f"it was started with {key} {saved}, this is {now} (pip install {key}=={saved})"
+        # It is on no index.
+        back = "install its wheel" if key == OWN else f"pip install {key}=={saved}"
+        return f"it was started with {key} {saved}, this is {now} ({back})"
     if section == "recipe":
         table, _, entry = key.partition(".")
         return f"its recipe has [{table}] {entry} = {json.dumps(saved)}, this one {json.dumps(now)}"

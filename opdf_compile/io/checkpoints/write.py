@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import platform
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from opdf_compile.io.checkpoints.manifest import (
 from opdf_compile.io.checkpoints.ranks import Ranks
 from opdf_compile.io.checkpoints.state import Share, State, own_memory
 from opdf_compile.io.models.tensors import write_tensors
+from opdf_compile.version import __version__
 
 
 @dataclass(frozen=True)
@@ -110,12 +110,8 @@ def write_manifest(folder: Path, parts: list[Written], about: dict[str, Any], ex
 def _versions() -> dict[str, str]:
     import safetensors
 
-    try:
-        own = version("opdf-compile")
-    except PackageNotFoundError:  # Run from a source tree that is not installed.
-        own = "unknown"
     return {
-        "opdf-compile": own,
+        "opdf-compile": __version__,
         "torch": str(torch.__version__),
         "safetensors": safetensors.__version__,
         "python": platform.python_version(),

@@ -23,7 +23,6 @@ from opdf_compile.artefacts import (
     exporter_of,
     is_bundle,
     names_in,
-    own_version,
     version_of,
     write_check,
 )
@@ -31,6 +30,7 @@ from opdf_compile.errors import ArtefactError
 from opdf_compile.files import atomic_folder, atomic_write, existing_file, sha256
 from opdf_compile.io.export.build import Export
 from opdf_compile.io.export.save import stage
+from opdf_compile.version import __version__
 
 
 def write_file(path: Path, export: Export, reference: Export | None = None) -> None:
@@ -137,7 +137,7 @@ def _facts(model: Any) -> tuple[int | None, str, str]:
         return (model.opset_imports.get(""), *said)
     opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), None)
     producer = f"{model.producer_name} {model.producer_version}".strip()
-    return opset, producer or "unknown", own_version()
+    return opset, producer or "unknown", __version__
 
 
 def versions(own: str) -> dict[str, str]:

@@ -8,8 +8,9 @@ from importlib import metadata
 from typing import Any
 
 from opdf_compile.parity.runtime.sessions import Device
+from opdf_compile.version import __version__
 
-_LIBRARIES = ("opdf-compile", "torch", "numpy", "onnx")
+_LIBRARIES = ("torch", "numpy", "onnx")
 # The same import name comes from several distributions.
 _RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 
@@ -50,7 +51,8 @@ def describe_environment(
 def _versions() -> dict[str, str | None]:
     versions = {name: _version(name) for name in _LIBRARIES}
     runtimes = (_version(name) for name in _RUNTIMES)
-    return {**versions, "onnxruntime": next((found for found in runtimes if found), None)}
+    own = {"opdf-compile": __version__}
+    return {**own, **versions, "onnxruntime": next((found for found in runtimes if found), None)}
 
 
 def _version(distribution: str) -> str | None:

@@ -80,7 +80,7 @@ def test_merged_students_are_judged_like_their_parts(tmp_path: Path) -> None:
 
 def test_files_of_two_versions_merge(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     first = exported(nn.Linear(4, 4), 4, tmp_path / "a.onnx")
-    monkeypatch.setattr("opdf_compile.artefacts.record.own_version", lambda: "9.9")
+    monkeypatch.setattr("opdf_compile.artefacts.record.__version__", "9.9")
     second = exported(nn.Linear(4, 4), 4, tmp_path / "b.onnx")
     joined = onnx.compose.add_prefix(second, "b/")
     merged = onnx.compose.merge_models(first, joined, [("output", "b/input")])
