@@ -41,13 +41,13 @@ def nearest(
         most_slips = within * max(len(name), len(other))
         if abs(len(name) - len(other)) > most_slips:
             continue
-        slips = distance(name, other)
+        slips = _slips(name, other)
         if slips <= most_slips:
             near.append((slips, place, other))
     return [other for _, _, other in sorted(near)[:most]]
 
 
-def distance(a: str, b: str) -> float:
+def _slips(a: str, b: str) -> float:
     """Slips between two names: d[i][j] of their first i and j letters, row by row."""
     before: list[float] = []
     row = [float(j) for j in range(len(b) + 1)]

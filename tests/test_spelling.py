@@ -7,7 +7,7 @@ import difflib
 import pytest
 import torch
 
-from opdf_compile.spelling import distance, nearest
+from opdf_compile.spelling import _slips, nearest
 
 OPTIMIZERS = sorted(n for n, v in vars(torch.optim).items() if isinstance(v, type))
 
@@ -56,5 +56,5 @@ def test_several_come_in_order_and_any_is_taken_when_asked_for() -> None:
     ],
 )
 def test_slips_are_counted_the_same_from_both_sides(a: str, b: str, slips: float) -> None:
-    assert distance(a, b) == pytest.approx(slips)
-    assert distance(b, a) == pytest.approx(slips)
+    assert _slips(a, b) == pytest.approx(slips)
+    assert _slips(b, a) == pytest.approx(slips)

@@ -12,7 +12,7 @@ from .edit import get_attrs as get_attrs
 from .edit import insert_graph as insert_graph
 from .edit import is_persistent as is_persistent
 from .edit import over_tensors_of as over_tensors_of
-from .edit import register as register
+from .edit import set_attribute as set_attribute
 from .failures import PART_ALONE as PART_ALONE
 from .failures import is_out_of_memory as is_out_of_memory
 from .failures import remedy_of as remedy_of
@@ -35,11 +35,11 @@ from .sharing import memory_key as memory_key
 from .sharing import names_of_parameters as names_of_parameters
 from .sharing import owner as owner
 from .signature import Inputs as Inputs
-from .signature import bind as bind
+from .signature import bind_forward as bind_forward
+from .signature import forward_names as forward_names
 from .signature import normalise_inputs as normalise_inputs
 from .signature import path_name as path_name
 from .signature import plain_spec as plain_spec
-from .signature import positional_names as positional_names
 from .traced import MODULE as MODULE
 from .traced import PHASES as PHASES
 from .traced import Phase as Phase

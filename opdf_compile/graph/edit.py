@@ -70,7 +70,7 @@ def ensure_container(root: nn.Module, target: str) -> tuple[nn.Module, str]:
     return holder, name
 
 
-def register(root: nn.Module, target: str, value: object, *, persistent: bool = True) -> None:
+def set_attribute(root: nn.Module, target: str, value: object, *, persistent: bool = True) -> None:
     """Put a Parameter, a buffer or a module at a dotted name."""
     holder, name = ensure_container(root, target)
     if isinstance(value, nn.Parameter):

@@ -14,14 +14,12 @@ from torch.fx import Node
 
 from opdf_compile.graph.ops import CHAINS, operand, product_places
 
-aten = torch.ops.aten
-
 
 def labelled_operands(node: Node) -> list[tuple[Node, str]]:
     """The operands of a product with a label for each axis; [] for ops that are no product."""
-    if node.target is aten.einsum.default:
+    if node.target is torch.ops.aten.einsum.default:
         return _einsum(node)
-    if node.target is aten.tensordot.default:
+    if node.target is torch.ops.aten.tensordot.default:
         return _tensordot(node)
     if node.target in CHAINS:
         chain: Any = node.args[0]

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from opdf_compile.graph.signature import Inputs, positional_names
+from opdf_compile.graph.signature import Inputs, forward_names
 
 _KIND = inspect.Parameter
 _COLLECTS = (_KIND.VAR_POSITIONAL, _KIND.VAR_KEYWORD)
@@ -38,7 +38,7 @@ def explicit_forward(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     def forward(*args: Any, **kwargs: Any) -> Any:
         return original(*args, **kwargs)
 
-    places = positional_names(original, len(inputs[0]))
+    places = forward_names(original, len(inputs[0]))
     forward.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
             *(_KIND(name, _KIND.POSITIONAL_OR_KEYWORD) for name in places),

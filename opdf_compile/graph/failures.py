@@ -47,7 +47,7 @@ def reason_of(error: BaseException) -> str:
     if _UNFOLLOWED in str(error):
         return "forward reads a tensor where torch.export cannot follow (`.data`, torch.func)"
     what = _ON_VALUES if _data_dependent(error) else first_line(error)
-    where = place_of(error)
+    where = failing_line(error)
     return f"{what}, at {where}" if where else what
 
 
@@ -63,7 +63,7 @@ def remedy_of(reason: str) -> str:
     return "a forward that torch.export can hold; rewrite that part with torch operations"
 
 
-def place_of(error: BaseException) -> str | None:
+def failing_line(error: BaseException) -> str | None:
     """The last line of the model's own code that an error passed through.
 
     Returns:

@@ -20,7 +20,7 @@ from opdf_compile.graph.equations import labelled_operands
 from opdf_compile.graph.ops import layer_places, operand
 from opdf_compile.graph.recorded import concrete
 from opdf_compile.graph.uses import all_graphs
-from opdf_compile.graph.values import shape_of
+from opdf_compile.graph.values import example_shape
 
 # A training step runs each product three times: forward, towards the input, towards the weight.
 STEP_FACTOR = 3
@@ -34,16 +34,16 @@ def weight_op_flops(node: Node, weight: Sequence[int], labels: str = "") -> int:
         weight: Shape of the weight as the op reads it.
         labels: What the axes of the operand do (see `ops`); those of the op's first place if "".
     """
-    output, places = shape_of(node), layer_places(node)
+    output, places = example_shape(node), layer_places(node)
     if output is None:
         return 0
     if places and places[0].axes.endswith("*"):
         # Each element of the result meets (I/g * prod k) weights; of a transposed convolution
         # each element of the input meets (O/g * prod k).
-        source = shape_of(node.args[0]) if _is_transposed(node) else output
+        source = example_shape(node.args[0]) if _is_transposed(node) else output
         return 2 * prod(source or (0,)) * prod(weight[1:])
     if places:
-        source = shape_of(node.args[0])
+        source = example_shape(node.args[0])
         return 2 * prod(source[:-1]) * prod(weight) if source else 0
     if not labels:
         labels = next((found for _operand, found in labelled_operands(node)), "")
@@ -75,9 +75,9 @@ def _node_flops(node: Node) -> int:
     if node.op != "call_function":
         return 0
     if layer_places(node):
-        weights = [shape_of(operand(node, place)) for place in layer_places(node)]
+        weights = [example_shape(operand(node, place)) for place in layer_places(node)]
         return sum(weight_op_flops(node, weight) for weight in weights if weight)
-    first = next((shape_of(given) for given, _labels in labelled_operands(node)), None)
+    first = next((example_shape(given) for given, _labels in labelled_operands(node)), None)
     if first:
         return weight_op_flops(node, first)
     if node.target is torch.ops.aten.scaled_dot_product_attention.default:
@@ -96,7 +96,7 @@ def _attention_flops(node: Node) -> int:
 
     q (.., L, E), k (.., S, E), v (.., S, Ev): 2 L S E for the scores, 2 L S Ev for the mean.
     """
-    query, key, output = shape_of(node.args[0]), shape_of(node.args[1]), shape_of(node)
+    query, key, output = map(example_shape, (*node.args[:2], node))
     if query is None or key is None or output is None:
         return 0
     return 2 * prod(output[:-1]) * key[-2] * (query[-1] + output[-1])

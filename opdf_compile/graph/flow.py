@@ -21,7 +21,7 @@ from torch.fx import GraphModule, Node
 from opdf_compile.graph import ops
 from opdf_compile.graph.edit import attribute
 from opdf_compile.graph.equations import labelled_operands
-from opdf_compile.graph.layout import identity
+from opdf_compile.graph.layout import own_layout
 from opdf_compile.graph.scope import Scope
 from opdf_compile.graph.uses import Nested, nested_graphs
 from opdf_compile.graph.values import (
@@ -29,10 +29,10 @@ from opdf_compile.graph.values import (
     NOTHING,
     Origin,
     Value,
-    carried,
+    example_shape,
+    handed_on,
     is_size,
     merged,
-    shape_of,
 )
 
 # Higher-order ops by how their nested graph takes its operands.
@@ -124,7 +124,7 @@ class Flow:
         reader = next(iter(node.users), None)
         if reader is not None:
             self.read.setdefault(id(found), reader)
-        origin = Origin(found, target, identity(found.ndim))
+        origin = Origin(found, target, own_layout(found.ndim))
         if nested:
             self.meetings.append(Meeting("never", node, origin, reason=NESTED))
         return Value(origins={id(found): origin})
@@ -147,11 +147,11 @@ class Flow:
             return self._gather(scope, node)
         return self._elementwise(scope, node)
 
-    def _layer(self, scope: Scope, node: Node, places: tuple[ops.Place, ...]) -> Value:
+    def _layer(self, scope: Scope, node: Node, places: tuple[ops.OperandPlace, ...]) -> Value:
         weights = [(ops.operand(node, place), place) for place in places]
         for weight, place in weights:
             if isinstance(weight, Node):
-                labels = place.labels(len(shape_of(weight) or ()))
+                labels = place.labels(len(example_shape(weight) or ()))
                 self._read_as_weight(scope, node, weight, labels)
         taken = {id(weight) for weight, _place in weights}
         for source in node.all_input_nodes:
@@ -186,7 +186,7 @@ class Flow:
         if whole.made or len(whole.origins) != 1:
             return whole.opaque()
         # One Parameter and constants: still a linear image of that Parameter.
-        return merged(carried(node, given, scope.value(given)) for given, _labels in operands)
+        return merged(handed_on(node, given, scope.value(given)) for given, _labels in operands)
 
     def _judge(
         self, node: Node, given: Node, labels: str, origin: Origin, value: Value, beside: Value
@@ -218,14 +218,14 @@ class Flow:
         if value.fed or not value.origins:
             return merged([value, index])
         stack = (
-            len(shape_of(table) or ()) > 2
-            and (shape_of(node) or ())[-2:] == ((shape_of(table) or ())[-2:])
+            len(example_shape(table) or ()) > 2
+            and (example_shape(node) or ())[-2:] == ((example_shape(table) or ())[-2:])
         )
         if index.fed and not stack:
             return FED
         picked = {
             key: replace(o, selected=stack and index.fed, gathered=not stack)
-            for key, o in carried(node, table, value).origins.items()
+            for key, o in handed_on(node, table, value).origins.items()
         }
         return Value(index.fed, value.made, picked)
 
@@ -236,17 +236,17 @@ class Flow:
             return FED if whole.fed else whole
         reason = ops.foreign(node)
         if reason is not None:
-            kind = "never" if reason == ops.RECURRENT else "aside"
+            kind = "never" if reason == ops.FUSED_RECURRENT else "aside"
             for origin in whole.origins.values():
                 if origin.parameter.ndim > 1:  # Biases and norms are no matrices.
                     self.meetings.append(Meeting(kind, node, origin, reason=reason))
             return whole.opaque()
-        shape = shape_of(node)
+        shape = example_shape(node)
         for source in sources:
             value = scope.value(source)
-            if value.fed and not value.origins and shape_of(source) == shape:
+            if value.fed and not value.origins and example_shape(source) == shape:
                 return FED  # An activation: what was added to it is no weight.
-        return merged(carried(node, source, scope.value(source)) for source in sources)
+        return merged(handed_on(node, source, scope.value(source)) for source in sources)
 
     def _aside(self, node: Node, value: Value, reason: str) -> None:
         for origin in value.origins.values():

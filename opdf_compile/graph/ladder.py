@@ -25,8 +25,8 @@ from opdf_compile.graph.containers import register_dataclasses
 from opdf_compile.graph.explicit import explicit_forward
 from opdf_compile.graph.failures import depends_only_on_data, is_out_of_memory, reason_of
 from opdf_compile.graph.phases import export_phase
-from opdf_compile.graph.probe import Run, rejected, run_model
-from opdf_compile.graph.signature import Inputs, bind
+from opdf_compile.graph.probe import ForwardRun, rejected, run_model
+from opdf_compile.graph.signature import Inputs, bind_forward
 from opdf_compile.graph.traced import MODULE, Phase
 
 # Each unit of the rung by-axis is one export.
@@ -141,7 +141,7 @@ class Ladder:
         guard = backwards_kept() if phase == "train" else contextlib.nullcontext()
         with explicit_forward(self.model, wide), guard:
             request = axes_of.request_axes(wide, self.names, axes, Dim.AUTO)
-            shapes = bind(self.model.forward, *request) if axes else None
+            shapes = bind_forward(self.model.forward, *request) if axes else None
             return Held("", export_phase(self.model, phase, wide, shapes), shapes)
 
     def _by_axis(self, phase: Phase, units: list[AxisNames]) -> Held:
@@ -189,7 +189,7 @@ class Ladder:
         found = next((n for n, m in modules if isinstance(m, torch.jit.ScriptModule)), None)
         return "" if found is None else f"; {found or 'it'} is a torch.jit module, compiled code"
 
-    def _run(self, phase: Phase) -> Run:
+    def _run(self, phase: Phase) -> ForwardRun:
         """The model's own forward; a batch of one may be too small for a batch norm in training."""
         run = run_model(self.model, phase, self.inputs)
         if run.error is None:

@@ -19,15 +19,15 @@ from torch.fx import Node
 from opdf_compile.graph.ops import short_name
 
 Layout = tuple[tuple[int, ...], ...]
-Shape = tuple[int, ...]
+Sizes = tuple[int, ...]
 
 
-def identity(axes: int) -> Layout:
+def own_layout(axes: int) -> Layout:
     """The layout of the Parameter itself."""
     return tuple((axis,) for axis in range(axes))
 
 
-def followed(node: Node, layout: Layout, old: Shape, new: Shape, sizes: Shape) -> Layout:
+def followed(node: Node, layout: Layout, old: Sizes, new: Sizes, sizes: Sizes) -> Layout:
     """The layout after an op that is no product.
 
     Args:
@@ -49,7 +49,7 @@ def followed(node: Node, layout: Layout, old: Shape, new: Shape, sizes: Shape) -
     return _by_shape(layout, old, new, sizes)
 
 
-def _by_shape(layout: Layout, old: Shape, new: Shape, sizes: Shape) -> Layout:
+def _by_shape(layout: Layout, old: Sizes, new: Sizes, sizes: Sizes) -> Layout:
     if old == new:
         return layout
     shift = len(new) - len(old)
@@ -64,7 +64,7 @@ def _by_shape(layout: Layout, old: Shape, new: Shape, sizes: Shape) -> Layout:
     return (_union(layout),) * len(new)
 
 
-def reshaped(layout: Layout, old: Shape, new: Shape, sizes: Shape) -> Layout:
+def reshaped(layout: Layout, old: Sizes, new: Sizes, sizes: Sizes) -> Layout:
     """The layout after a reshape: runs of axes with equal products belong together."""
     result: list[tuple[int, ...]] = [()] * len(new)
     source = [(size, axes) for size, axes in zip(old, layout, strict=True) if size != 1]

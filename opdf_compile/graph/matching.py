@@ -20,7 +20,7 @@ from opdf_compile.graph.ops import FUNCTION, LOOKUP
 from opdf_compile.graph.rows import Match, MatchReport, Refusal, Use
 from opdf_compile.graph.sharing import is_weight_dtype, names_of_parameters
 from opdf_compile.graph.traced import MODULE, Phase, Traced
-from opdf_compile.graph.values import shape_of
+from opdf_compile.graph.values import example_shape
 
 SCALE = (
     "is stretched over the weight that {} reads (one number for a row or a block): a scale, "
@@ -172,7 +172,7 @@ def _role(meeting: Meeting, axis: int) -> str:
 def _use(phase: Phase, meeting: Meeting) -> Use:
     node, origin = meeting.node, meeting.origin
     assert origin is not None
-    shape = shape_of(meeting.operand) or tuple(origin.parameter.shape)
+    shape = example_shape(meeting.operand) or tuple(origin.parameter.shape)
     flops = weight_op_flops(node, shape, meeting.labels)
     return Use(phase, node.name, str(node.target), flops, through=origin.through)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from opdf_compile.graph.ops import BILINEAR, FUNCTION, RECURRENT
+from opdf_compile.graph.ops import BILINEAR, FUNCTION, FUSED_RECURRENT
 from opdf_compile.graph.rows import Match, MatchReport, Refusal
 from opdf_compile.graph.sharing import is_weight_dtype, names_of_parameters
 
@@ -202,7 +202,7 @@ def _row(
     if isinstance(module, torch.jit.ScriptModule):
         return Refusal(names[0], "belongs to a torch.jit module, compiled code", shape=shape)
     if isinstance(module, nn.RNNBase | nn.Bilinear):
-        reason = RECURRENT if isinstance(module, nn.RNNBase) else BILINEAR
+        reason = FUSED_RECURRENT if isinstance(module, nn.RNNBase) else BILINEAR
         return Refusal(names[0], reason, shape=shape)
     if not is_weight_dtype(weight):
         return Refusal(names[0], f"has dtype {weight.dtype}, not a dense float weight", shape=shape)

@@ -27,7 +27,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Place:
+class OperandPlace:
     """Where an operator takes a weight.
 
     Attributes:
@@ -51,12 +51,12 @@ class Place:
         return "b" * (axes - len(self.axes)) + self.axes[-axes:]
 
 
-_LINEAR = (Place(1, "weight", "oi"),)
-_CONV = (Place(1, "weight", "oik*"),)
-_CONV_TRANSPOSE = (Place(1, "weight", "iok*"),)
-_CELL = (Place(2, "w_ih", "oi"), Place(3, "w_hh", "oi"))
+_LINEAR = (OperandPlace(1, "weight", "oi"),)
+_CONV = (OperandPlace(1, "weight", "oik*"),)
+_CONV_TRANSPOSE = (OperandPlace(1, "weight", "iok*"),)
+_CELL = (OperandPlace(2, "w_ih", "oi"), OperandPlace(3, "w_hh", "oi"))
 
-LAYERS: dict[Any, tuple[Place, ...]] = {
+LAYERS: dict[Any, tuple[OperandPlace, ...]] = {
     aten.linear.default: _LINEAR,
     **dict.fromkeys(
         (
@@ -79,7 +79,7 @@ LAYERS: dict[Any, tuple[Place, ...]] = {
         ),
         _CONV_TRANSPOSE,
     ),
-    aten.conv_tbc.default: (Place(1, "weight", "kio"),),
+    aten.conv_tbc.default: (OperandPlace(1, "weight", "kio"),),
     **dict.fromkeys(
         (
             aten.lstm_cell.default,
@@ -90,28 +90,28 @@ LAYERS: dict[Any, tuple[Place, ...]] = {
         _CELL,
     ),
     aten._native_multi_head_attention.default: (
-        Place(5, "qkv_weight", "oi"),
-        Place(7, "proj_weight", "oi"),
+        OperandPlace(5, "qkv_weight", "oi"),
+        OperandPlace(7, "proj_weight", "oi"),
     ),
     aten._transformer_encoder_layer_fwd.default: (
-        Place(3, "qkv_weight", "oi"),
-        Place(5, "proj_weight", "oi"),
-        Place(14, "ffn_weight_1", "oi"),
-        Place(16, "ffn_weight_2", "oi"),
+        OperandPlace(3, "qkv_weight", "oi"),
+        OperandPlace(5, "proj_weight", "oi"),
+        OperandPlace(14, "ffn_weight_1", "oi"),
+        OperandPlace(16, "ffn_weight_2", "oi"),
     ),
 }
 
-PRODUCTS: dict[Any, tuple[Place, ...]] = {
-    aten.mm.default: (Place(1, "mat2", "io"), Place(0, "self", "oi")),
-    aten.matmul.default: (Place(1, "other", "io"), Place(0, "self", "oi")),
-    aten.addmm.default: (Place(2, "mat2", "io"), Place(1, "mat1", "oi")),
-    aten.bmm.default: (Place(1, "mat2", "io"), Place(0, "self", "oi")),
-    aten.baddbmm.default: (Place(2, "batch2", "io"), Place(1, "batch1", "oi")),
+PRODUCTS: dict[Any, tuple[OperandPlace, ...]] = {
+    aten.mm.default: (OperandPlace(1, "mat2", "io"), OperandPlace(0, "self", "oi")),
+    aten.matmul.default: (OperandPlace(1, "other", "io"), OperandPlace(0, "self", "oi")),
+    aten.addmm.default: (OperandPlace(2, "mat2", "io"), OperandPlace(1, "mat1", "oi")),
+    aten.bmm.default: (OperandPlace(1, "mat2", "io"), OperandPlace(0, "self", "oi")),
+    aten.baddbmm.default: (OperandPlace(2, "batch2", "io"), OperandPlace(1, "batch1", "oi")),
     # The batch is summed: with the columns it makes one long axis.
-    aten.addbmm.default: (Place(2, "batch2", "iio"), Place(1, "batch1", "ioi")),
-    aten.mv.default: (Place(0, "self", "oi"), Place(1, "vec", "i")),
-    aten.addmv.default: (Place(1, "mat", "oi"), Place(2, "vec", "i")),
-    aten.inner.default: (Place(1, "other", "o*"), Place(0, "self", "o*")),
+    aten.addbmm.default: (OperandPlace(2, "batch2", "iio"), OperandPlace(1, "batch1", "ioi")),
+    aten.mv.default: (OperandPlace(0, "self", "oi"), OperandPlace(1, "vec", "i")),
+    aten.addmv.default: (OperandPlace(1, "mat", "oi"), OperandPlace(2, "vec", "i")),
+    aten.inner.default: (OperandPlace(1, "other", "o*"), OperandPlace(0, "self", "o*")),
 }
 
 # Products whose operands come as one list.
@@ -124,14 +124,14 @@ def _overloads(packet: Any) -> list[Any]:
 
 
 PRODUCTS |= {
-    op: (Place(1, "mat2", "bio"), Place(0, "self", "oi"))
+    op: (OperandPlace(1, "mat2", "bio"), OperandPlace(0, "self", "oi"))
     for name in ("_grouped_mm", "_scaled_grouped_mm")
     for op in _overloads(getattr(aten, name, None))
 }
 # By name: the library that defines it may not be imported when this file is.
 _GROUPED = "transformers.grouped_mm_fallback.default"
 
-RECURRENT = "is a recurrent weight: the fused kernel wants its weights in one flat buffer"
+FUSED_RECURRENT = "is a recurrent weight: the fused kernel wants its weights in one flat buffer"
 BILINEAR = "is a stack of bilinear forms: two inputs meet in it, so it is no map from in to out"
 NO_INPUT = "is multiplied with another weight, not with an input"
 LOOKUP = "is a lookup table, not a matrix factor"
@@ -153,7 +153,7 @@ REFUSED_OPS: dict[Any, str] = {
             aten.rnn_relu.input,
             aten.rnn_relu.data,
         ),
-        RECURRENT,
+        FUSED_RECURRENT,
     ),
     aten.bilinear.default: BILINEAR,
     aten._trilinear.default: BILINEAR,
@@ -198,19 +198,19 @@ _KNOWN_LIBRARIES = frozenset({"aten", "prims", "quantized_decomposed"})
 _PRODUCT_LIKE = re.compile(r"(?:^|_)(?:b?mm|mv|matmul|linear|gemm|conv\w*)(?:_|$)")
 
 
-def layer_places(node: Node) -> tuple[Place, ...]:
+def layer_places(node: Node) -> tuple[OperandPlace, ...]:
     """Where a layer takes its weights; () for every other op."""
     return LAYERS.get(node.target, ())
 
 
-def product_places(node: Node) -> tuple[Place, ...]:
+def product_places(node: Node) -> tuple[OperandPlace, ...]:
     """The operands of a product with fixed places; () for every other op."""
     if str(node.target) == _GROUPED:
-        return (Place(1, "weight", "bio"), Place(0, "input", "oi"))
+        return (OperandPlace(1, "weight", "bio"), OperandPlace(0, "input", "oi"))
     return PRODUCTS.get(node.target, ())
 
 
-def operand(node: Node, place: Place) -> Any:
+def operand(node: Node, place: OperandPlace) -> Any:
     """The argument of `node` at `place`, given by position or by keyword."""
     if len(node.args) > place.index:
         return node.args[place.index]

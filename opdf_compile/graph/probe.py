@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from opdf_compile.errors import TraceError, error_line
 from opdf_compile.graph.as_before import as_before
 from opdf_compile.graph.caches import without_cache
-from opdf_compile.graph.failures import is_out_of_memory, place_of
+from opdf_compile.graph.failures import failing_line, is_out_of_memory
 from opdf_compile.graph.phases import phase_flags, quiet
 from opdf_compile.graph.sharing import deep_copy
 from opdf_compile.graph.signature import Inputs
@@ -21,7 +21,7 @@ from opdf_compile.graph.traced import Phase
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class ForwardRun:
     """What the model's own forward did.
 
     Attributes:
@@ -33,7 +33,7 @@ class Run:
     error: Exception | None = None
 
 
-def run_model(model: nn.Module, phase: Phase, inputs: Inputs) -> Run:
+def run_model(model: nn.Module, phase: Phase, inputs: Inputs) -> ForwardRun:
     """Run a copy of the model once, in one phase; the caller's random numbers come back.
 
     Args:
@@ -47,11 +47,11 @@ def run_model(model: nn.Module, phase: Phase, inputs: Inputs) -> Run:
         call = _on_copies(model)
         args, kwargs = pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), inputs)
         try:
-            return Run(output=call(args, kwargs))
+            return ForwardRun(output=call(args, kwargs))
         except Exception as error:  # Whatever the user's forward raises on these inputs.
             if is_out_of_memory(error):
                 raise
-            return Run(error=error)
+            return ForwardRun(error=error)
 
 
 def evaluated(model: nn.Module, inputs: Inputs) -> list[Tensor]:
@@ -93,7 +93,7 @@ def rejected(
         for name, leaf in zip(names, pytree.tree_leaves(inputs), strict=True)
         if isinstance(leaf, Tensor)
     )
-    where = place_of(error)
+    where = failing_line(error)
     return TraceError(
         f"{type(model).__name__} rejects the example inputs {shapes or 'given'} "
         f"({error_line(error)}{f', at {where}' if where else ''}), wanted "

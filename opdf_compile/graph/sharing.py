@@ -92,7 +92,7 @@ def is_weight_dtype(tensor: Tensor) -> bool:
     )
 
 
-M = TypeVar("M")
+_Model = TypeVar("_Model")
 
 
 class _ByValue(TorchFunctionMode):
@@ -106,7 +106,7 @@ class _ByValue(TorchFunctionMode):
         return args[0].detach().clone()
 
 
-def deep_copy(model: M, instead: Mapping[int, object] | None = None) -> M:
+def deep_copy(model: _Model, instead: Mapping[int, object] | None = None) -> _Model:
     """An independent copy of a module or program.
 
     A student may keep what its forward computed (features for a loss, a load-balancing term, the

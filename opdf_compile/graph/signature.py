@@ -51,7 +51,7 @@ def normalise_inputs(args: Any, kwargs: Mapping[str, Any] | None) -> Inputs:
     )
 
 
-def bind(
+def bind_forward(
     forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The inputs by the names of ``forward``'s parameters, in its order.
@@ -90,7 +90,7 @@ def leaf_names(
     forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[str]:
     """One name for every leaf (tensor or not) of ``(args, kwargs)``, in pytree order."""
-    tops = [*positional_names(forward, len(args)), *kwargs]
+    tops = [*forward_names(forward, len(args)), *kwargs]
     names: list[str] = []
     for top, value in zip(tops, [*args, *kwargs.values()], strict=True):
         for path, _leaf in pytree.tree_flatten_with_path(value)[0]:
@@ -98,7 +98,7 @@ def leaf_names(
     return names
 
 
-def positional_names(forward: Callable[..., Any], count: int) -> list[str]:
+def forward_names(forward: Callable[..., Any], count: int) -> list[str]:
     """Names of the first `count` positional inputs; ``xs_0``, ``xs_1`` for those of ``*xs``."""
     names: list[str] = []
     for parameter in inspect.signature(forward).parameters.values():

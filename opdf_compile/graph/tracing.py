@@ -28,7 +28,7 @@ from opdf_compile.graph.ladder import Held, Ladder
 from opdf_compile.graph.module_match import bare, is_lazy
 from opdf_compile.graph.phases import share
 from opdf_compile.graph.signature import (
-    bind,
+    bind_forward,
     leaf_names,
     normalise_inputs,
     output_names,
@@ -87,7 +87,7 @@ def trace(
     module = bare(model)
     _refuse_lazy(module)
     inputs = normalise_inputs(args, kwargs)
-    bind(module.forward, *inputs)
+    bind_forward(module.forward, *inputs)
     registered = register_dataclasses(inputs)
     leaves = pytree.tree_leaves(inputs)
     names = leaf_names(module.forward, *inputs)

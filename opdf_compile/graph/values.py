@@ -17,7 +17,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import Node
 
-from opdf_compile.graph.layout import Layout, Shape, followed
+from opdf_compile.graph.layout import Layout, Sizes, followed
 from opdf_compile.graph.ops import is_view, matrix_function, short_name
 from opdf_compile.graph.recorded import concrete
 
@@ -104,7 +104,7 @@ def merged(values: Iterable[Value]) -> Value:
     )
 
 
-def shape_of(node: Any) -> Shape | None:
+def example_shape(node: Any) -> Sizes | None:
     """The example's shape of the tensor that a node gives, or of the first of several."""
     value = node.meta.get("val") if isinstance(node, Node) else None
     if isinstance(value, list | tuple):
@@ -119,9 +119,9 @@ def is_size(node: Node) -> bool:
     return isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int)
 
 
-def carried(node: Node, operand: Node, value: Value) -> Value:
+def handed_on(node: Node, operand: Node, value: Value) -> Value:
     """What an op that is no product hands on of one operand."""
-    old, new = shape_of(operand), shape_of(node)
+    old, new = example_shape(operand), example_shape(node)
     if not value.origins or old is None or new is None:
         return value
     return replace(
@@ -129,7 +129,7 @@ def carried(node: Node, operand: Node, value: Value) -> Value:
     )
 
 
-def _step(node: Node, origin: Origin, old: Shape, new: Shape) -> Origin:
+def _step(node: Node, origin: Origin, old: Sizes, new: Sizes) -> Origin:
     sizes = tuple(origin.parameter.shape)
     if len(origin.layout) != len(old):
         origin = replace(origin, layout=(tuple(range(len(sizes))),) * len(old))
@@ -144,7 +144,7 @@ def _step(node: Node, origin: Origin, old: Shape, new: Shape) -> Origin:
     return after if is_view(node) else after.past(short_name(node).strip("_"))
 
 
-def _stretched(layout: Layout, old: Shape, new: Shape) -> bool:
+def _stretched(layout: Layout, old: Sizes, new: Sizes) -> bool:
     """Whether numbers were repeated along an axis inside the weight, not along a new one in front.
 
     (out, 1) -> (out, in) is a scale of each row; (out, in) -> (batch, out, in) is the same matrix

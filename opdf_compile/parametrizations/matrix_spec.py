@@ -20,7 +20,7 @@ from opdf_compile.errors import InputError, PlanError
 from opdf_compile.graph import Match
 from opdf_compile.tensor import require_values
 
-DTYPES = ("float16", "bfloat16", "float32", "float64")
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 # A weight with more entries than this is no weight: a plan that names one is damaged.
 MAX_ENTRIES = 2**40
@@ -50,9 +50,9 @@ class MatrixSpec:
     def __post_init__(self) -> None:
         """Refuse what no weight can be."""
         _require_matrix(self.shape, self.transposed, self.row_axes)
-        if self.dtype not in DTYPES:
+        if self.dtype not in _DTYPES:
             found = f"dtype is {self.dtype!r}"
-            raise PlanError(f"{found}; {self._noun} has one of {', '.join(DTYPES)}")
+            raise PlanError(f"{found}; {self._noun} has one of {', '.join(_DTYPES)}")
 
     @classmethod
     def of(cls, form: MatrixSpec, **choices: Any) -> Self:
@@ -105,7 +105,7 @@ class WeightForm(MatrixSpec):
         return cls(found.shape, found.dtype, found.transposed, found.row_axes, found.kernel)
 
 
-def checked(weight: Tensor, spec: MatrixSpec) -> Tensor:
+def checked_matrix(weight: Tensor, spec: MatrixSpec) -> Tensor:
     """The weight's values as rows x columns, without autograd.
 
     Raises:
@@ -132,10 +132,10 @@ def to_json(spec: MatrixSpec) -> dict[str, object]:
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
-M = TypeVar("M", bound=MatrixSpec)
+_Spec = TypeVar("_Spec", bound=MatrixSpec)
 
 
-def from_json(kind: type[M], name: str, data: Mapping[str, object]) -> M:
+def from_json(kind: type[_Spec], name: str, data: Mapping[str, object]) -> _Spec:
     """The spec of JSON values; the constructor checks them.
 
     Args:

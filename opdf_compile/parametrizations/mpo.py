@@ -18,7 +18,7 @@ from torch import Tensor
 from opdf_compile.errors import FoldError, InputError, PlanError
 from opdf_compile.parametrizations import mpo_spec
 from opdf_compile.parametrizations.base import Parametrization, Shapes
-from opdf_compile.parametrizations.matrix_spec import WeightForm, checked
+from opdf_compile.parametrizations.matrix_spec import WeightForm, checked_matrix
 from opdf_compile.parametrizations.mpo_spec import MpoSpec
 from opdf_compile.parametrizations.registry import register
 from opdf_compile.tensor import (
@@ -34,7 +34,7 @@ from opdf_compile.tensor import (
 )
 
 # The paper's range of cores.
-CORES = range(2, 11)
+_CORES = range(2, 11)
 
 # A choice beyond the paper's shapes adds at least this share of the weight's own parameters, and
 # this many of them lie at equal ratios between the smallest and the largest.
@@ -54,7 +54,7 @@ class Mpo(Parametrization[MpoSpec]):
         self, weight: Tensor, spec: MpoSpec, *, device: torch.device | str | None = None
     ) -> tuple[Tensor, ...]:
         """The cores of a weight; see `tensor.decompose` for accuracy and signs."""
-        return decompose(checked(weight, spec), spec.chain, device=device)
+        return decompose(checked_matrix(weight, spec), spec.chain, device=device)
 
     def compose(self, tensors: Sequence[Tensor], spec: MpoSpec) -> Tensor:
         """The weight, computed in the cores' dtype and cast once to `spec.dtype`."""
@@ -127,7 +127,7 @@ def _naming(form: WeightForm) -> Iterator[None]:
 def _candidate_chains(rows: int, cols: int, kernel: int) -> tuple[tuple[Modes, Modes], ...]:
     """Modes of the candidates by added parameters: the paper's, and others in the gaps."""
     kept = {}
-    for cores in CORES:
+    for cores in _CORES:
         modes = chain_modes(rows, cols, cores, kernel=kernel)
         kept[Chain(*modes).added] = modes
     others = _other_chains(rows, cols, kernel)
@@ -148,7 +148,7 @@ def _other_chains(rows: int, cols: int, kernel: int) -> dict[int, tuple[Modes, M
     """Added parameters -> modes; of equal counts the one with the fewest cores."""
     bonds = {split.bond: split for split in reversed(chain_splits(rows, cols, kernel=kernel))}
     chains: dict[int, tuple[Modes, Modes]] = {}
-    for cores in CORES:
+    for cores in _CORES:
         for bond, split in bonds.items():
             chains.setdefault((cores - 1) * bond**2, split.modes(cores))
         balanced = balanced_modes(rows, cols, cores, kernel=kernel)

@@ -66,7 +66,7 @@ class Powerprop(Parametrization[PowerSpec]):
         self, weight: Tensor, spec: PowerSpec, *, device: torch.device | str | None = None
     ) -> tuple[Tensor, ...]:
         """sign(w) |w|^(1/a), computed in float64 and rounded once."""
-        matrix_spec.checked(weight, spec)
+        matrix_spec.checked_matrix(weight, spec)
         with torch.no_grad():
             wide = weight.detach().to(device=device or weight.device, dtype=torch.float64)
             root = (wide.sign() * wide.abs().pow(1 / spec.exponent)).to(self.core_dtype(spec))

@@ -95,7 +95,7 @@ class Shared(Parametrization[SharedSpec]):
         self, weight: Tensor, spec: SharedSpec, *, device: torch.device | str | None = None
     ) -> tuple[Tensor, ...]:
         """Every block by one float64 factorisation, and the identity."""
-        blocks = matrix_spec.checked(weight, spec).reshape(spec.blocks, -1, spec.cols)
+        blocks = matrix_spec.checked_matrix(weight, spec).reshape(spec.blocks, -1, spec.cols)
         pairs = [decompose(block, spec.chain, device=device) for block in blocks]
         left, right = (torch.stack(cores) for cores in zip(*pairs, strict=True))
         shapes = self.shapes(spec)

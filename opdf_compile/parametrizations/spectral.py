@@ -100,7 +100,7 @@ class Spectral(Parametrization[SpectralSpec]):
         self, weight: Tensor, spec: SpectralSpec, *, device: torch.device | str | None = None
     ) -> tuple[Tensor, ...]:
         """Factors of the leading singular triplets, and what W has beside their rounded product."""
-        matrix_spec.checked(weight, spec)
+        matrix_spec.checked_matrix(weight, spec)
         dtype = self.core_dtype(spec)
         with torch.no_grad():
             wide = weight.detach().to(device=device or weight.device, dtype=torch.float64)

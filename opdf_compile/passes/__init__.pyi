@@ -8,7 +8,7 @@ from .expand import Expand as Expand
 from .fold import Fold as Fold
 from .hoist import Hoist as Hoist
 from .hoist import HoistResult as HoistResult
-from .hoist import Part as Part
-from .hoist import split as split
+from .hoist import ProgramPart as ProgramPart
+from .hoist import program_parts as program_parts
 from .hoist import weight_program as weight_program
 from .regions import core_key as core_key

@@ -21,7 +21,7 @@ _LOG = logging.getLogger("opdf_compile")
 
 
 @dataclass(frozen=True)
-class Change:
+class GraphChange:
     """One thing that a pass did.
 
     Attributes:
@@ -44,7 +44,7 @@ class PassResult:
     """
 
     module: GraphModule
-    changes: tuple[Change, ...] = ()
+    changes: tuple[GraphChange, ...] = ()
 
     @property
     def modified(self) -> bool:
@@ -130,7 +130,7 @@ class Pipeline:
         not once per pass.
         """
         owned = copy_graph(module)
-        changes: list[Change] = []
+        changes: list[GraphChange] = []
         for graph_pass in self.passes:
             start = time.perf_counter()
             result = graph_pass.rewrite(owned)

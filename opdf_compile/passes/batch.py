@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from opdf_compile.errors import PlanError, first_line
-from opdf_compile.passes.hoist import Part
+from opdf_compile.passes.hoist import ProgramPart
 
 # The cores by name; only their shapes, dtypes and devices are looked at.
-Cores = Mapping[str, Tensor]
+_CoresByName = Mapping[str, Tensor]
 
 
-def form(part: Part, cores: Cores) -> Hashable:
+def form(part: ProgramPart, cores: _CoresByName) -> Hashable:
     """What two parts have in common when they can be batched; a part of several weights has none.
 
     Args:
@@ -38,8 +38,8 @@ def form(part: Part, cores: Cores) -> Hashable:
 
 
 def group(
-    parts: Sequence[Part], cores: Cores, separate: Callable[[Part], Hashable]
-) -> list[tuple[Part, ...]]:
+    parts: Sequence[ProgramPart], cores: _CoresByName, separate: Callable[[ProgramPart], Hashable]
+) -> list[tuple[ProgramPart, ...]]:
     """Parts of one form together, in the order of their first members.
 
     Args:
@@ -47,13 +47,13 @@ def group(
         cores: Their cores.
         separate: Parts for which this differs are never put together (two param groups, say).
     """
-    found: dict[Hashable, list[Part]] = {}
+    found: dict[Hashable, list[ProgramPart]] = {}
     for part in parts:
         found.setdefault((form(part, cores), separate(part)), []).append(part)
     return [tuple(members) for members in found.values()]
 
 
-def batched(part: Part, size: int, cores: Cores) -> Graph:
+def batched(part: ProgramPart, size: int, cores: _CoresByName) -> Graph:
     """The graph of `size` parts of one form: stacked cores in, a tuple with the stacked weight out.
 
     Args:

@@ -16,8 +16,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from opdf_compile.errors import InternalError
-from opdf_compile.graph import register
-from opdf_compile.passes.base import Change, GraphPass, PassResult
+from opdf_compile.graph import set_attribute
+from opdf_compile.passes.base import GraphChange, GraphPass, PassResult
 from opdf_compile.passes.compose_graph import insert_compose
 from opdf_compile.planning import Plan
 
@@ -43,11 +43,11 @@ class Expand(GraphPass):
             live = [node for node in nodes if node.users]
             if live:
                 cores = self.cores[entry.key]
-                register(module, f"{entry.key}_cores", cores)
+                set_attribute(module, f"{entry.key}_cores", cores)
                 weight = insert_compose(module.graph, entry, live[0], cores[0].device)
                 for node in live:
                     node.replace_all_uses_with(weight)
-                changes.append(Change(entry.key, f"composed of {len(entry.core_names)} cores"))
+                changes.append(GraphChange(entry.key, f"composed of {len(entry.core_names)} cores"))
             for node in nodes:
                 module.graph.erase_node(node)
         return PassResult(module, tuple(changes))

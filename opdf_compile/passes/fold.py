@@ -13,8 +13,8 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from opdf_compile.errors import InternalError
-from opdf_compile.graph import register
-from opdf_compile.passes.base import Change, GraphPass, PassResult
+from opdf_compile.graph import set_attribute
+from opdf_compile.passes.base import GraphChange, GraphPass, PassResult
 from opdf_compile.passes.compose_graph import WEIGHT_MARK
 from opdf_compile.passes.regions import (
     Region,
@@ -23,7 +23,7 @@ from opdf_compile.passes.regions import (
     find_regions,
     weight_dtype,
 )
-from opdf_compile.planning import rounded
+from opdf_compile.planning import rounded_weight
 
 
 @dataclass(frozen=True)
@@ -34,14 +34,14 @@ class Fold(GraphPass):
         """Fold every region of the graph."""
         changes = []
         for region in find_regions(module):
-            register(module, region.key, folded_weight(module, region))
+            set_attribute(module, region.key, folded_weight(module, region))
             with module.graph.inserting_before(region.cores[0]):
                 node = module.graph.get_attr(region.key)
             node.meta = {k: v for k, v in region.weight.meta.items() if k != WEIGHT_MARK}
             region.weight.replace_all_uses_with(node)
             for dead in (*reversed(region.inner), *region.cores):
                 _erase(module, dead)
-            changes.append(Change(region.key, f"folded from {len(region.cores)} cores"))
+            changes.append(GraphChange(region.key, f"folded from {len(region.cores)} cores"))
         module.delete_all_unused_submodules()
         return PassResult(module, tuple(changes))
 
@@ -76,5 +76,5 @@ def folded_weight(module: GraphModule, region: Region) -> nn.Parameter:
     Raises:
         FoldError: The cores hold NaN or infinity.
     """
-    value = rounded(region.key, evaluate(module, region), weight_dtype(region))
+    value = rounded_weight(region.key, evaluate(module, region), weight_dtype(region))
     return nn.Parameter(value.contiguous())

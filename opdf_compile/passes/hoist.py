@@ -19,8 +19,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from opdf_compile.errors import InternalError, PlanError
-from opdf_compile.graph import register
-from opdf_compile.passes.base import Change, GraphPass, PassResult
+from opdf_compile.graph import set_attribute
+from opdf_compile.passes.base import GraphChange, GraphPass, PassResult
 from opdf_compile.passes.compose_graph import WEIGHT_MARK, insert_compose
 from opdf_compile.passes.dependence import Dependence
 from opdf_compile.passes.fold import erase_assertions, folded_weight
@@ -29,7 +29,7 @@ from opdf_compile.planning import Plan
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class ProgramPart:
     """A piece of a weight program that shares no core with the others.
 
     Attributes:
@@ -55,9 +55,9 @@ class HoistResult(PassResult):
     program: Graph | None = None
     keys: tuple[str, ...] = ()
 
-    def parts(self) -> tuple[Part, ...]:
+    def parts(self) -> tuple[ProgramPart, ...]:
         """The program by connected components."""
-        return split(self.program, self.keys) if self.program is not None else ()
+        return program_parts(self.program, self.keys) if self.program is not None else ()
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Hoist(GraphPass):
             _leave_plain(module, key, node, dependence.sources(node))
         module.graph.eliminate_dead_code()
         module.delete_all_unused_submodules()
-        changes = tuple(Change(key, "moved out of the forward") for key in weights)
+        changes = tuple(GraphChange(key, "moved out of the forward") for key in weights)
         return HoistResult(module, changes, program, tuple(weights))
 
     def ensures(self, result: PassResult) -> None:
@@ -129,7 +129,7 @@ def weight_program(plan: Plan, devices: Mapping[str, torch.device] | None = None
     return graph
 
 
-def split(program: Graph, keys: Iterable[str]) -> tuple[Part, ...]:
+def program_parts(program: Graph, keys: Iterable[str]) -> tuple[ProgramPart, ...]:
     """A program as parts that share no core, in the order of their first weights.
 
     Args:
@@ -160,7 +160,7 @@ def _join_readers(graph: Graph) -> None:
             graph.erase_node(node)
 
 
-def _part(nodes: tuple[Node, ...], key_of: dict[Node, str]) -> Part:
+def _part(nodes: tuple[Node, ...], key_of: dict[Node, str]) -> ProgramPart:
     graph = Graph()
     mapped: dict[Node, Node] = {}
     cores = [node for node in nodes if node.op == "get_attr"]
@@ -170,7 +170,7 @@ def _part(nodes: tuple[Node, ...], key_of: dict[Node, str]) -> Part:
         if node not in mapped:
             mapped[node] = graph.node_copy(node, mapped.__getitem__)
     graph.output(tuple(mapped[node] for node in key_of))
-    return Part(graph, tuple(key_of.values()), tuple(str(core.target) for core in cores))
+    return ProgramPart(graph, tuple(key_of.values()), tuple(str(core.target) for core in cores))
 
 
 def _weights(module: GraphModule) -> dict[str, Node]:
@@ -209,7 +209,7 @@ def _leave_plain(module: GraphModule, key: str, weight: Node, sources: tuple[Nod
         erase_assertions(module, node)
     cores = tuple(node for node in sources if node.op == "get_attr")
     inner = tuple(node for node in sources if node.op != "get_attr")
-    register(module, key, folded_weight(module, Region(key, cores, weight, inner)))
+    set_attribute(module, key, folded_weight(module, Region(key, cores, weight, inner)))
     with module.graph.inserting_before(sources[0]):
         plain = module.graph.get_attr(key)
     plain.meta = {k: value for k, value in weight.meta.items() if k != WEIGHT_MARK}

@@ -5,5 +5,5 @@ from .dear import cost_warning as cost_warning
 from .dear import dearest as dearest
 from .dear import flops_text as flops_text
 from .entry import PlanEntry as PlanEntry
-from .entry import rounded as rounded
+from .entry import rounded_weight as rounded_weight
 from .value import Plan as Plan

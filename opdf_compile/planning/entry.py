@@ -119,7 +119,7 @@ class PlanEntry:
             FoldError: The cores give NaN or infinity.
         """
         exact = self.compose(core.detach().double() for core in cores)
-        return rounded(self.key, exact, dtype or getattr(torch, self.spec.dtype))
+        return rounded_weight(self.key, exact, dtype or getattr(torch, self.spec.dtype))
 
     def to_json(self) -> dict[str, Any]:
         """The entry as plain values."""
@@ -132,7 +132,7 @@ class PlanEntry:
         }
 
 
-def rounded(key: str, exact: Tensor, dtype: torch.dtype) -> Tensor:
+def rounded_weight(key: str, exact: Tensor, dtype: torch.dtype) -> Tensor:
     """A weight that was composed in float64, rounded once.
 
     Raises:

@@ -58,7 +58,7 @@ class PlanModel(BaseModel):
             yield PlanEntry(entry.key, entry.parametrization, spec, tuple(entry.aliases))
 
 
-def checked(value: Any) -> PlanModel:
+def parsed_plan(value: Any) -> PlanModel:
     """JSON values that have the form of a plan.
 
     Raises:

@@ -162,9 +162,9 @@ class Plan:
         Raises:
             PlanError: The value is no plan, or contradicts itself.
         """
-        from opdf_compile.planning.schema import checked
+        from opdf_compile.planning.schema import parsed_plan
 
-        given = checked(value)
+        given = parsed_plan(value)
         flops = given.totals.get("student_step_flops", 0)
         return cls(
             entries=tuple(given.planned()),
@@ -221,10 +221,10 @@ class Plan:
         )
 
     def __str__(self) -> str:
-        return "\n".join([text_table([HEAD, *self.rows()], right=(4, 5, 6)), self.totals()])
+        return "\n".join([text_table([_HEAD, *self.rows()], right=(4, 5, 6)), self.totals()])
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{cell}</th>" for cell in HEAD)
+        head = "".join(f"<th>{cell}</th>" for cell in _HEAD)
         body = "".join(
             "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
             for row in self.rows()
@@ -232,7 +232,7 @@ class Plan:
         return f"<table><tr>{head}</tr>{body}</table><p>{escape(self.totals())}</p>"
 
 
-HEAD = ("weight", "by", "shape", "modes", "deployed", "trained", "FLOPs/step")
+_HEAD = ("weight", "by", "shape", "modes", "deployed", "trained", "FLOPs/step")
 
 
 def _with_offers(report: MatchReport) -> Iterable[Match]:

@@ -65,7 +65,7 @@ class Contraction(NamedTuple):
         return self.left * self.right
 
 
-class Order(tuple[Contraction, ...]):
+class ContractionOrder(tuple[Contraction, ...]):
     """The contractions of one chain, first to last; prints one line per product."""
 
     __slots__ = ()
@@ -90,7 +90,7 @@ class Order(tuple[Contraction, ...]):
 
 
 @lru_cache(maxsize=4096)
-def contraction_order(bonds: tuple[int, ...], products: tuple[int, ...]) -> Order:
+def contraction_order(bonds: tuple[int, ...], products: tuple[int, ...]) -> ContractionOrder:
     """The order with the fewest multiply-adds, then the fewest saved entries, then always the same.
 
     Args:
@@ -121,7 +121,7 @@ def contraction_order(bonds: tuple[int, ...], products: tuple[int, ...]) -> Orde
             prices = [price(first, cut, last) for cut in range(first, last)]
             cost[first, last] = min(prices)
             split[first, last] = first + prices.index(cost[first, last])
-    return Order(_unroll(bonds, products, split))
+    return ContractionOrder(_unroll(bonds, products, split))
 
 
 def compose(
@@ -162,7 +162,7 @@ class _Recipe(NamedTuple):
         result: Sizes of the matrix.
     """
 
-    order: Order
+    order: ContractionOrder
     interleaved: tuple[int, ...]
     axes: tuple[int, ...]
     result: tuple[int, int]

@@ -11,11 +11,11 @@ from .inline.expanding import expand as expand
 from .inline.programs import fold_program as fold_program
 from .inline.programs import programs_of as programs_of
 from .optimizer.alignment import Alignment as Alignment
-from .optimizer.inner_state import given as given
-from .optimizer.inner_state import taken as taken
+from .optimizer.inner_state import joined_state as joined_state
+from .optimizer.inner_state import split_state as split_state
 from .optimizer.overparam import Overparam as Overparam
 from .optimizer.overparam import overparam_class as overparam_class
-from .optimizer.plain_reading import Reader as Reader
+from .optimizer.plain_reading import PlainReader as PlainReader
 from .optimizer.plain_values import written_options as written_options
 from .optimizer.state import State as State
 from .optimizer.state import own as own

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from opdf_compile.errors import FoldError
 
 
-def owned(module: nn.Module) -> dict[str, Tensor]:
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer under each of its names."""
     named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
     named.update(module.named_buffers(remove_duplicate=False))
     return named
 
 
-def require_names(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+def require_same_names(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Refuse to fill a module of another make; nothing is written then.
 
     Raises:
@@ -31,7 +31,7 @@ def require_names(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -
         )
 
 
-def fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+def overwrite(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
     """Give tensors new values, on the values' devices; those without a value stay.
 
     Raises:

@@ -13,7 +13,7 @@ from torch.export import ExportedProgram
 
 from opdf_compile.errors import FoldError
 from opdf_compile.graph import deep_copy
-from opdf_compile.training.filling import fill, owned
+from opdf_compile.training.filling import named_tensors, overwrite
 from opdf_compile.training.inline.expanded import Expanded
 
 
@@ -81,9 +81,9 @@ def fold(
     values = folded_state(expanded)
     copied = deep_copy(expanded.source)
     if isinstance(copied, ExportedProgram):
-        fill(dict(copied.state_dict), values)
+        overwrite(dict(copied.state_dict), values)
         return copied
-    fill(owned(copied), values)
+    overwrite(named_tensors(copied), values)
     return copied
 
 

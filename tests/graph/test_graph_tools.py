@@ -16,7 +16,7 @@ from torch.fx import symbolic_trace
 from torch.utils.flop_counter import FlopCounterMode
 
 from opdf_compile.graph.dump import dump
-from opdf_compile.graph.edit import attribute, is_persistent, register
+from opdf_compile.graph.edit import attribute, is_persistent, set_attribute
 from opdf_compile.graph.flops import forward_flops, step_flops
 from opdf_compile.graph.recorded import recorded_inputs
 from opdf_compile.graph.sharing import deep_copy, memory_key, unify
@@ -137,10 +137,10 @@ def test_flops_of_nested_graphs_count() -> None:
 
 def test_register_makes_containers_and_keeps_the_kind() -> None:
     root = nn.Module()
-    register(root, "a.b.w", nn.Parameter(torch.ones(2)))
-    register(root, "a.b.t", torch.zeros(2), persistent=False)
-    register(root, "a.c", nn.Linear(2, 2))
-    register(root, "a.n", 3)
+    set_attribute(root, "a.b.w", nn.Parameter(torch.ones(2)))
+    set_attribute(root, "a.b.t", torch.zeros(2), persistent=False)
+    set_attribute(root, "a.c", nn.Linear(2, 2))
+    set_attribute(root, "a.n", 3)
     assert list(root.state_dict()) == ["a.b.w", "a.c.weight", "a.c.bias"]
     assert not is_persistent(root, "a.b.t")
     assert attribute(root, "a.n") == 3

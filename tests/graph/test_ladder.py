@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import opdf_compile as opdf
 from opdf_compile.errors import TraceError
 from opdf_compile.graph import ladder as ladder_of
-from opdf_compile.graph.failures import place_of, reason_of, remedy_of
+from opdf_compile.graph.failures import failing_line, reason_of, remedy_of
 from opdf_compile.graph.tracing import trace
 
 
@@ -273,10 +273,10 @@ def test_a_reason_names_the_line_and_a_remedy() -> None:
     try:
         branch(Body(branch), "no tensor")  # type: ignore[arg-type]
     except AttributeError as error:
-        assert place_of(error) is not None
-        assert "test_ladder.py" in str(place_of(error))
+        assert failing_line(error) is not None
+        assert "test_ladder.py" in str(failing_line(error))
         assert reason_of(error).startswith("'str' object has no attribute 'sum', at test_ladder")
-    assert place_of(ValueError("never raised")) is None
+    assert failing_line(ValueError("never raised")) is None
     assert "torch.cond" in remedy_of("Python code depends on the value of a tensor, at x.py:1")
     assert "rewrite that part" in remedy_of(".numpy() is not supported")
     assert "take and return" in remedy_of(

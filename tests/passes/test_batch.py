@@ -13,7 +13,7 @@ from torch.fx import Graph, GraphModule
 from opdf_compile.errors import InputError, PlanError
 from opdf_compile.parametrizations.registry import registered
 from opdf_compile.passes.batch import batched, form, group
-from opdf_compile.passes.hoist import Part, split, weight_program
+from opdf_compile.passes.hoist import ProgramPart, program_parts, weight_program
 from opdf_compile.planning.choose import plan
 from opdf_compile.planning.value import Plan
 from opdf_compile.training.hoisted import batching
@@ -34,20 +34,20 @@ class Layers(nn.Module):
         self.grouped = nn.ModuleList(nn.Conv2d(8, 12, 3, groups=4) for _ in range(2))
 
 
-def parts_of(model: nn.Module, made: Plan) -> tuple[tuple[Part, ...], dict[str, Tensor]]:
+def parts_of(model: nn.Module, made: Plan) -> tuple[tuple[ProgramPart, ...], dict[str, Tensor]]:
     cores: dict[str, Tensor] = {}
     for entry in made.entries:
         weight = model.get_parameter(entry.key).detach()
         values = registered(entry.parametrization).decompose(weight, entry.spec)
         cores.update(zip(entry.core_names, values, strict=True))
-    return split(weight_program(made), [entry.key for entry in made.entries]), cores
+    return program_parts(weight_program(made), [entry.key for entry in made.entries]), cores
 
 
-def together(_part: Part) -> None:
+def together(_part: ProgramPart) -> None:
     return None
 
 
-def keys(groups: list[tuple[Part, ...]]) -> list[list[str]]:
+def keys(groups: list[tuple[ProgramPart, ...]]) -> list[list[str]]:
     return [[key for part in members for key in part.keys] for members in groups]
 
 
@@ -98,7 +98,7 @@ def test_equal_shapes_with_other_ops_keep_apart(layers: Layers) -> None:
             cast.args = (cast.args[0], value)
         else:
             cast.target, cast.args = value, (cast.args[0],)
-        other = Part(graph, ("other",), one.cores)
+        other = ProgramPart(graph, ("other",), one.cores)
         assert form(other, cores) != form(one, cores)
 
 
@@ -108,7 +108,7 @@ def test_names_do_not_tell_forms_apart(layers: Layers) -> None:
     graph.output(graph.graph_copy(one.graph, {}))
     for index, node in enumerate(graph.nodes):
         node.name = f"renamed_{index}"
-    assert form(Part(graph, ("other",), one.cores), cores) == form(one, cores)
+    assert form(ProgramPart(graph, ("other",), one.cores), cores) == form(one, cores)
 
 
 def test_a_part_of_several_weights_is_never_batched() -> None:
@@ -117,7 +117,7 @@ def test_a_part_of_several_weights_is_never_batched() -> None:
     a = program.call_function(torch.ops.aten.neg.default, (s,))
     b = program.call_function(torch.ops.aten.abs.default, (s,))
     program.output((a, b))
-    (part,) = split(program, ["a", "b"])
+    (part,) = program_parts(program, ["a", "b"])
     assert form(part, {"s": torch.zeros(2)}) == ("a", "b")
 
 
@@ -190,7 +190,7 @@ def test_the_callers_autocast_does_not_enter_a_batch(layers: Layers) -> None:
 # What vmap cannot take.
 
 
-def pair_of_refused() -> tuple[nn.Module, tuple[Part, ...], dict[str, Tensor]]:
+def pair_of_refused() -> tuple[nn.Module, tuple[ProgramPart, ...], dict[str, Tensor]]:
     """Two parts of one form with an op whose result has no fixed shape."""
     program = Graph()
     weights = []
@@ -202,7 +202,7 @@ def pair_of_refused() -> tuple[nn.Module, tuple[Part, ...], dict[str, Tensor]]:
     program.output(tuple(weights))
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     cores = {f"{layer}.weight_cores.0": torch.ones(4) for layer in range(2)}
-    return model, split(program, ["0.weight", "1.weight"]), cores
+    return model, program_parts(program, ["0.weight", "1.weight"]), cores
 
 
 def test_what_vmap_cannot_take_is_a_sentence() -> None:

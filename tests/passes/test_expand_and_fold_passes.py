@@ -15,7 +15,7 @@ from opdf_compile.errors import FoldError, InternalError
 from opdf_compile.graph.dump import dump
 from opdf_compile.graph.tracing import PHASES, trace
 from opdf_compile.parametrizations.registry import registered
-from opdf_compile.passes.base import Change, GraphPass, PassResult, Pipeline, copy_graph
+from opdf_compile.passes.base import GraphChange, GraphPass, PassResult, Pipeline, copy_graph
 from opdf_compile.passes.check import CheckShapes
 from opdf_compile.passes.expand import Expand
 from opdf_compile.passes.fold import Fold
@@ -79,10 +79,10 @@ def test_expand_in_text_and_fold_back_in_text() -> None:
     result = Expand(made, cores_of(model, made))(graph)
     assert text(graph) == PLAIN
     assert text(result.module) == EXPANDED
-    assert result.changes == (Change("weight", "composed of 2 cores"),)
+    assert result.changes == (GraphChange("weight", "composed of 2 cores"),)
     folded = Fold()(result.module)
     assert text(folded.module) == PLAIN
-    assert folded.changes == (Change("weight", "folded from 2 cores"),)
+    assert folded.changes == (GraphChange("weight", "folded from 2 cores"),)
     assert text(result.module) == EXPANDED, "a pass leaves its input as it was"
     assert [n for n, _p in folded.module.named_parameters()].count("weight") == 1
     assert not any("_cores" in name for name, _p in folded.module.named_parameters())

@@ -20,7 +20,7 @@ from opdf_compile.parametrizations.registry import registered
 from opdf_compile.passes.compose_graph import WEIGHT_MARK, insert_compose
 from opdf_compile.passes.expand import Expand
 from opdf_compile.passes.fold import Fold
-from opdf_compile.passes.hoist import Hoist, HoistResult, split, weight_program
+from opdf_compile.passes.hoist import Hoist, HoistResult, program_parts, weight_program
 from opdf_compile.passes.regions import find_regions
 from opdf_compile.planning.choose import plan
 from opdf_compile.planning.value import Plan
@@ -144,7 +144,8 @@ def test_the_program_of_the_graph_is_the_program_of_the_plan_node_by_node() -> N
     assert sorted(result.keys) == sorted(entry.key for entry in made.entries)
     assert len(result.keys) == 3
     by_key = {
-        part.keys: part for part in split(weight_program(made), [e.key for e in made.entries])
+        part.keys: part
+        for part in program_parts(weight_program(made), [e.key for e in made.entries])
     }
     for part in result.parts():
         wanted = by_key.pop(part.keys)
@@ -209,7 +210,7 @@ def shared_core() -> Graph:
 def test_weights_over_one_core_are_one_part() -> None:
     program = shared_core()
     before = text(program)
-    first, second = split(program, ["c", "a", "b"])
+    first, second = program_parts(program, ["c", "a", "b"])
     assert (first.keys, first.cores) == (("c",), ("v",))
     assert (second.keys, second.cores) == (("a", "b"), ("s", "t", "u"))
     values = GraphModule(nn.Module(), second.graph)(*map(torch.tensor, (2.0, 3.0, 4.0)))
@@ -220,7 +221,7 @@ def test_weights_over_one_core_are_one_part() -> None:
 def test_a_weight_that_is_its_own_core_is_a_part(made: Makes) -> None:
     model = nn.Linear(4, 6)
     entry_plan = made("identity").plan(model, "weight")
-    (part,) = split(weight_program(entry_plan), ["weight"])
+    (part,) = program_parts(weight_program(entry_plan), ["weight"])
     assert text(part.graph) == [
         "%0 : placeholder core_0",
         "%1 : aten.to.dtype(%0, torch.float32)",
@@ -402,7 +403,7 @@ def test_a_reloaded_graph_is_hoisted_alike(dtype: torch.dtype) -> None:
     again = reloaded(graph, torch.randn(2, 4, dtype=dtype))
     assert not any(WEIGHT_MARK in node.meta for node in again.graph.nodes)
     result = hoisted(again)
-    (part,), (wanted,) = result.parts(), split(weight_program(made), ["weight"])
+    (part,), (wanted,) = result.parts(), program_parts(weight_program(made), ["weight"])
     assert (part.keys, part.cores) == (wanted.keys, wanted.cores)
     assert not any("assert" in line or "_cores" in line for line in text(result.module))
     x = torch.randn(3, 4, dtype=dtype)

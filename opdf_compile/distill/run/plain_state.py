@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import Optimizer
 
-from opdf_compile.training import Reader, State, given, own, taken, written_options
+from opdf_compile.training import (
+    PlainReader,
+    State,
+    joined_state,
+    own,
+    split_state,
+    written_options,
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class PlainState:
 
     def state_by_name(self) -> dict[str, State]:
         """What the optimizer keeps of each."""
-        kept = taken(self.inner, self._names).by_parameter
+        kept = split_state(self.inner, self._names).by_parameter
         return {
             self._names[id(p)]: dict(kept.get(p, {}))
             for group in self.inner.param_groups
@@ -58,7 +65,7 @@ class PlainState:
 
     def class_state(self) -> State:
         """What its class keeps beside that."""
-        return {"layout": self.layout(), "rest": taken(self.inner, self._names).rest}
+        return {"layout": self.layout(), "rest": split_state(self.inner, self._names).rest}
 
     def layout(self) -> list[list[str]]:
         """None: a plain optimizer is the same on every rank."""
@@ -75,9 +82,11 @@ class PlainState:
         held = {self._names[id(p)]: p for g in self.inner.param_groups for p in g["params"]}
         rest = class_state["rest"] if class_state is not None else None
         kept = {held[name]: own(kept) for name, kept in states.items()}
-        state = given(self.inner, kept, rest, self._names)
+        state = joined_state(self.inner, kept, rest, self._names)
         if state is not None:
             self.inner.load_state_dict(state)
         for group, saved in zip(self.inner.param_groups, groups, strict=True):
             for key, value in own(saved).items():
-                group[key] = group[key] if key == "params" else Reader().read(value, group.get(key))
+                group[key] = (
+                    group[key] if key == "params" else PlainReader().read(value, group.get(key))
+                )

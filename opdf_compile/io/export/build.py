@@ -21,7 +21,7 @@ from opdf_compile.graph import (
     Dynamic,
     Inputs,
     Traced,
-    bind,
+    bind_forward,
     deep_copy,
     kept_axes,
     normalise_inputs,
@@ -336,7 +336,7 @@ def _exported_again(
     hints = request_axes(wide, labels, names, Dim.AUTO)
     with quiet_libraries():
         again = torch.export.export(
-            module, *wide, dynamic_shapes=bind(module.forward, *hints), strict=False
+            module, *wide, dynamic_shapes=bind_forward(module.forward, *hints), strict=False
         )
     return dataclasses.replace(
         traced,

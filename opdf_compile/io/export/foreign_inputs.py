@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from opdf_compile.artefacts import Interface, Port
 from opdf_compile.errors import InputError, first_line
 from opdf_compile.files import DAMAGE, existing_file, read_npz
-from opdf_compile.graph import Inputs, bind
+from opdf_compile.graph import Inputs, bind_forward
 
 Arrays = Mapping[str, Any]
 _NUMBERED = re.compile(r"(.+)@(\d+)", re.ASCII | re.DOTALL)
@@ -34,7 +34,7 @@ def example_of(model: Any, inputs: Inputs, face: Interface) -> dict[str, Any]:
     wanted = [port.name for port in face.inputs]
     named = dict(kwargs)
     if isinstance(model, nn.Module):
-        named = bind(model.forward, args, kwargs)
+        named = bind_forward(model.forward, args, kwargs)
     if all(isinstance(named.get(name), Tensor) for name in wanted):
         return {name: named[name] for name in wanted}
     return dict(zip(wanted, flat, strict=False))

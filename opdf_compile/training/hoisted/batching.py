@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError, PlanError
-from opdf_compile.passes import Part, group
+from opdf_compile.passes import ProgramPart, group
 from opdf_compile.passes import batched as batched_graph
 from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.binding import Bound
@@ -31,7 +31,7 @@ SMALL = 10**9
 
 
 def make_units(
-    parts: Sequence[Part],
+    parts: Sequence[ProgramPart],
     plan: Plan,
     cores: Mapping[str, Tensor],
     bounds: Mapping[str, Bound],
@@ -61,7 +61,7 @@ def make_units(
     cost = {entry.key: entry.cost.step_flops for entry in plan.entries}
     rates = {entry.key: entry.rates for entry in plan.entries}
 
-    def apart(part: Part) -> Hashable:
+    def apart(part: ProgramPart) -> Hashable:
         key = part.keys[0]
         wanted = cost[key] <= SMALL if batched == "auto" else batched
         wanted = wanted and not matrices
@@ -81,7 +81,7 @@ def make_units(
 
 
 def _unit(
-    members: tuple[Part, ...],
+    members: tuple[ProgramPart, ...],
     cores: Mapping[str, Tensor],
     bounds: Mapping[str, Bound],
     matrices: bool,

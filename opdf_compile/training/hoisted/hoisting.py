@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
 from opdf_compile.graph import PHASES, over_tensors_of
-from opdf_compile.passes import Hoist, HoistResult, Part, split, weight_program
+from opdf_compile.passes import Hoist, HoistResult, ProgramPart, program_parts, weight_program
 from opdf_compile.planning import Plan
 from opdf_compile.planning import plan as make_plan
 from opdf_compile.training.announcing import Progress, announced
@@ -18,7 +18,7 @@ from opdf_compile.training.folding import fold
 from opdf_compile.training.hoisted.batching import Batched, make_units
 from opdf_compile.training.hoisted.binding import Bound, reshard, unwrap, validate
 from opdf_compile.training.hoisted.program import WeightProgram
-from opdf_compile.training.hoisted.ranks import Ranks, share_out
+from opdf_compile.training.hoisted.ranks import ProgramRanks, share_out
 from opdf_compile.training.inline.expanded import Expanded
 from opdf_compile.training.inline.phase import copy_flat
 
@@ -92,7 +92,7 @@ def hoist(
     devices = {key: bound.device for key, bound in bounds.items()}
     # The program follows from the plan alone. Nothing is traced, so that a student whose forward
     # no graph can hold is hoisted like any other.
-    parts = split(weight_program(plan, devices), list(bounds))
+    parts = program_parts(weight_program(plan, devices), list(bounds))
     ranks = share_out(parts, plan, process_group)
     mine = [part for part in parts if ranks.mine(part)]
     wanted = {key for part in mine for key in part.keys}
@@ -131,7 +131,7 @@ def _from_expanded(expanded: Expanded, recompute: bool) -> WeightProgram:
             "the Expanded was made from an ExportedProgram, which has no module to bind to; hoist "
             "the module, or train the Expanded as it is"
         )
-    parts: dict[tuple[str, ...], Part] = {}
+    parts: dict[tuple[str, ...], ProgramPart] = {}
     for phase in PHASES:
         # The pass takes a graph apart, and the Expanded goes on running its own.
         graph = over_tensors_of(expanded.tree, copy_flat(expanded.phase(phase).graph))
@@ -145,5 +145,5 @@ def _from_expanded(expanded: Expanded, recompute: bool) -> WeightProgram:
     bounds = {entry.key: Bound(student, entry) for entry in expanded.plan.entries}
     units = make_units(list(parts.values()), expanded.plan, cores, bounds, batched=False)
     return WeightProgram(
-        student, expanded.plan, units, bounds, Ranks(None, {}), recompute=recompute
+        student, expanded.plan, units, bounds, ProgramRanks(None, {}), recompute=recompute
     )

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from opdf_compile.errors import FoldError, InputError, WeightsChanged
 from opdf_compile.graph import deep_copy
 from opdf_compile.planning import Plan
-from opdf_compile.training.filling import fill, owned, require_names
+from opdf_compile.training.filling import named_tensors, overwrite, require_same_names
 from opdf_compile.training.hoisted.binding import Bound, is_sharded, reshard, whole
 from opdf_compile.training.hoisted.checksums import checksum, differing
-from opdf_compile.training.hoisted.ranks import Ranks
+from opdf_compile.training.hoisted.ranks import ProgramRanks
 from opdf_compile.training.hoisted.unit import Unit
 
-Source = Literal["cores", "weights"]
+FoldSource = Literal["cores", "weights"]
 
 
 class WeightProgram:
@@ -44,7 +44,7 @@ class WeightProgram:
         plan: Plan,
         units: Iterable[Unit],
         bounds: Mapping[str, Bound],
-        ranks: Ranks,
+        ranks: ProgramRanks,
         *,
         recompute: bool,
     ) -> None:
@@ -148,7 +148,7 @@ class WeightProgram:
         for bound in self._bounds.values():
             bound.require_held()
 
-    def refresh(self, source: Source | None = None) -> None:
+    def refresh(self, source: FoldSource | None = None) -> None:
         """Compose the weights and write them into the module, in place.
 
         It computes in the cores' dtype, float32 for half weights, as the inline form does, and
@@ -337,7 +337,7 @@ class WeightProgram:
         for unit in self.units:
             unit.fill(cores)
 
-    def fold(self, source: Source | None = None, into: nn.Module | None = None) -> nn.Module:
+    def fold(self, source: FoldSource | None = None, into: nn.Module | None = None) -> nn.Module:
         """The student with plain weights; see `opdf.fold`."""
         if source not in (None, "cores", "weights"):
             raise FoldError(f"source is {source!r}, wanted 'cores', 'weights' or nothing")
@@ -353,15 +353,15 @@ class WeightProgram:
                 "give a plain student to fill: fold(program, into=student)"
             )
         # Gathering is collective, so every rank reads every tensor, in one order.
-        values = {name: whole(tensor.detach()) for name, tensor in owned(module).items()}
+        values = {name: whole(tensor.detach()) for name, tensor in named_tensors(module).items()}
         if source != "weights":
             folded = self.folded_weights()
             for entry in self.plan.entries:
                 values.update(dict.fromkeys((entry.key, *entry.aliases), folded[entry.key]))
         student = deep_copy(module) if into is None else into
-        tensors = owned(student)
-        require_names(tensors, values)
-        fill(tensors, values)
+        tensors = named_tensors(student)
+        require_same_names(tensors, values)
+        overwrite(tensors, values)
         return student
 
     def folded_weights(self) -> dict[str, Tensor]:

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import InputError, OpdfError
-from opdf_compile.passes import Part
+from opdf_compile.passes import ProgramPart
 from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.binding import Bound, mesh_groups
 from opdf_compile.training.hoisted.checksums import checksum
 from opdf_compile.training.hoisted.messages import Flight, schedule
 from opdf_compile.training.hoisted.unit import Unit
 
-T = TypeVar("T")
+_Result = TypeVar("_Result")
 
 
-class Ranks:
+class ProgramRanks:
     """The ranks that share a program.
 
     Args:
@@ -42,7 +42,7 @@ class Ranks:
         self.size = size
         self.rank = 0 if group is None else _rank(group)
 
-    def mine(self, part: Part) -> bool:
+    def mine(self, part: ProgramPart) -> bool:
         """Whether this rank composes a part."""
         return self.group is None or self.owners[part.keys[0]] == self.rank
 
@@ -148,7 +148,7 @@ class Ranks:
                 "first, which sends rank 0's, or load the same weights on every rank"
             )
 
-    def together(self, action: Callable[[], T]) -> T:
+    def together(self, action: Callable[[], _Result]) -> _Result:
         """Run what may fail on one rank alone; a failure anywhere is raised everywhere.
 
         A rank that raised alone would leave the others waiting for it.
@@ -189,7 +189,7 @@ def _rank(group: Any) -> int:
     return rank
 
 
-def share_out(parts: Sequence[Part], plan: Plan, group: Any) -> Ranks:
+def share_out(parts: Sequence[ProgramPart], plan: Plan, group: Any) -> ProgramRanks:
     """Give each part to a rank, largest first, always to the rank that it loads least.
 
     A rank's load is the larger of two shares: of all FLOPs, which set its time, and of all core
@@ -201,15 +201,17 @@ def share_out(parts: Sequence[Part], plan: Plan, group: Any) -> Ranks:
         group: A process group, or None.
     """
     if group is None:
-        return Ranks(None, {})
+        return ProgramRanks(None, {})
     import torch.distributed as dist
 
     _rank(group)  # First: outside the group its size is unknown too.
     ranks = dist.get_world_size(group)
-    return Ranks(group, assign(part_costs(parts, plan), ranks), ranks)
+    return ProgramRanks(group, assign(part_costs(parts, plan), ranks), ranks)
 
 
-def part_costs(parts: Sequence[Part], plan: Plan) -> dict[tuple[str, ...], tuple[float, float]]:
+def part_costs(
+    parts: Sequence[ProgramPart], plan: Plan
+) -> dict[tuple[str, ...], tuple[float, float]]:
     """For each part, by its keys, its share of all FLOPs and of all core parameters."""
     costs = {entry.key: entry.cost for entry in plan.entries}
     flops = sum(cost.step_flops for cost in costs.values())

@@ -21,7 +21,7 @@ from opdf_compile.errors import DeviceError
 from opdf_compile.training.hoisted.binding import Bound
 
 # Names of the cores of one member, in the order of the graph's placeholders.
-Names = tuple[str, ...]
+_CoreNames = tuple[str, ...]
 
 
 class Unit:
@@ -43,7 +43,7 @@ class Unit:
     def __init__(
         self,
         graph: Graph,
-        members: tuple[Names, ...],
+        members: tuple[_CoreNames, ...],
         storage: Sequence[nn.Parameter],
         weights: tuple[Bound, ...],
         *,

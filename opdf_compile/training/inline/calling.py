@@ -21,10 +21,10 @@ from opdf_compile.errors import InputError
 from opdf_compile.graph import (
     Inputs,
     Phase,
+    forward_names,
     input_shapes,
     is_free,
     path_name,
-    positional_names,
     recorded_request,
 )
 
@@ -183,13 +183,10 @@ def convention(
     count = positional.num_children
     keywords = tuple(keyword.context) if keyword.num_children else ()
     signature = inspect.signature(forward) if forward is not None else None
-    if forward is not None:
-        names = tuple(positional_names(forward, count))
-    else:
-        names = tuple(tensors[:count])
+    names = tensors[:count] if forward is None else forward_names(forward, count)
     return Convention(
         spec,
-        names,
+        tuple(names),
         keywords,
         signature,
         {phase: tuple(_fixed(own, tensors)) for phase, own in programs.items()},

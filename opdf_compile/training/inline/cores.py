@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 
-class Cores(nn.ParameterList):
+class CoreList(nn.ParameterList):
     """Tensors of one weight; a change of dtype may widen them and never narrows them."""
 
     def __init__(self, tensors: Iterable[Tensor], *, requires_grad: bool = True) -> None:

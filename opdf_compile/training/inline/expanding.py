@@ -24,13 +24,13 @@ from opdf_compile.graph import (
     is_persistent,
     match,
     out_spec,
-    register,
+    set_attribute,
 )
 from opdf_compile.passes import CheckShapes, Expand, Pipeline
 from opdf_compile.planning import Plan, PlanEntry
 from opdf_compile.training.announcing import Progress, announced
 from opdf_compile.training.inline.calling import convention
-from opdf_compile.training.inline.cores import Cores
+from opdf_compile.training.inline.cores import CoreList
 from opdf_compile.training.inline.expanded import Expanded
 from opdf_compile.training.inline.phase import PhaseGraph
 
@@ -75,7 +75,7 @@ def expand(
         tell(entry.key, index, len(plan.entries))
         weight = tensors.weight(entry)
         made = entry.decompose(weight, device=device)
-        cores[entry.key] = Cores(made, requires_grad=weight.requires_grad)
+        cores[entry.key] = CoreList(made, requires_grad=weight.requires_grad)
     passes = Pipeline([Expand(plan, cores), CheckShapes(plan)])
     graphs = {phase: passes.rewrite(traced.graphs[phase]).module for phase in PHASES}
     names = {phase: _own_names(traced, phase) for phase in PHASES}
@@ -94,7 +94,7 @@ def expand(
     for phase in PHASES:
         tensors.register_all(expanded.tree, traced.graphs[phase], names[phase])
     for key, entry_cores in cores.items():
-        register(expanded.tree, f"{key}_cores", entry_cores)
+        set_attribute(expanded.tree, f"{key}_cores", entry_cores)
     if isinstance(traced.source, nn.Module):
         expanded.train(traced.source.training)
     return expanded
@@ -168,11 +168,11 @@ class _Tensors:
         """Put what a graph reads under its own name, or the one that `names` gives it."""
         for name, parameter in graph.named_parameters(remove_duplicate=False):
             if name not in self._planned and attribute(root, name) is None:
-                register(root, name, self._copy(parameter))
+                set_attribute(root, name, self._copy(parameter))
         for name, buffer in graph.named_buffers(remove_duplicate=False):
             own = names.get(name, name)
             if attribute(root, own) is None:
-                register(root, own, self._copy(buffer), persistent=is_persistent(graph, name))
+                set_attribute(root, own, self._copy(buffer), persistent=is_persistent(graph, name))
         for node, value in get_attrs(graph):
             self._register_rest(root, names.get(str(node.target), str(node.target)), value)
 
@@ -185,11 +185,11 @@ class _Tensors:
             for inner in all_graphs(nested):
                 drop_dtype_checks(inner.graph)
                 inner.recompile()
-            register(root, name, nested)
+            set_attribute(root, name, nested)
         elif isinstance(value, Tensor):
-            register(root, name, self._copy(value), persistent=False)
+            set_attribute(root, name, self._copy(value), persistent=False)
         else:
-            register(root, name, value)
+            set_attribute(root, name, value)
 
     def _copy(self, tensor: Tensor) -> Tensor:
         if id(tensor) not in self._copies:

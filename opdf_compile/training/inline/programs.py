@@ -19,7 +19,7 @@ from opdf_compile.graph import (
     PHASES,
     Inputs,
     Phase,
-    bind,
+    bind_forward,
     over_tensors_of,
     plain_spec,
     quiet_libraries,
@@ -87,7 +87,7 @@ def export_graph(module: GraphModule, example: Inputs, dynamic: Inputs) -> Expor
         example: Inputs as (args, kwargs).
         dynamic: The same tree, made of plain containers, with {axis: Dim} in place of tensors.
     """
-    shapes: dict[str, Any] = bind(module.forward, *dynamic)
+    shapes: dict[str, Any] = bind_forward(module.forward, *dynamic)
     leaves, spec = pytree.tree_flatten(example)
     args, kwargs = pytree.tree_unflatten(leaves, plain_spec(spec))
     with quiet_libraries():

@@ -40,7 +40,7 @@ _WHOLE = (torch.optim.Adafactor, torch.optim.LBFGS)
 Maker = Callable[..., Optimizer]
 
 
-def student_of(params: Any, module: nn.Module | None, plan: Plan | None) -> nn.Module:
+def student_behind(params: Any, module: nn.Module | None, plan: Plan | None) -> nn.Module:
     """The student that the parameters belong to.
 
     Raises:
@@ -80,7 +80,7 @@ def homes(groups: Sequence[Group], student: nn.Module) -> dict[int, int]:
     home: dict[int, int] = {}
     for place, group in enumerate(groups):
         for parameter in tensors(group):
-            require_known(parameter, known, student)
+            require_own_parameter(parameter, known, student)
             first = home.setdefault(id(parameter), place)
             if first != place:
                 raise InputError(
@@ -90,7 +90,7 @@ def homes(groups: Sequence[Group], student: nn.Module) -> dict[int, int]:
     return home
 
 
-def require_known(parameter: Any, known: set[int], student: nn.Module) -> None:
+def require_own_parameter(parameter: Any, known: set[int], student: nn.Module) -> None:
     """Refuse what is no parameter of the student.
 
     Raises:
@@ -187,13 +187,13 @@ def batching_of(batched: Batched, make: Maker) -> Batched:
     kind = class_of(make)
     if batched is True and kind in _WHOLE:
         raise InputError(
-            f"batched=True stacks cores, and {name_of(make)} looks at tensors as a whole, so that "
-            "stacks would be stepped otherwise than their members; leave batched out"
+            f"batched=True stacks cores, and {class_name(make)} looks at tensors as a whole, so "
+            "that stacks would be stepped otherwise than their members; leave batched out"
         )
     return False if batched == "auto" and kind not in ELEMENTWISE else batched
 
 
-def name_of(make: Maker) -> str:
+def class_name(make: Maker) -> str:
     """What to call an optimizer class, or any other callable that makes one."""
     return str(getattr(class_of(make), "__name__", type(make).__name__))
 

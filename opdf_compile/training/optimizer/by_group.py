@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.training.optimizer.arguments import Maker, name_of
+from opdf_compile.training.optimizer.arguments import Maker, class_name
 from opdf_compile.training.optimizer.groups import Group, decays, options_of, tensors
-from opdf_compile.training.optimizer.trials import after_steps, kinds_of, moving, owned
+from opdf_compile.training.optimizer.trials import after_steps, kinds_of, moving, owned_options
 
 _LOG = logging.getLogger("opdf_compile")
 # The first step only fills the state of some; what differs by less than a thousandth of the way is
@@ -40,7 +40,7 @@ def warn_of_halves(make: Maker, options: Mapping[str, Any], split: Sequence[Grou
             "weight_decay is two of them: the cores of planned weights, which decay by themselves, "
             "and its other parameters. Its steps differ a little from those over one; "
             "decay='cores', or weight_decay=0, leaves the group whole",
-            name_of(make),
+            class_name(make),
         )
 
 
@@ -88,7 +88,7 @@ def _stepped(
     parameters = _parameters()
     bare = {**options_of(moving(group, group)), "weight_decay": 0.0}
     members = [[p] for p in parameters] if apart else [parameters]
-    groups: list[Group] = [{**owned(bare), "params": of} for of in members]
+    groups: list[Group] = [{**owned_options(bare), "params": of} for of in members]
 
     def slope(step: int, place: int, p: Tensor) -> Tensor:
         return _SLOPES[place] * torch.linspace(1.0, 3.0 + step, p.numel())

@@ -29,7 +29,7 @@ from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of
 from opdf_compile.training.optimizer.groups import Group, options_of
 from opdf_compile.training.optimizer.probing import Probe
-from opdf_compile.training.optimizer.trials import after_steps, kinds_of, owned
+from opdf_compile.training.optimizer.trials import after_steps, kinds_of, owned_options
 
 # Powers of two: what is measured is exact where the class computes in single precision.
 _RATE, _DECAY = 2.0**-4, 2.0**-2
@@ -42,7 +42,7 @@ _SLOPES = (1.0, -4.0)
 _PATIENCE = 8
 
 
-class Rule(enum.Enum):
+class DecayRule(enum.Enum):
     """Who decays W, and by what."""
 
     RATE = "1 - lr w"
@@ -50,13 +50,13 @@ class Rule(enum.Enum):
     NONE = "refused"
 
 
-def require_rule(rule: Rule, name: str) -> None:
+def require_rule(rule: DecayRule, name: str) -> None:
     """Refuse decay of W where nothing says how strong it is.
 
     Raises:
         InputError: With the ways out.
     """
-    if rule is Rule.NONE:
+    if rule is DecayRule.NONE:
         raise InputError(
             f"weight_decay is not 0, and in {name} it is a part of the gradient while lr is no "
             "step size, so that 1 - lr weight_decay would make the weights vanish, wanted decay "
@@ -65,9 +65,9 @@ def require_rule(rule: Rule, name: str) -> None:
         )
 
 
-def rule_of(
+def decay_rule_of(
     make: Maker, options: Mapping[str, Any], groups: Sequence[Group], probed: Probe
-) -> Rule:
+) -> DecayRule:
     """The rule of a class; RATE where it cannot be tried out.
 
     Args:
@@ -77,11 +77,11 @@ def rule_of(
         probed: What the class makes of them.
     """
     if class_of(make) in ELEMENTWISE:
-        return Rule.RATE
+        return DecayRule.RATE
     places = {k for k in kinds_of(probed.groups) if "weight_decay" in probed.groups[k]}
     rules = {_rule(_Trial(make, options, groups, probed, place)) for place in places}
     # A layout has one rule; the strictest that any group needs.
-    return next((rule for rule in (Rule.NONE, Rule.OWN) if rule in rules), Rule.RATE)
+    return next((rule for rule in (DecayRule.NONE, DecayRule.OWN) if rule in rules), DecayRule.RATE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +122,7 @@ class _Trial:
         return _Stepped(tried.detach(), dict(made.state.get(tried, {})))
 
     def _group(self, place: int, decay: float) -> Group:
-        own = owned(options_of(self._groups[place]))
+        own = owned_options(options_of(self._groups[place]))
         group = {**own, "params": [nn.Parameter(self.start.clone())]}
         if self._probed.groups[place].get("lr") is not None:
             group["lr"] = _RATE
@@ -131,23 +131,23 @@ class _Trial:
         return group
 
 
-def _rule(trial: _Trial) -> Rule:
+def _rule(trial: _Trial) -> DecayRule:
     still = trial.steps(0.0, 0.0)
     if still is not None and any(_shadows(value, trial.start) for value in still.kept.values()):
-        return Rule.OWN
+        return DecayRule.OWN
     count = _first_that_moves(trial)
     decayed = [trial.steps(_DECAY, slope, count) for slope in _SLOPES]
     bare = [trial.steps(0.0, slope, count) for slope in _SLOPES]
     if not count or None in decayed or None in bare:
-        return Rule.RATE
+        return DecayRule.RATE
     without = torch.stack([found.value for found in bare if found is not None])
     within = torch.stack([found.value for found in decayed if found is not None])
     etas = (without - within) / (_DECAY * trial.start)
     eta = float(etas.mean())
     if eta and float((etas - eta).abs().max()) <= _CLOSE * abs(eta):
-        return Rule.RATE if abs(eta - _RATE) <= _CLOSE * _RATE else Rule.OWN
+        return DecayRule.RATE if abs(eta - _RATE) <= _CLOSE * _RATE else DecayRule.OWN
     moved = float((without - trial.start).abs().max())
-    return Rule.NONE if moved < _NO_STEP * _RATE else Rule.RATE
+    return DecayRule.NONE if moved < _NO_STEP * _RATE else DecayRule.RATE
 
 
 def _first_that_moves(trial: _Trial) -> int:

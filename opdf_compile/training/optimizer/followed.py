@@ -15,17 +15,17 @@ from opdf_compile.errors import InputError
 from opdf_compile.training.hoisted.binding import reshard
 from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer import state as named
-from opdf_compile.training.optimizer.arguments import homes, require_known
+from opdf_compile.training.optimizer.arguments import homes, require_own_parameter
 from opdf_compile.training.optimizer.decay import shares_of
-from opdf_compile.training.optimizer.decay_rule import Rule
+from opdf_compile.training.optimizer.decay_rule import DecayRule
 from opdf_compile.training.optimizer.following import hand_over, standing
 from opdf_compile.training.optimizer.groups import Group, Links, decays, outer_groups, tensors
 from opdf_compile.training.optimizer.inner_state import is_bound
 from opdf_compile.training.optimizer.loading import SavedState
 from opdf_compile.training.optimizer.rates import core_rates
 from opdf_compile.training.optimizer.regrouping import (
+    GroupPlaces,
     Members,
-    Places,
     listed,
     members_of,
     move,
@@ -41,7 +41,7 @@ class Followed(SavedState):
     """See Overparam for its attributes."""
 
     _split: bool
-    _rule: Rule
+    _rule: DecayRule
     _aside: dict[Tensor, named.State]
     # None until the optimizer is built.
     _laid: tuple[Members, frozenset[int]] | None = None
@@ -67,7 +67,7 @@ class Followed(SavedState):
         (given,) = outer_groups([param_group])
         known = {id(p) for p in module.parameters()}
         for parameter in tensors(given):
-            require_known(parameter, known, module)
+            require_own_parameter(parameter, known, module)
         super().add_param_group(given)
         try:
             self._regroup()
@@ -79,7 +79,7 @@ class Followed(SavedState):
         """Whether the wrapped optimizer keeps something for cores of these units."""
         return any(self.inner.state.get(core) for unit in units for core in unit.storage)
 
-    def _laid_out(self, groups: list[Group], places: Places, whole: Collection[int]) -> Links:
+    def _laid_out(self, groups: list[Group], places: GroupPlaces, whole: Collection[int]) -> Links:
         units, module = self.program.units, self.program.module
         return Links(
             groups,
@@ -88,7 +88,7 @@ class Followed(SavedState):
             split=self._split,
             whole=whole,
             rates=core_rates(units),
-            shares=shares_of(units) if self._rule is Rule.OWN else None,
+            shares=shares_of(units) if self._rule is DecayRule.OWN else None,
         )
 
     def _whole(self, groups: list[Group]) -> frozenset[int]:

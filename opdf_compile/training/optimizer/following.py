@@ -18,7 +18,7 @@ from opdf_compile.graph import owner
 from opdf_compile.training.optimizer.groups import Group, tensors
 
 
-class Names:
+class ParameterNames:
     """A student's parameters by object and by name; it keeps none of them alive.
 
     Args:

@@ -23,8 +23,8 @@ from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer.layout import Labels
-from opdf_compile.training.optimizer.plain_reading import Reader
-from opdf_compile.training.optimizer.plain_values import Writer
+from opdf_compile.training.optimizer.plain_reading import PlainReader
+from opdf_compile.training.optimizer.plain_values import PlainWriter
 from opdf_compile.training.optimizer.state import State, own
 
 _LOG = logging.getLogger("opdf_compile")
@@ -45,7 +45,7 @@ class InnerState:
     rest: State
 
 
-def taken(inner: Optimizer, labels: Labels) -> InnerState:
+def split_state(inner: Optimizer, labels: Labels) -> InnerState:
     """Take an optimizer's state apart.
 
     Raises:
@@ -56,7 +56,7 @@ def taken(inner: Optimizer, labels: Labels) -> InnerState:
     rest = _rest(packed, places, inner, labels)
     if places is None:
         return InnerState({}, [_without_params(group) for group in inner.param_groups], rest)
-    state, strict = packed["state"], Writer(type(inner).__name__, labels)
+    state, strict = packed["state"], PlainWriter(type(inner).__name__, labels)
     by_parameter = {
         parameter: {
             strict.key(key, "state"): strict.write(value, f"state[..][{key!r}]")
@@ -86,7 +86,7 @@ def is_bound(inner: Optimizer, labels: Labels) -> bool:
 def _rest(
     packed: State, places: Mapping[Any, Tensor] | None, inner: Optimizer, labels: Labels
 ) -> State:
-    writer = Writer(type(inner).__name__, labels, settings=True)
+    writer = PlainWriter(type(inner).__name__, labels, settings=True)
     if places is None:
         return {"whole": writer.write(packed, "state_dict()")}
     more, top = _beside(packed, places)
@@ -139,7 +139,7 @@ def _free(value: Any) -> bool:
     return not isinstance(value, list)
 
 
-def given(
+def joined_state(
     inner: Optimizer,
     states: Mapping[Tensor, State],
     rest: Mapping[str, Any] | None,
@@ -150,8 +150,8 @@ def given(
     Args:
         inner: All that it keeps is to be replaced.
         states: Plain values by parameter, in memory of its own.
-        rest: What `taken` found beside them; None if that was not saved, then what the optimizer
-            has of it stays.
+        rest: What `split_state` found beside them; None if that was not saved, then what the
+            optimizer has of it stays.
         labels: What its parameters are called.
 
     Returns:
@@ -164,7 +164,7 @@ def given(
     packed = inner.state_dict()
     places = _places(packed, inner, labels)
     held = [p for group in inner.param_groups for p in group["params"]]
-    reader = Reader({labels[id(p)]: p for p in held if id(p) in labels})
+    reader = PlainReader({labels[id(p)]: p for p in held if id(p) in labels})
     if rest is not None and "whole" in rest:
         whole: State = own(reader.read(rest["whole"], packed))
         return whole

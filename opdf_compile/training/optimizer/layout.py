@@ -14,7 +14,7 @@ from opdf_compile.errors import InputError
 from opdf_compile.training.hoisted.unit import Unit
 
 Labels = dict[int, str]
-Layout = list[list[str]]
+ParameterLayout = list[list[str]]
 
 
 def labels_of(units: Iterable[Unit], names: Mapping[int, str]) -> Labels:
@@ -26,12 +26,12 @@ def labels_of(units: Iterable[Unit], names: Mapping[int, str]) -> Labels:
     return labels
 
 
-def layout_of(inner: Optimizer, labels: Labels) -> Layout:
+def layout_of(inner: Optimizer, labels: Labels) -> ParameterLayout:
     """The names of an optimizer's parameters, group by group."""
     return [[labels.get(id(p), "?") for p in group["params"]] for group in inner.param_groups]
 
 
-def require_layout(saved: Layout, present: Layout, name: str) -> None:
+def require_layout(saved: ParameterLayout, present: ParameterLayout, name: str) -> None:
     """Refuse a state that was kept for other groups, another order or other stacks.
 
     Raises:
@@ -46,5 +46,5 @@ def require_layout(saved: Layout, present: Layout, name: str) -> None:
     )
 
 
-def _count(layout: Layout) -> str:
+def _count(layout: ParameterLayout) -> str:
     return f"{sum(map(len, layout))} tensors"

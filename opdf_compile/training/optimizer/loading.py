@@ -12,7 +12,7 @@ from torch import Tensor
 from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer import state as named
 from opdf_compile.training.optimizer.groups import Group, decays
-from opdf_compile.training.optimizer.inner_state import bound, given, require_form
+from opdf_compile.training.optimizer.inner_state import bound, joined_state, require_form
 from opdf_compile.training.optimizer.layout import require_layout
 from opdf_compile.training.optimizer.named_state import NamedState
 from opdf_compile.training.optimizer.saved import pack_state, unpack_state
@@ -142,7 +142,7 @@ def _load(
         if name not in matched and states.get(name):
             inner[parameters[name]] = {k: named.own(v) for k, v in states[name].items()}
     rest = class_state["rest"] if class_state is not None else None
-    state = given(optimizer.inner, inner, rest, optimizer.labels())
+    state = joined_state(optimizer.inner, inner, rest, optimizer.labels())
     options = optimizer.read_options(groups)
     # All is read; from here on it changes. What the class itself refuses it refuses first.
     if state is not None:

@@ -15,13 +15,13 @@ from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer import state as named
 from opdf_compile.training.optimizer.alignment import Alignment
-from opdf_compile.training.optimizer.following import Names
+from opdf_compile.training.optimizer.following import ParameterNames
 from opdf_compile.training.optimizer.groups import Group, Links
-from opdf_compile.training.optimizer.inner_state import InnerState, bound, taken
+from opdf_compile.training.optimizer.inner_state import InnerState, bound, split_state
 from opdf_compile.training.optimizer.layout import labels_of, layout_of
-from opdf_compile.training.optimizer.plain_reading import Reader
-from opdf_compile.training.optimizer.plain_values import Writer, written_options
-from opdf_compile.training.optimizer.regrouping import Places
+from opdf_compile.training.optimizer.plain_reading import PlainReader
+from opdf_compile.training.optimizer.plain_values import PlainWriter, written_options
+from opdf_compile.training.optimizer.regrouping import GroupPlaces
 
 
 class NamedState(Optimizer):
@@ -32,9 +32,9 @@ class NamedState(Optimizer):
     plan: Plan
     alignment: Alignment | None
     _links: Links
-    _names: Names
+    _names: ParameterNames
     _mode: str | None = None
-    _place_of: Places
+    _place_of: GroupPlaces
 
     def held(self) -> tuple[str, ...]:
         """Names of the planned weights that a param group holds; no others are stepped."""
@@ -79,7 +79,7 @@ class NamedState(Optimizer):
         # A scheduler may have moved the options since the last step; the inner groups follow.
         self._links.push(self.param_groups, self.inner.param_groups)
         inner = self._links.estimated(self.param_groups, self._taken().groups)
-        writer = Writer(type(self.inner).__name__, settings=True)
+        writer = PlainWriter(type(self.inner).__name__, settings=True)
         return [
             {
                 **written_options(group),
@@ -98,7 +98,7 @@ class NamedState(Optimizer):
         Raises:
             InputError: A setting is another one here; nothing is changed.
         """
-        reader = Reader()
+        reader = PlainReader()
         options = [
             {
                 # A copy: a learning rate may be a tensor, which schedulers write to.
@@ -146,7 +146,7 @@ class NamedState(Optimizer):
         return labels_of(self.program.units, names)
 
     def _taken(self) -> InnerState:
-        return taken(self.inner, self.labels())
+        return split_state(self.inner, self.labels())
 
     def fingerprints(self) -> dict[str, list[int]]:
         """The checksum of every matched weight as the last step left it."""

@@ -22,31 +22,31 @@ from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.batching import Batched
 from opdf_compile.training.hoisted.binding import reshard, unwrap
 from opdf_compile.training.hoisted.hoisting import hoist
-from opdf_compile.training.hoisted.program import Source, WeightProgram
+from opdf_compile.training.hoisted.program import FoldSource, WeightProgram
 from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer.alignment import Alignment, require_alignable
 from opdf_compile.training.optimizer.arguments import (
     ELEMENTWISE,
     batching_of,
+    class_name,
     class_of,
     homes,
-    name_of,
     needs_closure,
     plan_of,
     require_shareable,
-    student_of,
+    student_behind,
 )
 from opdf_compile.training.optimizer.by_group import halved, warn_of_halves
 from opdf_compile.training.optimizer.decay import require_multilinear
-from opdf_compile.training.optimizer.decay_rule import Rule, require_rule, rule_of
+from opdf_compile.training.optimizer.decay_rule import DecayRule, decay_rule_of, require_rule
 from opdf_compile.training.optimizer.early import moves_early
 from opdf_compile.training.optimizer.followed import Followed
-from opdf_compile.training.optimizer.following import Names
+from opdf_compile.training.optimizer.following import ParameterNames
 from opdf_compile.training.optimizer.groups import Group, decays, outer_groups
 from opdf_compile.training.optimizer.inner_state import is_bound, start_anew
-from opdf_compile.training.optimizer.probing import build, probe, require_others
-from opdf_compile.training.optimizer.regrouping import Places
-from opdf_compile.training.optimizer.stepping import Step
+from opdf_compile.training.optimizer.probing import build_inner, probe, require_others
+from opdf_compile.training.optimizer.regrouping import GroupPlaces
+from opdf_compile.training.optimizer.stepping import CoreStep
 from opdf_compile.training.optimizer.summary import Summary
 from opdf_compile.training.optimizer.switching import switch, watch
 from opdf_compile.training.optimizer.unbatching import take_apart
@@ -124,7 +124,7 @@ class Overparam(Followed):
         **options: Any,
     ) -> None:
         """Decompose the weights and build the wrapped optimizer over the cores."""
-        student = student_of(params, module, plan)
+        student = student_behind(params, module, plan)
         reshard(student)  # Before its parameters are listed: unsharded ones are other objects.
         groups = outer_groups(params)
         probed = probe(optimizer_class, options, groups)
@@ -138,11 +138,15 @@ class Overparam(Followed):
         self._split = decay == "weight" and probed.decays
         owned = dict(student.named_parameters(remove_duplicate=False))
         weights = {entry.key: id(owned[entry.key]) for entry in self.plan.entries}
-        self._place_of: Places = {key: home[weight] for key, weight in weights.items()}
+        self._place_of: GroupPlaces = {key: home[weight] for key, weight in weights.items()}
         matched = set(weights.values())
         self._by_entry = class_of(optimizer_class) in ELEMENTWISE
-        self._rule = rule_of(optimizer_class, options, groups, probed) if self._split else Rule.RATE
-        self._require_decay(shown, name_of(optimizer_class))
+        self._rule = (
+            decay_rule_of(optimizer_class, options, groups, probed)
+            if self._split
+            else DecayRule.RATE
+        )
+        self._require_decay(shown, class_name(optimizer_class))
         require_others(optimizer_class, options, groups, matched, student)
         if self._split and not self._by_entry:
             warn_of_halves(optimizer_class, options, halved(groups, shown, matched))
@@ -165,12 +169,12 @@ class Overparam(Followed):
         self._links = self._laid_out(groups, self._place_of, self._whole(shown))
         self._make = functools.partial(optimizer_class, **options)
         self.inner = self.program.ranks.together(
-            lambda: build(optimizer_class, self._links.inner, options)
+            lambda: build_inner(optimizer_class, self._links.inner, options)
         )
         super().__init__(shown, dict(self.inner.defaults))
         self._links.adopt(self.param_groups, self.inner.param_groups)
         watch(self.inner, self._follow_switch)
-        self._names = Names(student)
+        self._names = ParameterNames(student)
         self._laid = self._as_laid()
         self._show_cores()
 
@@ -198,7 +202,7 @@ class Overparam(Followed):
         self._follow()
         self._links.push(self.param_groups, self.inner.param_groups)
         early = closure is not None and self._moves_early()
-        loss = Step(self, self.decay_factor, early=early).run(closure)
+        loss = CoreStep(self, self.decay_factor, early=early).run(closure)
         self._links.show(self.param_groups, self.inner.param_groups)
         return loss
 
@@ -223,7 +227,7 @@ class Overparam(Followed):
         if decaying:
             require_multilinear(self.plan)
             require_rule(self._rule, name)
-        if self._rule is Rule.RATE and any(group.get("lr") is None for group in decaying):
+        if self._rule is DecayRule.RATE and any(group.get("lr") is None for group in decaying):
             raise InputError(
                 "weight_decay is not 0 and its group has no learning rate to scale it by, wanted "
                 "a number; give decay='cores', which leaves decay to the wrapped optimizer"
@@ -232,7 +236,7 @@ class Overparam(Followed):
     def decay_factor(self, unit: Unit) -> float:
         """What decay takes the weights of a unit times in this step."""
         place = self._place_of[unit.keys[0]]
-        if place is None or self._rule is Rule.OWN:
+        if place is None or self._rule is DecayRule.OWN:
             return 1.0
         group = self.param_groups[place]
         if not self._split or not decays(group):
@@ -299,7 +303,7 @@ class Overparam(Followed):
         self._show_cores()
         return tuple(e.key for e in self.plan.entries if e.key in changed)
 
-    def fold(self, source: Source | None = None, into: nn.Module | None = None) -> nn.Module:
+    def fold(self, source: FoldSource | None = None, into: nn.Module | None = None) -> nn.Module:
         """The student with plain weights; see `opdf.fold`."""
         self._follow_parameters()
         return self.program.fold(source, into)
@@ -355,5 +359,7 @@ def overparam_class(
             super().__init__(params, optimizer_class, **merged)
 
     # Trainers and logs print the class's name.
-    BoundOverparam.__name__ = BoundOverparam.__qualname__ = f"Overparam{name_of(optimizer_class)}"
+    BoundOverparam.__name__ = BoundOverparam.__qualname__ = (
+        f"Overparam{class_name(optimizer_class)}"
+    )
     return BoundOverparam

@@ -27,7 +27,7 @@ def declared() -> dict[str, type[Tensor]]:
     """Classes of tensors that their libraries declared safe to be loaded, by name."""
     found = torch.serialization.get_safe_globals()
     given = [item[0] if isinstance(item, tuple) else item for item in found]
-    return {name_of(c): c for c in given if isinstance(c, type) and issubclass(c, Tensor)}
+    return {qualified_name(c): c for c in given if isinstance(c, type) and issubclass(c, Tensor)}
 
 
 def hash_of(value: bytes) -> str:
@@ -35,6 +35,6 @@ def hash_of(value: bytes) -> str:
     return hashlib.sha256(value).hexdigest()
 
 
-def name_of(value: Any) -> str:
+def qualified_name(value: Any) -> str:
     """What stands for a class or a function in a state."""
     return f"{value.__module__}.{value.__qualname__}"

@@ -20,7 +20,7 @@ from opdf_compile.training.optimizer.plain_kinds import (
     NAMED,
     declared,
     hash_of,
-    name_of,
+    qualified_name,
 )
 
 _BROKEN = (
@@ -35,7 +35,7 @@ _BROKEN = (
 
 
 @dataclass(frozen=True)
-class Reader:
+class PlainReader:
     """Makes values of plain ones.
 
     Args:
@@ -128,7 +128,7 @@ def _at(present: Any, key: Any) -> Any:
 def _setting(kind: str, wanted: str, present: Any) -> Any:
     """What the optimizer holds there itself, if it is what the file names."""
     known = type(present) is bytes if kind == "bytes" else isinstance(present, NAMED)
-    found = (hash_of if kind == "bytes" else name_of)(present) if known else None
+    found = (hash_of if kind == "bytes" else qualified_name)(present) if known else None
     if found != wanted:
         raise InputError(
             f"the state was saved with the setting {str(wanted)[:60]} of the wrapped optimizer, "

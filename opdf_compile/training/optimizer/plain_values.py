@@ -31,7 +31,7 @@ from opdf_compile.training.optimizer.plain_kinds import (
     NAMED,
     declared,
     hash_of,
-    name_of,
+    qualified_name,
 )
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -40,7 +40,7 @@ _ODD = (bytes, Enum, set, frozenset, torch.dtype, torch.device, *NAMED)
 
 
 @dataclass(frozen=True)
-class Writer:
+class PlainWriter:
     """Makes plain values.
 
     Args:
@@ -126,9 +126,9 @@ class Writer:
         if self.settings and type(value) is bytes:
             return {"$bytes": hash_of(value)}
         if self.settings and isinstance(value, Enum):
-            return {"$enum": name_of(type(value)), "member": value.name}
+            return {"$enum": qualified_name(type(value)), "member": value.name}
         if self.settings and isinstance(value, NAMED) and "<" not in value.__qualname__:
-            return {"$named": name_of(value)}
+            return {"$named": qualified_name(value)}
         return None
 
     def _tensor(self, value: Tensor, place: str) -> Any:
@@ -138,7 +138,7 @@ class Writer:
             return value.detach()
         if hasattr(value, "device_mesh"):
             return value  # Sharded; a checkpoint gathers it.
-        name = name_of(type(value))
+        name = qualified_name(type(value))
         if name not in declared() or not hasattr(value, "__tensor_flatten__"):
             raise InputError(
                 f"{self.owner} keeps a tensor of the class {type(value).__name__} and the layout "
@@ -158,7 +158,7 @@ class Writer:
 
 def written_options(group: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a param group as a state holds them: what JSON knows stays as it is."""
-    writer = Writer("a param group", settings=True)
+    writer = PlainWriter("a param group", settings=True)
     return {
         key: writer.write(value, key) if isinstance(value, _ODD) else value
         for key, value in group.items()

@@ -21,10 +21,16 @@ from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
 from opdf_compile.planning import Plan
-from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of, name_of
+from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_name, class_of
 from opdf_compile.training.optimizer.groups import Group, options_of, tensors
 from opdf_compile.training.optimizer.refusals import refusal, refused_other
-from opdf_compile.training.optimizer.trials import after_steps, kinds_of, moving, owned, trying
+from opdf_compile.training.optimizer.trials import (
+    after_steps,
+    kinds_of,
+    moving,
+    owned_options,
+    trying,
+)
 
 
 @dataclass(frozen=True)
@@ -107,7 +113,8 @@ def _stepped(
     """The entries of parameters of one shape after two steps; None if the class fails."""
     values = torch.linspace(-1.0, 1.0, shape.numel()).view(shape)
     tried: list[Group] = [
-        {**owned(options_of(group)), "params": [nn.Parameter(values.clone())]} for group in groups
+        {**owned_options(options_of(group)), "params": [nn.Parameter(values.clone())]}
+        for group in groups
     ]
 
     def slope(step: int, _place: int, p: Tensor) -> Tensor:
@@ -131,14 +138,14 @@ def _require_maker(make: Any) -> None:
 
 def _tried(make: Maker, options: Mapping[str, Any], groups: Sequence[Group], axes: int) -> Any:
     with trying(make):
-        return make([_small(group, [axes]) for group in groups], **owned(options))
+        return make([_small(group, [axes]) for group in groups], **owned_options(options))
 
 
 def _takes_only_tensors(make: Maker, options: Mapping[str, Any]) -> bool:
     """Whether a class that refuses groups takes the parameters themselves."""
     try:
         with trying(make):
-            make([nn.Parameter(torch.zeros(1, 1))], **owned(options))
+            make([nn.Parameter(torch.zeros(1, 1))], **owned_options(options))
             return not _takes_groups(make, options)
     except Exception:
         return False
@@ -146,7 +153,7 @@ def _takes_only_tensors(make: Maker, options: Mapping[str, Any]) -> bool:
 
 def _takes_groups(make: Maker, options: Mapping[str, Any]) -> bool:
     try:
-        make([{"params": [nn.Parameter(torch.zeros(1, 1))]}], **owned(options))
+        make([{"params": [nn.Parameter(torch.zeros(1, 1))]}], **owned_options(options))
     except Exception:
         return False
     return True
@@ -155,7 +162,7 @@ def _takes_groups(make: Maker, options: Mapping[str, Any]) -> bool:
 def _small(group: Group, axes: Collection[int]) -> Group:
     """A group with these options over one small tensor for each number of axes."""
     small = [nn.Parameter(torch.zeros([1] * count)) for count in axes]
-    return {**owned(options_of(group)), "params": small}
+    return {**owned_options(options_of(group)), "params": small}
 
 
 def require_others(
@@ -187,12 +194,12 @@ def require_others(
         try:
             tried = [_small(g, [axes if k == place else 2]) for k, g in enumerate(groups)]
             with trying(make):
-                make(tried, **owned(options))
+                make(tried, **owned_options(options))
         except Exception as error:
             raise InputError(refused_other(make, odd, student, error)) from error
 
 
-def build(make: Maker, groups: list[Group], options: Mapping[str, Any]) -> Optimizer:
+def build_inner(make: Maker, groups: list[Group], options: Mapping[str, Any]) -> Optimizer:
     """The wrapped optimizer over its groups.
 
     Raises:
@@ -209,7 +216,7 @@ def build(make: Maker, groups: list[Group], options: Mapping[str, Any]) -> Optim
         shapes = sorted({tuple(p.shape) for group in groups for p in group["params"]}, key=str)
         some = ", ".join(map(str, shapes[:3])) + (", .." if len(shapes) > 3 else "")
         raise InputError(
-            f"{name_of(make)} refuses the {len(groups)} param groups that hold the cores, tensors "
-            f"of the shapes {some} ({error}), wanted an optimizer that takes them; wrap another "
-            "one, such as torch.optim.AdamW"
+            f"{class_name(make)} refuses the {len(groups)} param groups that hold the cores, "
+            f"tensors of the shapes {some} ({error}), wanted an optimizer that takes them; wrap "
+            "another one, such as torch.optim.AdamW"
         ) from error

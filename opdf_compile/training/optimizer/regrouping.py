@@ -23,7 +23,7 @@ from opdf_compile.training.optimizer.state import State, own
 
 Members = list[list[int]]
 # For each planned weight the place of its outer group; None where no group holds it.
-Places = dict[str, int | None]
+GroupPlaces = dict[str, int | None]
 
 
 def members_of(groups: Sequence[Group]) -> Members:
@@ -38,7 +38,7 @@ def listed(group: Group) -> None:
         group["params"] = [given] if isinstance(given, Tensor) else list(given)
 
 
-def uneven_places(units: Sequence[Unit], places: Places) -> list[Unit]:
+def uneven_places(units: Sequence[Unit], places: GroupPlaces) -> list[Unit]:
     """The batches whose members lie in several groups now, or of which some lie in none.
 
     Raises:
@@ -56,7 +56,7 @@ def uneven_places(units: Sequence[Unit], places: Places) -> list[Unit]:
 
 
 def stepped(
-    groups: Sequence[Group], units: Sequence[Unit], places: Places
+    groups: Sequence[Group], units: Sequence[Unit], places: GroupPlaces
 ) -> list[list[nn.Parameter]]:
     """The cores that each outer group stands for."""
     found: list[list[nn.Parameter]] = [[] for _ in groups]

@@ -24,7 +24,7 @@ from opdf_compile.training.optimizer.followed import Followed
 from opdf_compile.training.optimizer.unbatching import uneven
 
 
-class Step:
+class CoreStep:
     """One step under way.
 
     Args:

@@ -74,7 +74,7 @@ def after_steps(
 
     with trying(make):
         try:
-            made = make(groups, **owned(options))
+            made = make(groups, **owned_options(options))
             parameters = [p for group in made.param_groups for p in group["params"]]
             switch(made, "train")
             for step in range(count):
@@ -112,7 +112,7 @@ def kinds_of(groups: Sequence[Group]) -> list[int]:
     return found
 
 
-def owned(options: Mapping[str, Any]) -> dict[str, Any]:
+def owned_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options in memory of their own: a class may write into a rate that is a tensor."""
     return {
         key: own(value) if isinstance(value, Tensor) else value for key, value in options.items()

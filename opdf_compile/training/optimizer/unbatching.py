@@ -16,7 +16,7 @@ from dataclasses import replace
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from opdf_compile.passes import split, weight_program
+from opdf_compile.passes import program_parts, weight_program
 from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.hoisted.unit import Unit
@@ -66,7 +66,7 @@ def take_apart(program: WeightProgram, unit: Unit, inner: Optimizer) -> None:
 def _single(plan: Plan, unit: Unit, row: int) -> Unit:
     bound, names = unit.weights[row], unit.members[row]
     alone = replace(plan, entries=(bound.entry,))
-    (part,) = split(weight_program(alone), [bound.key])
+    (part,) = program_parts(weight_program(alone), [bound.key])
     value = dict(zip(names, (stack.detach()[row] for stack in unit.storage), strict=True))
     storage = [nn.Parameter(value[name].clone()) for name in part.cores]
     single = Unit(part.graph, (part.cores,), storage, (bound,), batched=False)

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from opdf_compile.passes.hoist import split, weight_program
+from opdf_compile.passes.hoist import program_parts, weight_program
 from opdf_compile.planning.choose import plan
-from opdf_compile.training.hoisted.ranks import Ranks, assign, part_costs, share_out
+from opdf_compile.training.hoisted.ranks import ProgramRanks, assign, part_costs, share_out
 
 Costs = dict[tuple[str, ...], tuple[float, float]]
 
@@ -112,7 +112,7 @@ def test_more_ranks_than_parts_leave_ranks_without_work() -> None:
 def test_costs_of_a_plan_are_shares_of_one() -> None:
     model = nn.Sequential(nn.Linear(32, 64), nn.Linear(64, 16), nn.Conv1d(16, 8, 3))
     made = plan(model, cores=3, min_size=1)
-    parts = split(weight_program(made), [entry.key for entry in made.entries])
+    parts = program_parts(weight_program(made), [entry.key for entry in made.entries])
     costs = part_costs(parts, made)
     assert [keys for (keys,) in costs] == ["0.weight", "1.weight", "2.weight"]
     for kind in (0, 1):
@@ -124,7 +124,7 @@ def test_costs_of_a_plan_are_shares_of_one() -> None:
 def test_without_a_group_one_process_does_all() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     made = plan(model, min_size=1)
-    parts = split(weight_program(made), [entry.key for entry in made.entries])
+    parts = program_parts(weight_program(made), [entry.key for entry in made.entries])
     ranks = share_out(parts, made, None)
     assert (ranks.size, ranks.rank, ranks.owners) == (1, 0, {})
     assert all(ranks.mine(part) for part in parts)
@@ -133,4 +133,4 @@ def test_without_a_group_one_process_does_all() -> None:
     value = {"0.weight": torch.ones(1)}
     assert ranks.gather(value, {}) == value
     ranks.deliver([], {}, keep=True)
-    assert isinstance(ranks, Ranks)
+    assert isinstance(ranks, ProgramRanks)

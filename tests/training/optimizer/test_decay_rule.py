@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.errors import InputError
-from opdf_compile.training.optimizer.decay_rule import Rule, rule_of
+from opdf_compile.training.optimizer.decay_rule import DecayRule, decay_rule_of
 from opdf_compile.training.optimizer.probing import probe
 from opdf_compile.training.optimizer.trials import kinds_of
 
@@ -106,27 +106,27 @@ class Fully(torch.optim.Optimizer):
                 p.mul_(1 - group["weight_decay"]).sub_(group["lr"] * p.grad)
 
 
-RULES: list[tuple[Any, dict[str, Any], Rule]] = [
-    (Own, {}, Rule.RATE),
-    (Own, {"lr": 0.0}, Rule.RATE),
-    (Own, {"lr": torch.tensor(1e-3)}, Rule.RATE),
-    (torch.optim.SGD, {"lr": 0.1}, Rule.RATE),
-    (torch.optim.Adafactor, {}, Rule.RATE),
-    (Idles, {}, Rule.RATE),
-    (Scaled, {}, Rule.RATE),
-    (Halts, {}, Rule.RATE),
-    (Finds, {}, Rule.OWN),
-    (Fully, {}, Rule.OWN),
-    (Anchored, {}, Rule.OWN),
-    (AnchoredClosure, {}, Rule.OWN),
-    (Finds, {"decouple": False}, Rule.NONE),
+RULES: list[tuple[Any, dict[str, Any], DecayRule]] = [
+    (Own, {}, DecayRule.RATE),
+    (Own, {"lr": 0.0}, DecayRule.RATE),
+    (Own, {"lr": torch.tensor(1e-3)}, DecayRule.RATE),
+    (torch.optim.SGD, {"lr": 0.1}, DecayRule.RATE),
+    (torch.optim.Adafactor, {}, DecayRule.RATE),
+    (Idles, {}, DecayRule.RATE),
+    (Scaled, {}, DecayRule.RATE),
+    (Halts, {}, DecayRule.RATE),
+    (Finds, {}, DecayRule.OWN),
+    (Fully, {}, DecayRule.OWN),
+    (Anchored, {}, DecayRule.OWN),
+    (AnchoredClosure, {}, DecayRule.OWN),
+    (Finds, {"decouple": False}, DecayRule.NONE),
 ]
 
 
 @pytest.mark.parametrize(("make", "options", "rule"), RULES)
-def test_the_rule_of_a_class(make: Any, options: dict[str, Any], rule: Rule) -> None:
+def test_the_rule_of_a_class(make: Any, options: dict[str, Any], rule: DecayRule) -> None:
     groups: list[dict[str, Any]] = [{}]
-    assert rule_of(make, options, groups, probe(make, options, groups)) is rule
+    assert decay_rule_of(make, options, groups, probe(make, options, groups)) is rule
 
 
 def test_groups_that_differ_in_their_rates_are_tried_as_one() -> None:
@@ -142,7 +142,7 @@ def test_groups_that_differ_in_their_rates_are_tried_as_one() -> None:
         model = nn.ModuleList(nn.Linear(4, 4) for _ in range(count))
         groups = [{"params": list(m.parameters()), "lr": 0.1 * k} for k, m in enumerate(model, 1)]
         made.clear()
-        rule_of(Counted, {}, groups, probe(Counted, {}, groups))
+        decay_rule_of(Counted, {}, groups, probe(Counted, {}, groups))
         return list(made)
 
     few, many = trials(4), trials(12)
@@ -152,7 +152,7 @@ def test_groups_that_differ_in_their_rates_are_tried_as_one() -> None:
 
 def test_a_trial_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     groups: list[dict[str, Any]] = [{}]
-    rule_of(Finds, {}, groups, probe(Finds, {}, groups))
+    decay_rule_of(Finds, {}, groups, probe(Finds, {}, groups))
     assert capsys.readouterr().out == ""
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import opdf_compile as opdf
 from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer import state as named
-from opdf_compile.training.optimizer.inner_state import given
+from opdf_compile.training.optimizer.inner_state import joined_state
 from opdf_compile.training.optimizer.layout import labels_of
 
 KEYS = ("0.weight", "1.weight")
@@ -103,7 +103,7 @@ def test_giving_a_state_replaces_everything() -> None:
     wide = torch.ones(first.shape, dtype=torch.float64)
     labels = labels_of([unit], {id(p): str(id(p)) for p in inner.param_groups[0]["params"]})
     states = {first: {"exp_avg": wide, "step": torch.tensor(5.0)}}
-    inner.load_state_dict(given(inner, states, {"state": {}, "top": {}}, labels))
+    inner.load_state_dict(joined_state(inner, states, {"state": {}, "top": {}}, labels))
     assert set(inner.state[first]) == {"exp_avg", "step"}
     assert inner.state[first]["exp_avg"].dtype == torch.float32, "torch's own rule"
     assert second not in inner.state

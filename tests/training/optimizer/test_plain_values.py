@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
-from opdf_compile.training.optimizer.plain_reading import Reader
-from opdf_compile.training.optimizer.plain_values import Writer, written_options
+from opdf_compile.training.optimizer.plain_reading import PlainReader
+from opdf_compile.training.optimizer.plain_values import PlainWriter, written_options
 from opdf_compile.training.optimizer.state import equal, own
 
 CORE = nn.Parameter(torch.ones(2))
-WRITER = Writer("Wrapped", {id(CORE): "0.weight_cores.0"})
-READER = Reader({"0.weight_cores.0": CORE})
+WRITER = PlainWriter("Wrapped", {id(CORE): "0.weight_cores.0"})
+READER = PlainReader({"0.weight_cores.0": CORE})
 
 
 class Pair(Tensor):
@@ -152,7 +152,7 @@ def test_the_optimizers_own_parameters_are_written_by_name() -> None:
     assert next(iter(back)) is CORE and back["of"][0] is CORE
     assert WRITER.write(nn.Parameter(torch.ones(2)), "state").requires_grad is False
     with pytest.raises(InputError, match=r"holds '\$parameter' in a form"):
-        Reader({}).read(written)
+        PlainReader({}).read(written)
 
 
 def test_a_tensor_of_a_declared_class_comes_back() -> None:
@@ -168,7 +168,7 @@ def test_a_tensor_of_a_declared_class_comes_back() -> None:
 def test_settings_are_compared_and_never_taken_from_a_file() -> None:
     held = {"schedule": b"some bytes", "cast": torch.add, "kind": nn.Linear, "count": 3}
     held["norm"] = Norm.SIGN
-    written = through_files(Writer("Wrapped", settings=True).write(held, "state_dict()"))
+    written = through_files(PlainWriter("Wrapped", settings=True).write(held, "state_dict()"))
     assert "some bytes" not in repr(written)
     assert READER.read(written, {**held, "count": 9}) == held
     back = READER.read(written, {**held, "norm": Norm.SPECTRAL})
@@ -214,7 +214,7 @@ def test_what_no_state_holds_is_refused_with_its_place(name: str) -> None:
 
 def test_functions_without_a_name_are_no_settings() -> None:
     with pytest.raises(InputError, match="keeps a function in state"):
-        Writer("Wrapped", settings=True).write(lambda: 1, "state")
+        PlainWriter("Wrapped", settings=True).write(lambda: 1, "state")
 
 
 BROKEN: dict[str, Any] = {
