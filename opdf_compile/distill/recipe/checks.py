@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 
 from opdf_compile.distill.recipe.checks_optimizer import optimizer_problems
-from opdf_compile.distill.recipe.loss_schema import CorrelationLoss, TaskLoss
+from opdf_compile.distill.recipe.loss_schema import CorrelationSection, TaskSection
 from opdf_compile.distill.recipe.problems import Problem, suggestion
 from opdf_compile.distill.recipe.schema import Recipe
 
@@ -134,13 +134,13 @@ def _student(recipe: Recipe) -> Iterator[Problem]:
 def _losses(recipe: Recipe) -> Iterator[Problem]:
     names = Counter(loss.name or loss.kind for loss in recipe.loss)
     for place, loss in enumerate(recipe.loss):
-        if isinstance(loss, TaskLoss) and loss.label_smoothing and loss.of != "cross_entropy":
+        if isinstance(loss, TaskSection) and loss.label_smoothing and loss.of != "cross_entropy":
             yield Problem(
                 ("loss", place, "label_smoothing"),
                 f'label_smoothing belongs to cross entropy and the task loss is of "{loss.of}", '
                 'wanted one or the other; remove it or write of = "cross_entropy"',
             )
-        if isinstance(loss, CorrelationLoss) and not loss.classes + loss.batch + loss.rank:
+        if isinstance(loss, CorrelationSection) and not loss.classes + loss.batch + loss.rank:
             yield Problem(
                 ("loss", place),
                 "the correlation loss has classes, batch and rank all 0, wanted at least one part; "

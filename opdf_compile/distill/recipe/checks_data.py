@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.distill.recipe.job import Data, Outputs
-from opdf_compile.distill.recipe.loss_schema import TaskLoss
+from opdf_compile.distill.recipe.loss_schema import TaskSection
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.distill.recipe.tables import IGNORED_LABEL, PARTS, Table
 from opdf_compile.errors import RecipeError
@@ -32,7 +32,7 @@ def require_fitting_data(recipe: Recipe, data: Data, outputs: Outputs) -> None:
         for name in (*data.inputs, *([data.labels] if data.labels else [])):
             _require_numbers(recipe, part, name, columns[name])
         for place, loss in enumerate(recipe.loss):
-            if isinstance(loss, TaskLoss) and loss.of == "cross_entropy" and data.labels:
+            if isinstance(loss, TaskSection) and loss.of == "cross_entropy" and data.labels:
                 read = loss.student or ("logits" if "logits" in outputs else next(iter(outputs)))
                 classes = outputs[read].shape[-1]
                 _require_classes(recipe, place, part, columns[data.labels], classes)

@@ -1,12 +1,19 @@
-"""The `[[loss]]` sections: one class per kind, so that a key that a kind has not is an error."""
+"""The `[[loss]]` sections: one class per kind, so that a key that a kind has not is an error.
+
+Each makes its loss. A new kind is a class here, and its name in `LossSection`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from abc import abstractmethod
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
+from torch import Tensor, nn
 
+from opdf_compile.distill import losses
 from opdf_compile.distill.recipe.section import AtLeastZero, Positive, Section, Share, Text
+from opdf_compile.errors import InputError
 
 
 class _Loss(Section):
@@ -29,22 +36,36 @@ class _Loss(Section):
         return True
 
 
-class _FromTeacher(_Loss):
+class FromTeacher(_Loss):
+    """A loss that compares with the teacher."""
+
     teacher: Text | None = Field(
         None,
         description="The teacher's output that it reads; the first by default.",
         examples=["logits"],
     )
 
+    @abstractmethod
+    def make(self, student: Tensor, teacher: Tensor) -> nn.Module:
+        """The loss, for outputs like these two; what it learns starts from random numbers.
 
-class HintonLoss(_FromTeacher):
+        Raises:
+            InputError: It cannot compare them.
+        """
+
+
+class HintonSection(FromTeacher):
     """KL of softened logits, times the temperature squared."""
 
     kind: Literal["hinton"]
     temperature: Positive = Field(4.0, description="Softens both.")
 
+    def make(self, _student: Tensor, _teacher: Tensor) -> nn.Module:
+        """A HintonKD."""
+        return losses.HintonKD(self.temperature)
 
-class SkewLoss(_FromTeacher):
+
+class SkewSection(FromTeacher):
     """Skew KL and reverse skew KL (DistiLLM)."""
 
     kind: Literal["skew-kl", "reverse-skew-kl"]
@@ -52,8 +73,13 @@ class SkewLoss(_FromTeacher):
         0.1, description="Share of the first distribution in the mixture; 0 is the plain KL."
     )
 
+    def make(self, _student: Tensor, _teacher: Tensor) -> nn.Module:
+        """A SkewKL or a ReverseSkewKL."""
+        kind = losses.SkewKL if self.kind == "skew-kl" else losses.ReverseSkewKL
+        return kind(self.alpha)
 
-class CorrelationLoss(_FromTeacher):
+
+class CorrelationSection(FromTeacher):
     """Correlation between the logits of classes, of examples, and of their ranks."""
 
     kind: Literal["correlation"]
@@ -62,8 +88,14 @@ class CorrelationLoss(_FromTeacher):
     rank: AtLeastZero = Field(0.0, description="Weight of the differentiable rank part.")
     temperature: Positive = Field(4.0, description="Softens both; ranks do not depend on it.")
 
+    def make(self, _student: Tensor, _teacher: Tensor) -> nn.Module:
+        """A CorrelationLoss."""
+        return losses.CorrelationLoss(
+            self.classes, self.batch, self.rank, temperature=self.temperature
+        )
 
-class HiddenLoss(_FromTeacher):
+
+class HiddenSection(FromTeacher):
     """Mean squared difference of hidden states, or 1 - cos of their angle."""
 
     kind: Literal["hidden", "cosine"]
@@ -71,8 +103,21 @@ class HiddenLoss(_FromTeacher):
         "none", description="From the student's width to the teacher's."
     )
 
+    def make(self, student: Tensor, teacher: Tensor) -> nn.Module:
+        """A HiddenStateLoss or a CosineLoss."""
+        kind = losses.HiddenStateLoss if self.kind == "hidden" else losses.CosineLoss
+        widths = student.shape[-1], teacher.shape[-1]
+        if self.projection != "none":
+            return kind(*widths, projection=self.projection)
+        if widths[0] != widths[1]:
+            raise InputError(
+                f"the {self.kind} loss compares {widths[0]} numbers of the student with "
+                f'{widths[1]} of the teacher, wanted equal widths; add projection = "learned"'
+            )
+        return kind()
 
-class TaskLoss(_Loss):
+
+class TaskSection(_Loss):
     """The task itself, from the labels."""
 
     kind: Literal["task"]
@@ -88,7 +133,14 @@ class TaskLoss(_Loss):
         """Labels alone."""
         return False
 
+    def make(self) -> nn.Module:
+        """A TaskLoss."""
+        return losses.TaskLoss(self.of, label_smoothing=self.label_smoothing)
+
 
 LossSection = Annotated[
-    HintonLoss | SkewLoss | CorrelationLoss | HiddenLoss | TaskLoss, Field(discriminator="kind")
+    HintonSection | SkewSection | CorrelationSection | HiddenSection | TaskSection,
+    Field(discriminator="kind"),
 ]
+
+LOSS_SECTIONS = get_args(get_args(LossSection)[0])

@@ -8,14 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.distill import losses as kinds
-from opdf_compile.distill.recipe.loss_schema import (
-    CorrelationLoss,
-    HiddenLoss,
-    HintonLoss,
-    LossSection,
-    SkewLoss,
-    TaskLoss,
-)
+from opdf_compile.distill.recipe.loss_schema import FromTeacher, LossSection
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import RecipeError
@@ -56,45 +49,17 @@ def _term(
     labels: str | None,
 ) -> kinds.Term:
     read = _output(recipe, place, "student", loss.student, student)
-    if isinstance(loss, TaskLoss):
-        if labels is None:
-            raise RecipeError(
-                f"{recipe.place('loss', place, 'kind')}: the task loss compares with labels and "
-                'the data has no column "labels", wanted their column; name it with labels in '
-                "[data]"
-            )
-        made: nn.Module = kinds.TaskLoss(loss.of, label_smoothing=loss.label_smoothing)
-        return kinds.Term(made, read, labels=labels, mask=loss.mask)
-    other = _output(recipe, place, "teacher", loss.teacher, teacher or {})
-    made = _module(recipe, place, loss, student[read], (teacher or {})[other])
-    return kinds.Term(made, read, other, mask=loss.mask)
-
-
-def _module(
-    recipe: Recipe, place: int, loss: LossSection, student: Tensor, teacher: Tensor
-) -> nn.Module:
-    if isinstance(loss, HintonLoss):
-        return kinds.HintonKD(loss.temperature)
-    if isinstance(loss, SkewLoss):
-        return {"skew-kl": kinds.SkewKL, "reverse-skew-kl": kinds.ReverseSkewKL}[loss.kind](
-            loss.alpha
+    if isinstance(loss, FromTeacher):
+        known = teacher or {}
+        other = _output(recipe, place, "teacher", loss.teacher, known)
+        with placed(recipe, "loss", place):
+            return kinds.Term(loss.make(student[read], known[other]), read, other, mask=loss.mask)
+    if labels is None:
+        raise RecipeError(
+            f"{recipe.place('loss', place, 'kind')}: the {loss.kind} loss compares with labels and "
+            'the data has no column "labels", wanted their column; name it with labels in [data]'
         )
-    if isinstance(loss, CorrelationLoss):
-        return kinds.CorrelationLoss(
-            loss.classes, loss.batch, loss.rank, temperature=loss.temperature
-        )
-    assert isinstance(loss, HiddenLoss)
-    widths = student.shape[-1], teacher.shape[-1]
-    if loss.projection == "none":
-        if widths[0] != widths[1]:
-            raise RecipeError(
-                f"{recipe.place('loss', place)}: the {loss.kind} loss compares {widths[0]} numbers "
-                f"of the student with {widths[1]} of the teacher, wanted equal widths; add "
-                'projection = "learned"'
-            )
-        return {"hidden": kinds.HiddenStateLoss, "cosine": kinds.CosineLoss}[loss.kind]()
-    made = {"hidden": kinds.HiddenStateLoss, "cosine": kinds.CosineLoss}[loss.kind]
-    return made(*widths, projection=loss.projection)
+    return kinds.Term(loss.make(), read, labels=labels, mask=loss.mask)
 
 
 def _output(recipe: Recipe, place: int, whose: str, name: str | None, outputs: Outputs) -> str:

@@ -7,17 +7,9 @@ from typing import get_args
 
 from pydantic import BaseModel
 
-from opdf_compile.distill.recipe.loss_schema import (
-    CorrelationLoss,
-    HiddenLoss,
-    HintonLoss,
-    SkewLoss,
-    TaskLoss,
-)
+from opdf_compile.distill.recipe.loss_schema import LOSS_SECTIONS
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.distill.recipe.wording import Key, sections
-
-_LOSSES = (HintonLoss, SkewLoss, CorrelationLoss, HiddenLoss, TaskLoss)
 
 
 def markdown() -> str:
@@ -38,7 +30,7 @@ def _loss_lines(known: Mapping[str, Mapping[str, Key]]) -> Iterator[str]:
     by_kind = {title.partition(".")[2]: keys for title, keys in known.items() if "." in title}
     yield from ("### `[[loss]]`", "", "What it is trained on; as many as you like.", "")
     yield from ("| kind | what it is |", "|---|---|")
-    for section in _LOSSES:
+    for section in LOSS_SECTIONS:
         kinds = " or ".join(f'`"{kind}"`' for kind in by_kind if kind in _kinds(section))
         yield f"| {kinds} | {_first_line(section.__doc__)} |"
     yield from ("", "| key | of | takes | default | means |", "|---|---|---|---|---|")

@@ -11,9 +11,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import opdf_compile as opdf
+from opdf_compile.distill import losses
 from opdf_compile.distill.recipe import Job, parse_recipe, prepare
 from opdf_compile.distill.recipe.job import named_outputs
+from opdf_compile.distill.recipe.loss_terms import make_losses
 from opdf_compile.distill.recipe.metrics import make_metric
+from opdf_compile.distill.recipe.wording import loss_kinds
 from opdf_compile.errors import RecipeError
 
 CODE = """
@@ -158,6 +161,40 @@ def test_the_losses_are_the_weighted_sum(make: Make) -> None:
     soft = rows_kl[batch["mask"]].mean()
     hard = nn.functional.cross_entropy(found["logits"].double(), batch["labels"])
     assert torch.allclose(job.losses()(found, theirs, batch).double(), soft + 0.5 * hard, rtol=1e-5)
+
+
+def test_every_kind_makes_its_loss_with_its_options() -> None:
+    made = {
+        "correlation": (losses.CorrelationLoss, "rank = 2.0", "rank", 2.0),
+        "cosine": (losses.CosineLoss, "", "projection", None),
+        "hidden": (losses.HiddenStateLoss, "", "projection", None),
+        "hinton": (losses.HintonKD, "temperature = 2.0", "temperature", 2.0),
+        "reverse-skew-kl": (losses.ReverseSkewKL, "alpha = 0.2", "alpha", 0.2),
+        "skew-kl": (losses.SkewKL, "alpha = 0.3", "alpha", 0.3),
+        "task": (losses.TaskLoss, 'of = "mse"', "kind", "mse"),
+    }
+    assert set(made) == set(loss_kinds())
+    for name, (kind, option, attribute, value) in made.items():
+        (term,) = loss_of(f'kind = "{name}"\n{option}', width=3).terms.values()
+        assert type(term.loss) is kind
+        assert getattr(term.loss, attribute) == value
+
+
+def test_states_of_unequal_widths_want_a_projection() -> None:
+    with pytest.raises(RecipeError, match=r"^it:11: the hidden loss compares 3 .* with 5 .* equal"):
+        loss_of('kind = "hidden"', width=5)
+    (term,) = loss_of('kind = "hidden"\nprojection = "learned"', width=5).terms.values()
+    assert isinstance(term.loss, losses.HiddenStateLoss)
+    assert term.loss.projection is not None
+    assert term.loss.projection.weight.shape == (5, 3)
+
+
+def loss_of(section: str, width: int) -> losses.WeightedSum:
+    """The loss of a section, between a student of 3 numbers and a teacher of so many."""
+    head, _, tail = RECIPE.format(student="", optimizer="lr = 0.1", more="").partition("[[loss]]")
+    text = f"{head}[[loss]]\n{section}\n[optimizer]{tail.partition('[optimizer]')[2]}"
+    outputs = {"logits": torch.ones(2, 3)}, {"logits": torch.ones(2, width)}
+    return make_losses(parse_recipe(text, name="it"), *outputs, "labels")
 
 
 def test_the_optimizer_is_plain_without_a_plan_and_overparam_with_one(make: Make) -> None:
