@@ -1,16 +1,10 @@
-"""The benchmarks' own modules, importable as the scripts see them."""
+"""What a benchmark registers is gone with its test."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 import pytest
 
 from opdf_compile.parametrizations import registry
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
 
 
 @pytest.fixture(autouse=True)

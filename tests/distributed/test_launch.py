@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = Path(__file__).with_name("launched.py")
+SCRIPT = Path(__file__).parents[1] / "support" / "launched.py"
 TIMEOUT = 240.0
 
 

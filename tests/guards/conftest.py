@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-_FOLDER = str(Path(__file__).parent)
-if _FOLDER not in sys.path:
-    sys.path.insert(0, _FOLDER)
+from good_files import write_good_files
 
 
 @pytest.fixture(scope="session")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One unharmed file of each kind; nobody changes them."""
-    from good_files import write_good_files
-
     folder = tmp_path_factory.mktemp("good")
     write_good_files(folder)
     return folder

@@ -21,15 +21,15 @@ import onnx
 import pytest
 from guard_case import Case
 from refused_folders import FOLDERS, SLOW_FOLDERS
+from refused_inputs import INPUTS
 from refused_onnx import ONNX
 from refused_pt2 import PT2
 from refused_safetensors import SAFETENSORS
-from refused_texts import TEXTS
 
 from opdf_compile.cli import main
 
-HERE = Path(__file__).parent
-CASES: tuple[Case, ...] = (*PT2, *SAFETENSORS, *FOLDERS, *ONNX, *TEXTS)
+WATCHED_RUN = Path(__file__).parents[1] / "support" / "watched_run.py"
+CASES: tuple[Case, ...] = (*PT2, *SAFETENSORS, *FOLDERS, *ONNX, *INPUTS)
 CONTROLS = {
     "program": "inspect {good}/model.pt2",
     "program with weights": "inspect {good}/model.pt2 --weights {good}/weights.safetensors",
@@ -64,10 +64,10 @@ def outcomes(cases: Sequence[Case], good: Path, root: Path, *imports: str) -> di
     (root / "cases.json").write_text(json.dumps(listed))
     done = subprocess.run(
         [
-            *(sys.executable, HERE / "watched_run.py", root / "cases.json"),
+            *(sys.executable, WATCHED_RUN, root / "cases.json"),
             *(root / "results.json", *imports),
         ],
-        env=os.environ | {"PYTHONPATH": str(HERE.parents[1]), "HF_HUB_OFFLINE": "1"},
+        env=os.environ | {"PYTHONPATH": str(WATCHED_RUN.parents[2]), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
     )

@@ -101,45 +101,6 @@ def make_trainer(tmp_path: Path, sentences: list[dict[str, Tensor]]) -> Callable
     return make
 
 
-def weights_of(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def equal(left: Any, right: Any) -> bool:
-    """Whether two nested values hold the same bits."""
-    if isinstance(left, Tensor):
-        return isinstance(right, Tensor) and left.dtype == right.dtype and torch.equal(left, right)
-    if isinstance(left, dict):
-        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
-    if isinstance(left, list | tuple):
-        return len(left) == len(right) and all(map(equal, left, right))
-    return bool(left == right)
-
-
-def distance(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
-    """The distance of two states over the norm of the second, all tensors as one vector.
-
-    Tensor by tensor would not do: the bias of an attention key has no gradient but for rounding.
-    """
-    assert left.keys() == right.keys()
-    names = [name for name, value in right.items() if value.is_floating_point()]
-    one = torch.cat([left[name].double().flatten() for name in names])
-    other = torch.cat([right[name].double().flatten() for name in names])
-    return float((one - other).norm() / other.norm())
-
-
-@pytest.fixture
-def compare() -> Any:
-    """The three functions above, which test files cannot import from here."""
-
-    class Compare:
-        weights = staticmethod(weights_of)
-        equal = staticmethod(equal)
-        distance = staticmethod(distance)
-
-    return Compare
-
-
 class Spy:
     """An optimizer's steps: the closures it was given and the rates its cores were stepped with."""
 

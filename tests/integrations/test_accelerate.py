@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import compare
 import pytest
 import torch
 from torch import Tensor, nn
@@ -91,9 +92,7 @@ def by_hand(*, accumulation: int = 2, clip: float = CLIP, schedule: bool = True)
     return student
 
 
-def test_accumulation_clipping_and_schedule_are_those_of_a_loop_by_hand(
-    compare: Any, spy: Any
-) -> None:
+def test_accumulation_clipping_and_schedule_are_those_of_a_loop_by_hand(spy: Any) -> None:
     run = Run(torch.optim.SGD, momentum=0.9)
     assert run.optimizer.optimizer is run.opt
     seen = spy(run.opt)
@@ -123,9 +122,7 @@ def resumable() -> Run:
 
 
 @pytest.mark.parametrize("restored", ["all", "weights"])
-def test_resume_is_bit_equal_to_the_uninterrupted_run(
-    restored: str, tmp_path: Path, compare: Any
-) -> None:
+def test_resume_is_bit_equal_to_the_uninterrupted_run(restored: str, tmp_path: Path) -> None:
     whole = resumable()
     whole.epoch()
     whole.accelerator.save_state(str(tmp_path / "state"))
@@ -149,7 +146,7 @@ def test_resume_is_bit_equal_to_the_uninterrupted_run(
     assert float(kept["cores.0.step"]) == STEPS and "cores.2.exp_avg_sq" in kept
 
 
-def test_loading_the_weights_alone_stops_the_next_step(compare: Any) -> None:
+def test_loading_the_weights_alone_stops_the_next_step() -> None:
     run = Run(torch.optim.SGD)
     run.epoch()
     other = {name: value + 0.01 for name, value in compare.weights(run.student).items()}
@@ -162,7 +159,7 @@ def test_loading_the_weights_alone_stops_the_next_step(compare: Any) -> None:
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_mixed_precision(precision: str, compare: Any) -> None:
+def test_mixed_precision(precision: str) -> None:
     run = Run(torch.optim.SGD, precision=precision, dtype=torch.float32)
     before, found = compare.weights(run.student), set()
     run.student[0].register_forward_hook(lambda _m, _args, out: found.add(out.dtype))
@@ -220,9 +217,9 @@ def make_student_of_example() -> nn.Module:
 
 
 @pytest.mark.slow
-def test_two_processes_train_and_resume_as_one(tmp_path: Path, compare: Any) -> None:
+def test_two_processes_train_and_resume_as_one(tmp_path: Path) -> None:
     """Two processes with batches of 4 are one with batches of 8; both resume bit for bit."""
-    worker = Path(__file__).with_name("accelerate_worker.py")
+    worker = Path(__file__).parents[1] / "support" / "accelerate_worker.py"
     for name, folder in ((None, "one"), ("torchrun", "two")):
         (tmp_path / folder).mkdir()
         launch(name, worker, tmp_path / folder)

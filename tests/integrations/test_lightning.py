@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import compare
 import pytest
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,7 @@ def by_hand(*, accumulation: int = 2, clip: float = CLIP, schedule: bool = True)
 
 
 def test_accumulation_clipping_and_schedule_are_those_of_a_loop_by_hand(
-    tmp_path: Path, compare: Any, spy: Any
+    tmp_path: Path, spy: Any
 ) -> None:
     module = make_module(momentum=0.9)
     options = {"accumulate_grad_batches": 2, "gradient_clip_val": CLIP}
@@ -140,7 +141,7 @@ def test_an_optimizer_that_evaluates_its_closure_often(tmp_path: Path) -> None:
     module.opt.program.require_unchanged()
 
 
-def test_resume_is_bit_equal_to_the_uninterrupted_run(tmp_path: Path, compare: Any) -> None:
+def test_resume_is_bit_equal_to_the_uninterrupted_run(tmp_path: Path) -> None:
     options = {"accumulate_grad_batches": 2, "gradient_clip_val": CLIP}
 
     def module() -> Any:
@@ -167,7 +168,7 @@ def test_resume_is_bit_equal_to_the_uninterrupted_run(tmp_path: Path, compare: A
     assert not compare.equal(compare.weights(fresh), compare.weights(whole))
 
 
-def test_weights_loaded_behind_its_back_stop_the_next_step(tmp_path: Path, compare: Any) -> None:
+def test_weights_loaded_behind_its_back_stop_the_next_step(tmp_path: Path) -> None:
     module = make_module()
     fit(module, tmp_path)
     other = {name: value + 0.01 for name, value in compare.weights(module.student).items()}

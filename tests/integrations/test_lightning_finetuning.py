@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import compare
 import pytest
 import torch
 from torch import Tensor, nn
@@ -86,7 +87,7 @@ def fit(module: Any, folder: Path, epochs: int = EPOCHS, resume: Path | None = N
 @pytest.mark.parametrize("after", [0, 3], ids=["before it joins", "after it joined"])
 @pytest.mark.parametrize("plain", [True, False], ids=["plain", "overparam"])
 def test_the_backbone_joins_and_the_run_resumes_to_the_bit(
-    plain: bool, after: int, tmp_path: Path, compare: Any
+    plain: bool, after: int, tmp_path: Path
 ) -> None:
     whole = make_module(plain)
     start = whole.backbone[0].weight.detach().clone()

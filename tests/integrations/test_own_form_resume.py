@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import compare
 import pytest
 import torch
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ def by_lightning(bert: Make, make_trainer: Make, folder: Path, resume: bool) -> 
 
 @pytest.mark.parametrize("run", [by_trainer, by_lightning])
 def test_a_state_of_the_class_s_own_form_comes_back(
-    run: Any, bert: Make, make_trainer: Make, tmp_path: Path, compare: Any, monkeypatch: Any
+    run: Any, bert: Make, make_trainer: Make, tmp_path: Path, monkeypatch: Any
 ) -> None:
     whole = compare.weights(run(bert, make_trainer, tmp_path, False))
     assert compare.equal(compare.weights(run(bert, make_trainer, tmp_path, True)), whole)

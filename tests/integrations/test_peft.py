@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import compare
 import pytest
 import torch
 from torch import Tensor, nn
@@ -54,7 +55,7 @@ def test_the_student_under_the_wrapper_is_refused_too(bert: Callable[..., nn.Mod
 
 
 def test_after_merging_it_trains(
-    bert: Callable[..., nn.Module], sentences: list[dict[str, Tensor]], compare: Any
+    bert: Callable[..., nn.Module], sentences: list[dict[str, Tensor]]
 ) -> None:
     student = bert()
     start = compare.weights(student)

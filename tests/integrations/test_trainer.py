@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import compare
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,9 +51,7 @@ def test_default_groups_keep_decay_off_biases_and_norms(bert: Make, make_trainer
     assert {entry.key for entry in plan.entries} < groups[DECAY]
 
 
-def test_decay_acts_on_the_decayed_group_alone(
-    bert: Make, make_trainer: Make, compare: Any
-) -> None:
+def test_decay_acts_on_the_decayed_group_alone(bert: Make, make_trainer: Make) -> None:
     runs = {}
     for decay in (0.0, DECAY):
         student = bert()
@@ -92,7 +91,7 @@ def by_hand(
 
 
 def test_accumulation_clipping_and_schedule_are_those_of_a_loop_by_hand(
-    bert: Make, make_trainer: Make, compare: Any, spy: Any
+    bert: Make, make_trainer: Make, spy: Any
 ) -> None:
     student = bert().double()
     plan = opdf.plan(student, cores=3)
@@ -138,7 +137,7 @@ def dtypes_of_outputs(student: nn.Module) -> set[torch.dtype]:
     return found
 
 
-def test_bf16(bert: Make, make_trainer: Make, compare: Any) -> None:
+def test_bf16(bert: Make, make_trainer: Make) -> None:
     runs = {}
     for bf16 in (False, True):
         student = bert()
@@ -160,7 +159,7 @@ def test_bf16(bert: Make, make_trainer: Make, compare: Any) -> None:
 
 
 def test_fp16_scales_the_loss_and_skips_a_step_that_overflows(
-    bert: Make, make_trainer: Make, compare: Any, spy: Any
+    bert: Make, make_trainer: Make, spy: Any
 ) -> None:
     """Float16 with loss scaling, as far as a CPU goes.
 
@@ -199,7 +198,7 @@ def test_fp16_scales_the_loss_and_skips_a_step_that_overflows(
 
 
 @pytest.mark.gpu
-def test_fp16_on_a_gpu(bert: Make, make_trainer: Make, compare: Any) -> None:
+def test_fp16_on_a_gpu(bert: Make, make_trainer: Make) -> None:
     student = bert()
     plan = opdf.plan(student, cores=3)
     before = compare.weights(student)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import compare
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -77,7 +78,7 @@ def best_of_three(bert: Make, make_trainer: Make) -> tuple[Any, nn.Module, dict[
 
 
 def test_the_best_weights_ship_not_the_last(
-    best_of_three: tuple[Any, nn.Module, dict[int, dict[str, Tensor]]], compare: Any
+    best_of_three: tuple[Any, nn.Module, dict[int, dict[str, Tensor]]],
 ) -> None:
     trainer, student, files = best_of_three
     assert trainer.state.best_model_checkpoint.endswith("checkpoint-4")
@@ -102,7 +103,7 @@ def test_the_best_weights_ship_not_the_last(
 
 
 def test_a_checkpoint_is_an_ordinary_model(
-    best_of_three: tuple[Any, nn.Module, dict[int, Any]], compare: Any
+    best_of_three: tuple[Any, nn.Module, dict[int, Any]],
 ) -> None:
     trainer, student, files = best_of_three
     folder = Path(trainer.args.output_dir) / "checkpoint-6"
@@ -127,7 +128,7 @@ def resumable(make_trainer: Make, student: nn.Module, folder: Path, **options: A
 
 
 def test_resume_is_bit_equal_to_the_uninterrupted_run(
-    bert: Make, make_trainer: Make, tmp_path: Path, compare: Any
+    bert: Make, make_trainer: Make, tmp_path: Path
 ) -> None:
     whole = bert(dropout=0.1)
     through = resumable(make_trainer, whole, tmp_path / "whole")
@@ -156,7 +157,7 @@ def test_resume_is_bit_equal_to_the_uninterrupted_run(
 
 @pytest.mark.parametrize("made", ["before", "after"])
 def test_resume_without_the_optimizer_s_file(
-    made: str, bert: Make, make_trainer: Make, tmp_path: Path, compare: Any
+    made: str, bert: Make, make_trainer: Make, tmp_path: Path
 ) -> None:
     whole = bert()
     resumable(make_trainer, whole, tmp_path / "whole").train()
@@ -194,9 +195,7 @@ def test_an_optimizer_s_file_of_a_plain_run_is_refused(
 
 
 @pytest.mark.parametrize("form", ["optimizer", "program"])
-def test_forgetting_to_pass_the_optimizer(
-    form: str, bert: Make, make_trainer: Make, compare: Any
-) -> None:
+def test_forgetting_to_pass_the_optimizer(form: str, bert: Make, make_trainer: Make) -> None:
     student = bert()
     plan = opdf.plan(student, cores=3)
     made: Any = (
@@ -221,7 +220,7 @@ def test_forgetting_to_pass_the_optimizer(
 
 
 def test_loading_a_checkpoint_behind_its_back(
-    bert: Make, make_trainer: Make, sentences: list[dict[str, Tensor]], compare: Any
+    bert: Make, make_trainer: Make, sentences: list[dict[str, Tensor]]
 ) -> None:
     student = bert()
     trainer = make_trainer(student, adamw(student))

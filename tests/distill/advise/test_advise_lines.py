@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from made_advice import BASE, BETTER, advice
 from planted_jobs import job
-from test_advise_verdict import BASE, BETTER, advice
 
 from opdf_compile.distill.advise.methods import Method, methods
 from opdf_compile.distill.advise.sentences import recipe_lines

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from test_advise_verdict import BASE, BETTER, advice
+from made_advice import BASE, BETTER, advice
 
 from opdf_compile.distill.advise.plots import draw, plot_advice
 from opdf_compile.distill.advise.value import Advice, Tried

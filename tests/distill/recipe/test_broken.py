@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from broken_recipes import GOOD, LOADED, WRITTEN, Broken
 
 from opdf_compile.cli import main
 from opdf_compile.distill.recipe import parse_recipe, prepare, read_recipe
 from opdf_compile.errors import RecipeError
-from tests.distill.recipe.broken import GOOD, LOADED, WRITTEN, Broken
 
 
 def require_sentence(message: str, broken: Broken) -> None:

@@ -23,7 +23,7 @@ EXACT = {
 
 
 def launch(recipe: Path, folder: Path, processes: int = 2) -> None:
-    script = Path(__file__).with_name("run_ranks.py")
+    script = Path(__file__).parents[2] / "support" / "run_ranks.py"
     options = ["--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, "-m", "torch.distributed.run", *options, str(script)]
     ended = subprocess.run(

@@ -118,7 +118,7 @@ def test_a_finished_run_is_not_done_again(make: Any, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_in_every_place(write: Any, tmp_path: Path, outcome: Outcome) -> None:
     recipe = write(plan="cores = 2", cache="true", export="true", verify="true")
-    worker = Path(__file__).with_name("run_worker.py")
+    worker = Path(__file__).parents[2] / "support" / "run_worker.py"
 
     def start(folder: str, *place: str) -> int:
         command = [sys.executable, str(worker), str(recipe), str(tmp_path / folder), *place]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import signal
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import checkpoint_runs as runs
 import pytest
 
 import opdf_compile as opdf
@@ -21,24 +19,6 @@ from opdf_compile.io.checkpoints.checkpoint import (
 
 # After a run's first step; a save takes 10 to 50 ms, a step a few.
 SPREAD = 0.2
-
-
-@pytest.fixture(scope="module")
-def runs() -> ModuleType:
-    """The module of the runs, for building the same model here."""
-    path = Path(__file__).with_name("checkpoint_runs.py")
-    spec = importlib.util.spec_from_file_location("checkpoint_runs", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def server(runs: ModuleType) -> Iterator[Any]:
-    made = runs.Server()
-    yield made
-    made.close()
 
 
 def kill(server: Any, folder: Path, after: float, *, in_place: bool = False) -> bool:
@@ -53,7 +33,7 @@ def unfinished(folder: Path) -> list[str]:
     return [path.name for path in folder.glob(".step-*")]
 
 
-def broken(folder: Path, runs: ModuleType) -> str | None:
+def broken(folder: Path) -> str | None:
     """What is wrong with the first checkpoint that is not what was saved, or None."""
     for path in sorted(folder.glob("step-*")):
         model, optimizer = runs.build()
@@ -67,15 +47,13 @@ def broken(folder: Path, runs: ModuleType) -> str | None:
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
-def test_killed_at_random_moments(
-    kills: int, tmp_path: Path, server: Any, runs: ModuleType
-) -> None:
+def test_killed_at_random_moments(kills: int, tmp_path: Path, server: Any) -> None:
     folder = tmp_path / "run"
     delays = random.Random(0)
     inside = 0
     for _ in range(kills):
         inside += kill(server, folder, delays.uniform(0, SPREAD))
-        assert broken(folder, runs) is None
+        assert broken(folder) is None
         assert len(list(folder.glob("step-*"))) <= 3  # Two are kept, one may be about to go.
     # Otherwise the kills hit the steps between the saves, and nothing was tested.
     assert inside >= kills // 4
@@ -93,22 +71,18 @@ def test_killed_at_random_moments(
     assert runs.digest(again, uninterrupted) == runs.digest(model, optimizer)
 
 
-def test_the_check_finds_a_writer_that_is_not_atomic(
-    tmp_path: Path, server: Any, runs: ModuleType
-) -> None:
+def test_the_check_finds_a_writer_that_is_not_atomic(tmp_path: Path, server: Any) -> None:
     folder = tmp_path / "run"
     delays = random.Random(0)
     for _ in range(40):
         kill(server, folder, delays.uniform(0, SPREAD), in_place=True)
-        found = broken(folder, runs)
+        found = broken(folder)
         if found is not None:
             break
     assert found is not None and "holds no manifest.json" in found
 
 
-def test_the_check_finds_a_checkpoint_that_holds_something_else(
-    tmp_path: Path, runs: ModuleType
-) -> None:
+def test_the_check_finds_a_checkpoint_that_holds_something_else(tmp_path: Path) -> None:
     _, optimizer = runs.build()
     save_checkpoint(tmp_path, optimizer, step=1, extra={"digest": "of another state"})
-    assert "loads as something else" in str(broken(tmp_path, runs))
+    assert "loads as something else" in str(broken(tmp_path))

@@ -2,36 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import checkpoint_runs as runs
 import pytest
 import torch
 
 from opdf_compile.errors import InputError
 from opdf_compile.io.checkpoints.checkpoint import load_checkpoint
 from opdf_compile.io.models.tensors import read_tensors
-
-
-@pytest.fixture(scope="module")
-def runs() -> ModuleType:
-    path = Path(__file__).with_name("checkpoint_runs.py")
-    spec = importlib.util.spec_from_file_location("checkpoint_runs", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def server(runs: ModuleType) -> Iterator[Any]:
-    made = runs.Server()
-    yield made
-    made.close()
 
 
 def on_ranks(server: Any, task: str, ranks: int, folder: Path, **job: Any) -> None:
@@ -48,7 +29,7 @@ def advance(server: Any, folder: Path, ranks: int, *, shard: bool = False) -> No
     on_ranks(server, "steps", ranks, folder, steps=2, share_out=share_out, shard=shard)
 
 
-def assert_as_one_process(runs: ModuleType, folder: Path, step: int) -> None:
+def assert_as_one_process(folder: Path, step: int) -> None:
     """The newest checkpoint, loaded here, is what this many steps in one process make."""
     wanted = runs.build()
     for number in range(1, step + 1):
@@ -61,12 +42,12 @@ def assert_as_one_process(runs: ModuleType, folder: Path, step: int) -> None:
 
 @pytest.mark.parametrize("numbers", [(2, 1), pytest.param((1, 2, 4, 1), marks=pytest.mark.slow)])
 def test_a_run_on_changing_numbers_of_ranks_is_one_run(
-    numbers: tuple[int, ...], tmp_path: Path, server: Any, runs: ModuleType
+    numbers: tuple[int, ...], tmp_path: Path, server: Any
 ) -> None:
     folder = tmp_path / "run"
     for done, ranks in enumerate(numbers, start=1):
         advance(server, folder, ranks)
-        assert_as_one_process(runs, folder, 2 * done)
+        assert_as_one_process(folder, 2 * done)
         path = folder / f"step-{2 * done:06d}"
         assert len(list(path.glob("shard-*.safetensors"))) == ranks
         # Cores and their state are written once, by the rank that holds them.
@@ -85,16 +66,14 @@ def test_a_run_on_changing_numbers_of_ranks_is_one_run(
         assert len(holders) == ranks
 
 
-def test_fsdp_and_one_process_load_each_other(
-    tmp_path: Path, server: Any, runs: ModuleType
-) -> None:
+def test_fsdp_and_one_process_load_each_other(tmp_path: Path, server: Any) -> None:
     folder = tmp_path / "run"
     advance(server, folder, 1)
     advance(server, folder, 2, shard=True)
-    assert_as_one_process(runs, folder, 4)
+    assert_as_one_process(folder, 4)
     advance(server, folder, 2, shard=True)
     advance(server, folder, 1)
-    assert_as_one_process(runs, folder, 8)
+    assert_as_one_process(folder, 8)
 
 
 def test_a_sharded_weight_that_changed_is_told_after_loading(tmp_path: Path, server: Any) -> None:
@@ -106,7 +85,7 @@ def test_each_rank_gets_its_own_random_numbers_back(tmp_path: Path, server: Any)
 
 
 def test_what_a_class_keeps_of_its_own_fits_the_ranks_that_had_it(
-    tmp_path: Path, server: Any, runs: ModuleType
+    tmp_path: Path, server: Any
 ) -> None:
     on_ranks(server, "of_the_class", 2, tmp_path / "run")
     # A count by name speaks of no parameter; where each rank's parameters started does.
@@ -125,7 +104,7 @@ def test_a_mistake_of_one_rank_ends_all_of_them(tmp_path: Path, server: Any) -> 
 
 
 def test_another_number_of_ranks_leaves_the_random_numbers_alone(
-    tmp_path: Path, server: Any, runs: ModuleType, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     on_ranks(server, "draws", 2, tmp_path / "run")
     _, optimizer = runs.build()

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
+import onnx_oracle as oracle
 import pytest
+from operator_cases import CASES, Case
 
 from opdf_compile.io.onnx_student.registry import known
 
-
-def _beside(name: str) -> ModuleType:
-    """Tests are no package: what they share lies beside them."""
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"onnx_student_{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-oracle, table = _beside("oracle"), _beside("cases")
-CASES = table.CASES
 # Those that no row shows here: control flow has tests of its own, and these need opset 22 and more.
 ELSEWHERE = {
     "If",
@@ -38,7 +21,7 @@ ELSEWHERE = {
 }
 
 
-def answers(case: object) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
+def answers(case: Case) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
     """Our outputs, and those of each oracle that knows the operator."""
     model = oracle.one_node(
         case.op,
@@ -54,14 +37,14 @@ def answers(case: object) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_an_operator_agrees_with_the_oracles(case: object) -> None:
+def test_an_operator_agrees_with_the_oracles(case: Case) -> None:
     ours, oracles = answers(case)
     for theirs in oracles:
         oracle.require_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("case", CASES[::4], ids=str)
-def test_a_wrong_operator_is_found(case: object) -> None:
+def test_a_wrong_operator_is_found(case: Case) -> None:
     ours, oracles = answers(case)
     with pytest.raises(AssertionError):
         oracle.require_equal([_wrong(y) for y in ours], oracles[0])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_students as models
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -21,13 +20,6 @@ from opdf_compile.io.models.example_inputs import InputOptions
 from opdf_compile.io.models.spec import load_model
 from opdf_compile.io.onnx_student.keys import identifier, keys_of
 
-_spec = importlib.util.spec_from_file_location(
-    "onnx_student_models", Path(__file__).with_name("models.py")
-)
-assert _spec is not None and _spec.loader is not None
-models = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = models
-_spec.loader.exec_module(models)
 FLOAT = TensorProto.FLOAT
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_students as models
 import onnxruntime as ort
 import pytest
 import torch
@@ -21,13 +20,6 @@ from opdf_compile.io.onnx_student.nodes import all_constants
 from opdf_compile.io.onnx_student.student import OnnxStudent
 from opdf_compile.parity.structure.compare import compare_structure
 
-_spec = importlib.util.spec_from_file_location(
-    "onnx_student_models", Path(__file__).with_name("models.py")
-)
-assert _spec is not None and _spec.loader is not None
-models = importlib.util.module_from_spec(_spec)
-sys.modules[_spec.name] = models
-_spec.loader.exec_module(models)
 Model = Any
 
 

@@ -8,12 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-
-from opdf_compile.errors import ArtefactError
-from opdf_compile.io.models.programs import read_programs
-from opdf_compile.io.screening.container import record_size
-from tests.io.screening.archives import (
+from archives import (
     MODEL,
     SAMPLES,
     Members,
@@ -22,6 +17,11 @@ from tests.io.screening.archives import (
     saved,
     write_members,
 )
+from torch import nn
+
+from opdf_compile.errors import ArtefactError
+from opdf_compile.io.models.programs import read_programs
+from opdf_compile.io.screening.container import record_size
 
 
 @pytest.fixture

@@ -15,16 +15,16 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from archives import good_members, write_members
+from refused_archives import ARCHIVES, Archive
+from refused_files import WRITTEN
+from refused_forms import FORMS
+from refused_texts import TEXTS, Refused
 
 import opdf_compile.io
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.models.programs import read_programs
 from opdf_compile.io.screening.syntax import NotPlain
-from tests.io.screening.archives import good_members, write_members
-from tests.io.screening.refused_archives import ARCHIVES, Archive
-from tests.io.screening.refused_files import WRITTEN
-from tests.io.screening.refused_forms import FORMS
-from tests.io.screening.refused_texts import TEXTS, Refused
 
 PACKAGE = Path(opdf_compile.__file__).parent
 SOURCES = (

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import sympy
 import torch
+from refused_texts import document
 from torch.utils._sympy.functions import FloorDiv, Max, Mod, PythonMod
 
 from opdf_compile.io.screening.guards import check_guard
@@ -16,7 +17,6 @@ from opdf_compile.io.screening.program import check_program
 from opdf_compile.io.screening.rules import RULES
 from opdf_compile.io.screening.sizes import check_symbol_name, check_symbolic
 from opdf_compile.io.screening.trees import check_sample, check_treespec
-from tests.io.screening.refused_texts import document
 
 S, T = (sympy.Symbol(name, positive=True, integer=True) for name in ("s77", "s31"))
 EXPRESSIONS = [

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from full_report import FULL, MARKED, MEASURED
 
 from opdf_compile.parity.report.page import page
 from opdf_compile.parity.report.parity_report import ParityReport
 from opdf_compile.parity.report.value import StructurePart
-from tests.parity.report.test_report import FULL, MARKED, MEASURED
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = os.environ.get("CHROME") or next(filter(None, map(shutil.which, BROWSERS)), None)

@@ -6,9 +6,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+from full_report import FULL
+
 from opdf_compile.parity.numerics.result import OutputError, Precision
 from opdf_compile.parity.report.value import OptimisedGraphs, StructurePart
-from tests.parity.report.test_report import FULL
 
 PAGE = Path(__file__).parents[3] / "docs" / "ci.md"
 VERDICTS = {

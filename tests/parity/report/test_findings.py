@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from full_report import FULL, MEASURED, SHAPE
 
 from opdf_compile.parity.latency.result import LatencyResult
 from opdf_compile.parity.numerics.result import Element, OutputError
@@ -12,7 +13,6 @@ from opdf_compile.parity.report import findings
 from opdf_compile.parity.report.findings import cost_rows, meaning, rows, shape_rows, words
 from opdf_compile.parity.report.parity_report import ParityReport
 from opdf_compile.parity.report.value import NumericsPart, OptimisedGraphs, StructurePart
-from tests.parity.report.test_report import FULL, MEASURED, SHAPE
 
 GOOD = OutputError("mask", max_abs=1e-7, rms=5e-8, floor_max=2e-7, floor_rms=1e-7, factor=4.0)
 WRONG = replace(

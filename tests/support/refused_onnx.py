@@ -7,11 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from guard_case import Case, from_table
 from onnx import ModelProto, helper, numpy_helper
-
-from tests.io.screening.refused_files import (
+from refused_files import (
     ONNX as REFUSED,
 )
-from tests.io.screening.refused_files import Written, loaded, model, opset, row, whole
+from refused_files import Written, loaded, model, opset, row, whole
 
 VERIFY = "verify {file} --reference {file} --only structure --device cpu"
 REFERENCE = "verify reference.onnx --reference {file} --only structure --device cpu"

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, external_data_helper, helper, numpy_helper
+from refused_texts import Refused, raising
 
 from opdf_compile.artefacts import onnx_calls as calls
 from opdf_compile.artefacts import onnx_file as files
 from opdf_compile.files import arrays
 from opdf_compile.io.screening import header, hf
-from tests.io.screening.refused_texts import Refused, raising
 
 Written = Callable[[Path], Refused]
 

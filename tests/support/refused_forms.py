@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from archives import good_members, write_members
+from refused_files import Written, row
+
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.screening.archive import screen_archive
 from opdf_compile.io.screening.container import form_problem
-from tests.io.screening.archives import good_members, write_members
-from tests.io.screening.refused_files import Written, row
 
 
 def listed(name: str = "archive/extra/a", **changes: Any) -> Callable[[Path], Any]:

@@ -17,10 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-
-from opdf_compile.io.screening import archive as screening
-from opdf_compile.io.screening import container, extents, pickles, trees
-from tests.io.screening.archives import (
+from archives import (
     CONSTANTS,
     MODEL,
     SAMPLES,
@@ -30,7 +27,10 @@ from tests.io.screening.archives import (
     saved,
     torch_zip,
 )
-from tests.io.screening.refused_texts import raising
+from refused_texts import raising
+
+from opdf_compile.io.screening import archive as screening
+from opdf_compile.io.screening import container, extents, pickles, trees
 
 # A name that unpickles harmlessly, and that no model file needs.
 STRANGER = Counter("harmless")

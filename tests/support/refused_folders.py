@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from guard_case import Build, Case, copied, named, peek
-
-from tests.io.screening.refused_files import CONFIGURATIONS
+from refused_files import CONFIGURATIONS
 
 INDEX = "model.safetensors.index.json"
 

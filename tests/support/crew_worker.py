@@ -1,6 +1,6 @@
 """One rank of a crew: calls the tasks that it is sent, until the pipe closes.
 
-python worker.py FILE_DESCRIPTOR RANK RANKS STORE
+python crew_worker.py FILE_DESCRIPTOR RANK RANKS STORE
 """
 
 from __future__ import annotations

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 from guard_case import Build, Case, copied, from_table
-
-from tests.io.screening.refused_files import ARRAYS, array, npz, row
+from refused_files import ARRAYS, array, npz, row
 
 EXPAND = "expand model.pt2 --plan bad.json -o out/o.pt2"
 INSPECT = "inspect model.pt2 --inputs a.npz"
@@ -137,7 +136,7 @@ _CHECKS: list[tuple[str, Build, str]] = [
 ]
 # One entry is enough to see that check data goes the same way as example inputs.
 _SAME_WAY = ("far more than the file", "objects")
-TEXTS = (
+INPUTS = (
     *(Case(name, build, EXPAND, words, limits) for name, build, words, limits in _PLANS),
     *from_table(
         {f"inputs, {name}": made for name, made in {**ARRAYS, **_OTHER_ARRAYS}.items()},

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from opdf_compile.io.onnx_student.reading import make_source
@@ -94,6 +94,3 @@ def require_equal(found: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> 
         scale = float(np.abs(finite).max()) if finite.size else 0.0
         atol = 64 * float(np.finfo(theirs.dtype).eps) * scale
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=atol, equal_nan=True)
-
-
-__all__ = ["TensorProto", "by_reference", "by_runtime", "by_student", "feeds", "one_node"]

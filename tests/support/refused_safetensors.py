@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 from guard_case import Build, Case, from_table
-
-from tests.io.screening.refused_files import HEADERS, row, safetensors, tensor
+from refused_files import HEADERS, row, safetensors, tensor
 
 
 def plan_of(text: str) -> Build:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.io.screening.refused_files import Written
+from refused_files import Written
 
 Build = Callable[[Path, Path], object]
 
@@ -55,7 +55,7 @@ def from_table(
     """The files that a guard refuses when it is called itself, given to a command.
 
     Args:
-        table: Rows of tests/io/screening. Those in which a function stands in are left out.
+        table: Rows of a table of screened files. Those in which a function stands in are left out.
         command: The command line.
         good_files: Good files that it needs beside.
         folder: Where the files are written, in the case's own folder.

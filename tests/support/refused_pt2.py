@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from archives import Members, good_members, read_members, saved, write_members
 from guard_case import Build, Case, named
-
-from tests.io.screening.archives import Members, good_members, read_members, saved, write_members
-from tests.io.screening.refused_archives import ARCHIVES, STRANGER, Archive
+from refused_archives import ARCHIVES, STRANGER, Archive
 
 MODEL = "models/model.json"
 

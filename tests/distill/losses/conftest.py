@@ -1,6 +1,0 @@
-"""The table of losses (`loss_cases.py`) is read by more than one file of tests."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
