@@ -40,7 +40,7 @@ from .signature import forward_names as forward_names
 from .signature import normalise_inputs as normalise_inputs
 from .signature import path_name as path_name
 from .signature import plain_spec as plain_spec
-from .traced import MODULE as MODULE
+from .traced import MODULE_RUNG as MODULE_RUNG
 from .traced import PHASES as PHASES
 from .traced import Phase as Phase
 from .traced import Traced as Traced

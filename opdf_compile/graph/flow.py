@@ -1,8 +1,9 @@
 """One walk over a graph: which Parameters reach which operands, and through what.
 
-Each node is visited once, in order, and gets a `Value`. Where a product or a layer reads a value
-that is made of Parameters, a `Meeting` is noted. Nested graphs are walked with their placeholders
-bound to what is passed in, so a weight inside `cond`, `scan` or a region without gradients is seen.
+Each node is visited once, in order, and gets a `Provenance`. Where a product or a layer reads a
+value that is made of Parameters, a `Meeting` is noted. Nested graphs are walked with their
+placeholders bound to what is passed in, so a weight inside `cond`, `scan` or a region without
+gradients is seen.
 
 What is an activation (an input reaches it) carries no Parameters on, so the walk costs what the
 graph costs, however deep it is.
@@ -28,7 +29,7 @@ from opdf_compile.graph.values import (
     FED,
     NOTHING,
     Origin,
-    Value,
+    Provenance,
     example_shape,
     handed_on,
     is_size,
@@ -80,7 +81,9 @@ class Flow:
     read: dict[int, Node] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
-    def walk(self, module: GraphModule, given: tuple[Value, ...] | None = None) -> list[Value]:
+    def walk(
+        self, module: GraphModule, given: tuple[Provenance, ...] | None = None
+    ) -> list[Provenance]:
         """Visit a graph; the values of its outputs.
 
         Args:
@@ -114,22 +117,22 @@ class Flow:
                 reason = WRITTEN.format(node.target)
                 self.meetings.append(Meeting("never", node, origin, reason=reason))
 
-    def _stored(self, module: GraphModule, node: Node, *, nested: bool) -> Value:
+    def _stored(self, module: GraphModule, node: Node, *, nested: bool) -> Provenance:
         found, target = attribute(module, str(node.target)), str(node.target)
         if not isinstance(found, Tensor):
             return NOTHING
         if not isinstance(found, nn.Parameter):
             self.shapes[target] = tuple(found.shape)
-            return Value(constant=target)
+            return Provenance(constant=target)
         reader = next(iter(node.users), None)
         if reader is not None:
             self.read.setdefault(id(found), reader)
         origin = Origin(found, target, own_layout(found.ndim))
         if nested:
             self.meetings.append(Meeting("never", node, origin, reason=NESTED))
-        return Value(origins={id(found): origin})
+        return Provenance(origins={id(found): origin})
 
-    def _visit(self, scope: Scope, node: Node) -> Value:
+    def _visit(self, scope: Scope, node: Node) -> Provenance:
         if isinstance(node.target, torch._ops.OpOverload) and scope.only_activations(node):
             return FED  # Most nodes: no Parameter is near.
         graphs = nested_graphs(scope.module, node)
@@ -147,7 +150,7 @@ class Flow:
             return self._gather(scope, node)
         return self._elementwise(scope, node)
 
-    def _layer(self, scope: Scope, node: Node, places: tuple[ops.OperandPlace, ...]) -> Value:
+    def _layer(self, scope: Scope, node: Node, places: tuple[ops.OperandPlace, ...]) -> Provenance:
         weights = [(ops.operand(node, place), place) for place in places]
         for weight, place in weights:
             if isinstance(weight, Node):
@@ -168,18 +171,18 @@ class Flow:
         if value.constant and not (value.fed or value.made or value.origins):
             self._constant(node, value)
 
-    def _constant(self, node: Node, value: Value) -> None:
+    def _constant(self, node: Node, value: Provenance) -> None:
         reason = f"is a buffer or constant read by {node.target}, not a trainable Parameter"
         self.meetings.append(Meeting("aside", node, None, reason=reason, constant=value.constant))
 
-    def _product(self, scope: Scope, node: Node, operands: list[tuple[Node, str]]) -> Value:
+    def _product(self, scope: Scope, node: Node, operands: list[tuple[Node, str]]) -> Provenance:
         values = [scope.value(given) for given, _labels in operands]
         for place, (given, labels) in enumerate(operands):
             beside = merged(v for index, v in enumerate(values) if index != place)
             for origin in values[place].origins.values():
                 self._judge(node, given, labels, origin, values[place], beside)
         whole = merged(values)
-        if whole.fed and values[0] == Value(constant=values[0].constant) != NOTHING:
+        if whole.fed and values[0] == Provenance(constant=values[0].constant) != NOTHING:
             self._constant(node, values[0])
         if whole.fed:
             return FED
@@ -189,7 +192,13 @@ class Flow:
         return merged(handed_on(node, given, scope.value(given)) for given, _labels in operands)
 
     def _judge(
-        self, node: Node, given: Node, labels: str, origin: Origin, value: Value, beside: Value
+        self,
+        node: Node,
+        given: Node,
+        labels: str,
+        origin: Origin,
+        value: Provenance,
+        beside: Provenance,
     ) -> None:
         """One Parameter in one operand of a product: is that operand the weight?"""
         if value.fed and not origin.selected:
@@ -204,7 +213,7 @@ class Flow:
         else:
             self.meetings.append(Meeting("weak", node, origin, labels, given))
 
-    def _gather(self, scope: Scope, node: Node) -> Value:
+    def _gather(self, scope: Scope, node: Node) -> Provenance:
         """Rows of a table, or matrices of a stack: (n, a, b)[ids] is a matrix for each id."""
         table = next(iter(node.all_input_nodes), None)
         if table is None:
@@ -227,9 +236,9 @@ class Flow:
             key: replace(o, selected=stack and index.fed, gathered=not stack)
             for key, o in handed_on(node, table, value).origins.items()
         }
-        return Value(index.fed, value.made, picked)
+        return Provenance(index.fed, value.made, picked)
 
-    def _elementwise(self, scope: Scope, node: Node) -> Value:
+    def _elementwise(self, scope: Scope, node: Node) -> Provenance:
         sources = ops.value_operands(node)
         whole = merged(scope.value(source) for source in sources)
         if not whole.origins:
@@ -248,12 +257,12 @@ class Flow:
                 return FED  # An activation: what was added to it is no weight.
         return merged(handed_on(node, source, scope.value(source)) for source in sources)
 
-    def _aside(self, node: Node, value: Value, reason: str) -> None:
+    def _aside(self, node: Node, value: Provenance, reason: str) -> None:
         for origin in value.origins.values():
             if _is_matrix(origin):
                 self.meetings.append(Meeting("aside", node, origin, reason=reason))
 
-    def _enter(self, scope: Scope, call: Node, graphs: list[Nested]) -> Value:
+    def _enter(self, scope: Scope, call: Node, graphs: list[Nested]) -> Provenance:
         whole = scope.merged(call)
         results = []
         for nested in graphs:
@@ -264,9 +273,11 @@ class Flow:
         if any(nested.operands is None for nested in graphs):
             return whole.opaque()
         several = [merged(values) for values in zip(*results, strict=False)]
-        return Value(whole.fed, whole.made, parts=tuple(several))
+        return Provenance(whole.fed, whole.made, parts=tuple(several))
 
-    def _bound(self, scope: Scope, call: Node, nested: Nested, whole: Value) -> tuple[Value, ...]:
+    def _bound(
+        self, scope: Scope, call: Node, nested: Nested, whole: Provenance
+    ) -> tuple[Provenance, ...]:
         if nested.operands is None:
             reason = f"is read inside {call.target}, a nested graph that this tool cannot follow"
             self._aside(call, whole, reason)
@@ -296,7 +307,7 @@ def _length(call: Node, index: int) -> int:
     return len(pytree.tree_leaves(argument))
 
 
-def _sliced(value: Value) -> Value:
+def _sliced(value: Provenance) -> Provenance:
     """What a loop over the first axis sees of a value."""
     return replace(
         value, origins={k: replace(o, layout=o.layout[1:]) for k, o in value.origins.items()}

@@ -27,7 +27,7 @@ from opdf_compile.graph.failures import depends_only_on_data, is_out_of_memory, 
 from opdf_compile.graph.phases import export_phase
 from opdf_compile.graph.probe import ForwardRun, rejected, run_model
 from opdf_compile.graph.signature import Inputs, bind_forward
-from opdf_compile.graph.traced import MODULE, Phase
+from opdf_compile.graph.traced import MODULE_RUNG, Phase
 
 # Each unit of the rung by-axis is one export.
 _MOST_UNITS = 6
@@ -89,7 +89,7 @@ class Ladder:
                 held = attempt()
             except LostBackward as error:
                 # Every lower rung would lose it too, and train a graph of wrong gradients.
-                return Held(MODULE, failures=((rung, str(error)),))
+                return Held(MODULE_RUNG, failures=((rung, str(error)),))
             except Exception as error:  # torch.export raises whatever the model's own code raises.
                 if is_out_of_memory(error):
                     raise
@@ -105,14 +105,14 @@ class Ladder:
                 if phase == "eval":
                     raise rejected(self.model, self.inputs, self.names, run.error) from run.error
                 reason = f"forward in train rejects the example: {reason_of(run.error)}"
-                return Held(MODULE, failures=((rung, reason),))
+                return Held(MODULE_RUNG, failures=((rung, reason),))
             registered = register_dataclasses(run.output)
             if registered:
                 # The rung may have failed for these classes alone. It comes here once: the second
                 # time they are known.
                 again = self.climb(phase)
                 return replace(again, notes=(*registered, *again.notes))
-        return Held(MODULE, failures=tuple(failures))
+        return Held(MODULE_RUNG, failures=tuple(failures))
 
     def _name(self, rung: str, held: Held) -> str:
         """AUTO that fixed nothing is what DYNAMIC insists on; one export serves both rungs."""

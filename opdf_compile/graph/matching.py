@@ -19,7 +19,7 @@ from opdf_compile.graph.module_match import bare, layer_rows, module_rows
 from opdf_compile.graph.ops import FUNCTION, LOOKUP
 from opdf_compile.graph.rows import Match, MatchReport, Refusal, Use
 from opdf_compile.graph.sharing import is_weight_dtype, names_of_parameters
-from opdf_compile.graph.traced import MODULE, Phase, Traced
+from opdf_compile.graph.traced import MODULE_RUNG, Phase, Traced
 from opdf_compile.graph.values import example_shape
 
 SCALE = (
@@ -66,7 +66,7 @@ def match(model: Traced | nn.Module) -> MatchReport:
         refusals=tuple(row for row in ordered if isinstance(row, Refusal)),
         notes=model.notes,
         rung=model.rung,
-        source="modules" if model.rung == MODULE else "graph",
+        source="modules" if model.rung == MODULE_RUNG else "graph",
     )
 
 
@@ -250,7 +250,7 @@ def _unread(traced: Traced, found: _Findings, report: MatchReport) -> Iterator[M
     """Linear and Conv modules whose weight no op reads as a weight."""
     if isinstance(traced.source, ExportedProgram):
         return
-    if traced.rung == MODULE:
+    if traced.rung == MODULE_RUNG:
         # The phase without a graph may read any of them, so the modules' own word counts.
         report = module_rows(traced.source)
         yield from report.matches

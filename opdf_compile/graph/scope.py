@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from opdf_compile.graph.values import FED, NOTHING, Value, merged
+from opdf_compile.graph.values import FED, NOTHING, Provenance, merged
 
 
 @dataclass
@@ -22,11 +22,11 @@ class Scope:
     """
 
     module: GraphModule
-    known: dict[Node, Value] = field(default_factory=dict)
+    known: dict[Node, Provenance] = field(default_factory=dict)
     base: dict[Node, Node] = field(default_factory=dict)
-    written: dict[Node, Value] = field(default_factory=dict)
+    written: dict[Node, Provenance] = field(default_factory=dict)
 
-    def value(self, given: Any) -> Value:
+    def value(self, given: Any) -> Provenance:
         """What is known of an argument, with what was written into it since."""
         if not isinstance(given, Node):
             return NOTHING
@@ -34,7 +34,7 @@ class Scope:
         late = self.written.get(self.base.get(given, given))
         return value if late is None else merged([value, late])
 
-    def merged(self, node: Node) -> Value:
+    def merged(self, node: Node) -> Provenance:
         """What is known of all that a node reads."""
         return merged(self.value(source) for source in node.all_input_nodes)
 
@@ -44,7 +44,7 @@ class Scope:
         fed = [value is FED for value in values]
         return any(fed) and all(f or v is NOTHING for f, v in zip(fed, values, strict=True))
 
-    def element(self, node: Node) -> Value:
+    def element(self, node: Node) -> Provenance:
         """One element of a tuple."""
         source, index = node.args[0], node.args[1]
         value = self.value(source)
@@ -58,7 +58,7 @@ class Scope:
         schema = getattr(node.target, "_schema", None)
         return self.base.get(node) if schema is not None and schema.is_mutable else None
 
-    def put(self, node: Node, value: Value) -> None:
+    def put(self, node: Node, value: Provenance) -> None:
         """Keep a node's value; what an op writes in place belongs to the tensor under the view."""
         self.known[node] = value
         schema = getattr(node.target, "_schema", None)

@@ -28,9 +28,9 @@ from opdf_compile.graph.signature import Inputs
 
 Phase = Literal["train", "eval"]
 PHASES: tuple[Phase, ...] = ("train", "eval")
-MODULE = "module"
+MODULE_RUNG = "module"
 # From the highest to the lowest.
-RUNGS = ("given", "dynamic", "auto", "auto-given", "by-axis", "static", MODULE)
+RUNGS = ("given", "dynamic", "auto", "auto-given", "by-axis", "static", MODULE_RUNG)
 
 
 @dataclass(frozen=True, eq=False)

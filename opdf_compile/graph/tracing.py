@@ -33,7 +33,7 @@ from opdf_compile.graph.signature import (
     normalise_inputs,
     output_names,
 )
-from opdf_compile.graph.traced import MODULE, PHASES, Phase, Traced
+from opdf_compile.graph.traced import MODULE_RUNG, PHASES, Phase, Traced
 
 _EXPORTING = threading.RLock()
 
@@ -111,7 +111,7 @@ def trace(
         axis_names=axes_of.kept_axes(shown, tensors, wanted) if shown else {n: {} for n in tensors},
         dynamic_shapes=shapes[-1] if shapes else None,
         rungs={phase: h.rung for phase, h in held.items()},
-        reasons={phase: h.reason for phase, h in held.items() if h.rung == MODULE},
+        reasons={phase: h.reason for phase, h in held.items() if h.rung == MODULE_RUNG},
         notes=(*registered, *switched, *_notes(held), *_fixed(programs, tensors, wanted)),
     )
 
@@ -131,13 +131,13 @@ def _notes(held: Mapping[Phase, Held]) -> list[str]:
     for phase, h in held.items():
         for note in h.notes:
             said.setdefault(note, list(held))
-        if h.rung != MODULE:
+        if h.rung != MODULE_RUNG:
             for rung, reason in h.failures:
                 said.setdefault(f"the rung {rung!r} did not hold{{}}: {reason}", []).append(phase)
         else:
             said.setdefault(_no_graph(h), []).append(phase)
     notes = [text.replace("{}", _where(phases, held), 1) for text, phases in said.items()]
-    if "eval" in held and held["eval"].rung == MODULE:
+    if "eval" in held and held["eval"].rung == MODULE_RUNG:
         notes.append(f"no export without an eval graph: train the model whole, then {PART_ALONE}")
     return notes
 

@@ -56,7 +56,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Value:
+class Provenance:
     """What is known of one node's value; see the head of this file.
 
     Attributes:
@@ -69,22 +69,22 @@ class Value:
     made: bool = False
     origins: dict[int, Origin] = field(default_factory=dict)
     constant: str = ""
-    parts: tuple[Value, ...] = ()
+    parts: tuple[Provenance, ...] = ()
 
     def others(self, parameter: Tensor) -> bool:
         """Whether another Parameter than this one is in it."""
         return self.made or any(key != id(parameter) for key in self.origins)
 
-    def opaque(self) -> Value:
+    def opaque(self) -> Provenance:
         """The same without telling the Parameters apart."""
-        return Value(self.fed, self.made or bool(self.origins), constant=self.constant)
+        return Provenance(self.fed, self.made or bool(self.origins), constant=self.constant)
 
 
-FED = Value(fed=True)
-NOTHING = Value()
+FED = Provenance(fed=True)
+NOTHING = Provenance()
 
 
-def merged(values: Iterable[Value]) -> Value:
+def merged(values: Iterable[Provenance]) -> Provenance:
     """What is known of a value that is made of these."""
     known = [value for value in values if value is not NOTHING]
     if len(known) < 2:
@@ -96,7 +96,7 @@ def merged(values: Iterable[Value]) -> Value:
         for key, origin in value.origins.items():
             if key not in origins or origin.rank() < origins[key].rank():
                 origins[key] = origin
-    return Value(
+    return Provenance(
         any(value.fed for value in known),
         any(value.made for value in known),
         origins,
@@ -119,7 +119,7 @@ def is_size(node: Node) -> bool:
     return isinstance(node.meta.get("val"), torch.SymInt | torch.SymFloat | torch.SymBool | int)
 
 
-def handed_on(node: Node, operand: Node, value: Value) -> Value:
+def handed_on(node: Node, operand: Node, value: Provenance) -> Provenance:
     """What an op that is no product hands on of one operand."""
     old, new = example_shape(operand), example_shape(node)
     if not value.origins or old is None or new is None:

@@ -1,6 +1,6 @@
 from .base import Parametrization as Parametrization
+from .base import ScalingTerm as ScalingTerm
 from .base import Spec as Spec
-from .base import Term as Term
 from .matrix_spec import MatrixSpec as MatrixSpec
 from .matrix_spec import WeightForm as WeightForm
 from .mpo_spec import MpoSpec as MpoSpec

@@ -40,11 +40,11 @@ class Spec(Protocol):
 
 
 S = TypeVar("S", bound=MatrixSpec)
-Shapes = tuple[tuple[int, ...], ...]
+TensorShapes = tuple[tuple[int, ...], ...]
 
 # One summand of a weight: place of a tensor -> the power of a factor that the tensor takes so that
 # the summand takes the factor itself. {0: 1/2, 1: 1/2} for a product of two, {0: 1/a} for t^a.
-Term = Mapping[int, float]
+ScalingTerm = Mapping[int, float]
 
 
 class Parametrization(ABC, Generic[S]):
@@ -91,7 +91,7 @@ class Parametrization(ABC, Generic[S]):
         """
 
     @abstractmethod
-    def shapes(self, spec: S) -> Shapes:
+    def shapes(self, spec: S) -> TensorShapes:
         """Shapes of the tensors."""
 
     @abstractmethod
@@ -118,7 +118,7 @@ class Parametrization(ABC, Generic[S]):
         """Dtype of the tensors: float32 for half weights, else the weight's own."""
         return core_dtype(getattr(torch, spec.dtype))
 
-    def terms(self, spec: S) -> tuple[Term, ...] | None:
+    def terms(self, spec: S) -> tuple[ScalingTerm, ...] | None:
         """What scales the weight: every summand of it, which is odd in the first tensor named.
 
         None where nothing says so; a multilinear weight is one summand.
@@ -152,7 +152,7 @@ class Parametrization(ABC, Generic[S]):
         """
         return matrix_spec.from_json(self.spec_type, self.name, data)
 
-    def spec_of(self, shapes: Shapes, form: WeightForm) -> S:
+    def spec_of(self, shapes: TensorShapes, form: WeightForm) -> S:
         """The spec that tensors of these shapes would have, if any: the usual one of their number.
 
         Raises:
@@ -188,5 +188,5 @@ class Parametrization(ABC, Generic[S]):
         raise FoldError(reasons[0])
 
 
-def _lists(shapes: Shapes) -> list[list[int]]:
+def _lists(shapes: TensorShapes) -> list[list[int]]:
     return [list(shape) for shape in shapes]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from opdf_compile.errors import FoldError, InputError, PlanError
 from opdf_compile.parametrizations import mpo_spec
-from opdf_compile.parametrizations.base import Parametrization, Shapes
+from opdf_compile.parametrizations.base import Parametrization, TensorShapes
 from opdf_compile.parametrizations.matrix_spec import WeightForm, checked_matrix
 from opdf_compile.parametrizations.mpo_spec import MpoSpec
 from opdf_compile.parametrizations.registry import register
@@ -62,7 +62,7 @@ class Mpo(Parametrization[MpoSpec]):
         dtype: torch.dtype = getattr(torch, spec.dtype)
         return matrix.reshape(spec.shape).to(dtype)
 
-    def shapes(self, spec: MpoSpec) -> Shapes:
+    def shapes(self, spec: MpoSpec) -> TensorShapes:
         """(left bond, out mode, in mode, right bond) of every core."""
         return spec.chain.core_shapes
 
@@ -98,7 +98,7 @@ class Mpo(Parametrization[MpoSpec]):
         """The spec of JSON values; see `mpo_spec.spec_from_json`."""
         return mpo_spec.spec_from_json(data)
 
-    def spec_of(self, shapes: Shapes, form: WeightForm) -> MpoSpec:
+    def spec_of(self, shapes: TensorShapes, form: WeightForm) -> MpoSpec:
         """The modes of cores.
 
         Raises:

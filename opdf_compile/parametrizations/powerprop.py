@@ -22,7 +22,7 @@ from torch import Tensor
 
 from opdf_compile.errors import FoldError, PlanError
 from opdf_compile.parametrizations import matrix_spec
-from opdf_compile.parametrizations.base import Parametrization, Shapes, Term
+from opdf_compile.parametrizations.base import Parametrization, ScalingTerm, TensorShapes
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm
 from opdf_compile.parametrizations.registry import register
 from opdf_compile.tensor import Cost
@@ -85,11 +85,11 @@ class Powerprop(Parametrization[PowerSpec]):
         weight = root * torch.where(nothing, 0.0, powers)
         return weight.reshape(spec.shape).to(getattr(torch, spec.dtype))
 
-    def shapes(self, spec: PowerSpec) -> Shapes:
+    def shapes(self, spec: PowerSpec) -> TensorShapes:
         """The weight's own shape."""
         return (spec.shape,)
 
-    def terms(self, spec: PowerSpec) -> tuple[Term, ...]:
+    def terms(self, spec: PowerSpec) -> tuple[ScalingTerm, ...]:
         """Scaling t by f^(1/a) scales w by f."""
         return ({0: 1 / spec.exponent},)
 
@@ -121,7 +121,7 @@ class Powerprop(Parametrization[PowerSpec]):
             )
         return PowerSpec.of(form)
 
-    def spec_of(self, shapes: Shapes, form: WeightForm) -> PowerSpec:
+    def spec_of(self, shapes: TensorShapes, form: WeightForm) -> PowerSpec:
         """Nothing: a shape does not tell the exponent, and a wrong one would give wrong weights.
 
         Raises:

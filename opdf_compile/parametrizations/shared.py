@@ -26,7 +26,7 @@ from torch import Tensor
 
 from opdf_compile.errors import FoldError, InputError, PlanError
 from opdf_compile.parametrizations import matrix_spec
-from opdf_compile.parametrizations.base import Parametrization, Shapes
+from opdf_compile.parametrizations.base import Parametrization, TensorShapes
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm, as_weight
 from opdf_compile.parametrizations.registry import register
 from opdf_compile.tensor import Chain, Cost, chain_modes, decompose, divisors
@@ -115,7 +115,7 @@ class Shared(Parametrization[SharedSpec]):
         blocks = (left @ right).reshape(spec.blocks, a, c, b, d).permute(0, 1, 3, 2, 4)
         return as_weight(blocks.reshape(spec.rows, spec.cols), spec)
 
-    def shapes(self, spec: SharedSpec) -> Shapes:
+    def shapes(self, spec: SharedSpec) -> TensorShapes:
         """(B, a, c, D), (D, D) and (B, D, b, d)."""
         (a, b), (c, d), bond = spec.out_modes, spec.in_modes, spec.bond
         return (spec.blocks, a, c, bond), (bond, bond), (spec.blocks, bond, b, d)
@@ -163,7 +163,7 @@ class Shared(Parametrization[SharedSpec]):
         by_cost = {self.cost(spec).added: spec for spec in specs}
         return tuple(by_cost[added] for added in sorted(by_cost))
 
-    def spec_of(self, shapes: Shapes, form: WeightForm) -> SharedSpec:
+    def spec_of(self, shapes: TensorShapes, form: WeightForm) -> SharedSpec:
         """Blocks and modes of the left and the right cores.
 
         Raises:

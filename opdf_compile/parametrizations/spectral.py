@@ -27,7 +27,7 @@ from torch import Tensor
 
 from opdf_compile.errors import FoldError, PlanError
 from opdf_compile.parametrizations import matrix_spec
-from opdf_compile.parametrizations.base import Parametrization, Shapes, Term
+from opdf_compile.parametrizations.base import Parametrization, ScalingTerm, TensorShapes
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm
 from opdf_compile.parametrizations.registry import register
 from opdf_compile.tensor import (
@@ -127,12 +127,12 @@ class Spectral(Parametrization[SpectralSpec]):
         weight = (residual + _product(chain, spec)).reshape(spec.shape)
         return weight.to(getattr(torch, spec.dtype))
 
-    def shapes(self, spec: SpectralSpec) -> Shapes:
+    def shapes(self, spec: SpectralSpec) -> TensorShapes:
         """(rows, cols), (rows, r), (r, r) .., (r, cols)."""
         (rows, cols), rank = spec.stored, spec.rank
         return (rows, cols), (rows, rank), *((rank, rank),) * (spec.depth - 2), (rank, cols)
 
-    def terms(self, spec: SpectralSpec) -> tuple[Term, ...]:
+    def terms(self, spec: SpectralSpec) -> tuple[ScalingTerm, ...]:
         """The residual by itself, the factors evenly."""
         return {0: 1.0}, dict.fromkeys(range(1, 1 + spec.depth), 1 / spec.depth)
 
@@ -177,7 +177,7 @@ class Spectral(Parametrization[SpectralSpec]):
         ranks = {round(full ** (k / _FILL)) for k in range(1 + _FILL)} | {max(1, full // _THIN)}
         return tuple(SpectralSpec.of(form, rank=rank) for rank in sorted(ranks))
 
-    def spec_of(self, shapes: Shapes, form: WeightForm) -> SpectralSpec:
+    def spec_of(self, shapes: TensorShapes, form: WeightForm) -> SpectralSpec:
         """Rank and depth of a residual and a chain, with the usual rates.
 
         Raises:

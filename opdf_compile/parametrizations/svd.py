@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import PlanError
-from opdf_compile.parametrizations.base import Parametrization, Shapes
+from opdf_compile.parametrizations.base import Parametrization, TensorShapes
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm
 from opdf_compile.parametrizations.mpo import Mpo
 from opdf_compile.parametrizations.mpo_spec import MpoSpec
@@ -63,7 +63,7 @@ class Svd(Parametrization[SvdSpec]):
         """The weight: one product."""
         return _MPO.compose(tensors, spec.chain)
 
-    def shapes(self, spec: SvdSpec) -> Shapes:
+    def shapes(self, spec: SvdSpec) -> TensorShapes:
         """(1, rows, 1, r) and (r, 1, cols, 1)."""
         return _MPO.shapes(spec.chain)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import FoldError, InputError
-from opdf_compile.parametrizations import Parametrization, Spec, Term, registered
+from opdf_compile.parametrizations import Parametrization, ScalingTerm, Spec, registered
 from opdf_compile.tensor import Cost
 
 # Of the files that hold entries.
@@ -71,7 +71,7 @@ class PlanEntry:
         return tuple(self.by.rates(self.spec))
 
     @cached_property
-    def terms(self) -> tuple[Term, ...] | None:
+    def terms(self) -> tuple[ScalingTerm, ...] | None:
         """What scales the weight, see `Parametrization.terms`; None where nothing says so."""
         terms = self.by.terms(self.spec)
         return None if terms is None else tuple(terms)

@@ -35,7 +35,7 @@ def write_text(path: Path, text: str) -> None:
         ) from error
 
 
-def read_json(path: Path) -> Any:
+def read_plan(path: Path) -> Any:
     """The JSON value in a file.
 
     Raises:

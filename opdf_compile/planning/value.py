@@ -192,9 +192,9 @@ class Plan:
         Raises:
             PlanError: There is no such file, or it holds no plan.
         """
-        from opdf_compile.planning.files import read_json
+        from opdf_compile.planning.files import read_plan
 
-        return cls.from_json(read_json(Path(path)))
+        return cls.from_json(read_plan(Path(path)))
 
     def rows(self) -> list[tuple[str, ...]]:
         """Cells of the table: key, parametrization, shape, modes, deployed, trained, FLOPs."""

@@ -17,11 +17,11 @@ from opdf_compile.errors import InputError
 from opdf_compile.tensor.modes import Modes, Split, divisors
 
 # Rows, columns.
-Sizes = tuple[int, int]
+MatrixSize = tuple[int, int]
 
 
 def joint_modes(
-    sizes: Sequence[Sizes], cores: int, *, kernel: int = 1
+    sizes: Sequence[MatrixSize], cores: int, *, kernel: int = 1
 ) -> list[tuple[Modes, Modes]]:
     """The modes of each matrix, the same but for the central core's.
 
@@ -53,7 +53,7 @@ def joint_modes(
     return [_filled(size, outer, cores) for size in sizes]
 
 
-def _filled(size: Sizes, outer: Split, cores: int) -> tuple[Modes, Modes]:
+def _filled(size: MatrixSize, outer: Split, cores: int) -> tuple[Modes, Modes]:
     centre = cores // 2
     modes = []
     for whole, first, last in ((size[0], outer.a, outer.b), (size[1], outer.c, outer.d)):
@@ -66,7 +66,7 @@ def _filled(size: Sizes, outer: Split, cores: int) -> tuple[Modes, Modes]:
 
 
 @lru_cache(maxsize=1024)
-def _outer(sizes: tuple[Sizes, ...], kernel: int, one_sided: bool) -> Split | None:
+def _outer(sizes: tuple[MatrixSize, ...], kernel: int, one_sided: bool) -> Split | None:
     """The best outer modes; `one_sided` where there is a left one only."""
     rows = gcd(*(size[0] for size in sizes))
     cols = gcd(*(size[1] for size in sizes))

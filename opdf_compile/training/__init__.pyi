@@ -1,4 +1,5 @@
 from .folding import fold as fold
+from .hoisted.binding import is_sharded as is_sharded
 from .hoisted.binding import local as local
 from .hoisted.binding import reshard as reshard
 from .hoisted.binding import whole as whole
@@ -11,11 +12,12 @@ from .inline.expanding import expand as expand
 from .inline.programs import fold_program as fold_program
 from .inline.programs import programs_of as programs_of
 from .optimizer.alignment import Alignment as Alignment
+from .optimizer.alignment import States as States
 from .optimizer.inner_state import joined_state as joined_state
 from .optimizer.inner_state import split_state as split_state
 from .optimizer.overparam import Overparam as Overparam
 from .optimizer.overparam import overparam_class as overparam_class
 from .optimizer.plain_reading import PlainReader as PlainReader
 from .optimizer.plain_values import written_options as written_options
-from .optimizer.state import State as State
+from .optimizer.state import StateDict as StateDict
 from .optimizer.state import own as own

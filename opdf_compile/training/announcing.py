@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 from opdf_compile.planning import Plan, cost_warning
 
-Progress = Callable[[str, int, int], None]
+WeightProgress = Callable[[str, int, int], None]
 _LOG = logging.getLogger("opdf_compile")
 
 
-def announced(plan: Plan, progress: Progress | None) -> Progress:
+def announced(plan: Plan, progress: WeightProgress | None) -> WeightProgress:
     """Warn of dear weights now; what to call before each decomposition.
 
     Args:

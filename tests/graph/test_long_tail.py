@@ -14,7 +14,7 @@ import opdf_compile as opdf
 from opdf_compile.graph.flow import meetings
 from opdf_compile.graph.scope import Scope
 from opdf_compile.graph.sharing import deep_copy
-from opdf_compile.graph.values import Value
+from opdf_compile.graph.values import Provenance
 
 # A loop cannot be trained: torch has no derivative of while_loop with a free number of steps.
 UNTRAINED = {"while_loop"}
@@ -138,7 +138,7 @@ def test_the_walk_is_linear_in_the_graph(monkeypatch: pytest.MonkeyPatch) -> Non
     looked_up = 0
     value = Scope.value
 
-    def counted(self: Scope, given: object) -> Value:
+    def counted(self: Scope, given: object) -> Provenance:
         nonlocal looked_up
         looked_up += 1
         return value(self, given)

@@ -8,9 +8,9 @@ import pytest
 
 from opdf_compile.errors import InputError
 from opdf_compile.tensor.chain import Chain
-from opdf_compile.tensor.joint import Sizes, joint_modes
+from opdf_compile.tensor.joint import MatrixSize, joint_modes
 
-SIZES: list[list[Sizes]] = [
+SIZES: list[list[MatrixSize]] = [
     [(384, 384), (768, 768)],
     [(1536, 384), (3072, 768)],
     [(312, 312), (768, 768)],
@@ -21,7 +21,7 @@ SIZES: list[list[Sizes]] = [
 
 @pytest.mark.parametrize("cores", [2, 3, 4, 5])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-def test_all_auxiliary_cores_have_equal_shapes(sizes: list[Sizes], cores: int) -> None:
+def test_all_auxiliary_cores_have_equal_shapes(sizes: list[MatrixSize], cores: int) -> None:
     one, other = (Chain(*modes) for modes in joint_modes(sizes, cores))
     assert [(c.rows, c.cols) for c in (one, other)] == sizes
     differ = [k for k in range(cores) if one.core_shapes[k] != other.core_shapes[k]]

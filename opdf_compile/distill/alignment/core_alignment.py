@@ -25,12 +25,11 @@ from opdf_compile.distill.alignment.pairs import (
     weights_of,
 )
 from opdf_compile.distill.alignment.report import AlignmentReport, Row
-from opdf_compile.distill.alignment.saved import States
 from opdf_compile.distill.alignment.terms import Terms, shares
 from opdf_compile.distill.alignment.turning import composed, fill, teacher_cores, turned
 from opdf_compile.errors import InputError
 from opdf_compile.planning import Plan
-from opdf_compile.training import Expanded, WeightProgram
+from opdf_compile.training import Expanded, States, WeightProgram
 
 Progress = Callable[[str, int, int], None]
 

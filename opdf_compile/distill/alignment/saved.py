@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from opdf_compile.errors import InputError
+from opdf_compile.training import States
 
-States = Mapping[str, Mapping[str, Any]]
 Targets = Mapping[str, Mapping[int, Tensor]]
 _LABEL = "teacher."
 

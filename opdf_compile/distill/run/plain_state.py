@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from opdf_compile.training import (
     PlainReader,
-    State,
+    StateDict,
     joined_state,
     own,
     split_state,
@@ -43,7 +43,7 @@ class PlainState:
         """Names of the parameters, in the order of the groups."""
         return tuple(name for group in self.group_options() for name in group["params"])
 
-    def state_by_name(self) -> dict[str, State]:
+    def state_by_name(self) -> dict[str, StateDict]:
         """What the optimizer keeps of each."""
         kept = split_state(self.inner, self._names).by_parameter
         return {
@@ -56,14 +56,14 @@ class PlainState:
         """None: no weight is made of cores."""
         return {}
 
-    def group_options(self) -> list[State]:
+    def group_options(self) -> list[StateDict]:
         """The param groups with names in place of parameters."""
         return [
             {**written_options(group), "params": [self._names[id(p)] for p in group["params"]]}
             for group in self.inner.param_groups
         ]
 
-    def class_state(self) -> State:
+    def class_state(self) -> StateDict:
         """What its class keeps beside that."""
         return {"layout": self.layout(), "rest": split_state(self.inner, self._names).rest}
 
@@ -73,10 +73,10 @@ class PlainState:
 
     def load_state_by_name(
         self,
-        states: Mapping[str, State],
+        states: Mapping[str, StateDict],
         fingerprints: Mapping[str, list[int]],
-        groups: list[State],
-        class_state: State | None = None,
+        groups: list[StateDict],
+        class_state: StateDict | None = None,
     ) -> None:
         """The inverse of the four."""
         held = {self._names[id(p)]: p for g in self.inner.param_groups for p in g["params"]}

@@ -12,6 +12,7 @@ from opdf_compile.graph import memory_key
 from opdf_compile.io.checkpoints.manifest import Manifest, dtype_name
 from opdf_compile.io.checkpoints.state import Optimizer, State, is_core
 from opdf_compile.io.checkpoints.values import TENSOR
+from opdf_compile.training import is_sharded
 
 _REMEDY = "build the model and the optimizer as they were when it was saved"
 
@@ -58,7 +59,7 @@ def _check_module(manifest: Manifest, module: nn.Module, folder: Path) -> None:
 
 def _plain(value: Tensor) -> bool:
     # A DTensor's memory is its shard's; FSDP2 keeps ties as one Parameter, which loads twice alike.
-    return not hasattr(value, "device_mesh")
+    return not is_sharded(value)
 
 
 def _check_cores(manifest: Manifest, name: str, present: State, folder: Path) -> None:

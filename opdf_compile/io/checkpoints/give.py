@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from opdf_compile.errors import ArtefactError, OpdfError, first_line
 from opdf_compile.io.checkpoints.manifest import Manifest
 from opdf_compile.io.checkpoints.ranks import Ranks
-from opdf_compile.io.checkpoints.state import Optimizer, State, is_core, is_sharded
+from opdf_compile.io.checkpoints.state import Optimizer, State, is_core
 from opdf_compile.io.checkpoints.values import unpack
-from opdf_compile.training import checksum, local, own
+from opdf_compile.training import checksum, is_sharded, local, own
 
 Reader = Callable[[str], Tensor]
 

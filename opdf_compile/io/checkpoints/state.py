@@ -17,7 +17,7 @@ from opdf_compile.errors import InputError
 from opdf_compile.graph import memory_key
 from opdf_compile.io.checkpoints.ranks import Ranks
 from opdf_compile.io.checkpoints.values import pack
-from opdf_compile.training import checksum, local, whole
+from opdf_compile.training import checksum, is_sharded, local, whole
 
 State = dict[str, Any]
 
@@ -126,11 +126,6 @@ def take(optimizer: Optimizer, ranks: Ranks) -> Share:
             for key, known in _of_whole_weights(optimizer).items()
         }
     return share
-
-
-def is_sharded(tensor: Any) -> bool:
-    """Whether a parameter is a DTensor."""
-    return hasattr(tensor, "device_mesh")
 
 
 def _unchanged(optimizer: Optimizer) -> set[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import InputError, first_line
-from opdf_compile.graph import MODULE, PHASES, Dynamic, Phase, Traced, trace
+from opdf_compile.graph import MODULE_RUNG, PHASES, Dynamic, Phase, Traced, trace
 from opdf_compile.io.onnx_student.student import OnnxStudent
 
 # Sizes to try for an axis that the file leaves open: many networks take only some of them, such as
@@ -58,7 +58,7 @@ def trace_drawn(
     first: tuple[Traced, Mapping[str, Tensor]] | None = None
     for inputs in itertools.islice(_running(student), _MOST_TRACED):
         traced = trace(student, tuple(inputs.values()), dynamic=axes, phases=phases)
-        if MODULE not in traced.rungs.values():
+        if MODULE_RUNG not in traced.rungs.values():
             return traced
         first = first or (traced, inputs)
     assert first is not None  # Without one that runs there was an InputError.

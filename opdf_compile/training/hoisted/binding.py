@@ -195,9 +195,9 @@ def cut(value: Tensor, *, like: Tensor) -> Tensor:
     return local(distribute_tensor(value, mesh, placed.placements, src_data_rank=None))
 
 
-def is_sharded(parameters: Iterable[Tensor]) -> bool:
-    """Whether a Parameter is a DTensor."""
-    return any(hasattr(parameter, "device_mesh") for parameter in parameters)
+def is_sharded(tensor: Any) -> bool:
+    """Whether a value is a DTensor."""
+    return hasattr(tensor, "device_mesh")
 
 
 def mesh_groups(parameters: Iterable[Tensor]) -> list[Any]:

@@ -13,7 +13,7 @@ from opdf_compile.graph import PHASES, over_tensors_of
 from opdf_compile.passes import Hoist, HoistResult, ProgramPart, program_parts, weight_program
 from opdf_compile.planning import Plan
 from opdf_compile.planning import plan as make_plan
-from opdf_compile.training.announcing import Progress, announced
+from opdf_compile.training.announcing import WeightProgress, announced
 from opdf_compile.training.folding import fold
 from opdf_compile.training.hoisted.batching import Batched, make_units
 from opdf_compile.training.hoisted.binding import Bound, reshard, unwrap, validate
@@ -32,7 +32,7 @@ def hoist(
     batched: Batched = False,
     recompute: bool = False,
     process_group: Any = None,
-    progress: Progress | None = None,
+    progress: WeightProgress | None = None,
     separate: Callable[[str], Hashable] = lambda key: None,
     matrices: bool = False,
 ) -> WeightProgram:
@@ -111,7 +111,7 @@ def hoist(
 
 
 def _decomposed(
-    plan: Plan, weights: Mapping[str, Tensor], progress: Progress | None
+    plan: Plan, weights: Mapping[str, Tensor], progress: WeightProgress | None
 ) -> dict[str, Tensor]:
     """The cores of the weights given, by name."""
     cores: dict[str, Tensor] = {}

@@ -97,7 +97,7 @@ class Flight:
         self._bounds = tuple(bounds)
         self._buffer: Tensor | None = None
         first = self._bounds[0]
-        if len(self._bounds) == 1 and not is_sharded([first.parameter]):
+        if len(self._bounds) == 1 and not is_sharded(first.parameter):
             own = first.local()
             if own.is_contiguous():
                 for value in values or ():

@@ -347,7 +347,7 @@ class WeightProgram:
             self.require_unchanged()
         module = self.module
         reshard(module)  # An unsharded module does not look like a sharded one.
-        if is_sharded(module.parameters()) and into is None:
+        if any(map(is_sharded, module.parameters())) and into is None:
             raise FoldError(
                 f"the {type(module).__name__} is sharded, and a copy of it would be sharded too; "
                 "give a plain student to fill: fold(program, into=student)"

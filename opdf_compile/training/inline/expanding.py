@@ -28,7 +28,7 @@ from opdf_compile.graph import (
 )
 from opdf_compile.passes import CheckShapes, Expand, Pipeline
 from opdf_compile.planning import Plan, PlanEntry
-from opdf_compile.training.announcing import Progress, announced
+from opdf_compile.training.announcing import WeightProgress, announced
 from opdf_compile.training.inline.calling import convention
 from opdf_compile.training.inline.cores import CoreList
 from opdf_compile.training.inline.expanded import Expanded
@@ -40,7 +40,7 @@ def expand(
     plan: Plan,
     *,
     device: torch.device | str | None = None,
-    progress: Progress | None = None,
+    progress: WeightProgress | None = None,
 ) -> Expanded:
     """Rewrite every planned weight into its over-parameterised form; nothing is lost.
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable
 import torch
 
 from opdf_compile.errors import PlanError
-from opdf_compile.parametrizations import Term
+from opdf_compile.parametrizations import ScalingTerm
 from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.unit import Unit
 
@@ -100,7 +100,7 @@ def shares_of(units: Iterable[Unit]) -> dict[int, float]:
     return shares
 
 
-def _terms(unit: Unit) -> tuple[Term, ...]:
+def _terms(unit: Unit) -> tuple[ScalingTerm, ...]:
     """The terms of a unit's weights, by place in its storage."""
     entry, count = unit.weights[0].entry, len(unit.storage)
     names = unit.members[0]

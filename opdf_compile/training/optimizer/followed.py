@@ -42,7 +42,7 @@ class Followed(SavedState):
 
     _split: bool
     _rule: DecayRule
-    _aside: dict[Tensor, named.State]
+    _aside: dict[Tensor, named.StateDict]
     # None until the optimizer is built.
     _laid: tuple[Members, frozenset[int]] | None = None
     _by_entry: bool

@@ -124,7 +124,7 @@ class Links:
         options = options_of(group)
         usual, scaled = self._by_factors(stepped, split)
         # Cores are plain tensors; torch's foreach and fused steps take no DTensor beside those.
-        apart = split or is_sharded(rest)
+        apart = split or any(map(is_sharded, rest))
         members: list[Laid] = [(rest, {}), usual]
         if not apart:
             members = [([*rest, *usual[0]], usual[1])]

@@ -25,7 +25,7 @@ from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer.layout import Labels
 from opdf_compile.training.optimizer.plain_reading import PlainReader
 from opdf_compile.training.optimizer.plain_values import PlainWriter
-from opdf_compile.training.optimizer.state import State, own
+from opdf_compile.training.optimizer.state import StateDict, own
 
 _LOG = logging.getLogger("opdf_compile")
 
@@ -40,9 +40,9 @@ class InnerState:
         rest: All else; {"state": .., "top": ..}, or {"whole": ..} for a form of the class's own.
     """
 
-    by_parameter: dict[Tensor, State]
-    groups: list[State]
-    rest: State
+    by_parameter: dict[Tensor, StateDict]
+    groups: list[StateDict]
+    rest: StateDict
 
 
 def split_state(inner: Optimizer, labels: Labels) -> InnerState:
@@ -84,8 +84,8 @@ def is_bound(inner: Optimizer, labels: Labels) -> bool:
 
 
 def _rest(
-    packed: State, places: Mapping[Any, Tensor] | None, inner: Optimizer, labels: Labels
-) -> State:
+    packed: StateDict, places: Mapping[Any, Tensor] | None, inner: Optimizer, labels: Labels
+) -> StateDict:
     writer = PlainWriter(type(inner).__name__, labels, settings=True)
     if places is None:
         return {"whole": writer.write(packed, "state_dict()")}
@@ -93,7 +93,7 @@ def _rest(
     return {"state": writer.write(more, "state"), "top": writer.write(top, "state_dict()")}
 
 
-def _beside(packed: State, places: Mapping[Any, Tensor]) -> tuple[State, State]:
+def _beside(packed: StateDict, places: Mapping[Any, Tensor]) -> tuple[StateDict, StateDict]:
     """State under other keys than a parameter's, and the entries of a state_dict beside it."""
     return (
         {key: value for key, value in packed["state"].items() if key not in places},
@@ -101,7 +101,7 @@ def _beside(packed: State, places: Mapping[Any, Tensor]) -> tuple[State, State]:
     )
 
 
-def _without_params(group: Mapping[str, Any]) -> State:
+def _without_params(group: Mapping[str, Any]) -> StateDict:
     return {key: value for key, value in group.items() if key != "params"}
 
 
@@ -141,10 +141,10 @@ def _free(value: Any) -> bool:
 
 def joined_state(
     inner: Optimizer,
-    states: Mapping[Tensor, State],
+    states: Mapping[Tensor, StateDict],
     rest: Mapping[str, Any] | None,
     labels: Labels,
-) -> State | None:
+) -> StateDict | None:
     """What `inner.load_state_dict` takes; nothing is changed yet.
 
     Args:
@@ -166,7 +166,7 @@ def joined_state(
     held = [p for group in inner.param_groups for p in group["params"]]
     reader = PlainReader({labels[id(p)]: p for p in held if id(p) in labels})
     if rest is not None and "whole" in rest:
-        whole: State = own(reader.read(rest["whole"], packed))
+        whole: StateDict = own(reader.read(rest["whole"], packed))
         return whole
     if places is None:
         _warn(inner, "all that it keeps")

@@ -24,10 +24,10 @@ class SavedState(NamedState):
 
     def load_state_by_name(
         self,
-        states: Mapping[str, named.State],
+        states: Mapping[str, named.StateDict],
         fingerprints: Mapping[str, list[int]],
         groups: list[Group],
-        class_state: named.State | None = None,
+        class_state: named.StateDict | None = None,
     ) -> None:
         """Take over what `state_by_name`, `fingerprints`, `group_options`, `class_state` gave.
 
@@ -116,10 +116,10 @@ class SavedState(NamedState):
 
 def _load(
     optimizer: NamedState,
-    states: Mapping[str, named.State],
+    states: Mapping[str, named.StateDict],
     fingerprints: Mapping[str, list[int]],
     groups: list[dict[str, Any]],
-    class_state: named.State | None,
+    class_state: named.StateDict | None,
 ) -> None:
     """Check everything, then change the optimizer; see `SavedState.load_state_by_name`."""
     _require_groups(optimizer, groups)
@@ -133,7 +133,7 @@ def _load(
     for unit in optimizer.units():
         if not named.joins(unit, states):
             take_apart(program, unit, optimizer.inner)
-    inner: dict[Tensor, named.State] = {}
+    inner: dict[Tensor, named.StateDict] = {}
     for unit in optimizer.units():
         inner.update(named.core_states(unit, states))
     parameters = dict(program.module.named_parameters(remove_duplicate=False))
@@ -175,14 +175,14 @@ def _require_groups(optimizer: NamedState, groups: list[dict[str, Any]]) -> None
     )
 
 
-def _require_class_state(optimizer: NamedState, state: named.State | None) -> None:
+def _require_class_state(optimizer: NamedState, state: named.StateDict | None) -> None:
     labels, inner = optimizer.labels(), optimizer.inner
     require_form(inner, state["rest"] if state is not None else None, labels)
     if state is not None and bound(state["rest"]):
         require_layout(state["layout"], optimizer.layout(), type(inner).__name__)
 
 
-def _require_cores(optimizer: NamedState, key: str, state: named.State) -> dict[str, Tensor]:
+def _require_cores(optimizer: NamedState, key: str, state: named.StateDict) -> dict[str, Tensor]:
     entry = next(e for e in optimizer.plan.entries if e.key == key)
     wanted = [tuple(core.shape) for core in optimizer.program.cores(key)]
     found = [

@@ -123,7 +123,7 @@ class NamedState(Optimizer):
             group.update(read)
         self._links.push_all(self.param_groups, self.inner.param_groups, own)
 
-    def class_state(self) -> named.State:
+    def class_state(self) -> named.StateDict:
         """What the wrapped optimizer keeps beside its parameters' states, and their layout.
 
         Returns:
@@ -152,10 +152,10 @@ class NamedState(Optimizer):
         """The checksum of every matched weight as the last step left it."""
         return {key: value.tolist() for key, value in self.program.checksums().items()}
 
-    def state_by_name(self) -> dict[str, named.State]:
+    def state_by_name(self) -> dict[str, named.StateDict]:
         """Cores and optimizer state that this rank holds, by parameter name."""
         self._follow_parameters()
-        states: dict[str, named.State] = {}
+        states: dict[str, named.StateDict] = {}
         kept = self._taken().by_parameter
         for unit in self.units():
             states.update(named.weight_states(unit, kept))

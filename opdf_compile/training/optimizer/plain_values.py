@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
+from opdf_compile.training.hoisted.binding import is_sharded
 from opdf_compile.training.optimizer.plain_kinds import (
     DEFAULTS,
     DICTS,
@@ -136,7 +137,7 @@ class PlainWriter:
             return {"$parameter": self.labels[id(value)]}
         if type(value) in _TENSORS and value.layout is torch.strided and not value.is_quantized:
             return value.detach()
-        if hasattr(value, "device_mesh"):
+        if is_sharded(value):
             return value  # Sharded; a checkpoint gathers it.
         name = qualified_name(type(value))
         if name not in declared() or not hasattr(value, "__tensor_flatten__"):

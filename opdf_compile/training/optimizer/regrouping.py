@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from opdf_compile.errors import InputError
 from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer.groups import Group, Links, tensors
-from opdf_compile.training.optimizer.state import State, own
+from opdf_compile.training.optimizer.state import StateDict, own
 
 Members = list[list[int]]
 # For each planned weight the place of its outer group; None where no group holds it.
@@ -137,7 +137,7 @@ def _claims(wanted: Sequence[Group], home: dict[int, int]) -> dict[int, int]:
     return claims
 
 
-def put_aside(inner: Optimizer, aside: dict[Tensor, State], known: Iterable[Tensor]) -> None:
+def put_aside(inner: Optimizer, aside: dict[Tensor, StateDict], known: Iterable[Tensor]) -> None:
     """Take the state of what is in no group out of the optimizer; torch could not save it.
 
     Args:
@@ -151,7 +151,7 @@ def put_aside(inner: Optimizer, aside: dict[Tensor, State], known: Iterable[Tens
             aside[parameter] = inner.state.pop(parameter)
 
 
-def put_back(inner: Optimizer, aside: dict[Tensor, State]) -> None:
+def put_back(inner: Optimizer, aside: dict[Tensor, StateDict]) -> None:
     """The inverse of `put_aside`."""
     inner.state.update(aside)
     aside.clear()

@@ -58,7 +58,7 @@ def pack_state(optimizer: NamedState) -> dict[str, Any]:
 
 
 Unpacked = tuple[
-    dict[str, named.State], dict[str, list[int]], list[dict[str, Any]], named.State | None
+    dict[str, named.StateDict], dict[str, list[int]], list[dict[str, Any]], named.StateDict | None
 ]
 
 

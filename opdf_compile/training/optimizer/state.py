@@ -21,20 +21,20 @@ from opdf_compile.errors import InputError
 from opdf_compile.training.hoisted.binding import is_sharded
 from opdf_compile.training.hoisted.unit import Unit
 
-State = dict[str, Any]
+StateDict = dict[str, Any]
 
 
-def weight_states(unit: Unit, kept: Mapping[Tensor, State]) -> dict[str, State]:
+def weight_states(unit: Unit, kept: Mapping[Tensor, StateDict]) -> dict[str, StateDict]:
     """The cores of a unit's weights and what the optimizer keeps of them, by weight.
 
     Args:
         unit: One part of the program.
         kept: What the optimizer keeps of its parameters.
     """
-    named: dict[str, State] = {}
+    named: dict[str, StateDict] = {}
     for row, bound in enumerate(unit.weights):
         names = unit.members[row] if unit.batched else unit.members[0]
-        state: State = {}
+        state: StateDict = {}
         for name in bound.entry.core_names:
             place, label = names.index(name), f"cores.{bound.entry.core_names.index(name)}"
             core, shape = unit.storage[place], unit.shapes[place]
@@ -77,7 +77,7 @@ def _row(value: Any, core: Tensor, row: int) -> Any:
     return value
 
 
-def joins(unit: Unit, states: Mapping[str, State]) -> bool:
+def joins(unit: Unit, states: Mapping[str, StateDict]) -> bool:
     """Whether the members' states can be one state: they agree in all that is not kept by entry."""
     if not unit.batched:
         return True
@@ -99,12 +99,12 @@ def _joins(left: Any, right: Any, core: Tensor) -> bool:
     return (_of_entries(left, core) and _of_entries(right, core)) or equal(left, right)
 
 
-def core_states(unit: Unit, states: Mapping[str, State]) -> dict[Tensor, State]:
+def core_states(unit: Unit, states: Mapping[str, StateDict]) -> dict[Tensor, StateDict]:
     """The inverse of `weight_states`: what the optimizer keeps, by stored core.
 
     The states of a batch's members must agree, see `joins`.
     """
-    found: dict[Tensor, State] = {}
+    found: dict[Tensor, StateDict] = {}
     for place, core in enumerate(unit.storage):
         rows = _rows(unit, place, states)
         if unit.batched:
@@ -117,7 +117,7 @@ def core_states(unit: Unit, states: Mapping[str, State]) -> dict[Tensor, State]:
     return found
 
 
-def _rows(unit: Unit, place: int, states: Mapping[str, State]) -> list[State]:
+def _rows(unit: Unit, place: int, states: Mapping[str, StateDict]) -> list[StateDict]:
     """What the members keep of the core at one place; of a unit that is no batch, one entry."""
     return [
         _of_core(bound.entry.core_names, unit, place, row, states[bound.key])
@@ -128,7 +128,7 @@ def _rows(unit: Unit, place: int, states: Mapping[str, State]) -> list[State]:
 
 def _of_core(
     names: Sequence[str], unit: Unit, place: int, row: int, state: Mapping[str, Any]
-) -> State:
+) -> StateDict:
     """One member's share of one core's state, under the optimizer's own keys."""
     name = unit.members[row if unit.batched else 0][place]
     prefix = f"cores.{names.index(name)}."
@@ -180,7 +180,7 @@ def own(value: Any) -> Any:
 
 
 def _own_tensor(value: Tensor) -> Tensor:
-    if type(value) is Tensor or is_sharded([value]) or not hasattr(value, "__tensor_flatten__"):
+    if type(value) is Tensor or is_sharded(value) or not hasattr(value, "__tensor_flatten__"):
         return value.detach().clone()
     # The quantised states of some libraries know no clone.
     parts, context = value.__tensor_flatten__()
