@@ -1,10 +1,13 @@
-"""Tables as text."""
+"""Tables as text and as HTML; their first row is the head."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from html import escape
+
 
 def text_table(rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> str:
-    """Rows as aligned columns; the first row is the head.
+    """Rows as aligned columns.
 
     Args:
         rows: Cells, all rows of one length.
@@ -19,3 +22,13 @@ def text_table(rows: list[tuple[str, ...]], right: tuple[int, ...] = ()) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def html_table(rows: Iterable[tuple[str, ...]]) -> str:
+    """Rows as a table element, their text escaped."""
+
+    def line(tag: str, row: tuple[str, ...]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) + "</tr>"
+
+    head, *body = rows
+    return "<table>" + line("th", head) + "".join(line("td", row) for row in body) + "</table>"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
+from math import prod
 from typing import Any
 
-from opdf_compile.tables import text_table
+from opdf_compile.tables import html_table, text_table
+
+_HEAD = ("weight", "op", "shape", "parameters", "FLOPs")
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,7 @@ class Match:
     @property
     def parameters(self) -> int:
         """Elements of the weight."""
-        product = 1
-        for size in self.shape:
-            product *= size
-        return product
+        return prod(self.shape)
 
     @property
     def flops(self) -> int:
@@ -164,20 +164,14 @@ class MatchReport:
         ]
 
     def __str__(self) -> str:
-        head = ("weight", "op", "shape", "parameters", "FLOPs")
-        table = text_table([head, *self.rows()], right=(3, 4))
+        table = text_table([_HEAD, *self.rows()], right=(3, 4))
         refused = [f"{r.key} {r.reason}" for r in self.refusals]
         total = f"{len(self.matches)} matches, {len(self.refusals)} refusals"
         return "\n".join([table, total, *refused, self.origin, *self.notes])
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{h}</th>" for h in ("weight", "op", "shape", "parameters", "FLOPs"))
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in self.rows()
-        )
         refused = "".join(
             f"<li><code>{escape(r.key)}</code> {escape(r.reason)}</li>" for r in self.refusals
         )
         notes = "".join(f"<p>{escape(note)}</p>" for note in (self.origin, *self.notes))
-        return f"<table><tr>{head}</tr>{body}</table><ul>{refused}</ul>{notes}"
+        return f"{html_table([_HEAD, *self.rows()])}<ul>{refused}</ul>{notes}"

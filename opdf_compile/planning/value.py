@@ -22,7 +22,7 @@ from opdf_compile.errors import PlanError
 from opdf_compile.graph import Match, MatchReport, Refusal
 from opdf_compile.planning.entry import SCHEMA, PlanEntry
 from opdf_compile.spelling import nearest
-from opdf_compile.tables import text_table
+from opdf_compile.tables import html_table, text_table
 from opdf_compile.tensor import Cost
 
 # Value, gradient and AdamW's two moments.
@@ -224,12 +224,7 @@ class Plan:
         return "\n".join([text_table([_HEAD, *self.rows()], right=(4, 5, 6)), self.totals()])
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{cell}</th>" for cell in _HEAD)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in self.rows()
-        )
-        return f"<table><tr>{head}</tr>{body}</table><p>{escape(self.totals())}</p>"
+        return f"{html_table([_HEAD, *self.rows()])}<p>{escape(self.totals())}</p>"
 
 
 _HEAD = ("weight", "by", "shape", "modes", "deployed", "trained", "FLOPs/step")

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.tensor.chain import Chain
-from opdf_compile.tensor.decomposition import decompose
+from opdf_compile.tensor.decomposition import decompose, interleaved
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -106,7 +106,7 @@ def _half(arranged: Float[Tensor, "outer inner"]) -> _Half:
 
 
 def _by_bonds(matrix: Tensor, chain: Chain) -> tuple[Tensor, ...]:
-    entries = _interleaved(matrix, chain)
+    entries = interleaved(matrix, chain).reshape(-1)
     live = _live(chain)
     pivot = min(live, key=lambda k: (abs(k - chain.central), k))
     made: dict[int, Tensor] = {}
@@ -131,15 +131,3 @@ def _by_bonds(matrix: Tensor, chain: Chain) -> tuple[Tensor, ...]:
 
 def _identity(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.eye(shape[0], dtype=like.dtype, device=like.device).reshape(shape)
-
-
-def _interleaved(matrix: Float[Tensor, "_rows _cols"], chain: Chain) -> Float[Tensor, " _entries"]:
-    """The entries in the order (i_1, j_1, i_2, j_2, ..)."""
-    # Modes of 1 are left out: torch allows 64 axes.
-    axes = [(k, side) for side in (0, 1) for k in range(chain.cores) if _mode(chain, k, side) > 1]
-    order = sorted(range(len(axes)), key=axes.__getitem__)
-    return matrix.reshape([_mode(chain, *axis) for axis in axes]).permute(order).reshape(-1)
-
-
-def _mode(chain: Chain, core: int, side: int) -> int:
-    return (chain.out_modes, chain.in_modes)[side][core]

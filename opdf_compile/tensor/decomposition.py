@@ -102,7 +102,9 @@ def decompose(
     with torch.no_grad():
         centre = _centre(chain)
         work = matrix.detach().to(device=device or matrix.device, dtype=torch.float64)
-        left, right = balanced_factors(_arrange(work, chain, centre))
+        # R(W) is cut after core c.
+        cut = interleaved(work, chain).reshape(math.prod(chain.products[:centre]), -1)
+        left, right = balanced_factors(cut)
         return _place(left.to(matrix.device, dtype), right.to(matrix.device, dtype), chain, centre)
 
 
@@ -125,17 +127,14 @@ def _centre(chain: Chain) -> int:
     return 1 + inner.index(max(inner))
 
 
-def _arrange(
-    matrix: Float[Tensor, "_rows _cols"], chain: Chain, centre: int
-) -> Float[Tensor, "_left _right"]:
-    """R(W): modes interleaved, cut after core `centre`."""
+def interleaved(matrix: Float[Tensor, "_rows _cols"], chain: Chain) -> Tensor:
+    """The entries in the order (i_1, j_1, i_2, j_2, ..), one axis for each mode above 1."""
     # Modes of 1 are left out: torch allows 64 axes, and a copy is the faster the fewer there are.
     out_modes = [(k, 0, m) for k, m in enumerate(chain.out_modes) if m > 1]
     in_modes = [(k, 1, m) for k, m in enumerate(chain.in_modes) if m > 1]
     axes = out_modes + in_modes
     order = sorted(range(len(axes)), key=lambda axis: axes[axis][:2])
-    interleaved = matrix.reshape([mode for _, _, mode in axes]).permute(order)
-    return interleaved.reshape(math.prod(chain.products[:centre]), -1)
+    return matrix.reshape([mode for _, _, mode in axes]).permute(order)
 
 
 def _place(

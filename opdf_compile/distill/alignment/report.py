@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
-from opdf_compile.tables import text_table
+from opdf_compile.tables import html_table, text_table
 
-HEAD = ("student", "teacher", "cores compared", "loss at start", "left out")
+_HEAD = ("student", "teacher", "cores compared", "loss at start", "left out")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class AlignmentReport:
     rows: tuple[Row, ...]
 
     def __str__(self) -> str:
-        table = text_table([HEAD, *(row.cells() for row in self.rows)], right=(3,))
+        table = text_table([_HEAD, *(row.cells() for row in self.rows)], right=(3,))
         return f"{table}\n{self.totals()}"
 
     def totals(self) -> str:
@@ -55,9 +55,5 @@ class AlignmentReport:
         )
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{cell}</th>" for cell in HEAD)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row.cells()) + "</tr>"
-            for row in self.rows
-        )
-        return f"<table><tr>{head}</tr>{body}</table><p>{escape(self.totals())}</p>"
+        table = html_table([_HEAD, *(row.cells() for row in self.rows)])
+        return f"{table}<p>{escape(self.totals())}</p>"

@@ -31,6 +31,9 @@ class Expanded(nn.Module):
 
     Attributes:
         plan: What was expanded.
+        convention: How it is called.
+        example: The example inputs it was traced with, as ``(args, kwargs)``.
+        axis_names: The dynamic axes of each input, by name.
     """
 
     def __init__(
@@ -53,11 +56,11 @@ class Expanded(nn.Module):
         self._tree = (tree,)
         self.plan = plan
         self._phases = dict(phases)
-        self._convention = convention
+        self.convention = convention
         # In a tuple, so that the student is not a submodule: its weights are not trained here.
         self._source = (source,)
-        self._example = example
-        self._axis_names = axis_names
+        self.example = example
+        self.axis_names = axis_names
 
     @property
     def source(self) -> nn.Module | ExportedProgram:
@@ -71,21 +74,6 @@ class Expanded(nn.Module):
     def tree(self) -> nn.Module:
         """Holds the tensors under the student's own names, and no other attributes."""
         return self._tree[0]
-
-    @property
-    def example(self) -> Inputs:
-        """The example inputs it was traced with, as ``(args, kwargs)``."""
-        return self._example
-
-    @property
-    def axis_names(self) -> AxisNames:
-        """The dynamic axes of each input, by name."""
-        return self._axis_names
-
-    @property
-    def convention(self) -> Convention:
-        """How it is called."""
-        return self._convention
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph of the present phase.
@@ -101,7 +89,7 @@ class Expanded(nn.Module):
             InputError: The inputs are not those that the graph was traced with.
         """
         phase: Phase = "train" if self.training else "eval"
-        leaves = self._convention.flatten(args, kwargs, phase)
+        leaves = self.convention.flatten(args, kwargs, phase)
         return self._phases[phase].run(self.tree, leaves)
 
     def phase(self, name: Phase) -> PhaseGraph:

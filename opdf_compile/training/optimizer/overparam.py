@@ -318,11 +318,16 @@ class Overparam(Followed):
             if p.requires_grad and self._name(p) not in matched
         }
         decayed = "the cores" if "weight_decay" in self.defaults else "nothing"
-        return Summary.of(
-            self.program,
-            type(self.inner).__name__,
+        program, units = self.program, self.program.units
+        return Summary(
+            plan=self.plan,
+            optimizer=type(self.inner).__name__,
             other=sum(other.values()),
+            units=(len(units), sum(unit.batched for unit in units)),
             decay="W" if self._split else decayed,
+            recompute=program.recompute,
+            rank=(program.ranks.rank, program.ranks.size),
+            held=sum(core.numel() for unit in units for core in unit.storage),
         )
 
 

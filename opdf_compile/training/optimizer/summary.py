@@ -8,7 +8,6 @@ from typing import Any
 
 from opdf_compile.graph import Refusal
 from opdf_compile.planning import Plan, dearest, flops_text
-from opdf_compile.training.hoisted.program import WeightProgram
 
 
 @dataclass(frozen=True)
@@ -34,27 +33,6 @@ class Summary:
     recompute: bool
     rank: tuple[int, int]
     held: int
-
-    @classmethod
-    def of(cls, program: WeightProgram, optimizer: str, *, other: int, decay: str) -> Summary:
-        """The summary of a program and its optimizer.
-
-        Args:
-            program: The weight program.
-            optimizer: Name of the wrapped optimizer.
-            other: Parameters that it steps without cores.
-            decay: What weight decay acts on.
-        """
-        return cls(
-            plan=program.plan,
-            optimizer=optimizer,
-            other=other,
-            units=(len(program.units), sum(unit.batched for unit in program.units)),
-            decay=decay,
-            recompute=program.recompute,
-            rank=(program.ranks.rank, program.ranks.size),
-            held=sum(core.numel() for unit in program.units for core in unit.storage),
-        )
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
