@@ -15,7 +15,7 @@ import numpy as np
 
 from calibration import surgery
 from calibration.students import Size, export_student
-from opdf_compile.artefacts.check_data import check_path, read_check, write_check
+from opdf_compile.artefacts.check_file import check_path, read_check, write_check
 from opdf_compile.files.atomic import sha256
 
 # Weights and check data of several students, so that no verdict hangs on the luck of one.

@@ -10,11 +10,11 @@ from .bundle import is_inside as is_inside
 from .bundle import names_in as names_in
 from .bundle import read_manifest as read_manifest
 from .bundle import reference_of as reference_of
-from .check_data import CheckData as CheckData
-from .check_data import Sample as Sample
-from .check_data import check_path as check_path
-from .check_data import read_check as read_check
-from .check_data import write_check as write_check
+from .check_file import CheckData as CheckData
+from .check_file import Sample as Sample
+from .check_file import check_path as check_path
+from .check_file import read_check as read_check
+from .check_file import write_check as write_check
 from .interface import Interface as Interface
 from .interface import Port as Port
 from .interface import declared_axis as declared_axis

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.artefacts.check_data import SCHEMA, CheckData, Sample, read_check, write_check
+from opdf_compile.artefacts.check_file import SCHEMA, CheckData, Sample, read_check, write_check
 from opdf_compile.errors import ArtefactError, ExportError
 from opdf_compile.graph.tracing import Traced, trace
 from opdf_compile.io.evidence.evaluating import gather

@@ -16,7 +16,7 @@ from opdf_compile.artefacts.record import RECORD, recorded_parameters
 from opdf_compile.errors import UserError
 from opdf_compile.io.checkpoints.manifest import read_checkpoint_manifest
 from opdf_compile.io.models.shards import read_json
-from opdf_compile.io.saved.expanded import fold_file
+from opdf_compile.io.saved.expanded_file import fold_file
 from opdf_compile.planning import Plan
 
 

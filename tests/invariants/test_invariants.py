@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.errors import ArtefactError, DeviceError, FoldError, InputError
-from opdf_compile.io.models.programs import read_programs
-from opdf_compile.io.saved.expanded import fold_file, save_expanded
+from opdf_compile.io.models.program_archive import read_programs
+from opdf_compile.io.saved.expanded_file import fold_file, save_expanded
 from opdf_compile.training.inline.expanded import Expanded
 
 
@@ -178,7 +178,7 @@ def test_invariant_3_the_student_comes_back_whole(tmp_path: Path) -> None:
     for name, tensor in from_file.state.items():
         assert torch.equal(tensor, state[name]), name
     plain = opdf.trace(model, (ids,)).programs
-    from opdf_compile.io.models.programs import write_programs
+    from opdf_compile.io.models.program_archive import write_programs
 
     write_programs(tmp_path / "plain.pt2", {"model": plain["train"], "eval": plain["eval"]})
     reread = opdf.trace(read_programs(tmp_path / "plain.pt2").programs)

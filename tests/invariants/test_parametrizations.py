@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.errors import FoldError
-from opdf_compile.io.saved.cores import fold_state
-from opdf_compile.io.saved.expanded import fold_file, save_expanded
+from opdf_compile.io.saved.core_folding import fold_state
+from opdf_compile.io.saved.expanded_file import fold_file, save_expanded
 from opdf_compile.parametrizations import registry
 
 NAMES = registry.registered_names()

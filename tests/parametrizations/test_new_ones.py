@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.errors import FoldError, InternalError
-from opdf_compile.io.saved.cores import fold_state
+from opdf_compile.io.saved.core_folding import fold_state
 from opdf_compile.parametrizations import MatrixSpec, Parametrization, WeightForm, registry
 from opdf_compile.tensor import Cost
 

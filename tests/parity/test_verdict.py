@@ -13,7 +13,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from opdf_compile.artefacts.check_data import CheckData, Sample, check_path, write_check
+from opdf_compile.artefacts.check_file import CheckData, Sample, check_path, write_check
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.files.atomic import sha256
 from opdf_compile.parity.request import AUTO_MARGIN

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.cli import main
-from opdf_compile.io.models.tensors import read_tensors
-from opdf_compile.io.models.weights import load_weights
+from opdf_compile.io.models.safetensors_file import read_tensors
+from opdf_compile.io.models.weight_loading import load_weights
 
 NETWORKS = """
 import torch

@@ -18,7 +18,7 @@ from opdf_compile.artefacts.record import record_of, version_of
 from opdf_compile.cli.environment import examine
 from opdf_compile.distill.run import lock
 from opdf_compile.io.checkpoints import write
-from opdf_compile.io.export import bundle
+from opdf_compile.io.export import bundling
 from opdf_compile.parity.report.environment import describe_environment
 from opdf_compile.parity.runtime.sessions import resolve_device
 
@@ -64,7 +64,7 @@ def test_what_is_written_names_the_code_that_runs(monkeypatch: pytest.MonkeyPatc
     device = resolve_device("cpu")
     versions = (
         describe_environment(device, {}, ())["versions"],
-        bundle.versions(bundle._facts(onnx.ModelProto())[2]),
+        bundling.versions(bundling._facts(onnx.ModelProto())[2]),
         write._versions(),
         lock._versions(),
         {finding.name: finding.found for finding in examine()},

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.io.models.programs import write_programs
+from opdf_compile.io.models.program_archive import write_programs
 
 Members = dict[str, bytes]
 MODEL = "models/model.json"

@@ -271,7 +271,7 @@ def check_hoisted_step(run: Run, expanded: Expanded) -> None:
 
 def check_file(run: Run, expanded: Expanded, folder: Path) -> None:
     """7: out to .pt2 and folded from there, the weights are the same bits."""
-    from opdf_compile.io.saved.expanded import fold_file, save_expanded
+    from opdf_compile.io.saved.expanded_file import fold_file, save_expanded
 
     path = folder / "expanded.pt2"
     save_expanded(expanded, path)

@@ -11,11 +11,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import opdf_compile as opdf
-from opdf_compile.artefacts.check_data import CheckData, Sample, check_path, write_check
+from opdf_compile.artefacts.check_file import CheckData, Sample, check_path, write_check
 from opdf_compile.files.atomic import sha256
-from opdf_compile.io.models.programs import write_programs
-from opdf_compile.io.models.tensors import write_tensors
-from opdf_compile.io.saved.expanded import save_expanded
+from opdf_compile.io.models.program_archive import write_programs
+from opdf_compile.io.models.safetensors_file import write_tensors
+from opdf_compile.io.saved.expanded_file import save_expanded
 
 
 def student() -> nn.Module:

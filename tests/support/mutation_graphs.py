@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.artefacts.check_data import check_path, read_check, write_check
+from opdf_compile.artefacts.check_file import check_path, read_check, write_check
 from opdf_compile.files.atomic import sha256
 from opdf_compile.io.torchvision_shim import prepare_torchvision
 

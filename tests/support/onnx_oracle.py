@@ -12,7 +12,7 @@ import torch
 from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from opdf_compile.io.onnx_student.reading import make_source
+from opdf_compile.io.onnx_student.onnx_loading import make_source
 from opdf_compile.io.onnx_student.student import OnnxStudent
 
 ort.set_default_logger_severity(3)

@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional
 
-from opdf_compile.artefacts.check_data import CheckData, Sample, check_path, write_check
+from opdf_compile.artefacts.check_file import CheckData, Sample, check_path, write_check
 from opdf_compile.files.atomic import sha256
 from opdf_compile.io.evidence.evaluating import _errors
 from opdf_compile.parity.numerics.check import check_numerics

@@ -19,7 +19,7 @@ import torch
 from opdf_compile.io.screening import growth, syntax, trees
 from opdf_compile.io.screening.guards import check_guard
 from opdf_compile.io.screening.operators import check_operator
-from opdf_compile.io.screening.program import _checker, check_program, parse_json
+from opdf_compile.io.screening.program_schema import _checker, check_program, parse_json
 from opdf_compile.io.screening.sizes import check_symbol_name, check_symbolic
 from opdf_compile.io.screening.trees import check_safe_text, check_sample, check_treespec
 

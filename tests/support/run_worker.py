@@ -17,7 +17,7 @@ import torch
 from opdf_compile.distill.recipe import prepare, read_recipe
 from opdf_compile.distill.run import Stepped, cache, finishing, run
 from opdf_compile.io.checkpoints import checkpoint
-from opdf_compile.io.export import bundle
+from opdf_compile.io.export import bundling
 
 torch.set_num_threads(1)
 
@@ -43,7 +43,7 @@ def before(module: Any, name: str, count: int, action: Callable[[], None]) -> No
 PLACES: dict[str, tuple[Any, str, int]] = {
     "cache": (cache, "write_tensors", 2),
     "save": (checkpoint, "write_manifest", 2),
-    "export": (bundle, "_manifest", 1),
+    "export": (bundling, "_manifest", 1),
     "verify": (finishing, "verify", 1),
 }
 

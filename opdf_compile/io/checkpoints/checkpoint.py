@@ -23,17 +23,8 @@ from torch import Tensor
 
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.files import atomic_folder
+from opdf_compile.io.checkpoints.capture import Optimizer, State, require_optimizer, take
 from opdf_compile.io.checkpoints.fit import check_fit
-from opdf_compile.io.checkpoints.folder import (
-    MANIFEST,
-    delete_leftovers,
-    is_step_folder,
-    latest_checkpoint,
-    locked,
-    make_folder,
-    prune,
-    step_folder,
-)
 from opdf_compile.io.checkpoints.give import (
     Snapshot,
     give_module,
@@ -47,10 +38,19 @@ from opdf_compile.io.checkpoints.manifest import (
     check_hash,
     read_checkpoint_manifest,
 )
+from opdf_compile.io.checkpoints.packing import json_text, pack, unpack
 from opdf_compile.io.checkpoints.random_states import random_states, restorer
-from opdf_compile.io.checkpoints.ranks import Ranks
-from opdf_compile.io.checkpoints.state import Optimizer, State, require_optimizer, take
-from opdf_compile.io.checkpoints.values import json_text, pack, unpack
+from opdf_compile.io.checkpoints.rank_group import Ranks
+from opdf_compile.io.checkpoints.step_folders import (
+    MANIFEST,
+    delete_leftovers,
+    is_step_folder,
+    latest_checkpoint,
+    locked,
+    make_folder,
+    prune,
+    step_folder,
+)
 from opdf_compile.io.checkpoints.write import Written, write_manifest, write_share
 from opdf_compile.training import reshard
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.graph import memory_key
+from opdf_compile.io.checkpoints.capture import Optimizer, State, is_core
 from opdf_compile.io.checkpoints.manifest import Manifest, dtype_name
-from opdf_compile.io.checkpoints.state import Optimizer, State, is_core
-from opdf_compile.io.checkpoints.values import TENSOR
+from opdf_compile.io.checkpoints.packing import TENSOR
 from opdf_compile.training import is_sharded
 
 _REMEDY = "build the model and the optimizer as they were when it was saved"

@@ -14,10 +14,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError, OpdfError, first_line
+from opdf_compile.io.checkpoints.capture import Optimizer, State, is_core
 from opdf_compile.io.checkpoints.manifest import Manifest
-from opdf_compile.io.checkpoints.ranks import Ranks
-from opdf_compile.io.checkpoints.state import Optimizer, State, is_core
-from opdf_compile.io.checkpoints.values import unpack
+from opdf_compile.io.checkpoints.packing import unpack
+from opdf_compile.io.checkpoints.rank_group import Ranks
 from opdf_compile.training import checksum, is_sharded, local, own
 
 Reader = Callable[[str], Tensor]

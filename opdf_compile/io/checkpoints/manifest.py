@@ -19,8 +19,8 @@ from torch import Tensor
 
 from opdf_compile.errors import ArtefactError, first_line
 from opdf_compile.files import existing_file, read_failure, sha256
-from opdf_compile.io.checkpoints.folder import MANIFEST
-from opdf_compile.io.checkpoints.values import check_packed
+from opdf_compile.io.checkpoints.packing import check_packed
+from opdf_compile.io.checkpoints.step_folders import MANIFEST
 
 SCHEMA = "opdf-checkpoint/1"
 # Ten thousand tensors are about 2 MB.

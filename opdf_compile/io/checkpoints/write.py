@@ -12,7 +12,7 @@ import torch
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import atomic_write, sha256
-from opdf_compile.io.checkpoints.folder import MANIFEST
+from opdf_compile.io.checkpoints.capture import Share, State, own_memory
 from opdf_compile.io.checkpoints.manifest import (
     ClassState,
     Manifest,
@@ -22,9 +22,9 @@ from opdf_compile.io.checkpoints.manifest import (
     order_of,
     shard_name,
 )
-from opdf_compile.io.checkpoints.ranks import Ranks
-from opdf_compile.io.checkpoints.state import Share, State, own_memory
-from opdf_compile.io.models.tensors import write_tensors
+from opdf_compile.io.checkpoints.rank_group import Ranks
+from opdf_compile.io.checkpoints.step_folders import MANIFEST
+from opdf_compile.io.models.safetensors_file import write_tensors
 from opdf_compile.version import __version__
 
 

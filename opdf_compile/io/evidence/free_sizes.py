@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from opdf_compile.graph import AxisNames, Inputs, input_shapes, is_free
-from opdf_compile.io.evidence.drawing import Draw
+from opdf_compile.io.evidence.drawn_values import Draw
 from opdf_compile.io.evidence.id_ranges import id_ranges
 
 Place = tuple[str, int]

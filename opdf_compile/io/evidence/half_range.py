@@ -6,7 +6,7 @@ infinity is NaN. So each is brought to the nearest number that the dtype has: ``
 code that was written for halves, or the smallest positive number for an epsilon that would be 0.
 
 That this changes nothing is checked, not hoped: the evidence runs the truth with both numbers
-(`evidence`). A mask passes, a factor of 1e6 does not, and is refused with its place.
+(`evaluating`). A mask passes, a factor of 1e6 does not, and is refused with its place.
 
 What stays: numbers of operators that compute in float32 whatever the dtype of their input (the
 epsilon of a layer norm), parts of a graph that are float32 themselves, infinities.

@@ -1,8 +1,8 @@
 """Example inputs for the numerics check: the user's own, and seeded ones that resemble it.
 
 One input can hide an error (a zero image, a mask of ones, batch 1), and few rows leave a wide
-tolerance, so further ones are drawn (their values: `drawing`) until there are enough rows. Dynamic
-axes take other sizes, equal ones together.
+tolerance, so further ones are drawn (their values: `drawn_values`) until there are enough rows.
+Dynamic axes take other sizes, equal ones together.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from opdf_compile.graph import AxisNames, Inputs, input_shapes, is_free
-from opdf_compile.io.evidence.drawing import Draw
+from opdf_compile.io.evidence.drawn_values import Draw
 from opdf_compile.io.evidence.id_ranges import id_ranges
 
 # Ordinary samples: of the example's own batch, of one, and of shorter length.

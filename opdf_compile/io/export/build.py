@@ -37,10 +37,10 @@ from opdf_compile.io.evidence.free_sizes import Place
 from opdf_compile.io.evidence.half_range import fit_numbers, narrowed, too_large
 from opdf_compile.io.evidence.retype import cast, retyped
 from opdf_compile.io.evidence.truth import graph_of
+from opdf_compile.io.export.axis_trials import try_free_axes
 from opdf_compile.io.export.experts import batched_experts
 from opdf_compile.io.export.student_export import file_and_check, student_of
 from opdf_compile.io.export.translate import export_program
-from opdf_compile.io.export.trials import try_free_axes
 
 if TYPE_CHECKING:
     import onnx

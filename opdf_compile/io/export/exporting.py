@@ -13,7 +13,7 @@ import torch
 from opdf_compile.errors import ExportError
 from opdf_compile.graph import Dynamic
 from opdf_compile.io.export.build import Export, Exportable, build
-from opdf_compile.io.export.bundle import write_bundle, write_file
+from opdf_compile.io.export.bundling import write_bundle, write_file
 
 _LOG = logging.getLogger("opdf_compile")
 

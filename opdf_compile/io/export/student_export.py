@@ -15,8 +15,8 @@ from opdf_compile.graph import Dynamic, Inputs, Traced, trace
 from opdf_compile.io.evidence.evaluating import gather
 from opdf_compile.io.export.student_graph import write_back
 from opdf_compile.io.onnx_student.examples import trace_drawn
+from opdf_compile.io.onnx_student.operands import as_tensor
 from opdf_compile.io.onnx_student.student import OnnxStudent
-from opdf_compile.io.onnx_student.values import as_tensor
 
 
 def student_of(model: Any) -> OnnxStudent | None:

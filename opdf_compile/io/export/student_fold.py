@@ -10,10 +10,10 @@ from torch import nn
 from opdf_compile.errors import FoldError
 from opdf_compile.graph import recorded_inputs
 from opdf_compile.io.export.build import Export
-from opdf_compile.io.export.bundle import write_file
+from opdf_compile.io.export.bundling import write_file
 from opdf_compile.io.export.student_export import file_and_check
 from opdf_compile.io.onnx_student.student import OnnxStudent
-from opdf_compile.io.saved.expanded import FoldedFile
+from opdf_compile.io.saved.expanded_file import FoldedFile
 
 
 def save_onnx(folded: FoldedFile, student: nn.Module | None, path: Path) -> None:

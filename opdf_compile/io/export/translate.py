@@ -22,7 +22,7 @@ from opdf_compile.io.export.masks import mask_directly
 from opdf_compile.io.export.names import name_graph
 from opdf_compile.io.export.padding import keep_padding
 from opdf_compile.io.export.simplify import merge_tied, optimise
-from opdf_compile.io.export.sizes import read_sizes_from_first_input
+from opdf_compile.io.export.size_sources import read_sizes_from_first_input
 from opdf_compile.io.export.transposed import store_transposed
 from opdf_compile.io.export.views import with_free_views
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from opdf_compile.io.models.loaded import LoadedModel
-from opdf_compile.io.models.programs import EVAL, MODEL, read_programs
+from opdf_compile.io.models.program_archive import EVAL, MODEL, read_programs
 
 NOTES_FILE = "opdf.json"
 

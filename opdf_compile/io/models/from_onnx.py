@@ -10,7 +10,7 @@ from opdf_compile.io.models.example_inputs import InputOptions
 from opdf_compile.io.models.from_callable import parse_query
 from opdf_compile.io.models.loaded import LoadedModel
 from opdf_compile.io.onnx_student.examples import example_inputs
-from opdf_compile.io.onnx_student.reading import load_onnx
+from opdf_compile.io.onnx_student.onnx_loading import load_onnx
 
 
 def load_student(match: re.Match[str], options: InputOptions) -> LoadedModel:

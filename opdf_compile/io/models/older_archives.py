@@ -1,7 +1,7 @@
 """`.pt2` files as torch 2.1 to 2.7 wrote them: a plain zip file with one program.
 
     version                            "8.3": the major version must be this torch's
-    serialized_exported_program.json   the program, in the schema of screening/program.py
+    serialized_exported_program.json   the program, in the schema of screening/program_schema.py
     serialized_state_dict.pt           a pickled state dict, likewise serialized_constants.pt
     serialized_example_inputs.pt       pickled sample inputs; may be empty
     extra_files/NAME                   texts
@@ -22,7 +22,7 @@ from opdf_compile.errors import ArtefactError
 from opdf_compile.io.screening.archive import LARGEST_TEXT
 from opdf_compile.io.screening.container import form_problem
 from opdf_compile.io.screening.pickles import check_state, load_plain
-from opdf_compile.io.screening.program import OtherSchema, check_program, parse_json
+from opdf_compile.io.screening.program_schema import OtherSchema, check_program, parse_json
 from opdf_compile.io.screening.syntax import NotPlain
 from opdf_compile.io.screening.trees import check_sample
 

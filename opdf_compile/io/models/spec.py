@@ -29,7 +29,7 @@ from opdf_compile.io.models import from_callable
 from opdf_compile.io.models.example_inputs import InputOptions, make_examples, rename_axes
 from opdf_compile.io.models.from_archive import load_archive, positional_names
 from opdf_compile.io.models.loaded import LoadedModel
-from opdf_compile.io.models.weights import load_weights
+from opdf_compile.io.models.weight_loading import load_weights
 
 __all__ = ["FORMS", "LoadedModel", "load_model"]
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.graph import Match, Refusal
+from opdf_compile.io.onnx_student.constant_roles import Role, roles
+from opdf_compile.io.onnx_student.interpreter import Runner
 from opdf_compile.io.onnx_student.keys import Place
 from opdf_compile.io.onnx_student.nodes import Constant, Graph, torch_dtype
-from opdf_compile.io.onnx_student.running import Runner
-from opdf_compile.io.onnx_student.values import MOST_ELEMENTS, Host, Value, as_tensor
-from opdf_compile.io.onnx_student.weights import Role, roles
+from opdf_compile.io.onnx_student.operands import MOST_ELEMENTS, Host, Value, as_tensor
 
 if TYPE_CHECKING:
     import onnx

@@ -1,6 +1,6 @@
 """A model file is data: what must hold before torch opens a `.pt2`, or a pickle.
 
-`torch.export.load` unpickles, evaluates and executes parts of an archive (program.py lists
+`torch.export.load` unpickles, evaluates and executes parts of an archive (rules.py lists
 where). So the archive is read twice: here, member by member with the reader that torch uses and
 nothing that runs; then by torch. What is checked:
 
@@ -29,7 +29,7 @@ from opdf_compile.io.screening.container import form_problem, record_size
 from opdf_compile.io.screening.extents import Extents
 from opdf_compile.io.screening.guards import check_guard
 from opdf_compile.io.screening.pickles import check_state, load_plain
-from opdf_compile.io.screening.program import (
+from opdf_compile.io.screening.program_schema import (
     OtherSchema,
     check_payloads,
     check_program,

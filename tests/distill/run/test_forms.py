@@ -23,7 +23,7 @@ from opdf_compile.distill.run import (
 from opdf_compile.distill.run.folder import RunFolder
 from opdf_compile.distill.run.report import read_result
 from opdf_compile.errors import ArtefactError, UserError
-from opdf_compile.io.models.weights import load_weights
+from opdf_compile.io.models.weight_loading import load_weights
 
 HIDDEN = """
 [[loss]]

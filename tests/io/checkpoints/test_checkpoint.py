@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.errors import ArtefactError, InputError
+from opdf_compile.io.checkpoints.capture import Share
 from opdf_compile.io.checkpoints.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
 )
+from opdf_compile.io.checkpoints.packing import pack
 from opdf_compile.io.checkpoints.random_states import random_states, restorer
-from opdf_compile.io.checkpoints.ranks import Ranks
-from opdf_compile.io.checkpoints.state import Share
-from opdf_compile.io.checkpoints.values import pack
+from opdf_compile.io.checkpoints.rank_group import Ranks
 from opdf_compile.io.checkpoints.write import write_share
-from opdf_compile.io.models.tensors import read_tensors
+from opdf_compile.io.models.safetensors_file import read_tensors
 
 OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "AdamW": (torch.optim.AdamW, {"lr": 1e-2, "betas": (0.8, 0.99), "weight_decay": 0.1}),

@@ -16,7 +16,7 @@ import opdf_compile as opdf
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.checkpoints import manifest
 from opdf_compile.io.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from opdf_compile.io.models.tensors import read_tensors, write_tensors
+from opdf_compile.io.models.safetensors_file import read_tensors, write_tensors
 
 SHARD = "shard-00000-of-00001.safetensors"
 

@@ -12,7 +12,7 @@ import torch
 
 from opdf_compile.errors import InputError
 from opdf_compile.io.checkpoints.checkpoint import load_checkpoint
-from opdf_compile.io.models.tensors import read_tensors
+from opdf_compile.io.models.safetensors_file import read_tensors
 
 
 def on_ranks(server: Any, task: str, ranks: int, folder: Path, **job: Any) -> None:

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.artefacts.check_data import CheckData, check_path, read_check, write_check
+from opdf_compile.artefacts.check_file import CheckData, check_path, read_check, write_check
 from opdf_compile.errors import ExportError
 from opdf_compile.files.atomic import sha256
 from opdf_compile.io.evidence.evaluating import gather

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.artefacts.check_data import CheckData
+from opdf_compile.artefacts.check_file import CheckData
 from opdf_compile.graph.tracing import trace
 from opdf_compile.io.evidence.evaluating import gather
 from opdf_compile.io.evidence.id_ranges import IdRange, id_ranges

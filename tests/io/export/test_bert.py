@@ -12,7 +12,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from opdf_compile.artefacts.check_data import read_check
+from opdf_compile.artefacts.check_file import read_check
 from opdf_compile.io.export.exporting import export_onnx
 from opdf_compile.io.torchvision_shim import prepare_torchvision
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from opdf_compile.artefacts.bundle import changed_files, is_bundle, read_manifest, reference_of
-from opdf_compile.artefacts.check_data import read_check
+from opdf_compile.artefacts.check_file import read_check
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.files.atomic import sha256
 from opdf_compile.io.export.build import Export, build
-from opdf_compile.io.export.bundle import write_bundle, write_file
+from opdf_compile.io.export.bundling import write_bundle, write_file
 from opdf_compile.io.export.exporting import export_onnx
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.artefacts.check_data import read_check
+from opdf_compile.artefacts.check_file import read_check
 from opdf_compile.artefacts.record import recorded_parameters
 from opdf_compile.errors import ArtefactError, ExportError
 from opdf_compile.graph.tracing import trace
@@ -440,7 +440,7 @@ def test_failure_while_writing_keeps_the_former_pair(
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("opdf_compile.io.export.bundle.write_check", full)
+    monkeypatch.setattr("opdf_compile.io.export.bundling.write_check", full)
     with pytest.raises(ArtefactError, match="No space left"):
         export_onnx(conv[0], (torch.rand(2, 3, 8, 8),), path)
     assert path.read_bytes() == b"former"

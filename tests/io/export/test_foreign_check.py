@@ -13,10 +13,10 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.artefacts.check_data import check_path, read_check
+from opdf_compile.artefacts.check_file import check_path, read_check
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.files.atomic import sha256
-from opdf_compile.io.onnx_student.reading import load_onnx
+from opdf_compile.io.onnx_student.onnx_loading import load_onnx
 from opdf_compile.parity.numerics.check import check_numerics
 from opdf_compile.parity.runtime.sessions import resolve_device
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.io.evidence.free_sizes import free_sizes
-from opdf_compile.io.export import trials
+from opdf_compile.io.export import axis_trials
+from opdf_compile.io.export.axis_trials import try_free_axes
 from opdf_compile.io.export.build import build
 from opdf_compile.io.export.translate import export_program
-from opdf_compile.io.export.trials import try_free_axes
 
 BCHW, BCL = ["B", 3, "H", "W"], ["B", 3, "L"]
 IMAGE, SIGNAL = (2, 3, 14, 14), (2, 3, 16)
@@ -189,7 +189,7 @@ def test_sizes_that_the_model_ties_are_one() -> None:
     assert near[0] == 15 and far[0] == 7 and 28 in far and 14 not in near + far
 
 
-def trial(model: nn.Module, x: Tensor, axes: list[Any], other: nn.Module) -> trials.Trials:
+def trial(model: nn.Module, x: Tensor, axes: list[Any], other: nn.Module) -> axis_trials.Trials:
     """The axes of one model tried on the file of another."""
     traced = opdf.trace(model, (x,), dynamic={"x": axes}, phases=("eval",))
     theirs = opdf.trace(other, (x,), dynamic={"x": axes}, phases=("eval",))
@@ -205,7 +205,7 @@ def trial(model: nn.Module, x: Tensor, axes: list[Any], other: nn.Module) -> tri
 
 def test_a_wrong_file_is_found_and_the_right_one_is_not() -> None:
     right, x = Fn(lambda x: x.mean((2, 3))), torch.randn(IMAGE)
-    assert trial(right, x, BCHW, right) == trials.Trials()
+    assert trial(right, x, BCHW, right) == axis_trials.Trials()
     wrong = Fn(lambda x: x.sum((2, 3)) / 196)
     found = trial(right, x, BCHW, wrong)
     assert [broken.places for broken in found.broken] == [(("x", 2),), (("x", 3),)]
@@ -214,7 +214,7 @@ def test_a_wrong_file_is_found_and_the_right_one_is_not() -> None:
 
 def test_what_cannot_be_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = Fn(nn.AdaptiveAvgPool2d(7)), torch.randn(IMAGE)
-    monkeypatch.setattr(trials, "LARGEST", 1)
+    monkeypatch.setattr(axis_trials, "LARGEST", 1)
     assert "GiB of weights" in trial(model, x, BCHW, model).note
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opdf_compile.artefacts.check_data import check_path, read_check
+from opdf_compile.artefacts.check_file import check_path, read_check
 from opdf_compile.io.export.exporting import export_onnx
 from opdf_compile.parity.verdict import verify
 

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
-from opdf_compile.io.export.sizes import read_sizes_from_first_input
+from opdf_compile.io.export.size_sources import read_sizes_from_first_input
 
 Shape = list[Any]
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.models.example_inputs import InputOptions
-from opdf_compile.io.models.programs import read_programs
+from opdf_compile.io.models.program_archive import read_programs
+from opdf_compile.io.models.safetensors_file import read_tensors, write_tensors
 from opdf_compile.io.models.spec import load_model
-from opdf_compile.io.models.tensors import read_tensors, write_tensors
-from opdf_compile.io.models.weights import load_weights
+from opdf_compile.io.models.weight_loading import load_weights
 
 State = dict[str, Tensor]
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from opdf_compile.errors import ArtefactError, InternalError
-from opdf_compile.io.models.programs import read_programs, retie, write_programs
+from opdf_compile.io.models.program_archive import read_programs, retie, write_programs
 
 
 class Student(nn.Module):

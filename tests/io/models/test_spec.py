@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from opdf_compile.errors import ArtefactError, InputError, UserError
 from opdf_compile.io.models.example_inputs import InputOptions
 from opdf_compile.io.models.from_archive import axis_letters
-from opdf_compile.io.models.programs import write_programs
+from opdf_compile.io.models.program_archive import write_programs
+from opdf_compile.io.models.safetensors_file import write_tensors
 from opdf_compile.io.models.spec import load_model
-from opdf_compile.io.models.tensors import write_tensors
 
 SOURCE = """
 import random, sys

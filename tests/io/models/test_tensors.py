@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.io.models.tensors import read_tensors, write_student, write_tensors
-from opdf_compile.io.models.weights import load_weights
+from opdf_compile.io.models.safetensors_file import read_tensors, write_student, write_tensors
+from opdf_compile.io.models.weight_loading import load_weights
 from opdf_compile.io.screening import header
 
 

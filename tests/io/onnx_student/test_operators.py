@@ -7,7 +7,7 @@ import onnx_oracle as oracle
 import pytest
 from operator_cases import CASES, Case
 
-from opdf_compile.io.onnx_student.registry import known
+from opdf_compile.io.onnx_student.operator_table import known
 
 # Those that no row shows here: control flow has tests of its own, and these need opset 22 and more.
 ELSEWHERE = {

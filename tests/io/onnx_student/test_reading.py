@@ -216,7 +216,7 @@ def test_an_export_keeps_opset_and_dtype(tmp_path: Path) -> None:
 
 def test_a_fold_into_onnx_wants_the_file(tmp_path: Path) -> None:
     from opdf_compile.io.export.student_fold import save_onnx
-    from opdf_compile.io.saved.expanded import FoldedFile
+    from opdf_compile.io.saved.expanded_file import FoldedFile
 
     with pytest.raises(FoldError, match="found no --model; give --model STUDENT.onnx"):
         save_onnx(FoldedFile({}), None, tmp_path / "o.onnx")

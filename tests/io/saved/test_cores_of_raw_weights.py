@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 
 import opdf_compile as opdf
 from opdf_compile.errors import FoldError
-from opdf_compile.io.saved.cores import fold_state
+from opdf_compile.io.saved.core_folding import fold_state
 
 
 class Raw(nn.Module):

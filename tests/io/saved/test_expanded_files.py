@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.errors import ArtefactError, FoldError
-from opdf_compile.io.models.programs import read_programs, write_programs
-from opdf_compile.io.saved.expanded import fold_file, save_expanded
+from opdf_compile.io.models.program_archive import read_programs, write_programs
+from opdf_compile.io.saved.expanded_file import fold_file, save_expanded
 from opdf_compile.training.inline.expanded import Expanded
 
 

@@ -20,7 +20,7 @@ from archives import (
 from torch import nn
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.io.models.programs import read_programs
+from opdf_compile.io.models.program_archive import read_programs
 from opdf_compile.io.screening.container import record_size
 
 

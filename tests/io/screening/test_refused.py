@@ -23,7 +23,7 @@ from refused_texts import TEXTS, Refused
 
 import opdf_compile.io
 from opdf_compile.errors import ArtefactError
-from opdf_compile.io.models.programs import read_programs
+from opdf_compile.io.models.program_archive import read_programs
 from opdf_compile.io.screening.syntax import NotPlain
 
 PACKAGE = Path(opdf_compile.__file__).parent

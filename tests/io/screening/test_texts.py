@@ -13,7 +13,7 @@ from torch.utils._sympy.functions import FloorDiv, Max, Mod, PythonMod
 
 from opdf_compile.io.screening.guards import check_guard
 from opdf_compile.io.screening.operators import check_operator
-from opdf_compile.io.screening.program import check_program
+from opdf_compile.io.screening.program_schema import check_program
 from opdf_compile.io.screening.rules import RULES
 from opdf_compile.io.screening.sizes import check_symbol_name, check_symbolic
 from opdf_compile.io.screening.trees import check_sample, check_treespec

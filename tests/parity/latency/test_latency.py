@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from opdf_compile.artefacts.check_data import CheckData, Sample, write_check
+from opdf_compile.artefacts.check_file import CheckData, Sample, write_check
 from opdf_compile.artefacts.onnx_file import read_onnx
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.parity.latency import race as race_module

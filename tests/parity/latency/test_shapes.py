@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from opdf_compile.artefacts.check_data import CheckData, Sample, write_check
+from opdf_compile.artefacts.check_file import CheckData, Sample, write_check
 from opdf_compile.errors import InputError
 from opdf_compile.parity.latency.inputs import LENGTH, latency_inputs
 from opdf_compile.parity.latency.shapes import (

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import opdf_compile as opdf
-from opdf_compile.artefacts.check_data import check_path, read_check, write_check
+from opdf_compile.artefacts.check_file import check_path, read_check, write_check
 from opdf_compile.artefacts.interface import read_interface
 from opdf_compile.errors import ArtefactError, DeviceError
 from opdf_compile.parity.model_file import ModelFile

@@ -12,7 +12,7 @@ from op_graphs import CPU
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.artefacts.check_data import check_path, read_check, write_check
+from opdf_compile.artefacts.check_file import check_path, read_check, write_check
 from opdf_compile.files.atomic import sha256
 from opdf_compile.parity.numerics.check import check_numerics
 

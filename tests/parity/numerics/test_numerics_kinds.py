@@ -17,7 +17,7 @@ import pytest
 import torch
 from op_graphs import CPU, GRAPHS, build, evidence, judge, node, sample_of, save
 
-from opdf_compile.artefacts.check_data import check_path, read_check, write_check
+from opdf_compile.artefacts.check_file import check_path, read_check, write_check
 from opdf_compile.errors import ArtefactError
 from opdf_compile.parity.numerics.check import check_numerics
 from opdf_compile.parity.numerics.floors import ORDER_FACTOR

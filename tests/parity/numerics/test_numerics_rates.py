@@ -15,7 +15,7 @@ import pytest
 import torch
 from op_graphs import GRAPHS, build, draw, judge, sample_of
 
-from opdf_compile.artefacts.check_data import CheckData, check_path
+from opdf_compile.artefacts.check_file import CheckData, check_path
 from opdf_compile.parity.numerics.floors import Peer
 from opdf_compile.parity.numerics.judging import judge as judge_output
 from opdf_compile.parity.numerics.result import NumericsResult

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.artefacts.check_data import CheckData, Sample, check_path, write_check
+from opdf_compile.artefacts.check_file import CheckData, Sample, check_path, write_check
 from opdf_compile.files.atomic import sha256
 from opdf_compile.parity.numerics.check import check_numerics
 from opdf_compile.parity.numerics.drawing import drawing_outputs
@@ -112,7 +112,7 @@ def opdf_check(old: Path, new: Path) -> Path:
     """Sign the check data of a file for another one of its name."""
     import dataclasses
 
-    from opdf_compile.artefacts.check_data import read_check
+    from opdf_compile.artefacts.check_file import read_check
 
     data = read_check(check_path(old))
     write_check(check_path(new), dataclasses.replace(data, onnx_sha256=sha256(new)))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import opdf_compile as opdf
-from opdf_compile.artefacts.check_data import check_path
+from opdf_compile.artefacts.check_file import check_path
 from opdf_compile.errors import ArtefactError
 from opdf_compile.parity.report.parity_report import ParityReport
 

@@ -14,7 +14,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.io.saved.expanded import save_expanded
+from opdf_compile.io.saved.expanded_file import save_expanded
 
 Point = namedtuple("Point", ["a", "b"])
 

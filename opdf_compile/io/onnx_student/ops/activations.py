@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from opdf_compile.io.onnx_student.registry import Call, operator
+from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 
 @operator("Relu")

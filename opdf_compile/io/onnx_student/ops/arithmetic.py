@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from opdf_compile.io.onnx_student.registry import Call, operator
-from opdf_compile.io.onnx_student.values import Host, Value, number
+from opdf_compile.io.onnx_student.operands import Host, Value, number
+from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
     "Abs": torch.abs,

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.io.onnx_student.registry import Call, operator
-from opdf_compile.io.onnx_student.values import Host, Value, as_tensor, number
+from opdf_compile.io.onnx_student.operands import Host, Value, as_tensor, number
+from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 
 @operator("If", either=(0,))

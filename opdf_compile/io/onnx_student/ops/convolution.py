@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opdf_compile.errors import InputError
-from opdf_compile.io.onnx_student.registry import Call, operator
-from opdf_compile.io.onnx_student.values import sym_max
+from opdf_compile.io.onnx_student.operands import sym_max
+from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opdf_compile.errors import InputError
-from opdf_compile.io.onnx_student.registry import Call, operator
-from opdf_compile.io.onnx_student.values import Host, Value, number
+from opdf_compile.io.onnx_student.operands import Host, Value, number
+from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _SCATTER = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
@@ -38,7 +38,7 @@ def indices_may_wrap(indices: Value) -> bool:
 
 
 def _tensor(value: Value, device: torch.device) -> Tensor:
-    from opdf_compile.io.onnx_student.values import as_tensor
+    from opdf_compile.io.onnx_student.operands import as_tensor
 
     return as_tensor(value, device)
 

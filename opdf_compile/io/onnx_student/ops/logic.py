@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.io.onnx_student.registry import Call, operator
+from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _BINARY: dict[str, Callable[..., Any]] = {
     "And": torch.logical_and,

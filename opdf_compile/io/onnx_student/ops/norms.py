@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from opdf_compile.errors import InputError
 from opdf_compile.io.onnx_student.nodes import torch_dtype
-from opdf_compile.io.onnx_student.registry import Call, operator
+from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 
 @operator("BatchNormalization")

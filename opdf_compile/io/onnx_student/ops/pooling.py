@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opdf_compile.errors import InputError
+from opdf_compile.io.onnx_student.operands import sym_max
+from opdf_compile.io.onnx_student.operator_table import Call, operator
 from opdf_compile.io.onnx_student.ops.convolution import Pads, explicit_pads, flat, sizes
-from opdf_compile.io.onnx_student.registry import Call, operator
-from opdf_compile.io.onnx_student.values import sym_max
 
 _MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import InputError
-from opdf_compile.io.onnx_student.registry import Call, operator
+from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 
 @operator("DequantizeLinear")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import InputError
-from opdf_compile.io.onnx_student.registry import Call, operator
+from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _ORDER = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 _PLAIN = {

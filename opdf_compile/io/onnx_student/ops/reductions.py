@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.io.onnx_student.registry import Call, operator
-from opdf_compile.io.onnx_student.values import Value, numbers
+from opdf_compile.io.onnx_student.operands import Value, numbers
+from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 
 def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:

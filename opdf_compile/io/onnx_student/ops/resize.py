@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import InputError
-from opdf_compile.io.onnx_student.registry import Call, operator
-from opdf_compile.io.onnx_student.values import Value, numbers, sym_int, sym_max
+from opdf_compile.io.onnx_student.operands import Value, numbers, sym_int, sym_max
+from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _EXACT = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from opdf_compile.errors import InputError
 from opdf_compile.io.onnx_student.nodes import torch_dtype
-from opdf_compile.io.onnx_student.registry import Call, operator
-from opdf_compile.io.onnx_student.values import Value, as_host, number, numbers
+from opdf_compile.io.onnx_student.operands import Value, as_host, number, numbers
+from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 

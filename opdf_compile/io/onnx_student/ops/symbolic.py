@@ -1,4 +1,4 @@
-"""The arithmetic of shapes, on numbers and symbols: see `values`."""
+"""The arithmetic of shapes, on numbers and symbols: see `operands`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from opdf_compile.io.onnx_student.nodes import torch_dtype
-from opdf_compile.io.onnx_student.registry import Call, on_host, operator
-from opdf_compile.io.onnx_student.values import (
+from opdf_compile.io.onnx_student.operands import (
     MOST_ELEMENTS,
     Host,
     Value,
@@ -25,6 +24,7 @@ from opdf_compile.io.onnx_student.values import (
     sym_max,
     sym_min,
 )
+from opdf_compile.io.onnx_student.operator_table import Call, on_host, operator
 
 
 @operator("Shape", either=(0,))

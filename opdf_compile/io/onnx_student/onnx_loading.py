@@ -13,12 +13,12 @@ import torch
 
 from opdf_compile.artefacts import opsets_of, read_onnx_with_data
 from opdf_compile.errors import ArtefactError, InputError, first_line
+from opdf_compile.io.onnx_student.constant_roles import RECURRENT
 from opdf_compile.io.onnx_student.keys import identifier, keys_of
 from opdf_compile.io.onnx_student.nodes import Graph, Node, all_constants, parse, torch_dtype
-from opdf_compile.io.onnx_student.registry import OLDEST_OPSET, require_known
+from opdf_compile.io.onnx_student.operands import Host, host
+from opdf_compile.io.onnx_student.operator_table import OLDEST_OPSET, require_known
 from opdf_compile.io.onnx_student.student import OnnxStudent, Source, all_tensors
-from opdf_compile.io.onnx_student.values import Host, host
-from opdf_compile.io.onnx_student.weights import RECURRENT
 
 if TYPE_CHECKING:
     import onnx

@@ -23,9 +23,14 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import ArtefactError, FoldError, OpdfError, error_line
-from opdf_compile.io.models.programs import EVAL, MODEL, read_programs, write_programs
-from opdf_compile.io.models.tensors import read_tensors, unshared, write_student, write_tensors
-from opdf_compile.io.saved.cores import fold_state
+from opdf_compile.io.models.program_archive import EVAL, MODEL, read_programs, write_programs
+from opdf_compile.io.models.safetensors_file import (
+    read_tensors,
+    unshared,
+    write_student,
+    write_tensors,
+)
+from opdf_compile.io.saved.core_folding import fold_state
 from opdf_compile.passes import Fold, core_key
 from opdf_compile.training import Expanded, fold_program, programs_of
 

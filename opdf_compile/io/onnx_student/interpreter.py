@@ -10,8 +10,8 @@ from torch import Tensor
 
 from opdf_compile.errors import InputError
 from opdf_compile.io.onnx_student.nodes import Constant, Graph, Node
-from opdf_compile.io.onnx_student.registry import Call, Operator, find
-from opdf_compile.io.onnx_student.values import Host, Value, as_host, as_tensor
+from opdf_compile.io.onnx_student.operands import Host, Value, as_host, as_tensor
+from opdf_compile.io.onnx_student.operator_table import Call, Operator, find
 
 ReadConstant = Callable[[Constant], Value]
 # A value around a graph by name, or a constant in it by scope and name.

@@ -12,7 +12,7 @@ from typing import Literal
 
 from opdf_compile.io.onnx_student.keys import Place
 from opdf_compile.io.onnx_student.nodes import Graph, Node
-from opdf_compile.io.onnx_student.registry import find
+from opdf_compile.io.onnx_student.operator_table import find
 
 Role = Literal["weight", "frozen", "trained", "buffer"]
 _WEIGHT_PLACES = {"MatMul": (0, 1), "Gemm": (0, 1), "Conv": (1,), "ConvTranspose": (1,)}

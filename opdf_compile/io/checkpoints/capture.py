@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
 from opdf_compile.graph import memory_key
-from opdf_compile.io.checkpoints.ranks import Ranks
-from opdf_compile.io.checkpoints.values import pack
+from opdf_compile.io.checkpoints.packing import pack
+from opdf_compile.io.checkpoints.rank_group import Ranks
 from opdf_compile.training import checksum, is_sharded, local, whole
 
 State = dict[str, Any]

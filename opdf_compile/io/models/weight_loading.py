@@ -13,8 +13,8 @@ from torch.export import ExportedProgram
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.graph import memory_key
+from opdf_compile.io.models.safetensors_file import read_tensors
 from opdf_compile.io.models.shards import WEIGHTS, weight_files
-from opdf_compile.io.models.tensors import read_tensors
 from opdf_compile.io.models.weight_names import first_names, hint, renamed
 
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
@@ -75,7 +75,7 @@ def _read(path: Path, trust_pickle: bool) -> dict[str, Tensor]:
         found = load_pickle(path, trust_pickle=trust_pickle)
         return state_dict_in(path, found)
     if path.suffix == ".pt2":
-        from opdf_compile.io.models.programs import read_programs
+        from opdf_compile.io.models.program_archive import read_programs
 
         return dict(read_programs(path, trust_pickle=trust_pickle).model.state_dict)
     return read_tensors(path)[0]
