@@ -16,12 +16,8 @@ import numpy as np
 from opdf_compile.parity.latency.memory import growth, smallest
 from opdf_compile.parity.latency.result import ROLES, Role
 from opdf_compile.parity.latency.shapes import Shape
-from opdf_compile.parity.latency.timing import (
-    BoundSession,
-    bind,
-    calm_seconds,
-    warm_up,
-)
+from opdf_compile.parity.latency.timing import calm_seconds, warm_up
+from opdf_compile.parity.runtime.binding import BoundSession, bind
 from opdf_compile.parity.runtime.sessions import Device, create_session, session_options
 
 if TYPE_CHECKING:

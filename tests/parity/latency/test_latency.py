@@ -22,7 +22,8 @@ from opdf_compile.parity.latency.measure import measure_latency
 from opdf_compile.parity.latency.race import LEAST_GROUPS, LEAST_ROUNDS, LOOKS
 from opdf_compile.parity.latency.result import ROLES, LatencyResult
 from opdf_compile.parity.latency.shapes import declared_inputs, parse_shapes
-from opdf_compile.parity.latency.timing import bind
+from opdf_compile.parity.runtime import binding as binding_module
+from opdf_compile.parity.runtime.binding import bind
 from opdf_compile.parity.runtime.sessions import Device, open_session, resolve_device
 
 WIDTH = 64
@@ -297,7 +298,7 @@ def test_on_cuda_inputs_and_outputs_are_bound_on_the_first_device(
 ) -> None:
     """A recorded session stands in for the GPU."""
     asked: list[tuple[object, ...]] = []
-    monkeypatch.setattr(timing_module, "to_runtime", lambda array, kind: (kind, array.shape))
+    monkeypatch.setattr(binding_module, "to_runtime", lambda array, kind: (kind, array.shape))
     binding = SimpleNamespace(
         bind_ortvalue_input=lambda name, value: asked.append((name, value)),
         bind_output=lambda name, kind: asked.append((name, kind)),
