@@ -7,10 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opdf_compile.artefacts import Interface, interface_of, read_onnx
+from opdf_compile.artefacts import Interface, LinkedModel, interface_of, link, read_onnx
 from opdf_compile.files import sha256
-from opdf_compile.parity.structure.graph_view import View
-from opdf_compile.parity.structure.linking import build_view
 
 if TYPE_CHECKING:
     import onnx
@@ -64,9 +62,9 @@ class ModelFile:
         return sha256(self.path)
 
     @cached_property
-    def view(self) -> View:
+    def view(self) -> LinkedModel:
         """The model as linked objects; a comparison marks the parameters in it."""
-        return build_view(self.model, str(self.path.parent))
+        return link(self.model, str(self.path.parent))
 
     @cached_property
     def interface(self) -> Interface:

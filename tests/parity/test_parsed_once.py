@@ -92,5 +92,5 @@ def test_the_raw_graphs_are_compared_once(bundle: Path, monkeypatch: pytest.Monk
 def test_a_file_is_the_same_however_it_is_named(bundle: Path) -> None:
     file = ModelFile(bundle / "student.onnx")
     assert ModelFile.of(file) is file and ModelFile.of(str(file)).path == file.path
-    assert file.view is file.view and file.model is file.view.model
+    assert file.view is file.view and file.model is file.view.proto
     assert [port.name for port in file.interface.inputs] == [i.name for i in file.model.graph.input]

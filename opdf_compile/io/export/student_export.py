@@ -70,7 +70,7 @@ def file_and_check(
         traced.programs["eval"],
         (traced.args, traced.kwargs),
         axis_names={names[name]: traced.axis_names.get(name, {}) for name in traced.input_names},
-        output_names=list(student.source.graph.outputs),
+        output_names=student.source.output_names,
         dtype=_dtype(student),
     )
     return model, _with_fixed(check, student)

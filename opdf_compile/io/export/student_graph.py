@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from opdf_compile.artefacts import replace_record
+from opdf_compile.artefacts import Constant, link, replace_record
 from opdf_compile.errors import ExportError
-from opdf_compile.io.onnx_student.nodes import Constant, all_constants
 from opdf_compile.io.onnx_student.student import OnnxStudent, read_tensor
 
 if TYPE_CHECKING:
@@ -38,15 +37,15 @@ def write_back(student: OnnxStudent) -> onnx.ModelProto:
     model = ModelProto()
     model.CopyFrom(source.proto)
     changed: list[str] = []
-    for constant in all_constants(model.graph):
-        key = source.keys[constant.scope, constant.name]
+    for constant in link(model).main.constants():
+        key = source.keys[constant.address]
         tensor = state.get(key)
         if tensor is None:
             continue
         trained = isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad
         new = _fitting(constant, key, tensor.detach(), source.name)
         if _bits(new) != _bits(read_tensor(constant, source.name)):
-            _store(constant.tensor, new)
+            _store(constant.proto, new)
             trained = True
         if trained:
             changed.append(constant.name)

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from opdf_compile.io.onnx_student.keys import Place
-from opdf_compile.io.onnx_student.nodes import Graph, Node
+from opdf_compile.artefacts import Address, Graph, Node, Value
 from opdf_compile.io.onnx_student.operator_table import find
 
 Role = Literal["weight", "frozen", "trained", "buffer"]
@@ -37,38 +36,41 @@ class _Readers:
 
 @dataclass
 class _Walk:
-    found: dict[Place, _Readers] = field(default_factory=dict)
+    """What was seen so far: the constant that a value shows, and what an input reaches."""
 
-    def graph(self, graph: Graph, origins: dict[str, Place], fed: set[str]) -> None:
-        for constant in graph.constants.values():
-            origins[constant.name] = (constant.scope, constant.name)
-            fed.discard(constant.name)
+    found: dict[Address, _Readers] = field(default_factory=dict)
+    origins: dict[Value, Address] = field(default_factory=dict)
+    fed: set[Value] = field(default_factory=set)
+
+    def graph(self, graph: Graph) -> None:
+        for value in graph.values.values():
+            if value.constant:
+                self.origins[value] = value.constant.address
+            elif value.input_of:
+                self.fed.add(value)
         for node in graph.nodes:
-            self._node(node, origins, fed)
+            self._node(node)
 
-    def _node(self, node: Node, origins: dict[str, Place], fed: set[str]) -> None:
-        for place, name in enumerate(node.inputs):
-            if name in origins:
-                self._read(node, place, origins[name], fed)
-        for inner in node.graphs.values():
-            self.graph(inner, dict(origins), set(fed))
-        data = any(name in fed for name in node.inputs) or bool(node.graphs)
-        for output in node.outputs:
-            origins.pop(output, None)
-            if data:
-                fed.add(output)
-            elif node.op in _VIEWS and node.inputs[0] in origins:
-                origins[output] = origins[node.inputs[0]]
+    def _node(self, node: Node) -> None:
+        for place, value in enumerate(node.inputs):
+            if value in self.origins:
+                self._read(node, place, self.origins[value])
+        for inner in node.inner:
+            self.graph(inner)
+        if node.subgraphs or any(value in self.fed for value in node.inputs):
+            self.fed.update(node.outputs)
+        elif node.op in _VIEWS and node.inputs[0] in self.origins:
+            self.origins.update(dict.fromkeys(node.outputs, self.origins[node.inputs[0]]))
 
-    def _read(self, node: Node, place: int, origin: Place, fed: set[str]) -> None:
+    def _read(self, node: Node, place: int, origin: Address) -> None:
         readers = self.found.setdefault(origin, _Readers())
         if node.op in _VIEWS and place == 0:
             return  # What reads the view counts.
         if place in _WEIGHT_PLACES.get(node.op, ()):
             beside = node.inputs[1 - place]
-            readers.product |= beside in fed
+            readers.product |= beside in self.fed
             readers.columns |= _columns(node, place)
-            readers.other_weight |= beside not in fed
+            readers.other_weight |= beside not in self.fed
         elif node.op in RECURRENT and place in (1, 2) or node.op == "Einsum":
             readers.other_weight = True
         elif node.op == "Gather" and place == 0:
@@ -82,12 +84,12 @@ def _columns(node: Node, place: int) -> bool:
     """Whether the out features are the weight's columns."""
     if node.op in ("Conv", "ConvTranspose") or place == 0:
         return False
-    return not node.get("transB", 0)
+    return not node.attributes.get("transB", 0)
 
 
 def roles(
-    graph: Graph, ranks: Mapping[Place, int], *, train_all: bool
-) -> dict[Place, tuple[Role, bool]]:
+    graph: Graph, ranks: Mapping[Address, int], *, train_all: bool
+) -> dict[Address, tuple[Role, bool]]:
     """The role of every floating-point constant of more than one element.
 
     Args:
@@ -99,11 +101,11 @@ def roles(
         The role, and whether a weight's out features are its columns.
     """
     walk = _Walk()
-    walk.graph(graph, {}, set(graph.inputs))
-    found = {place: walk.found.get(place, _Readers()) for place in ranks}
+    walk.graph(graph)
+    found = {address: walk.found.get(address, _Readers()) for address in ranks}
     return {
-        place: (_role(found[place], rank, train_all), found[place].columns)
-        for place, rank in ranks.items()
+        address: (_role(found[address], rank, train_all), found[address].columns)
+        for address, rank in ranks.items()
     }
 
 

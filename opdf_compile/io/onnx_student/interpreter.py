@@ -1,110 +1,80 @@
-"""Runs a parsed graph node by node, on tensors, fake tensors or whatever torch is tracing with."""
+"""Runs a linked graph node by node, on tensors, fake tensors or whatever torch is tracing with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from opdf_compile.artefacts import Constant, Graph, LinkedModel, Node, Value
 from opdf_compile.errors import InputError
-from opdf_compile.io.onnx_student.nodes import Constant, Graph, Node
-from opdf_compile.io.onnx_student.operands import Host, Value, as_host, as_tensor
+from opdf_compile.io.onnx_student.operands import Host, Operand, as_host, as_tensor
 from opdf_compile.io.onnx_student.operator_table import Call, Operator, find
 
-ReadConstant = Callable[[Constant], Value]
-# A value around a graph by name, or a constant in it by scope and name.
-Place = str | tuple[tuple[str, ...], str]
+ReadConstant = Callable[[Constant], Operand]
+Known = dict[Value, Operand]
 
 
-class Runner:
-    """One forward of a graph.
+class Forward:
+    """One forward of a model.
 
     Args:
-        read: Gives the value of a constant.
+        model: The model.
+        read: Gives the operand of a constant.
         device: Where tensors are made that no input gives a device to.
     """
 
-    def __init__(self, read: ReadConstant, device: torch.device) -> None:
-        self._read, self._device = read, device
+    def __init__(self, model: LinkedModel, read: ReadConstant, device: torch.device) -> None:
+        self._last_use, self._read, self._device = model.last_use, read, device
 
-    def run(self, graph: Graph, inputs: Mapping[str, Value]) -> list[Value]:
+    def run(self, graph: Graph, known: Known) -> list[Operand]:
         """The outputs of a graph.
 
         Args:
             graph: The graph.
-            inputs: Values of its inputs by name.
+            known: What stands for its inputs and, if it is nested, for what it reads around it.
         """
-        return _Frame(self._read, self._device, graph, dict(inputs), None, {}).outputs()
+        for node in graph.nodes:
+            known.update(self._step(node, known))
+            for value in self._last_use[node]:
+                known.pop(value, None)
+        return [self._look_up(value, known) for value in graph.outputs]
 
+    def _look_up(self, value: Value, known: Known) -> Operand:
+        if value in known:
+            return known[value]
+        if value.constant is not None:
+            return self._read(value.constant)
+        raise InputError(
+            f"the value {value.name!r} is read and nothing in the file makes it before, wanted a "
+            "graph that ONNX's checker accepts; export the model again"
+        )
 
-class _Frame:
-    """A graph that is being run; a nested graph sees the values of the frames around it."""
-
-    def __init__(
-        self,
-        read: ReadConstant,
-        device: torch.device,
-        graph: Graph,
-        values: dict[str, Value],
-        around: _Frame | None,
-        replaced: Mapping[Place, Value],
-    ) -> None:
-        self._read, self._device, self._graph = read, device, graph
-        self._values, self._around, self._replaced = values, around, replaced
-
-    def outputs(self) -> list[Value]:
-        for node, last in zip(self._graph.nodes, self._graph.last_use, strict=True):
-            self._values.update(self._step(node))
-            for name in last:
-                self._values.pop(name, None)
-        return [self.look_up(name) for name in self._graph.outputs]
-
-    def look_up(self, name: str) -> Value:
-        if name in self._values:
-            return self._values[name]
-        constant = self._graph.constants.get(name)
-        if constant is not None:
-            place = (constant.scope, name)
-            return self._replaced[place] if place in self._replaced else self._read(constant)
-        if name in self._replaced:
-            return self._replaced[name]
-        if self._around is None:
-            raise InputError(
-                f"the value {name!r} is read and nothing in the file makes it, wanted a graph "
-                "that ONNX's checker accepts; export the model again"
-            )
-        return self._around.look_up(name)
-
-    def _step(self, node: Node) -> dict[str, Value]:
-        inputs = [self.look_up(name) if name else None for name in node.inputs]
+    def _step(self, node: Node, known: Known) -> Known:
+        inputs = [None if v.is_absent else self._look_up(v, known) for v in node.inputs]
         entry = find(node)
-        call = Call(node, self._device_of(inputs), self._enter, self._outside)
+        device = next((v.device for v in inputs if isinstance(v, Tensor)), self._device)
+        call = Call(node, device, partial(self._enter, known), partial(self._outside, known))
         result = _run(entry, call, inputs)
         results = result if isinstance(result, tuple | list) else (result,)
-        return {n: r for n, r in zip(node.outputs, results, strict=False) if n}
+        return {v: results[v.index] for v in node.outputs if v.index < len(results)}
 
-    def _enter(self, graph: Graph, replaced: Mapping[Place, Value] | None) -> list[Value]:
+    def _enter(self, known: Known, graph: Graph, inside: Known | None) -> list[Operand]:
         """A nested graph; where torch traces it, everything it reads is handed in."""
-        around = self if replaced is None else None
-        outer = self._replaced if replaced is None else replaced
-        return _Frame(self._read, self._device, graph, {}, around, outer).outputs()
+        return self.run(graph, dict(known if inside is None else inside))
 
-    def _outside(self, graph: Graph) -> dict[Place, Value]:
-        found: dict[Place, Value] = {name: self.look_up(name) for name in graph.reads()}
-        waiting = [graph]
-        while waiting:
-            inner = waiting.pop()
-            found.update({(c.scope, c.name): self._read(c) for c in inner.constants.values()})
-            waiting.extend(g for node in inner.nodes for g in node.graphs.values())
+    def _outside(self, known: Known, graph: Graph) -> Known:
+        found = {value: self._look_up(value, known) for value in graph.captured()}
+        for inner in graph.nested():
+            constants = (value for value in inner.values.values() if value.constant)
+            found.update({value: self._look_up(value, known) for value in constants})
         return found
 
-    def _device_of(self, inputs: list[Value | None]) -> torch.device:
-        return next((v.device for v in inputs if isinstance(v, Tensor)), self._device)
 
-
-def _run(entry: Operator, call: Call, inputs: list[Value | None]) -> Any:
+def _run(entry: Operator, call: Call, inputs: list[Operand | None]) -> Any:
     present = [value for value in inputs if value is not None]
     if entry.on_host is not None and all(isinstance(value, Host) for value in present):
         result = entry.on_host(call, *inputs)
@@ -114,7 +84,7 @@ def _run(entry: Operator, call: Call, inputs: list[Value | None]) -> Any:
     return entry.run(call, *given)
 
 
-def _as_wanted(entry: Operator, place: int, value: Value | None, call: Call) -> Value | None:
+def _as_wanted(entry: Operator, place: int, value: Operand | None, call: Call) -> Operand | None:
     if value is None or place in entry.either:
         return value
     if place in entry.numbers:

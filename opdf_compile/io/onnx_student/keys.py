@@ -10,24 +10,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from opdf_compile.io.onnx_student.nodes import Scope
+from opdf_compile.artefacts import Address
 
-Place = tuple[Scope, str]
 _ODD = re.compile(r"[^0-9A-Za-z_.]")
 # A key that looks like a core's would be taken for one.
 _CORE = re.compile(r"_cores\.\d+$")
 
 
-def keys_of(places: Iterable[Place]) -> dict[Place, str]:
-    """A key for each place; equal places have equal keys in every run."""
-    keys: dict[Place, str] = {}
+def keys_of(addresses: Iterable[Address]) -> dict[Address, str]:
+    """A key for each address; equal ones have equal keys in every run."""
+    keys: dict[Address, str] = {}
     used: set[str] = set()
     folders: set[str] = set()
-    for place in places:
-        if place in keys:
+    for address in addresses:
+        if address in keys:
             continue
-        key = _free(_plain(place[1]), used, folders)
-        keys[place] = key
+        key = _free(_plain(address[1]), used, folders)
+        keys[address] = key
         used.add(key)
         folders.update(_above(key))
     return keys

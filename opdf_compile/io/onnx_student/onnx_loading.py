@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from opdf_compile.artefacts import opsets_of, read_onnx_with_data
+from opdf_compile.artefacts import Graph, link, opsets_of, read_onnx_with_data
 from opdf_compile.errors import ArtefactError, InputError, first_line
 from opdf_compile.io.onnx_student.constant_roles import RECURRENT
 from opdf_compile.io.onnx_student.keys import identifier, keys_of
-from opdf_compile.io.onnx_student.nodes import Graph, Node, all_constants, parse, torch_dtype
-from opdf_compile.io.onnx_student.operands import Host, host
+from opdf_compile.io.onnx_student.operands import Host, host, torch_dtype
 from opdf_compile.io.onnx_student.operator_table import OLDEST_OPSET, require_known
-from opdf_compile.io.onnx_student.student import OnnxStudent, Source, all_tensors
+from opdf_compile.io.onnx_student.student import OnnxStudent, Source
 
 if TYPE_CHECKING:
     import onnx
@@ -88,25 +87,23 @@ def make_source(
             f"{name} uses opset {opsets.get('', 'none')}, wanted {OLDEST_OPSET} or newer; convert "
             "it with onnx.version_converter"
         )
-    inlined = _inlined(proto, name)
-    graph = parse(inlined.graph, opsets_of(inlined.opset_import))
-    require_known(graph)
+    model = link(_inlined(proto, name))
+    require_known(model)
     # The file's own constants come first, so that their keys do not depend on its functions.
-    own = [(c.scope, c.name) for c in all_constants(proto.graph)]
-    every = [(c.scope, c.name) for c in all_tensors(graph)]
-    inputs = _inputs(proto, graph, name)
+    own = link(proto).main.constants() if proto.functions else ()
+    inputs = _inputs(proto.graph, model.main, name)
     built_in = {key: _number(inputs, key, value, name) for key, value in (fixed or {}).items()}
     values = {inputs[key][0]: number for key, number in built_in.items()}
     inputs = {key: entry for key, entry in inputs.items() if key not in built_in}
     return Source(
         proto=proto,
-        graph=graph,
+        model=model,
         name=name,
         fixed=values,
         inputs={torch_name: original for torch_name, (original, _, _) in inputs.items()},
         axes={torch_name: axes for torch_name, (_, axes, _) in inputs.items()},
         dtypes={torch_name: dtype for torch_name, (_, _, dtype) in inputs.items()},
-        keys=keys_of([*own, *every]),
+        keys=keys_of(constant.address for constant in (*own, *model.main.constants())),
     )
 
 
@@ -147,11 +144,12 @@ def _inlined(proto: onnx.ModelProto, name: str) -> onnx.ModelProto:
 
 
 def _inputs(
-    proto: onnx.ModelProto, graph: Graph, name: str
+    proto: onnx.GraphProto, graph: Graph, name: str
 ) -> Mapping[str, tuple[str, tuple[str | int, ...], torch.dtype]]:
     found: dict[str, tuple[str, tuple[str | int, ...], torch.dtype]] = {}
-    by_name = {info.name: info for info in proto.graph.input}
-    for original in graph.inputs:
+    by_name = {info.name: info for info in proto.input}
+    # What has a default is a constant like any other.
+    for original in (value.name for value in graph.inputs if value.constant is None):
         kind = by_name[original].type
         if not kind.HasField("tensor_type"):
             raise InputError(
@@ -191,13 +189,13 @@ def _notes(proto: onnx.ModelProto, student: OnnxStudent) -> list[str]:
     notes = []
     if proto.training_info:
         notes.append(f"{student.source.name} holds training information, which is ignored and kept")
-    quantised = _quantised(student.source.graph)
+    quantised = _quantised(student.source.model.main)
     if quantised:
         notes.append(
             f"{len(quantised)} weights of {student.source.name} are quantised integers "
             f"({quantised[0]!r}, ...), which cannot be factorised: they are left as they are"
         )
-    recurrent = [node.name for node in _all_nodes(student.source.graph) if node.op in RECURRENT]
+    recurrent = [node.label for node in student.source.model.nodes if node.op in RECURRENT]
     if recurrent:
         notes.append(
             f"{len(recurrent)} recurrent layers of {student.source.name} ({recurrent[0]!r}, ...) "
@@ -206,13 +204,8 @@ def _notes(proto: onnx.ModelProto, student: OnnxStudent) -> list[str]:
     return notes
 
 
-def _all_nodes(graph: Graph) -> list[Node]:
-    inner = [g for node in graph.nodes for g in node.graphs.values()]
-    return [*graph.nodes, *(node for g in inner for node in _all_nodes(g))]
-
-
 def _quantised(graph: Graph) -> list[str]:
     readers = ("DequantizeLinear", "MatMulInteger")
-    names = [n for node in graph.nodes if node.op in readers for n in node.inputs[:2]]
-    constants = graph.constants
-    return [n for n in dict.fromkeys(names) if n in constants and len(constants[n].tensor.dims) > 1]
+    read = (value for node in graph.nodes if node.op in readers for value in node.inputs[:2])
+    constants = (value.constant for value in dict.fromkeys(read))
+    return [constant.name for constant in constants if constant and len(constant.shape) > 1]

@@ -15,12 +15,20 @@ import numpy as np
 import torch
 from torch import SymBool, SymFloat, SymInt, Tensor
 
+from opdf_compile.artefacts import element_type
+
 # torch gives these functions of symbols no types.
 sym_int: Callable[[Any], Any] = torch.sym_int
 sym_max: Callable[[Any, Any], Any] = torch.sym_max
 sym_min: Callable[[Any, Any], Any] = torch.sym_min
 _SYMBOLS = (SymInt, SymFloat, SymBool)
 _NUMPY = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
+_DTYPES = frozenset(
+    {
+        *("bool", "float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
+        *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    }
+)
 # Shapes have few elements; what is larger is data.
 MOST_ELEMENTS = 1024
 
@@ -54,7 +62,13 @@ class Host:
         return only
 
 
-Value = Tensor | Host
+Operand = Tensor | Host
+
+
+def torch_dtype(code: int) -> torch.dtype | None:
+    """The dtype of an ONNX element type, or None where torch has none to calculate with."""
+    name = element_type(code)
+    return getattr(torch, name) if name in _DTYPES else None
 
 
 def host(items: Any, dtype: torch.dtype = torch.int64) -> Host:
@@ -70,7 +84,7 @@ def host(items: Any, dtype: torch.dtype = torch.int64) -> Host:
     return Host(array, dtype)
 
 
-def as_tensor(value: Value, device: torch.device) -> Tensor:
+def as_tensor(value: Operand, device: torch.device) -> Tensor:
     """The value as a tensor."""
     if isinstance(value, Tensor):
         return value
@@ -84,19 +98,19 @@ def as_tensor(value: Value, device: torch.device) -> Tensor:
     return torch.stack(scalars).reshape(value.array.shape)
 
 
-def as_host(value: Value) -> Host:
+def as_host(value: Operand) -> Host:
     """The value as numbers; those of a tensor depend on data."""
     if isinstance(value, Host):
         return value
     return host(np.array(value.tolist(), dtype=object), value.dtype)
 
 
-def numbers(value: Value | None) -> list[Any]:
+def numbers(value: Operand | None) -> list[Any]:
     """The elements as numbers and symbols; none for an input that was left out."""
     return [] if value is None else as_host(value).items()
 
 
-def number(value: Value) -> Any:
+def number(value: Operand) -> Any:
     """The only element as a number or symbol."""
     return as_host(value).item()
 
@@ -120,6 +134,6 @@ def elementwise(function: Callable[..., Any], dtype: torch.dtype, *operands: Hos
     return Host(result, dtype)
 
 
-def shape_of(value: Value) -> Sequence[Any]:
+def shape_of(value: Operand) -> Sequence[Any]:
     """The shape, whose sizes may be symbols."""
     return tuple(value.shape) if isinstance(value, Tensor) else value.array.shape

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from opdf_compile.artefacts import Graph, LinkedModel, Node
 from opdf_compile.errors import InputError
 from opdf_compile.io.onnx_student import ops
-from opdf_compile.io.onnx_student.nodes import Graph, Node
 
 # The oldest operator set whose operators are known; older ones broadcast in another way.
 OLDEST_OPSET = 7
@@ -121,19 +121,17 @@ def unknown(node: Node) -> str:
     """The sentence about an operator that is not in the table."""
     domain = node.domain or "ai.onnx"
     return (
-        f"the node {node.name!r} is a {node.op} of the domain {domain}, opset {node.version}, "
+        f"the node {node.label!r} is a {node.op} of the domain {domain}, opset {node.version}, "
         "which has no torch form here; give the PyTorch model that the file was exported from, or "
         "export it again without this operator"
     )
 
 
-def require_known(graph: Graph) -> None:
-    """Refuse a graph with an unknown operator before anything runs.
+def require_known(model: LinkedModel) -> None:
+    """Refuse a model with an unknown operator before anything runs.
 
     Raises:
         InputError: As `find`.
     """
-    for node in graph.nodes:
+    for node in model.nodes:
         find(node)
-        for inner in node.graphs.values():
-            require_known(inner)

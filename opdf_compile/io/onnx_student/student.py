@@ -12,13 +12,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from opdf_compile.artefacts import Address, Constant, LinkedModel, dense, element_type, link
 from opdf_compile.errors import ArtefactError
 from opdf_compile.graph import Match, Refusal
 from opdf_compile.io.onnx_student.constant_roles import Role, roles
-from opdf_compile.io.onnx_student.interpreter import Runner
-from opdf_compile.io.onnx_student.keys import Place
-from opdf_compile.io.onnx_student.nodes import Constant, Graph, torch_dtype
-from opdf_compile.io.onnx_student.operands import MOST_ELEMENTS, Host, Value, as_tensor
+from opdf_compile.io.onnx_student.interpreter import Forward
+from opdf_compile.io.onnx_student.operands import (
+    MOST_ELEMENTS,
+    Host,
+    Operand,
+    as_tensor,
+    torch_dtype,
+)
 
 if TYPE_CHECKING:
     import onnx
@@ -33,7 +38,7 @@ class Source:
 
     Attributes:
         proto: The file as it was read, external data included.
-        graph: The graph that is run; local functions are inlined.
+        model: What is run: the file with its local functions inlined.
         name: What messages call it.
         inputs: Names of the inputs, as torch sees them, to the file's own.
         axes: For each input, a letter (free) or number per axis.
@@ -43,16 +48,28 @@ class Source:
     """
 
     proto: onnx.ModelProto
-    graph: Graph
+    model: LinkedModel
     name: str
     inputs: Mapping[str, str]
     axes: Mapping[str, tuple[str | int, ...]]
     dtypes: Mapping[str, torch.dtype]
-    keys: Mapping[Place, str]
+    keys: Mapping[Address, str]
     fixed: Mapping[str, Host] = field(default_factory=dict)
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the outputs, in order."""
+        return [value.name for value in self.model.main.outputs]
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Source:
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Links may lead through thousands of nodes, deeper than pickle can follow.
+        return {**vars(self), "model": self.model.proto}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, model=link(state["model"]))
 
 
 class OnnxStudent(nn.Module):
@@ -72,10 +89,10 @@ class OnnxStudent(nn.Module):
         super().__init__()
         self.source = source
         self.notes: tuple[str, ...] = ()
-        self._hosts: dict[Place, Host] = {}
+        self._hosts: dict[Address, Host] = {}
         self._products: set[str] = set()
         self._columns: set[str] = set()
-        self._paths: dict[Place, tuple[list[str], str]] = {}
+        self._paths: dict[Address, tuple[list[str], str]] = {}
         self._fill(train_all)
         self.__signature__ = _signature(source.inputs)
 
@@ -111,32 +128,33 @@ class OnnxStudent(nn.Module):
 
     def compute(self, inputs: Mapping[str, Any]) -> Any:
         """Run the graph on inputs by their torch names."""
-        graph = self.source.graph
+        model = self.source.model
         device = next((t.device for t in (*self.parameters(), *self.buffers())), None)
-        runner = Runner(self._constant, device or torch.device("cpu"))
-        given: dict[str, Value] = dict(self.source.fixed)
+        given: dict[str, Operand] = dict(self.source.fixed)
         given.update({self.source.inputs[name]: value for name, value in inputs.items()})
-        outputs = runner.run(graph, given)
+        forward = Forward(model, self._constant, device or torch.device("cpu"))
+        known = {model.main.values[name]: value for name, value in given.items()}
+        outputs = forward.run(model.main, known)
         tensors = [as_tensor(value, device or torch.device("cpu")) for value in outputs]
         if len(tensors) == 1:
             return tensors[0]
-        return dict(zip(graph.outputs, tensors, strict=True))
+        return dict(zip(self.source.output_names, tensors, strict=True))
 
     def extra_repr(self) -> str:
         """File and size, for `print`."""
-        return f"{self.source.name}, {len(self.source.graph.nodes)} nodes"
+        return f"{self.source.name}, {len(self.source.model.main.nodes)} nodes"
 
-    def _constant(self, constant: Constant) -> Value:
-        place = (constant.scope, constant.name)
-        known = self._hosts.get(place)
+    def _constant(self, constant: Constant) -> Operand:
+        known = self._hosts.get(constant.address)
         if known is None:
-            return self._tensor(place)
+            return self._tensor(constant.address)
         # A copy of the student reads its own tensor, so the link is made here.
-        read = partial(self._tensor, place) if place in self._paths else None
+        kept = constant.address in self._paths
+        read = partial(self._tensor, constant.address) if kept else None
         return Host(known.array, known.dtype, read)
 
-    def _tensor(self, place: Place) -> Tensor:
-        path, name = self._paths[place]
+    def _tensor(self, address: Address) -> Tensor:
+        path, name = self._paths[address]
         module: Any = self
         for part in path:
             module = module._modules[part]
@@ -145,23 +163,26 @@ class OnnxStudent(nn.Module):
         return tensor
 
     def _fill(self, train_all: bool) -> None:
-        constants = list(all_tensors(self.source.graph))
-        tensors = {(c.scope, c.name): read_tensor(c, self.source.name) for c in constants}
-        ranks = {p: t.ndim for p, t in tensors.items() if _may_train(t)}
-        known = roles(self.source.graph, ranks, train_all=train_all)
-        for place, tensor in tensors.items():
-            role, columns = known.get(place, ("buffer", False))
+        constants = {c.address: c for c in self.source.model.main.constants()}
+        tensors = {a: read_tensor(c, self.source.name) for a, c in constants.items()}
+        # A sparse tensor keeps its numbers: the file has no room for what training makes of zeros.
+        ranks = {
+            a: t.ndim for a, t in tensors.items() if _may_train(t) and not constants[a].is_sparse
+        }
+        known = roles(self.source.model.main, ranks, train_all=train_all)
+        for address, tensor in tensors.items():
+            role, columns = known.get(address, ("buffer", False))
             if role == "weight":
-                self._products.add(self.source.keys[place])
+                self._products.add(self.source.keys[address])
             if role == "weight" and columns:
-                self._columns.add(self.source.keys[place])
+                self._columns.add(self.source.keys[address])
             if role == "buffer" and _is_small(tensor):
-                self._hosts[place] = Host(_objects(tensor), tensor.dtype)
+                self._hosts[address] = Host(_objects(tensor), tensor.dtype)
                 if not tensor.dtype.is_floating_point:
                     continue
-            self._register(place, self.source.keys[place], tensor, role)
+            self._register(address, self.source.keys[address], tensor, role)
 
-    def _register(self, place: Place, key: str, tensor: Tensor, role: Role) -> None:
+    def _register(self, address: Address, key: str, tensor: Tensor, role: Role) -> None:
         *path, name = key.split(".")
         module: nn.Module = self
         for part in path:
@@ -170,7 +191,7 @@ class OnnxStudent(nn.Module):
             inner = module._modules[part]
             assert inner is not None
             module = inner
-        self._paths[place] = (path, name)
+        self._paths[address] = (path, name)
         if role == "buffer":
             module.register_buffer(name, tensor)
         else:
@@ -182,34 +203,24 @@ def _signature(names: Mapping[str, str]) -> inspect.Signature:
     return inspect.Signature([inspect.Parameter(name, kind) for name in names])
 
 
-def all_tensors(graph: Graph) -> list[Constant]:
-    """The constants of a parsed graph and of those nested in it, outermost first."""
-    found = list(graph.constants.values())
-    for node in graph.nodes:
-        for inner in node.graphs.values():
-            found.extend(all_tensors(inner))
-    return found
-
-
 def read_tensor(constant: Constant, name: str) -> Tensor:
     """The numbers of a constant as a torch tensor of its own.
 
     Raises:
         ArtefactError: torch has no such dtype, or the data does not fill the shape.
     """
-    from onnx import TensorProto, numpy_helper
+    from onnx import numpy_helper
 
-    proto = constant.tensor
-    dtype = torch_dtype(proto.data_type)
+    dtype = torch_dtype(constant.dtype)
     if dtype is None:
-        known = TensorProto.DataType.values()
-        kind = TensorProto.DataType.Name(proto.data_type) if proto.data_type in known else "unknown"
         raise ArtefactError(
-            f"{name} holds {constant.name!r} as {kind}, which torch does not calculate in; give "
-            "the model before it was quantised, or the PyTorch model that it was exported from"
+            f"{name} holds {constant.name!r} as {element_type(constant.dtype)}, which torch does "
+            "not calculate in; give the model before it was quantised, or the PyTorch model that "
+            "it was exported from"
         )
+    proto = constant.proto
     try:
-        array = numpy_helper.to_array(proto)
+        array = numpy_helper.to_array(dense(proto) if constant.is_sparse else proto)
         if dtype is torch.bfloat16:
             bits = torch.from_numpy(array.view("uint16").copy())
             return bits.view(torch.bfloat16)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from opdf_compile.artefacts import Node, nodes_behind
 from opdf_compile.parity.model_file import ModelFile, PathLike
-from opdf_compile.parity.structure.graph_view import Node, Value
 
 # Every operator of ONNX, and of ONNX Runtime's own domain, whose result its inputs do not fix.
 _DRAWING = frozenset(
@@ -30,29 +30,11 @@ def drawing_outputs(model: PathLike) -> dict[str, str]:
     drawing = {node for node in view.nodes if _draws(node)}
     if not drawing:
         return {}
-    found = {value.name: _reached(value, drawing) for value in view.main.outputs}
+    found = {value.name: nodes_behind([value]) & drawing for value in view.main.outputs}
     return {name: _words(nodes) for name, nodes in found.items() if nodes}
 
 
-def _reached(output: Value, drawing: set[Node]) -> list[Node]:
-    """The drawing nodes that an output depends on, nested graphs and functions included."""
-    seen: set[Node] = set()
-    work, found = [output], []
-    while work:
-        node = work.pop().node
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if node in drawing:
-            found.append(node)
-        work.extend(node.inputs)
-        inner = [scope for scopes in node.subgraphs.values() for scope in scopes]
-        for scope in inner if node.function is None else [*inner, node.function]:
-            work.extend(scope.outputs)
-    return found
-
-
-def _words(nodes: list[Node]) -> str:
+def _words(nodes: set[Node]) -> str:
     shown = sorted(map(str, nodes))
     return ", ".join(shown[:3]) + (f" and {len(shown) - 3} more" if len(shown) > 3 else "")
 
@@ -60,17 +42,16 @@ def _words(nodes: list[Node]) -> str:
 def _draws(node: Node) -> bool:
     if node.function is not None:
         return False  # A local function may have any name; its body tells.
-    if node.proto.op_type in _DRAWING:
+    if node.op in _DRAWING:
         return True
-    return node.proto.op_type in _DROPOUTS and not _is_quiet(node)
+    return node.op in _DROPOUTS and not _is_quiet(node)
 
 
 def _is_quiet(node: Node) -> bool:
     """Whether a dropout keeps everything."""
-    opset = node.scope.opsets.get("", _FIRST_WITH_INPUTS)
+    opset = node.graph.opsets.get("", _FIRST_WITH_INPUTS)
     if not node.proto.domain and opset < _FIRST_WITH_INPUTS:
-        flags = {a.name: a.i for a in node.proto.attribute}
-        return opset >= _FIRST_WITHOUT_IS_TEST or bool(flags.get("is_test", 0))
+        return opset >= _FIRST_WITHOUT_IS_TEST or bool(node.attributes.get("is_test", 0))
     mode = _number(node, 2, absent=0.0)
     return mode == 0.0 or _number(node, 1, absent=0.5) == 0.0
 
@@ -78,10 +59,12 @@ def _is_quiet(node: Node) -> bool:
 def _number(node: Node, place: int, absent: float) -> float | None:
     """A constant operand; None where only a run can tell."""
     value = node.inputs[place] if place < len(node.inputs) else None
-    if value is None or not (value.node or value.scope or value.constant):
+    if value is None or value.is_absent:
         return absent
-    if value.constant is None or value.scope is not None:
+    if value.constant is None or value.input_of is not None:
         return None
     from onnx import numpy_helper
 
-    return float(numpy_helper.to_array(value.constant.proto, value.constant.folder).reshape(-1)[0])
+    return float(
+        numpy_helper.to_array(value.constant.proto, value.constant.graph.folder).reshape(-1)[0]
+    )

@@ -12,12 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from opdf_compile.artefacts import recorded_parameters
+from opdf_compile.artefacts import LinkedModel, link, recorded_parameters
 from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.structure.differences import LARGEST_NUMBER, Difference
-from opdf_compile.parity.structure.graph_view import View
 from opdf_compile.parity.structure.interface import compare_interfaces, compare_opsets
-from opdf_compile.parity.structure.linking import build_view
 from opdf_compile.parity.structure.parameters import (
     NOTE_GUESSED,
     NOTE_WITHOUT_RECORD,
@@ -61,8 +59,8 @@ class StructureResult:
 class Comparison:
     """Two linked models and how they were matched; the raw material of a result."""
 
-    candidate: View
-    reference: View
+    candidate: LinkedModel
+    reference: LinkedModel
     walk: Walk
     differences: tuple[Difference, ...]
     notes: tuple[str, ...] = ()
@@ -153,7 +151,7 @@ def _guessing(without: bool, lost: tuple[str, ...]) -> tuple[str, ...]:
     return (*lost, NOTE_GUESSED) if lost else ()
 
 
-def _belongs(record: frozenset[str] | None, candidate: View, reference: View) -> bool:
+def _belongs(record: frozenset[str] | None, candidate: LinkedModel, reference: LinkedModel) -> bool:
     """Whether a record of parameters holds for the reference too: same names, dtypes and shapes."""
     if not record:
         return record is not None
@@ -165,10 +163,12 @@ def compare_models(
     candidate: onnx.ModelProto, reference: onnx.ModelProto, folders: tuple[str, str] = ("", "")
 ) -> Comparison:
     """Compare two models whose constants must all agree by value."""
-    return compare_views(build_view(candidate, folders[0]), build_view(reference, folders[1]))
+    return compare_views(link(candidate, folders[0]), link(reference, folders[1]))
 
 
-def compare_views(candidate: View, reference: View, notes: tuple[str, ...] = ()) -> Comparison:
+def compare_views(
+    candidate: LinkedModel, reference: LinkedModel, notes: tuple[str, ...] = ()
+) -> Comparison:
     """Compare two linked models: interface, operator sets, reached nodes, then the unreached."""
     walk = Walk()
     interface = compare_interfaces(candidate, reference) + compare_opsets(candidate, reference)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from opdf_compile.parity.structure.graph_view import Node, Scope, Value
+from opdf_compile.artefacts import Graph, Node, Value
 
 # A reader needs the first few; one early difference can shift everything behind it.
 LARGEST_NUMBER = 20
@@ -103,6 +103,6 @@ def _readers(values: list[Value]) -> str:
     return f" -> {shown}" + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def describe_scope(scope: Scope) -> str:
-    """Name a scope for a message."""
-    return f"local function {scope.name!r}" if scope.function else f"graph {scope.name!r}"
+def describe_graph(graph: Graph) -> str:
+    """Name a graph for a message."""
+    return f"local function {graph.name!r}" if graph.function else f"graph {graph.name!r}"

@@ -10,9 +10,9 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from opdf_compile.parity.structure.canonical import show_attribute
+from opdf_compile.artefacts import LinkedModel, Node, Value
+from opdf_compile.parity.structure.canonical import settings, show_attribute
 from opdf_compile.parity.structure.differences import Difference
-from opdf_compile.parity.structure.graph_view import Node, Value, View
 
 Kind = Literal["node", "input", "constant", "output", "more"]
 
@@ -59,7 +59,9 @@ class Side:
     edges: tuple[Edge, ...] = ()
 
 
-def frame_difference(difference: Difference, candidate: View, reference: View) -> tuple[Side, Side]:
+def frame_difference(
+    difference: Difference, candidate: LinkedModel, reference: LinkedModel
+) -> tuple[Side, Side]:
     """Collect the neighbourhood of a difference on both sides.
 
     Args:
@@ -86,10 +88,10 @@ def frame_difference(difference: Difference, candidate: View, reference: View) -
     )
 
 
-def _centre(view: View, name: str) -> Node | None:
+def _centre(view: LinkedModel, name: str) -> Node | None:
     """The node that makes or reads the value of that name; the last node for want of any."""
-    for scope in view.scopes:
-        value = scope.values.get(name)
+    for graph in view.graphs:
+        value = graph.values.get(name)
         if value is not None and (value.node or value.readers):
             return value.node or value.readers[0][0]
     made = [value.node for value in view.main.outputs if value.node is not None]
@@ -116,7 +118,7 @@ class _Collector:
     def _up(self, node: Node, steps: int) -> str:
         key = _node_key(node)
         known = key in self.vertices
-        self.vertices.setdefault(key, Vertex(key, "node", node.proto.op_type, _attributes(node)))
+        self.vertices.setdefault(key, Vertex(key, "node", node.op, _attributes(node)))
         if known or not steps:
             return key
         shown = node.inputs if len(node.inputs) <= WIDEST else node.inputs[: WIDEST - 1]
@@ -133,9 +135,9 @@ class _Collector:
     def _source(self, value: Value, steps: int) -> str:
         if value.node is not None:
             return self._up(value.node, steps)
-        if value.scope is None and value.constant is None:
+        if value.input_of is None and value.constant is None:
             return ""
-        kind: Kind = "input" if value.scope is not None else "constant"
+        kind: Kind = "input" if value.input_of is not None else "constant"
         key = f"{kind} {value.name}"
         detail = "" if value.constant is None else _constant_text(value)
         self.vertices[key] = Vertex(key, kind, _short(value.name), detail)
@@ -146,7 +148,7 @@ class _Collector:
         readers = [(reader, slot) for v in node.outputs for reader, slot in v.readers]
         for reader, slot in readers[:WIDEST]:
             below = _node_key(reader)
-            text = Vertex(below, "node", reader.proto.op_type, _attributes(reader))
+            text = Vertex(below, "node", reader.op, _attributes(reader))
             self.vertices.setdefault(below, text)
             self.edges.append(Edge(key, below, slot))
             if steps > 1:
@@ -188,12 +190,12 @@ def _marked(side: Side, other: Side, itself: bool) -> Side:
 
 
 def _node_key(node: Node) -> str:
-    return f"{id(node.scope)}/{next((o for o in node.proto.output if o), node.label)}"
+    return f"{id(node.graph)}/{next((o for o in node.proto.output if o), node.label)}"
 
 
 def _attributes(node: Node) -> str:
     """The attributes that are not at their defaults, in a few characters."""
-    shown = [f"{k}={show_attribute(v)}" for k, v in node.settings().items()]
+    shown = [f"{k}={show_attribute(v)}" for k, v in settings(node).items()]
     return "\n".join(_short(text) for text in shown[:4])
 
 

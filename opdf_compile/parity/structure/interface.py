@@ -5,27 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from opdf_compile.artefacts import declared_axis, plain_domain
-from opdf_compile.parity.structure.canonical import element_type, same_constant
+from opdf_compile.artefacts import Graph, LinkedModel, declared_axis, element_type
+from opdf_compile.parity.structure.canonical import same_constant
 from opdf_compile.parity.structure.differences import Difference
-from opdf_compile.parity.structure.graph_view import Scope, View
 
 if TYPE_CHECKING:
     import onnx
 
 
-def compare_interfaces(candidate: View, reference: View) -> list[Difference]:
+def compare_interfaces(candidate: LinkedModel, reference: LinkedModel) -> list[Difference]:
     """Compare names, dtypes and shapes of graph inputs and outputs, in order.
 
     Names of symbolic axes may differ if one renaming explains all of them.
     """
     symbols = _Renaming()
-    # Old files list their initialisers as inputs too; the view has sorted that out.
+    # Old files list their initialisers as inputs too; linking has sorted that out.
     ours, theirs = (
-        [info for info in view.model.graph.input if info.name in {v.name for v in view.main.inputs}]
+        [info for info in view.proto.graph.input if info.name in {v.name for v in view.main.inputs}]
         for view in (candidate, reference)
     )
-    outputs = (candidate.model.graph.output, reference.model.graph.output)
+    outputs = (candidate.proto.graph.output, reference.proto.graph.output)
     return [
         *_compare_infos("input", ours, theirs, symbols),
         *_compare_infos("output", *outputs, symbols),
@@ -33,7 +32,7 @@ def compare_interfaces(candidate: View, reference: View) -> list[Difference]:
     ]
 
 
-def compare_opsets(candidate: View, reference: View) -> list[Difference]:
+def compare_opsets(candidate: LinkedModel, reference: LinkedModel) -> list[Difference]:
     """Compare the operator set versions of every domain that the graphs use."""
     differences = []
     used = {""} | _domains(candidate) | _domains(reference)
@@ -52,21 +51,21 @@ def compare_opsets(candidate: View, reference: View) -> list[Difference]:
     return differences
 
 
-def compare_function_opsets(candidate: Scope, reference: Scope) -> bool:
+def compare_function_opsets(candidate: Graph, reference: Graph) -> bool:
     """Whether two function bodies read the operators that they use from equal sets."""
-    domains = {plain_domain(n.proto.domain) for s in (candidate, reference) for n in s.nodes}
+    domains = {n.domain for s in (candidate, reference) for n in s.nodes}
     return all(candidate.opsets.get(d) == reference.opsets.get(d) for d in domains)
 
 
-def _domains(view: View) -> set[str]:
+def _domains(view: LinkedModel) -> set[str]:
     return {
-        plain_domain(node.proto.domain)
+        node.domain
         for node in view.nodes
-        if node.function is None and node.scope.opsets is view.main.opsets
+        if node.function is None and node.graph.opsets is view.main.opsets
     }
 
 
-def _compare_defaults(candidate: Scope, reference: Scope) -> Iterable[Difference]:
+def _compare_defaults(candidate: Graph, reference: Graph) -> Iterable[Difference]:
     """Compare the values that inputs have when the caller leaves them out."""
     for c, r in zip(candidate.inputs, reference.inputs, strict=False):
         if (c.constant is None) != (r.constant is None):

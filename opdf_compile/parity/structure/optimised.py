@@ -10,13 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opdf_compile.artefacts import read_onnx
+from opdf_compile.artefacts import Node, Value, link, read_onnx
 from opdf_compile.errors import InternalError
 from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.runtime.sessions import Device, create_session, session_options
 from opdf_compile.parity.structure.compare import Comparison, StructureResult, compare_models
-from opdf_compile.parity.structure.graph_view import Node, Value
-from opdf_compile.parity.structure.linking import build_view
 
 if TYPE_CHECKING:
     import onnx
@@ -62,10 +60,10 @@ def _with_candidate_values(raw: Comparison) -> onnx.ModelProto:
     The reference may share one initialiser where the candidate has two, so each operand is given
     what the candidate's matched node has there.
     """
-    source, folder = raw.reference.model, raw.reference.main.folder
+    source, folder = raw.reference.proto, raw.reference.main.folder
     reference = without_weights(source)
     # The copy is linked in the same order, and so tells which of its nodes is which.
-    copies = build_view(reference, folder).nodes
+    copies = link(reference, folder).nodes
     protos = {node: copy.proto for node, copy in zip(raw.reference.nodes, copies, strict=True)}
     names: dict[int, str] = {}
     added: Tensors = {}
@@ -105,19 +103,19 @@ def _replacement(c: Value, r: Value) -> tuple[onnx.TensorProto, str] | None:
 
     constant = c.constant
     # A default of an input is no constant: the caller may give another value.
-    if constant is None or r.constant is None or c.scope or r.scope:
+    if constant is None or r.constant is None or c.input_of or r.input_of:
         return None
     if not isinstance(constant.proto, onnx.TensorProto):
         return None
-    return constant.proto, constant.folder
+    return constant.proto, constant.graph.folder
 
 
 def _in_function(node: Node) -> bool:
     """Whether a node stands in a local function, which cannot see the graph's initialisers."""
-    scope = node.scope
-    while scope.parent is not None:
-        scope = scope.parent
-    return scope.function is not None
+    graph = node.graph
+    while graph.parent is not None:
+        graph = graph.parent
+    return graph.function is not None
 
 
 def _names_read(graph: onnx.GraphProto) -> set[str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import replace
 
-from opdf_compile.artefacts import RECORD
-from opdf_compile.parity.structure.canonical import Constant, is_floating
-from opdf_compile.parity.structure.graph_view import Value, View
+from opdf_compile.artefacts import RECORD, Constant, LinkedModel, Value, element_type
 
 NOTE_GUESSED = (
     "floating-point initialisers of more than one element were taken for parameters and their "
@@ -23,7 +21,7 @@ NOTE_WITHOUT_RECORD = (
 _SETTINGS = ("Resize", "Upsample")
 
 
-def note_of_lost(record: frozenset[str] | None, view: View, name: str) -> str:
+def note_of_lost(record: frozenset[str] | None, view: LinkedModel, name: str) -> str:
     """Say that a record names parameters which the file does not have; empty where it has all.
 
     A tool that rewrites a file (fuses a batch norm into a convolution, quantises) keeps the
@@ -43,7 +41,7 @@ def note_of_lost(record: frozenset[str] | None, view: View, name: str) -> str:
     )
 
 
-def named_constants(view: View) -> dict[str, tuple[int, tuple[int, ...]]]:
+def named_constants(view: LinkedModel) -> dict[str, tuple[int, tuple[int, ...]]]:
     """Dtype and shape of every initialiser and Constant node by name, nested graphs included."""
     return {
         value.name: (value.constant.dtype, value.constant.shape)
@@ -52,7 +50,7 @@ def named_constants(view: View) -> dict[str, tuple[int, tuple[int, ...]]]:
     }
 
 
-def guessed_parameters(view: View) -> frozenset[str]:
+def guessed_parameters(view: LinkedModel) -> frozenset[str]:
     """Take floating-point constants of more than one element for parameters, settings excepted."""
     return frozenset(
         value.name
@@ -61,23 +59,21 @@ def guessed_parameters(view: View) -> frozenset[str]:
     )
 
 
-def mark_parameters(view: View, names: frozenset[str]) -> None:
+def mark_parameters(view: LinkedModel, names: frozenset[str]) -> None:
     """Tell the constants of a view which of them are parameters of the model."""
     for value in _constants(view):
-        if value.constant and (value.name in names) is not value.constant.parameter:
-            value.constant = replace(value.constant, parameter=value.name in names)
+        if value.constant:
+            value.constant.parameter = value.name in names
 
 
-def _constants(view: View) -> Iterator[Value]:
-    return (v for scope in view.scopes for v in scope.values.values() if v.constant)
+def _constants(view: LinkedModel) -> Iterator[Value]:
+    return (v for graph in view.graphs for v in graph.values.values() if v.constant)
 
 
 def _looks_like_parameter(constant: Constant) -> bool:
-    elements = 1
-    for size in constant.shape:
-        elements *= size
-    return is_floating(constant.dtype) and elements > 1
+    real = element_type(constant.dtype).startswith(("float", "bfloat", "complex"))
+    return real and math.prod(constant.shape) > 1
 
 
 def _is_setting(value: Value) -> bool:
-    return any(node.proto.op_type in _SETTINGS and place > 0 for node, place in value.readers)
+    return any(node.op in _SETTINGS and place > 0 for node, place in value.readers)

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from opdf_compile.artefacts import LinkedModel
 from opdf_compile.parity.structure.differences import Difference
 from opdf_compile.parity.structure.frame import Edge, Side, Vertex, frame_difference
-from opdf_compile.parity.structure.graph_view import View
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,9 @@ class Neighbourhood:
         figure.suptitle(text, x=0.012, ha="left", fontsize=10.5, color=_INK)
 
 
-def picture_of(difference: Difference, candidate: View, reference: View) -> Neighbourhood:
+def picture_of(
+    difference: Difference, candidate: LinkedModel, reference: LinkedModel
+) -> Neighbourhood:
     """Collect the neighbourhood of a difference on both sides of a comparison."""
     return Neighbourhood(difference.sentence, *frame_difference(difference, candidate, reference))
 

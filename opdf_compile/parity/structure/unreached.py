@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Hashable, Mapping
 
-from opdf_compile.parity.structure.canonical import element_type
+from opdf_compile.artefacts import LinkedModel, Node, Value, element_type, nodes_behind
+from opdf_compile.parity.structure.canonical import explicit_attributes, operator_of
 from opdf_compile.parity.structure.differences import Difference, describe_node
-from opdf_compile.parity.structure.graph_view import Node, Value, View
 from opdf_compile.parity.structure.walk import Walk
 
 
-def compare_unreached(candidate: View, reference: View, walk: Walk) -> list[Difference]:
+def compare_unreached(
+    candidate: LinkedModel, reference: LinkedModel, walk: Walk
+) -> list[Difference]:
     """Compare the unreached parts; call it after the walk from the outputs."""
     return [
         *_compare_uncalled(candidate, reference, walk),
@@ -24,25 +26,9 @@ def compare_unreached(candidate: View, reference: View, walk: Walk) -> list[Diff
     ]
 
 
-def reached_nodes(view: View) -> set[Node]:
-    """Nodes that some graph output depends on, at every depth."""
-    reached: set[Node] = set()
-    work = list(view.main.outputs)
-    while work:
-        node = work.pop().node
-        if node is None or node in reached:
-            continue
-        reached.add(node)
-        work.extend(node.inputs)
-        for scopes in node.subgraphs.values():
-            for scope in scopes:
-                work.extend(scope.outputs)
-        if node.function is not None:
-            work.extend(node.function.outputs)
-    return reached
-
-
-def _compare_uncalled(candidate: View, reference: View, walk: Walk) -> list[Difference]:
+def _compare_uncalled(
+    candidate: LinkedModel, reference: LinkedModel, walk: Walk
+) -> list[Difference]:
     sides = []
     for view in (candidate, reference):
         called = {id(node.function) for node in view.nodes if node.function}
@@ -61,7 +47,7 @@ def _compare_uncalled(candidate: View, reference: View, walk: Walk) -> list[Diff
     ]
 
 
-def _compare_dead(candidate: View, reference: View, walk: Walk) -> list[Difference]:
+def _compare_dead(candidate: LinkedModel, reference: LinkedModel, walk: Walk) -> list[Difference]:
     ours, theirs = _dead_sinks(candidate), _dead_sinks(reference)
     # When the graphs differ anyway, dead nodes cannot be told apart by what they read, and equal
     # numbers of them would only repeat the difference.
@@ -82,9 +68,9 @@ def _compare_dead(candidate: View, reference: View, walk: Walk) -> list[Differen
     return [*surplus, *(_dead_difference(node, "reference") for node in left)]
 
 
-def _dead_sinks(view: View) -> list[Node]:
+def _dead_sinks(view: LinkedModel) -> list[Node]:
     """Dead nodes whose results nothing reads; all other dead nodes lead to one of these."""
-    reached = reached_nodes(view)
+    reached = nodes_behind(view.main.outputs)
     return [
         node
         for node in view.nodes
@@ -93,7 +79,7 @@ def _dead_sinks(view: View) -> list[Node]:
 
 
 def _by_meaning(
-    view: View, sinks: list[Node], reached: Mapping[Node, int], codes: dict[Hashable, int]
+    view: LinkedModel, sinks: list[Node], reached: Mapping[Node, int], codes: dict[Hashable, int]
 ) -> defaultdict[int, list[Node]]:
     """Group dead sinks by a code that is equal for equal computations on both sides."""
     known: dict[Node, int] = {}
@@ -105,14 +91,14 @@ def _by_meaning(
         if value.constant is not None:
             constant = value.constant
             return (constant.dtype, constant.shape, constant.parameter or constant.fingerprint)
-        return ("input", value.index, value.scope is None)
+        return ("input", value.index, value.input_of is None)
 
     # A node of a valid file stands behind those that it reads, so one pass in file order suffices.
     for node in view.nodes:
         if node not in reached:
             key = (
-                node.operator,
-                tuple(sorted(node.attributes().items(), key=lambda item: item[0])),
+                operator_of(node),
+                tuple(sorted(explicit_attributes(node).items(), key=lambda item: item[0])),
                 tuple(meaning(value) for value in node.inputs),
             )
             known[node] = codes.setdefault(key, len(codes))
@@ -129,14 +115,14 @@ def _dead_difference(node: Node, side: str) -> Difference:
     return Difference("dead", names, sentence, nodes=nodes, **{side: describe_node(node)})
 
 
-def _compare_unused(candidate: View, reference: View) -> list[Difference]:
+def _compare_unused(candidate: LinkedModel, reference: LinkedModel) -> list[Difference]:
     """Compare dtypes and shapes of constants that nobody reads; equal ones may be shared."""
     sides = [
         {
             (value.constant.dtype, value.constant.shape): value.name
-            for scope in view.scopes
-            for value in scope.values.values()
-            if value.constant and not (value.scope or value.readers or value.output_of)
+            for graph in view.graphs
+            for value in graph.values.values()
+            if value.constant and not (value.input_of or value.readers or value.output_of)
         }
         for view in (candidate, reference)
     ]

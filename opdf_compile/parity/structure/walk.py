@@ -12,15 +12,20 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from opdf_compile.parity.structure.canonical import same_constant, show_attribute
+from opdf_compile.artefacts import Graph, Node, Value
+from opdf_compile.parity.structure.canonical import (
+    explicit_attributes,
+    operator_of,
+    same_constant,
+    show_attribute,
+)
 from opdf_compile.parity.structure.differences import (
     LARGEST_NUMBER,
     Difference,
     at_nodes,
     at_values,
-    describe_scope,
+    describe_graph,
 )
-from opdf_compile.parity.structure.graph_view import Node, Scope, Value
 from opdf_compile.parity.structure.interface import compare_function_opsets
 
 
@@ -29,20 +34,20 @@ class Place:
     """Where a pair of values is read; put into words only when they differ.
 
     Attributes:
-        slot: Place among the inputs of the readers, or among the outputs of the scope.
-        readers: The two nodes that read the values; None where a scope returns them.
-        scope: The candidate's scope that returns the values.
+        slot: Place among the inputs of the readers, or among the outputs of the graph.
+        readers: The two nodes that read the values; None where a graph returns them.
+        graph: The candidate's graph that returns the values.
     """
 
     slot: int
     readers: tuple[Node, Node] | None = None
-    scope: Scope | None = None
+    graph: Graph | None = None
 
     def __str__(self) -> str:
         if self.readers is not None:
             return f"input {self.slot} of {self.readers[0]}"
-        if self.scope is not None:
-            return f"output {self.slot} of {describe_scope(self.scope)}"
+        if self.graph is not None:
+            return f"output {self.slot} of {describe_graph(self.graph)}"
         return "what no output depends on"
 
 
@@ -58,8 +63,8 @@ class Walk:
         self.nodes: dict[Node, Node] = {}
         self.differences: list[Difference] = []
         self._back: dict[Node, Node] = {}
-        self._scopes: dict[Scope, Scope] = {}
-        self._scopes_back: dict[Scope, Scope] = {}
+        self._graphs: dict[Graph, Graph] = {}
+        self._graphs_back: dict[Graph, Graph] = {}
         self._work: deque[tuple[Value, Value, Place]] = deque()
 
     def run(self) -> None:
@@ -67,30 +72,30 @@ class Walk:
         while self._work and len(self.differences) < LARGEST_NUMBER:
             self._match_values(*self._work.popleft())
 
-    def enter(self, candidate: Scope, reference: Scope) -> bool:
-        """Pair two scopes and their outputs; False if one already has another partner."""
-        if candidate in self._scopes or reference in self._scopes_back:
-            return self._scopes.get(candidate) is reference
-        self._scopes[candidate] = reference
-        self._scopes_back[reference] = candidate
+    def enter(self, candidate: Graph, reference: Graph) -> bool:
+        """Pair two graphs and their outputs; False if one already has another partner."""
+        if candidate in self._graphs or reference in self._graphs_back:
+            return self._graphs.get(candidate) is reference
+        self._graphs[candidate] = reference
+        self._graphs_back[reference] = candidate
         for what, c, r in (
             ("inputs", candidate.inputs, reference.inputs),
             ("outputs", candidate.outputs, reference.outputs),
         ):
             if len(c) != len(r):
-                self._differ_scopes(what, candidate, reference, f"{len(c)} {what}", f"{len(r)}")
+                self._differ_graphs(what, candidate, reference, f"{len(c)} {what}", f"{len(r)}")
         self._compare_declarations(candidate, reference)
         for slot, (c_value, r_value) in enumerate(
             zip(candidate.outputs, reference.outputs, strict=False)
         ):
-            self._work.append((c_value, r_value, Place(slot, scope=candidate)))
+            self._work.append((c_value, r_value, Place(slot, graph=candidate)))
         return True
 
     def pair_nodes(self, candidate: Node, reference: Node) -> None:
         """Pair two nodes that no output reaches."""
         self._pair(candidate, reference, Place(0), None)
 
-    def _compare_declarations(self, candidate: Scope, reference: Scope) -> None:
+    def _compare_declarations(self, candidate: Graph, reference: Graph) -> None:
         if candidate.function is None or reference.function is None:
             return
         names = [
@@ -98,11 +103,11 @@ class Walk:
             for f in (candidate.function, reference.function)
         ]
         if names[0] != names[1]:
-            self._differ_scopes(
+            self._differ_graphs(
                 "function", candidate, reference, f"attributes {names[0]}", f"{names[1]}"
             )
         if not compare_function_opsets(candidate, reference):
-            self._differ_scopes(
+            self._differ_graphs(
                 "opset",
                 candidate,
                 reference,
@@ -110,18 +115,18 @@ class Walk:
                 f"{dict(reference.opsets)}",
             )
 
-    def _differ_scopes(self, kind: str, c: Scope, r: Scope, found: str, wanted: str) -> None:
-        sentence = f"{describe_scope(c)} has {found} in the candidate and {wanted} in the reference"
+    def _differ_graphs(self, kind: str, c: Graph, r: Graph, found: str, wanted: str) -> None:
+        sentence = f"{describe_graph(c)} has {found} in the candidate and {wanted} in the reference"
         self.differences.append(Difference(kind, (c.name, r.name), sentence))
 
     def _match_values(self, c: Value, r: Value, where: Place) -> None:
         if c.node is not None and r.node is not None:
             self._pair(c.node, r.node, where, (c, r))
-        elif c.scope is not None and r.scope is not None:
-            if self._scopes.get(c.scope) is not r.scope or c.index != r.index:
+        elif c.input_of is not None and r.input_of is not None:
+            if self._graphs.get(c.input_of) is not r.input_of or c.index != r.index:
                 self._differ_edge(c, r, where)
-        elif c.node or r.node or c.scope or r.scope or not (c.constant and r.constant):
-            if c is not r and not (_absent(c) and _absent(r)):
+        elif c.node or r.node or c.input_of or r.input_of or not (c.constant and r.constant):
+            if c is not r and not (c.is_absent and r.is_absent):
                 self._differ_edge(c, r, where)
         else:
             self._match_constants(c, r, where)
@@ -159,7 +164,7 @@ class Walk:
             return
         self.nodes[c] = r
         self._back[r] = c
-        if c.operator != r.operator:
+        if operator_of(c) != operator_of(r):
             sentence = f"{where} is {c} in the candidate and {r} in the reference"
             self.differences.append(at_nodes("operator", c, r, sentence))
             return
@@ -185,14 +190,14 @@ class Walk:
 
     def _enter_nested(self, c: Node, r: Node) -> None:
         for name in sorted(c.subgraphs.keys() & r.subgraphs.keys()):
-            for c_scope, r_scope in zip(c.subgraphs[name], r.subgraphs[name], strict=False):
-                self.enter(c_scope, r_scope)
+            for c_graph, r_graph in zip(c.subgraphs[name], r.subgraphs[name], strict=False):
+                self.enter(c_graph, r_graph)
         if c.function is None or r.function is None:
             return
         if not self.enter(c.function, r.function):
             sentence = (
-                f"{c} calls {describe_scope(c.function)} in the candidate where the reference "
-                f"calls {describe_scope(r.function)}, which stands for another one elsewhere"
+                f"{c} calls {describe_graph(c.function)} in the candidate where the reference "
+                f"calls {describe_graph(r.function)}, which stands for another one elsewhere"
             )
             self.differences.append(at_nodes("function", c, r, sentence))
 
@@ -203,20 +208,22 @@ def _numbers(value: Value) -> str:
     return "" if constant is None or not constant.is_small else f" = {constant.numbers()}"
 
 
-def _absent(value: Value) -> bool:
-    return value.node is None and value.scope is None and value.constant is None
+def _present_outputs(node: Node) -> tuple[bool, ...]:
+    """Which outputs are asked for; trailing absent ones dropped."""
+    last = max((value.index for value in node.outputs), default=-1)
+    return tuple(bool(name) for name in node.proto.output[: last + 1])
 
 
 def _compare_nodes(c: Node, r: Node) -> Iterator[Difference]:
     """Compare all that two nodes of one operator hold themselves."""
     for what, found, wanted in (
         ("inputs", len(c.inputs), len(r.inputs)),
-        ("outputs", c.present_outputs, r.present_outputs),
+        ("outputs", _present_outputs(c), _present_outputs(r)),
     ):
         if found != wanted:
             sentence = f"{c} has {what} {found} in the candidate and {r} {wanted} in the reference"
             yield at_nodes(what, c, r, sentence)
-    ours, theirs = c.attributes(), r.attributes()
+    ours, theirs = explicit_attributes(c), explicit_attributes(r)
     for name in () if ours == theirs else sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             found_text, wanted_text = (

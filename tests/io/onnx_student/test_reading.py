@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import itertools
+import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +169,33 @@ def test_a_copy_has_weights_of_its_own(tmp_path: Path) -> None:
     x = torch.randn(1, 2, 8)
     assert not copied(x).any() and student(x).any()
     assert copied.source is student.source
+
+
+def test_a_long_chain_of_nodes_can_be_pickled(tmp_path: Path) -> None:
+    names = ["h", *(f"h{number}" for number in range(2 * sys.getrecursionlimit())), "y"]
+    chain = [helper.make_node("Neg", [a], [b]) for a, b in itertools.pairwise(names)]
+    path = save(tmp_path / "m.onnx", helper.make_node("MatMul", ["x", "w"], ["h"]), *chain)
+    student = opdf.load_onnx(path)
+    again = pickle.loads(pickle.dumps(student))
+    x = torch.randn(3, 4)
+    assert torch.equal(again(x), student(x))
+
+
+def test_a_sparse_weight_is_read_and_never_trained(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", matmul())
+    model = onnx.load(str(path))
+    values = numpy_helper.from_array(np.array([2, 3], np.float32), "w")
+    places = numpy_helper.from_array(np.array([[0, 1], [1, 0]]), "places")
+    dense = model.graph.initializer.pop()
+    sparse = helper.make_sparse_tensor(values, places, dense.dims)
+    model.graph.sparse_initializer.append(sparse)
+    path.write_bytes(model.SerializeToString())
+    for train in ("weights", "all"):
+        student = opdf.load_onnx(path, train=train)
+        assert not list(student.parameters()) and [n for n, _ in student.named_buffers()] == ["w"]
+        given = torch.tensor([[1.0, 10.0, 100.0, 1000.0]])
+        assert torch.equal(student(given), torch.tensor([[30.0, 2.0, 0.0, 0.0]]))
+        assert write_back(student).graph == model.graph
 
 
 def test_an_input_can_be_built_in(tmp_path: Path) -> None:

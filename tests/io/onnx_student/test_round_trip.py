@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import opdf_compile as opdf
+from opdf_compile.artefacts.linking import link
 from opdf_compile.artefacts.record import recorded_parameters
-from opdf_compile.io.onnx_student.nodes import all_constants
 from opdf_compile.io.onnx_student.student import OnnxStudent
 from opdf_compile.parity.structure.compare import compare_structure
 
@@ -35,10 +35,10 @@ def runtime(path: Path, inputs: dict[str, Any]) -> list[np.ndarray]:
 def without(path: Path, names: set[str]) -> bytes:
     """The file without the numbers of some tensors, and without the record of parameters."""
     model = onnx.load(str(path))
-    for constant in all_constants(model.graph):
+    for constant in link(model).main.constants():
         if constant.name in names:
             for field in ("raw_data", "float_data", "int32_data", "double_data"):
-                constant.tensor.ClearField(field)
+                constant.proto.ClearField(field)
     kept = [entry for entry in model.metadata_props if not entry.key.startswith("opdf.")]
     del model.metadata_props[:]
     model.metadata_props.extend(kept)

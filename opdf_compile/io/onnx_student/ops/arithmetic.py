@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from opdf_compile.io.onnx_student.operands import Host, Value, number
+from opdf_compile.io.onnx_student.operands import Host, Operand, number
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
@@ -78,7 +78,7 @@ def mod(call: Call, a: Tensor, b: Tensor) -> Tensor:
 
 
 @operator("Pow", either=(1,))
-def power(_: Call, base: Tensor, exponent: Value) -> Tensor:
+def power(_: Call, base: Tensor, exponent: Operand) -> Tensor:
     """Base ** exponent, in the base's dtype."""
     if isinstance(exponent, Host) and exponent.array.size == 1:
         # A number keeps the derivative free of log(base).
@@ -109,7 +109,7 @@ def folded(call: Call, *tensors: Tensor) -> Tensor:
 
 
 @operator("Clip", either=(1, 2))
-def clip(call: Call, x: Tensor, low: Value | None = None, high: Value | None = None) -> Tensor:
+def clip(call: Call, x: Tensor, low: Operand | None = None, high: Operand | None = None) -> Tensor:
     """Limits by attribute below opset 11, then by input."""
     if call.version < 11:
         return torch.clamp(x, call.get("min"), call.get("max")) if _limited(call) else x
@@ -122,7 +122,7 @@ def _limited(call: Call) -> bool:
     return call.get("min") is not None or call.get("max") is not None
 
 
-def _limit(value: Value) -> Any:
+def _limit(value: Operand) -> Any:
     return number(value) if isinstance(value, Host) else value
 
 
@@ -161,7 +161,7 @@ def determinant(_: Call, x: Tensor) -> Any:
 
 
 @operator("CumSum", numbers=(1,))
-def cumulative_sum(call: Call, x: Tensor, axis: Value) -> Tensor:
+def cumulative_sum(call: Call, x: Tensor, axis: Operand) -> Tensor:
     """Running sums, from the end with `reverse`, without the element itself with `exclusive`."""
     dim = int(number(axis))
     x = x.flip(dim) if call.get("reverse", 0) else x

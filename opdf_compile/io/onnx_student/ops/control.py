@@ -7,14 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.io.onnx_student.operands import Host, Value, as_tensor, number
+from opdf_compile.io.onnx_student.operands import Host, Operand, as_tensor, number
 from opdf_compile.io.onnx_student.operator_table import Call, operator
+
+_BRANCHES = ("then_branch", "else_branch")
 
 
 @operator("If", either=(0,))
-def if_(call: Call, condition: Value) -> Any:
+def if_(call: Call, condition: Operand) -> Any:
     """One of two graphs."""
-    then, other = call.node.graphs["then_branch"], call.node.graphs["else_branch"]
+    then, other = (call.node.subgraphs[name][0] for name in _BRANCHES)
     if isinstance(condition, Host):
         return tuple(call.enter(then if number(condition) else other, None))
     if not torch.compiler.is_exporting():
@@ -27,8 +29,8 @@ def _conditional(call: Call, condition: Tensor) -> tuple[Any, ...]:
 
     The operator is called directly: torch.cond would first compile the branches with Dynamo.
     """
-    graphs = [call.node.graphs[name] for name in ("then_branch", "else_branch")]
-    given: dict[Any, Value] = {}
+    graphs = [call.node.subgraphs[name][0] for name in _BRANCHES]
+    given: dict[Any, Operand] = {}
     for graph in graphs:
         given.update(call.outside(graph))
     operands = {place: value for place, value in given.items() if not _is_plain(value)}
@@ -50,10 +52,10 @@ def _conditional(call: Call, condition: Tensor) -> tuple[Any, ...]:
     return chosen
 
 
-def _is_plain(value: Value) -> bool:
+def _is_plain(value: Operand) -> bool:
     return isinstance(value, Host) and value.read is None and not value.symbolic
 
 
-def _with(value: Value, tensor: Tensor) -> Value:
+def _with(value: Operand, tensor: Tensor) -> Operand:
     """The value inside a branch, which may read the tensor that was handed in and no other."""
     return Host(value.array, value.dtype, lambda: tensor) if isinstance(value, Host) else tensor

@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opdf_compile.errors import InputError
-from opdf_compile.io.onnx_student.operands import Host, Value, number
+from opdf_compile.io.onnx_student.operands import Host, Operand, number
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _SCATTER = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
 
 
 @operator("Gather", either=(1,))
-def gather(call: Call, x: Tensor, indices: Value) -> Tensor:
+def gather(call: Call, x: Tensor, indices: Operand) -> Tensor:
     """Rows of an axis; negative places count from the end."""
     axis = call.get("axis", 0) % x.ndim
     if isinstance(indices, Host) and indices.array.ndim == 0:
@@ -32,12 +32,12 @@ def gather(call: Call, x: Tensor, indices: Value) -> Tensor:
     return taken.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
 
 
-def indices_may_wrap(indices: Value) -> bool:
+def indices_may_wrap(indices: Operand) -> bool:
     """Whether a place may be negative: constants are looked at, data may always be."""
     return not isinstance(indices, Host) or any(item < 0 for item in indices.items())
 
 
-def _tensor(value: Value, device: torch.device) -> Tensor:
+def _tensor(value: Operand, device: torch.device) -> Tensor:
     from opdf_compile.io.onnx_student.operands import as_tensor
 
     return as_tensor(value, device)
@@ -96,7 +96,7 @@ def scatter_nd(call: Call, x: Tensor, indices: Tensor, updates: Tensor) -> Tenso
 
 
 @operator("OneHot", either=(1, 2))
-def one_hot(call: Call, indices: Tensor, depth: Value, values: Value) -> Tensor:
+def one_hot(call: Call, indices: Tensor, depth: Operand, values: Operand) -> Tensor:
     """A new axis with the second value at the index and the first elsewhere."""
     size = int(number(depth))
     off_on = _tensor(values, indices.device)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opdf_compile.errors import InputError
-from opdf_compile.io.onnx_student.nodes import torch_dtype
+from opdf_compile.io.onnx_student.operands import torch_dtype
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 
@@ -96,11 +96,11 @@ def mean_variance(call: Call, x: Tensor) -> Tensor:
 @operator("Dropout")
 def dropout(call: Call, x: Tensor, *_ratio_and_mode: Any) -> Any:
     """Nothing, for a file is a deployed model; the mask is all true."""
-    return (x, torch.ones_like(x, dtype=torch.bool)) if len(call.node.outputs) > 1 else x
+    return (x, torch.ones_like(x, dtype=torch.bool)) if len(call.node.proto.output) > 1 else x
 
 
 def _only_first(call: Call) -> None:
-    if any(call.node.outputs[1:]):
+    if any(call.node.proto.output[1:]):
         raise InputError(
             f"the node {call.node} also gives its statistics, which have no form here; give the "
             "PyTorch model that the file was exported from"

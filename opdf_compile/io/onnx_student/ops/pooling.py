@@ -38,7 +38,7 @@ def global_lp(call: Call, x: Tensor) -> Any:
 @operator("MaxPool")
 def max_pool(call: Call, x: Tensor) -> Any:
     """The maximum of each window; padding counts as minus infinity."""
-    if len(call.node.outputs) > 1:
+    if len(call.node.proto.output) > 1:
         raise InputError(
             f"the node {call.node} also gives the places of the maxima, which have no form here; "
             "give the PyTorch model that the file was exported from"

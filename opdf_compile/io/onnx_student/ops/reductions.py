@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.io.onnx_student.operands import Value, numbers
+from opdf_compile.io.onnx_student.operands import Operand, numbers
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 
@@ -41,7 +41,7 @@ _REDUCE: dict[str, Callable[[Tensor, list[int], bool], Tensor]] = {
 
 
 @operator(*_REDUCE, numbers=(1,))
-def reduce(call: Call, x: Tensor, given: Value | None = None) -> Tensor:
+def reduce(call: Call, x: Tensor, given: Operand | None = None) -> Tensor:
     """Over the given axes; over all where none are given."""
     axes = call.get("axes") or [int(axis) for axis in numbers(given)]
     if not axes and call.get("noop_with_empty_axes", 0):
@@ -61,7 +61,7 @@ def arg(call: Call, x: Tensor) -> Tensor:
 
 
 @operator("TopK", numbers=(1,))
-def top_k(call: Call, x: Tensor, given: Value | None = None) -> Any:
+def top_k(call: Call, x: Tensor, given: Operand | None = None) -> Any:
     """The k largest or smallest elements of an axis, with their places."""
     k = call.get("k") if given is None else numbers(given)[0]
     largest, in_order = bool(call.get("largest", 1)), bool(call.get("sorted", 1))

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import InputError
-from opdf_compile.io.onnx_student.operands import Value, numbers, sym_int, sym_max
+from opdf_compile.io.onnx_student.operands import Operand, numbers, sym_int, sym_max
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _EXACT = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
 
 
 @operator("Upsample", numbers=(1,))
-def upsample(call: Call, x: Tensor, scales: Value | None = None) -> Tensor:
+def upsample(call: Call, x: Tensor, scales: Operand | None = None) -> Tensor:
     """Resize's predecessor: sources are multiples, rounded down."""
     factors = call.get("scales") or numbers(scales)
     mode = call.get("mode", "nearest")
@@ -32,7 +32,7 @@ def upsample(call: Call, x: Tensor, scales: Value | None = None) -> Tensor:
 
 
 @operator("Resize", numbers=(1, 2, 3))
-def resize(call: Call, x: Tensor, *inputs: Value | None) -> Any:
+def resize(call: Call, x: Tensor, *inputs: Operand | None) -> Any:
     """To given sizes, or by given factors."""
     _require_plain(call)
     if call.version < 11:

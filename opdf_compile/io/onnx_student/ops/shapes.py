@@ -9,15 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opdf_compile.errors import InputError
-from opdf_compile.io.onnx_student.nodes import torch_dtype
-from opdf_compile.io.onnx_student.operands import Value, as_host, number, numbers
+from opdf_compile.io.onnx_student.operands import Operand, as_host, number, numbers, torch_dtype
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
 
 
 @operator("Identity", either=(0,))
-def identity(_: Call, x: Value) -> Value:
+def identity(_: Call, x: Operand) -> Operand:
     """The input itself."""
     return x
 
@@ -29,7 +28,7 @@ def cast(call: Call, x: Tensor) -> Tensor:
 
 
 @operator("CastLike", either=(1,))
-def cast_like(_: Call, x: Tensor, like: Value) -> Tensor:
+def cast_like(_: Call, x: Tensor, like: Operand) -> Tensor:
     """The dtype of the second input."""
     return x.to(like.dtype)
 
@@ -50,7 +49,7 @@ def wanted_dtype(call: Call, code: int) -> torch.dtype:
 
 
 @operator("Reshape", numbers=(1,))
-def reshape(call: Call, x: Tensor, shape: Value) -> Tensor:
+def reshape(call: Call, x: Tensor, shape: Operand) -> Tensor:
     """A 0 copies the size of the input (unless `allowzero`), a -1 is inferred."""
     wanted = numbers(shape)
     if not call.get("allowzero", 0):
@@ -87,14 +86,14 @@ def transpose(call: Call, x: Tensor) -> Tensor:
 
 
 @operator("Squeeze", numbers=(1,))
-def squeeze(call: Call, x: Tensor, given: Value | None = None) -> Tensor:
+def squeeze(call: Call, x: Tensor, given: Operand | None = None) -> Tensor:
     """Without the given axes of size 1, or without all of them."""
     axes = call.get("axes") or numbers(given)
     return x.squeeze(tuple(int(axis) for axis in axes)) if axes else x.squeeze()
 
 
 @operator("Unsqueeze", numbers=(1,))
-def unsqueeze(call: Call, x: Tensor, given: Value | None = None) -> Tensor:
+def unsqueeze(call: Call, x: Tensor, given: Operand | None = None) -> Tensor:
     """New axes at the given places of the result."""
     axes = [int(axis) for axis in (call.get("axes") or numbers(given))]
     rank = x.ndim + len(axes)
@@ -110,12 +109,12 @@ def concat(call: Call, *tensors: Tensor) -> Tensor:
 
 
 @operator("Split", numbers=(1,))
-def split(call: Call, x: Tensor, given: Value | None = None) -> Any:
+def split(call: Call, x: Tensor, given: Operand | None = None) -> Any:
     """Cut along an axis: at the given sizes, or into as many parts as there are outputs."""
     axis = call.get("axis", 0)
     parts = call.get("split") or numbers(given)
     if not parts:
-        count = call.get("num_outputs") or len(call.node.outputs)
+        count = call.get("num_outputs") or len(call.node.proto.output)
         each = (x.shape[axis] + count - 1) // count
         # Symbols do not allow a last part of another size to be ruled out; torch's split does it.
         return tuple(torch.split(x, each, axis))
@@ -126,10 +125,10 @@ def split(call: Call, x: Tensor, given: Value | None = None) -> Any:
 def slice_(
     call: Call,
     x: Tensor,
-    starts: Value | None = None,
-    ends: Value | None = None,
-    axes: Value | None = None,
-    steps: Value | None = None,
+    starts: Operand | None = None,
+    ends: Operand | None = None,
+    axes: Operand | None = None,
+    steps: Operand | None = None,
 ) -> Tensor:
     """Numpy's slices; torch has no negative step, so a flip goes before."""
     firsts = call.get("starts") or numbers(starts)
@@ -166,7 +165,7 @@ def _mirrored(bound: Any, size: Any) -> Any:
 
 
 @operator("Expand", numbers=(1,))
-def expand(_: Call, x: Tensor, shape: Value) -> Tensor:
+def expand(_: Call, x: Tensor, shape: Operand) -> Tensor:
     """Broadcast in both directions: a size of 1 that is asked for changes nothing."""
     wanted = numbers(shape)
     rank = max(x.ndim, len(wanted))
@@ -180,7 +179,7 @@ def expand(_: Call, x: Tensor, shape: Value) -> Tensor:
 
 
 @operator("Tile", numbers=(1,))
-def tile(_: Call, x: Tensor, repeats: Value) -> Tensor:
+def tile(_: Call, x: Tensor, repeats: Operand) -> Tensor:
     """Repeated along each axis."""
     return x.repeat(numbers(repeats))
 
@@ -189,9 +188,9 @@ def tile(_: Call, x: Tensor, repeats: Value) -> Tensor:
 def pad(
     call: Call,
     x: Tensor,
-    given: Value | None = None,
-    value: Value | None = None,
-    axes: Value | None = None,
+    given: Operand | None = None,
+    value: Operand | None = None,
+    axes: Operand | None = None,
 ) -> Tensor:
     """Padding per side; negative numbers cut."""
     sides = call.get("pads") or numbers(given)
@@ -222,7 +221,7 @@ def _padded_axis(x: Tensor, axis: int, pair: tuple[Any, Any], mode: str) -> Tens
 
 
 @operator("ConstantOfShape", numbers=(0,))
-def constant_of_shape(call: Call, shape: Value) -> Tensor:
+def constant_of_shape(call: Call, shape: Operand) -> Tensor:
     """One number in every element."""
     value = call.get("value")
     dtype = torch.float32 if value is None else getattr(torch, str(value.dtype))
@@ -231,7 +230,7 @@ def constant_of_shape(call: Call, shape: Value) -> Tensor:
 
 
 @operator("Range", numbers=(0, 1, 2))
-def range_(call: Call, start: Value, limit: Value, step: Value) -> Tensor:
+def range_(call: Call, start: Operand, limit: Operand, step: Operand) -> Tensor:
     """Numbers from start up to the limit."""
     ends = [number(value) for value in (start, limit, step)]
     return torch.arange(*ends, dtype=as_host(start).dtype, device=call.device)
@@ -246,7 +245,7 @@ def eye_like(call: Call, x: Tensor) -> Any:
 
 
 @operator("Trilu", numbers=(1,))
-def triangle(call: Call, x: Tensor, diagonal: Value | None = None) -> Tensor:
+def triangle(call: Call, x: Tensor, diagonal: Operand | None = None) -> Tensor:
     """The upper or lower triangle of the last two axes."""
     k = 0 if diagonal is None else int(number(diagonal))
     return x.triu(k) if call.get("upper", 1) else x.tril(k)

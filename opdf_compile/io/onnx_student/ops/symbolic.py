@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from opdf_compile.io.onnx_student.nodes import torch_dtype
 from opdf_compile.io.onnx_student.operands import (
     MOST_ELEMENTS,
     Host,
-    Value,
+    Operand,
     elementwise,
     host,
     numbers,
@@ -23,19 +22,20 @@ from opdf_compile.io.onnx_student.operands import (
     sym_int,
     sym_max,
     sym_min,
+    torch_dtype,
 )
 from opdf_compile.io.onnx_student.operator_table import Call, on_host, operator
 
 
 @operator("Shape", either=(0,))
-def shape(call: Call, x: Value) -> Host:
+def shape(call: Call, x: Operand) -> Host:
     """The sizes, or a range of them."""
     sizes = list(shape_of(x))
     return host(sizes[call.get("start", 0) : call.get("end", len(sizes))])
 
 
 @operator("Size", either=(0,))
-def size(_: Call, x: Value) -> Host:
+def size(_: Call, x: Operand) -> Host:
     """The number of elements."""
     total: Any = 1
     for one in shape_of(x):
