@@ -8,10 +8,17 @@ import torch
 from loss_cases import CASES, COMPARING, Case
 from torch import Tensor, nn
 
+from opdf_compile.distill import losses
 from opdf_compile.distill.losses import Loss
 
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 MASK = torch.tensor([[True, True, False, True], [False] * 4, [True, False, False, True]])
+
+
+def test_every_loss_has_a_case() -> None:
+    public = [value for name in losses.__all__ if isinstance(value := getattr(losses, name), type)]
+    known = {kind for kind in public if issubclass(kind, losses.Loss)} - {losses.Loss}
+    assert known == {type(case.make()) for case in CASES.values()}
 
 
 def oracle(case: Case, loss: Loss, student: Tensor, target: Tensor) -> np.ndarray:
