@@ -1,13 +1,14 @@
 """Time and memory of a command from the first instruction to the exit, against another checkout.
 
-help    opdf-compile --help
-verify  opdf-compile verify BUNDLE --only structure,numerics --device cpu
+help     opdf-compile --help
+inspect  opdf-compile inspect 'timm:resnet18?num_classes=10'
+verify   opdf-compile verify BUNDLE --only structure,numerics --device cpu
 
 Every run is a process of its own. Both checkouts run with the same interpreter and libraries, one
 after the other in every round and each first in half of the rounds, so that a busy machine slows
 both. The ratio is the median over the rounds; memory is the largest resident size.
 
-Usage: python benchmarks/cold_start.py [BUNDLE] [--against CHECKOUT] [--commands help,verify]
+Usage: python benchmarks/cold_start.py [BUNDLE] [--against CHECKOUT] [--commands help,inspect]
            [--rounds N] [--clock cpu] [--json FILE]
 """
 
@@ -35,6 +36,7 @@ SCHEMA = "opdf-cold-start/1"
 ROOT = Path(__file__).parents[1]
 COMMANDS = {
     "help": ("--help",),
+    "inspect": ("inspect", "timm:resnet18?num_classes=10"),
     "verify": ("verify", "{bundle}", "--only", "structure,numerics", "--device", "cpu"),
 }
 # Of the other checkout's time and memory, as docs/performance.md says.
