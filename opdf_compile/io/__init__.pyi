@@ -1,11 +1,11 @@
 from .checkpoints.checkpoint import Checkpoint as Checkpoint
 from .checkpoints.checkpoint import load_checkpoint as load_checkpoint
 from .checkpoints.checkpoint import save_checkpoint as save_checkpoint
-from .checkpoints.rank_group import Ranks as Ranks
+from .checkpoints.rank_group import RankGroup as RankGroup
 from .checkpoints.step_folders import latest_checkpoint as latest_checkpoint
 from .checkpoints.step_folders import step_folder as step_folder
 from .export.build import Export as Export
-from .export.build import build as build
+from .export.build import build_export as build_export
 from .export.bundling import write_bundle as write_bundle
 from .export.exporting import export_onnx as export_onnx
 from .export.exporting import exported as exported

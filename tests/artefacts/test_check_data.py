@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from opdf_compile.artefacts.check_file import SCHEMA, CheckData, Sample, read_check, write_check
 from opdf_compile.errors import ArtefactError, ExportError
 from opdf_compile.graph.tracing import Traced, trace
-from opdf_compile.io.evidence.evaluating import gather
-from opdf_compile.io.evidence.truth import graph_of, run
+from opdf_compile.io.evidence.evaluating import gather_check_data
+from opdf_compile.io.evidence.truth import graph_of, run_module
 
 
 class Tagger(nn.Module):
@@ -40,7 +40,7 @@ def traced_tagger(model: nn.Module | None = None, batch: int = 2) -> Traced:
 
 
 def collect(traced: Traced, **options: Any) -> CheckData:
-    return gather(
+    return gather_check_data(
         traced.programs["eval"],
         (traced.args, traced.kwargs),
         axis_names=traced.axis_names,
@@ -205,7 +205,7 @@ def test_evidence_rejects_another_model(data: CheckData) -> None:
         graph = graph_of(traced_tagger(model).programs["eval"])
         sample = recorded.samples[0]
         inputs = {name: torch.from_numpy(value) for name, value in sample.inputs.items()}
-        logits = run(graph, (), inputs)[0].double().numpy()
+        logits = run_module(graph, (), inputs)[0].double().numpy()
         return float(np.abs(logits - sample.outputs["logits"]).max() / sample.error["logits"])
 
     assert distance(right) <= 1.0

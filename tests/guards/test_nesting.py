@@ -15,13 +15,13 @@ import pytest
 from opdf_compile.artefacts.record import RECORD, recorded_parameters
 from opdf_compile.errors import UserError
 from opdf_compile.io.checkpoints.manifest import read_checkpoint_manifest
-from opdf_compile.io.models.shards import read_json
+from opdf_compile.io.models.shards import read_json_object
 from opdf_compile.io.saved.expanded_file import fold_file
 from opdf_compile.planning import Plan
 
 
 def index(good: Path, here: Path) -> None:
-    read_json(good / "shards" / "model.safetensors.index.json", "an index")
+    read_json_object(good / "shards" / "model.safetensors.index.json", "an index")
 
 
 def plan(good: Path, here: Path) -> None:

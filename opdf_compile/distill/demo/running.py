@@ -15,7 +15,7 @@ from opdf_compile.distill.demo.racing import race
 from opdf_compile.distill.demo.report import demo_json, demo_markdown
 from opdf_compile.distill.demo.value import Budget, Outcome, Race
 from opdf_compile.files import atomic_folder
-from opdf_compile.io import build, write_bundle
+from opdf_compile.io import build_export, write_bundle
 from opdf_compile.parity import ParityReport, check_budget, verify
 from opdf_compile.planning import Plan
 
@@ -137,8 +137,8 @@ def _export(found: Race, folder: Path) -> None:
     """Write the bundle: what ships and, for a look at both, the plain student beside it."""
     write_bundle(
         folder,
-        build(found.overparam.student, (found.example,)),
-        build(found.plain.student, (found.example,)),
+        build_export(found.overparam.student, (found.example,)),
+        build_export(found.plain.student, (found.example,)),
         plan=found.plan.to_json(),
         side_by_side=True,
     )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from opdf_compile.distill.engine.batches import Batches, spans
 from opdf_compile.distill.recipe.job import Batch, Examples, Job
-from opdf_compile.io import Ranks
+from opdf_compile.io import RankGroup
 
 Forward = Callable[[Batch], dict[str, Tensor]]
 Teacher = Callable[[str, list[int], Batch], Any]
@@ -53,7 +53,7 @@ class Evaluation:
             alone: Measure all of it in this process; the others need not call it.
         """
         examples: Examples = getattr(self._batches.data, part)
-        ranks = Ranks()
+        ranks = RankGroup()
         rank, size = (0, 1) if alone else (ranks.rank, ranks.size)
         own: dict[int, tuple[float, float]] = {}
         for place, indices in enumerate(spans(len(examples), self._batch)):

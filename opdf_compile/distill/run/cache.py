@@ -25,7 +25,7 @@ from opdf_compile.distill.engine.teaching import joined
 from opdf_compile.distill.recipe.job import Examples
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.files import atomic_write, sha256
-from opdf_compile.io import Ranks, read_tensors, write_tensors
+from opdf_compile.io import RankGroup, read_tensors, write_tensors
 
 # A file of a few MB is written in a moment, so a killed run loses a moment.
 FILE_BYTES = 16 << 20
@@ -91,7 +91,7 @@ def cached(folder: Path, part: Part, say: Say) -> Cached:
         InputError: The data changes from read to read, or the outputs have no fixed shape.
         ArtefactError: A file is damaged, or cannot be written.
     """
-    ranks = Ranks()
+    ranks = RankGroup()
     index = folder / f"{part.name}.json"
     if not ranks.gather(index.is_file())[0]:
         require_repeatable(part)
@@ -103,7 +103,7 @@ def cached(folder: Path, part: Part, say: Say) -> Cached:
     return Cached(index)
 
 
-def _fill(folder: Path, part: Part, ranks: Ranks, say: Say) -> list[Path]:
+def _fill(folder: Path, part: Part, ranks: RankGroup, say: Say) -> list[Path]:
     """Write this process's share of the files; the names of all."""
     text = f"the teacher's outputs on the {part.name} part"
     count = len(part.examples)

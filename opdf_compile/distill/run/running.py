@@ -23,7 +23,7 @@ from opdf_compile.distill.run.folder import RunFolder, only_run, open_folder
 from opdf_compile.distill.run.lock import lock_of
 from opdf_compile.distill.run.report import read_result, write_report
 from opdf_compile.distill.run.training import Training
-from opdf_compile.io import Ranks
+from opdf_compile.io import RankGroup
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -93,7 +93,7 @@ def run(
     require_runtime(job)
     path = Path(folder)
     accelerator = open_accelerator(job.recipe.training, path)
-    ranks = Ranks()
+    ranks = RankGroup()
     tell = watch if watch is not None and ranks.rank == 0 else silent
     place = ranks.together(lambda: _opened(job, path, ranks, resume=resume))
     with _held(place, ranks):
@@ -105,7 +105,7 @@ def run(
     return result
 
 
-def _opened(job: Job, path: Path, ranks: Ranks, *, resume: bool) -> RunFolder:
+def _opened(job: Job, path: Path, ranks: RankGroup, *, resume: bool) -> RunFolder:
     """The first process makes or checks the folder."""
     if ranks.rank:
         return RunFolder(path)
@@ -114,7 +114,7 @@ def _opened(job: Job, path: Path, ranks: Ranks, *, resume: bool) -> RunFolder:
 
 
 @contextmanager
-def _held(place: RunFolder, ranks: Ranks) -> Iterator[None]:
+def _held(place: RunFolder, ranks: RankGroup) -> Iterator[None]:
     if ranks.rank:
         yield
         return
@@ -123,7 +123,7 @@ def _held(place: RunFolder, ranks: Ranks) -> Iterator[None]:
 
 
 def _train(
-    job: Job, place: RunFolder, accelerator: Accelerator, ranks: Ranks, tell: Watch
+    job: Job, place: RunFolder, accelerator: Accelerator, ranks: RankGroup, tell: Watch
 ) -> dict[str, Any]:
     """Train what is left, then finish in the first process; the value of the report."""
     from accelerate.utils import set_seed

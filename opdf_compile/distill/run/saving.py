@@ -16,7 +16,7 @@ from opdf_compile.distill.run.state import Progress
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io import (
     Checkpoint,
-    Ranks,
+    RankGroup,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
@@ -42,7 +42,7 @@ class Saving:
     """
 
     def __init__(self, setup: Setup, scaler: GradScaler) -> None:
-        self._setup, self._scaler, self._first = setup, scaler, Ranks().rank == 0
+        self._setup, self._scaler, self._first = setup, scaler, RankGroup().rank == 0
         self.kept: State = {}
         plain = not isinstance(setup.optimizer, Overparam)
         self._optimizer: Any = (
@@ -62,7 +62,7 @@ class Saving:
 
     def save(self, folder: Path, progress: Progress, training: TrainingSection) -> Path | None:
         """Write a checkpoint, unless this step has one; all processes together."""
-        if Ranks().gather(step_folder(folder, progress.step).exists())[0]:
+        if RankGroup().gather(step_folder(folder, progress.step).exists())[0]:
             return None
         side = self._setup.side
         extra = {

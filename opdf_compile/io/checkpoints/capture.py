@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from opdf_compile.errors import InputError
 from opdf_compile.graph import memory_key
 from opdf_compile.io.checkpoints.packing import pack
-from opdf_compile.io.checkpoints.rank_group import Ranks
-from opdf_compile.training import checksum, is_sharded, local, whole
-
-State = dict[str, Any]
+from opdf_compile.io.checkpoints.rank_group import RankGroup
+from opdf_compile.training import StateDict, checksum, is_sharded, local, whole
 
 
 class Optimizer(Protocol):
@@ -31,16 +29,16 @@ class Optimizer(Protocol):
     def owned_names(self) -> tuple[str, ...]:
         """Names of the parameters whose state this rank holds."""
 
-    def state_by_name(self) -> dict[str, State]:
+    def state_by_name(self) -> dict[str, StateDict]:
         """That state."""
 
     def fingerprints(self) -> dict[str, list[int]]:
         """Checksums of the matched weights."""
 
-    def group_options(self) -> list[State]:
+    def group_options(self) -> list[StateDict]:
         """The param groups with names in place of parameters."""
 
-    def class_state(self) -> State:
+    def class_state(self) -> StateDict:
         """What its class keeps beside that, with the layout it is for where it is for one."""
 
     def layout(self) -> list[list[str]]:
@@ -48,10 +46,10 @@ class Optimizer(Protocol):
 
     def load_state_by_name(
         self,
-        states: Mapping[str, State],
+        states: Mapping[str, StateDict],
         fingerprints: Mapping[str, list[int]],
-        groups: list[State],
-        class_state: State | None = None,
+        groups: list[StateDict],
+        class_state: StateDict | None = None,
     ) -> None:
         """The inverse of the four."""
 
@@ -70,7 +68,7 @@ def require_optimizer(optimizer: Any) -> None:
 
 
 @dataclass
-class Share:
+class RankShare:
     """One rank's part of a checkpoint.
 
     Attributes:
@@ -84,14 +82,14 @@ class Share:
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    state: dict[str, State] = field(default_factory=dict)
-    module: State = field(default_factory=dict)
-    groups: list[State] = field(default_factory=list)
+    state: dict[str, StateDict] = field(default_factory=dict)
+    module: StateDict = field(default_factory=dict)
+    groups: list[StateDict] = field(default_factory=list)
     fingerprints: dict[str, list[int] | None] = field(default_factory=dict)
-    class_state: State | None = None
+    class_state: StateDict | None = None
 
 
-def take(optimizer: Optimizer, ranks: Ranks) -> Share:
+def take(optimizer: Optimizer, ranks: RankGroup) -> RankShare:
     """What this rank writes; all ranks must call it together.
 
     Raises:
@@ -110,7 +108,7 @@ def take(optimizer: Optimizer, ranks: Ranks) -> Share:
     own = optimizer.class_state()
     layouts = ranks.gather(own["layout"])
     # From here on no rank waits for another, so a value that cannot be packed is told at once.
-    share = Share()
+    share = RankShare()
     for name, mine in writes.items():
         if mine:
             share.state[name] = pack(states[name], f"state/{name}", share.tensors)
@@ -154,7 +152,7 @@ def _gathered(value: Any, keep: bool) -> Any:
     return full if keep else None
 
 
-def _module_state(module: nn.Module, *, writes: bool) -> State:
+def _module_state(module: nn.Module, *, writes: bool) -> StateDict:
     state = module.state_dict(keep_vars=True)
     found: dict[int, Any] = {}
     for value in state.values():
@@ -164,9 +162,9 @@ def _module_state(module: nn.Module, *, writes: bool) -> State:
     return {key: found[id(value)] for key, value in state.items()}
 
 
-def _pack_module(state: State, tensors: dict[str, Tensor]) -> State:
+def _pack_module(state: StateDict, tensors: dict[str, Tensor]) -> StateDict:
     first: dict[Any, str] = {}
-    packed: State = {}
+    packed: StateDict = {}
     for key, value in state.items():
         if isinstance(value, Tensor):
             same = first.setdefault(memory_key(value) or key, key)

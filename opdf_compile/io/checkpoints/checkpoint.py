@@ -23,7 +23,7 @@ from torch import Tensor
 
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.files import atomic_folder
-from opdf_compile.io.checkpoints.capture import Optimizer, State, require_optimizer, take
+from opdf_compile.io.checkpoints.capture import Optimizer, require_optimizer, take
 from opdf_compile.io.checkpoints.fit import check_fit
 from opdf_compile.io.checkpoints.give import (
     Snapshot,
@@ -40,7 +40,7 @@ from opdf_compile.io.checkpoints.manifest import (
 )
 from opdf_compile.io.checkpoints.packing import json_text, pack, unpack
 from opdf_compile.io.checkpoints.random_states import random_states, restorer
-from opdf_compile.io.checkpoints.rank_group import Ranks
+from opdf_compile.io.checkpoints.rank_group import RankGroup
 from opdf_compile.io.checkpoints.step_folders import (
     MANIFEST,
     delete_leftovers,
@@ -52,11 +52,9 @@ from opdf_compile.io.checkpoints.step_folders import (
     step_folder,
 )
 from opdf_compile.io.checkpoints.write import Written, write_manifest, write_share
-from opdf_compile.training import reshard
+from opdf_compile.training import StateDict, reshard
 
 _LOG = logging.getLogger("opdf_compile")
-
-__all__ = ["Checkpoint", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def save_checkpoint(
         >>> opdf.save_checkpoint("run/", optimizer, step=step, keep=3)
     """
     require_optimizer(optimizer)
-    ranks = Ranks(optimizer.program.process_group)
+    ranks = RankGroup(optimizer.program.process_group)
     text = ranks.together(partial(_arguments, step, extra, keep))
     _require_one_step(ranks.gather(step))
     reshard(optimizer.program.module)
@@ -157,7 +155,7 @@ def load_checkpoint(
         >>> step = opdf.load_checkpoint("run/", optimizer).step
     """
     require_optimizer(optimizer)
-    ranks = Ranks(optimizer.program.process_group)
+    ranks = RankGroup(optimizer.program.process_group)
     chosen = ranks.together(partial(_choose, Path(directory)))
     folder = ranks.gather(chosen)[0]
     reshard(optimizer.program.module)
@@ -179,7 +177,7 @@ def _arguments(step: int, extra: Any, keep: int | None) -> str:
 
 
 def _keep(
-    tensors: Mapping[str, Tensor] | None, into: dict[str, Tensor], ranks: Ranks
+    tensors: Mapping[str, Tensor] | None, into: dict[str, Tensor], ranks: RankGroup
 ) -> dict[str, Any]:
     """Rank 0: put the caller's tensors into its shard; where each of them is."""
     given = dict(tensors or {}) if ranks.rank == 0 else {}
@@ -201,7 +199,7 @@ def _require_one_step(steps: list[int]) -> None:
         )
 
 
-def _open(target: Path, ranks: Ranks, lock: ExitStack, writing: ExitStack) -> Path:
+def _open(target: Path, ranks: RankGroup, lock: ExitStack, writing: ExitStack) -> Path:
     """Rank 0: make the folder that all ranks write into, hidden until it is complete."""
     if ranks.rank:
         return target  # Rank 0 tells the others what the folder is called until then.
@@ -224,7 +222,7 @@ def _publish(
     parts: list[Written],
     about: dict[str, Any],
     extra: str,
-    ranks: Ranks,
+    ranks: RankGroup,
     writing: ExitStack,
 ) -> None:
     """Rank 0: write the manifest, and give the folder its name."""
@@ -233,7 +231,7 @@ def _publish(
         writing.close()
 
 
-def _prune(base: Path, step: int, keep: int | None, ranks: Ranks) -> None:
+def _prune(base: Path, step: int, keep: int | None, ranks: RankGroup) -> None:
     if ranks.rank == 0 and keep is not None:
         prune(base, step, keep)
 
@@ -256,12 +254,12 @@ class _Ready:
 
     manifest: Manifest
     state: Snapshot
-    module: State
+    module: StateDict
     kept: dict[str, Tensor]
     restore: Callable[[], None] | None
 
 
-def _prepare(folder: Path, optimizer: Optimizer, ranks: Ranks, rng: bool) -> _Ready:
+def _prepare(folder: Path, optimizer: Optimizer, ranks: RankGroup, rng: bool) -> _Ready:
     manifest = read_checkpoint_manifest(folder)
     check_fit(manifest, optimizer, folder)
     # Each shard is hashed by one rank; none goes on before all have agreed.
@@ -276,7 +274,7 @@ def _prepare(folder: Path, optimizer: Optimizer, ranks: Ranks, rng: bool) -> _Re
 
 
 def _random(
-    folder: Path, manifest: Manifest, ranks: Ranks, shards: Shards
+    folder: Path, manifest: Manifest, ranks: RankGroup, shards: Shards
 ) -> Callable[[], None] | None:
     if len(manifest.random) != ranks.size:
         found = f"those of {len(manifest.random)} ranks" if manifest.random else "none"

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.graph import memory_key
-from opdf_compile.io.checkpoints.capture import Optimizer, State, is_core
+from opdf_compile.io.checkpoints.capture import Optimizer, is_core
 from opdf_compile.io.checkpoints.manifest import Manifest, dtype_name
 from opdf_compile.io.checkpoints.packing import TENSOR
-from opdf_compile.training import is_sharded
+from opdf_compile.training import StateDict, is_sharded
 
 _REMEDY = "build the model and the optimizer as they were when it was saved"
 
@@ -62,7 +62,7 @@ def _plain(value: Tensor) -> bool:
     return not is_sharded(value)
 
 
-def _check_cores(manifest: Manifest, name: str, present: State, folder: Path) -> None:
+def _check_cores(manifest: Manifest, name: str, present: StateDict, folder: Path) -> None:
     saved = manifest.state[name]
     cores = {key for key in present if _is_core(key)}
     if cores != {key for key in saved if _is_core(key)}:

@@ -14,26 +14,26 @@ from typing import Any
 from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError, OpdfError, first_line
-from opdf_compile.io.checkpoints.capture import Optimizer, State, is_core
+from opdf_compile.io.checkpoints.capture import Optimizer, is_core
 from opdf_compile.io.checkpoints.manifest import Manifest
 from opdf_compile.io.checkpoints.packing import unpack
-from opdf_compile.io.checkpoints.rank_group import Ranks
-from opdf_compile.training import checksum, is_sharded, local, own
+from opdf_compile.io.checkpoints.rank_group import RankGroup
+from opdf_compile.training import StateDict, checksum, is_sharded, local, own
 
-Reader = Callable[[str], Tensor]
+_ReadTensor = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True)
 class Snapshot:
     """The state of this rank's parameters, as `load_state_by_name` takes it."""
 
-    states: dict[str, State]
+    states: dict[str, StateDict]
     fingerprints: dict[str, list[int]]
-    groups: list[State]
-    class_state: State | None
+    groups: list[StateDict]
+    class_state: StateDict | None
 
 
-def give_state(optimizer: Optimizer, state: Snapshot, ranks: Ranks, folder: Path) -> None:
+def give_state(optimizer: Optimizer, state: Snapshot, ranks: RankGroup, folder: Path) -> None:
     """Load the state on all ranks, or leave all of them as they were.
 
     Raises:
@@ -70,7 +70,7 @@ def _load(optimizer: Optimizer, state: Snapshot) -> None:
 
 
 def read_state(
-    manifest: Manifest, optimizer: Optimizer, module: Mapping[str, Any], tensor: Reader
+    manifest: Manifest, optimizer: Optimizer, module: Mapping[str, Any], tensor: _ReadTensor
 ) -> Snapshot:
     """The state of this rank's parameters and the options of the groups, in memory.
 
@@ -97,7 +97,7 @@ def read_state(
     return Snapshot(states, fingerprints, groups, _class_state(manifest, optimizer, tensor))
 
 
-def _class_state(manifest: Manifest, optimizer: Optimizer, tensor: Reader) -> State | None:
+def _class_state(manifest: Manifest, optimizer: Optimizer, tensor: _ReadTensor) -> StateDict | None:
     """That of the layout that this rank has; else any, which the optimizer judges."""
     if not manifest.class_state:
         return None  # An older checkpoint.
@@ -125,7 +125,7 @@ def _other(sums: list[int]) -> list[int]:
     return [value ^ 1 for value in sums]
 
 
-def read_module(manifest: Manifest, tensor: Reader) -> State:
+def read_module(manifest: Manifest, tensor: _ReadTensor) -> StateDict:
     """The module's state dict, whole and in memory; tied names get one tensor."""
     known: dict[str, Tensor] = {}
 

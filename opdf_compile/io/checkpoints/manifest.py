@@ -222,7 +222,7 @@ def dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def order_of(tensor: Tensor) -> list[int]:
+def axis_order(tensor: Tensor) -> list[int]:
     """The axes from the one with the longest stride on; empty where that is the shape's order."""
     strides = tensor.stride()
     order = sorted(range(tensor.ndim), key=strides.__getitem__, reverse=True)
@@ -230,7 +230,7 @@ def order_of(tensor: Tensor) -> list[int]:
 
 
 def _laid_out(tensor: Tensor, order: list[int]) -> Tensor:
-    """The same values, lying in memory as `order_of` said."""
+    """The same values, lying in memory as `axis_order` said."""
     if not order:
         return tensor
     return tensor.permute(order).contiguous().permute([order.index(k) for k in range(len(order))])

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 from opdf_compile.errors import ArtefactError
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
-class Ranks:
+class RankGroup:
     """The processes of one run, as seen from one of them.
 
     Args:
@@ -36,7 +36,7 @@ class Ranks:
         self.rank: int = 0 if alone else dist.get_rank(self._group)
         self.size: int = 1 if alone else dist.get_world_size(self._group)
 
-    def gather(self, value: T) -> list[T]:
+    def gather(self, value: _T) -> list[_T]:
         """The values of all ranks, in the order of the ranks, on every rank."""
         if self.size == 1:
             return [value]
@@ -46,7 +46,7 @@ class Ranks:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
-    def together(self, action: Callable[[], T]) -> T:
+    def together(self, action: Callable[[], _T]) -> _T:
         """Run an action on every rank; it counts only if it succeeds on all of them.
 
         Returns:
@@ -56,7 +56,7 @@ class Ranks:
             ArtefactError: It failed on another rank; this rank's own failure is raised as it is.
         """
         failure: Exception | None = None
-        result: T | None = None
+        result: _T | None = None
         try:
             result = action()
         except Exception as error:  # Raised below, once the other ranks know.

@@ -12,19 +12,20 @@ import torch
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import atomic_write, sha256
-from opdf_compile.io.checkpoints.capture import Share, State, own_memory
+from opdf_compile.io.checkpoints.capture import RankShare, own_memory
 from opdf_compile.io.checkpoints.manifest import (
     ClassState,
     Manifest,
     Shard,
     Stored,
+    axis_order,
     dtype_name,
-    order_of,
     shard_name,
 )
-from opdf_compile.io.checkpoints.rank_group import Ranks
+from opdf_compile.io.checkpoints.rank_group import RankGroup
 from opdf_compile.io.checkpoints.step_folders import MANIFEST
 from opdf_compile.io.models.safetensors_file import write_tensors
+from opdf_compile.training import StateDict
 from opdf_compile.version import __version__
 
 
@@ -35,15 +36,17 @@ class Written:
     name: str
     shard: dict[str, Any]
     tensors: dict[str, dict[str, Any]]
-    module: State
-    groups: list[State]
+    module: StateDict
+    groups: list[StateDict]
     fingerprints: dict[str, list[int] | None]
-    state: dict[str, State]
-    class_state: State | None
-    random: State | None
+    state: dict[str, StateDict]
+    class_state: StateDict | None
+    random: StateDict | None
 
 
-def write_share(folder: Path, share: Share, random: State | None, ranks: Ranks) -> Written:
+def write_share(
+    folder: Path, share: RankShare, random: StateDict | None, ranks: RankGroup
+) -> Written:
     """Write this rank's shard.
 
     Raises:
@@ -62,7 +65,7 @@ def write_share(folder: Path, share: Share, random: State | None, ranks: Ranks) 
             "shard": name,
             "shape": list(tensor.shape),
             "dtype": dtype_name(tensor),
-            "order": order_of(tensor),
+            "order": axis_order(tensor),
         }
         for key, tensor in share.tensors.items()
     }

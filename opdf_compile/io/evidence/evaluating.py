@@ -17,10 +17,10 @@ from opdf_compile.artefacts import CheckData, Sample
 from opdf_compile.errors import ExportError, first_line
 from opdf_compile.graph import AxisNames, Inputs
 from opdf_compile.io.evidence.function_noise import Moved, Watched, has_limited_functions
-from opdf_compile.io.evidence.half_range import Change, changes_of, fit_numbers
+from opdf_compile.io.evidence.half_range import NumberChange, changes_of, fit_numbers
 from opdf_compile.io.evidence.randomness import UNKNOWN, Generators, find_draws, has_moved
 from opdf_compile.io.evidence.samples import ENOUGH_ROWS, MOST_SAMPLES, ORDINARY, drawn_samples
-from opdf_compile.io.evidence.truth import Truth, graph_of, run
+from opdf_compile.io.evidence.truth import Truth, graph_of, run_module
 
 # More rows than the ordinary samples have are worth this much of a file.
 MOST_BYTES = 64 << 20
@@ -29,7 +29,7 @@ MOST_FAILURES = 3
 _LOG = logging.getLogger("opdf_compile")
 
 
-def gather(
+def gather_check_data(
     program: ExportedProgram,
     example: Inputs,
     *,
@@ -108,7 +108,7 @@ class _Measure:
         kind = getattr(torch, dtype, torch.float32)
         read = program.state_dict.keys() | program.constants.keys()
         originals = {name: tensor for name, tensor in originals.items() if name in read}
-        self.changes: tuple[Change, ...] = (*changes_of(originals, kind), *changes)
+        self.changes: tuple[NumberChange, ...] = (*changes_of(originals, kind), *changes)
         # What is right is what the model computes with its own numbers.
         self._model, self._truth = graph_of(fitted), Truth(program, originals)
         self._fitted_truth = Truth(fitted) if self.changes else None
@@ -131,7 +131,7 @@ class _Measure:
         generators = Generators([*tensors, *self._model.parameters()])
         before = generators.state()
         with Watched() as watched:
-            computed = dict(zip(self._outputs, run(self._model, *inputs), strict=True))
+            computed = dict(zip(self._outputs, run_module(self._model, *inputs), strict=True))
         if not self._draws.known and has_moved(before, generators.state()):
             self.random = dict.fromkeys(self._outputs, UNKNOWN)
         return computed, watched.blind if self._foreign else 0

@@ -20,7 +20,7 @@ from opdf_compile.graph import AxisNames, Inputs, input_shapes, is_free
 from opdf_compile.io.evidence.drawn_values import Draw
 from opdf_compile.io.evidence.id_ranges import id_ranges
 
-Place = tuple[str, int]
+InputAxis = tuple[str, int]
 # A small batch shows what a large one would, and 1 is where broadcasting hides a mistake.
 _BATCHES = ((3, 4, 5), (1, 6, 8))
 _SMALL_BATCH = 2
@@ -41,7 +41,7 @@ class FreeSize:
 
     letters: tuple[str, ...]
     symbols: Mapping[Any, int]
-    places: tuple[Place, ...]
+    places: tuple[InputAxis, ...]
     size: int
     low: int
     high: int
@@ -87,7 +87,7 @@ def free_sizes(program: ExportedProgram, example: Inputs, names: AxisNames) -> l
     """
     shapes = dict(zip(names, input_shapes(program), strict=True))
     present = _present(shapes, example)
-    found: list[tuple[set[str], set[Any], list[Place]]] = []
+    found: list[tuple[set[str], set[Any], list[InputAxis]]] = []
     for place, letter, symbols in sorted(_axes(shapes, names), key=lambda row: row[0][1]):
         if not symbols <= present.keys():
             continue  # An expression whose terms no axis shows by itself.
@@ -104,7 +104,7 @@ def free_sizes(program: ExportedProgram, example: Inputs, names: AxisNames) -> l
 
 def _axes(
     shapes: Mapping[str, torch.Size], names: AxisNames
-) -> Iterator[tuple[Place, str, set[Any]]]:
+) -> Iterator[tuple[InputAxis, str, set[Any]]]:
     for name, shape in shapes.items():
         for axis, size in enumerate(shape):
             if is_free(size):
@@ -129,7 +129,7 @@ def _size(
     present: Mapping[Any, int],
     letters: Iterable[str],
     symbols: Iterable[Any],
-    places: Iterable[Place],
+    places: Iterable[InputAxis],
 ) -> FreeSize:
     values = {symbol: present[symbol] for symbol in symbols}
     spans = [program.range_constraints[s] for s in values if s in program.range_constraints]

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from opdf_compile.io.evidence.places import operator_of, place_of
+from opdf_compile.io.evidence.places import node_place, operator_of
 from opdf_compile.io.evidence.rebuilt import rebuilt
 
-HALVES = (torch.float16, torch.bfloat16)
+_HALVES = (torch.float16, torch.bfloat16)
 # Their numbers are a length, not values.
 _LENGTHS = frozenset({"aten.arange", "aten.range", "aten.linspace", "aten.logspace"})
 # Numbers of these become elements although their schema calls them floats.
@@ -46,7 +46,7 @@ _TRANSPARENT = frozenset({"aten.lift_fresh_copy", "aten.detach", "aten.alias", "
 
 
 @dataclass(frozen=True)
-class Change:
+class NumberChange:
     """A number that was brought into the range of a dtype.
 
     Attributes:
@@ -66,7 +66,7 @@ class Change:
         return f"{self.dtype} {lacks} {self.value:g} of {self.place}: the file has {self.became:g}"
 
 
-def fit_numbers(program: ExportedProgram) -> tuple[ExportedProgram, tuple[Change, ...]]:
+def fit_numbers(program: ExportedProgram) -> tuple[ExportedProgram, tuple[NumberChange, ...]]:
     """A program whose numbers fit its half-precision operators; itself where they do already.
 
     Args:
@@ -78,7 +78,7 @@ def fit_numbers(program: ExportedProgram) -> tuple[ExportedProgram, tuple[Change
     tensors = (*program.state_dict.values(), *program.constants.values())
     module = copy.deepcopy(program.graph_module, {id(tensor): tensor for tensor in tensors})
     constants = dict(program.constants)
-    changes: list[Change] = []
+    changes: list[NumberChange] = []
     for graph in _graphs(module):
         for edit in list(_edits(graph, program)):
             changes.append(edit.change)
@@ -90,7 +90,7 @@ def fit_numbers(program: ExportedProgram) -> tuple[ExportedProgram, tuple[Change
 
 def narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor in a half dtype, its finite numbers within the range."""
-    if dtype not in HALVES or not tensor.is_floating_point():
+    if dtype not in _HALVES or not tensor.is_floating_point():
         return tensor.to(dtype)
     limits = torch.finfo(dtype)
     fits = tensor.isinf() | tensor.isnan()
@@ -99,25 +99,25 @@ def narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def too_large(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The tensors with a finite number that a half dtype turns into an infinity."""
-    if dtype not in HALVES:
+    if dtype not in _HALVES:
         return {}
     return {
         name: tensor
         for name, tensor in tensors.items()
         if tensor.is_floating_point()
-        and tensor.dtype not in HALVES
+        and tensor.dtype not in _HALVES
         and bool((tensor.to(dtype).isinf() & ~tensor.isinf()).any())
     }
 
 
-def changes_of(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[Change, ...]:
+def changes_of(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[NumberChange, ...]:
     """What `narrowed` does to tensors of `too_large`."""
     found = []
     for name, tensor in tensors.items():
         finite = tensor.detach()[tensor.isfinite()]
         value = finite[finite.abs().argmax()]
         became = float(narrowed(value, dtype))
-        found.append(Change(f"the tensor {name!r}", float(value), became, _word(dtype)))
+        found.append(NumberChange(f"the tensor {name!r}", float(value), became, _word(dtype)))
     return tuple(found)
 
 
@@ -127,7 +127,7 @@ class _Edit:
 
     node: Node
     argument: int | str
-    change: Change
+    change: NumberChange
     constant: str = ""
 
     def apply(self, constants: dict[str, Any]) -> None:
@@ -155,7 +155,7 @@ def _edits(graph: GraphModule, program: ExportedProgram) -> Iterator[_Edit]:
         for argument, name, value in _numbers(node):
             became = _fitted(value, dtype, _is_epsilon(node, name))
             if became != value:
-                change = Change(place_of(node), float(value), became, _word(dtype))
+                change = NumberChange(node_place(node), float(value), became, _word(dtype))
                 yield _Edit(node, argument, change)
 
 
@@ -170,8 +170,8 @@ def _edit_of_constant(node: Node, name: str, constants: Mapping[str, Any]) -> It
     became = _fitted(value, dtype, epsilon=False)
     if became != value:
         reader = next(iter(node.users))
-        place = f"a constant ({place_of(reader)})"
-        yield _Edit(node, 0, Change(place, value, became, _word(dtype)), name)
+        place = f"a constant ({node_place(reader)})"
+        yield _Edit(node, 0, NumberChange(place, value, became, _word(dtype)), name)
 
 
 def _half_of(node: Node) -> torch.dtype | None:
@@ -179,11 +179,11 @@ def _half_of(node: Node) -> torch.dtype | None:
     value = node.meta.get("val")
     if node.op != "call_function" or not isinstance(value, Tensor):
         return None
-    if value.dtype in HALVES:
+    if value.dtype in _HALVES:
         return value.dtype
     if value.dtype is torch.bool:  # A comparison.
         inputs = [source.meta.get("val") for source in node.all_input_nodes]
-        halves = [v.dtype for v in inputs if isinstance(v, Tensor) and v.dtype in HALVES]
+        halves = [v.dtype for v in inputs if isinstance(v, Tensor) and v.dtype in _HALVES]
         return halves[0] if halves else None
     # A tensor of one number has no say in the dtype of what it is combined with.
     return _read_as(node) if value.dtype.is_floating_point and value.ndim == 0 else None
@@ -200,7 +200,7 @@ def _read_as(node: Node) -> torch.dtype | None:
         value = user.meta.get("val")
         if operator_of(user).rstrip("_") in _TRANSPARENT:
             work.extend(user.users)
-        elif isinstance(value, Tensor) and value.dtype in HALVES:
+        elif isinstance(value, Tensor) and value.dtype in _HALVES:
             return value.dtype
     return None
 

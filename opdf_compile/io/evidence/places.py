@@ -18,7 +18,7 @@ def operator_of(node: Node) -> str:
     return f"{space}.{name.partition('.')[0]}" if name else str(node.target)
 
 
-def module_of(node: Node) -> str:
+def _module_of(node: Node) -> str:
     """The submodule that a node comes from, quoted, or the forward of the model's class."""
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     if not stack:
@@ -30,14 +30,14 @@ def module_of(node: Node) -> str:
     return f"the forward of {name.rpartition('.')[2]}"
 
 
-def line_of(node: Node) -> str:
+def _line_of(node: Node) -> str:
     """The line of the user's own code, ``net.py:21``; empty where the graph does not say."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     own = [(file, line) for file, line in frames if not file.startswith(_TORCH)]
     return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else ""
 
 
-def place_of(node: Node) -> str:
+def node_place(node: Node) -> str:
     """Operator, submodule and line: ``aten.dropout in 'encoder.drop' (net.py:21)``."""
-    line = line_of(node)
-    return f"{operator_of(node)} in {module_of(node)}" + (f" ({line})" if line else "")
+    line = _line_of(node)
+    return f"{operator_of(node)} in {_module_of(node)}" + (f" ({line})" if line else "")

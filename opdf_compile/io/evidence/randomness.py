@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from opdf_compile.io.evidence.places import place_of
+from opdf_compile.io.evidence.places import node_place
 
 # Arguments by which an operator that is tagged draws nothing, with their quiet values.
 _SWITCHES: Mapping[str, tuple[Any, ...]] = {
@@ -103,7 +103,7 @@ def _draws(node: Node, root: GraphModule) -> set[str]:
     found = set().union(*(_draws(n, module) for module in inner for n in module.graph.nodes))
     tags = getattr(node.target, "tags", ())
     if torch.Tag.nondeterministic_seeded in tags and not _is_quiet(node):
-        found.add(place_of(node))
+        found.add(node_place(node))
     return found
 
 

@@ -55,7 +55,7 @@ def retyped(graph: GraphModule, mapping: Mapping[torch.dtype, torch.dtype]) -> G
     return copied
 
 
-def cast(value: Any, mapping: Mapping[torch.dtype, torch.dtype]) -> Any:
+def cast_leaf(value: Any, mapping: Mapping[torch.dtype, torch.dtype]) -> Any:
     """A tensor in its new dtype; anything else as it is."""
     return value.to(mapping.get(value.dtype, value.dtype)) if isinstance(value, Tensor) else value
 

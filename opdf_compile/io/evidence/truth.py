@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from opdf_compile.io.evidence.retype import TO_FLOAT64, default_dtype, retyped
-from opdf_compile.io.evidence.retype import cast as cast_leaf
+from opdf_compile.io.evidence.retype import TO_FLOAT64, cast_leaf, default_dtype, retyped
 
 
 class Truth:
@@ -56,7 +55,7 @@ class Truth:
         """
         exact = pytree.tree_map(lambda leaf: cast_leaf(leaf, TO_FLOAT64), (args, dict(kwargs)))
         with default_dtype(torch.float64):
-            return run(self._graph, *exact)
+            return run_module(self._graph, *exact)
 
 
 def graph_of(program: ExportedProgram) -> GraphModule:
@@ -64,7 +63,9 @@ def graph_of(program: ExportedProgram) -> GraphModule:
     return program.module(check_guards=False)
 
 
-def run(module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
+def run_module(
+    module: torch.nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> list[Tensor]:
     """Run a module without gradients, autocast or reduced precision; its tensors in order."""
     device_types = {leaf.device.type for leaf in pytree.tree_leaves((args, kwargs)) if _is(leaf)}
     with torch.no_grad(), torch.autocast(next(iter(device_types), "cpu"), enabled=False):

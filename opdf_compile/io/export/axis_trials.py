@@ -23,8 +23,8 @@ from torch.utils import _pytree as pytree
 from opdf_compile.errors import first_line
 from opdf_compile.graph import AxisNames, Inputs, evaluated, is_out_of_memory
 from opdf_compile.io.evidence.evaluating import as_array
-from opdf_compile.io.evidence.free_sizes import FreeSize, Place, Resized, free_sizes
-from opdf_compile.io.evidence.truth import graph_of, run
+from opdf_compile.io.evidence.free_sizes import FreeSize, InputAxis, Resized, free_sizes
+from opdf_compile.io.evidence.truth import graph_of, run_module
 from opdf_compile.io.export.save import weight_bytes
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LARGEST = 1 << 30
 _FATAL_ONLY = 4
 _LOG = logging.getLogger("opdf_compile")
-Call = Callable[[Inputs], list[Tensor]]
+_Call = Callable[[Inputs], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Broken:
         sentence: What was tried and seen.
     """
 
-    places: tuple[Place, ...]
+    places: tuple[InputAxis, ...]
     sentence: str
 
 
@@ -116,7 +116,7 @@ def _tried(free: FreeSize, judge: _Judge, resized: Resized) -> Broken | None:
     return Broken(free.places, f"{free} is fixed at {free.size}: {text}")
 
 
-def _or_none(call: Call, inputs: Inputs) -> list[Tensor] | None:
+def _or_none(call: _Call, inputs: Inputs) -> list[Tensor] | None:
     try:
         return call(inputs)
     except Exception as error:  # Whatever the user's forward raises at a size it does not take.
@@ -136,7 +136,7 @@ class _Judge:
     """
 
     def __init__(
-        self, file: _File, torch_call: Call, asks_module: bool, sizes: Mapping[Any, int]
+        self, file: _File, torch_call: _Call, asks_module: bool, sizes: Mapping[Any, int]
     ) -> None:
         self.torch, self.asks_module, self.sizes = torch_call, asks_module, sizes
         self._file = file
@@ -185,7 +185,7 @@ def _first_that_runs(
     """
     file = _File(model)
     graph = graph_of(program)
-    calls: list[tuple[Call, bool]] = [(lambda inputs: run(graph, *inputs), False)]
+    calls: list[tuple[_Call, bool]] = [(lambda inputs: run_module(graph, *inputs), False)]
     if isinstance(source, nn.Module):
         module = source
         calls.insert(0, (lambda inputs: evaluated(module, inputs), True))

@@ -32,21 +32,21 @@ from opdf_compile.graph import (
     trace,
     widen_axes,
 )
-from opdf_compile.io.evidence.evaluating import gather
-from opdf_compile.io.evidence.free_sizes import Place
+from opdf_compile.io.evidence.evaluating import gather_check_data
+from opdf_compile.io.evidence.free_sizes import InputAxis
 from opdf_compile.io.evidence.half_range import fit_numbers, narrowed, too_large
-from opdf_compile.io.evidence.retype import cast, retyped
+from opdf_compile.io.evidence.retype import cast_leaf, retyped
 from opdf_compile.io.evidence.truth import graph_of
 from opdf_compile.io.export.axis_trials import try_free_axes
 from opdf_compile.io.export.experts import batched_experts
-from opdf_compile.io.export.student_export import file_and_check, student_of
+from opdf_compile.io.export.student_export import file_and_check, onnx_student_of
 from opdf_compile.io.export.translate import export_program
 
 if TYPE_CHECKING:
     import onnx
     import onnx_ir as ir
 
-DTYPES: Mapping[str, torch.dtype] = {
+EXPORT_DTYPES: Mapping[str, torch.dtype] = {
     "fp32": torch.float32,
     "fp16": torch.float16,
     "bf16": torch.bfloat16,
@@ -54,7 +54,7 @@ DTYPES: Mapping[str, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
-# What `build` accepts.
+# What `build_export` accepts.
 Exportable = nn.Module | ExportedProgram | Mapping[str, ExportedProgram] | Traced
 _CORE = re.compile(r"(.+)_cores\.\d+")
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
@@ -76,10 +76,10 @@ class Export:
     model: ir.Model | onnx.ModelProto
     check: CheckData
     notes: tuple[str, ...] = ()
-    fixed: Mapping[Place, str] = field(default_factory=dict)
+    fixed: Mapping[InputAxis, str] = field(default_factory=dict)
 
 
-def build(
+def build_export(
     model: Exportable,
     args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
@@ -87,7 +87,7 @@ def build(
     dynamic: Dynamic = None,
     opset: int | None = None,
     dtype: str | torch.dtype | None = None,
-    fixed: Mapping[Place, str] | None = None,
+    fixed: Mapping[InputAxis, str] | None = None,
 ) -> Export:
     """Trace, translate, try the free axes, gather evidence; the source stays as it is.
 
@@ -108,7 +108,7 @@ def build(
         InputError: The example inputs do not fit.
     """
     wanted = parse_dtype(dtype)
-    student = student_of(model)
+    student = onnx_student_of(model)
     if student is not None:
         given = normalise_inputs(args, kwargs)
         if isinstance(model, Traced) and not any(given):
@@ -121,7 +121,7 @@ def build(
         _refuse_training_graph(traced.programs["eval"])
     translated, traced, found, note = _with_true_axes(traced, opset, dict(fixed or {}))
     program = traced.programs["eval"]
-    check = gather(
+    check = gather_check_data(
         program,
         (traced.args, traced.kwargs),
         axis_names=_names(traced),
@@ -133,8 +133,8 @@ def build(
 
 
 def _with_true_axes(
-    traced: Traced, opset: int | None, fixed: dict[Place, str]
-) -> tuple[ir.Model, Traced, dict[Place, str], str]:
+    traced: Traced, opset: int | None, fixed: dict[InputAxis, str]
+) -> tuple[ir.Model, Traced, dict[InputAxis, str], str]:
     """The translated model, whose free axes were seen to be free; the others are fixed."""
     traced = _fix(traced, fixed)
     while True:
@@ -158,7 +158,7 @@ def _names(traced: Traced) -> AxisNames:
     return {name: traced.axis_names.get(name, {}) for name in traced.input_names}
 
 
-def _fix(traced: Traced, places: Collection[Place]) -> Traced:
+def _fix(traced: Traced, places: Collection[InputAxis]) -> Traced:
     """Export again without these free axes; its other axes stay as they are."""
     names = _names(traced)
     kept = {
@@ -202,8 +202,8 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """
     if dtype is None:
         return None
-    found = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found not in DTYPES.values():
+    found = EXPORT_DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found not in EXPORT_DTYPES.values():
         raise ExportError(f"the dtype is {dtype!s}, wanted fp32, fp16 or bf16; choose one of them")
     return found
 
@@ -273,7 +273,7 @@ def _trace_module(
     mapping = _to(wanted)
     converted = deep_copy(model).to(wanted)
     _narrow(converted, model, wanted)
-    converted_inputs = pytree.tree_map(lambda leaf: cast(leaf, mapping), inputs)
+    converted_inputs = pytree.tree_map(lambda leaf: cast_leaf(leaf, mapping), inputs)
     try:
         return _trace_eval(converted, converted_inputs, dynamic)
     except TraceError as error:
@@ -328,7 +328,9 @@ def _exported_again(
 ) -> Traced:
     """A program exported from its own graph, with other dtypes or fewer free axes."""
     module = retyped(graph_of(traced.programs["eval"]), mapping)
-    inputs: Inputs = pytree.tree_map(lambda leaf: cast(leaf, mapping), (traced.args, traced.kwargs))
+    inputs: Inputs = pytree.tree_map(
+        lambda leaf: cast_leaf(leaf, mapping), (traced.args, traced.kwargs)
+    )
     tensors = iter(traced.input_names)
     leaves = pytree.tree_leaves(inputs)
     labels = [next(tensors) if isinstance(leaf, Tensor) else "" for leaf in leaves]
@@ -380,6 +382,3 @@ def _refuse_training_graph(program: ExportedProgram) -> None:
                 "wanted an eval graph; export the module after model.eval(), with "
                 "training=self.training in every F.dropout, or give the archive with both programs"
             )
-
-
-__all__ = ["DTYPES", "Export", "Exportable", "as_traced", "build", "parse_dtype"]

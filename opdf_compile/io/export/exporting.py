@@ -12,7 +12,7 @@ import torch
 
 from opdf_compile.errors import ExportError
 from opdf_compile.graph import Dynamic
-from opdf_compile.io.export.build import Export, Exportable, build
+from opdf_compile.io.export.build import Export, Exportable, build_export
 from opdf_compile.io.export.bundling import write_bundle, write_file
 
 _LOG = logging.getLogger("opdf_compile")
@@ -88,13 +88,13 @@ def exported(
     reference: Exportable | None = None,
     **options: Any,
 ) -> tuple[Export, Export | None]:
-    """A student and its reference with the same free axes, in memory; options as `build`."""
-    student = build(model, args, kwargs, **options)
+    """A student and its reference with the same free axes, in memory; options as `build_export`."""
+    student = build_export(model, args, kwargs, **options)
     if reference is None:
         return student, None
-    untouched = build(reference, args, kwargs, fixed=student.fixed, **options)
+    untouched = build_export(reference, args, kwargs, fixed=student.fixed, **options)
     if untouched.fixed.keys() != student.fixed.keys():
-        student = build(model, args, kwargs, fixed=untouched.fixed, **options)
+        student = build_export(model, args, kwargs, fixed=untouched.fixed, **options)
     return student, untouched
 
 

@@ -31,12 +31,12 @@ from opdf_compile.artefacts import (
 from opdf_compile.errors import InputError
 from opdf_compile.files import atomic_write, sha256
 from opdf_compile.graph import Inputs, Traced
-from opdf_compile.io.evidence.evaluating import as_array, gather
+from opdf_compile.io.evidence.evaluating import as_array, gather_check_data
 from opdf_compile.io.evidence.half_range import too_large
-from opdf_compile.io.export.build import DTYPES, Exportable, as_traced, tensors_of
+from opdf_compile.io.export.build import EXPORT_DTYPES, Exportable, as_traced, tensors_of
 from opdf_compile.io.export.foreign_inputs import Arrays, fitted, kind, samples_of
-from opdf_compile.io.export.student_export import student_of
-from opdf_compile.io.models.from_archive import positional_names
+from opdf_compile.io.export.student_export import onnx_student_of
+from opdf_compile.io.models.from_archive import program_input_names
 
 
 def write_check_data(
@@ -82,7 +82,7 @@ def write_check_data(
 
 def _input_names(model: Any, face: Interface, source: Path) -> dict[str, str]:
     """The model's name of each input of the file."""
-    student = student_of(model)
+    student = onnx_student_of(model)
     if student is not None:
         own = {file: name for name, file in student.source.inputs.items()}
         names, takes_any = list(own.values()), False
@@ -105,7 +105,7 @@ def _parameters(model: Any) -> tuple[list[str], bool]:
         return list(model.input_names), False
     program = _program(model)
     if program is not None:
-        return positional_names(program)[0], False
+        return program_input_names(program)[0], False
     kind = inspect.Parameter
     found = inspect.signature(model.forward).parameters.values()
     names = [p.name for p in found if p.kind not in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD)]
@@ -124,7 +124,7 @@ def _call(model: Any, sample: Mapping[str, Tensor], names: Mapping[str, str]) ->
     program = _program(model)
     if program is None:
         return (), given
-    order, positional = positional_names(program)
+    order, positional = program_input_names(program)
     args = tuple(given.pop(name) for name in order[:positional] if name in given)
     return args, given
 
@@ -138,8 +138,8 @@ def _traced(model: Any, call: Inputs, names: Mapping[str, str], face: Interface)
 
 def _half_of(model: Any, face: Interface) -> torch.dtype | None:
     """A file of half precision is judged by the model in half precision; a student has its own."""
-    module = isinstance(model, nn.Module) and student_of(model) is None
-    return DTYPES.get(face.dtype) if module else None
+    module = isinstance(model, nn.Module) and onnx_student_of(model) is None
+    return EXPORT_DTYPES.get(face.dtype) if module else None
 
 
 def _gathered(
@@ -159,7 +159,7 @@ def _gathered(
             "model that the file was exported from"
         )
     outputs = _output_names(traced, face, source)
-    data = gather(
+    data = gather_check_data(
         program,
         (traced.args, traced.kwargs),
         axis_names={files[name]: traced.axis_names.get(name, {}) for name in traced.input_names},

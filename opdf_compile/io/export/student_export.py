@@ -12,14 +12,14 @@ from torch import nn
 from opdf_compile.artefacts import CheckData
 from opdf_compile.errors import ExportError
 from opdf_compile.graph import Dynamic, Inputs, Traced, trace
-from opdf_compile.io.evidence.evaluating import gather
+from opdf_compile.io.evidence.evaluating import gather_check_data
 from opdf_compile.io.export.student_graph import write_back
 from opdf_compile.io.onnx_student.examples import trace_drawn
 from opdf_compile.io.onnx_student.operands import as_tensor
 from opdf_compile.io.onnx_student.student import OnnxStudent
 
 
-def student_of(model: Any) -> OnnxStudent | None:
+def onnx_student_of(model: Any) -> OnnxStudent | None:
     """The ONNX student that a model is or was traced from, or None."""
     if isinstance(model, Traced):
         model = model.source
@@ -66,7 +66,7 @@ def file_and_check(
             "an input that steers the graph in: FILE.onnx?NAME=NUMBER"
         )
     names = student.source.inputs
-    check = gather(
+    check = gather_check_data(
         traced.programs["eval"],
         (traced.args, traced.kwargs),
         axis_names={names[name]: traced.axis_names.get(name, {}) for name in traced.input_names},

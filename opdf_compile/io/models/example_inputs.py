@@ -24,7 +24,7 @@ _FORM = "give it as NAME=SHAPE:DTYPE, for example x=2x3x224x224:float32"
 _SPEC = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<shape>[^:=]*)(?::(?P<dtype>[^:=]*))?")
 _AXIS = re.compile(r"[0-9]+|[A-Z][0-9]*|[a-wyz]")
 _AXES = re.compile(r"(?:[0-9]+|[A-Z][0-9]*|[a-wyz])(?:x(?:[0-9]+|[A-Z][0-9]*|[a-wyz]))*")
-MOST_ELEMENTS = 1 << 31
+MOST_DRAWN = 1 << 31
 _DTYPES: dict[str, torch.dtype] = {
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -88,7 +88,7 @@ class Hints:
 
 
 @dataclass(frozen=True)
-class Examples:
+class ExampleInputs:
     """Example inputs.
 
     Attributes:
@@ -113,7 +113,7 @@ class _Spec:
 
 def make_examples(
     options: InputOptions, positional: Sequence[str] = (), hints: Hints | None = None
-) -> Examples:
+) -> ExampleInputs:
     """Draw the example inputs that the options ask for; the same on every run.
 
     Args:
@@ -148,10 +148,10 @@ def make_examples(
             kwargs[spec.name] = tensor
         axes[name] = spec.axes
     letters = any(isinstance(axis, str) for spec in specs for axis in spec.axes)
-    return Examples(tuple(args), kwargs, axes if letters else None)
+    return ExampleInputs(tuple(args), kwargs, axes if letters else None)
 
 
-def rename_axes(examples: Examples, name_of: Callable[[str, int, str], str]) -> Examples:
+def rename_axes(examples: ExampleInputs, name_of: Callable[[str, int, str], str]) -> ExampleInputs:
     """Give the letters other names.
 
     Args:
@@ -169,7 +169,7 @@ def rename_axes(examples: Examples, name_of: Callable[[str, int, str], str]) -> 
                 new = name_of(name, index, axis)
                 names[axis] = axis if new in names.values() else new
         renamed[name] = tuple(names[a] if isinstance(a, str) else a for a in axes)
-    return Examples(examples.args, examples.kwargs, renamed)
+    return ExampleInputs(examples.args, examples.kwargs, renamed)
 
 
 def _parse(text: str) -> _Spec:
@@ -245,9 +245,9 @@ def _draw(
     elements = 1
     for size in shape:
         elements *= size
-    if elements > MOST_ELEMENTS:
+    if elements > MOST_DRAWN:
         raise InputError(
-            f"--input {spec.text!r} has {elements} elements, at most {MOST_ELEMENTS} are drawn; "
+            f"--input {spec.text!r} has {elements} elements, at most {MOST_DRAWN} are drawn; "
             "give a smaller example"
         )
     if spec.dtype.is_floating_point:

@@ -11,9 +11,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from opdf_compile.io.models.loaded import LoadedModel
-from opdf_compile.io.models.program_archive import EVAL, MODEL, read_programs
-
-NOTES_FILE = "opdf.json"
+from opdf_compile.io.models.program_archive import EVAL, MODEL, NOTES_FILE, read_programs
 
 
 def load_archive(path: Path, *, trust_pickle: bool = False) -> LoadedModel:
@@ -71,7 +69,7 @@ def _ranks(program: ExportedProgram) -> dict[str, int]:
     return {name: value.ndim for name, value in values.items() if isinstance(value, Tensor)}
 
 
-def positional_names(program: ExportedProgram) -> tuple[list[str], int]:
+def program_input_names(program: ExportedProgram) -> tuple[list[str], int]:
     """The names of a program's inputs, and how many of them are positional."""
     spec = program.call_spec.in_spec
     positional = spec.child(0).num_children

@@ -24,8 +24,9 @@ from opdf_compile.files import existing_file
 from opdf_compile.io.models.loaded import LoadedModel, fixed_randomness
 from opdf_compile.spelling import nearest
 
-FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_][\w.]*)(?:\?(?P<query>.*))?")
-MODULE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_][\w.]*)(?:\?(?P<query>.*))?")
+_CALLABLE = r":(?P<name>[A-Za-z_][\w.]*)(?:\?(?P<query>.*))?"
+FILE_CALLABLE = re.compile(r"(?P<file>.+\.py)" + _CALLABLE)
+MODULE_CALLABLE = re.compile(r"(?P<module>[A-Za-z_][\w.]*)" + _CALLABLE)
 
 
 def parse_query(query: str | None, spec: str) -> dict[str, Any]:
@@ -76,7 +77,7 @@ def load_module(match: re.Match[str], spec: str) -> LoadedModel:
 
 def names_code(spec: str) -> bool:
     """Whether an argument has the form of a callable, in a file or a module."""
-    return bool(FILE.fullmatch(spec) or MODULE.fullmatch(spec))
+    return bool(FILE_CALLABLE.fullmatch(spec) or MODULE_CALLABLE.fullmatch(spec))
 
 
 def find_callable(spec: str) -> Callable[..., Any]:
@@ -104,7 +105,7 @@ def call_callable(spec: str) -> Any:
 
 
 def _parsed(spec: str) -> re.Match[str]:
-    match = FILE.fullmatch(spec) or MODULE.fullmatch(spec)
+    match = FILE_CALLABLE.fullmatch(spec) or MODULE_CALLABLE.fullmatch(spec)
     if match is None:
         raise InputError(
             f"{spec!r} names no code; wanted package.module:callable or file.py:callable"

@@ -14,7 +14,7 @@ from typing import Any
 
 from opdf_compile.errors import ArtefactError, InputError, error_line
 from opdf_compile.io.models.example_inputs import (
-    Examples,
+    ExampleInputs,
     Hints,
     InputOptions,
     make_examples,
@@ -167,7 +167,7 @@ def _model(
     )
 
 
-def _examples(model: Any, config: Any, inputs: InputOptions) -> Examples:
+def _examples(model: Any, config: Any, inputs: InputOptions) -> ExampleInputs:
     """The user's inputs, or a batch of ids or images, with the axes' usual names."""
     parameters = list(inspect.signature(model.forward).parameters)
     options = inputs or InputOptions(_default_specs(model, config, parameters), None, None)

@@ -13,7 +13,7 @@ from opdf_compile.io.onnx_student.examples import example_inputs
 from opdf_compile.io.onnx_student.onnx_loading import load_onnx
 
 
-def load_student(match: re.Match[str], options: InputOptions) -> LoadedModel:
+def load_onnx_model(match: re.Match[str], options: InputOptions) -> LoadedModel:
     """Load an ONNX file with example inputs made from its input types.
 
     Args:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.export import ExportedProgram
 
-Kind = Literal["pt2", "callable", "timm", "hf", "pickle", "onnx"]
+_Kind = Literal["pt2", "callable", "timm", "hf", "pickle", "onnx"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class LoadedModel:
     kwargs: dict[str, Any] = field(default_factory=dict)
     dynamic: dict[str, tuple[str | int | None, ...]] | None = None
     name: str = "model"
-    kind: Kind = "callable"
+    kind: _Kind = "callable"
     drawn: bool = False
     notes: tuple[str, ...] = ()
     folder: Path | None = None

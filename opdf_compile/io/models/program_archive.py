@@ -32,6 +32,8 @@ _LOG = logging.getLogger("opdf_compile")
 
 MODEL = "model"
 EVAL = "eval"
+# The text beside the programs that says what they cannot: names of axes and of tied weights.
+NOTES_FILE = "opdf.json"
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def weight_files(folder: Path) -> dict[Path, frozenset[str] | None]:
     return {_inside(folder, file, f"{index}"): frozenset(names[file]) for file in sorted(names)}
 
 
-def read_json(file: Path, wanted: str, most: int = LARGEST_INDEX) -> dict[str, Any]:
+def read_json_object(file: Path, wanted: str, most: int = LARGEST_INDEX) -> dict[str, Any]:
     """A JSON object from a small file whose keys are all different.
 
     Raises:
@@ -79,7 +79,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found = read_json(index, "an index of shards").get("weight_map")
+    found = read_json_object(index, "an index of shards").get("weight_map")
     if not isinstance(found, dict) or not found:
         raise ArtefactError(f"{index} has no weight_map, wanted an index of shards; write it again")
     for name, file in found.items():

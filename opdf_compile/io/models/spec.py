@@ -27,15 +27,13 @@ from torch.export import ExportedProgram
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.models import from_callable
 from opdf_compile.io.models.example_inputs import InputOptions, make_examples, rename_axes
-from opdf_compile.io.models.from_archive import load_archive, positional_names
+from opdf_compile.io.models.from_archive import load_archive, program_input_names
 from opdf_compile.io.models.loaded import LoadedModel
 from opdf_compile.io.models.weight_loading import load_weights
 
-__all__ = ["FORMS", "LoadedModel", "load_model"]
-
 _LOG = logging.getLogger("opdf_compile")
 
-FORMS = "file.pt2, file.onnx, package.module:callable, file.py:callable, timm:NAME or hf:DIR"
+_FORMS = "file.pt2, file.onnx, package.module:callable, file.py:callable, timm:NAME or hf:DIR"
 ONNX_FILE = re.compile(r"(?P<path>.+\.onnx)(?:\?(?P<query>.*))?", re.DOTALL)
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
@@ -87,15 +85,15 @@ def _dispatch(spec: str, options: InputOptions, trust_pickle: bool) -> LoadedMod
 
         return load_hf(spec, options, trust_pickle=trust_pickle)
     if in_onnx := ONNX_FILE.fullmatch(spec):
-        from opdf_compile.io.models.from_onnx import load_student
+        from opdf_compile.io.models.from_onnx import load_onnx_model
 
-        return load_student(in_onnx, options)
-    if in_file := from_callable.FILE.fullmatch(spec):
+        return load_onnx_model(in_onnx, options)
+    if in_file := from_callable.FILE_CALLABLE.fullmatch(spec):
         return from_callable.load_file(in_file, spec)
     by_suffix = _loader_of(Path(spec).suffix.lower())
     if by_suffix is not None:
         return by_suffix(Path(spec), trust_pickle)
-    in_module = from_callable.MODULE.fullmatch(spec)
+    in_module = from_callable.MODULE_CALLABLE.fullmatch(spec)
     if in_module and not Path(spec).exists():
         return from_callable.load_module(in_module, spec)
     raise _unknown(spec)
@@ -125,7 +123,7 @@ def _load_pickled(path: Path, trust_pickle: bool) -> LoadedModel:
 
 def _refuse_weights(path: Path, _: bool) -> LoadedModel:
     raise InputError(
-        f"{path} holds weights and no model; give the model ({FORMS}) and this file with --weights"
+        f"{path} holds weights and no model; give the model ({_FORMS}) and this file with --weights"
     )
 
 
@@ -135,13 +133,13 @@ def _unknown(spec: str) -> InputError:
         if path.is_dir():
             what = "is a folder; a folder that save_pretrained wrote is given as hf:DIR"
         elif path.is_file():
-            what = f"is a file of an unknown kind ({path.suffix or 'no suffix'}); wanted {FORMS}"
+            what = f"is a file of an unknown kind ({path.suffix or 'no suffix'}); wanted {_FORMS}"
         elif path.suffix == ".py":
             what = "names a Python file without a callable; give FILE.py:CALLABLE"
         else:
-            what = f"is no file and no known form of a model; wanted {FORMS}"
+            what = f"is no file and no known form of a model; wanted {_FORMS}"
     except (OSError, ValueError):
-        what = f"is no path and no known form of a model; wanted {FORMS}"
+        what = f"is no path and no known form of a model; wanted {_FORMS}"
     return InputError(f"{spec!r} {what}")
 
 
@@ -193,7 +191,7 @@ def _input_names(model: Any) -> tuple[list[str], int | None, bool]:
     if isinstance(model, dict):
         model = model["model"]
     if isinstance(model, ExportedProgram):
-        return *positional_names(model), False
+        return *program_input_names(model), False
     kind = inspect.Parameter
     parameters = inspect.signature(model.forward).parameters.values()
     names = [p.name for p in parameters if p.kind not in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD)]

@@ -13,10 +13,10 @@ from typing import Literal
 from opdf_compile.artefacts import Address, Graph, Node, Value
 from opdf_compile.io.onnx_student.operator_table import find
 
-Role = Literal["weight", "frozen", "trained", "buffer"]
+ConstantRole = Literal["weight", "frozen", "trained", "buffer"]
 _WEIGHT_PLACES = {"MatMul": (0, 1), "Gemm": (0, 1), "Conv": (1,), "ConvTranspose": (1,)}
 _VIEWS = ("Identity", "Cast", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze")
-RECURRENT = ("LSTM", "GRU", "RNN")
+RECURRENT_OPS = ("LSTM", "GRU", "RNN")
 # Inputs that are statistics and settings of an operator, whatever their size.
 _SETTINGS: Mapping[str, tuple[int, ...]] = {
     "BatchNormalization": (3, 4),
@@ -71,7 +71,7 @@ class _Walk:
             readers.product |= beside in self.fed
             readers.columns |= _columns(node, place)
             readers.other_weight |= beside not in self.fed
-        elif node.op in RECURRENT and place in (1, 2) or node.op == "Einsum":
+        elif node.op in RECURRENT_OPS and place in (1, 2) or node.op == "Einsum":
             readers.other_weight = True
         elif node.op == "Gather" and place == 0:
             readers.table = True
@@ -89,7 +89,7 @@ def _columns(node: Node, place: int) -> bool:
 
 def roles(
     graph: Graph, ranks: Mapping[Address, int], *, train_all: bool
-) -> dict[Address, tuple[Role, bool]]:
+) -> dict[Address, tuple[ConstantRole, bool]]:
     """The role of every floating-point constant of more than one element.
 
     Args:
@@ -109,7 +109,7 @@ def roles(
     }
 
 
-def _role(readers: _Readers, rank: int, train_all: bool) -> Role:
+def _role(readers: _Readers, rank: int, train_all: bool) -> ConstantRole:
     if train_all and (readers.value or readers.table):
         return "weight" if readers.product and rank > 1 else "trained"
     matrix = rank > 1

@@ -13,19 +13,17 @@ import torch
 
 from opdf_compile.artefacts import Graph, link, opsets_of, read_onnx_with_data
 from opdf_compile.errors import ArtefactError, InputError, first_line
-from opdf_compile.io.onnx_student.constant_roles import RECURRENT
+from opdf_compile.io.onnx_student.constant_roles import RECURRENT_OPS
 from opdf_compile.io.onnx_student.keys import identifier, keys_of
 from opdf_compile.io.onnx_student.operands import Host, host, torch_dtype
-from opdf_compile.io.onnx_student.operator_table import OLDEST_OPSET, require_known
-from opdf_compile.io.onnx_student.student import OnnxStudent, Source
+from opdf_compile.io.onnx_student.operator_table import OLDEST_OPSET, require_known_operators
+from opdf_compile.io.onnx_student.student import OnnxSource, OnnxStudent
 
 if TYPE_CHECKING:
     import onnx
 
 _LOG = logging.getLogger("opdf_compile")
 Train = Literal["weights", "all"]
-
-__all__ = ["OnnxStudent", "load_onnx", "make_source"]
 
 
 def load_onnx(
@@ -70,7 +68,7 @@ def load_onnx(
 
 def make_source(
     proto: onnx.ModelProto, name: str, fixed: Mapping[str, Any] | None = None
-) -> Source:
+) -> OnnxSource:
     """Parse a model.
 
     Args:
@@ -88,14 +86,14 @@ def make_source(
             "it with onnx.version_converter"
         )
     model = link(_inlined(proto, name))
-    require_known(model)
+    require_known_operators(model)
     # The file's own constants come first, so that their keys do not depend on its functions.
     own = link(proto).main.constants() if proto.functions else ()
     inputs = _inputs(proto.graph, model.main, name)
     built_in = {key: _number(inputs, key, value, name) for key, value in (fixed or {}).items()}
     values = {inputs[key][0]: number for key, number in built_in.items()}
     inputs = {key: entry for key, entry in inputs.items() if key not in built_in}
-    return Source(
+    return OnnxSource(
         proto=proto,
         model=model,
         name=name,
@@ -195,7 +193,7 @@ def _notes(proto: onnx.ModelProto, student: OnnxStudent) -> list[str]:
             f"{len(quantised)} weights of {student.source.name} are quantised integers "
             f"({quantised[0]!r}, ...), which cannot be factorised: they are left as they are"
         )
-    recurrent = [node.label for node in student.source.model.nodes if node.op in RECURRENT]
+    recurrent = [node.label for node in student.source.model.nodes if node.op in RECURRENT_OPS]
     if recurrent:
         notes.append(
             f"{len(recurrent)} recurrent layers of {student.source.name} ({recurrent[0]!r}, ...) "

@@ -30,7 +30,7 @@ _DTYPES = frozenset(
     }
 )
 # Shapes have few elements; what is larger is data.
-MOST_ELEMENTS = 1024
+LARGEST_HOST = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,12 +110,12 @@ def numbers(value: Operand | None) -> list[Any]:
     return [] if value is None else as_host(value).items()
 
 
-def number(value: Operand) -> Any:
+def only_number(value: Operand) -> Any:
     """The only element as a number or symbol."""
     return as_host(value).item()
 
 
-def rounded(item: Any, dtype: torch.dtype) -> Any:
+def rounded_to(item: Any, dtype: torch.dtype) -> Any:
     """A computed number as its dtype holds it; symbols stay as they are."""
     if isinstance(item, _SYMBOLS):
         return item
@@ -130,10 +130,10 @@ def elementwise(function: Callable[..., Any], dtype: torch.dtype, *operands: Hos
     arrays = np.broadcast_arrays(*(operand.array for operand in operands))
     result = np.empty(arrays[0].shape, dtype=object)
     for place in np.ndindex(result.shape):
-        result[place] = rounded(function(*(array[place] for array in arrays)), dtype)
+        result[place] = rounded_to(function(*(array[place] for array in arrays)), dtype)
     return Host(result, dtype)
 
 
-def shape_of(value: Operand) -> Sequence[Any]:
+def operand_shape(value: Operand) -> Sequence[Any]:
     """The shape, whose sizes may be symbols."""
     return tuple(value.shape) if isinstance(value, Tensor) else value.array.shape

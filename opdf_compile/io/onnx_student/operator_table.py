@@ -102,7 +102,7 @@ def find(node: Node) -> Operator:
     Raises:
         InputError: There is none.
     """
-    ops.fill()
+    ops.enter_all()
     entry = _OPERATORS.get((node.domain, node.op))
     if entry is None:
         raise InputError(unknown(node))
@@ -113,7 +113,7 @@ def find(node: Node) -> Operator:
 
 def known() -> tuple[str, ...]:
     """Names of all operators of ONNX's own domain in the table."""
-    ops.fill()
+    ops.enter_all()
     return tuple(sorted(name for domain, name in _OPERATORS if not domain))
 
 
@@ -127,7 +127,7 @@ def unknown(node: Node) -> str:
     )
 
 
-def require_known(model: LinkedModel) -> None:
+def require_known_operators(model: LinkedModel) -> None:
     """Refuse a model with an unknown operator before anything runs.
 
     Raises:

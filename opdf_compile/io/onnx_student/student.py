@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from opdf_compile.artefacts import Address, Constant, LinkedModel, dense, element_type, link
 from opdf_compile.errors import ArtefactError
 from opdf_compile.graph import Match, Refusal
-from opdf_compile.io.onnx_student.constant_roles import Role, roles
+from opdf_compile.io.onnx_student.constant_roles import ConstantRole, roles
 from opdf_compile.io.onnx_student.interpreter import Forward
 from opdf_compile.io.onnx_student.operands import (
-    MOST_ELEMENTS,
+    LARGEST_HOST,
     Host,
     Operand,
     as_tensor,
@@ -33,7 +33,7 @@ _MOST_SETTINGS = 64
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class OnnxSource:
     """The file behind a student. It is never changed, so that copies of a student share it.
 
     Attributes:
@@ -61,7 +61,7 @@ class Source:
         """Names of the outputs, in order."""
         return [value.name for value in self.model.main.outputs]
 
-    def __deepcopy__(self, _memo: dict[int, Any]) -> Source:
+    def __deepcopy__(self, _memo: dict[int, Any]) -> OnnxSource:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class OnnxStudent(nn.Module):
         notes: What a user should know, in sentences.
     """
 
-    def __init__(self, source: Source, *, train_all: bool = False) -> None:
+    def __init__(self, source: OnnxSource, *, train_all: bool = False) -> None:
         super().__init__()
         self.source = source
         self.notes: tuple[str, ...] = ()
@@ -182,7 +182,7 @@ class OnnxStudent(nn.Module):
                     continue
             self._register(address, self.source.keys[address], tensor, role)
 
-    def _register(self, address: Address, key: str, tensor: Tensor, role: Role) -> None:
+    def _register(self, address: Address, key: str, tensor: Tensor, role: ConstantRole) -> None:
         *path, name = key.split(".")
         module: nn.Module = self
         for part in path:
@@ -241,7 +241,7 @@ def _may_train(tensor: Tensor) -> bool:
 def _is_small(tensor: Tensor) -> bool:
     if tensor.dtype.is_complex:
         return False
-    return tensor.numel() <= (_MOST_SETTINGS if tensor.dtype.is_floating_point else MOST_ELEMENTS)
+    return tensor.numel() <= (_MOST_SETTINGS if tensor.dtype.is_floating_point else LARGEST_HOST)
 
 
 def _objects(tensor: Tensor) -> Any:

@@ -23,7 +23,13 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import ArtefactError, FoldError, OpdfError, error_line
-from opdf_compile.io.models.program_archive import EVAL, MODEL, read_programs, write_programs
+from opdf_compile.io.models.program_archive import (
+    EVAL,
+    MODEL,
+    NOTES_FILE,
+    read_programs,
+    write_programs,
+)
 from opdf_compile.io.models.safetensors_file import (
     read_tensors,
     unshared,
@@ -35,7 +41,6 @@ from opdf_compile.passes import Fold, core_key
 from opdf_compile.training import Expanded, fold_program, programs_of
 
 PLAN_FILE = "plan.json"
-NOTES_FILE = "opdf.json"
 
 
 def save_expanded(expanded: Expanded, path: str | os.PathLike[str]) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.io.models.shards import read_json, weight_files
+from opdf_compile.io.models.shards import read_json_object, weight_files
 from opdf_compile.io.screening.header import check_header
 
 LARGEST_CONFIG = 16 << 20
-LARGEST_NUMBER = 1 << 31
+LARGEST_CONFIG_NUMBER = 1 << 31
 MOST_LAYERS = 10_000
 _REFUSED = {
     "configuration_files": "names another configuration",
@@ -42,7 +42,7 @@ def screen_folder(folder: Path, spec: str) -> dict[str, Any]:
     Raises:
         ArtefactError: Something in the folder is damaged, absurd, or leads out of it.
     """
-    config = read_json(folder / "config.json", "a configuration", LARGEST_CONFIG)
+    config = read_json_object(folder / "config.json", "a configuration", LARGEST_CONFIG)
     problem = _problem(config)
     if problem:
         raise ArtefactError(f"{spec} is refused: in {folder / 'config.json'}, {problem}")
@@ -78,8 +78,8 @@ def _value_problem(key: str, value: Any) -> str | None:
         return f"{key!r} names a kernel ({str(value)[:60]!r}), which would be code; remove it"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    if not abs(value) <= LARGEST_NUMBER and not isinstance(value, float):
-        return f"{key!r} is {str(value)[:30]}, at most {LARGEST_NUMBER} is read; correct it"
+    if not abs(value) <= LARGEST_CONFIG_NUMBER and not isinstance(value, float):
+        return f"{key!r} is {str(value)[:30]}, at most {LARGEST_CONFIG_NUMBER} is read; correct it"
     if key.rpartition("_")[2] in _COUNTS and value > MOST_LAYERS:
         return f"{key!r} is {value}, at most {MOST_LAYERS} are built; correct it"
     return None

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from opdf_compile.io.screening.rules import Check, rule_of
+from opdf_compile.io.screening.rules import Check, text_rule
 from opdf_compile.io.screening.syntax import NotPlain
 
 
@@ -129,7 +129,7 @@ def _fields(record: Any) -> dict[str, tuple[Any, Check | None]]:
 
     hints = typing.get_type_hints(record, globalns=vars(schema), include_extras=False)
     return {
-        name: (hint, rule_of(record.__name__, name, hint))
+        name: (hint, text_rule(record.__name__, name, hint))
         for name, hint in hints.items()
         if not name.startswith("_") and typing.get_origin(hint) is not typing.ClassVar
     }

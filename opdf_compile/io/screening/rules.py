@@ -80,7 +80,7 @@ def _refuse_object(_: Any) -> None:
 
 
 # By class and field of torch's schema; of a mapping, the keys are meant.
-RULES: dict[tuple[str, str], Check] = {
+TEXT_RULES: dict[tuple[str, str], Check] = {
     ("SymExpr", "expr_str"): check_symbolic,
     ("ExportedProgram", "guards_code"): _each(check_guard),
     ("ExportedProgram", "range_constraints"): _each(check_symbol_name),
@@ -126,9 +126,9 @@ RULES: dict[tuple[str, str], Check] = {
 _FREE = frozenset({("Argument", "as_string"), ("Argument", "as_strings")})
 
 
-def rule_of(record: str, field: str, hint: Any) -> Check | None:
+def text_rule(record: str, field: str, hint: Any) -> Check | None:
     """The rule for a field; texts that a newer torch may add must at least look harmless."""
-    rule = RULES.get((record, field))
+    rule = TEXT_RULES.get((record, field))
     if rule is not None or (record, field) in _FREE:
         return rule
     parts = [p for p in typing.get_args(hint) if p is not type(None)]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.errors import ArtefactError, InputError
-from opdf_compile.io.checkpoints.capture import Share
+from opdf_compile.io.checkpoints.capture import RankShare
 from opdf_compile.io.checkpoints.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -24,7 +24,7 @@ from opdf_compile.io.checkpoints.checkpoint import (
 )
 from opdf_compile.io.checkpoints.packing import pack
 from opdf_compile.io.checkpoints.random_states import random_states, restorer
-from opdf_compile.io.checkpoints.rank_group import Ranks
+from opdf_compile.io.checkpoints.rank_group import RankGroup
 from opdf_compile.io.checkpoints.write import write_share
 from opdf_compile.io.models.safetensors_file import read_tensors
 
@@ -291,7 +291,7 @@ def test_other_optimizers_and_folders_are_sentences(tmp_path: Path) -> None:
 
 def test_a_folder_that_only_rank_0_sees(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match="wanted one that all ranks share"):
-        write_share(tmp_path / "elsewhere", Share(), None, Ranks())
+        write_share(tmp_path / "elsewhere", RankShare(), None, RankGroup())
 
 
 def test_values_that_no_checkpoint_holds(tmp_path: Path) -> None:

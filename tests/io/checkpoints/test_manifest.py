@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import opdf_compile as opdf
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io.checkpoints.checkpoint import load_checkpoint, save_checkpoint
-from opdf_compile.io.checkpoints.manifest import order_of
+from opdf_compile.io.checkpoints.manifest import axis_order
 
 
 class Turned(torch.optim.SGD):
@@ -68,7 +68,7 @@ def test_a_tensor_lies_in_memory_as_it_lay_when_it_was_saved(tmp_path: Path) -> 
     ],
 )
 def test_order_of(tensor: Tensor, order: list[int]) -> None:
-    assert order_of(tensor) == order
+    assert axis_order(tensor) == order
 
 
 def rewritten(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:

@@ -18,7 +18,7 @@ import opdf_compile as opdf
 from opdf_compile.artefacts.check_file import CheckData, check_path, read_check, write_check
 from opdf_compile.errors import ExportError
 from opdf_compile.files.atomic import sha256
-from opdf_compile.io.evidence.evaluating import gather
+from opdf_compile.io.evidence.evaluating import gather_check_data
 from opdf_compile.io.evidence.half_range import fit_numbers, narrowed, too_large
 
 Masking = Callable[[Tensor, Tensor], Tensor]
@@ -74,7 +74,7 @@ def gathered(model: nn.Module, args: tuple[Tensor, ...]) -> CheckData:
     """The evidence of a half-precision export, without the export."""
     halves = tuple(a.half() if a.is_floating_point() else a for a in args)
     traced = opdf.trace(model.half().eval(), halves, phases=("eval",))
-    return gather(
+    return gather_check_data(
         traced.programs["eval"],
         (halves, {}),
         axis_names=traced.axis_names,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.io.evidence.evaluating import gather
+from opdf_compile.io.evidence.evaluating import gather_check_data
 from opdf_compile.io.evidence.randomness import find_draws
 from opdf_compile.io.evidence.truth import graph_of
 
@@ -156,7 +156,7 @@ def test_the_operators_really_draw(body: Body) -> None:
 def collected(model: nn.Module, x: Tensor) -> Any:
     traced = opdf.trace(model.eval(), (x,), phases=("eval",))
     names = traced.output_names
-    return gather(
+    return gather_check_data(
         traced.programs["eval"],
         ((x,), {}),
         axis_names=traced.axis_names,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from opdf_compile.artefacts.check_file import CheckData
 from opdf_compile.graph.tracing import trace
-from opdf_compile.io.evidence.evaluating import gather
+from opdf_compile.io.evidence.evaluating import gather_check_data
 from opdf_compile.io.evidence.id_ranges import IdRange, id_ranges
 from opdf_compile.io.evidence.samples import ENOUGH_ROWS, MOST_SAMPLES
 
@@ -101,7 +101,7 @@ def test_the_range_of_ids_is_found_from_the_graph(name: str) -> None:
 
 def samples_of(model: nn.Module, *args: Any, **options: Any) -> CheckData:
     traced = trace(model, args, dynamic=options.pop("dynamic", None), phases=("eval",))
-    return gather(
+    return gather_check_data(
         traced.programs["eval"],
         (traced.args, traced.kwargs),
         axis_names={name: traced.axis_names.get(name, {}) for name in traced.input_names},

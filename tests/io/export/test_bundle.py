@@ -14,14 +14,14 @@ from opdf_compile.artefacts.bundle import changed_files, is_bundle, read_manifes
 from opdf_compile.artefacts.check_file import read_check
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.files.atomic import sha256
-from opdf_compile.io.export.build import Export, build
+from opdf_compile.io.export.build import Export, build_export
 from opdf_compile.io.export.bundling import write_bundle, write_file
 from opdf_compile.io.export.exporting import export_onnx
 
 
 @pytest.fixture(scope="module")
 def exported() -> Export:
-    return build(nn.Linear(4, 2), (torch.rand(2, 4),))
+    return build_export(nn.Linear(4, 2), (torch.rand(2, 4),))
 
 
 def names(folder: Path) -> list[str]:

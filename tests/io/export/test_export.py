@@ -19,7 +19,7 @@ from opdf_compile.artefacts.check_file import read_check
 from opdf_compile.artefacts.record import recorded_parameters
 from opdf_compile.errors import ArtefactError, ExportError
 from opdf_compile.graph.tracing import trace
-from opdf_compile.io.export.build import build
+from opdf_compile.io.export.build import build_export
 from opdf_compile.io.export.exporting import export_onnx
 from opdf_compile.io.export.save import stage
 from opdf_compile.planning.choose import plan
@@ -451,7 +451,7 @@ def test_large_weights_go_to_one_file_beside(tmp_path: Path) -> None:
     from contextlib import ExitStack
 
     model = ConvNet().eval()
-    exported = build(model, (torch.rand(2, 3, 8, 8),))
+    exported = build_export(model, (torch.rand(2, 3, 8, 8),))
     path = tmp_path / "big.onnx"
     with ExitStack() as stack:
         stage(exported.model, path, stack, limit=100)

@@ -18,7 +18,7 @@ import opdf_compile as opdf
 from opdf_compile.io.evidence.free_sizes import free_sizes
 from opdf_compile.io.export import axis_trials
 from opdf_compile.io.export.axis_trials import try_free_axes
-from opdf_compile.io.export.build import build
+from opdf_compile.io.export.build import build_export
 from opdf_compile.io.export.translate import export_program
 
 BCHW, BCL = ["B", 3, "H", "W"], ["B", 3, "L"]
@@ -136,7 +136,7 @@ def test_the_sentence_says_what_was_seen(tmp_path: Path, caplog: pytest.LogCaptu
 def test_a_program_is_fixed_too() -> None:
     net = Fn(flat(nn.AdaptiveAvgPool2d(7), 196)).eval()
     traced = opdf.trace(net, (torch.randn(IMAGE),), dynamic={"x": BCHW})
-    export = build(traced.programs["eval"], dynamic={"x": BCHW})
+    export = build_export(traced.programs["eval"], dynamic={"x": BCHW})
     assert set(export.fixed) == {("x", 2), ("x", 3)}
     assert [str(size) for size in export.model.graph.inputs[0].shape] == ["B", "3", "14", "14"]
 
@@ -218,4 +218,6 @@ def test_what_cannot_be_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "GiB of weights" in trial(model, x, BCHW, model).note
     monkeypatch.undo()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    assert "were not run at other sizes: " in build(model, (x,), dynamic={"x": BCHW}).notes[-1]
+    assert (
+        "were not run at other sizes: " in build_export(model, (x,), dynamic={"x": BCHW}).notes[-1]
+    )

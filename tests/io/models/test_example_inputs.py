@@ -11,7 +11,7 @@ import torch
 
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.models.example_inputs import (
-    Examples,
+    ExampleInputs,
     Hints,
     InputOptions,
     make_examples,
@@ -19,7 +19,7 @@ from opdf_compile.io.models.example_inputs import (
 )
 
 
-def examples(*specs: str, size: str | None = None, file: Path | None = None) -> Examples:
+def examples(*specs: str, size: str | None = None, file: Path | None = None) -> ExampleInputs:
     return make_examples(InputOptions(specs, file, size), ("x", "y"))
 
 
@@ -146,4 +146,4 @@ def test_renaming_axes_never_merges_two_letters() -> None:
     made = examples("x=Bx3:float32", "y=Cx3:float32", "z=B:float32", size="B=2,C=2")
     renamed = rename_axes(made, lambda name, axis, letter: "batch_size")
     assert renamed.dynamic == {"x": ("batch_size", 3), "y": ("C", 3), "z": ("batch_size",)}
-    assert rename_axes(Examples(), lambda *_: "never").dynamic is None
+    assert rename_axes(ExampleInputs(), lambda *_: "never").dynamic is None

@@ -14,7 +14,7 @@ from torch.utils._sympy.functions import FloorDiv, Max, Mod, PythonMod
 from opdf_compile.io.screening.guards import check_guard
 from opdf_compile.io.screening.operators import check_operator
 from opdf_compile.io.screening.program_schema import check_program
-from opdf_compile.io.screening.rules import RULES
+from opdf_compile.io.screening.rules import TEXT_RULES
 from opdf_compile.io.screening.sizes import check_symbol_name, check_symbolic
 from opdf_compile.io.screening.trees import check_sample, check_treespec
 
@@ -120,5 +120,5 @@ def test_every_rule_is_about_a_field_that_torch_has() -> None:
     """A rule for a field that torch renamed would check nothing."""
     from torch._export.serde import schema
 
-    for record, field in RULES:
+    for record, field in TEXT_RULES:
         assert field in typing.get_type_hints(getattr(schema, record), globalns=vars(schema))

@@ -1,4 +1,4 @@
-"""ONNX operators as torch code, one file per family; `fill` enters them into the table."""
+"""ONNX operators as torch code, one file per family; `enter_all` enters them into the table."""
 
 import importlib
 
@@ -8,7 +8,7 @@ _FAMILIES = (
 )
 
 
-def fill() -> None:
+def enter_all() -> None:
     """Import every family, which enters its operators."""
     for family in _FAMILIES:
         importlib.import_module(f"{__name__}.{family}")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from opdf_compile.io.onnx_student.operands import Host, Operand, number
+from opdf_compile.io.onnx_student.operands import Host, Operand, only_number
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _UNARY: dict[str, Callable[[Tensor], Tensor]] = {
@@ -82,7 +82,7 @@ def power(_: Call, base: Tensor, exponent: Operand) -> Tensor:
     """Base ** exponent, in the base's dtype."""
     if isinstance(exponent, Host) and exponent.array.size == 1:
         # A number keeps the derivative free of log(base).
-        only = number(exponent)
+        only = only_number(exponent)
         plain = int(only) if float(only).is_integer() else only
         raised = torch.pow(base, plain)
         return raised.reshape(raised.shape + (1,) * (exponent.array.ndim - base.ndim))
@@ -123,7 +123,7 @@ def _limited(call: Call) -> bool:
 
 
 def _limit(value: Operand) -> Any:
-    return number(value) if isinstance(value, Host) else value
+    return only_number(value) if isinstance(value, Host) else value
 
 
 @operator("MatMul")
@@ -163,7 +163,7 @@ def determinant(_: Call, x: Tensor) -> Any:
 @operator("CumSum", numbers=(1,))
 def cumulative_sum(call: Call, x: Tensor, axis: Operand) -> Tensor:
     """Running sums, from the end with `reverse`, without the element itself with `exclusive`."""
-    dim = int(number(axis))
+    dim = int(only_number(axis))
     x = x.flip(dim) if call.get("reverse", 0) else x
     total = x.cumsum(dim, dtype=x.dtype)
     total = total - x if call.get("exclusive", 0) else total

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.io.onnx_student.operands import Host, Operand, as_tensor, number
+from opdf_compile.io.onnx_student.operands import Host, Operand, as_tensor, only_number
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _BRANCHES = ("then_branch", "else_branch")
@@ -18,7 +18,7 @@ def if_(call: Call, condition: Operand) -> Any:
     """One of two graphs."""
     then, other = (call.node.subgraphs[name][0] for name in _BRANCHES)
     if isinstance(condition, Host):
-        return tuple(call.enter(then if number(condition) else other, None))
+        return tuple(call.enter(then if only_number(condition) else other, None))
     if not torch.compiler.is_exporting():
         return tuple(call.enter(then if bool(condition.reshape(())) else other, None))
     return _conditional(call, condition)

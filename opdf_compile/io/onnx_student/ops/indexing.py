@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opdf_compile.errors import InputError
-from opdf_compile.io.onnx_student.operands import Host, Operand, number
+from opdf_compile.io.onnx_student.operands import Host, Operand, only_number
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _SCATTER = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
@@ -20,7 +20,7 @@ def gather(call: Call, x: Tensor, indices: Operand) -> Tensor:
     """Rows of an axis; negative places count from the end."""
     axis = call.get("axis", 0) % x.ndim
     if isinstance(indices, Host) and indices.array.ndim == 0:
-        return x.select(axis, number(indices))
+        return x.select(axis, only_number(indices))
     places = _tensor(indices, x.device)
     if axis == 0 and x.ndim == 2 and x.dtype.is_floating_point and indices_may_wrap(indices):
         # The matcher knows a lookup table by its op.
@@ -98,7 +98,7 @@ def scatter_nd(call: Call, x: Tensor, indices: Tensor, updates: Tensor) -> Tenso
 @operator("OneHot", either=(1, 2))
 def one_hot(call: Call, indices: Tensor, depth: Operand, values: Operand) -> Tensor:
     """A new axis with the second value at the index and the first elsewhere."""
-    size = int(number(depth))
+    size = int(only_number(depth))
     off_on = _tensor(values, indices.device)
     axis = call.get("axis", -1) % (indices.ndim + 1)
     wrapped = _wrapped(indices, size).unsqueeze(axis)

@@ -9,7 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opdf_compile.errors import InputError
-from opdf_compile.io.onnx_student.operands import Operand, as_host, number, numbers, torch_dtype
+from opdf_compile.io.onnx_student.operands import (
+    Operand,
+    as_host,
+    numbers,
+    only_number,
+    torch_dtype,
+)
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _PAD_MODES = {"constant": "constant", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
@@ -194,7 +200,7 @@ def pad(
 ) -> Tensor:
     """Padding per side; negative numbers cut."""
     sides = call.get("pads") or numbers(given)
-    fill = call.get("value", 0.0) if value is None else number(value)
+    fill = call.get("value", 0.0) if value is None else only_number(value)
     places = [int(axis) % x.ndim for axis in numbers(axes)] or list(range(x.ndim))
     pairs: list[tuple[Any, Any]] = [(0, 0)] * x.ndim
     for place, before, after in zip(
@@ -232,7 +238,7 @@ def constant_of_shape(call: Call, shape: Operand) -> Tensor:
 @operator("Range", numbers=(0, 1, 2))
 def range_(call: Call, start: Operand, limit: Operand, step: Operand) -> Tensor:
     """Numbers from start up to the limit."""
-    ends = [number(value) for value in (start, limit, step)]
+    ends = [only_number(value) for value in (start, limit, step)]
     return torch.arange(*ends, dtype=as_host(start).dtype, device=call.device)
 
 
@@ -247,7 +253,7 @@ def eye_like(call: Call, x: Tensor) -> Any:
 @operator("Trilu", numbers=(1,))
 def triangle(call: Call, x: Tensor, diagonal: Operand | None = None) -> Tensor:
     """The upper or lower triangle of the last two axes."""
-    k = 0 if diagonal is None else int(number(diagonal))
+    k = 0 if diagonal is None else int(only_number(diagonal))
     return x.triu(k) if call.get("upper", 1) else x.tril(k)
 
 

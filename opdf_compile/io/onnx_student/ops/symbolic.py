@@ -11,14 +11,14 @@ import numpy as np
 import torch
 
 from opdf_compile.io.onnx_student.operands import (
-    MOST_ELEMENTS,
+    LARGEST_HOST,
     Host,
     Operand,
     elementwise,
     host,
     numbers,
-    rounded,
-    shape_of,
+    operand_shape,
+    rounded_to,
     sym_int,
     sym_max,
     sym_min,
@@ -30,7 +30,7 @@ from opdf_compile.io.onnx_student.operator_table import Call, on_host, operator
 @operator("Shape", either=(0,))
 def shape(call: Call, x: Operand) -> Host:
     """The sizes, or a range of them."""
-    sizes = list(shape_of(x))
+    sizes = list(operand_shape(x))
     return host(sizes[call.get("start", 0) : call.get("end", len(sizes))])
 
 
@@ -38,7 +38,7 @@ def shape(call: Call, x: Operand) -> Host:
 def size(_: Call, x: Operand) -> Host:
     """The number of elements."""
     total: Any = 1
-    for one in shape_of(x):
+    for one in operand_shape(x):
         total = total * one
     return host(total)
 
@@ -157,7 +157,7 @@ def slice_(
     strides = numbers(steps) or [1] * len(firsts)
     index = [slice(None)] * x.array.ndim
     for axis, first, last, step in zip(places, firsts, lasts, strides, strict=True):
-        stop = None if step < 0 and last < -MOST_ELEMENTS else last
+        stop = None if step < 0 and last < -LARGEST_HOST else last
         index[axis] = slice(first, stop, step)
     return Host(x.array[tuple(index)], x.dtype)
 
@@ -196,7 +196,7 @@ def expand(_: Call, x: Host, wanted: Host) -> Any:
     if wanted.symbolic or wanted.array.size > 8:
         return NotImplemented
     target = np.broadcast_shapes(x.array.shape, tuple(wanted.items()))
-    if math.prod(target) > MOST_ELEMENTS:
+    if math.prod(target) > LARGEST_HOST:
         return NotImplemented
     return Host(np.broadcast_to(x.array, target).copy(), x.dtype)
 
@@ -217,7 +217,7 @@ def constant_of_shape(call: Call, wanted: Host) -> Any:
     value = call.get("value")
     if value is None or value.dtype.kind not in "iub" or wanted.symbolic:
         return NotImplemented
-    if math.prod(wanted.items()) > MOST_ELEMENTS:
+    if math.prod(wanted.items()) > LARGEST_HOST:
         return NotImplemented
     array = np.empty(tuple(wanted.items()), dtype=object)
     array.fill(value.reshape(-1)[0].item())
@@ -250,5 +250,5 @@ def reduce(call: Call, x: Host, given: Host | None = None) -> Any:
     total = x.items()[0]
     for item in x.items()[1:]:
         total = _REDUCE[call.op](total, item)
-    total = rounded(total, x.dtype)
+    total = rounded_to(total, x.dtype)
     return host([total], x.dtype) if call.get("keepdims", 1) else host(total, x.dtype)
