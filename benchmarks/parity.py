@@ -29,8 +29,8 @@ from exports.models import DEFAULT, MODELS, NAMES
 
 from opdf_compile.errors import OpdfError
 from opdf_compile.parity.latency.measure import measure_latency
-from opdf_compile.parity.numerics.check import check_numerics
-from opdf_compile.parity.report.value import PARTS, overall
+from opdf_compile.parity.numerics.checking import check_numerics
+from opdf_compile.parity.report.parity_result import ASPECTS, overall
 from opdf_compile.parity.request import AUTO_MARGIN
 from opdf_compile.parity.runtime.sessions import Device, resolve_device
 from opdf_compile.parity.structure.compare import compare_structure
@@ -109,7 +109,7 @@ def result_table(rows: Sequence[Mapping[str, Any]]) -> Any:
         made.add_row(
             row["model"],
             str(row["batch"]),
-            " ".join(_MARKS[row[part]["verdict"]] for part in PARTS),
+            " ".join(_MARKS[row[part]["verdict"]] for part in ASPECTS),
             row["verdict"],
             number(found["ratio"], 4),
             span(found["ci_low"], found["ci_high"]),

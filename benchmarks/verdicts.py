@@ -34,7 +34,7 @@ from calibration.truth import Truth, measure_truth, search
 
 from opdf_compile.errors import OpdfError
 from opdf_compile.parity.latency.measure import measure_latency
-from opdf_compile.parity.numerics.check import check_numerics
+from opdf_compile.parity.numerics.checking import check_numerics
 from opdf_compile.parity.request import AUTO_MARGIN
 from opdf_compile.parity.runtime.sessions import Device, resolve_device
 from opdf_compile.parity.structure.compare import compare_structure

@@ -2,7 +2,7 @@
 
 Round b gives the ratio r[b] = t_form[b] / t_plain[b]; the estimate is the median over rounds,
 which one disturbed round does not move. The interval is a bootstrap over rounds of the log-
-median, with the corrections that few rounds need and `opdf_compile.parity.latency.statistics`
+median, with the corrections that few rounds need and `opdf_compile.parity.latency.ratio_interval`
 makes too: deviations are stretched by sqrt(n / (n - 1)), because drawing n of n shrinks a spread,
 and by t / z at n - 1 degrees of freedom.
 """
@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from opdf_compile.errors import InputError
-from opdf_compile.parity.latency.statistics import LEVEL, Interval, Spread
+from opdf_compile.parity.latency.ratio_interval import FINAL_LEVEL, Interval, Spread
 
 _DRAWS = 4000
 
@@ -34,7 +34,7 @@ def paired(numerator: Sequence[float], denominator: Sequence[float]) -> list[flo
 
 
 def median_interval(
-    ratios: Sequence[float], rng: np.random.Generator, *, level: float = LEVEL
+    ratios: Sequence[float], rng: np.random.Generator, *, level: float = FINAL_LEVEL
 ) -> Interval:
     """The median of positive ratios and its two-sided bootstrap interval.
 

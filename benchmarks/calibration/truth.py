@@ -17,7 +17,7 @@ import numpy as np
 from bench.intervals import median_interval
 
 from opdf_compile.parity.latency.timing import undisturbed, warm_up
-from opdf_compile.parity.runtime.binding import BoundSession, bind
+from opdf_compile.parity.runtime.bound_session import BoundSession, bind
 from opdf_compile.parity.runtime.sessions import Device, open_session
 
 LEVEL = 0.95

@@ -144,10 +144,10 @@ def command(
 
 def verdict_table(report: ParityReport) -> Table:
     """One row per check: its verdict and the figures behind it."""
-    from opdf_compile.parity import rows
+    from opdf_compile.parity import verdict_rows
 
     made = table("Parity", "check", "verdict", "finding")
-    for name, verdict, finding in rows(report):
+    for name, verdict, finding in verdict_rows(report):
         made.add_row(name, _coloured(verdict), finding)
     return made
 

@@ -10,16 +10,16 @@ from typing import Any
 
 from opdf_compile.errors import InputError
 from opdf_compile.parity.latency.measure import SEED, Progress, check_budget
-from opdf_compile.parity.latency.shapes import Shape, parse_shapes
-from opdf_compile.parity.latency.statistics import RULES, Rule
+from opdf_compile.parity.latency.ratio_interval import LATENCY_RULES, LatencyRule
+from opdf_compile.parity.latency.shape_option import Shape, parse_shapes
 from opdf_compile.parity.model_file import PathLike
-from opdf_compile.parity.report.value import PARTS
+from opdf_compile.parity.report.parity_result import ASPECTS
 from opdf_compile.parity.runtime.sessions import Device, resolve_device
 
 AUTO_MARGIN = {"cuda": 0.02, "cpu": 0.05}
 ON_INCONCLUSIVE = ("warn", "fail")
 
-Shapes = str | Sequence[str | Mapping[str, Shape]]
+ShapeOption = str | Sequence[str | Mapping[str, Shape]]
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Request:
 
     device: Device
     margin: float
-    latency: Rule
+    latency: LatencyRule
     on_inconclusive: str
     budget: float
     asked: tuple[str, ...]
@@ -67,11 +67,11 @@ class Request:
 def checked_request(
     device: str,
     margin: float | str,
-    latency: Rule,
+    latency: LatencyRule,
     on_inconclusive: str,
     budget: float,
     only: Iterable[str] | str | None,
-    shapes: Shapes | None,
+    shapes: ShapeOption | None,
     plot: PathLike | None,
     progress: Progress | None,
 ) -> Request:
@@ -81,8 +81,8 @@ def checked_request(
         DeviceError: The device cannot be used.
         InputError: An option has no meaning.
     """
-    if latency not in RULES:
-        raise InputError(f"latency is {latency!r}; give {' or '.join(RULES)}")
+    if latency not in LATENCY_RULES:
+        raise InputError(f"latency is {latency!r}; give {' or '.join(LATENCY_RULES)}")
     if on_inconclusive not in ON_INCONCLUSIVE:
         raise InputError(
             f"on_inconclusive is {on_inconclusive!r}; give {' or '.join(ON_INCONCLUSIVE)}"
@@ -107,14 +107,14 @@ def checked_request(
 
 def _asked(only: Iterable[str] | str | None) -> tuple[str, ...]:
     if only is None:
-        return PARTS
+        return ASPECTS
     words = only.split(",") if isinstance(only, str) else list(only)
     names = [str(word).strip() for word in words]
-    unknown = [name for name in names if name not in PARTS]
+    unknown = [name for name in names if name not in ASPECTS]
     if unknown or not names:
         found = repr(unknown[0]) if unknown else "empty"
-        raise InputError(f"only is {found}; give one or more of {', '.join(PARTS)}")
-    return tuple(part for part in PARTS if part in names)
+        raise InputError(f"only is {found}; give one or more of {', '.join(ASPECTS)}")
+    return tuple(part for part in ASPECTS if part in names)
 
 
 def _margin(margin: float | str) -> float | None:
@@ -130,7 +130,7 @@ def _margin(margin: float | str) -> float | None:
     return number
 
 
-def _shapes(shapes: Shapes | None, asked: tuple[str, ...]) -> tuple[Mapping[str, Shape], ...]:
+def _shapes(shapes: ShapeOption | None, asked: tuple[str, ...]) -> tuple[Mapping[str, Shape], ...]:
     """The shapes as mappings; the command line gives them as text."""
     given = (shapes,) if isinstance(shapes, str) else tuple(shapes or ())
     if given and "latency" not in asked:

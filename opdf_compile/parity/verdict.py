@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Literal
 
 from opdf_compile.errors import UserError
-from opdf_compile.parity.artefacts import Artefacts, find_artefacts, require_reference
+from opdf_compile.parity.compared_files import ComparedFiles, find_artefacts, require_reference
+from opdf_compile.parity.latency.latency_result import LatencyResult
 from opdf_compile.parity.latency.measure import Progress, measure_latency
-from opdf_compile.parity.latency.result import LatencyResult
 from opdf_compile.parity.model_file import PathLike
-from opdf_compile.parity.numerics.check import check_numerics
-from opdf_compile.parity.report.environment import describe_environment
+from opdf_compile.parity.numerics.checking import check_numerics
+from opdf_compile.parity.report.conditions import describe_environment
 from opdf_compile.parity.report.parity_report import ParityReport
-from opdf_compile.parity.report.value import (
+from opdf_compile.parity.report.parity_result import (
     NumericsPart,
     OptimisedGraphs,
     StructurePart,
     overall,
 )
-from opdf_compile.parity.request import Request, Shapes, checked_request
+from opdf_compile.parity.request import Request, ShapeOption, checked_request
 from opdf_compile.parity.structure.compare import Comparison, compare_files
 from opdf_compile.parity.structure.optimised import compare_optimised
 
@@ -43,7 +43,7 @@ def verify(
     reference_check: PathLike | None = None,
     budget: float = 60.0,
     only: Iterable[str] | str | None = None,
-    shapes: Shapes | None = None,
+    shapes: ShapeOption | None = None,
     plot: PathLike | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
@@ -116,7 +116,7 @@ def _draw(structure: StructurePart, speed: LatencyResult, path: Path | None) -> 
     return (f"{path} was not drawn: the graphs do not differ, and latency was not asked for",)
 
 
-def _structure(files: Artefacts, request: Request) -> tuple[StructurePart, tuple[str, ...]]:
+def _structure(files: ComparedFiles, request: Request) -> tuple[StructurePart, tuple[str, ...]]:
     tampered = files.tampered
     if "structure" not in request.asked or files.reference is None:
         # A file that is not what was exported refutes a bundle, whatever was asked for.
@@ -135,7 +135,7 @@ def _structure(files: Artefacts, request: Request) -> tuple[StructurePart, tuple
     return part, found.notes
 
 
-def _optimised(files: Artefacts, raw: Comparison, request: Request) -> OptimisedGraphs:
+def _optimised(files: ComparedFiles, raw: Comparison, request: Request) -> OptimisedGraphs:
     """Compare what the runtime makes of two equal graphs.
 
     The raw graphs decide. What the runtime makes of them can differ only because its rewrites
@@ -159,7 +159,7 @@ def _optimised(files: Artefacts, raw: Comparison, request: Request) -> Optimised
     )
 
 
-def _numerics(files: Artefacts, request: Request) -> tuple[NumericsPart, tuple[str, ...]]:
+def _numerics(files: ComparedFiles, request: Request) -> tuple[NumericsPart, tuple[str, ...]]:
     if "numerics" not in request.asked:
         return NumericsPart(), ()
     request.progress("numerics", _LATENCY_STARTS / 2)
@@ -185,7 +185,7 @@ def _numerics(files: Artefacts, request: Request) -> tuple[NumericsPart, tuple[s
     return part, tuple(f"numerics: {note}" for note in (part.reason, *found.notes) if note)
 
 
-def _latency(files: Artefacts, request: Request) -> LatencyResult:
+def _latency(files: ComparedFiles, request: Request) -> LatencyResult:
     if "latency" not in request.asked or files.reference is None:
         return LatencyResult()
     return measure_latency(

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 import opdf_compile as opdf
 from opdf_compile.artefacts.interface import declared_axis, read_interface
 from opdf_compile.errors import InputError
-from opdf_compile.parity.latency.shapes import declared_inputs
+from opdf_compile.parity.latency.shape_option import declared_inputs
 
 
 def written(path: Path, batch: int | str | None) -> Path:

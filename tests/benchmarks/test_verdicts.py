@@ -17,7 +17,7 @@ from calibration.rates import halving_budget, share
 from calibration.students import Size
 from calibration.truth import Truth, search
 
-from opdf_compile.parity.numerics.check import check_numerics
+from opdf_compile.parity.numerics.checking import check_numerics
 from opdf_compile.parity.runtime.sessions import resolve_device
 from opdf_compile.parity.structure.compare import compare_structure
 

@@ -11,7 +11,7 @@ import torch
 import opdf_compile as opdf
 from opdf_compile.distill.demo import plots as demo_plots
 from opdf_compile.distill.run import plots as run_plots
-from opdf_compile.parity.report.plots import legend_below, new_figure
+from opdf_compile.parity.report.latency_plots import legend_below, new_figure
 
 
 def problems(figure: Any) -> list[str]:

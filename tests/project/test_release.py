@@ -19,7 +19,7 @@ from opdf_compile.cli.environment import examine
 from opdf_compile.distill.run import lock
 from opdf_compile.io.checkpoints import write
 from opdf_compile.io.export import bundling
-from opdf_compile.parity.report.environment import describe_environment
+from opdf_compile.parity.report.conditions import describe_environment
 from opdf_compile.parity.runtime.sessions import resolve_device
 
 ROOT = Path(__file__).parents[2]

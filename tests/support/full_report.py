@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from opdf_compile.parity.latency.result import LatencyResult, ShapeResult
-from opdf_compile.parity.latency.statistics import Interval
+from opdf_compile.parity.latency.latency_result import LatencyResult, ShapeResult
+from opdf_compile.parity.latency.ratio_interval import Interval
 from opdf_compile.parity.report.parity_report import ParityReport
-from opdf_compile.parity.report.value import NumericsPart, StructurePart
+from opdf_compile.parity.report.parity_result import NumericsPart, StructurePart
 
 SERIES: dict[str, Any] = {
     "reference": np.array([[2e-4, 2.1e-4, 1.9e-4], [2e-4, 2.2e-4, 2e-4]]),

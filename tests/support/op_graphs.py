@@ -16,8 +16,8 @@ from torch.nn import functional
 from opdf_compile.artefacts.check_file import CheckData, Sample, check_path, write_check
 from opdf_compile.files.atomic import sha256
 from opdf_compile.io.evidence.evaluating import _errors
-from opdf_compile.parity.numerics.check import check_numerics
-from opdf_compile.parity.numerics.result import NumericsResult
+from opdf_compile.parity.numerics.checking import check_numerics
+from opdf_compile.parity.numerics.numerics_result import NumericsResult
 from opdf_compile.parity.runtime.sessions import resolve_device
 
 CPU = resolve_device("cpu")

@@ -20,7 +20,7 @@ from opdf_compile.distill.run.events import Stage, Watch
 from opdf_compile.distill.run.folder import RunFolder
 from opdf_compile.errors import UserError
 from opdf_compile.io import export_onnx, require_opset, write_student
-from opdf_compile.parity import ParityReport, Runner, resolve_device, verify
+from opdf_compile.parity import ArraySession, ParityReport, resolve_device, verify
 
 _LOG = logging.getLogger("opdf_compile")
 LATENCY_PLOT = "latency.png"
@@ -175,7 +175,7 @@ def _exported(job: Job, batches: Batches, student: nn.Module, bundle: Path) -> A
         return None
     if job.recipe.export.dtype not in (None, "fp32"):
         return None  # Its inputs have another dtype than the data.
-    runner = Runner(bundle / STUDENT, resolve_device("cpu"))
+    runner = ArraySession(bundle / STUDENT, resolve_device("cpu"))
     with torch.no_grad():
         names = list(job.forward(student, batches.moved(job.example)))
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from opdf_compile.parity.latency.latency_result import CONTENDERS, Contender
 from opdf_compile.parity.latency.memory import growth, smallest
-from opdf_compile.parity.latency.result import ROLES, Role
-from opdf_compile.parity.latency.shapes import Shape
+from opdf_compile.parity.latency.shape_option import Shape
 from opdf_compile.parity.latency.timing import calm_seconds, warm_up
-from opdf_compile.parity.runtime.binding import BoundSession, bind
+from opdf_compile.parity.runtime.bound_session import BoundSession, bind
 from opdf_compile.parity.runtime.sessions import Device, create_session, session_options
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _MEMORY_SESSIONS = 3
 
 
-class Bench:
+class SessionBench:
     """The three sessions of the current group, and what was seen when sessions were made.
 
     Attributes:
@@ -37,17 +37,17 @@ class Bench:
 
     def __init__(
         self,
-        paths: Mapping[Role, Path],
+        paths: Mapping[Contender, Path],
         device: Device,
         inputs: Sequence[Mapping[str, Any]],
         threads: int | None,
         rng: np.random.Generator,
     ) -> None:
         self.paths, self.device, self.inputs = paths, device, tuple(inputs)
-        self.cold: dict[Role, list[float]] = {role: [] for role in ROLES}
+        self.cold: dict[Contender, list[float]] = {role: [] for role in CONTENDERS}
         self._threads, self._rng = threads, rng
         self._memory: dict[tuple[Path, int], list[int | None]] = {}
-        self._bound: dict[tuple[Role, int], BoundSession] = {}
+        self._bound: dict[tuple[Contender, int], BoundSession] = {}
 
     def open(self, first: int) -> None:
         """Make a new group; random order, since the first one made may get the better memory.
@@ -66,7 +66,7 @@ class Bench:
         """Run every session on a shape until it is steady; return seconds of one run."""
         return max(warm_up(self._bound[role, shape]) for role in self._shuffled())
 
-    def round(self, shape: int, runs: int, single: float) -> dict[Role, float]:
+    def round(self, shape: int, runs: int, single: float) -> dict[Contender, float]:
         """Seconds per run of one block of each session, in random order."""
         return {
             role: calm_seconds(self._bound[role, shape], runs, single) for role in self._shuffled()
@@ -76,11 +76,11 @@ class Bench:
         """Let the sessions go."""
         self._bound = {}
 
-    def memory(self, role: Role, shape: int) -> int | None:
+    def memory(self, role: Contender, shape: int) -> int | None:
         """Peak bytes of a session that ran this shape first; None where it is not known."""
         return smallest(self._memory.get((self.paths[role], shape), []))
 
-    def _first_run(self, role: Role, first: int) -> Any:
+    def _first_run(self, role: Contender, first: int) -> Any:
         path, kind = self.paths[role], self.device.name
         seen = self._memory.setdefault((path, first), [])
         with growth(kind if len(seen) < _MEMORY_SESSIONS else None) as grown:
@@ -93,8 +93,8 @@ class Bench:
             seen.append(grown.bytes)
         return session
 
-    def _shuffled(self) -> list[Role]:
-        return [ROLES[index] for index in self._rng.permutation(len(ROLES))]
+    def _shuffled(self) -> list[Contender]:
+        return [CONTENDERS[index] for index in self._rng.permutation(len(CONTENDERS))]
 
 
 def shapes_of(inputs: Mapping[str, Any]) -> dict[str, Shape]:

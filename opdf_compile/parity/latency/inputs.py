@@ -19,7 +19,7 @@ import numpy as np
 
 from opdf_compile.artefacts import read_check
 from opdf_compile.errors import InputError
-from opdf_compile.parity.latency.shapes import Declared, Shape, fit_shapes
+from opdf_compile.parity.latency.shape_option import Declared, Shape, fit_shapes
 
 BATCH, IMAGE, LENGTH = 1, 224, 64
 

@@ -1,7 +1,7 @@
 """Is the candidate as fast as the reference? Paired, interleaved, randomised, with a control.
 
 `bench.py` makes the sessions and times rounds on them, `race.py` says how long to go on,
-`statistics.py` turns rounds into intervals and intervals into a verdict. This file joins them.
+`ratio_interval.py` turns rounds into intervals and intervals into a verdict. This file joins them.
 
 How often this errs is measured: see docs/method.md, "Latency".
 """
@@ -16,25 +16,30 @@ from pathlib import Path
 import numpy as np
 
 from opdf_compile.errors import InputError
-from opdf_compile.parity.latency.bench import Bench, file_bytes, shapes_of
+from opdf_compile.parity.latency.bench import SessionBench, file_bytes, shapes_of
 from opdf_compile.parity.latency.inputs import latency_inputs
+from opdf_compile.parity.latency.latency_result import Contender, LatencyResult, ShapeResult
 from opdf_compile.parity.latency.memory import largest
 from opdf_compile.parity.latency.race import SEED, Progress, Question, Race, Track
-from opdf_compile.parity.latency.result import LatencyResult, Role, ShapeResult
-from opdf_compile.parity.latency.shapes import (
+from opdf_compile.parity.latency.ratio_interval import (
+    LATENCY_RULES,
+    Interval,
+    LatencyRule,
+    bootstrap,
+)
+from opdf_compile.parity.latency.shape_option import (
     Declared,
     Shape,
     batch_size,
     declared_inputs,
     shape_text,
 )
-from opdf_compile.parity.latency.statistics import RULES, Interval, Rule, bootstrap
 from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.runtime.sessions import Device
 
 __all__ = ["SEED", "Progress", "check_budget", "measure_latency"]
 
-_SIDES: tuple[Role, Role] = ("reference", "candidate")
+_SIDES: tuple[Contender, Contender] = ("reference", "candidate")
 # The first group pays for what the process loads once; there are always more groups.
 _FIRST_IS_ODD = 1
 _WORST_FIRST = ("fail", "inconclusive", "pass")
@@ -46,7 +51,7 @@ def measure_latency(
     device: Device,
     *,
     margin: float,
-    rule: Rule = "no-slower",
+    rule: LatencyRule = "no-slower",
     budget: float = 60.0,
     check: Path | None = None,
     shapes: Sequence[Mapping[str, Shape]] | None = None,
@@ -76,10 +81,10 @@ def measure_latency(
         InputError: An argument is out of range, or a model does not run on the inputs.
     """
     check_budget(budget)
-    if rule not in RULES:
-        raise InputError(f"latency is {rule!r}; give {' or '.join(RULES)}")
+    if rule not in LATENCY_RULES:
+        raise InputError(f"latency is {rule!r}; give {' or '.join(LATENCY_RULES)}")
     began = time.perf_counter()
-    files: dict[Role, ModelFile] = {
+    files: dict[Contender, ModelFile] = {
         "candidate": ModelFile.of(candidate),
         "reference": ModelFile.of(reference),
     }
@@ -91,8 +96,8 @@ def measure_latency(
     rng = np.random.default_rng(seed)
     rows: Sequence[Mapping[str, Shape] | None] = shapes or [None]
     inputs = [latency_inputs(declared, check, rng, asked=asked, model=ours) for asked in rows]
-    paths: dict[Role, Path] = {"candidate": ours, "reference": theirs, "control": theirs}
-    bench = Bench(paths, device, inputs, threads, rng)
+    paths: dict[Contender, Path] = {"candidate": ours, "reference": theirs, "control": theirs}
+    bench = SessionBench(paths, device, inputs, threads, rng)
     question = Question(margin, rule, len(inputs))
     race = Race(bench, question, budget, progress or (lambda text, share: None), began=began)
     ended = race.run()
@@ -120,7 +125,7 @@ def check_budget(budget: float) -> None:
 
 
 def _shape_result(
-    bench: Bench, shape: int, track: Track, question: Question, declared: Sequence[Declared]
+    bench: SessionBench, shape: int, track: Track, question: Question, declared: Sequence[Declared]
 ) -> ShapeResult:
     spreads = track.spreads()
     interval, control = (spread.interval() for spread in spreads)
@@ -148,11 +153,11 @@ def _shape_result(
 
 
 def _result(
-    bench: Bench,
+    bench: SessionBench,
     question: Question,
     found: tuple[ShapeResult, ...],
     groups: int,
-    sizes: Mapping[Role, int],
+    sizes: Mapping[Contender, int],
     notes: tuple[str, ...],
 ) -> LatencyResult:
     """The whole result; under the contract's keys it repeats the worst shape."""
@@ -189,7 +194,7 @@ def _badness(shape: ShapeResult) -> tuple[int, float]:
     return _WORST_FIRST.index(shape.verdict), -shape.ci_high
 
 
-def _cold_start(bench: Bench) -> Interval:
+def _cold_start(bench: SessionBench) -> Interval:
     candidate, reference = (
         np.log(bench.cold[role][_FIRST_IS_ODD:]) for role in ("candidate", "reference")
     )

@@ -31,15 +31,15 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from opdf_compile.parity.latency.result import ROLES, Role
-from opdf_compile.parity.latency.statistics import (
+from opdf_compile.parity.latency.latency_result import CONTENDERS, Contender
+from opdf_compile.parity.latency.ratio_interval import (
     EARLY_LEVEL,
-    LEVEL,
-    Rule,
+    FINAL_LEVEL,
+    LatencyRule,
+    Outcome,
     Spread,
-    Verdict,
     bootstrap,
-    judge,
+    decide,
 )
 from opdf_compile.parity.latency.timing import runs_per_block, undisturbed
 
@@ -69,7 +69,7 @@ class Bench(Protocol):
     def warm_up(self, shape: int) -> float:
         """Run until steady; return seconds of one run."""
 
-    def round(self, shape: int, runs: int, single: float) -> dict[Role, float]:
+    def round(self, shape: int, runs: int, single: float) -> dict[Contender, float]:
         """Seconds per run of one block of each session."""
 
 
@@ -88,12 +88,12 @@ class Track:
     rounds: int = 0
     runs: int = 0
     single: float = 0.0
-    groups: list[dict[Role, list[float]]] = field(default_factory=list)
+    groups: list[dict[Contender, list[float]]] = field(default_factory=list)
     closed: bool = False
 
-    def table(self) -> dict[Role, _Array]:
+    def table(self) -> dict[Contender, _Array]:
         """Seconds per run by role, shape (groups, rounds)."""
-        return {role: np.array([group[role] for group in self.groups]) for role in ROLES}
+        return {role: np.array([group[role] for group in self.groups]) for role in CONTENDERS}
 
     def spreads(self) -> tuple[Spread, Spread]:
         """Bootstrap distributions of candidate / reference and control / reference."""
@@ -116,18 +116,18 @@ class Question:
     """
 
     margin: float
-    rule: Rule
+    rule: LatencyRule
     shapes: int
 
-    def verdict(self, spreads: tuple[Spread, Spread], level: float = LEVEL) -> Verdict:
+    def verdict(self, spreads: tuple[Spread, Spread], level: float = FINAL_LEVEL) -> Outcome:
         """The verdict of one shape at a level."""
         main, control = spreads
         noise = control.interval(level)
-        found = judge(main.interval(level), noise, margin=self.margin, rule=self.rule)
+        found = decide(main.interval(level), noise, margin=self.margin, rule=self.rule)
         if found != "fail" or self.shapes == 1:
             return found
         shared = main.interval(1.0 - (1.0 - level) / self.shapes)
-        return judge(shared, noise, margin=self.margin, rule=self.rule)
+        return decide(shared, noise, margin=self.margin, rule=self.rule)
 
 
 class Race:
@@ -190,8 +190,8 @@ class Race:
                 self._plan(shape, track, setup)
             track.groups.append(self._rounds(shape, track))
 
-    def _rounds(self, shape: int, track: Track) -> dict[Role, list[float]]:
-        seconds: dict[Role, list[float]] = {role: [] for role in ROLES}
+    def _rounds(self, shape: int, track: Track) -> dict[Contender, list[float]]:
+        seconds: dict[Contender, list[float]] = {role: [] for role in CONTENDERS}
         for _ in range(track.rounds):
             for role, value in self._bench.round(shape, track.runs, track.single).items():
                 seconds[role].append(value)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from opdf_compile.parity.runtime.binding import BoundSession
+from opdf_compile.parity.runtime.bound_session import BoundSession
 
 try:
     import resource

@@ -49,7 +49,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from opdf_compile.artefacts import Sample
-from opdf_compile.parity.numerics.problems import Array
+from opdf_compile.parity.numerics.mismatch import Array
 
 ORDER_FACTOR = 4.0
 TRANSFER_FACTOR = 2.0
@@ -65,7 +65,7 @@ ROUNDOFF = {
 }
 # Half the smallest positive number: what rounding costs where numbers get no smaller.
 SMALLEST = {"float16": 2.0**-25, "bfloat16": 2.0**-134, "float32": 2.0**-150, "float64": 0.0}
-HALVES = ("float16", "bfloat16")
+HALF_DTYPES = ("float16", "bfloat16")
 
 
 @dataclass(frozen=True)

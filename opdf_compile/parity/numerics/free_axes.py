@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from opdf_compile.artefacts import Port, Sample
-from opdf_compile.parity.numerics.problems import Array
-from opdf_compile.parity.runtime.runner import RunFailed, Runner
+from opdf_compile.parity.numerics.mismatch import Array
+from opdf_compile.parity.runtime.array_session import ArraySession, RunFailed
 
 # (input, axis) of the axes that have one size in every sample, and move together.
-Places = tuple[tuple[str, int], ...]
-Inputs = Mapping[str, Array]
+_Group = tuple[tuple[str, int], ...]
+_Inputs = Mapping[str, Array]
 
 
 class StopsAtSize(Exception):
@@ -24,7 +24,7 @@ class StopsAtSize(Exception):
 
 
 def stop_of(
-    runner: Runner,
+    runner: ArraySession,
     ports: Sequence[Port],
     samples: Sequence[Sample],
     stopped: Mapping[int, RunFailed],
@@ -61,7 +61,7 @@ def stop_of(
     return _stop(moved, other, ports, error)
 
 
-def _free_groups(ports: Sequence[Port], samples: Sequence[Sample]) -> Iterator[Places]:
+def _free_groups(ports: Sequence[Port], samples: Sequence[Sample]) -> Iterator[_Group]:
     """Free axes, together where no sample tells them apart."""
     found: dict[tuple[int, ...], list[tuple[str, int]]] = {}
     for port in ports:
@@ -74,12 +74,12 @@ def _free_groups(ports: Sequence[Port], samples: Sequence[Sample]) -> Iterator[P
     yield from map(tuple, found.values())
 
 
-def _size(inputs: Inputs, group: Places) -> int:
+def _size(inputs: _Inputs, group: _Group) -> int:
     name, axis = group[0]
     return int(np.shape(inputs[name])[axis])
 
 
-def _alone(runner: Runner, base: Inputs, group: Places, size: int) -> RunFailed | None:
+def _alone(runner: ArraySession, base: _Inputs, group: _Group, size: int) -> RunFailed | None:
     """How the file stops where only these axes have another size; values repeat."""
     inputs = dict(base)
     for name, axis in group:
@@ -95,7 +95,7 @@ def _alone(runner: Runner, base: Inputs, group: Places, size: int) -> RunFailed 
 
 
 def _stop(
-    groups: Sequence[Places], inputs: Inputs, ports: Sequence[Port], error: RunFailed
+    groups: Sequence[_Group], inputs: _Inputs, ports: Sequence[Port], error: RunFailed
 ) -> StopsAtSize:
     names = {port.name: port.axes for port in ports}
     where = " and ".join(

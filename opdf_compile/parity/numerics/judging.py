@@ -10,7 +10,7 @@ import numpy as np
 
 from opdf_compile.artefacts import CheckData, Sample
 from opdf_compile.parity.numerics.floors import (
-    HALVES,
+    HALF_DTYPES,
     ORDER_FACTOR,
     Floor,
     Peer,
@@ -21,11 +21,11 @@ from opdf_compile.parity.numerics.floors import (
     root_mean_square,
     scale_of,
 )
-from opdf_compile.parity.numerics.problems import Array, problem_of
-from opdf_compile.parity.numerics.result import Element, OutputError, unusable
+from opdf_compile.parity.numerics.mismatch import Array, problem_of
+from opdf_compile.parity.numerics.numerics_result import Element, OutputError, unusable
 
 
-def judge(
+def judge_output(
     name: str, data: CheckData, values: Sequence[Array], peer: Peer | None = None
 ) -> OutputError:
     """Judge what the runtime computed for one output.
@@ -86,7 +86,7 @@ def _widened(own: Floor, peer: Peer | None, scale: float) -> tuple[float, float]
 
 
 def _budget(own: Floor, peer: Peer | None, rows: int, dtype: str) -> float:
-    if peer is None or dtype not in HALVES or peer.dtype != dtype:
+    if peer is None or dtype not in HALF_DTYPES or peer.dtype != dtype:
         return math.inf
     return budget(own, peer, rows)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from opdf_compile.errors import InputError, InternalError
 from opdf_compile.files import atomic_write
-from opdf_compile.parity.latency.result import LatencyResult, ShapeResult
-from opdf_compile.parity.report.plots import STYLE, latency_figure, new_figure
+from opdf_compile.parity.latency.latency_result import LatencyResult, ShapeResult
+from opdf_compile.parity.report.latency_plots import STYLE, latency_figure, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,14 +6,14 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from opdf_compile.parity.latency.shapes import shape_text
+from opdf_compile.parity.latency.shape_option import shape_text
 
 if TYPE_CHECKING:
-    from opdf_compile.parity.latency.result import LatencyResult, ShapeResult
-    from opdf_compile.parity.numerics.result import OutputError
-    from opdf_compile.parity.report.value import NumericsPart, ParityResult, StructurePart
+    from opdf_compile.parity.latency.latency_result import LatencyResult, ShapeResult
+    from opdf_compile.parity.numerics.numerics_result import OutputError
+    from opdf_compile.parity.report.parity_result import NumericsPart, ParityResult, StructurePart
 
-Row = tuple[str, ...]
+Cells = tuple[str, ...]
 
 _MEANING = {
     "pass": "parity holds",
@@ -47,7 +47,7 @@ def meaning(report: ParityResult) -> str:
     return _MEANING[report.verdict] + limits
 
 
-def rows(report: ParityResult) -> list[Row]:
+def verdict_rows(report: ParityResult) -> list[Cells]:
     """Cells of the table: part, verdict, finding."""
     return [
         ("structure", _spaced(report.structure.verdict), _structure(report.structure)),
@@ -56,7 +56,7 @@ def rows(report: ParityResult) -> list[Row]:
     ]
 
 
-def shape_rows(latency: LatencyResult) -> list[Row]:
+def shape_rows(latency: LatencyResult) -> list[Cells]:
     """A head and a row for each shape that was measured; empty where nothing was.
 
     Columns that no shape fills (memory on a device that does not tell it) are left out.
@@ -69,7 +69,7 @@ def shape_rows(latency: LatencyResult) -> list[Row]:
     return [tuple(row[index] for index in filled) for row in made]
 
 
-def cost_rows(report: ParityResult) -> list[Row]:
+def cost_rows(report: ParityResult) -> list[Cells]:
     """A head and a row each for cold start and file size, which decide nothing; may be empty."""
     latency, made = report.latency, []
     start = latency.cold_start_ms
@@ -85,7 +85,7 @@ def cost_rows(report: ParityResult) -> list[Row]:
     return [COST_HEAD, *made] if made else []
 
 
-def file_rows(files: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+def file_rows(files: Mapping[str, Mapping[str, Any]]) -> list[Cells]:
     """Name, whole hash, bytes, opset and exporter of each file."""
     return [
         (
@@ -105,7 +105,7 @@ def about(report: ParityResult) -> str:
     return f"{' against '.join(models)}; " if models else ""
 
 
-def command(report: ParityResult) -> str:
+def verify_command(report: ParityResult) -> str:
     """The command line that asks the same question of the same files."""
     models = [name for name in report.files if name.endswith(".onnx")] or ["CANDIDATE.onnx"]
     options = report.environment.get("options", {})
@@ -115,7 +115,7 @@ def command(report: ParityResult) -> str:
     parts.append(f"--device {shlex.quote(str(device))}")
     numbers = {name: options.get(name) for name in ("margin", "latency", "budget")}
     parts += [f"--{name} {words(value)}" for name, value in numbers.items() if value]
-    if options.get("only") and len(options["only"]) < len(rows(report)):
+    if options.get("only") and len(options["only"]) < len(verdict_rows(report)):
         parts.append(f"--only {','.join(options['only'])}")
     parts += [f"--shapes {shlex.quote(text)}" for text in _shape_options(options)]
     return " ".join(parts)
@@ -138,7 +138,7 @@ def facts(report: ParityResult) -> str:
     return f"device {where}, onnxruntime {versions.get('onnxruntime', '-')}"
 
 
-def notes(report: ParityResult) -> list[str]:
+def footnotes(report: ParityResult) -> list[str]:
     """What a reader of the verdict should know."""
     return [str(note) for note in report.environment.get("notes", ())]
 
@@ -188,7 +188,7 @@ def _numerics(part: NumericsPart) -> str:
     if worst is not None:
         error, allowed, floor = worst.max_abs, worst.tolerance_max, worst.floor_max
     found = (
-        f"error {number(error)} of {number(allowed)} allowed, noise floor {number(floor)}, "
+        f"error {_short(error)} of {_short(allowed)} allowed, noise floor {_short(floor)}, "
         f"{part.samples} samples"
     )
     return found + _which(part, worst)
@@ -212,7 +212,7 @@ def _which(part: NumericsPart, worst: OutputError | None) -> str:
         return text
     text = f"; output {worst.output!r}"
     if worst.max_abs <= worst.tolerance_max:
-        text += f", RMS error {number(worst.rms)} of {number(worst.tolerance_rms)} allowed"
+        text += f", RMS error {_short(worst.rms)} of {_short(worst.tolerance_rms)} allowed"
     return text if worst.element is None else f"{text}, {worst.element}"
 
 
@@ -232,7 +232,7 @@ def _latency(part: LatencyResult) -> str:
     return f"{found}; worst of {len(part.per_shape)} shapes: {shape_text(decided.shape)}"
 
 
-def _shape_row(shape: ShapeResult) -> Row:
+def _shape_row(shape: ShapeResult) -> Cells:
     control = shape.control
     return (
         shape_text(shape.shape),
@@ -246,7 +246,7 @@ def _shape_row(shape: ShapeResult) -> Row:
     )
 
 
-def number(value: float | None) -> str:
+def _short(value: float | None) -> str:
     """Two digits, or a dash."""
     return "-" if value is None else f"{value:.2g}"
 

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from opdf_compile.parity.latency.shapes import shape_text
+from opdf_compile.parity.latency.shape_option import shape_text
 from opdf_compile.parity.report import figures, findings
 
 if TYPE_CHECKING:
-    from opdf_compile.parity.numerics.result import OutputError
-    from opdf_compile.parity.report.value import ParityResult
+    from opdf_compile.parity.numerics.numerics_result import OutputError
+    from opdf_compile.parity.report.parity_result import ParityResult
 
 # What a bar shows is linear up to the tolerance; beyond it, that it is beyond.
 _FULL_BAR = 100.0
@@ -51,20 +51,20 @@ def page(report: ParityResult) -> str:
     text = template.render(
         report=report,
         meaning=findings.meaning(report),
-        cards=findings.rows(report),
+        cards=findings.verdict_rows(report),
         outputs=[_output(error) for error in report.numerics.outputs],
         shapes=findings.shape_rows(report.latency),
         costs=findings.cost_rows(report),
         about=findings.about(report),
         facts=findings.facts(report),
-        command=findings.command(report),
+        command=findings.verify_command(report),
         # A drawing is ours; all that came out of a file was escaped when it was drawn.
         pictures=[
             (picture.title, markupsafe.Markup(picture.svg), picture.words)
             for picture in _pictures(report)
         ],
         environment=_flat(report.environment),
-        notes=findings.notes(report),
+        notes=findings.footnotes(report),
         files=findings.file_rows(report.files),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from opdf_compile.files import atomic_write
 from opdf_compile.parity.report import rendering
-from opdf_compile.parity.report.value import ParityResult
+from opdf_compile.parity.report.parity_result import ParityResult
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ParityReport(ParityResult):
         files: By name, the hash, size, opset and exporter of each file that was looked at.
 
     Example:
-        >>> from opdf_compile.parity.report.value import StructurePart
+        >>> from opdf_compile.parity.report.parity_result import StructurePart
         >>> report = ParityReport("pass", StructurePart("pass", nodes=3))
         >>> bool(report), report.exit_code
         (True, 0)
@@ -45,10 +45,10 @@ class ParityReport(ParityResult):
 
     def to_markdown(self) -> str:
         """A table for a pull request or a CI step summary."""
-        return rendering.markdown(self)
+        return rendering.as_markdown(self)
 
     def _repr_html_(self) -> str:
-        return rendering.html(self)
+        return rendering.as_html(self)
 
     def __str__(self) -> str:
-        return rendering.text(self)
+        return rendering.as_text(self)

@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING
 
 from opdf_compile.parity.report.findings import (
     FILE_HEAD,
-    Row,
+    Cells,
     cost_rows,
     facts,
     file_rows,
+    footnotes,
     meaning,
-    notes,
-    rows,
     shape_rows,
+    verdict_rows,
 )
 from opdf_compile.tables import text_table
 
 if TYPE_CHECKING:
-    from opdf_compile.parity.report.value import ParityResult
+    from opdf_compile.parity.report.parity_result import ParityResult
 
 _HEAD = ("part", "verdict", "finding")
 _COLOURS = {"pass": "#1a7f37", "fail": "#cf222e", "inconclusive": "#9a6700"}
@@ -29,31 +29,34 @@ _SHOWN_DIFFERENCES = 10
 _HASH_DIGITS = 12
 
 
-def text(report: ParityResult) -> str:
+def as_text(report: ParityResult) -> str:
     """The report as lines of a terminal."""
     title = f"{report.verdict.upper()}: {meaning(report)}"
     details = ["  - " + line.replace("\n", "\n    ") for line in _differences(report)]
     return "\n".join(
         [
-            *(title, "", text_table([_HEAD, *rows(report)]), *details),
+            *(title, "", text_table([_HEAD, *verdict_rows(report)]), *details),
             *_text_tables(report),
-            *notes(report),
+            *footnotes(report),
             facts(report),
         ]
     )
 
 
-def markdown(report: ParityResult) -> str:
+def as_markdown(report: ParityResult) -> str:
     """The report as Markdown: the verdict and a table, then what a reader may open."""
     mark = _MARKS[report.verdict]
-    shown = [(part, f"{_MARKS[verdict]} {verdict}", found) for part, verdict, found in rows(report)]
+    shown = [
+        (part, f"{_MARKS[verdict]} {verdict}", found)
+        for part, verdict, found in verdict_rows(report)
+    ]
     lines = [f"## {mark} Parity: {report.verdict}", "", f"{meaning(report).capitalize()}.", ""]
     lines += _markdown_table([_HEAD, *shown])
     lines += _markdown_differences(report)
     shapes = shape_rows(report.latency)
     if len(shapes) > 2:
         lines += ["", *_markdown_table(shapes)]
-    lines += ["", *(f"- {_cell(line)}" for line in (*notes(report), facts(report)))]
+    lines += ["", *(f"- {_cell(line)}" for line in (*footnotes(report), facts(report)))]
     more = []
     for made in (shapes if len(shapes) == 2 else [], cost_rows(report)):
         more += ["", *_markdown_table(made)] if made else []
@@ -63,18 +66,18 @@ def markdown(report: ParityResult) -> str:
     return "\n".join(lines) + "\n"
 
 
-def html(report: ParityResult) -> str:
+def as_html(report: ParityResult) -> str:
     """The report as an HTML fragment without scripts or outside resources."""
     colour = _COLOURS[report.verdict]
     title = f"<strong style='color:{colour}'>{escape(report.verdict)}</strong>"
     listed = "".join(
         f"<li style='white-space:pre-wrap'>{escape(line)}</li>" for line in _differences(report)
     )
-    tables = [_html_table([_HEAD, *rows(report)])]
+    tables = [_html_table([_HEAD, *verdict_rows(report)])]
     tables += [
         _html_table(made) for made in (shape_rows(report.latency), cost_rows(report)) if made
     ]
-    footer = "<br>".join(escape(line) for line in (*notes(report), facts(report)))
+    footer = "<br>".join(escape(line) for line in (*footnotes(report), facts(report)))
     return (
         f"<div><p>{title}: {escape(meaning(report))}</p>{tables[0]}<ul>{listed}</ul>"
         f"{''.join(tables[1:])}<p><small>{footer}</small></p></div>"
@@ -112,13 +115,13 @@ def _folded(title: str, lines: Sequence[str]) -> list[str]:
     return ["", f"<details><summary>{title}</summary>", *lines, "", "</details>"]
 
 
-def _short_files(report: ParityResult) -> list[Row]:
+def _short_files(report: ParityResult) -> list[Cells]:
     return [
         (name, digest[:_HASH_DIGITS], *others) for name, digest, *others in file_rows(report.files)
     ]
 
 
-def _markdown_table(made: Sequence[Row]) -> list[str]:
+def _markdown_table(made: Sequence[Cells]) -> list[str]:
     lines = ["| " + " | ".join(_cell(cell) for cell in row) + " |" for row in made]
     return [lines[0], "|" + " --- |" * len(made[0]), *lines[1:]]
 
@@ -133,7 +136,7 @@ def _cell(value: str) -> str:
     return " ".join(safe.split())
 
 
-def _html_table(made: Sequence[Row]) -> str:
+def _html_table(made: Sequence[Cells]) -> str:
     left = "style='text-align:left'"
     head = "".join(f"<th {left}>{escape(cell)}</th>" for cell in made[0])
     body = "".join(

@@ -19,7 +19,7 @@ from importlib import metadata
 from typing import Any
 
 from opdf_compile.errors import DeviceError
-from opdf_compile.parity.runtime.quiet import FATAL_ONLY, quiet_runtime
+from opdf_compile.parity.runtime.runtime_log import FATAL_ONLY, quiet_runtime
 
 PROVIDER = "CUDAExecutionProvider"
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from opdf_compile.errors import ArtefactError, DeviceError, InputError
 from opdf_compile.parity.model_file import ModelFile
 from opdf_compile.parity.runtime.cuda import OPTIONS, PROVIDER, missing_for_cuda, short_reason
-from opdf_compile.parity.runtime.quiet import FATAL_ONLY, quiet_runtime
+from opdf_compile.parity.runtime.runtime_log import FATAL_ONLY, quiet_runtime
 
 if TYPE_CHECKING:
     import onnxruntime

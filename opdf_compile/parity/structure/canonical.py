@@ -51,7 +51,7 @@ def same_constant(candidate: Constant, reference: Constant) -> bool:
     return candidate.fingerprint == reference.fingerprint
 
 
-def operator_of(node: Node) -> tuple[str, str, str]:
+def called_operator(node: Node) -> tuple[str, str, str]:
     """Domain, operator and overload; a call of a local function, whose name is free, has none."""
     if node.function is not None:
         return ("", "a local function", "")

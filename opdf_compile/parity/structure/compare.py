@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Literal
 
 from opdf_compile.artefacts import LinkedModel, link, recorded_parameters
 from opdf_compile.parity.model_file import ModelFile, PathLike
-from opdf_compile.parity.structure.differences import LARGEST_NUMBER, Difference
-from opdf_compile.parity.structure.interface import compare_interfaces, compare_opsets
+from opdf_compile.parity.structure.declarations import compare_interfaces, compare_opsets
+from opdf_compile.parity.structure.differences import MOST_DIFFERENCES, Difference
 from opdf_compile.parity.structure.parameters import (
     NOTE_GUESSED,
     NOTE_WITHOUT_RECORD,
@@ -70,7 +70,7 @@ class Comparison:
         return StructureResult(
             verdict="fail" if self.differences else "pass",
             nodes=sum(1 for _ in self.candidate.nodes),
-            differences=self.differences[:LARGEST_NUMBER],
+            differences=self.differences[:MOST_DIFFERENCES],
             notes=self.notes,
             picture=self._picture(),
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from opdf_compile.artefacts import Graph, Node, Value
 
 # A reader needs the first few; one early difference can shift everything behind it.
-LARGEST_NUMBER = 20
+MOST_DIFFERENCES = 20
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from opdf_compile.artefacts import LinkedModel, Node, Value
 from opdf_compile.parity.structure.canonical import settings, show_attribute
 from opdf_compile.parity.structure.differences import Difference
 
-Kind = Literal["node", "input", "constant", "output", "more"]
+VertexKind = Literal["node", "input", "constant", "output", "more"]
 
 UP, DOWN = 2, 1
 # More boxes in a row would be too small to read; the rest is counted in a box of its own.
@@ -29,7 +29,7 @@ class Vertex:
     """One box: what it is, its lines of text, and whether the two sides differ there."""
 
     key: str
-    kind: Kind
+    kind: VertexKind
     title: str
     detail: str = ""
     name: str = ""
@@ -52,7 +52,7 @@ class Edge:
 
 
 @dataclass(frozen=True)
-class Side:
+class Surroundings:
     """The neighbourhood on one side; empty where that side has nothing there."""
 
     vertices: tuple[Vertex, ...] = ()
@@ -61,7 +61,7 @@ class Side:
 
 def frame_difference(
     difference: Difference, candidate: LinkedModel, reference: LinkedModel
-) -> tuple[Side, Side]:
+) -> tuple[Surroundings, Surroundings]:
     """Collect the neighbourhood of a difference on both sides.
 
     Args:
@@ -107,13 +107,13 @@ class _Collector:
         self.vertices: dict[str, Vertex] = {}
         self.edges: list[Edge] = []
 
-    def side(self) -> Side:
+    def side(self) -> Surroundings:
         if self.centre is not None:
             key = self._up(self.centre, self.up)
             centre = self.vertices[key]
             self.vertices[key] = replace(centre, name=_short(self.centre.label))
             self._down(self.centre, self.down)
-        return Side(tuple(self.vertices.values()), tuple(self.edges))
+        return Surroundings(tuple(self.vertices.values()), tuple(self.edges))
 
     def _up(self, node: Node, steps: int) -> str:
         key = _node_key(node)
@@ -137,7 +137,7 @@ class _Collector:
             return self._up(value.node, steps)
         if value.input_of is None and value.constant is None:
             return ""
-        kind: Kind = "input" if value.input_of is not None else "constant"
+        kind: VertexKind = "input" if value.input_of is not None else "constant"
         key = f"{kind} {value.name}"
         detail = "" if value.constant is None else _constant_text(value)
         self.vertices[key] = Vertex(key, kind, _short(value.name), detail)
@@ -164,7 +164,7 @@ class _Collector:
                 self.edges.append(Edge(key, out, 0))
 
 
-def _marked(side: Side, other: Side, itself: bool) -> Side:
+def _marked(side: Surroundings, other: Surroundings, itself: bool) -> Surroundings:
     """Mark what has no like on the other side, and the centre where it is what differs."""
     if not other.vertices:
         return side
@@ -186,7 +186,7 @@ def _marked(side: Side, other: Side, itself: bool) -> Side:
         hidden = "more" in (meaning[0][0], meaning[1][0])
         edges.append(replace(edge, differs=not hidden and arrows[meaning] <= 0))
         arrows[meaning] -= 1
-    return Side(tuple(vertices), tuple(edges))
+    return Surroundings(tuple(vertices), tuple(edges))
 
 
 def _node_key(node: Node) -> str:

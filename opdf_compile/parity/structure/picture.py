@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from opdf_compile.artefacts import LinkedModel
 from opdf_compile.parity.structure.differences import Difference
-from opdf_compile.parity.structure.frame import Edge, Side, Vertex, frame_difference
+from opdf_compile.parity.structure.frame import Edge, Surroundings, Vertex, frame_difference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,8 +40,8 @@ class Neighbourhood:
     """
 
     sentence: str
-    candidate: Side
-    reference: Side
+    candidate: Surroundings
+    reference: Surroundings
 
     def draw(self, figure: Figure) -> None:
         """Draw both sides onto an empty figure; about 11 by 6 inches suit.
@@ -66,7 +66,7 @@ def picture_of(
     return Neighbourhood(difference.sentence, *frame_difference(difference, candidate, reference))
 
 
-def _layers(side: Side) -> dict[str, tuple[float, float]]:
+def _layers(side: Surroundings) -> dict[str, tuple[float, float]]:
     """A place for each box: layers by the longest path, each row in the order of its readers."""
     import networkx as nx
 
@@ -96,7 +96,7 @@ def _mean(numbers: Sequence[float]) -> float:
     return sum(numbers) / len(numbers) if numbers else 0.0
 
 
-def _draw_side(axes: Axes, side: Side, name: str) -> None:
+def _draw_side(axes: Axes, side: Surroundings, name: str) -> None:
     axes.set_axis_off()
     axes.set_title(name, loc="left", fontsize=11, fontweight="bold", color=_INK)
     if not side.vertices:

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Mapping
 
 from opdf_compile.artefacts import LinkedModel, Node, Value, element_type, nodes_behind
-from opdf_compile.parity.structure.canonical import explicit_attributes, operator_of
+from opdf_compile.parity.structure.canonical import called_operator, explicit_attributes
 from opdf_compile.parity.structure.differences import Difference, describe_node
 from opdf_compile.parity.structure.walk import Walk
 
@@ -97,7 +97,7 @@ def _by_meaning(
     for node in view.nodes:
         if node not in reached:
             key = (
-                operator_of(node),
+                called_operator(node),
                 tuple(sorted(explicit_attributes(node).items(), key=lambda item: item[0])),
                 tuple(meaning(value) for value in node.inputs),
             )

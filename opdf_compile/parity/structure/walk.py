@@ -14,40 +14,40 @@ from dataclasses import dataclass
 
 from opdf_compile.artefacts import Graph, Node, Value
 from opdf_compile.parity.structure.canonical import (
+    called_operator,
     explicit_attributes,
-    operator_of,
     same_constant,
     show_attribute,
 )
+from opdf_compile.parity.structure.declarations import compare_function_opsets
 from opdf_compile.parity.structure.differences import (
-    LARGEST_NUMBER,
+    MOST_DIFFERENCES,
     Difference,
     at_nodes,
     at_values,
     describe_graph,
 )
-from opdf_compile.parity.structure.interface import compare_function_opsets
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Slot:
     """Where a pair of values is read; put into words only when they differ.
 
     Attributes:
-        slot: Place among the inputs of the readers, or among the outputs of the graph.
+        number: Place among the inputs of the readers, or among the outputs of the graph.
         readers: The two nodes that read the values; None where a graph returns them.
         graph: The candidate's graph that returns the values.
     """
 
-    slot: int
+    number: int
     readers: tuple[Node, Node] | None = None
     graph: Graph | None = None
 
     def __str__(self) -> str:
         if self.readers is not None:
-            return f"input {self.slot} of {self.readers[0]}"
+            return f"input {self.number} of {self.readers[0]}"
         if self.graph is not None:
-            return f"output {self.slot} of {describe_graph(self.graph)}"
+            return f"output {self.number} of {describe_graph(self.graph)}"
         return "what no output depends on"
 
 
@@ -65,11 +65,11 @@ class Walk:
         self._back: dict[Node, Node] = {}
         self._graphs: dict[Graph, Graph] = {}
         self._graphs_back: dict[Graph, Graph] = {}
-        self._work: deque[tuple[Value, Value, Place]] = deque()
+        self._work: deque[tuple[Value, Value, Slot]] = deque()
 
     def run(self) -> None:
         """Follow everything that was entered, until it is done or too much differs."""
-        while self._work and len(self.differences) < LARGEST_NUMBER:
+        while self._work and len(self.differences) < MOST_DIFFERENCES:
             self._match_values(*self._work.popleft())
 
     def enter(self, candidate: Graph, reference: Graph) -> bool:
@@ -88,12 +88,12 @@ class Walk:
         for slot, (c_value, r_value) in enumerate(
             zip(candidate.outputs, reference.outputs, strict=False)
         ):
-            self._work.append((c_value, r_value, Place(slot, graph=candidate)))
+            self._work.append((c_value, r_value, Slot(slot, graph=candidate)))
         return True
 
     def pair_nodes(self, candidate: Node, reference: Node) -> None:
         """Pair two nodes that no output reaches."""
-        self._pair(candidate, reference, Place(0), None)
+        self._pair(candidate, reference, Slot(0), None)
 
     def _compare_declarations(self, candidate: Graph, reference: Graph) -> None:
         if candidate.function is None or reference.function is None:
@@ -119,7 +119,7 @@ class Walk:
         sentence = f"{describe_graph(c)} has {found} in the candidate and {wanted} in the reference"
         self.differences.append(Difference(kind, (c.name, r.name), sentence))
 
-    def _match_values(self, c: Value, r: Value, where: Place) -> None:
+    def _match_values(self, c: Value, r: Value, where: Slot) -> None:
         if c.node is not None and r.node is not None:
             self._pair(c.node, r.node, where, (c, r))
         elif c.input_of is not None and r.input_of is not None:
@@ -131,11 +131,11 @@ class Walk:
         else:
             self._match_constants(c, r, where)
 
-    def _differ_edge(self, c: Value, r: Value, where: Place) -> None:
+    def _differ_edge(self, c: Value, r: Value, where: Slot) -> None:
         sentence = f"{where} is {c} in the candidate and {r} in the reference"
         self.differences.append(at_values("edge", c, r, sentence, where.readers))
 
-    def _match_constants(self, c: Value, r: Value, where: Place) -> None:
+    def _match_constants(self, c: Value, r: Value, where: Slot) -> None:
         a, b = c.constant, r.constant
         if a is None or b is None or same_constant(a, b):
             return
@@ -154,7 +154,7 @@ class Walk:
             )
         self.differences.append(at_values("constant", c, r, sentence, where.readers))
 
-    def _pair(self, c: Node, r: Node, where: Place, values: tuple[Value, Value] | None) -> None:
+    def _pair(self, c: Node, r: Node, where: Slot, values: tuple[Value, Value] | None) -> None:
         if values and values[0].index != values[1].index:
             self._differ_edge(*values, where)
             return
@@ -164,7 +164,7 @@ class Walk:
             return
         self.nodes[c] = r
         self._back[r] = c
-        if operator_of(c) != operator_of(r):
+        if called_operator(c) != called_operator(r):
             sentence = f"{where} is {c} in the candidate and {r} in the reference"
             self.differences.append(at_nodes("operator", c, r, sentence))
             return
@@ -172,9 +172,9 @@ class Walk:
         self._enter_nested(c, r)
         readers = (c, r)
         for slot, (c_value, r_value) in enumerate(zip(c.inputs, r.inputs, strict=False)):
-            self._work.append((c_value, r_value, Place(slot, readers)))
+            self._work.append((c_value, r_value, Slot(slot, readers)))
 
-    def _differ_sharing(self, c: Node, r: Node, where: Place) -> None:
+    def _differ_sharing(self, c: Node, r: Node, where: Slot) -> None:
         known, other = self.nodes.get(c), self._back.get(r)
         if known is not None:
             sentence = (

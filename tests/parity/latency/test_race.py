@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from opdf_compile.parity.latency import race as race_module
+from opdf_compile.parity.latency.latency_result import CONTENDERS, Contender
 from opdf_compile.parity.latency.race import (
     GOOD_ROUNDS,
     LEAST_GROUPS,
@@ -21,8 +22,7 @@ from opdf_compile.parity.latency.race import (
     Question,
     Race,
 )
-from opdf_compile.parity.latency.result import ROLES, Role
-from opdf_compile.parity.latency.statistics import Spread
+from opdf_compile.parity.latency.ratio_interval import Spread
 
 MARGIN = 0.05
 
@@ -43,7 +43,7 @@ class Course:
         self.rng, self.time = np.random.default_rng(seed), 0.0
         self.ratios, self.single = ratios, seconds
         self.between, self.within, self.spikes = between, within, spikes
-        self.effects: dict[Role, float] = {}
+        self.effects: dict[Contender, float] = {}
         self.first: list[int] = []
         self.measured: set[int] = set()
 
@@ -51,7 +51,7 @@ class Course:
         return self.time
 
     def open(self, first: int) -> None:
-        self.effects = {role: self.rng.normal(0.0, self.between) for role in ROLES}
+        self.effects = {role: self.rng.normal(0.0, self.between) for role in CONTENDERS}
         self.first.append(first)
         self.measured = set()
         self.time += 0.1
@@ -61,12 +61,12 @@ class Course:
         self.time += 0.03
         return self.single
 
-    def round(self, shape: int, runs: int, single: float) -> dict[Role, float]:
+    def round(self, shape: int, runs: int, single: float) -> dict[Contender, float]:
         # The machine drifts by a fifth, slowly: all three sessions of a round meet it.
         drift = 0.2 * math.sin(self.time)
-        return {role: self._block(role, shape, runs, drift) for role in ROLES}
+        return {role: self._block(role, shape, runs, drift) for role in CONTENDERS}
 
-    def _block(self, role: Role, shape: int, runs: int, drift: float) -> float:
+    def _block(self, role: Contender, shape: int, runs: int, drift: float) -> float:
         log = drift + self.effects[role] + self.rng.normal(0.0, self.within)
         if self.rng.random() < self.spikes:
             log += self.rng.exponential(1.0)

@@ -20,7 +20,7 @@ from opdf_compile.errors import ArtefactError, DeviceError
 from opdf_compile.parity.model_file import ModelFile
 from opdf_compile.parity.numerics.evidence import Evidence
 from opdf_compile.parity.numerics.free_axes import stop_of
-from opdf_compile.parity.runtime.runner import RunFailed, Runner
+from opdf_compile.parity.runtime.array_session import ArraySession, RunFailed
 from opdf_compile.parity.runtime.sessions import resolve_device
 
 CPU = resolve_device("cpu")
@@ -120,7 +120,7 @@ def test_memory_that_ran_out_is_no_fault_of_the_file(
     path = checked(tmp_path, axes)
     evidence, stopped = failures(path, words)
     ports = read_interface(path).inputs
-    found = stop_of(Runner(path, CPU), ports, evidence.data.samples, stopped)
+    found = stop_of(ArraySession(path, CPU), ports, evidence.data.samples, stopped)
     assert stopped and (found is not None) == told
 
 
@@ -128,6 +128,6 @@ def test_a_file_without_a_free_axis_that_does_not_run_is_the_devices(tmp_path: P
     path = checked(tmp_path, [2, 3, 4])
     samples = read_check(check_path(path)).samples
     error = {0: RunFailed(path, RuntimeError("Dimension mismatch"))}
-    assert stop_of(Runner(path, CPU), read_interface(path).inputs, samples, error) is None
+    assert stop_of(ArraySession(path, CPU), read_interface(path).inputs, samples, error) is None
     with pytest.raises(DeviceError, match="onnxruntime cannot run"):
-        Runner(path, CPU)({"input": np.zeros((2, 3, 5), np.float32)})
+        ArraySession(path, CPU)({"input": np.zeros((2, 3, 5), np.float32)})

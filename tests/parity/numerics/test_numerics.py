@@ -19,8 +19,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.parity.numerics.check import check_numerics
-from opdf_compile.parity.numerics.result import NumericsResult
+from opdf_compile.parity.numerics.checking import check_numerics
+from opdf_compile.parity.numerics.numerics_result import NumericsResult
 from opdf_compile.parity.runtime.sessions import resolve_device
 
 Arrays = dict[str, Any]

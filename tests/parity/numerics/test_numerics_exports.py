@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import opdf_compile as opdf
 from opdf_compile.artefacts.check_file import check_path, read_check, write_check
 from opdf_compile.files.atomic import sha256
-from opdf_compile.parity.numerics.check import check_numerics
+from opdf_compile.parity.numerics.checking import check_numerics
 
 
 class Map(nn.Module):

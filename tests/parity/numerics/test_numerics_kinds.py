@@ -19,9 +19,9 @@ from op_graphs import CPU, GRAPHS, build, evidence, judge, node, sample_of, save
 
 from opdf_compile.artefacts.check_file import check_path, read_check, write_check
 from opdf_compile.errors import ArtefactError
-from opdf_compile.parity.numerics.check import check_numerics
+from opdf_compile.parity.numerics.checking import check_numerics
 from opdf_compile.parity.numerics.floors import ORDER_FACTOR
-from opdf_compile.parity.numerics.result import NumericsResult
+from opdf_compile.parity.numerics.numerics_result import NumericsResult
 
 
 def edit(path: Path, **changes: Any) -> None:

@@ -17,8 +17,8 @@ from op_graphs import GRAPHS, build, draw, judge, sample_of
 
 from opdf_compile.artefacts.check_file import CheckData, check_path
 from opdf_compile.parity.numerics.floors import Peer
-from opdf_compile.parity.numerics.judging import judge as judge_output
-from opdf_compile.parity.numerics.result import NumericsResult
+from opdf_compile.parity.numerics.judging import judge_output
+from opdf_compile.parity.numerics.numerics_result import NumericsResult
 
 FAULTS = (1e-1, 1e-2, 1e-3, 1e-4)
 # Sixteen rows, as export draws them.

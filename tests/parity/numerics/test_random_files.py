@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import opdf_compile as opdf
 from opdf_compile.artefacts.check_file import CheckData, Sample, check_path, write_check
 from opdf_compile.files.atomic import sha256
-from opdf_compile.parity.numerics.check import check_numerics
+from opdf_compile.parity.numerics.checking import check_numerics
 from opdf_compile.parity.numerics.drawing import drawing_outputs
 from opdf_compile.parity.runtime.sessions import resolve_device
 

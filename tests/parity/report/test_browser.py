@@ -22,7 +22,7 @@ from full_report import FULL, MARKED, MEASURED
 
 from opdf_compile.parity.report.page import page
 from opdf_compile.parity.report.parity_report import ParityReport
-from opdf_compile.parity.report.value import StructurePart
+from opdf_compile.parity.report.parity_result import StructurePart
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 BROWSER = os.environ.get("CHROME") or next(filter(None, map(shutil.which, BROWSERS)), None)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from full_report import FULL
 
-from opdf_compile.parity.numerics.result import OutputError, Precision
-from opdf_compile.parity.report.value import OptimisedGraphs, StructurePart
+from opdf_compile.parity.numerics.numerics_result import OutputError, Precision
+from opdf_compile.parity.report.parity_result import OptimisedGraphs, StructurePart
 
 PAGE = Path(__file__).parents[3] / "docs" / "ci.md"
 VERDICTS = {

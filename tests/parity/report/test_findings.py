@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from full_report import FULL, MEASURED, SHAPE
 
-from opdf_compile.parity.latency.result import LatencyResult
-from opdf_compile.parity.numerics.result import Element, OutputError
+from opdf_compile.parity.latency.latency_result import LatencyResult
+from opdf_compile.parity.numerics.numerics_result import Element, OutputError
 from opdf_compile.parity.report import findings
-from opdf_compile.parity.report.findings import cost_rows, meaning, rows, shape_rows, words
+from opdf_compile.parity.report.findings import cost_rows, meaning, shape_rows, verdict_rows, words
 from opdf_compile.parity.report.parity_report import ParityReport
-from opdf_compile.parity.report.value import NumericsPart, OptimisedGraphs, StructurePart
+from opdf_compile.parity.report.parity_result import NumericsPart, OptimisedGraphs, StructurePart
 
 GOOD = OutputError("mask", max_abs=1e-7, rms=5e-8, floor_max=2e-7, floor_rms=1e-7, factor=4.0)
 WRONG = replace(
@@ -22,7 +22,7 @@ WRONG = replace(
 
 def finding(part: str, **parts: object) -> str:
     report = replace(FULL, **parts)  # type: ignore[arg-type]
-    return next(text for name, _, text in rows(report) if name == part)
+    return next(text for name, _, text in verdict_rows(report) if name == part)
 
 
 def test_a_failure_names_the_output_and_its_worst_element() -> None:
@@ -105,7 +105,7 @@ def test_the_command_asks_the_same_question() -> None:
         environment={"options": options, "device": {"name": "cpu"}},
         files={"the student.onnx": entry, "x.check.npz": entry, "reference.onnx": entry},
     )
-    assert findings.command(report) == (
+    assert findings.verify_command(report) == (
         "opdf-compile verify 'the student.onnx' --reference reference.onnx --device cpu "
         "--margin 0.05 --latency equal --budget 20.0 --only structure,latency "
         "--shapes ids=1x8,4x8 --shapes mask=1x8,4x8"

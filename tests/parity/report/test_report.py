@@ -13,13 +13,13 @@ import pytest
 from full_report import FULL, MARKED, MEASURED, SHAPE
 
 from opdf_compile.errors import ArtefactError, InternalError
-from opdf_compile.parity.latency.result import LatencyResult
-from opdf_compile.parity.latency.statistics import Interval
-from opdf_compile.parity.numerics.result import OutputError
+from opdf_compile.parity.latency.latency_result import LatencyResult
+from opdf_compile.parity.latency.ratio_interval import Interval
+from opdf_compile.parity.numerics.numerics_result import OutputError
 from opdf_compile.parity.report.figures import plot_latency
 from opdf_compile.parity.report.page import page
 from opdf_compile.parity.report.parity_report import ParityReport
-from opdf_compile.parity.report.value import (
+from opdf_compile.parity.report.parity_result import (
     NumericsPart,
     StructurePart,
     overall,

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from opdf_compile.parity.runtime.runner import Runner
+from opdf_compile.parity.runtime.array_session import ArraySession
 from opdf_compile.parity.runtime.sessions import resolve_device
 from opdf_compile.parity.runtime.tensors import from_runtime, to_runtime
 
@@ -57,5 +57,5 @@ def test_a_model_returns_bfloat16(device: str, tmp_path: Path) -> None:
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path
     )
     x = np.array(SPECIAL, np.float32).astype(ml_dtypes.bfloat16).reshape(3, 3)
-    found = Runner(path, resolve_device(device))({"x": x})["y"]
+    found = ArraySession(path, resolve_device(device))({"x": x})["y"]
     np.testing.assert_array_equal(found, -x.astype(np.float32))

@@ -21,7 +21,7 @@ from mutations_semantic import BY_NUMERICS, BY_STRUCTURE
 from onnx import ModelProto
 
 from opdf_compile.artefacts.check_file import check_path
-from opdf_compile.parity.numerics.check import check_numerics
+from opdf_compile.parity.numerics.checking import check_numerics
 from opdf_compile.parity.runtime.sessions import resolve_device
 from opdf_compile.parity.structure.compare import compare_structure
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from onnx import ModelProto, TensorProto, helper
 
 from opdf_compile.parity.structure.compare import compare_structure
-from opdf_compile.parity.structure.frame import Side
+from opdf_compile.parity.structure.frame import Surroundings
 from opdf_compile.parity.structure.picture import Neighbourhood
 
 Row = tuple[str, str, tuple[str, ...], dict[str, object]]
@@ -38,11 +38,11 @@ def picture(candidate: tuple[Row, ...], folder: Path) -> Neighbourhood:
     return result.picture
 
 
-def marked(side: Side) -> list[str]:
+def marked(side: Surroundings) -> list[str]:
     return sorted(v.title for v in side.vertices if v.differs)
 
 
-def arrows(side: Side) -> list[tuple[str, str, int]]:
+def arrows(side: Surroundings) -> list[tuple[str, str, int]]:
     titles = {v.key: v.title for v in side.vertices}
     return sorted((titles[e.source], titles[e.target], e.slot) for e in side.edges if e.differs)
 
@@ -92,5 +92,5 @@ def test_it_draws_boxes_that_do_not_overlap(width: float, tmp_path: Path) -> Non
 
 def test_a_side_with_nothing_says_so() -> None:
     figure = Figure()
-    Neighbourhood("words", Side(), Side()).draw(figure)
+    Neighbourhood("words", Surroundings(), Surroundings()).draw(figure)
     assert [axes.texts[0].get_text() for axes in figure.axes] == ["nothing there"] * 2

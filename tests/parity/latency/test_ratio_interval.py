@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from opdf_compile.parity.latency.statistics import (
+from opdf_compile.parity.latency.ratio_interval import (
     EARLY_LEVEL,
     Interval,
-    Rule,
+    LatencyRule,
     bootstrap,
-    judge,
+    decide,
     location,
     t_quantile,
 )
@@ -164,10 +164,10 @@ QUIET, NOISY = (0.99, 1.01), (0.90, 1.10)
     ],
 )
 def test_rules(
-    rule: Rule, main: tuple[float, float], control: tuple[float, float], verdict: str
+    rule: LatencyRule, main: tuple[float, float], control: tuple[float, float], verdict: str
 ) -> None:
     intervals = [Interval(math.sqrt(max(low, 0.1)), low, high) for low, high in (main, control)]
-    assert judge(intervals[0], intervals[1], margin=0.05, rule=rule) == verdict
+    assert decide(intervals[0], intervals[1], margin=0.05, rule=rule) == verdict
 
 
 def test_a_clear_early_verdict_is_the_final_one() -> None:

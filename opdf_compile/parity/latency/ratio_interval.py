@@ -36,11 +36,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-Verdict = Literal["pass", "fail", "inconclusive"]
-Rule = Literal["no-slower", "equal"]
-RULES: tuple[Rule, ...] = ("no-slower", "equal")
+Outcome = Literal["pass", "fail", "inconclusive"]
+LatencyRule = Literal["no-slower", "equal"]
+LATENCY_RULES: tuple[LatencyRule, ...] = ("no-slower", "equal")
 
-LEVEL = 0.90
+FINAL_LEVEL = 0.90
 # Haybittle and Peto: whoever looks before the end must see far stronger evidence, so that looking
 # often does not turn noise into a verdict (a look may err in 0.5 % of cases, the last one in 5 %).
 EARLY_LEVEL = 0.99
@@ -89,13 +89,13 @@ class Spread:
     sessions: int
     share: float = 1.0
 
-    def interval(self, level: float = LEVEL) -> Interval:
+    def interval(self, level: float = FINAL_LEVEL) -> Interval:
         """The two-sided interval at `level`, as a ratio."""
         if self.sessions < 2:
             # One session says nothing about what another would have drawn.
             return Interval(math.exp(self.centre), 0.0, math.inf)
         tail = (1.0 - level) / 2.0
-        share = self.share if level <= LEVEL else 1.0
+        share = self.share if level <= FINAL_LEVEL else 1.0
         freedom = (self.sessions - 1) / math.sqrt(max(share, _LEAST_SHARE))
         stretch = t_quantile(1.0 - tail, freedom) / NormalDist().inv_cdf(1.0 - tail)
         low, high = np.quantile(self.deviations, [tail, 1.0 - tail]) * stretch
@@ -181,7 +181,7 @@ def t_quantile(probability: float, freedom: float) -> float:
     return sum(term / float(freedom) ** power for power, term in enumerate(terms))
 
 
-def judge(main: Interval, control: Interval, *, margin: float, rule: Rule) -> Verdict:
+def decide(main: Interval, control: Interval, *, margin: float, rule: LatencyRule) -> Outcome:
     """Decide from the two intervals.
 
     The control (reference against reference) shows what the machine's noise alone produces. If even

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from opdf_compile.artefacts.check_file import CheckData, Sample, write_check
 from opdf_compile.errors import InputError
 from opdf_compile.parity.latency.inputs import LENGTH, latency_inputs
-from opdf_compile.parity.latency.shapes import (
+from opdf_compile.parity.latency.shape_option import (
     Declared,
     batch_size,
     declared_inputs,

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opdf_compile.parity.latency.result import LatencyResult, ShapeResult
-from opdf_compile.parity.latency.shapes import shape_text
-from opdf_compile.parity.latency.statistics import location
+from opdf_compile.parity.latency.latency_result import LatencyResult, ShapeResult
+from opdf_compile.parity.latency.ratio_interval import location
+from opdf_compile.parity.latency.shape_option import shape_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

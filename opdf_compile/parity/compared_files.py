@@ -28,7 +28,7 @@ _WANTED = "an ONNX model"
 
 
 @dataclass(frozen=True)
-class Artefacts:
+class ComparedFiles:
     """The files of one verification.
 
     Attributes:
@@ -65,7 +65,7 @@ def find_artefacts(
     reference: PathLike | None,
     check: PathLike | None,
     reference_check: PathLike | None = None,
-) -> Artefacts:
+) -> ComparedFiles:
     """Locate the files.
 
     Args:
@@ -90,7 +90,7 @@ def find_artefacts(
         None if file is None else existing_file(file, wanted="check data (.check.npz)")
         for file in (check, reference_check)
     )
-    return Artefacts(
+    return ComparedFiles(
         candidate=ModelFile(path),
         reference=None if other is None else ModelFile(other),
         check=given or _beside(path),
@@ -100,7 +100,7 @@ def find_artefacts(
     )
 
 
-def require_reference(artefacts: Artefacts, asked: tuple[str, ...]) -> None:
+def require_reference(artefacts: ComparedFiles, asked: tuple[str, ...]) -> None:
     """Refuse to go on where a part needs a reference and there is none.
 
     Raises:

@@ -15,12 +15,12 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from opdf_compile.parity.latency.statistics import Interval, interval_json
+from opdf_compile.parity.latency.ratio_interval import Interval, interval_json
+from opdf_compile.parity.latency.shape_option import Shape
 
-Role = Literal["reference", "candidate", "control"]
-ROLES: tuple[Role, ...] = ("reference", "candidate", "control")
+Contender = Literal["reference", "candidate", "control"]
+CONTENDERS: tuple[Contender, ...] = ("reference", "candidate", "control")
 
-Shapes = Mapping[str, tuple[int, ...]]
 _Array = npt.NDArray[np.float64]
 
 
@@ -44,7 +44,7 @@ class ShapeResult:
         seconds: Seconds per run by role, shape (sessions, rounds); for plots, not in the JSON.
     """
 
-    shape: Shapes
+    shape: Mapping[str, Shape]
     verdict: str
     ratio: float
     ci_low: float
@@ -56,7 +56,7 @@ class ShapeResult:
     candidate_ms: float
     throughput: Mapping[str, float | None] = field(default_factory=dict)
     memory: Mapping[str, int | None] = field(default_factory=dict)
-    seconds: Mapping[Role, _Array] = field(default_factory=dict, repr=False)
+    seconds: Mapping[Contender, _Array] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The values of this shape, under the names of the attributes."""
@@ -121,7 +121,7 @@ class LatencyResult:
     cold_start_ms: Mapping[str, float] = field(default_factory=dict)
     cold_start: Interval | None = None
     file_bytes: Mapping[str, int] = field(default_factory=dict)
-    seconds: Mapping[Role, _Array] = field(default_factory=dict, repr=False)
+    seconds: Mapping[Contender, _Array] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:

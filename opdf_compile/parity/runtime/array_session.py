@@ -38,7 +38,7 @@ class RunFailed(DeviceError):
         )
 
 
-class Runner:
+class ArraySession:
     """A session that takes and returns numpy arrays, bfloat16 included."""
 
     def __init__(self, model: PathLike, device: Device) -> None:

@@ -17,10 +17,10 @@ from opdf_compile.artefacts import CheckData
 from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.numerics.drawing import drawing_outputs
 from opdf_compile.parity.numerics.evidence import Evidence, read_evidence
-from opdf_compile.parity.numerics.floors import HALVES, Peer
+from opdf_compile.parity.numerics.floors import HALF_DTYPES, Peer
 from opdf_compile.parity.numerics.free_axes import StopsAtSize
-from opdf_compile.parity.numerics.judging import judge
-from opdf_compile.parity.numerics.result import (
+from opdf_compile.parity.numerics.judging import judge_output
+from opdf_compile.parity.numerics.numerics_result import (
     NumericsResult,
     OutputError,
     Precision,
@@ -131,7 +131,7 @@ def _judged(
     drawing = drawing_outputs(evidence.model)
     found = []
     for name in data.output_names:
-        error = judge(name, data, [values[name] for values in outputs], peers.get(name))
+        error = judge_output(name, data, [values[name] for values in outputs], peers.get(name))
         nodes = drawing.get(name)
         found.append(_drawn(error, nodes) if nodes and not error.problem else error)
     return tuple(found)
@@ -180,7 +180,7 @@ def _precision(
             ),
         )
     budgeted = [e for e in found if not e.problem and e.own_rms > 0 and e.output in peers]
-    if dtype not in HALVES or not budgeted:
+    if dtype not in HALF_DTYPES or not budgeted:
         return Precision(dtype, reference_dtype, sentence=f"both exports are {dtype}")
     worst = max(budgeted, key=lambda e: ratio(e.rms, e.budget_rms))
     theirs, allowed = peers[worst.output].amplification, worst.budget_rms / worst.own_rms

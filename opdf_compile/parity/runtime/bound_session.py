@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from opdf_compile.errors import InputError, first_line
-from opdf_compile.parity.runtime.quiet import quiet_runtime
+from opdf_compile.parity.runtime.runtime_log import quiet_runtime
 from opdf_compile.parity.runtime.tensors import to_runtime
 
 

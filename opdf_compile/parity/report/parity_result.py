@@ -8,18 +8,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from opdf_compile.files import atomic_write
-from opdf_compile.parity.latency.result import LatencyResult
+from opdf_compile.parity.latency.latency_result import LatencyResult
+from opdf_compile.parity.latency.ratio_interval import Outcome
 
 if TYPE_CHECKING:
-    from opdf_compile.parity.numerics.result import OutputError, Precision
+    from opdf_compile.parity.numerics.numerics_result import OutputError, Precision
     from opdf_compile.parity.structure.picture import Neighbourhood
 
 SCHEMA = "opdf-report/1"
-PARTS = ("structure", "numerics", "latency")
-Whole = Literal["pass", "fail", "inconclusive"]
+ASPECTS = ("structure", "numerics", "latency")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class ParityResult:
     """What was found; the forms for people are `ParityReport`'s, whose attributes these are."""
 
     schema: ClassVar[str] = SCHEMA
-    verdict: Whole
+    verdict: Outcome
     structure: StructurePart = field(default_factory=StructurePart)
     numerics: NumericsPart = field(default_factory=NumericsPart)
     latency: LatencyResult = field(default_factory=LatencyResult)
@@ -175,7 +175,7 @@ def _output_json(error: OutputError) -> dict[str, Any]:
     }
 
 
-def overall(structure: str, numerics: str, latency: str) -> Whole:
+def overall(structure: str, numerics: str, latency: str) -> Outcome:
     """The whole verdict from the verdicts of the parts that were asked for."""
     verdicts = (structure, numerics, latency)
     if "fail" in verdicts:
