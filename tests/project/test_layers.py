@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -126,3 +127,11 @@ def test_the_front_door_check_can_fail() -> None:
     assert uses_the_front_door("import opdf_compile as opdf")
     assert uses_the_front_door("def f():\n    from opdf_compile import verify")
     assert not uses_the_front_door("from opdf_compile.errors import UserError")
+
+
+def test_verify_asks_the_runtime_in_one_place() -> None:
+    """A second runtime is then a file beside it."""
+    asks = re.compile(r"^\s*(import|from) onnxruntime\b", re.MULTILINE)
+    parity = ROOT / "opdf_compile" / "parity"
+    files = [f for f in parity.glob("**/*.py") if asks.search(f.read_text(encoding="utf-8"))]
+    assert {file.parent for file in files} == {parity / "runtime"}

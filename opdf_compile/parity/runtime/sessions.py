@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from opdf_compile.errors import ArtefactError, DeviceError, InputError
@@ -93,6 +94,24 @@ def open_session(
     return create_session(
         os.fspath(path), device, session_options(threads, optimisation), str(path)
     )
+
+
+def write_optimised(source: str | os.PathLike[str], target: Path, device: Device) -> None:
+    """Load a file that was checked before, and write down the graph that will run in its place.
+
+    Large constants go to a file beside it, the target's name with ".data".
+
+    Raises:
+        ArtefactError: The runtime refuses the graph.
+        DeviceError: The provider cannot be used, or has no kernel for an operator.
+    """
+    options = session_options()
+    options.optimized_model_filepath = str(target)
+    options.add_session_config_entry(
+        "session.optimized_model_external_initializers_file_name",
+        f"{target.name}.data",
+    )
+    create_session(os.fspath(source), device, options, str(source))
 
 
 def session_options(

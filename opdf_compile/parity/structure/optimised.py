@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from opdf_compile.artefacts import Node, Value, link, read_onnx
 from opdf_compile.errors import InternalError
 from opdf_compile.parity.model_file import PathLike
-from opdf_compile.parity.runtime.sessions import Device, create_session, session_options
+from opdf_compile.parity.runtime.sessions import Device, write_optimised
 from opdf_compile.parity.structure.compare import Comparison, StructureResult, compare_models
 
 if TYPE_CHECKING:
@@ -47,11 +47,11 @@ def compare_optimised(raw: Comparison, candidate: PathLike, device: Device) -> S
     with tempfile.TemporaryDirectory(prefix="opdf-verify-") as folder:
         place = Path(folder)
         reference = _write(_with_candidate_values(raw), place / "reference.onnx")
-        optimised = [
-            _optimise(Path(candidate), place / "candidate.optimised.onnx", device),
-            _optimise(reference, place / "reference.optimised.onnx", device),
-        ]
-        return compare_models(optimised[0], optimised[1], (folder, folder)).result()
+        written = [place / "candidate.optimised.onnx", place / "reference.optimised.onnx"]
+        for source, target in zip((candidate, reference), written, strict=True):
+            write_optimised(source, target, device)
+        ours, theirs = map(read_onnx, written)
+        return compare_models(ours, theirs, (folder, folder)).result()
 
 
 def _with_candidate_values(raw: Comparison) -> onnx.ModelProto:
@@ -153,14 +153,3 @@ def _write(model: onnx.ModelProto, path: Path) -> Path:
     large = model.ByteSize() > _LARGEST_INLINE
     onnx.save_model(model, path, save_as_external_data=large, location=f"{path.name}.data")
     return path
-
-
-def _optimise(source: Path, target: Path, device: Device) -> onnx.ModelProto:
-    """Let the runtime load a file, checked before, and write down the graph that it will run."""
-    options = session_options(optimisation="all")
-    options.optimized_model_filepath = str(target)
-    options.add_session_config_entry(
-        "session.optimized_model_external_initializers_file_name", f"{target.name}.data"
-    )
-    create_session(str(source), device, options, str(source))
-    return read_onnx(target)
