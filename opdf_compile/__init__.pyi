@@ -1,6 +1,6 @@
-from .distill.alignment.core_alignment import CoreAlignment as CoreAlignment
-from .distill.alignment.joint import JointPlan as JointPlan
-from .distill.alignment.joint import joint_plan as joint_plan
+from .distill.alignment import CoreAlignment as CoreAlignment
+from .distill.alignment import JointPlan as JointPlan
+from .distill.alignment import joint_plan as joint_plan
 from .errors import OpdfError as OpdfError
 from .errors import UserError as UserError
 from .errors import WeightsChanged as WeightsChanged

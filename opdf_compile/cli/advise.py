@@ -16,8 +16,7 @@ from opdf_compile.cli.terminal import Terminal, opened, require_folder
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from opdf_compile.distill.advise import Advice
-    from opdf_compile.distill.advise.value import Side, Tried
+    from opdf_compile.distill.advise import Advice, Side, Tried
     from opdf_compile.distill.recipe import Job
 
 NAME = "advise"
@@ -58,9 +57,13 @@ def command(
     """
     started = time.perf_counter()
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
-        from opdf_compile.distill.advise import advise, require_limits
-        from opdf_compile.distill.advise.plots import plot_advice, require_picture
-        from opdf_compile.distill.advise.sentences import advice_json
+        from opdf_compile.distill.advise import (
+            advice_json,
+            advise,
+            plot_advice,
+            require_limits,
+            require_picture,
+        )
 
         if plot is not None:
             require_picture(plot)
@@ -95,7 +98,7 @@ def _job(terminal: Terminal, file: Path) -> Job:
 
 
 def _show(terminal: Terminal, advice: Advice) -> None:
-    from opdf_compile.distill.advise.sentences import recipe_lines, recommendation
+    from opdf_compile.distill.advise import recipe_lines, recommendation
 
     sides = (advice.plain, advice.over)
     terminal.show(

@@ -36,8 +36,7 @@ def command(
     over-parameterised; folds, exports, verifies, and writes a bundle with report and plots.
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
-        from opdf_compile.distill.demo import run_demo
-        from opdf_compile.distill.demo.report import finding
+        from opdf_compile.distill.demo import finding, run_demo
 
         with terminal.busy("demo") as progress:
             (task,) = progress.task_ids
@@ -66,7 +65,7 @@ def command(
 
 def accuracy_table(result: DemoResult) -> Table:
     """The accuracies as they are, whichever is higher."""
-    from opdf_compile.distill.demo.report import ACCURACY_HEAD, accuracy_rows
+    from opdf_compile.distill.demo import ACCURACY_HEAD, accuracy_rows
 
     title = f"Test accuracy on {result.race.sizes['test']} images that no choice looked at"
     made = table(title, *ACCURACY_HEAD, numbers=ACCURACY_HEAD[1:])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from opdf_compile.distill.recipe import Job, Recipe
-    from opdf_compile.distill.run.running import RunResult
+    from opdf_compile.distill.run import RunResult
     from opdf_compile.planning import Plan
 
 _LOG = logging.getLogger("opdf_compile")
@@ -95,8 +95,7 @@ def command(
 
 def _require_ready(job: Job) -> None:
     """Refuse what the run itself would refuse before its first step."""
-    from opdf_compile.distill.run.accelerator import require_accelerate, require_machine
-    from opdf_compile.distill.run.finishing import require_runtime
+    from opdf_compile.distill.run import require_accelerate, require_machine, require_runtime
 
     require_accelerate()
     require_runtime(job)
@@ -104,7 +103,7 @@ def _require_ready(job: Job) -> None:
 
 
 def _warn_of_the_teacher(terminal: Terminal, job: Job) -> None:
-    from opdf_compile.distill.recipe.chance import teacher_at_chance
+    from opdf_compile.distill.recipe import teacher_at_chance
 
     with terminal.busy("asking the teacher"):
         found = teacher_at_chance(job)
@@ -119,7 +118,7 @@ def _rank() -> int:
 
 
 def _init(terminal: Terminal, recipe: Path, *, check: bool) -> int:
-    from opdf_compile.distill.recipe.template import write_template
+    from opdf_compile.distill.recipe import write_template
 
     if check:
         raise InputError("--init writes a recipe and --check reads one, wanted one of them")
@@ -217,7 +216,7 @@ def _checked(recipe: Path, job: Job, plan: Plan | None) -> dict[str, Any]:
 
 def _run(terminal: Terminal, recipe: Path, job: Job, folder: Path, *, fresh: bool) -> int:
     from opdf_compile.cli.distill_live import watching
-    from opdf_compile.distill.run.running import run
+    from opdf_compile.distill.run import run
 
     try:
         with watching(terminal) as watch:

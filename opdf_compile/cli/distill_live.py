@@ -22,10 +22,10 @@ from rich.table import Table
 
 from opdf_compile.cli.tables import table
 from opdf_compile.cli.terminal import Description, Terminal
-from opdf_compile.distill.run.events import Finished, Saved, Stage, Started, Stepped, Validated
+from opdf_compile.distill.run import Finished, Saved, Stage, Started, Stepped, Validated
 
 if TYPE_CHECKING:
-    from opdf_compile.distill.run.events import Event
+    from opdf_compile.distill.run import Event
 
 _LOG = logging.getLogger("opdf_compile")
 _ROWS = 8

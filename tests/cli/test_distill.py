@@ -13,7 +13,6 @@ from rich.console import Console
 from opdf_compile.cli import main
 from opdf_compile.cli.distill_live import Screen
 from opdf_compile.distill.recipe import Job
-from opdf_compile.distill.run import running
 from opdf_compile.distill.run.events import (
     Finished,
     Saved,
@@ -103,7 +102,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             best_step=4,
         )
 
-    monkeypatch.setattr(running, "run", run)
+    monkeypatch.setattr("opdf_compile.distill.run.run", run)
     return calls
 
 
@@ -203,7 +202,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     def run(*_: object, **__: object) -> RunResult:
         raise RunInterrupted("stopped at step 4 of 8; run the same command to go on")
 
-    monkeypatch.setattr(running, "run", run)
+    monkeypatch.setattr("opdf_compile.distill.run.run", run)
     assert main(["distill", "made/small.toml", "-q"]) == 130
     err = capsys.readouterr().err
     assert err == "opdf-compile: stopped at step 4 of 8; run the same command to go on\n"

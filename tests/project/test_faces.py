@@ -7,6 +7,7 @@ import importlib
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -36,21 +37,59 @@ def test_every_name_of_a_face_is_there_and_is_no_module(package: str) -> None:
         assert not isinstance(getattr(face, name), ModuleType), name
 
 
-def imported(file: Path, module: str | None = None) -> set[str]:
-    """The names that a file imports, from one module or from any."""
-    return {
-        alias.name
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.ImportFrom)
-        and module in (None, "." * node.level + str(node.module))
-        for alias in node.names
-    }
+def imports(file: Path, root: Path = ROOT) -> Iterator[tuple[str, set[str]]]:
+    """What a file or stub below the package's folder imports: modules, and names of them."""
+    here = (root.name, *file.parent.relative_to(root).parts)
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            start = here[: len(here) - node.level + 1] if node.level else ()
+            yield ".".join((*start, node.module)), {alias.name for alias in node.names}
 
 
-def shadowed(stub: Path) -> set[str]:
+def names_of(stub: Path, root: Path = ROOT) -> set[str]:
+    return set().union(*(names for _module, names in imports(stub, root)))
+
+
+def files_and_stubs(root: Path) -> list[Path]:
+    return [*root.rglob("*.py"), *root.rglob("*.pyi")]
+
+
+def behind(file: Path, root: Path = ROOT) -> set[str]:
+    """Modules that a file imports though they lie behind the face of a package it is not in."""
+    found = set()
+    for module, _names in imports(file, root):
+        parts = module.split(".")
+        faces = [root.joinpath(*parts[1:end], "__init__.pyi") for end in range(2, len(parts) + 1)]
+        if parts[0] != root.name or not faces or faces[-1].exists():
+            continue
+        if any(face.exists() and face.parent not in file.parents for face in faces):
+            found.add(module)
+    return found
+
+
+def test_no_file_and_no_stub_reaches_behind_a_face() -> None:
+    assert {file: found for file in files_and_stubs(ROOT) if (found := behind(file))} == {}
+
+
+def test_what_reaches_behind_a_face_is_found(tmp_path: Path) -> None:
+    root = tmp_path / "tool"
+    (root / "distill" / "run").mkdir(parents=True)
+    for package in ("distill", "distill/run"):
+        (root / package / "__init__.pyi").touch()
+    stub, cli, inner = (root / f for f in ("__init__.pyi", "cli.py", "distill/run/loop.py"))
+    stub.write_text("from .distill.run import a\nfrom .distill.run.loop import b\n")
+    cli.write_text(
+        "def f():\n    from tool.distill import a\n    from tool.distill.run.loop import b"
+    )
+    inner.write_text("from tool.distill.run.events import a\nfrom tool.distill.run import b\n")
+    assert behind(stub, root) == behind(cli, root) == {"tool.distill.run.loop"}
+    assert behind(inner, root) == set()
+
+
+def shadowed(stub: Path, root: Path = ROOT) -> set[str]:
     """Names of a face that a module of the package has too: importing that would hide the name."""
     modules = {module.name for module in pkgutil.iter_modules([str(stub.parent)])}
-    return imported(stub) & modules
+    return names_of(stub, root) & modules
 
 
 @pytest.mark.parametrize("stub", STUBS, ids=package_of)
@@ -61,14 +100,15 @@ def test_no_module_has_the_name_of_something_public(stub: Path) -> None:
 def test_a_module_with_such_a_name_is_found(tmp_path: Path) -> None:
     (tmp_path / "__init__.pyi").write_text("from .plan import plan as plan\n")
     (tmp_path / "plan.py").write_text("def plan(): ...\n")
-    assert shadowed(tmp_path / "__init__.pyi") == {"plan"}
+    assert shadowed(tmp_path / "__init__.pyi", tmp_path) == {"plan"}
 
 
-def for_nobody(stub: Path, root: Path, module: str) -> set[str]:
-    """Names of a face that no other package imports, and that are not public either."""
-    others = [file for file in root.rglob("*.py") if stub.parent not in file.parents]
-    found = imported(root / "__init__.pyi", f".{stub.parent.name}")
-    return imported(stub) - found.union(*(imported(file, module) for file in others))
+def for_nobody(stub: Path, root: Path = ROOT) -> set[str]:
+    """Names of a face that nothing outside of its package imports, the other faces included."""
+    package = ".".join((root.name, *stub.parent.relative_to(root).parts))
+    others = [file for file in files_and_stubs(root) if stub.parent not in file.parents]
+    used = [names for file in others for module, names in imports(file, root) if module == package]
+    return names_of(stub, root).difference(*used)
 
 
 # The other two are what users import.
@@ -77,17 +117,18 @@ INNER = [stub for stub in STUBS if stub.parent not in (ROOT, ROOT / "distill")]
 
 @pytest.mark.parametrize("stub", INNER, ids=package_of)
 def test_every_name_of_a_face_is_for_somebody(stub: Path) -> None:
-    assert not for_nobody(stub, ROOT, package_of(stub))
+    assert not for_nobody(stub)
 
 
 def test_a_name_for_nobody_is_found(tmp_path: Path) -> None:
-    stub = tmp_path / "graph" / "__init__.pyi"
-    stub.parent.mkdir()
+    root = tmp_path / "tool"
+    stub = root / "graph" / "__init__.pyi"
+    stub.parent.mkdir(parents=True)
     stub.write_text("".join(f"from .tracing import {name} as {name}\n" for name in "abcd"))
-    (tmp_path / "__init__.pyi").write_text("from .graph import a as a\n")
-    (tmp_path / "cli.py").write_text("def f():\n    from tool.graph import b\n")
+    (root / "__init__.pyi").write_text("from .graph import a as a\n")
+    (root / "cli.py").write_text("def f():\n    from tool.graph import b\n")
     (stub.parent / "phases.py").write_text("from tool.graph import c\n")
-    assert for_nobody(stub, tmp_path, "tool.graph") == {"c", "d"}
+    assert for_nobody(stub, root) == {"c", "d"}
 
 
 AS_ANOTHER = """

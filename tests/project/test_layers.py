@@ -71,32 +71,35 @@ def test_contracts_reject(layer: str, line: str, tmp_path: Path) -> None:
     assert "BROKEN" in done.stdout
 
 
-FACES = sorted(
-    contract["protected_modules"][0].split(".")[1]
+FACES = {
+    module.split(".")[1]: module
     for contract in tomllib.loads(contracts())["tool"]["importlinter"]["contracts"]
     if contract["type"] == "protected"
-)
+    for module in contract["protected_modules"]
+}
 
 
 @pytest.mark.parametrize("package", FACES)
 def test_contracts_reject_an_import_behind_a_face(package: str, tmp_path: Path) -> None:
-    write_package(tmp_path, cli=f"from opdf_compile.{package} import name")
-    folder = tmp_path / "opdf_compile" / package
-    folder.mkdir()
-    folder.with_suffix(".py").rename(folder / "__init__.py")
+    inner = FACES[package].replace("*", "inner")
+    folder = tmp_path.joinpath(*inner.split(".")[:-1])
+    write_package(tmp_path, cli=f"from {inner.rpartition('.')[0]} import name")
+    (tmp_path / "opdf_compile" / f"{package}.py").unlink()
+    folder.mkdir(parents=True)
+    for parent in {folder, tmp_path / "opdf_compile" / package}:
+        (parent / "__init__.py").touch()
     (folder / "inner.py").write_text("name = 1\n")
-    (folder / "other.py").write_text(f"from opdf_compile.{package}.inner import name\n")
+    (folder / "other.py").write_text(f"from {inner} import name\n")
     assert lint(tmp_path).returncode == 0
-    (tmp_path / "opdf_compile" / "cli.py").write_text(
-        f"def f():\n    from opdf_compile.{package}.inner import name\n"
-    )
+    (tmp_path / "opdf_compile" / "cli.py").write_text(f"def f():\n    from {inner} import name\n")
     done = lint(tmp_path)
-    assert done.returncode == 1 and "named by its face BROKEN" in done.stdout
+    assert done.returncode == 1
+    assert re.search(r"named by its faces? BROKEN", done.stdout)
 
 
 def test_every_package_below_the_command_line_has_a_face() -> None:
     packages = {path.parent.name for path in (ROOT / "opdf_compile").glob("*/__init__.py")}
-    assert packages - {"cli", "distill"} == set(FACES)
+    assert packages - {"cli"} == set(FACES)
 
 
 def test_contracts_reject_a_folder_without_a_layer(tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.distill.losses import TaskLoss, WeightedSum
-from opdf_compile.distill.recipe import Data, Job, Metric, Recipe
+from opdf_compile.distill.recipe import Data, Job, Recipe
+from opdf_compile.distill.recipe.job import Metric
 
 SIDE = 8
 START = 0.1

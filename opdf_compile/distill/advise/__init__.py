@@ -6,7 +6,6 @@ advice.verdict          # "use", "do-not-use", "no-difference" or "undecided"
 
 from __future__ import annotations
 
-from opdf_compile.distill.advise.racing import advise, require_limits
-from opdf_compile.distill.advise.value import Advice
+import lazy_loader
 
-__all__ = ["Advice", "advise", "require_limits"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -21,8 +21,7 @@ from pathlib import PurePath
 import torch
 from torch import Tensor
 
-from opdf_compile.distill.recipe.job import Job
-from opdf_compile.distill.recipe.tables import Chained, Chosen
+from opdf_compile.distill.recipe import Chained, Chosen, Job
 from opdf_compile.errors import InputError
 
 _MIXABLE = {"digits", "mnist1d"}

@@ -9,8 +9,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 
-from opdf_compile.distill.recipe.checks_optimizer import optimizer_class
-from opdf_compile.distill.recipe.schema import OptimizerSection
+from opdf_compile.distill.recipe import OptimizerSection, optimizer_class
 
 COARSE, FINE = 2, 1
 RATE_SCAN = (0, -COARSE, COARSE, -2 * COARSE, 2 * COARSE)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from opdf_compile.distill.engine import Batches, machine_for
-from opdf_compile.distill.recipe.job import Job
+from opdf_compile.distill.recipe import Job
 from opdf_compile.graph import trace
 from opdf_compile.planning import Plan
 from opdf_compile.planning import plan as choose_plan

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from opdf_compile.distill.advise.value import Side
 from opdf_compile.distill.engine import whole_run
-from opdf_compile.distill.recipe.job import Job
+from opdf_compile.distill.recipe import Job
 
 
 def notes(job: Job, steps: int, plain: Side, over: Side) -> list[str]:

@@ -36,7 +36,7 @@ from opdf_compile.distill.advise.timetable import (
 )
 from opdf_compile.distill.advise.value import Advice, Side, Tried
 from opdf_compile.distill.engine import whole_run
-from opdf_compile.distill.recipe.job import Job
+from opdf_compile.distill.recipe import Job
 from opdf_compile.errors import InputError
 
 Progress = Callable[[str, float], None]

@@ -24,7 +24,7 @@ from opdf_compile.distill.engine import (
     machine_for,
     take_all,
 )
-from opdf_compile.distill.recipe.job import Batch, Job
+from opdf_compile.distill.recipe import Batch, Job
 
 Clock = Callable[[], float]
 # The last part of a run whose mean training loss breaks ties of the score.

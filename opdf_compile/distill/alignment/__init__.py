@@ -8,8 +8,6 @@ Source: arXiv 2411.06448, eq. 5.
 
 from __future__ import annotations
 
-from opdf_compile.distill.alignment.core_alignment import CoreAlignment
-from opdf_compile.distill.alignment.joint import JointPlan, joint_plan
-from opdf_compile.distill.alignment.report import AlignmentReport
+import lazy_loader
 
-__all__ = ["AlignmentReport", "CoreAlignment", "JointPlan", "joint_plan"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

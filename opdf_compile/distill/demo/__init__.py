@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from opdf_compile.distill.demo.running import DemoResult, run_demo
+import lazy_loader
 
-__all__ = ["DemoResult", "run_demo"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -36,11 +36,15 @@ from opdf_compile.distill.engine import (
     build,
     take_all,
 )
-from opdf_compile.distill.recipe import Job, parse_recipe, prepare
-from opdf_compile.distill.recipe.digits import load_digits
-from opdf_compile.distill.recipe.job import Examples
-from opdf_compile.distill.recipe.tables import PARTS
-from opdf_compile.distill.recipe.template import template
+from opdf_compile.distill.recipe import (
+    PARTS,
+    Examples,
+    Job,
+    digits_recipe,
+    load_digits,
+    parse_recipe,
+    prepare,
+)
 from opdf_compile.graph import trace
 from opdf_compile.planning import plan as choose_plan
 
@@ -67,7 +71,7 @@ def race(budget: Budget, report: Report) -> Race:
 def digits_job(budget: Budget) -> Job:
     """The recipe of the digits, as long as the budget says; its teacher is trained here."""
     load_digits()  # What is missing is said before a line of the recipe comes into it.
-    recipe = parse_recipe(template(), name="digits.toml")
+    recipe = parse_recipe(digits_recipe(), name="digits.toml")
     training, teacher = recipe.training, recipe.teacher
     assert teacher is not None
     training = training.model_copy(update={"device": "cpu"})

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opdf_compile.distill.recipe.job import Batch, Data, Examples
-from opdf_compile.distill.recipe.tables import rows
+from opdf_compile.distill.recipe import Batch, Data, Examples, rows
 
 
 @dataclass(frozen=True)

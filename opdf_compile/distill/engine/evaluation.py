@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.distill.engine.batches import Batches, spans
-from opdf_compile.distill.recipe.job import Batch, Examples, Job
+from opdf_compile.distill.recipe import Batch, Examples, Job
 from opdf_compile.io import RankGroup
 
 Forward = Callable[[Batch], dict[str, Tensor]]

@@ -10,7 +10,7 @@ from opdf_compile.distill.engine.machine import machine_for
 from opdf_compile.distill.engine.setup import Setup, build
 from opdf_compile.distill.engine.step import Step
 from opdf_compile.distill.engine.teaching import Teaching
-from opdf_compile.distill.recipe.job import Job
+from opdf_compile.distill.recipe import Job
 from opdf_compile.io import fixed_randomness, seeded
 
 After = Callable[[int, Tensor], None]

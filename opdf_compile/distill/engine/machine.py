@@ -13,7 +13,7 @@ from opdf_compile.errors import DeviceError
 from opdf_compile.graph import deep_copy
 
 if TYPE_CHECKING:
-    from opdf_compile.distill.recipe.schema import TrainingSection
+    from opdf_compile.distill.recipe import TrainingSection
 
 _MIXED = {"bf16": torch.bfloat16, "fp16": torch.float16}
 

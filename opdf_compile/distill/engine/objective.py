@@ -14,8 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.distill.losses.base import Loss, both
-from opdf_compile.distill.losses.weighted import Term, WeightedSum
+from opdf_compile.distill.losses import Term, WeightedSum
 
 Pieces = dict[str, tuple[Tensor, Tensor]]
 Batch = Mapping[str, Tensor]
@@ -77,23 +76,13 @@ class Divisors:
         """
         counts = [count.detach().double() for _, count in pieces.values()]
         told = torch.tensor([float(stop)], dtype=torch.float64, device=counts[0].device)
-        measured = [[_measure(self._terms[name], b) for b in batches] for name in pieces]
+        measured = [[self._terms[name].rows_in(batch) for batch in batches] for name in pieces]
         first = told.new_tensor([of_batches[0] for of_batches in measured])
         whole = told.new_tensor([sum(of_batches) for of_batches in measured])
         added = self._add_up(torch.cat([told, torch.stack(counts), first, whole]))
         count, part, all_ = added[1:].reshape(3, -1).tolist()
         found = zip(pieces, count, part, all_, strict=True)
         return {name: _divisor(*numbers) for name, *numbers in found}, bool(added[0] > 0)
-
-
-def _measure(term: Term, batch: Batch) -> float:
-    """What a term's count is proportional to."""
-    rows: Tensor | None = None
-    if term.mask is not None and term.mask in batch:
-        rows = batch[term.mask] != 0
-    if term.labels is not None and term.labels in batch and isinstance(term.loss, Loss):
-        rows = both(rows, term.loss._left_out(batch[term.labels]))
-    return float(len(next(iter(batch.values()))) if rows is None else rows.sum())
 
 
 def _divisor(count: float, part: float, whole: float) -> float:

@@ -14,9 +14,8 @@ from opdf_compile.distill.engine.batches import Batches
 from opdf_compile.distill.engine.machine import Machine
 from opdf_compile.distill.engine.order import Order
 from opdf_compile.distill.engine.schedule import remember_peaks
-from opdf_compile.distill.losses.weighted import WeightedSum
-from opdf_compile.distill.recipe.checks_optimizer import optimizer_class, optimizer_options
-from opdf_compile.distill.recipe.job import Job
+from opdf_compile.distill.losses import WeightedSum
+from opdf_compile.distill.recipe import Job, optimizer_class, optimizer_options
 from opdf_compile.io import fixed_randomness, seeded
 from opdf_compile.planning import Plan
 from opdf_compile.training import Overparam

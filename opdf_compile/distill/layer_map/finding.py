@@ -1,4 +1,4 @@
-"""found: a layer map from two graphs, where names and numbers of layers differ.
+"""found_map: a layer map from two graphs, where names and numbers of layers differ.
 
 Each model is a sequence of units: blocks (modules that repeat, or children of numbered containers)
 and single weights. Two units are as alike as their parts can be paired in order; two weights by
@@ -104,7 +104,7 @@ class Finder:
         return self.pairs(left.layers, right.layers, (left.path, right.path))
 
 
-def found(student: Traced, teacher: Traced) -> LayerMap:
+def found_map(student: Traced, teacher: Traced) -> LayerMap:
     """Find which teacher weight belongs to which student weight; look at the result.
 
     Args:
@@ -119,7 +119,7 @@ def found(student: Traced, teacher: Traced) -> LayerMap:
         InputError: Nothing in the two graphs is alike.
 
     Example:
-        >>> chosen = found(opdf.trace(student, (x,)), opdf.trace(teacher, (x,)))
+        >>> chosen = found_map(opdf.trace(student, (x,)), opdf.trace(teacher, (x,)))
         >>> print(chosen.describe(student, teacher))
     """
     finder = Finder(_classes(student), _classes(teacher))

@@ -11,25 +11,6 @@ in float32 or wider whatever autocast does. No gradient flows into what the teac
 
 from __future__ import annotations
 
-from opdf_compile.distill.losses.base import Loss
-from opdf_compile.distill.losses.correlation import CorrelationLoss
-from opdf_compile.distill.losses.hidden import CosineLoss, HiddenStateLoss
-from opdf_compile.distill.losses.hinton import HintonKD
-from opdf_compile.distill.losses.projection import Projection
-from opdf_compile.distill.losses.skew import ReverseSkewKL, SkewKL
-from opdf_compile.distill.losses.task import TaskLoss
-from opdf_compile.distill.losses.weighted import Term, WeightedSum
+import lazy_loader
 
-__all__ = [
-    "CorrelationLoss",
-    "CosineLoss",
-    "HiddenStateLoss",
-    "HintonKD",
-    "Loss",
-    "Projection",
-    "ReverseSkewKL",
-    "SkewKL",
-    "TaskLoss",
-    "Term",
-    "WeightedSum",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

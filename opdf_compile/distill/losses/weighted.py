@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.distill.losses.base import Loss
+from opdf_compile.distill.losses.base import Loss, both
 from opdf_compile.distill.losses.task import TaskLoss
 from opdf_compile.errors import InputError
 
@@ -76,6 +76,15 @@ class Term(nn.Module):
             return self.loss.pieces(found, target, **options)
         value: Tensor = self.loss(found, target, **options)
         return value, torch.ones_like(value.detach())
+
+    def rows_in(self, batch: Mapping[str, Tensor]) -> float:
+        """What the count of `pieces` grows with: examples, or rows that mask and labels pass."""
+        rows: Tensor | None = None
+        if self.mask is not None and self.mask in batch:
+            rows = batch[self.mask] != 0
+        if self.labels is not None and self.labels in batch and isinstance(self.loss, Loss):
+            rows = both(rows, self.loss._left_out(batch[self.labels]))
+        return float(len(next(iter(batch.values()))) if rows is None else rows.sum())
 
     def forward(
         self, student: Outputs, teacher: Outputs | None = None, batch: Outputs | None = None

@@ -6,9 +6,6 @@ job = prepare(recipe, base=recipe_folder)      # student, teacher, data, losses,
 
 from __future__ import annotations
 
-from opdf_compile.distill.recipe.job import Data, Job, Metric
-from opdf_compile.distill.recipe.preparing import prepare
-from opdf_compile.distill.recipe.reading import parse_recipe, read_recipe
-from opdf_compile.distill.recipe.schema import Recipe
+import lazy_loader
 
-__all__ = ["Data", "Job", "Metric", "Recipe", "parse_recipe", "prepare", "read_recipe"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -37,7 +37,7 @@ def make_layer_map(
     """
     if not recipe.student.warm_start and recipe.alignment is None:
         return None
-    from opdf_compile.distill.layer_map import LayerMap, every_kth, found
+    from opdf_compile.distill.layer_map import LayerMap, every_kth, found_map
 
     given = recipe.student.layer_map
     if teacher is None:
@@ -49,7 +49,7 @@ def make_layer_map(
             return _by_rule(lambda: every_kth(student, teacher))
         from opdf_compile.graph import trace
 
-        return found(trace(student, *arguments), trace(teacher, *arguments))
+        return found_map(trace(student, *arguments), trace(teacher, *arguments))
 
 
 def _by_rule(rule: Callable[[], LayerMap]) -> LayerMap:

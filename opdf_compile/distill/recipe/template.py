@@ -9,7 +9,7 @@ from opdf_compile.errors import ArtefactError
 from opdf_compile.files import atomic_write
 
 
-def template() -> str:
+def digits_recipe() -> str:
     """The recipe, with a comment on each part."""
     return (files("opdf_compile.distill.recipe") / "digits.toml").read_text(encoding="utf-8")
 
@@ -25,4 +25,4 @@ def write_template(path: Path) -> None:
             f"{path} exists already and may be somebody's recipe; remove it, or name another file"
         )
     with atomic_write(path) as temporary:
-        temporary.write_text(template(), encoding="utf-8")
+        temporary.write_text(digits_recipe(), encoding="utf-8")

@@ -2,27 +2,6 @@
 
 from __future__ import annotations
 
-from opdf_compile.distill.run.events import (
-    Event,
-    Finished,
-    Saved,
-    Stage,
-    Started,
-    Stepped,
-    Validated,
-    Watch,
-)
-from opdf_compile.distill.run.running import RunResult, run
+import lazy_loader
 
-__all__ = [
-    "Event",
-    "Finished",
-    "RunResult",
-    "Saved",
-    "Stage",
-    "Started",
-    "Stepped",
-    "Validated",
-    "Watch",
-    "run",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

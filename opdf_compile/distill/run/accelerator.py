@@ -22,7 +22,7 @@ from opdf_compile.errors import InputError, UserError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from opdf_compile.distill.recipe.schema import TrainingSection
+    from opdf_compile.distill.recipe import TrainingSection
 
 # Accelerate leaves a tracker out without a word where its package is missing.
 _PACKAGES = {

@@ -20,9 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.distill.engine.batches import spans
-from opdf_compile.distill.engine.teaching import joined
-from opdf_compile.distill.recipe.job import Examples
+from opdf_compile.distill.engine import joined, spans
+from opdf_compile.distill.recipe import Examples
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.files import atomic_write, sha256
 from opdf_compile.io import RankGroup, read_tensors, write_tensors

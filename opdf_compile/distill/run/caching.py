@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from opdf_compile.distill.engine import Setup, Teaching, names_read
-from opdf_compile.distill.recipe.job import Examples
+from opdf_compile.distill.recipe import Examples
 from opdf_compile.distill.run.cache import Cached, Part, cache_key, cached
 from opdf_compile.distill.run.events import Stage, Watch
 from opdf_compile.distill.run.folder import RunFolder

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from opdf_compile.artefacts import STUDENT, changed_files, is_bundle
 from opdf_compile.distill.engine import Batches, Evaluation, Setup
-from opdf_compile.distill.recipe.job import Batch, Job
-from opdf_compile.distill.recipe.models import placed
+from opdf_compile.distill.recipe import Batch, Job, placed
 from opdf_compile.distill.run.events import Stage, Watch
 from opdf_compile.distill.run.folder import RunFolder
 from opdf_compile.errors import UserError

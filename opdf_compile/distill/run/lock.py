@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.distill.recipe.job import Job
+from opdf_compile.distill.recipe import Job
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import read_failure
 from opdf_compile.version import __version__

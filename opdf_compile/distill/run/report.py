@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from opdf_compile.distill.engine import Setup
-from opdf_compile.distill.recipe.job import Job
+from opdf_compile.distill.recipe import Job
 from opdf_compile.distill.run.finishing import End
 from opdf_compile.distill.run.folder import RunFolder, read_log
 from opdf_compile.distill.run.lock import read_lock

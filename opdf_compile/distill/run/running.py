@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opdf_compile.distill.engine import Machine, Setup, Teaching, build
-from opdf_compile.distill.recipe.job import Job
+from opdf_compile.distill.recipe import Job
 from opdf_compile.distill.run.accelerator import (
     open_accelerator,
     require_accelerate,

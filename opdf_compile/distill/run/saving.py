@@ -25,7 +25,7 @@ from opdf_compile.io import (
 from opdf_compile.training import Overparam
 
 if TYPE_CHECKING:
-    from opdf_compile.distill.recipe.schema import TrainingSection
+    from opdf_compile.distill.recipe import TrainingSection
 
 State = dict[str, Tensor]
 

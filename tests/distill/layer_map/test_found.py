@@ -11,14 +11,14 @@ import torch
 from map_networks import Student, Teacher, example, right_map
 from torch import nn
 
-from opdf_compile.distill.layer_map import LayerMap, copy_layers, every_kth, found
+from opdf_compile.distill.layer_map import LayerMap, copy_layers, every_kth, found_map
 from opdf_compile.distill.layer_map.finding import assignment
 from opdf_compile.errors import InputError
 from opdf_compile.graph.tracing import trace
 
 
 def find(student: nn.Module, teacher: nn.Module, args: Any) -> Any:
-    return found(*(trace(model.eval(), args, phases=("eval",)) for model in (student, teacher)))
+    return found_map(*(trace(model.eval(), args, phases=("eval",)) for model in (student, teacher)))
 
 
 @pytest.mark.parametrize(("depth", "width"), [(2, 8), (4, 16)])
@@ -54,7 +54,7 @@ def test_networks_that_have_nothing_in_common() -> None:
     (image,) = (torch.randn(1, 3, 8, 8),)
     student = trace(Student(1).eval(), example(), phases=("eval",))
     with pytest.raises(InputError, match="alike in kind"):
-        found(student, trace(convolutions, (image,), phases=("eval",)))
+        found_map(student, trace(convolutions, (image,), phases=("eval",)))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -9,8 +9,9 @@ import torch
 from map_networks import Student
 from torch import nn
 
-from opdf_compile.distill.layer_map import LayerMap, copy_layers, every_kth, main_weights
+from opdf_compile.distill.layer_map import LayerMap, copy_layers, every_kth
 from opdf_compile.distill.layer_map.rule import partner
+from opdf_compile.distill.layer_map.weights import main_weights
 from opdf_compile.errors import InputError
 
 

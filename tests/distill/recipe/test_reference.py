@@ -12,7 +12,7 @@ from opdf_compile.cli import main
 from opdf_compile.distill.recipe import parse_recipe, read_recipe
 from opdf_compile.distill.recipe.reference import markdown
 from opdf_compile.distill.recipe.schema import Recipe
-from opdf_compile.distill.recipe.template import template
+from opdf_compile.distill.recipe.template import digits_recipe
 from opdf_compile.distill.recipe.wording import section_names, sections
 
 ROOT = Path(__file__).parents[3]
@@ -40,12 +40,12 @@ def test_the_examples_are_recipes(file: Path) -> None:
 
 
 def test_the_template_is_a_recipe_with_and_without_its_comments() -> None:
-    plain = parse_recipe(template())
+    plain = parse_recipe(digits_recipe())
     assert plain.plan.cores == 3
-    commented = re.findall(r"^# (\w+) = ", template(), re.MULTILINE)
+    commented = re.findall(r"^# (\w+) = ", digits_recipe(), re.MULTILINE)
     known = {name for keys in sections().values() for name in keys}
     assert set(commented) - known == {"betas"}
-    assert (ROOT / "examples" / "recipes" / "digits.toml").read_text() == template()
+    assert (ROOT / "examples" / "recipes" / "digits.toml").read_text() == digits_recipe()
 
 
 def test_every_example_in_the_schema_is_accepted_by_toml() -> None:
@@ -60,7 +60,7 @@ def test_init_writes_it_once(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["distill", "--init", "mine.toml"]) == 0
-    assert Path("mine.toml").read_text(encoding="utf-8") == template()
+    assert Path("mine.toml").read_text(encoding="utf-8") == digits_recipe()
     Path("mine.toml").write_text("mine", encoding="utf-8")
     capsys.readouterr()
     assert main(["distill", "--init", "mine.toml"]) == 2

@@ -1,0 +1,17 @@
+from .batches import Batches as Batches
+from .batches import spans as spans
+from .evaluation import Evaluation as Evaluation
+from .evaluation import evaluating as evaluating
+from .fitting import fit as fit
+from .fitting import take_all as take_all
+from .machine import Machine as Machine
+from .machine import machine_for as machine_for
+from .setup import Setup as Setup
+from .setup import build as build
+from .setup import whole_run as whole_run
+from .step import Processes as Processes
+from .step import Step as Step
+from .teaching import Remembered as Remembered
+from .teaching import Teaching as Teaching
+from .teaching import joined as joined
+from .teaching import names_read as names_read

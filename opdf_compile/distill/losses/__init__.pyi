@@ -1,0 +1,11 @@
+from .base import Loss as Loss
+from .correlation import CorrelationLoss as CorrelationLoss
+from .hidden import CosineLoss as CosineLoss
+from .hidden import HiddenStateLoss as HiddenStateLoss
+from .hinton import HintonKD as HintonKD
+from .projection import Projection as Projection
+from .skew import ReverseSkewKL as ReverseSkewKL
+from .skew import SkewKL as SkewKL
+from .task import TaskLoss as TaskLoss
+from .weighted import Term as Term
+from .weighted import WeightedSum as WeightedSum

@@ -1,0 +1,12 @@
+from .accelerator import require_accelerate as require_accelerate
+from .accelerator import require_machine as require_machine
+from .events import Event as Event
+from .events import Finished as Finished
+from .events import Saved as Saved
+from .events import Stage as Stage
+from .events import Started as Started
+from .events import Stepped as Stepped
+from .events import Validated as Validated
+from .finishing import require_runtime as require_runtime
+from .running import RunResult as RunResult
+from .running import run as run
