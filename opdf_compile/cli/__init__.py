@@ -24,9 +24,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Bug reports and CI logs ask for nothing else, and need no command to be imported.
         print(f"{PROGRAM} {__version__}")  # noqa: T201
         return 0
-    from opdf_compile.cli.app import run
+    from opdf_compile.cli.app import execute
 
-    return run(arguments)
+    return execute(arguments)
 
 
 __all__ = ["PROGRAM", "main"]

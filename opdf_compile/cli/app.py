@@ -93,7 +93,7 @@ for _module in (
     app.command(_module.NAME, epilog=_module.EXAMPLES)(_module.command)
 
 
-def run(arguments: list[str]) -> int:
+def execute(arguments: list[str]) -> int:
     """Runs the program with the arguments that follow its name; its exit code."""
     arguments = arguments or ["--help"]
     # Read before parsing: also a mistake in usage can then be debugged.

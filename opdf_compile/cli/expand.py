@@ -21,7 +21,7 @@ EXAMPLES = (
     "$ opdf-compile expand 'timm:resnet18?num_classes=10' -o expanded.pt2\n\n"
     "$ opdf-compile expand student.pt2 --plan plan.json -o cores.safetensors"
 )
-SUFFIXES = (".pt2", ".safetensors")
+_SUFFIXES = (".pt2", ".safetensors")
 
 
 def command(
@@ -56,7 +56,7 @@ def command(
     and trains it where opdf-compile is not installed.
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
-        require_suffix(out, SUFFIXES)
+        require_suffix(out, _SUFFIXES)
         asked = ModelOptions(model, weights, tuple(input or ()), inputs, size, trust_pickle)
         traced = load_traced(terminal, asked)
         from opdf_compile.io import save_expanded

@@ -77,7 +77,7 @@ def command(
                 opset=opset,
                 dtype=dtype,
             )
-            extra = () if out.suffix == ".onnx" else carried(loaded, untouched)
+            extra = () if out.suffix == ".onnx" else _carried(loaded, untouched)
             write(out, student, plain, extra_files=extra)
         _tell(terminal, model, out, student)
 
@@ -111,6 +111,6 @@ def written(out: Path) -> list[Path]:
     return [file for suffix in suffixes if (file := out.with_suffix(suffix)).exists()]
 
 
-def carried(*models: LoadedModel | None) -> tuple[Path, ...]:
+def _carried(*models: LoadedModel | None) -> tuple[Path, ...]:
     """Configuration and tokenizer of the first model that has any, for a bundle."""
     return next((model.extra_files for model in models if model and model.extra_files), ())

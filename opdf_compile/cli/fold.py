@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 NAME = "fold"
-SUFFIXES = (".pt2", ".safetensors", ".onnx")
+_SUFFIXES = (".pt2", ".safetensors", ".onnx")
 EXAMPLES = (
     "$ opdf-compile fold expanded.pt2 -o student.pt2\n\n"
     "$ opdf-compile fold expanded.pt2 --weights trained.safetensors -o student.safetensors\n\n"
@@ -61,8 +61,8 @@ def command(
 ) -> None:
     """Multiply the cores out: the student again, with its own keys, shapes and dtypes."""
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
-        require_suffix(out, SUFFIXES)
-        student = load_student(terminal, model, trust_pickle) if model else None
+        require_suffix(out, _SUFFIXES)
+        student = _student(terminal, model, trust_pickle) if model else None
         from opdf_compile.io import fold_file
 
         with terminal.busy(f"folding {expanded}"):
@@ -89,7 +89,7 @@ def command(
         )
 
 
-def load_student(terminal: Terminal, model: str, trust_pickle: bool) -> nn.Module:
+def _student(terminal: Terminal, model: str, trust_pickle: bool) -> nn.Module:
     """The student as a module, which tells shapes and tied names.
 
     Raises:

@@ -11,7 +11,7 @@ import pytest
 
 from opdf_compile.cli import main
 from opdf_compile.distill.advise import Advice
-from opdf_compile.distill.advise.statistics import paired
+from opdf_compile.distill.advise.significance import paired
 from opdf_compile.distill.advise.value import Side, Tried
 
 RECIPE = """\

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opdf_compile.distill.advise.statistics import paired
+from opdf_compile.distill.advise.significance import paired
 from opdf_compile.distill.advise.value import Advice, Side
 
 

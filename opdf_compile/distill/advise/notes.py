@@ -9,7 +9,7 @@ from opdf_compile.distill.engine import whole_run
 from opdf_compile.distill.recipe import Job
 
 
-def notes(job: Job, steps: int, plain: Side, over: Side) -> list[str]:
+def race_notes(job: Job, steps: int, plain: Side, over: Side) -> list[str]:
     """The job's own notes, and those of a race.
 
     Args:

@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from opdf_compile.distill.advise.final import Pair, final
-from opdf_compile.distill.advise.folds import Fold, Folds
+from opdf_compile.distill.advise.contenders import PLAIN, Contender, contenders
+from opdf_compile.distill.advise.final import PairOfRuns, final
 from opdf_compile.distill.advise.grid import Grid, grid_of
-from opdf_compile.distill.advise.methods import PLAIN, Method, methods
-from opdf_compile.distill.advise.notes import notes
-from opdf_compile.distill.advise.runner import Clock, OutOfTime, Runner, Trained
+from opdf_compile.distill.advise.holdouts import Holdout, Holdouts
+from opdf_compile.distill.advise.notes import race_notes
 from opdf_compile.distill.advise.search import Search, Trial
-from opdf_compile.distill.advise.statistics import paired
+from opdf_compile.distill.advise.significance import paired
 from opdf_compile.distill.advise.timetable import (
     MOST_PAIRS,
     Pace,
@@ -34,12 +33,12 @@ from opdf_compile.distill.advise.timetable import (
     steps_of,
     timetable,
 )
+from opdf_compile.distill.advise.trainer import Clock, OutOfTime, Trained, Trainer
 from opdf_compile.distill.advise.value import Advice, Side, Tried
-from opdf_compile.distill.engine import whole_run
+from opdf_compile.distill.engine import Say, whole_run
 from opdf_compile.distill.recipe import Job
 from opdf_compile.errors import InputError
 
-Progress = Callable[[str, float], None]
 _CALIBRATION_STEPS = 6
 _CALIBRATION_ROUNDS = 3
 # What calibration may cost, as a share of the budget; one round there always is.
@@ -55,7 +54,7 @@ def advise(
     most_pairs: int = MOST_PAIRS,
     spent_seconds: float = 0.0,
     clock: Clock = time.perf_counter,
-    progress: Progress | None = None,
+    progress: Say | None = None,
 ) -> Advice:
     """Race plain against over-parameterised training, and say which to use.
 
@@ -105,23 +104,23 @@ class _Tuning:
 
 
 class _Race:
-    def __init__(self, job: Job, given: _Given, clock: Clock, progress: Progress) -> None:
+    def __init__(self, job: Job, given: _Given, clock: Clock, progress: Say) -> None:
         self._started, self._clock = clock() - given.spent, clock
         self._job, self._given, self._budget = job, given, given.budget
         self._end = (1 - _CLOSING_SHARE) * given.budget
         self._progress = progress
         self._say("tracing and planning the student")
-        self._methods = {method.name: method for method in methods(job)}
+        self._contenders = {method.name: method for method in contenders(job)}
         self._grid: Grid = grid_of(job.recipe.optimizer)
-        self._folds = Folds(job)
+        self._holdouts = Holdouts(job)
         try:
-            self._runner = Runner(job, self._folds, clock, self._started + self._end)
+            self._trainer = Trainer(job, self._holdouts, clock, self._started + self._end)
         except OutOfTime:
             raise InputError(
                 f"the budget of {given.budget:g} s is too little time: the teacher's outputs alone "
                 "take longer; give a larger --budget"
             ) from None
-        self._runs: dict[str, list[Trained]] = {name: [] for name in self._methods}
+        self._runs: dict[str, list[Trained]] = {name: [] for name in self._contenders}
 
     @property
     def used(self) -> float:
@@ -135,7 +134,7 @@ class _Race:
         whole = whole_run(self._job)
         spent, pairs = self._given.spent, self._given.most_pairs
         table = timetable(self._budget, self.used, whole, paces, most_pairs=pairs, spent=spent)
-        over = [name for name in self._methods if name != PLAIN]
+        over = [name for name in self._contenders if name != PLAIN]
         sides = [
             _Tuning(PLAIN, Search([PLAIN], self._grid)),
             _Tuning("over-parameterised", Search(over, self._grid)),
@@ -155,14 +154,14 @@ class _Race:
 
     def _calibrate(self) -> None:
         """Short runs of every method in turns, so that a busy moment hits all of them."""
-        fold, lr = self._folds.tuning(), self._grid.rate
+        holdout, lr = self._holdouts.tuning(), self._grid.rate
         for turn in range(_CALIBRATION_ROUNDS):
             # The first round is not counted: first uses import, allocate and choose algorithms.
             steps = _CALIBRATION_STEPS if turn else 1
-            for method in self._methods.values():
+            for method in self._contenders.values():
                 self._say(f"measuring the cost of a step: {method.name}")
                 try:
-                    run = self._runner.run(method, lr, 0.0, fold=fold, seed=0, steps=steps)
+                    run = self._trainer.run(method, lr, 0.0, holdout=holdout, seed=0, steps=steps)
                 except OutOfTime:
                     raise InputError(
                         f"the budget of {self._budget:g} s is too little time: it ended while the "
@@ -191,11 +190,11 @@ class _Race:
         point = trial.point
         lr, decay = self._grid.lr(point), self._grid.weight_decay(point)
         self._say(f"tuning, rung {trial.rung + 1}: {point.method}, lr {lr:g}, decay {decay:g}")
-        run = self._runner.run(
-            self._methods[point.method],
+        run = self._trainer.run(
+            self._contenders[point.method],
             lr,
             decay,
-            fold=self._folds.tuning(),
+            holdout=self._holdouts.tuning(),
             seed=trial.seed,
             steps=steps,
         )
@@ -205,7 +204,7 @@ class _Race:
         side.search.tell(trial, run.score)
         self._runs[point.method].append(run)
 
-    def _final(self, sides: list[_Tuning], table: Timetable) -> list[Pair]:
+    def _final(self, sides: list[_Tuning], table: Timetable) -> list[PairOfRuns]:
         chosen = [self._chosen(side) for side in sides]
 
         def steps(ahead: float) -> list[int]:
@@ -217,26 +216,26 @@ class _Race:
                 steps_of(chosen[1][0].name, table.steps, paces, ahead=ahead),
             ]
 
-        def run(place: int, fold: Fold, seed: int, count: int) -> Trained:
+        def run(place: int, holdout: Holdout, seed: int, count: int) -> Trained:
             method, lr, decay = chosen[place]
-            trained = self._runner.run(method, lr, decay, fold=fold, seed=seed, steps=count)
+            trained = self._trainer.run(method, lr, decay, holdout=holdout, seed=seed, steps=count)
             self._runs[method.name].append(trained)
             return trained
 
         return final(
             run,
             steps,
-            self._folds,
-            parts=self._folds.parts(table.pairs),
+            self._holdouts,
+            parts=self._holdouts.parts(table.pairs),
             left=lambda: self._end - self.used,
             say=self._say,
         )
 
-    def _chosen(self, side: _Tuning) -> tuple[Method, float, float]:
+    def _chosen(self, side: _Tuning) -> tuple[Contender, float, float]:
         best = side.search.best
-        return self._methods[best.method], self._grid.lr(best), self._grid.weight_decay(best)
+        return self._contenders[best.method], self._grid.lr(best), self._grid.weight_decay(best)
 
-    def _advice(self, sides: list[_Tuning], table: Timetable, pairs: list[Pair]) -> Advice:
+    def _advice(self, sides: list[_Tuning], table: Timetable, pairs: list[PairOfRuns]) -> Advice:
         paces, metric, up = self._paces(), self._job.metric, self._job.metric.higher_is_better
         plain, over = (
             self._side(side, [pair.runs[place] for pair in pairs], paces)
@@ -255,9 +254,9 @@ class _Race:
             self.used,
             self._given.spent,
             self._given.most_pairs,
-            self._folds.size_of(self._folds.parts(table.pairs)),
-            self._folds.mixed,
-            tuple(notes(self._job, table.steps, plain, over)),
+            self._holdouts.size_of(self._holdouts.parts(table.pairs)),
+            self._holdouts.mixed,
+            tuple(race_notes(self._job, table.steps, plain, over)),
         )
 
     def _side(self, side: _Tuning, runs: Sequence[Trained], paces: dict[str, Pace]) -> Side:

@@ -34,7 +34,7 @@ from opdf_compile.distill.advise.grid import (
     is_end,
     rate_neighbours,
 )
-from opdf_compile.distill.advise.runner import Score
+from opdf_compile.distill.advise.trainer import Score
 
 # Where in a side's time each rung ends.
 ENDS = (0.4, 0.65, 1.0)

@@ -6,8 +6,8 @@ import json
 import math
 from typing import Any
 
-from opdf_compile.distill.advise.methods import PLAIN
-from opdf_compile.distill.advise.statistics import sign_test
+from opdf_compile.distill.advise.contenders import PLAIN
+from opdf_compile.distill.advise.significance import sign_test
 from opdf_compile.distill.advise.value import Advice, Side
 
 SCHEMA = "opdf-advise/1"

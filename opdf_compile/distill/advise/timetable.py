@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from opdf_compile.distill.advise.methods import PLAIN
-from opdf_compile.distill.advise.runner import Trained
+from opdf_compile.distill.advise.contenders import PLAIN
+from opdf_compile.distill.advise.trainer import Trained
 from opdf_compile.errors import InputError
 
 FINAL_SHARE = 2 / 3

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from opdf_compile.distill.advise.statistics import LEVEL, Paired, sign_test
+from opdf_compile.distill.advise.significance import CONFIDENCE, Paired, sign_test
 
-Verdict = Literal["use", "do-not-use", "no-difference", "undecided"]
+_Verdict = Literal["use", "do-not-use", "no-difference", "undecided"]
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Advice:
         spent: Seconds of them that were gone before the race, for loading.
         most_pairs: Pairs that were enough.
         scored: Examples that each final pair was scored on; no two pairs share any.
-        mixed: Whether these were parts of the training part; see `folds`.
+        mixed: Whether these were parts of the training part; see `holdouts`.
         notes: What a user should know, in sentences.
     """
 
@@ -115,7 +115,7 @@ class Advice:
     notes: tuple[str, ...] = ()
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> _Verdict:
         """What the final comparison allows to say.
 
         A side that lost with a setting at the edge of what was tried has not lost: "undecided".
@@ -135,7 +135,7 @@ class Advice:
         """
         if self.over.diverged or self.plain.diverged:
             wins, losses = self.wins
-            return (sign_test(wins, losses) < 1 - LEVEL) * ((wins > losses) - (wins < losses))
+            return (sign_test(wins, losses) < 1 - CONFIDENCE) * ((wins > losses) - (wins < losses))
         if self.comparison is None:
             return 0
         return (self.comparison.low > 0) - (self.comparison.high < 0)

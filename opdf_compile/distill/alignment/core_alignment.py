@@ -18,20 +18,20 @@ from torch import Tensor, nn
 from opdf_compile.distill.alignment import saved
 from opdf_compile.distill.alignment.pairs import (
     Pair,
-    Teacher,
+    TeacherWeights,
     pair_up,
     pairs_of,
-    require_names,
+    require_parameters,
     weights_of,
 )
-from opdf_compile.distill.alignment.report import AlignmentReport, Row
-from opdf_compile.distill.alignment.terms import Terms, shares
-from opdf_compile.distill.alignment.turning import composed, fill, teacher_cores, turned
+from opdf_compile.distill.alignment.pulls import Pulls, shares
+from opdf_compile.distill.alignment.report import AlignmentReport, AlignmentRow
+from opdf_compile.distill.alignment.turning import composed, put_cores, teacher_cores, turned
 from opdf_compile.errors import InputError
 from opdf_compile.planning import Plan
 from opdf_compile.training import Expanded, States, WeightProgram
 
-Progress = Callable[[str, int, int], None]
+_Progress = Callable[[str, int, int], None]
 
 
 class CoreAlignment:
@@ -74,11 +74,11 @@ class CoreAlignment:
 
     def __init__(
         self,
-        teacher: Teacher,
+        teacher: TeacherWeights,
         layer_map: Any,
         weight: float = 1.0,
         *,
-        progress: Progress | None = None,
+        progress: _Progress | None = None,
     ) -> None:
         """Keep what is given; nothing is decomposed before it is attached."""
         if (
@@ -96,13 +96,14 @@ class CoreAlignment:
         self._pairs: tuple[Pair, ...] = ()
         self._targets: dict[str, dict[int, Tensor]] = {}
         self._start: dict[str, float] = {}
-        self._terms: Terms | None = None
+        self._terms: Pulls | None = None
 
     @property
     def report(self) -> AlignmentReport:
         """Which cores are compared and which are left out; prints as a table."""
         rows = (
-            Row(p.key, p.teacher, p.compared, p.note, self._start.get(p.key)) for p in self._pairs
+            AlignmentRow(p.key, p.teacher, p.compared, p.note, self._start.get(p.key))
+            for p in self._pairs
         )
         return AlignmentReport(tuple(rows))
 
@@ -119,7 +120,7 @@ class CoreAlignment:
         """
         pairs = pair_up(plan, self._teacher, self._wanted)
         if student is not None:
-            require_names(student, pairs)
+            require_parameters(student, pairs)
         if not any(pair.compared for pair in pairs):
             planned = {entry.key for entry in plan.entries}
             first = next((pair for pair in pairs if pair.key in planned), pairs[0])
@@ -163,7 +164,7 @@ class CoreAlignment:
         """Add weight dL/dcore to the cores that have a gradient, and set `last`."""
         if self._terms is None or not self._terms.fit(program.units):
             self._move_targets(program)
-            self._terms = Terms(program.units, self._targets, self._count)
+            self._terms = Pulls(program.units, self._targets, self._count)
         self.last = self._terms.add(self.weight)
 
     def loss(self, model: Expanded) -> Tensor:
@@ -201,7 +202,7 @@ class CoreAlignment:
 
     def load_state_by_name(self, states: States) -> None:
         """Take the teacher's cores over, so that the loss goes on as it was."""
-        self._targets = saved.taken(states, self._targets)
+        self._targets = saved.restored(states, self._targets)
         self._terms = None
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -237,7 +238,7 @@ class CoreAlignment:
             if key not in self._targets:
                 self._targets[key] = teacher_cores(pair, teacher[pair.teacher], cores)
             moved, self._start[key] = turned(cores, pair, weight, self._targets[key])
-            fill(program, key, moved)
+            put_cores(program, key, moved)
 
     def _move_targets(self, program: WeightProgram) -> None:
         self._targets = {

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from opdf_compile.distill.alignment.pairs import Pair, Teacher, alike, pair_up, pairs_of
-from opdf_compile.distill.alignment.report import AlignmentReport, Row
+from opdf_compile.distill.alignment.pairs import Pair, TeacherWeights, alike, pair_up, pairs_of
+from opdf_compile.distill.alignment.report import AlignmentReport, AlignmentRow
 from opdf_compile.errors import InputError, PlanError
 from opdf_compile.graph import Traced, match
 from opdf_compile.parametrizations import MatrixSpec, MpoSpec
@@ -38,7 +38,7 @@ class JointPlan:
 
 def joint_plan(
     student: Traced | nn.Module,
-    teacher: Teacher,
+    teacher: TeacherWeights,
     layer_map: Any,
     cores: int = DEFAULT_CORES,
     *,
@@ -87,7 +87,9 @@ def joint_plan(
     return JointPlan(
         made,
         {p.teacher: p.teacher_spec for p in found if p.teacher_spec is not None},
-        AlignmentReport(tuple(Row(p.key, p.teacher, p.compared, p.note, None) for p in found)),
+        AlignmentReport(
+            tuple(AlignmentRow(p.key, p.teacher, p.compared, p.note, None) for p in found)
+        ),
     )
 
 

@@ -19,7 +19,7 @@ from opdf_compile.parametrizations import MatrixSpec, MpoSpec
 from opdf_compile.planning import Plan, PlanEntry
 from opdf_compile.spelling import nearest
 
-Teacher = nn.Module | Mapping[str, Tensor]
+TeacherWeights = nn.Module | Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,9 @@ def pairs_of(layer_map: Any) -> tuple[tuple[str, str], ...]:
     return pairs
 
 
-def pair_up(plan: Plan, teacher: Teacher, pairs: Iterable[tuple[str, str]]) -> tuple[Pair, ...]:
+def pair_up(
+    plan: Plan, teacher: TeacherWeights, pairs: Iterable[tuple[str, str]]
+) -> tuple[Pair, ...]:
     """A `Pair` for each entry of a layer map, in its order.
 
     Args:
@@ -103,7 +105,7 @@ def pair_up(plan: Plan, teacher: Teacher, pairs: Iterable[tuple[str, str]]) -> t
     return tuple(made.values())
 
 
-def weights_of(teacher: Teacher) -> dict[str, Tensor]:
+def weights_of(teacher: TeacherWeights) -> dict[str, Tensor]:
     """The teacher's tensors by name, without their graph and without a copy."""
     if isinstance(teacher, nn.Module):
         named: Iterable[tuple[str, Tensor]] = bare(teacher).named_parameters(remove_duplicate=False)
@@ -166,7 +168,7 @@ def compared_cores(student: MpoSpec, teacher: MpoSpec) -> tuple[int, ...]:
     return (*left, *right)
 
 
-def require_names(student: nn.Module, pairs: Iterable[Pair]) -> None:
+def require_parameters(student: nn.Module, pairs: Iterable[Pair]) -> None:
     """Refuse a map that names what the student does not have.
 
     Raises:
@@ -213,7 +215,7 @@ def _missing(spec: MpoSpec, other: MpoSpec, compared: tuple[int, ...]) -> Iterat
         yield f"{which}: no counterpart of equal shape ({bonds})"
 
 
-def _transposed(teacher: Teacher) -> dict[str, bool]:
+def _transposed(teacher: TeacherWeights) -> dict[str, bool]:
     """How the teacher stores its weights; nothing is known of a mapping's."""
     if not isinstance(teacher, nn.Module):
         return {}

@@ -11,7 +11,7 @@ _HEAD = ("student", "teacher", "cores compared", "loss at start", "left out")
 
 
 @dataclass(frozen=True)
-class Row:
+class AlignmentRow:
     """One pair of weights.
 
     Attributes:
@@ -39,7 +39,7 @@ class Row:
 class AlignmentReport:
     """All pairs of an alignment; prints as a table."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[AlignmentRow, ...]
 
     def __str__(self) -> str:
         table = text_table([_HEAD, *(row.cells() for row in self.rows)], right=(3,))

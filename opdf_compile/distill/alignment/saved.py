@@ -13,6 +13,7 @@ from torch import Tensor
 from opdf_compile.errors import InputError
 from opdf_compile.training import States
 
+# By weight, then by place of the core.
 Targets = Mapping[str, Mapping[int, Tensor]]
 _LABEL = "teacher."
 
@@ -52,7 +53,7 @@ def require(states: States, targets: Targets) -> None:
             )
 
 
-def taken(states: States, targets: Targets) -> dict[str, dict[int, Tensor]]:
+def restored(states: States, targets: Targets) -> dict[str, dict[int, Tensor]]:
     """Copies of the saved cores, where and as the present ones are.
 
     Raises:
@@ -60,7 +61,7 @@ def taken(states: States, targets: Targets) -> dict[str, dict[int, Tensor]]:
     """
     require(states, targets)
     return {
-        key: {k: _taken(states[key][f"{_LABEL}{k}"], target) for k, target in kept.items()}
+        key: {k: _restored(states[key][f"{_LABEL}{k}"], target) for k, target in kept.items()}
         for key, kept in targets.items()
     }
 
@@ -69,5 +70,5 @@ def _shape(value: Any) -> tuple[int, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
-def _taken(value: Tensor, like: Tensor) -> Tensor:
+def _restored(value: Tensor, like: Tensor) -> Tensor:
     return value.detach().to(device=like.device, dtype=like.dtype, copy=True)

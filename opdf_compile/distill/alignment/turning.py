@@ -12,7 +12,7 @@ from opdf_compile.errors import InputError
 from opdf_compile.tensor import aligned, canonical, distance, is_canonical
 from opdf_compile.training import Expanded, WeightProgram
 
-Cores = tuple[Tensor, ...]
+_Cores = tuple[Tensor, ...]
 
 
 def teacher_cores(pair: Pair, weight: Tensor, like: Sequence[Tensor]) -> dict[int, Tensor]:
@@ -39,8 +39,8 @@ def teacher_cores(pair: Pair, weight: Tensor, like: Sequence[Tensor]) -> dict[in
 
 
 def turned(
-    cores: Cores, pair: Pair, weight: Tensor, targets: Mapping[int, Tensor]
-) -> tuple[Cores, float]:
+    cores: _Cores, pair: Pair, weight: Tensor, targets: Mapping[int, Tensor]
+) -> tuple[_Cores, float]:
     """The student's cores in the gauge nearest to the teacher's, float64, and their loss.
 
     Args:
@@ -52,7 +52,7 @@ def turned(
     assert pair.spec is not None
     chain = pair.spec.chain
     if is_canonical(cores, chain):
-        start: Cores = tuple(core.detach().double() for core in cores)
+        start: _Cores = tuple(core.detach().double() for core in cores)
     else:
         start = canonical(pair.spec.matrix(weight), chain)
     wide = {k: target.double() for k, target in targets.items()}
@@ -66,7 +66,7 @@ def composed(model: Expanded, key: str) -> Tensor:
     return entry.compose(core.detach().double() for core in model.cores(key))
 
 
-def fill(model: WeightProgram | Expanded, key: str, cores: Cores) -> None:
+def put_cores(model: WeightProgram | Expanded, key: str, cores: _Cores) -> None:
     """Overwrite the cores of one weight, in place."""
     if isinstance(model, WeightProgram):
         entry = next(entry for entry in model.plan.entries if entry.key == key)

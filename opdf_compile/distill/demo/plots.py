@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from opdf_compile.distill.demo.value import METHODS, NAMES, Method, Race
+from opdf_compile.distill.demo.value import METHODS, NAMES, Method, Outcomes
 from opdf_compile.parity import STYLE, legend_below, new_figure
 from opdf_compile.planning import Plan
 
@@ -24,7 +24,7 @@ _MARKERS: Mapping[Method, str] = {"plain": "o", "overparam": "s"}
 _INK = "#222222"
 
 
-def plot_training(race: Race, path: Path) -> None:
+def plot_training(race: Outcomes, path: Path) -> None:
     """Draw loss and validation accuracy by epoch, and the choice of the learning rates.
 
     Args:
@@ -114,7 +114,7 @@ def _lines(axes: Axes, method: Method, values: np.ndarray[Any, Any]) -> None:
     axes.plot(epochs, values.mean(0), marker=marker, markersize=4, **style)
 
 
-def _choice(axes: Axes, method: Method, race: Race) -> None:
+def _choice(axes: Axes, method: Method, race: Outcomes) -> None:
     outcome, colour = getattr(race, method), _COLOURS[method]
     rates = sorted(outcome.validation)
     means = {rate: 100 * float(np.mean(outcome.validation[rate])) for rate in rates}
@@ -133,7 +133,7 @@ def _window(axes: Axes) -> tuple[float, float]:
     return max(0.0, min(90.0, middle - 8.0)), 100.5
 
 
-def _mark_below(axes: Axes, race: Race) -> None:
+def _mark_below(axes: Axes, race: Outcomes) -> None:
     """Say how low the rates are that lie below the window."""
     low = axes.get_ylim()[0]
     for method in METHODS:
@@ -151,7 +151,7 @@ def _mark_below(axes: Axes, race: Race) -> None:
                 )
 
 
-def _rate_ticks(axes: Axes, race: Race) -> None:
+def _rate_ticks(axes: Axes, race: Outcomes) -> None:
     rates = sorted(race.plain.validation)
     axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
     axes.minorticks_off()

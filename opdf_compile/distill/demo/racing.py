@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ from opdf_compile.distill.demo.value import (
     Curve,
     Method,
     Outcome,
-    Race,
+    Outcomes,
     choose_rate,
 )
 from opdf_compile.distill.engine import (
@@ -31,13 +31,14 @@ from opdf_compile.distill.engine import (
     Evaluation,
     Machine,
     Remembered,
+    Say,
     Setup,
     Teaching,
-    build,
+    set_up,
     take_all,
 )
 from opdf_compile.distill.recipe import (
-    PARTS,
+    DATA_PARTS,
     Examples,
     Job,
     digits_recipe,
@@ -48,24 +49,23 @@ from opdf_compile.distill.recipe import (
 from opdf_compile.graph import trace
 from opdf_compile.planning import plan as choose_plan
 
-Report = Callable[[str, float], None]
 # Of the time: the teacher's run against the students' sixty.
 _TEACHERS_SHARE = 0.13
 
 
-def race(budget: Budget, report: Report) -> Race:
+def race(budget: Budget, say: Say) -> Outcomes:
     """Train the teacher, then every run of both methods.
 
     Args:
         budget: What may be spent.
-        report: Called with a sentence and the share that is done.
+        say: Called with a sentence and the share that is done.
 
     Raises:
         UserError: scikit-learn is not installed.
     """
-    report("training the teacher", 0.0)
+    say("training the teacher", 0.0)
     with _one_thread():
-        return run_race(digits_job(budget), budget, report)
+        return run_race(digits_job(budget), budget, say)
 
 
 def digits_job(budget: Budget) -> Job:
@@ -83,7 +83,7 @@ def digits_job(budget: Budget) -> Job:
     return prepare(recipe.model_copy(update={"training": training, "teacher": teacher}))
 
 
-def run_race(job: Job, budget: Budget, report: Report) -> Race:
+def run_race(job: Job, budget: Budget, say: Say) -> Outcomes:
     """Every run of both methods of a job whose teacher is there."""
     racing, data = _Racing(job), job.data
     runs: list[_Run] = []
@@ -91,16 +91,16 @@ def run_race(job: Job, budget: Budget, report: Report) -> Race:
         for rate in budget.rates:
             for method in METHODS:
                 done = _TEACHERS_SHARE + (1 - _TEACHERS_SHARE) * len(runs) / budget.runs
-                report(f"training: {NAMES[method]}, seed {seed}, rate {rate:g}", done)
+                say(f"training: {NAMES[method]}, seed {seed}, rate {rate:g}", done)
                 runs.append(racing.run(method, rate, seed))
     plain, overparam = (racing.outcome(m, [r for r in runs if r.method == m]) for m in METHODS)
     assert job.teacher is not None
-    return Race(
+    return Outcomes(
         plain=plain,
         overparam=overparam,
         plan=racing.plan,
         teacher_accuracy=racing.accuracy(job.teacher, "test"),
-        sizes={part: len(getattr(data, part)) for part in PARTS},
+        sizes={part: len(getattr(data, part)) for part in DATA_PARTS},
         example=images(job, data.validation),
     )
 
@@ -132,7 +132,7 @@ class _Racing:
         started = time.perf_counter()
         student = self._job.make_student(seed)
         plan = self.plan.made_for(student) if method == "overparam" else None
-        setup = build(self._job, self._machine, student, plan, seed=seed, lr=rate)
+        setup = set_up(self._job, self._machine, student, plan, seed=seed, lr=rate)
         losses: list[Tensor] = []
         epochs: list[tuple[float, float]] = []
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from opdf_compile.distill.demo.value import METHODS, NAMES, Outcome, Race
+from opdf_compile.distill.demo.value import METHODS, NAMES, Outcome, Outcomes
 from opdf_compile.parity import ParityReport, plain
 
 SCHEMA = "opdf-demo/1"
 
 
-def demo_json(race: Race) -> dict[str, Any]:
+def demo_json(race: Outcomes) -> dict[str, Any]:
     """What was trained and what it reached, as plain values; accuracies are 0 to 1."""
     values: dict[str, Any] = {
         "schema": SCHEMA,
@@ -38,7 +38,7 @@ def _outcome_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def finding(race: Race) -> str:
+def finding(race: Outcomes) -> str:
     """One sentence on the difference, with what it rests on."""
     gaps, count = race.differences, len(race.differences)
     mean = fmean(gaps)
@@ -55,7 +55,7 @@ def finding(race: Race) -> str:
     return f"{start}; {reason}, so these runs do not say which method is better."
 
 
-def accuracy_rows(race: Race) -> list[tuple[str, ...]]:
+def accuracy_rows(race: Outcomes) -> list[tuple[str, ...]]:
     """Cells: student, learning rate, mean test accuracy, range over the seeds, exported seed."""
     return [
         (
@@ -70,7 +70,7 @@ def accuracy_rows(race: Race) -> list[tuple[str, ...]]:
     ]
 
 
-def demo_markdown(race: Race, report: ParityReport, plots: tuple[str, str, str]) -> str:
+def demo_markdown(race: Outcomes, report: ParityReport, plots: tuple[str, str, str]) -> str:
     """The page report.md.
 
     Args:
@@ -104,7 +104,7 @@ def demo_markdown(race: Race, report: ParityReport, plots: tuple[str, str, str])
 ACCURACY_HEAD = ("student", "learning rate", "mean", "range over seeds", "exported (first seed)")
 
 
-def _opening(race: Race) -> str:
+def _opening(race: Outcomes) -> str:
     sizes = ", ".join(f"{size} {name}" for name, size in race.sizes.items())
     epochs = len(race.plain.curves[0].loss)
     return (
@@ -116,7 +116,7 @@ def _opening(race: Race) -> str:
     )
 
 
-def _rates(race: Race) -> str:
+def _rates(race: Outcomes) -> str:
     rows = [
         (f"{rate:g}", *(_validation(getattr(race, m), rate) for m in METHODS))
         for rate in race.plain.validation
@@ -136,7 +136,7 @@ def _rates(race: Race) -> str:
     )
 
 
-def _time(race: Race) -> str:
+def _time(race: Outcomes) -> str:
     ratio = race.overparam.seconds / race.plain.seconds
     return (
         f"Equal steps are not equal time: a run took {race.plain.seconds:.2f} s plain and "

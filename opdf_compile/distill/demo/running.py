@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from opdf_compile.artefacts import is_bundle
 from opdf_compile.distill.demo.plots import plot_parameters, plot_training
 from opdf_compile.distill.demo.racing import race
 from opdf_compile.distill.demo.report import demo_json, demo_markdown
-from opdf_compile.distill.demo.value import Budget, Outcome, Race
+from opdf_compile.distill.demo.value import Budget, Outcome, Outcomes
+from opdf_compile.distill.engine import Say
 from opdf_compile.files import atomic_folder
 from opdf_compile.io import build_export, write_bundle
 from opdf_compile.parity import ParityReport, check_budget, verify
 from opdf_compile.planning import Plan
 
-Progress = Callable[[str, float], None]
 TRAINING_PLOT, PARAMETERS_PLOT, LATENCY_PLOT = (
     "training_curves.png",
     "parameters.png",
@@ -41,7 +40,7 @@ class DemoResult:
     """
 
     report: ParityReport
-    race: Race
+    race: Outcomes
     files: tuple[Path, ...]
 
     @property
@@ -84,7 +83,7 @@ def run_demo(
     *,
     budget: Budget | None = None,
     latency_budget: float = 30.0,
-    progress: Progress | None = None,
+    progress: Say | None = None,
 ) -> DemoResult:
     """Run the whole job and write a bundle with report and plots.
 
@@ -128,12 +127,12 @@ def run_demo(
     return result
 
 
-def _part(say: Progress, start: float, end: float) -> Progress:
+def _part(say: Say, start: float, end: float) -> Say:
     """A stage's own progress as a part of the whole."""
     return lambda text, share: say(text, start + (end - start) * share)
 
 
-def _export(found: Race, folder: Path) -> None:
+def _export(found: Outcomes, folder: Path) -> None:
     """Write the bundle: what ships and, for a look at both, the plain student beside it."""
     write_bundle(
         folder,

@@ -91,7 +91,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, eq=False)
-class Race:
+class Outcomes:
     """Both outcomes and what they rest on.
 
     Attributes:

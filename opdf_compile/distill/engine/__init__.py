@@ -1,8 +1,8 @@
 """The training engine: one optimizer step, and what it needs, for every loop over it.
 
 student = machine.widened(job.make_student(seed))
-setup = build(job, machine, student, job.plan(student), seed=seed)
-step = Step(setup, Teaching(job, machine.teacher(job.teacher), machine))
+setup = set_up(job, machine, student, job.plan(student), seed=seed)
+step = TrainingStep(setup, Teaching(job, machine.teacher(job.teacher), machine))
 for number in range(setup.steps):
     step(number)
 student = setup.deployed()

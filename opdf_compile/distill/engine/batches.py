@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from opdf_compile.distill.recipe import Batch, Data, Examples, rows
+from opdf_compile.distill.recipe import Batch, Data, Examples, examples_at
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Batches:
 
     def of(self, part: Examples, indices: Sequence[int]) -> dict[str, Tensor]:
         """The batch of these examples."""
-        return self.moved(self.data.collate(rows(part, torch.as_tensor(indices))))
+        return self.moved(self.data.collate(examples_at(part, torch.as_tensor(indices))))
 
     def moved(self, batch: Batch) -> dict[str, Tensor]:
         """A batch on the device."""

@@ -18,8 +18,8 @@ from opdf_compile.distill.engine.batches import Batches, spans
 from opdf_compile.distill.recipe import Batch, Examples, Job
 from opdf_compile.io import RankGroup
 
-Forward = Callable[[Batch], dict[str, Tensor]]
-Teacher = Callable[[str, list[int], Batch], Any]
+_Forward = Callable[[Batch], dict[str, Tensor]]
+_Teach = Callable[[str, list[int], Batch], Any]
 
 
 class Evaluation:
@@ -33,7 +33,7 @@ class Evaluation:
     """
 
     def __init__(
-        self, job: Job, batches: Batches, teacher: Teacher, batch: int | None = None
+        self, job: Job, batches: Batches, teacher: _Teach, batch: int | None = None
     ) -> None:
         self._job, self._batches, self._teacher = job, batches, teacher
         self._batch = batch or job.recipe.data.batch
@@ -44,7 +44,7 @@ class Evaluation:
             return self(lambda batch: self._job.forward(model, batch), part, alone=alone)
 
     @torch.no_grad()
-    def __call__(self, forward: Forward, part: str, *, alone: bool = False) -> float:
+    def __call__(self, forward: _Forward, part: str, *, alone: bool = False) -> float:
         """The metric of a model on a part; NaN where the part is empty.
 
         Args:
@@ -67,7 +67,7 @@ class Evaluation:
         return sum(total for total, _ in pieces) / count if count else math.nan
 
     def _piece(
-        self, forward: Forward, part: str, examples: Examples, indices: list[int]
+        self, forward: _Forward, part: str, examples: Examples, indices: list[int]
     ) -> tuple[float, float]:
         batch = self._batches.of(examples, indices)
         metric = self._job.metric

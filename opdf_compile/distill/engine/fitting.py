@@ -7,13 +7,15 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from opdf_compile.distill.engine.machine import machine_for
-from opdf_compile.distill.engine.setup import Setup, build
-from opdf_compile.distill.engine.step import Step
+from opdf_compile.distill.engine.setup import Setup, set_up
+from opdf_compile.distill.engine.step import TrainingStep
 from opdf_compile.distill.engine.teaching import Teaching
 from opdf_compile.distill.recipe import Job
 from opdf_compile.io import fixed_randomness, seeded
 
 After = Callable[[int, Tensor], None]
+# What a long job says: a sentence, and the share of it that is done.
+Say = Callable[[str, float], None]
 
 
 def take_all(setup: Setup, teaching: Teaching, seed: int, after: After) -> None:
@@ -25,7 +27,7 @@ def take_all(setup: Setup, teaching: Teaching, seed: int, after: After) -> None:
         seed: Of dropout and of all else that is drawn on the way.
         after: Called after each step with its number, from 1 on, and its loss.
     """
-    step = Step(setup, teaching)
+    step = TrainingStep(setup, teaching)
     with seeded(seed), fixed_randomness():
         for number in range(setup.steps):
             parts, _ = step(number)
@@ -36,7 +38,7 @@ def fit(job: Job) -> nn.Module:
     """The student of a job after its last step, folded."""
     machine, seed = machine_for(job.recipe.training), job.recipe.training.seed
     student = machine.widened(job.make_student(seed))
-    setup = build(job, machine, student, job.plan(student), seed=seed)
+    setup = set_up(job, machine, student, job.plan(student), seed=seed)
     teaching = Teaching(job, machine.teacher(job.teacher), machine)
     take_all(setup, teaching, seed, lambda _step, _loss: None)
     return setup.deployed()

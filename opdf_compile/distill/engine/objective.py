@@ -14,11 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.distill.losses import Term, WeightedSum
-
-Pieces = dict[str, tuple[Tensor, Tensor]]
-Batch = Mapping[str, Tensor]
-Forward = Callable[[nn.Module, Batch], Mapping[str, Tensor]]
+from opdf_compile.distill.losses import Pieces, Term, WeightedSum
+from opdf_compile.distill.recipe import Batch, Outputs
 
 
 class Objective(nn.Module):
@@ -30,12 +27,17 @@ class Objective(nn.Module):
         forward: Of (student, batch): its outputs by name.
     """
 
-    def __init__(self, student: nn.Module, losses: WeightedSum, forward: Forward) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        losses: WeightedSum,
+        forward: Callable[[nn.Module, Batch], Outputs],
+    ) -> None:
         super().__init__()
         self.student, self.losses = student, losses
         self._outputs = forward
 
-    def forward(self, batch: Batch, teacher: Mapping[str, Tensor] | None) -> Pieces:
+    def forward(self, batch: Batch, teacher: Outputs | None) -> Pieces:
         """Sum and count of each term, in float32 at least."""
         pieces = self.losses.pieces(self._outputs(self.student, batch), teacher, batch)
         return {name: (_widened(total), count) for name, (total, count) in pieces.items()}

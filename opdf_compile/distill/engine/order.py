@@ -14,7 +14,7 @@ from opdf_compile.errors import InputError
 
 
 @dataclass(frozen=True)
-class Order:
+class ExampleOrder:
     """The order of the examples.
 
     Attributes:

@@ -7,10 +7,10 @@ from typing import Literal
 
 from torch.optim import Optimizer
 
-Kind = Literal["cosine", "linear", "constant"]
+_Kind = Literal["cosine", "linear", "constant"]
 
 
-def share_of_peak(step: int, steps: int, kind: Kind, warmup: float) -> float:
+def share_of_peak(step: int, steps: int, kind: _Kind, warmup: float) -> float:
     """Linear up, then as the kind says; above 0 at every step, and at its peak once.
 
     Args:

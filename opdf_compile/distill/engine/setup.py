@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from opdf_compile.distill.engine.batches import Batches
 from opdf_compile.distill.engine.machine import Machine
-from opdf_compile.distill.engine.order import Order
+from opdf_compile.distill.engine.order import ExampleOrder
 from opdf_compile.distill.engine.schedule import remember_peaks
 from opdf_compile.distill.losses import WeightedSum
 from opdf_compile.distill.recipe import Job, optimizer_class, optimizer_options
@@ -49,7 +49,7 @@ class Setup:
     side: Optimizer | None
     average: AveragedModel | None
     batches: Batches
-    order: Order
+    order: ExampleOrder
     steps: int
     warmup: float
 
@@ -75,7 +75,7 @@ class Setup:
         return self.measured
 
 
-def build(
+def set_up(
     job: Job,
     machine: Machine,
     student: nn.Module,
@@ -126,22 +126,22 @@ def build(
         side=_side(job, losses),
         average=average,
         batches=Batches(job.data, machine.device, machine.double),
-        order=order_of(job, seed),
+        order=example_order(job, seed),
         steps=whole if steps is None else steps,
         warmup=_share(job.recipe.schedule.warmup, whole),
     )
 
 
-def order_of(job: Job, seed: int) -> Order:
+def example_order(job: Job, seed: int) -> ExampleOrder:
     """The order of a job's examples."""
     recipe = job.recipe
-    return Order(len(job.data.train), recipe.data.batch, recipe.training.accumulation, seed)
+    return ExampleOrder(len(job.data.train), recipe.data.batch, recipe.training.accumulation, seed)
 
 
 def whole_run(job: Job) -> int:
     """Optimizer steps of the recipe."""
     training = job.recipe.training
-    return training.steps or (training.epochs or 1) * order_of(job, 0).steps_per_epoch
+    return training.steps or (training.epochs or 1) * example_order(job, 0).steps_per_epoch
 
 
 def _share(warmup: float, whole: int) -> float:

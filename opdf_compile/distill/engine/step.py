@@ -41,7 +41,7 @@ class Processes:
     wrap: Callable[[Objective], nn.Module] = lambda objective: objective
 
 
-class Step:
+class TrainingStep:
     """Takes the steps of one training, each by its number.
 
     Args:

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from opdf_compile.distill.engine.evaluation import evaluating
 from opdf_compile.distill.engine.machine import Machine
 from opdf_compile.distill.engine.setup import Setup
-from opdf_compile.distill.recipe import Batch, Job
+from opdf_compile.distill.recipe import Batch, Job, Outputs
 from opdf_compile.errors import InputError
 from opdf_compile.io import fixed_randomness
-
-Outputs = Mapping[str, Tensor]
 
 
 class Rows(Protocol):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.distill.layer_map.value import LayerMap
-from opdf_compile.distill.layer_map.weights import innermost, module_of, row_prefixes
+from opdf_compile.distill.layer_map.weights import holder_of, innermost, row_prefixes
 from opdf_compile.errors import InputError
 
 
@@ -92,10 +92,10 @@ def _partners(
 
     What is outside of the blocks is here only where the two models differ in a prefix ("bert.").
     """
-    moved = dict(_blocks(layer_map)) | {module_of(s): module_of(t) for s, t in layer_map}
+    moved = dict(_blocks(layer_map)) | {holder_of(s): holder_of(t) for s, t in layer_map}
     found = {}
     for name in mine:
-        own = innermost(module_of(name), moved)
+        own = innermost(holder_of(name), moved)
         if own is not None:
             found[name] = _joined(moved[own], name[len(own) :])
     for before, after in _base(layer_map).items():

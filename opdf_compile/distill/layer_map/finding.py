@@ -18,7 +18,7 @@ from torch import nn
 
 from opdf_compile.distill.layer_map.layers import Layer, in_common_units, layers_of
 from opdf_compile.distill.layer_map.value import LayerMap
-from opdf_compile.distill.layer_map.weights import module_of
+from opdf_compile.distill.layer_map.weights import holder_of
 from opdf_compile.errors import InputError
 from opdf_compile.graph import Traced
 
@@ -31,7 +31,7 @@ LIKENESS = 10.0
 
 
 @dataclass(frozen=True)
-class Unit:
+class Block:
     """A block, or a single weight.
 
     Attributes:
@@ -84,7 +84,7 @@ class Finder:
             total += likeness
         return pairs, total
 
-    def _score(self, left: Unit, right: Unit) -> float | None:
+    def _score(self, left: Block, right: Block) -> float | None:
         key = (left.signature, right.signature)
         if key not in self._known:
             self._known[key] = self._inside(left, right)[1]
@@ -94,11 +94,11 @@ class Finder:
             return None
         return LIKENESS * (0.8 * mine + 0.2 * theirs) + 1 - abs(left.end - right.end)
 
-    def _inside(self, left: Unit, right: Unit) -> tuple[list[tuple[Layer, Layer]], float]:
+    def _inside(self, left: Block, right: Block) -> tuple[list[tuple[Layer, Layer]], float]:
         if len(left.layers) == len(right.layers) == 1:
             (mine,), (theirs,) = left.layers, right.layers
-            likeness = alike(mine, theirs)
-            return ([(mine, theirs)] if likeness else []), likeness
+            value = likeness(mine, theirs)
+            return ([(mine, theirs)] if value else []), value
         if (len(left.layers) == 1) != (len(right.layers) == 1):
             return [], 0.0
         return self.pairs(left.layers, right.layers, (left.path, right.path))
@@ -134,7 +134,7 @@ def found_map(student: Traced, teacher: Traced) -> LayerMap:
     return LayerMap(tuple((mine.name, theirs.name) for mine, theirs in pairs))
 
 
-def alike(mine: Layer, theirs: Layer) -> float:
+def likeness(mine: Layer, theirs: Layer) -> float:
     """How alike two weights are, from 0 (no partners) to 1."""
     if mine.kind != theirs.kind:
         return 0.0
@@ -151,7 +151,7 @@ def alike(mine: Layer, theirs: Layer) -> float:
     return 0.4 + 0.3 * math.exp(-distance) + 0.2 * same_role + 0.1 * same_op
 
 
-def units(layers: Sequence[Layer], path: str, classes: dict[str, str]) -> list[Unit]:
+def units(layers: Sequence[Layer], path: str, classes: dict[str, str]) -> list[Block]:
     """The outermost blocks inside of a module, and the weights that are in none."""
     counts = _repeats(layers, path, classes)
     groups: dict[str, list[Layer]] = {}
@@ -159,7 +159,7 @@ def units(layers: Sequence[Layer], path: str, classes: dict[str, str]) -> list[U
         block = next((p for p in _inside_of(layer.name, path) if counts.get(p, 0) > 1), None)
         groups.setdefault(block or layer.name, []).append(layer)
     first = sorted(groups.items(), key=lambda group: min(x.order for x in group[1]))
-    made = [Unit(name, tuple(inside)) for name, inside in first]
+    made = [Block(name, tuple(inside)) for name, inside in first]
     return [_with_end(made, place) for place in range(len(made))]
 
 
@@ -189,7 +189,7 @@ def assignment(
     return [a for a, b in steps if b == (a[0] + 1, a[1] + 1)]
 
 
-def _with_end(made: Sequence[Unit], place: int) -> Unit:
+def _with_end(made: Sequence[Block], place: int) -> Block:
     """A block's end among the blocks of its container; a single weight's among the single ones.
 
     So the last block of a stage meets the last block of a stage, whatever their numbers.
@@ -197,10 +197,10 @@ def _with_end(made: Sequence[Unit], place: int) -> Unit:
     unit = made[place]
     sort = _sort(unit)
     beside = [p for p, other in enumerate(made) if _sort(other) == sort]
-    return Unit(unit.path, unit.layers, (beside.index(place) + 1) / len(beside))
+    return Block(unit.path, unit.layers, (beside.index(place) + 1) / len(beside))
 
 
-def _sort(unit: Unit) -> str | None:
+def _sort(unit: Block) -> str | None:
     return unit.path.rpartition(".")[0] if len(unit.layers) > 1 else None
 
 
@@ -219,7 +219,7 @@ def _repeats(layers: Sequence[Layer], path: str, classes: dict[str, str]) -> Cou
 
 def _inside_of(name: str, path: str) -> list[str]:
     """The modules around a parameter that are inside of a module, the outermost first."""
-    parts = module_of(name).split(".") if module_of(name) else []
+    parts = holder_of(name).split(".") if holder_of(name) else []
     start = len(path.split(".")) if path else 0
     return [".".join(parts[:end]) for end in range(start + 1, len(parts) + 1)]
 

@@ -24,7 +24,7 @@ def main_weights(module: nn.Module) -> dict[str, Parameter]:
     return chosen
 
 
-def module_of(name: str) -> str:
+def holder_of(name: str) -> str:
     """The dotted path of the module that holds a parameter."""
     return name.rpartition(".")[0]
 

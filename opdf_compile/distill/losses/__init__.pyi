@@ -7,5 +7,6 @@ from .projection import Projection as Projection
 from .skew import ReverseSkewKL as ReverseSkewKL
 from .skew import SkewKL as SkewKL
 from .task import TaskLoss as TaskLoss
+from .weighted import Pieces as Pieces
 from .weighted import Term as Term
 from .weighted import WeightedSum as WeightedSum

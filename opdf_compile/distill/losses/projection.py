@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
 
-Kind = Literal["learned", "fixed"]
+_Kind = Literal["learned", "fixed"]
 
 
 class Projection(nn.Module):
@@ -32,7 +32,7 @@ class Projection(nn.Module):
 
     weight: Tensor
 
-    def __init__(self, student_width: int, teacher_width: int, kind: Kind = "learned") -> None:
+    def __init__(self, student_width: int, teacher_width: int, kind: _Kind = "learned") -> None:
         super().__init__()
         if kind not in ("learned", "fixed"):
             raise InputError(f"Projection got the kind {kind!r}, wanted learned or fixed")

@@ -11,7 +11,7 @@ from torch import Tensor
 from opdf_compile.distill.losses.base import Loss, Reduction
 from opdf_compile.errors import InputError
 
-Kind = Literal["cross_entropy", "mse", "binary_cross_entropy"]
+_Kind = Literal["cross_entropy", "mse", "binary_cross_entropy"]
 # Torch leaves out -100 unasked; labels that do not count are no longer there when it is called.
 NO_LABEL = -(2**62)
 
@@ -36,16 +36,16 @@ class TaskLoss(Loss):
 
     def __init__(
         self,
-        kind: Kind = "cross_entropy",
+        kind: _Kind = "cross_entropy",
         label_smoothing: float = 0.0,
         *,
         ignore_index: int = -100,
         reduction: Reduction = "mean",
     ) -> None:
         super().__init__(reduction)
-        if kind not in get_args(Kind):
+        if kind not in get_args(_Kind):
             raise InputError(
-                f"TaskLoss got the kind {kind!r}, wanted one of {', '.join(get_args(Kind))}"
+                f"TaskLoss got the kind {kind!r}, wanted one of {', '.join(get_args(_Kind))}"
             )
         if not 0 <= label_smoothing < 1 or (label_smoothing and kind != "cross_entropy"):
             raise InputError(

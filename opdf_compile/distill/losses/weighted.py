@@ -13,7 +13,7 @@ from opdf_compile.distill.losses.base import Loss, both
 from opdf_compile.distill.losses.task import TaskLoss
 from opdf_compile.errors import InputError
 
-Outputs = Tensor | Mapping[str, Any]
+_Returned = Tensor | Mapping[str, Any]
 Pieces = dict[str, tuple[Tensor, Tensor]]
 
 
@@ -60,7 +60,7 @@ class Term(nn.Module):
         return f"student {self.student}, {target}" + (f", mask {self.mask}" if self.mask else "")
 
     def pieces(
-        self, student: Outputs, teacher: Outputs | None = None, batch: Outputs | None = None
+        self, student: _Returned, teacher: _Returned | None = None, batch: _Returned | None = None
     ) -> tuple[Tensor, Tensor]:
         """The sum over the rows that count, and how many they are.
 
@@ -87,7 +87,7 @@ class Term(nn.Module):
         return float(len(next(iter(batch.values()))) if rows is None else rows.sum())
 
     def forward(
-        self, student: Outputs, teacher: Outputs | None = None, batch: Outputs | None = None
+        self, student: _Returned, teacher: _Returned | None = None, batch: _Returned | None = None
     ) -> Tensor:
         """The mean over the rows that count, a 0-d tensor."""
         total, count = self.pieces(student, teacher, batch)
@@ -142,7 +142,7 @@ class WeightedSum(nn.Module):
         return any(term.needs_teacher for term in self.terms.values())
 
     def pieces(
-        self, student: Outputs, teacher: Outputs | None = None, batch: Outputs | None = None
+        self, student: _Returned, teacher: _Returned | None = None, batch: _Returned | None = None
     ) -> Pieces:
         """By name: the sum over the rows that count, and how many they are."""
         return {name: term.pieces(student, teacher, batch) for name, term in self.terms.items()}
@@ -167,9 +167,9 @@ class WeightedSum(nn.Module):
 
     def forward(
         self,
-        student: Outputs,
-        teacher: Outputs | None = None,
-        batch: Outputs | None = None,
+        student: _Returned,
+        teacher: _Returned | None = None,
+        batch: _Returned | None = None,
         *,
         counts: Mapping[str, Tensor | float] | None = None,
     ) -> Tensor:
@@ -191,7 +191,7 @@ class WeightedSum(nn.Module):
         return ", ".join(f"{weight} x {name}" for name, weight in self.weights.items())
 
 
-def _read(name: str, sources: Sequence[Outputs | None], whose: str) -> Tensor:
+def _read(name: str, sources: Sequence[_Returned | None], whose: str) -> Tensor:
     """The first tensor of that name."""
     mappings = [{"logits": s} if isinstance(s, Tensor) else s for s in sources if s is not None]
     for mapping in mappings:

@@ -6,6 +6,7 @@ from .job import Batch as Batch
 from .job import Data as Data
 from .job import Examples as Examples
 from .job import Job as Job
+from .job import Outputs as Outputs
 from .models import placed as placed
 from .preparing import prepare as prepare
 from .reading import parse_recipe as parse_recipe
@@ -13,9 +14,9 @@ from .reading import read_recipe as read_recipe
 from .schema import OptimizerSection as OptimizerSection
 from .schema import Recipe as Recipe
 from .schema import TrainingSection as TrainingSection
-from .tables import PARTS as PARTS
+from .tables import DATA_PARTS as DATA_PARTS
 from .tables import Chained as Chained
 from .tables import Chosen as Chosen
-from .tables import rows as rows
+from .tables import examples_at as examples_at
 from .template import digits_recipe as digits_recipe
 from .template import write_template as write_template

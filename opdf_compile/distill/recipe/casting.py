@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from opdf_compile.distill.recipe.job import Batch, Data
 from opdf_compile.distill.recipe.schema import Recipe
-from opdf_compile.distill.recipe.tables import PARTS, Table
+from opdf_compile.distill.recipe.tables import DATA_PARTS, Table
 from opdf_compile.errors import RecipeError
 
 Collate = Callable[[Sequence[Batch]], dict[str, Tensor]]
@@ -90,7 +90,9 @@ def _takes(student: nn.Module, data: Data, batch: Mapping[str, Tensor]) -> bool:
 
 def _require_room(recipe: Recipe, data: Data, names: tuple[str, ...], dtype: torch.dtype) -> None:
     """Refuse numbers that become infinite; only examples in memory are looked at."""
-    tables = [part for part in (getattr(data, name) for name in PARTS) if isinstance(part, Table)]
+    tables = [
+        part for part in (getattr(data, name) for name in DATA_PARTS) if isinstance(part, Table)
+    ]
     for name in names:
         for column in (part.columns[name] for part in tables if len(part)):
             lost = torch.isfinite(column) & ~torch.isfinite(column.to(dtype))

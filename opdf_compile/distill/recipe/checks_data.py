@@ -10,7 +10,7 @@ from torch import Tensor
 from opdf_compile.distill.recipe.job import Data, Outputs
 from opdf_compile.distill.recipe.loss_schema import TaskSection
 from opdf_compile.distill.recipe.schema import Recipe
-from opdf_compile.distill.recipe.tables import IGNORED_LABEL, PARTS, Table
+from opdf_compile.distill.recipe.tables import DATA_PARTS, IGNORED_LABEL, Table
 from opdf_compile.errors import RecipeError
 
 
@@ -42,7 +42,7 @@ def require_fitting_data(recipe: Recipe, data: Data, outputs: Outputs) -> None:
 
 
 def _tables(data: Data) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    for part in PARTS:
+    for part in DATA_PARTS:
         examples = getattr(data, part)
         if isinstance(examples, Table):
             yield part, examples.columns

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from opdf_compile.distill.recipe.job import Examples
-from opdf_compile.distill.recipe.tables import Table, split
+from opdf_compile.distill.recipe.tables import Table, split_off
 from opdf_compile.errors import UserError
 
 # A large test part, because its size limits how small a difference of accuracies can be seen.
@@ -42,4 +42,4 @@ def load_digits(seed: int = 0) -> dict[str, Examples]:
     raw = load()
     images = torch.as_tensor(raw.images, dtype=torch.float32)[:, None] / _LARGEST_PIXEL
     whole = Table({"images": images, "labels": torch.as_tensor(raw.target, dtype=torch.int64)})
-    return split(whole, _SHARES, "labels", seed, rest="test")
+    return split_off(whole, _SHARES, "labels", seed, rest="test")

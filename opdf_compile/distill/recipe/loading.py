@@ -12,8 +12,8 @@ from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.paths import located
 from opdf_compile.distill.recipe.problems import suggestion
 from opdf_compile.distill.recipe.schema import Recipe
-from opdf_compile.distill.recipe.sources import load_source, read_columns, table
-from opdf_compile.distill.recipe.tables import PARTS, Padded, Table, fingerprint, split
+from opdf_compile.distill.recipe.sources import load_source, read_columns, table_of
+from opdf_compile.distill.recipe.tables import DATA_PARTS, Padded, Table, fingerprint, split_off
 from opdf_compile.errors import RecipeError
 from opdf_compile.io import importing_from
 
@@ -42,7 +42,7 @@ def load_data(recipe: Recipe, base: Path, student: nn.Module) -> Data:
                 f'another in "{file}", wanted one; remove {name}'
             )
         with placed(recipe, "data", name):
-            parts[name] = table(read_columns(located(file, base)), file)
+            parts[name] = table_of(read_columns(located(file, base)), file)
     columns = _columns(recipe, parts)
     labels = _labels(recipe, columns)
     whole = _split(recipe, parts, labels)
@@ -110,10 +110,10 @@ def _split(recipe: Recipe, parts: dict[str, Examples], labels: str | None) -> di
         )
         if name not in parts and share > 0
     }
-    whole = {**parts, **split(parts["train"], shares, labels, section.split_seed)}
+    whole = {**parts, **split_off(parts["train"], shares, labels, section.split_seed)}
     if "test" not in whole:
         whole["test"] = Table({})
-    for name in PARTS:
+    for name in DATA_PARTS:
         if len(whole[name]) == 0 and name != "test":
             key = "validation_share" if name == "validation" else "source"
             raise RecipeError(

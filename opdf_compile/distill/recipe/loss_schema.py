@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from opdf_compile.distill import losses
-from opdf_compile.distill.recipe.section import AtLeastZero, Positive, Section, Share, Text
+from opdf_compile.distill.recipe.section import AtLeastZero, BelowOne, Positive, Section, Text
 from opdf_compile.errors import InputError
 
 
@@ -69,7 +69,7 @@ class SkewSection(FromTeacher):
     """Skew KL and reverse skew KL (DistiLLM)."""
 
     kind: Literal["skew-kl", "reverse-skew-kl"]
-    alpha: Share = Field(
+    alpha: BelowOne = Field(
         0.1, description="Share of the first distribution in the mixture; 0 is the plain KL."
     )
 
@@ -124,7 +124,7 @@ class TaskSection(_Loss):
     of: Literal["cross_entropy", "binary_cross_entropy", "mse"] = Field(
         "cross_entropy", description="One class of several, each class yes or no, or numbers."
     )
-    label_smoothing: Share = Field(
+    label_smoothing: BelowOne = Field(
         0.0, description="Share of a label that is spread over all classes; of cross entropy."
     )
 

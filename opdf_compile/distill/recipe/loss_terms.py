@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from opdf_compile.distill import losses as kinds
+from opdf_compile.distill.recipe.job import Outputs
 from opdf_compile.distill.recipe.loss_schema import FromTeacher, LossSection
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import RecipeError
 
-Outputs = Mapping[str, Tensor]
 FAVOURITE = "logits"
 
 

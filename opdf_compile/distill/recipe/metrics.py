@@ -20,7 +20,7 @@ from opdf_compile.io import find_callable, importing_from
 _UP = ("accuracy", "agreement", "cosine")
 _NEED_LABELS = ("accuracy", "mse")
 _NEED_TEACHER = ("agreement", "cosine", "kl")
-Pieces = tuple[Tensor, Tensor]
+_Piece = tuple[Tensor, Tensor]
 
 
 def make_metric(
@@ -94,7 +94,7 @@ def _custom(recipe: Recipe, base: Path, name: str) -> Metric:
     with importing_from(base), placed(recipe, "training", "metric"):
         function: Callable[..., Any] = find_callable(located_model(name, base))
 
-    def pieces(student: Outputs, teacher: Outputs | None, batch: Batch) -> Pieces:
+    def pieces(student: Outputs, teacher: Outputs | None, batch: Batch) -> _Piece:
         total, count = function(student, teacher, batch)
         return torch.as_tensor(total), torch.as_tensor(count)
 
@@ -109,30 +109,30 @@ class _Reader:
         self._student, self._teacher, self._mask = term.student, term.teacher, term.mask
         self._labels = labels
 
-    def accuracy(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Pieces:
+    def accuracy(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> _Piece:
         """Share of labels that are the student's first choice."""
         labels = batch[self._labels or ""]
         right = student[self._student].argmax(-1) == labels
         return self._sum(right, batch, labels >= 0)
 
-    def agreement(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Pieces:
+    def agreement(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> _Piece:
         """Share of examples where student and teacher choose the same."""
         return self._sum(
             student[self._student].argmax(-1) == self._other(teacher).argmax(-1), batch
         )
 
-    def cosine(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Pieces:
+    def cosine(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> _Piece:
         """Mean cosine of the angle between the student's and the teacher's output."""
         pair = student[self._student].double(), self._other(teacher).double()
         return self._sum(torch.cosine_similarity(*pair, dim=-1), batch)
 
-    def kl(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Pieces:
+    def kl(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> _Piece:
         """Mean KL(teacher || student) in nats."""
         logs = torch.log_softmax(self._other(teacher).double(), -1)
         ours = torch.log_softmax(student[self._student].double(), -1)
         return self._sum((logs.exp() * (logs - ours)).sum(-1), batch)
 
-    def mse(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> Pieces:
+    def mse(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> _Piece:
         """Mean squared difference from the labels."""
         labels = batch[self._labels or ""].double()
         error = (student[self._student].double().reshape(labels.shape) - labels).square()
@@ -141,7 +141,7 @@ class _Reader:
     def _other(self, teacher: Outputs | None) -> Tensor:
         return (teacher or {})[self._teacher]
 
-    def _sum(self, values: Tensor, batch: Batch, counted: Tensor | None = None) -> Pieces:
+    def _sum(self, values: Tensor, batch: Batch, counted: Tensor | None = None) -> _Piece:
         """Values ``(...)`` of the rows that count; a mask may leave out more."""
         keep = torch.ones_like(values, dtype=torch.bool) if counted is None else counted
         if self._mask is not None and self._mask in batch:

@@ -32,7 +32,7 @@ def placed(recipe: Recipe, *path: str | int) -> Iterator[None]:
         raise RecipeError(f"{recipe.place(*path)}: {error}") from error
 
 
-def load_student(recipe: Recipe, base: Path, seed: int) -> LoadedModel:
+def fresh_student(recipe: Recipe, base: Path, seed: int) -> LoadedModel:
     """A fresh student in train mode, all of whose parameters are as its loader gave them.
 
     Args:

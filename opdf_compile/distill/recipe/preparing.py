@@ -18,7 +18,7 @@ from opdf_compile.distill.recipe.layers import make_layer_map, warm_started
 from opdf_compile.distill.recipe.loading import load_data
 from opdf_compile.distill.recipe.loss_terms import make_losses, try_losses
 from opdf_compile.distill.recipe.metrics import make_metric, try_metric
-from opdf_compile.distill.recipe.models import load_student, load_teacher, placed
+from opdf_compile.distill.recipe.models import fresh_student, load_teacher, placed
 from opdf_compile.distill.recipe.optimizing import make_optimizer, parameter_groups
 from opdf_compile.distill.recipe.planning import make_plan
 from opdf_compile.distill.recipe.schema import Recipe
@@ -53,7 +53,7 @@ def prepare(recipe: Recipe, *, base: str | os.PathLike[str] = ".") -> Job:
         >>> student = job.make_student(0)  # doctest: +SKIP
     """
     folder = Path(base)
-    loaded = load_student(recipe, folder, recipe.training.seed)
+    loaded = fresh_student(recipe, folder, recipe.training.seed)
     student = loaded.model
     assert isinstance(student, nn.Module)
     teacher = load_teacher(recipe, folder)
@@ -105,7 +105,7 @@ class _Made:
 
     def student(self, seed: int) -> nn.Module:
         """A fresh student in train mode."""
-        student = load_student(self.recipe, self.base, seed).model
+        student = fresh_student(self.recipe, self.base, seed).model
         assert isinstance(student, nn.Module)
         if self.recipe.student.warm_start:
             warm_started(self.recipe, student, self.teacher, self.layer_map)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from opdf_compile.distill.recipe.checks import contradiction
 from opdf_compile.distill.recipe.problems import Problem, of_pydantic
 from opdf_compile.distill.recipe.schema import Recipe
-from opdf_compile.distill.recipe.section import Source
+from opdf_compile.distill.recipe.section import RecipeText
 from opdf_compile.distill.recipe.toml_lines import key_lines
 from opdf_compile.errors import ArtefactError, RecipeError
 from opdf_compile.files import existing_file
@@ -74,7 +74,7 @@ def parse_recipe(text: str, *, name: str = "recipe.toml") -> Recipe:
         data = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise RecipeError(_syntax(str(error), text, name)) from error
-    source = Source(name, text, key_lines(text))
+    source = RecipeText(name, text, key_lines(text))
     try:
         recipe = Recipe.model_validate(data)
     except ValidationError as error:
@@ -86,7 +86,7 @@ def parse_recipe(text: str, *, name: str = "recipe.toml") -> Recipe:
     return recipe
 
 
-def _error(source: Source, problem: Problem) -> RecipeError:
+def _error(source: RecipeText, problem: Problem) -> RecipeError:
     return RecipeError(f"{source.place(problem.path)}: {problem.sentence}")
 
 

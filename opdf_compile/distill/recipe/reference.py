@@ -12,7 +12,7 @@ from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.distill.recipe.wording import Key, sections
 
 
-def markdown() -> str:
+def recipe_reference() -> str:
     """One table per section, one row per key."""
     return "\n".join(_lines()).strip() + "\n"
 

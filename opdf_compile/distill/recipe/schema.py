@@ -12,11 +12,11 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from opdf_compile.distill.recipe.loss_schema import LossSection
 from opdf_compile.distill.recipe.section import (
     AtLeastZero,
+    BelowOne,
     Count,
     Positive,
+    RecipeText,
     Section,
-    Share,
-    Source,
     Text,
 )
 
@@ -72,8 +72,8 @@ class DataSection(Section):
         examples=[["images"]],
     )
     labels: Text | None = Field("labels", description="The column with the labels, if any.")
-    validation_share: Share = Field(0.15, description="Share split off where no part is given.")
-    test_share: Share = Field(0.15, description="Share split off where no part is given.")
+    validation_share: BelowOne = Field(0.15, description="Share split off where no part is given.")
+    test_share: BelowOne = Field(0.15, description="Share split off where no part is given.")
     split_seed: int = Field(0, ge=0, description="Where the shuffle of the split starts.")
     batch: Count = Field(64, description="Examples per forward, summed over all processes.")
 
@@ -230,9 +230,9 @@ class Recipe(Section):
     export: ExportSection = ExportSection()
     verify: VerifySection = VerifySection()
 
-    _source: Source = PrivateAttr(default_factory=lambda: Source("the recipe", "", {}))
+    _source: RecipeText = PrivateAttr(default_factory=lambda: RecipeText("the recipe", "", {}))
 
-    def remember(self, source: Source) -> None:
+    def remember(self, source: RecipeText) -> None:
         """Keep the text that this was read from, for messages and the lock file."""
         self._source = source
 

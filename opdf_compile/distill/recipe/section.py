@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from opdf_compile.distill.recipe.toml_lines import Path, line_of
+from opdf_compile.distill.recipe.toml_lines import Path, nearest_line
 
-Share = Annotated[float, Field(ge=0, lt=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -17,7 +17,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True)
-class Source:
+class RecipeText:
     """The text that a recipe was read from.
 
     Attributes:
@@ -32,7 +32,7 @@ class Source:
 
     def place(self, path: Path) -> str:
         """A key's place as "FILE:LINE"."""
-        return f"{self.name}:{line_of(self.lines, path)}"
+        return f"{self.name}:{nearest_line(self.lines, path)}"
 
 
 class Section(BaseModel):

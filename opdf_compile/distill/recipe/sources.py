@@ -13,11 +13,11 @@ from opdf_compile.distill.recipe.digits import load_digits
 from opdf_compile.distill.recipe.job import Batch, Examples
 from opdf_compile.distill.recipe.paths import located, located_model
 from opdf_compile.distill.recipe.problems import suggestion
-from opdf_compile.distill.recipe.tables import PARTS, Table
+from opdf_compile.distill.recipe.tables import DATA_PARTS, Table
 from opdf_compile.errors import ArtefactError, InputError, UserError, first_line
 from opdf_compile.io import call_callable, fixed_randomness, names_code, parse_query
 
-FORMS = (
+_FORMS = (
     "digits, mnist1d, FILE.npz, FILE.safetensors, package.module:callable, FILE.py:callable or "
     "hf:DIR"
 )
@@ -49,7 +49,7 @@ def load_source(source: str, base: Path) -> dict[str, Examples]:
         return _saved_dataset(located(source.removeprefix("hf:"), base), source)
     if names_code(source):
         return _parts(call_callable(located_model(source, base)), source)
-    raise InputError(f'source "{source}" has no known form, wanted {FORMS}{_advice(source)}')
+    raise InputError(f'source "{source}" has no known form, wanted {_FORMS}{_advice(source)}')
 
 
 def _advice(source: str) -> str:
@@ -83,13 +83,13 @@ def _parts_of_columns(columns: Mapping[str, Tensor], source: str) -> dict[str, E
     found: dict[str, dict[str, Tensor]] = {}
     for name, column in columns.items():
         part, mark, rest = name.partition("_")
-        if not mark or part not in PARTS:
-            return {"train": table(columns, source)}
+        if not mark or part not in DATA_PARTS:
+            return {"train": table_of(columns, source)}
         found.setdefault(part, {})[rest] = column
-    return {part: table(its, source) for part, its in found.items()}
+    return {part: table_of(its, source) for part, its in found.items()}
 
 
-def table(columns: Mapping[str, Tensor], source: str) -> Table:
+def table_of(columns: Mapping[str, Tensor], source: str) -> Table:
     """Columns of equal length.
 
     Raises:
@@ -141,9 +141,9 @@ def _mnist1d(arguments: dict[str, Any]) -> dict[str, Examples]:
 
 def _parts(made: Any, source: str) -> dict[str, Examples]:
     """What a callable may return: columns, examples, or three parts of either."""
-    if isinstance(made, tuple) and 1 <= len(made) <= len(PARTS):
-        made = dict(zip(PARTS, made, strict=False))
-    if isinstance(made, Mapping) and made and all(_part_name(name) in PARTS for name in made):
+    if isinstance(made, tuple) and 1 <= len(made) <= len(DATA_PARTS):
+        made = dict(zip(DATA_PARTS, made, strict=False))
+    if isinstance(made, Mapping) and made and all(_part_name(name) in DATA_PARTS for name in made):
         return {_part_name(name): _examples(part, source) for name, part in made.items()}
     return {"train": _examples(made, source)}
 
@@ -160,7 +160,9 @@ def _examples(made: Any, source: str) -> Examples:
                 f"{source} gives {wrong[0]!r} as a {type(made[wrong[0]]).__name__}, wanted tensors "
                 "or arrays by column; change what it returns"
             )
-        return table({str(name): torch.as_tensor(column) for name, column in made.items()}, source)
+        return table_of(
+            {str(name): torch.as_tensor(column) for name, column in made.items()}, source
+        )
     if hasattr(made, "__len__") and hasattr(made, "__getitem__") and not isinstance(made, str):
         _require_row(made, source)
         return made  # type: ignore[no-any-return]
@@ -219,5 +221,5 @@ def _saved_dataset(folder: Path, source: str) -> dict[str, Examples]:
         ) from error
     if isinstance(found, Mapping):
         parts = {_part_name(name): _TensorRows(part) for name, part in found.items()}
-        return {name: part for name, part in parts.items() if name in PARTS}
+        return {name: part for name, part in parts.items() if name in DATA_PARTS}
     return {"train": _TensorRows(found)}

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from opdf_compile.distill.recipe.job import Batch, Examples
 
-PARTS = ("train", "validation", "test")
+DATA_PARTS = ("train", "validation", "test")
 # What torch's cross-entropy leaves out.
 IGNORED_LABEL = -100
 
@@ -94,15 +94,18 @@ class Padded:
         return pad_sequence(values, batch_first=True, padding_value=filler)
 
 
-def rows(part: Examples, places: Tensor) -> Table | list[Batch]:
+def examples_at(part: Examples, places: Tensor) -> Table | list[Batch]:
     """Examples for a batch; those of tables are cut out at once, which takes less time."""
     if isinstance(part, Chosen):
-        return rows(part.whole, part.indices[places])
+        return examples_at(part.whole, part.indices[places])
     if isinstance(part, Table):
         return part.rows(places)
     if isinstance(part, Chained):
         near, count = places < len(part.first), len(part.first)
-        first, second = rows(part.first, places[near]), rows(part.second, places[~near] - count)
+        first, second = (
+            examples_at(part.first, places[near]),
+            examples_at(part.second, places[~near] - count),
+        )
         if isinstance(first, Table) and isinstance(second, Table):
             # Where each row of the two in a row belongs.
             back = torch.cat([near.nonzero(), (~near).nonzero()])[:, 0].argsort()
@@ -118,7 +121,7 @@ def pick(whole: Examples, indices: Tensor) -> Examples:
     return Chosen(whole, indices)
 
 
-def split(
+def split_off(
     whole: Examples, shares: Mapping[str, float], labels: str | None, seed: int, rest: str = "train"
 ) -> dict[str, Examples]:
     """Split examples in a way that depends on the seed and their number alone.
@@ -159,7 +162,7 @@ def _groups(whole: Examples, labels: str | None) -> Iterator[Tensor]:
 def fingerprint(parts: Mapping[str, Examples]) -> str:
     """A hash over everything that the parts hold; equal for equal contents, in any container."""
     digest = hashlib.sha256()
-    for name in PARTS:
+    for name in DATA_PARTS:
         digest.update(f"{name} {len(parts[name])}\n".encode())
         for key, (form, values) in sorted(_hashed(parts[name]).items()):
             digest.update(f"{key} {form.hexdigest()} {values.hexdigest()}\n".encode())

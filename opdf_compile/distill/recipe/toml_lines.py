@@ -34,7 +34,7 @@ def key_lines(text: str) -> dict[Path, int]:
     return _Scanner(text).scan()
 
 
-def line_of(lines: dict[Path, int], path: Path) -> int:
+def nearest_line(lines: dict[Path, int], path: Path) -> int:
     """The line of a path, or of the nearest thing around it; 1 where there is none."""
     while path and path not in lines:
         path = path[:-1]

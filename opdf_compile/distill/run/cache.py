@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.distill.engine import joined, spans
+from opdf_compile.distill.engine import Say, joined, spans
 from opdf_compile.distill.recipe import Examples
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.files import atomic_write, sha256
@@ -30,13 +30,11 @@ from opdf_compile.io import RankGroup, read_tensors, write_tensors
 FILE_BYTES = 16 << 20
 _SCHEMA = "opdf-teacher-cache/1"
 
-Outputs = dict[str, Tensor]
-Compute = Callable[[list[int]], Outputs]
-Say = Callable[[str, float], None]
+Compute = Callable[[list[int]], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class Part:
+class PartToKeep:
     """What is kept of one part of the data.
 
     Attributes:
@@ -57,7 +55,7 @@ def cache_key(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 
-def require_repeatable(part: Part) -> None:
+def require_repeatable(part: PartToKeep) -> None:
     """Read some examples twice: a cache would freeze data that augments.
 
     Raises:
@@ -76,7 +74,7 @@ def _same(first: Tensor, second: Tensor) -> bool:
     return torch.allclose(first, second, rtol=0.0, atol=0.0, equal_nan=True)
 
 
-def cached(folder: Path, part: Part, say: Say) -> Cached:
+def cached(folder: Path, part: PartToKeep, say: Say) -> Cached:
     """Open what is kept of a part, after computing what is missing.
 
     All processes must call it together; they share the work out by files.
@@ -102,7 +100,7 @@ def cached(folder: Path, part: Part, say: Say) -> Cached:
     return Cached(index)
 
 
-def _fill(folder: Path, part: Part, ranks: RankGroup, say: Say) -> list[Path]:
+def _fill(folder: Path, part: PartToKeep, ranks: RankGroup, say: Say) -> list[Path]:
     """Write this process's share of the files; the names of all."""
     text = f"the teacher's outputs on the {part.name} part"
     count = len(part.examples)
@@ -122,7 +120,7 @@ def _fill(folder: Path, part: Part, ranks: RankGroup, say: Say) -> list[Path]:
     return files
 
 
-def _rows_per_file(outputs: Outputs, examples: int, batch: int) -> int:
+def _rows_per_file(outputs: dict[str, Tensor], examples: int, batch: int) -> int:
     """A multiple of the batch that fills a file."""
     each = sum(tensor.numel() * tensor.element_size() for tensor in outputs.values()) / examples
     return max(1, int(FILE_BYTES / max(1.0, each) / batch)) * batch
@@ -150,7 +148,7 @@ class Cached:
         # All blocks but the last have this many rows.
         self._rows = len(next(iter(self._blocks[0].values())))
 
-    def rows(self, indices: list[int]) -> Outputs:
+    def rows(self, indices: list[int]) -> dict[str, Tensor]:
         """The outputs of these examples, in this order."""
         found = [
             {
@@ -172,7 +170,7 @@ def _entries(index: Path) -> list[dict[str, Any]]:
         raise _damaged(index, str(error)) from error
 
 
-def _block(index: Path, entry: dict[str, Any]) -> Outputs:
+def _block(index: Path, entry: dict[str, Any]) -> dict[str, Tensor]:
     file = index.parent / Path(entry["name"]).name
     if not file.is_file() or sha256(file) != entry["sha256"]:
         raise _damaged(file, "it is not what was written")

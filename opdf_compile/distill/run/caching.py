@@ -6,7 +6,7 @@ from torch import Tensor
 
 from opdf_compile.distill.engine import Setup, Teaching, names_read
 from opdf_compile.distill.recipe import Examples
-from opdf_compile.distill.run.cache import Cached, Part, cache_key, cached
+from opdf_compile.distill.run.cache import Cached, PartToKeep, cache_key, cached
 from opdf_compile.distill.run.events import Stage, Watch
 from opdf_compile.distill.run.folder import RunFolder
 from opdf_compile.distill.run.lock import module_hash
@@ -35,14 +35,14 @@ def cached_parts(
     precision = job.recipe.training.precision
     key = cache_key(job.fingerprint, module_hash(teacher), precision, *names)
 
-    def part(name: str) -> Part:
+    def part(name: str) -> PartToKeep:
         examples: Examples = getattr(job.data, name)
 
         def compute(indices: list[int]) -> dict[str, Tensor]:
             found = teaching.outputs(teacher, setup.batches.of(examples, indices))
             return {n: found[n].detach().cpu().contiguous().clone() for n in names}
 
-        return Part(name, examples, compute, job.recipe.data.batch)
+        return PartToKeep(name, examples, compute, job.recipe.data.batch)
 
     wanted = ["train"]
     if job.metric.needs_teacher and len(job.data.validation):

@@ -17,7 +17,7 @@ from opdf_compile.distill.run.finishing import End
 from opdf_compile.distill.run.folder import RunFolder, read_log
 from opdf_compile.distill.run.lock import read_lock
 from opdf_compile.distill.run.plots import plot_curves
-from opdf_compile.distill.run.state import Progress
+from opdf_compile.distill.run.state import Counters
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import atomic_write
 from opdf_compile.parity import plain
@@ -33,7 +33,7 @@ MODELS = {
 
 
 @dataclass(frozen=True)
-class Table:
+class _Section:
     """A table of the report: a heading, the columns, the cells."""
 
     title: str
@@ -42,7 +42,7 @@ class Table:
 
 
 def write_report(
-    job: Job, setup: Setup, progress: Progress, end: End, folder: RunFolder
+    job: Job, setup: Setup, progress: Counters, end: End, folder: RunFolder
 ) -> dict[str, Any]:
     """Write the plot and the three forms; the JSON last, because it says that the run is done."""
     value = _value(job, setup, progress, end, folder)
@@ -79,7 +79,7 @@ def read_result(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _value(
-    job: Job, setup: Setup, progress: Progress, end: End, folder: RunFolder
+    job: Job, setup: Setup, progress: Counters, end: End, folder: RunFolder
 ) -> dict[str, Any]:
     validation = None if math.isnan(progress.best) else progress.best
     return {
@@ -131,7 +131,7 @@ def _opening(value: Mapping[str, Any]) -> str:
     return " ".join([*sentences, words[value["verdict"]]])
 
 
-def _tables(job: Job, setup: Setup, end: End, value: Mapping[str, Any]) -> list[Table]:
+def _tables(job: Job, setup: Setup, end: End, value: Mapping[str, Any]) -> list[_Section]:
     tables = []
     if end.metrics:
         rows = tuple(
@@ -139,28 +139,28 @@ def _tables(job: Job, setup: Setup, end: End, value: Mapping[str, Any]) -> list[
         )
         count = len(job.data.test)
         title = f"Test {job.metric.name} on {count:,} examples that no choice looked at"
-        tables.append(Table(title, ("model", job.metric.name), rows))
+        tables.append(_Section(title, ("model", job.metric.name), rows))
     if end.parity is not None:
         parity = end.parity
         parts = ("structure", "numerics", "latency")
         rows = tuple((part, getattr(parity, part).verdict) for part in parts)
-        tables.append(Table("Parity with the untouched student", ("part", "verdict"), rows))
+        tables.append(_Section("Parity with the untouched student", ("part", "verdict"), rows))
     if setup.plan is not None:
         weights = tuple(
             (e.key, f"{e.deployed:,}", f"{e.cost.parameters:,}") for e in setup.plan.entries
         )
         head = ("weight", "deployed parameters", "in training")
-        tables.append(Table("Over-parameterised weights", head, weights))
+        tables.append(_Section("Over-parameterised weights", head, weights))
     lock = value["lock"]
     facts = [("data", f"{lock['data']['source']}, sha256 {lock['data']['sha256'][:16]}")]
     facts.append(("peak learning rate", f"{value['peak_lr']:g}"))
     facts.append(("seed", str(lock["seed"])))
     facts.extend((name, version) for name, version in lock["versions"].items())
-    tables.append(Table("Made with", ("what", "value"), tuple(facts)))
+    tables.append(_Section("Made with", ("what", "value"), tuple(facts)))
     return tables
 
 
-def _markdown(opening: str, tables: list[Table], value: Mapping[str, Any]) -> str:
+def _markdown(opening: str, tables: list[_Section], value: Mapping[str, Any]) -> str:
     lines = ["# Distillation run", "", opening, "", f"![curves]({CURVES})", ""]
     for table in tables:
         lines += [f"## {table.title}", "", _row(table.head), _row(["---"] * len(table.head))]
@@ -175,7 +175,7 @@ def _row(cells: Any) -> str:
     return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
-def _page(opening: str, tables: list[Table], value: Mapping[str, Any], folder: RunFolder) -> str:
+def _page(opening: str, tables: list[_Section], value: Mapping[str, Any], folder: RunFolder) -> str:
     import jinja2
 
     source = importlib.resources.files(__package__).joinpath("page.html.j2")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opdf_compile.distill.engine import Machine, Setup, Teaching, build
+from opdf_compile.distill.engine import Machine, Setup, Teaching, set_up
 from opdf_compile.distill.recipe import Job
 from opdf_compile.distill.run.accelerator import (
     open_accelerator,
@@ -131,7 +131,7 @@ def _train(
     seed = job.recipe.training.seed
     machine = Machine(accelerator.device, job.recipe.training.precision)
     student = machine.widened(job.make_student(seed))
-    setup = build(job, machine, student, job.plan(student), seed=seed)
+    setup = set_up(job, machine, student, job.plan(student), seed=seed)
     teaching = Teaching(job, machine.teacher(job.teacher), machine)
     cache, notes = cached_parts(setup, teaching, place, tell)
     teaching = Teaching(job, teaching.teacher, machine, cache)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from opdf_compile.distill.engine import Setup
 from opdf_compile.distill.run.plain_state import PlainState
-from opdf_compile.distill.run.state import Progress
+from opdf_compile.distill.run.state import Counters
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io import (
     Checkpoint,
@@ -27,7 +27,7 @@ from opdf_compile.training import Overparam
 if TYPE_CHECKING:
     from opdf_compile.distill.recipe import TrainingSection
 
-State = dict[str, Tensor]
+_State = dict[str, Tensor]
 
 
 class Saving:
@@ -43,13 +43,13 @@ class Saving:
 
     def __init__(self, setup: Setup, scaler: GradScaler) -> None:
         self._setup, self._scaler, self._first = setup, scaler, RankGroup().rank == 0
-        self.kept: State = {}
+        self.kept: _State = {}
         plain = not isinstance(setup.optimizer, Overparam)
         self._optimizer: Any = (
             PlainState(setup.optimizer, setup.student) if plain else setup.optimizer
         )
 
-    def keep(self, progress: Progress) -> None:
+    def keep(self, progress: Counters) -> None:
         """Keep the weights as they are now: the average, or the folded student."""
         progress.kept_step = progress.step
         if not self._first:
@@ -60,7 +60,7 @@ class Saving:
             if isinstance(value, Tensor)
         }
 
-    def save(self, folder: Path, progress: Progress, training: TrainingSection) -> Path | None:
+    def save(self, folder: Path, progress: Counters, training: TrainingSection) -> Path | None:
         """Write a checkpoint, unless this step has one; all processes together."""
         if RankGroup().gather(step_folder(folder, progress.step).exists())[0]:
             return None
@@ -79,7 +79,7 @@ class Saving:
             keep=training.keep,
         )
 
-    def load(self, folder: Path) -> Progress | None:
+    def load(self, folder: Path) -> Counters | None:
         """Load the newest checkpoint; None where there is none.
 
         Raises:
@@ -90,14 +90,14 @@ class Saving:
         found = load_checkpoint(folder, self._optimizer)
         if not isinstance(found.extra, dict):
             raise _foreign(found)
-        progress = Progress.from_json(found.extra.get("progress"), str(found.path))
+        progress = Counters.from_json(found.extra.get("progress"), str(found.path))
         try:
             self._give(found)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _foreign(found) from error
         return progress
 
-    def _tensors(self) -> State:
+    def _tensors(self) -> _State:
         """All tensors beside the student's own and its optimizer's."""
         found = {f"kept/{name}": tensor for name, tensor in self.kept.items()}
         found.update(_state_of("losses", self._setup.losses))
@@ -124,11 +124,11 @@ class Saving:
             self._scaler.load_state_dict(found.extra["scaler"])
 
 
-def _state_of(name: str, module: nn.Module) -> State:
+def _state_of(name: str, module: nn.Module) -> _State:
     return {f"{name}/{key}": value.detach() for key, value in module.state_dict().items()}
 
 
-def _below(name: str, tensors: Mapping[str, Tensor]) -> State:
+def _below(name: str, tensors: Mapping[str, Tensor]) -> _State:
     start = f"{name}/"
     return {key.removeprefix(start): t for key, t in tensors.items() if key.startswith(start)}
 
@@ -143,7 +143,7 @@ def _options(side: Optimizer) -> dict[str, Any]:
     return {"groups": state["param_groups"], "values": plain}
 
 
-def _give_side(side: Optimizer, options: Mapping[str, Any], tensors: State) -> None:
+def _give_side(side: Optimizer, options: Mapping[str, Any], tensors: _State) -> None:
     state: dict[int, dict[str, Any]] = {
         int(place): dict(values) for place, values in options["values"].items()
     }

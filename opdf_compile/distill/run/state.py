@@ -11,7 +11,7 @@ from opdf_compile.errors import ArtefactError
 
 
 @dataclass
-class Progress:
+class Counters:
     """Counters of a run.
 
     Attributes:
@@ -51,7 +51,7 @@ class Progress:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: Any, source: str) -> Progress:
+    def from_json(cls, value: Any, source: str) -> Counters:
         """The inverse.
 
         Raises:

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from opdf_compile.distill.engine import Evaluation, Setup, Step, Teaching
+from opdf_compile.distill.engine import Evaluation, Setup, Teaching, TrainingStep
 from opdf_compile.distill.run.accelerator import added_up, processes
 from opdf_compile.distill.run.events import Saved, Stepped, Validated, Watch
 from opdf_compile.distill.run.folder import Log, RunFolder
 from opdf_compile.distill.run.interrupts import Stop, stoppable
 from opdf_compile.distill.run.saving import Saving
-from opdf_compile.distill.run.state import Progress
+from opdf_compile.distill.run.state import Counters
 from opdf_compile.errors import RunInterrupted, UserError
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ class Training:
         job = setup.job
         self._job, self._setup, self._accelerator = job, setup, accelerator
         self._folder, self._watch = folder, watch
-        self._step = Step(setup, teaching, processes(accelerator, setup, teaching))
+        self._step = TrainingStep(setup, teaching, processes(accelerator, setup, teaching))
         self.evaluation = Evaluation(job, setup.batches, teaching)
         self.saving = Saving(setup, self._step.scaler)
-        self.progress = Progress()
+        self.progress = Counters()
 
     @property
     def first(self) -> bool:

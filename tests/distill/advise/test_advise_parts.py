@@ -1,4 +1,4 @@
-"""Search, timetable and folds, each by itself."""
+"""Search, timetable and holdouts, each by itself."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import pytest
 from planted_jobs import job
 
 from opdf_compile.distill.advise.final import final
-from opdf_compile.distill.advise.folds import Fold, Folds
 from opdf_compile.distill.advise.grid import Grid, Point, grid_of
-from opdf_compile.distill.advise.runner import Score, Trained
+from opdf_compile.distill.advise.holdouts import Holdout, Holdouts
 from opdf_compile.distill.advise.search import Search
 from opdf_compile.distill.advise.timetable import Pace, seconds_of, steps_of, timetable
+from opdf_compile.distill.advise.trainer import Score, Trained
 from opdf_compile.distill.recipe.schema import OptimizerSection
 from opdf_compile.errors import InputError
 
@@ -92,14 +92,14 @@ def test_every_run_has_the_plain_runs_time() -> None:
 def test_a_step_that_costs_more_than_was_measured_leaves_both_sides_equal_time() -> None:
     paces = {"plain": Pace(0.0, 0.01, 0.0), "n = 2": Pace(0.0, 0.02, 0.0)}
 
-    def run(side: int, _fold: Fold, _seed: int, steps: int) -> Trained:
+    def run(side: int, _fold: Holdout, _seed: int, steps: int) -> Trained:
         return Trained(Score(0.0, 0.0), steps, 0.0, steps * (0.01, 0.026)[side], 0.0, ())
 
     def steps(ahead: float) -> list[int]:
         return [100, steps_of("n = 2", 100, paces, ahead=ahead)]
 
     pairs = final(
-        run, steps, Folds(job("hurts", 0)), parts=9, left=lambda: 1.0, say=lambda _text: None
+        run, steps, Holdouts(job("hurts", 0)), parts=9, left=lambda: 1.0, say=lambda _text: None
     )
     plain, over = (sum(pair.runs[side].seconds for pair in pairs) for side in (0, 1))
     assert plain == pytest.approx(9.0)
@@ -152,34 +152,34 @@ def test_the_budget_that_a_refusal_names_is_enough() -> None:
 
 def test_final_scores_what_no_tuning_run_was_scored_on() -> None:
     for name, mixed in (("own.py:data", False), ("digits", True)):
-        folds = folds_of(name)
-        assert folds.mixed is mixed
-        tuned = set(folds.tuning().score.tolist())
+        holdouts = holdouts_of(name)
+        assert holdouts.mixed is mixed
+        tuned = set(holdouts.tuning().score.tolist())
         for place in (0, 7):
-            fold = folds.final(place, 8)
-            assert not tuned & set(fold.score.tolist())
-            assert not set(fold.train.tolist()) & set(fold.score.tolist())
+            holdout = holdouts.final(place, 8)
+            assert not tuned & set(holdout.score.tolist())
+            assert not set(holdout.train.tolist()) & set(holdout.score.tolist())
 
 
 @pytest.mark.parametrize("name", ["own.py:data", "digits"])
 def test_no_example_is_scored_by_two_pairs(name: str) -> None:
-    folds = folds_of(name)
+    holdouts = holdouts_of(name)
     for wanted in (2, 8, 30, 10_000):
-        parts = folds.parts(wanted)
-        scored = [i for place in range(parts) for i in folds.final(place, parts).score.tolist()]
-        assert len(scored) == len(set(scored)) == parts * folds.size_of(parts)
-    assert folds.parts(10_000) == {"own.py:data": 100, "digits": 300}[name]
+        parts = holdouts.parts(wanted)
+        scored = [i for place in range(parts) for i in holdouts.final(place, parts).score.tolist()]
+        assert len(scored) == len(set(scored)) == parts * holdouts.size_of(parts)
+    assert holdouts.parts(10_000) == {"own.py:data": 100, "digits": 300}[name]
 
 
-def folds_of(source: str) -> Folds:
+def holdouts_of(source: str) -> Holdouts:
     """300 training examples and 200 for validation, of their own or a share of one set."""
     given = job("hurts", 0)
     section = given.recipe.data.model_copy(update={"source": source})
-    return Folds(replace(given, recipe=given.recipe.model_copy(update={"data": section})))
+    return Holdouts(replace(given, recipe=given.recipe.model_copy(update={"data": section})))
 
 
 def test_validation_part_of_three_examples_is_refused() -> None:
     given = job("hurts", 0)
     few = replace(given.data, validation=[given.data.validation[i] for i in range(3)])
     with pytest.raises(InputError, match="has 3 examples, wanted at least 4"):
-        Folds(replace(given, data=few))
+        Holdouts(replace(given, data=few))

@@ -17,7 +17,7 @@ from opdf_compile.artefacts.bundle import changed_files, is_bundle
 from opdf_compile.distill.demo import DemoResult, run_demo, running
 from opdf_compile.distill.demo.plots import plot_training
 from opdf_compile.distill.demo.report import demo_json, finding
-from opdf_compile.distill.demo.value import Budget, Outcome, Race
+from opdf_compile.distill.demo.value import Budget, Outcome, Outcomes
 from opdf_compile.distill.recipe.digits import load_digits
 from opdf_compile.distill.recipe.tables import Table
 from opdf_compile.errors import ArtefactError, InputError, UserError
@@ -164,7 +164,7 @@ def test_a_former_demo_may_be_replaced_and_other_folders_may_not(
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def _no_training(*_arguments: Any) -> Race:
+def _no_training(*_arguments: Any) -> Outcomes:
     raise AssertionError("the refusal came after the training had started")
 
 
@@ -200,7 +200,7 @@ def test_without_scikit_learn_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def _with(race: Race, plain: tuple[float, ...], overparam: tuple[float, ...]) -> Race:
+def _with(race: Outcomes, plain: tuple[float, ...], overparam: tuple[float, ...]) -> Outcomes:
     def other(outcome: Outcome, accuracies: tuple[float, ...]) -> Outcome:
         return dataclasses.replace(outcome, accuracies=accuracies)
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from opdf_compile.distill.demo import racing
 from opdf_compile.distill.demo.racing import digits_job, run_race
-from opdf_compile.distill.demo.value import Budget, Curve, Race, choose_rate
-from opdf_compile.distill.engine import Setup, build
+from opdf_compile.distill.demo.value import Budget, Curve, Outcomes, choose_rate
+from opdf_compile.distill.engine import Setup, set_up
 from opdf_compile.distill.recipe import Job
 from opdf_compile.distill.recipe.tables import Table, pick
 from opdf_compile.training.optimizer.overparam import Overparam
@@ -29,12 +29,12 @@ def job() -> Job:
     return replace(whole, data=replace(whole.data, **cut))
 
 
-def raced(job: Job) -> Race:
+def raced(job: Job) -> Outcomes:
     return run_race(job, TINY, lambda text, share: None)
 
 
 @pytest.fixture(scope="module")
-def found(job: Job) -> Race:
+def found(job: Job) -> Outcomes:
     return raced(job)
 
 
@@ -58,7 +58,7 @@ def test_the_rate_is_chosen_by_mean_validation_accuracy(
     assert choose_rate(curves) == wanted
 
 
-def test_the_same_race_gives_the_same_accuracies(job: Job, found: Race) -> None:
+def test_the_same_race_gives_the_same_accuracies(job: Job, found: Outcomes) -> None:
     torch.manual_seed(1234)
     again = raced(job)
     for one, other in ((found.plain, again.plain), (found.overparam, again.overparam)):
@@ -67,7 +67,7 @@ def test_the_same_race_gives_the_same_accuracies(job: Job, found: Race) -> None:
         assert [c.loss for c in one.curves] == [c.loss for c in other.curves]
 
 
-def test_no_choice_looks_at_the_test_part(job: Job, found: Race) -> None:
+def test_no_choice_looks_at_the_test_part(job: Job, found: Outcomes) -> None:
     test = job.data.test
     assert isinstance(test, Table)
     wrong = Table({**test.columns, "labels": (test.columns["labels"] + 1) % 10})
@@ -86,11 +86,11 @@ def test_both_methods_start_equal_and_see_the_same_images(
     starts: list[dict[str, Tensor]] = []
 
     def kept(*args: Any, **options: Any) -> Setup:
-        setups.append(build(*args, **options))
+        setups.append(set_up(*args, **options))
         starts.append({n: t.clone() for n, t in setups[-1].student.state_dict().items()})
         return setups[-1]
 
-    monkeypatch.setattr(racing, "build", kept)
+    monkeypatch.setattr(racing, "set_up", kept)
     raced(job)
     assert len(setups) == TINY.runs
     for place in range(0, TINY.runs, 2):
@@ -105,7 +105,7 @@ def test_both_methods_start_equal_and_see_the_same_images(
     assert not torch.equal(starts[0]["fc1.weight"], starts[-1]["fc1.weight"])
 
 
-def test_the_over_parameterised_student_comes_back_as_the_class_it_was(found: Race) -> None:
+def test_the_over_parameterised_student_comes_back_as_the_class_it_was(found: Outcomes) -> None:
     plain, folded = found.plain.student, found.overparam.student
     assert type(folded) is type(plain)
     assert folded.state_dict().keys() == plain.state_dict().keys()
@@ -118,7 +118,7 @@ def test_the_callers_random_state_and_threads_come_back(
 ) -> None:
     seen: list[int] = []
 
-    def stops(*_args: Any) -> Race:
+    def stops(*_args: Any) -> Outcomes:
         seen.append(torch.get_num_threads())
         raise RuntimeError("stop")
 

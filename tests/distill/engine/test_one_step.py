@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.distill.advise import runner
-from opdf_compile.distill.advise.folds import Folds
-from opdf_compile.distill.advise.methods import PLAIN, methods
-from opdf_compile.distill.engine import Machine, Setup, Step, Teaching, build
+from opdf_compile.distill.advise import trainer
+from opdf_compile.distill.advise.contenders import PLAIN, contenders
+from opdf_compile.distill.advise.holdouts import Holdouts
+from opdf_compile.distill.engine import Machine, Setup, Teaching, TrainingStep, set_up
 from opdf_compile.distill.recipe import Job
 from opdf_compile.distill.run import run, running
 
@@ -43,11 +43,11 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Setup]:
     setups: list[Setup] = []
 
     def kept(*args: Any, **options: Any) -> Setup:
-        setups.append(build(*args, **options))
+        setups.append(set_up(*args, **options))
         return setups[-1]
 
-    monkeypatch.setattr(runner, "build", kept)
-    monkeypatch.setattr(running, "build", kept)
+    monkeypatch.setattr(trainer, "set_up", kept)
+    monkeypatch.setattr(running, "set_up", kept)
     return setups
 
 
@@ -68,12 +68,12 @@ def tensors(value: Any) -> list[Tensor]:
     return [t for part in value.values() for t in tensors(part)] if isinstance(value, dict) else []
 
 
-def raced(job: Job, seed: int = 0, lr: float = 0.02) -> runner.Trained:
+def raced(job: Job, seed: int = 0, lr: float = 0.02) -> trainer.Trained:
     """A run of `advise` as the recipe asks for it."""
-    name, folds = "n = 2" if job.recipe.plan.enabled else PLAIN, Folds(job)
-    (method,) = (method for method in methods(job) if method.name == name)
-    racing = runner.Runner(job, folds, time.perf_counter, math.inf)
-    return racing.run(method, lr, 0.1, fold=folds.tuning(), seed=seed, steps=5)
+    name, holdouts = "n = 2" if job.recipe.plan.enabled else PLAIN, Holdouts(job)
+    (method,) = (method for method in contenders(job) if method.name == name)
+    racing = trainer.Trainer(job, holdouts, time.perf_counter, math.inf)
+    return racing.run(method, lr, 0.1, holdout=holdouts.tuning(), seed=seed, steps=5)
 
 
 @pytest.mark.parametrize("plan", ["enabled = false", "cores = 2"])
@@ -120,11 +120,11 @@ def stepped(job: Job, *, clip: float | None) -> tuple[Setup, list[Tensor]]:
     training = job.recipe.training.model_copy(update={"clip": clip})
     job = replace(job, recipe=job.recipe.model_copy(update={"training": training}))
     machine = Machine(torch.device("cpu"))
-    setup = build(job, machine, job.make_student(0), None, seed=0)
+    setup = set_up(job, machine, job.make_student(0), None, seed=0)
     both = nn.ModuleList([setup.student, setup.losses])
     before = [p.detach().clone() for p in both.parameters()]
     torch.manual_seed(0)
-    Step(setup, Teaching(job, machine.teacher(job.teacher), machine))(0)
+    TrainingStep(setup, Teaching(job, machine.teacher(job.teacher), machine))(0)
     return setup, [p.detach() - b for p, b in zip(both.parameters(), before, strict=True)]
 
 

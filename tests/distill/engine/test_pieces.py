@@ -9,27 +9,27 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.distill.engine.objective import Divisors, Objective, weighted
-from opdf_compile.distill.engine.order import Order, shard
+from opdf_compile.distill.engine.order import ExampleOrder, shard
 from opdf_compile.distill.engine.schedule import share_of_peak
 from opdf_compile.distill.losses import HintonKD, TaskLoss, Term, WeightedSum
-from opdf_compile.distill.run.state import Progress
+from opdf_compile.distill.run.state import Counters
 from opdf_compile.errors import ArtefactError, InputError
 
 
 def test_an_epoch_shows_every_example_once_and_another_order_next_time() -> None:
-    order = Order(examples=24, batch=4, accumulation=2, seed=3)
+    order = ExampleOrder(examples=24, batch=4, accumulation=2, seed=3)
     assert order.steps_per_epoch == 3
     epochs = [[i for s in range(3) for b in order.batches(e * 3 + s) for i in b] for e in (0, 1)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(24))
     assert epochs[0] != epochs[1]
-    assert order.batches(4) == Order(24, 4, 2, 3).batches(4)
-    assert order.batches(4) != Order(24, 4, 2, 4).batches(4)
+    assert order.batches(4) == ExampleOrder(24, 4, 2, 3).batches(4)
+    assert order.batches(4) != ExampleOrder(24, 4, 2, 4).batches(4)
 
 
 def test_a_small_training_part_is_one_step() -> None:
-    assert [len(b) for b in Order(10, 4, 4, 0).batches(0)] == [4, 4, 2]
+    assert [len(b) for b in ExampleOrder(10, 4, 4, 0).batches(0)] == [4, 4, 2]
     with pytest.raises(InputError, match="has no examples"):
-        Order(0, 4, 1, 0)
+        ExampleOrder(0, 4, 1, 0)
 
 
 @pytest.mark.parametrize(("size", "ranks"), [(8, 2), (7, 3), (5, 5)])
@@ -122,7 +122,7 @@ def test_schedules() -> None:
 
 
 def test_the_best_is_kept_and_equals_go_to_the_later() -> None:
-    progress = Progress()
+    progress = Counters()
     kept = []
     for step, value in enumerate([0.5, 0.7, math.nan, 0.7, 0.6], start=1):
         progress.step = step
@@ -131,15 +131,15 @@ def test_the_best_is_kept_and_equals_go_to_the_later() -> None:
         kept.append(progress.kept_step)
     assert kept == [1, 2, 2, 4, 4]
     assert (progress.best, progress.best_step, progress.stale) == (0.7, 2, 3)
-    lower = Progress(step=1)
+    lower = Counters(step=1)
     lower.note(3.0, higher_is_better=False)
     assert lower.note(2.0, higher_is_better=False) and not lower.note(2.5, higher_is_better=False)
     with pytest.raises(ArtefactError, match="does not say where its run was"):
-        Progress.from_json({"step": 1}, "step-000001")
+        Counters.from_json({"step": 1}, "step-000001")
 
 
 def test_counters_of_an_earlier_version_are_read() -> None:
-    kept = Progress(step=3, best=0.5, best_step=2).to_json()
-    assert Progress.from_json({**kept, "peak": 0.1}, "step-000003") == Progress.from_json(kept, "")
+    kept = Counters(step=3, best=0.5, best_step=2).to_json()
+    assert Counters.from_json({**kept, "peak": 0.1}, "step-000003") == Counters.from_json(kept, "")
     with pytest.raises(ArtefactError, match="does not say where its run was"):
-        Progress.from_json({**kept, "summit": 0.1}, "step-000003")
+        Counters.from_json({**kept, "summit": 0.1}, "step-000003")

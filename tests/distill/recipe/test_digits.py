@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from opdf_compile.distill.recipe.digits import load_digits
-from opdf_compile.distill.recipe.tables import Table, fingerprint, split
+from opdf_compile.distill.recipe.tables import Table, fingerprint, split_off
 from opdf_compile.errors import UserError
 
 
@@ -20,7 +20,7 @@ def part(name: str, seed: int = 0) -> Table:
 
 def test_every_example_is_in_exactly_one_part() -> None:
     whole = Table({"labels": torch.arange(10).repeat(50), "number": torch.arange(500)})
-    parts = split(whole, {"train": 0.5, "validation": 0.15}, "labels", 3, rest="test")
+    parts = split_off(whole, {"train": 0.5, "validation": 0.15}, "labels", 3, rest="test")
     assert list(parts) == ["test", "train", "validation"]
     numbers = [
         row["number"] for part in parts.values() for row in map(part.__getitem__, range(len(part)))

@@ -10,7 +10,7 @@ import pytest
 
 from opdf_compile.cli import main
 from opdf_compile.distill.recipe import parse_recipe, read_recipe
-from opdf_compile.distill.recipe.reference import markdown
+from opdf_compile.distill.recipe.reference import recipe_reference
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.distill.recipe.template import digits_recipe
 from opdf_compile.distill.recipe.wording import section_names, sections
@@ -22,11 +22,13 @@ RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.toml"))
 def test_the_page_holds_the_reference_of_the_schema() -> None:
     page = (ROOT / "docs" / "distill.md").read_text(encoding="utf-8")
     held = page.partition("<!-- reference -->\n")[2].partition("<!-- end of reference -->")[0]
-    assert held == markdown(), "write opdf_compile.distill.recipe.reference.markdown() into it"
+    assert held == recipe_reference(), (
+        "write opdf_compile.distill.recipe.reference.recipe_reference() into it"
+    )
 
 
 def test_the_reference_names_every_key_of_every_section() -> None:
-    text = markdown()
+    text = recipe_reference()
     for title, keys in sections().items():
         for key in keys.values():
             assert f"`{key.name}`" in text or key.name == "kind", (title, key.name)

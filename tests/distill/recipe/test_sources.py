@@ -17,14 +17,14 @@ from opdf_compile.distill.recipe.digits import load_digits
 from opdf_compile.distill.recipe.job import Examples
 from opdf_compile.distill.recipe.sources import load_source
 from opdf_compile.distill.recipe.tables import (
-    PARTS,
+    DATA_PARTS,
     Chained,
     Chosen,
     Padded,
     Table,
+    examples_at,
     fingerprint,
-    rows,
-    split,
+    split_off,
 )
 from opdf_compile.errors import UserError
 
@@ -42,7 +42,7 @@ def save(folder: Path, **arrays: Tensor) -> None:
 
 def test_digits_keep_the_parts_of_the_demo(tmp_path: Path) -> None:
     parts, digits = load_source("digits", tmp_path), load_digits()
-    for name in PARTS:
+    for name in DATA_PARTS:
         assert set(columns(parts[name])) == {"images", "labels"}
     assert fingerprint(parts) == fingerprint(digits)
 
@@ -61,7 +61,7 @@ def test_a_file_of_columns(suffix: str, tmp_path: Path) -> None:
 def test_a_file_of_three_parts(tmp_path: Path) -> None:
     save(tmp_path, train_x=X[:40], validation_x=X[40:50], test_x=X[50:])
     parts = load_source("data.npz", tmp_path)
-    assert [len(parts[name]) for name in PARTS] == [40, 10, 10]
+    assert [len(parts[name]) for name in DATA_PARTS] == [40, 10, 10]
     assert torch.equal(columns(parts["test"])["x"], X[50:])
 
 
@@ -179,27 +179,27 @@ def test_a_split_takes_every_example_once(in_memory: bool) -> None:
     if not in_memory:
         whole = Chosen(whole, torch.arange(60))
     shares = {"validation": 0.2, "test": 0.1}
-    parts = split(whole, shares, "labels", seed=3)
-    assert [len(parts[name]) for name in PARTS] == [42, 12, 6]
-    rows = torch.cat([columns(parts[name])["x"] for name in PARTS])
+    parts = split_off(whole, shares, "labels", seed=3)
+    assert [len(parts[name]) for name in DATA_PARTS] == [42, 12, 6]
+    rows = torch.cat([columns(parts[name])["x"] for name in DATA_PARTS])
     assert torch.equal(rows.sort(0).values, X.sort(0).values)
-    again = split(whole, shares, "labels", seed=3)
-    other = split(whole, shares, "labels", seed=4)
+    again = split_off(whole, shares, "labels", seed=3)
+    other = split_off(whole, shares, "labels", seed=4)
     assert fingerprint(again) == fingerprint(parts) != fingerprint(other)
     if in_memory:
-        for name in PARTS:
+        for name in DATA_PARTS:
             counts = columns(parts[name])["labels"].bincount()
             assert len(set(counts.tolist())) == 1
 
 
 def test_the_fingerprint_knows_contents_and_not_containers() -> None:
     def of(x: Tensor, labels: Tensor) -> str:
-        return fingerprint({name: Table({"x": x, "labels": labels}) for name in PARTS})
+        return fingerprint({name: Table({"x": x, "labels": labels}) for name in DATA_PARTS})
 
     same = of(X, Y)
     assert of(X.clone(), Y) == same
     table = Table({"labels": Y, "x": X})
-    assert fingerprint({name: Chosen(table, torch.arange(60)) for name in PARTS}) == same
+    assert fingerprint({name: Chosen(table, torch.arange(60)) for name in DATA_PARTS}) == same
     changed = X.clone()
     changed[59, 2] += 1e-6
     swapped = X.flip(0)
@@ -225,9 +225,9 @@ def test_rows_that_are_cut_out_at_once_are_those_read_one_by_one(which: str) -> 
     near = chosen.indices < 30
     wanted = {"of both": near | ~near, "of the first": near, "of the second": ~near}[which]
     places = wanted.nonzero()[:, 0]
-    found = rows(chosen, places)
+    found = examples_at(chosen, places)
     assert isinstance(found, Table) and len(found) == len(places) > 0
     one_by_one = collate([chosen[int(place)] for place in places])
     for name, column in collate(found).items():
         assert torch.equal(column, one_by_one[name])
-    assert isinstance(rows(Chained(first, [second[0]]), places % 31), list)
+    assert isinstance(examples_at(Chained(first, [second[0]]), places % 31), list)

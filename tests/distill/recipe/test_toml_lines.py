@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opdf_compile.distill.recipe.toml_lines import key_lines, line_of
+from opdf_compile.distill.recipe.toml_lines import key_lines, nearest_line
 
 TEXT = '''\
 # a comment with [brackets] and = signs
@@ -86,8 +86,8 @@ def test_all_keys_are_found_and_no_others() -> None:
 
 def test_what_is_not_there_is_where_its_surroundings_are() -> None:
     lines = key_lines(TEXT)
-    assert line_of(lines, ("many", 1, "gone")) == 23
-    assert line_of(lines, ("gone", "altogether")) == 1
+    assert nearest_line(lines, ("many", 1, "gone")) == 23
+    assert nearest_line(lines, ("gone", "altogether")) == 1
 
 
 WORDS = st.sampled_from(["a", "b", "long-key", '"quo.ted"', "'x'"])

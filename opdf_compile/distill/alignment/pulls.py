@@ -16,17 +16,15 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from opdf_compile.distill.alignment.saved import Targets
 from opdf_compile.training import Unit
 
 # Entries whose differences are held at once: 64 MiB of float32.
 _PIECE = 2**24
 
-# By weight, then by place of the core.
-Targets = Mapping[str, Mapping[int, Tensor]]
-
 
 @dataclass(frozen=True)
-class Term:
+class Pull:
     """One stored core, or one row of a stack, and what it is drawn to.
 
     Attributes:
@@ -51,7 +49,7 @@ class Term:
         return self.stored.grad if self.row is None else self.stored.grad[self.row]
 
 
-class Terms:
+class Pulls:
     """The terms of a program, as its units were laid out at one time.
 
     Args:
@@ -96,10 +94,10 @@ class Terms:
         return torch.stack(sums).square().sum() if sums else None
 
 
-def _pieces(terms: Iterable[Term]) -> Iterator[tuple[float, list[Term]]]:
+def _pieces(terms: Iterable[Pull]) -> Iterator[tuple[float, list[Pull]]]:
     """Terms of one share, not too many entries at once."""
     for share, same in groupby(terms, key=lambda term: term.share):
-        piece: list[Term] = []
+        piece: list[Pull] = []
         size = 0
         for term in same:
             if piece and size + term.target.numel() > _PIECE:
@@ -115,7 +113,7 @@ def shares(targets: Mapping[int, Tensor], count: int) -> dict[int, float]:
     return {k: 1 / (count * len(targets) * target.numel()) for k, target in targets.items()}
 
 
-def _terms(unit: Unit, targets: Targets, count: int) -> Iterator[Term]:
+def _terms(unit: Unit, targets: Targets, count: int) -> Iterator[Pull]:
     if unit.batched:
         yield from _of_batch(unit, targets, count)
         return
@@ -125,10 +123,10 @@ def _terms(unit: Unit, targets: Targets, count: int) -> Iterator[Term]:
         for k, target in kept.items():
             place = unit.members[0].index(bound.entry.core_names[k])
             core = unit.storage[place]  # It may lie as a matrix.
-            yield Term(core, None, target.reshape(core.shape), factors[k])
+            yield Pull(core, None, target.reshape(core.shape), factors[k])
 
 
-def _of_batch(unit: Unit, targets: Targets, count: int) -> Iterator[Term]:
+def _of_batch(unit: Unit, targets: Targets, count: int) -> Iterator[Pull]:
     for place, stack in enumerate(unit.storage):
         rows: dict[int, tuple[Tensor, float]] = {}
         for row, bound in enumerate(unit.weights):
@@ -138,6 +136,6 @@ def _of_batch(unit: Unit, targets: Targets, count: int) -> Iterator[Term]:
                 rows[row] = kept[k], shares(kept, count)[k]
         factors = {share for _target, share in rows.values()}
         if len(rows) == len(unit.weights) and len(factors) == 1:
-            yield Term(stack, None, torch.stack([target for target, _ in rows.values()]), *factors)
+            yield Pull(stack, None, torch.stack([target for target, _ in rows.values()]), *factors)
         else:
-            yield from (Term(stack, row, target, share) for row, (target, share) in rows.items())
+            yield from (Pull(stack, row, target, share) for row, (target, share) in rows.items())

@@ -26,14 +26,14 @@ from opdf_compile.errors import InputError
 
 _MIXABLE = {"digits", "mnist1d"}
 _ONE_FILE = {".npz", ".safetensors"}
-# No fold takes more of the training part, however large the validation part is.
+# No holdout takes more of the training part, however large the validation part is.
 _LARGEST_SHARE = 0.25
 # Two to tune on, and two pairs with an example each.
 _FEWEST_HELD = 4
 
 
 @dataclass(frozen=True)
-class Fold:
+class Holdout:
     """Indices into the pool: the training part, followed by the validation part.
 
     Attributes:
@@ -45,8 +45,8 @@ class Fold:
     score: Tensor
 
 
-class Folds:
-    """The folds of a job.
+class Holdouts:
+    """What the runs of a job learn from and are scored on.
 
     Attributes:
         mixed: Whether final runs are scored on parts of the training part.
@@ -72,16 +72,16 @@ class Folds:
         order = torch.randperm(held, generator=torch.Generator().manual_seed(0))
         self._validation = len(self._train) + order
 
-    def job(self, fold: Fold) -> Job:
-        """The job that learns from a fold's examples and validates on those to score."""
-        train, score = (Chosen(self.pool, places) for places in (fold.train, fold.score))
+    def job(self, holdout: Holdout) -> Job:
+        """The job that learns from a holdout's examples and validates on those to score."""
+        train, score = (Chosen(self.pool, places) for places in (holdout.train, holdout.score))
         return replace(self._job, data=replace(self._job.data, train=train, validation=score))
 
-    def tuning(self) -> Fold:
+    def tuning(self) -> Holdout:
         """What every tuning run learns from and is scored on."""
         if self.mixed:
-            return Fold(self._train, self._validation)
-        return Fold(self._train, self._validation[: len(self._validation) // 2])
+            return Holdout(self._train, self._validation)
+        return Holdout(self._train, self._validation[: len(self._validation) // 2])
 
     def parts(self, wanted: int) -> int:
         """How many pairs can be scored on examples of their own: as many as wanted, or fewer."""
@@ -95,7 +95,7 @@ class Folds:
         largest = min(len(self._validation), int(_LARGEST_SHARE * count))
         return max(1, min(largest, count // parts))
 
-    def final(self, place: int, parts: int) -> Fold:
+    def final(self, place: int, parts: int) -> Holdout:
         """What both runs of a pair learn from and are scored on.
 
         Args:
@@ -105,9 +105,9 @@ class Folds:
         scored, size = self._scored(), self.size_of(parts)
         start, end = place * size, (place + 1) * size
         if not self.mixed:
-            return Fold(self._train, scored[start:end])
+            return Holdout(self._train, scored[start:end])
         rest = torch.cat([scored[:start], scored[end:], self._validation])
-        return Fold(rest, scored[start:end])
+        return Holdout(rest, scored[start:end])
 
     def _scored(self) -> Tensor:
         """All that the final comparison may score, shuffled."""

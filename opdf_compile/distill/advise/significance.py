@@ -19,7 +19,7 @@ from statistics import NormalDist, fmean, stdev
 
 import numpy as np
 
-LEVEL = 0.95
+CONFIDENCE = 0.95
 POWER = 0.8
 # All flips of up to 14 differences are counted, of more so many are drawn.
 _MOST_EXACT = 14
@@ -58,7 +58,7 @@ def paired(differences: Sequence[float]) -> Paired:
     if count < 2:
         return Paired(values, mean, -math.inf, math.inf, 1.0, 1.0, None)
     spread = stdev(values)
-    half = t_quantile(1 - (1 - LEVEL) / 2, count - 1) * spread / math.sqrt(count)
+    half = exact_t_quantile(1 - (1 - CONFIDENCE) / 2, count - 1) * spread / math.sqrt(count)
     return Paired(
         values,
         mean,
@@ -110,7 +110,7 @@ def seeds_needed(mean: float, spread: float) -> int | None:
     if least > _MOST_SEEDS:
         return least
     for count in itertools.count(least):
-        if count >= ((t_quantile(0.975, count - 1) + z) * ratio) ** 2:
+        if count >= ((exact_t_quantile(0.975, count - 1) + z) * ratio) ** 2:
             return count
     raise AssertionError("counting never ends")
 
@@ -129,7 +129,7 @@ def t_below(value: float, freedom: int) -> float:
     return 0.5 * (1 + between)
 
 
-def t_quantile(probability: float, freedom: int) -> float:
+def exact_t_quantile(probability: float, freedom: int) -> float:
     """The value below which t lies with this probability, by bisection.
 
     Args:

@@ -14,11 +14,11 @@ from opdf_compile.planning import Plan
 from opdf_compile.planning import plan as choose_plan
 
 PLAIN = "plain"
-CORES = (2, 3)
+_CORES = (2, 3)
 
 
 @dataclass(frozen=True, eq=False)
-class Method:
+class Contender:
     """One way to train the student.
 
     Attributes:
@@ -36,7 +36,7 @@ class Method:
     without: tuple[str, ...] = ()
 
 
-def methods(job: Job) -> tuple[Method, ...]:
+def contenders(job: Job) -> tuple[Contender, ...]:
     """The methods that race for a job; the first is plain.
 
     They are the plain student, 2 and 3 cores per weight, what the recipe asks for where that is
@@ -51,20 +51,20 @@ def methods(job: Job) -> tuple[Method, ...]:
     batch = Batches(job.data, torch.device("cpu"), machine.double).moved(job.example)
     args, kwargs = job.data.arguments(batch)
     traced = trace(student, args, kwargs, phases=("train",))
-    made = [Method(PLAIN, None, lines={"enabled": False}, without=_without(job, plain=True))]
+    made = [Contender(PLAIN, None, lines={"enabled": False}, without=_without(job, plain=True))]
     globs = asked.model_dump(include={"include", "exclude"}, exclude_defaults=True)
     without = _without(job, plain=False)
-    for cores in CORES:
+    for cores in _CORES:
         plan = choose_plan(traced, cores=cores, include=asked.include, exclude=asked.exclude)
         lines = {"enabled": True, "parametrization": "mpo", "cores": cores, **globs}
-        made.append(Method(f"n = {cores}", plan, lines=lines, without=without))
-    usual = asked.parametrization == "mpo" and asked.cores in (None, *CORES)
+        made.append(Contender(f"n = {cores}", plan, lines=lines, without=without))
+    usual = asked.parametrization == "mpo" and asked.cores in (None, *_CORES)
     sized = asked.scale is not None or asked.overhead is not None
     if asked.enabled and (not usual or sized):
-        made.append(Method("the recipe's plan", job.plan(student), without=without))
+        made.append(Contender("the recipe's plan", job.plan(student), without=without))
     if asked.enabled and job.alignment is not None:
         name = "the recipe's plan, aligned"
-        made.append(Method(name, job.plan(student), aligned=True))
+        made.append(Contender(name, job.plan(student), aligned=True))
     return tuple(made)
 
 

@@ -10,18 +10,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from opdf_compile.distill.advise.folds import Fold, Folds
-from opdf_compile.distill.advise.methods import Method
+from opdf_compile.distill.advise.contenders import Contender
+from opdf_compile.distill.advise.holdouts import Holdout, Holdouts
 from opdf_compile.distill.engine import (
     Batches,
     Evaluation,
     Remembered,
     Setup,
     Teaching,
-    build,
     evaluating,
     joined,
     machine_for,
+    set_up,
     take_all,
 )
 from opdf_compile.distill.recipe import Batch, Job
@@ -73,25 +73,32 @@ class OutOfTime(Exception):
     """The deadline passed within a run; what it learned is dropped."""
 
 
-class Runner:
+class Trainer:
     """Trains and scores students of a job.
 
     Args:
         job: The prepared recipe.
-        folds: Its examples.
+        holdouts: Its examples.
         clock: Seconds; where the race's time comes from.
         deadline: When the clock passes it, a run ends with `OutOfTime`.
     """
 
-    def __init__(self, job: Job, folds: Folds, clock: Clock, deadline: float) -> None:
+    def __init__(self, job: Job, holdouts: Holdouts, clock: Clock, deadline: float) -> None:
         """Move the teacher to the device, and compute its outputs if the recipe keeps them."""
-        self._job, self._folds, self._clock, self._deadline = job, folds, clock, deadline
+        self._job, self._holdouts, self._clock, self._deadline = job, holdouts, clock, deadline
         self._machine = machine_for(job.recipe.training)
         self._teacher = self._machine.teacher(job.teacher)
         self._kept = self._remembered()
 
     def run(
-        self, method: Method, lr: float, weight_decay: float, *, fold: Fold, seed: int, steps: int
+        self,
+        method: Contender,
+        lr: float,
+        weight_decay: float,
+        *,
+        holdout: Holdout,
+        seed: int,
+        steps: int,
     ) -> Trained:
         """Train one student from the start, and score it.
 
@@ -100,11 +107,11 @@ class Runner:
         Raises:
             OutOfTime: The deadline passed.
         """
-        job, machine = self._folds.job(fold), self._machine
+        job, machine = self._holdouts.job(holdout), self._machine
         started = self._now()
         student = machine.widened(job.make_student(seed)).to(machine.device)
         made = self._now()
-        setup = build(
+        setup = set_up(
             job,
             machine,
             student,
@@ -115,7 +122,7 @@ class Runner:
             weight_decay=weight_decay,
             aligned=method.aligned,
         )
-        teaching = Teaching(job, self._teacher, machine, self._rows(fold))
+        teaching = Teaching(job, self._teacher, machine, self._rows(holdout))
         losses: list[Tensor] = []
         ready = self._now()
         marks = [ready]
@@ -138,7 +145,7 @@ class Runner:
         )
 
     def _score(self, setup: Setup, teaching: Teaching) -> float:
-        """The metric on the fold's examples to score, turned so that more is better."""
+        """The metric on the holdout's examples to score, turned so that more is better."""
         job = setup.job
         evaluation = Evaluation(job, setup.batches, teaching, 2 * job.recipe.data.batch)
 
@@ -158,16 +165,16 @@ class Runner:
         teaching = Teaching(job, teacher, self._machine)
         batches = Batches(job.data, self._machine.device, self._machine.double)
         pieces = []
-        for indices in torch.split(torch.arange(len(self._folds.pool)), job.recipe.data.batch):
-            found = teaching.outputs(teacher, batches.of(self._folds.pool, indices.tolist()))
+        for indices in torch.split(torch.arange(len(self._holdouts.pool)), job.recipe.data.batch):
+            found = teaching.outputs(teacher, batches.of(self._holdouts.pool, indices.tolist()))
             pieces.append({name: tensor.cpu() for name, tensor in found.items() if tensor.dim()})
             self._check()
         return joined(pieces, "training and validation")
 
-    def _rows(self, fold: Fold) -> dict[str, Remembered]:
+    def _rows(self, holdout: Holdout) -> dict[str, Remembered]:
         if not self._kept:
             return {}
-        parts = {"train": fold.train, "validation": fold.score}
+        parts = {"train": holdout.train, "validation": holdout.score}
         return {part: Remembered(self._kept, places.tolist()) for part, places in parts.items()}
 
     def _now(self) -> float:
