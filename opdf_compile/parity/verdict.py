@@ -13,16 +13,16 @@ from opdf_compile.parity.latency.latency_result import LatencyResult
 from opdf_compile.parity.latency.measure import Progress, measure_latency
 from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.numerics.checking import check_numerics
+from opdf_compile.parity.numerics.numerics_result import NumericsResult
 from opdf_compile.parity.report.conditions import describe_environment
 from opdf_compile.parity.report.parity_report import ParityReport
 from opdf_compile.parity.report.parity_result import (
-    NumericsPart,
     OptimisedGraphs,
     StructurePart,
     overall,
 )
 from opdf_compile.parity.request import Request, ShapeOption, checked_request
-from opdf_compile.parity.structure.compare import Comparison, compare_files
+from opdf_compile.parity.structure.compare import StructureResult, compare_structure
 from opdf_compile.parity.structure.optimised import compare_optimised
 
 _LOG = logging.getLogger("opdf_compile")
@@ -84,8 +84,10 @@ def verify(
     files = find_artefacts(candidate, reference, check, reference_check)
     require_reference(files, request.asked)
     structure, notes = _structure(files, request)
-    numerics, reasons = _numerics(files, request)
+    numerics = _numerics(files, request)
     speed = _latency(files, request)
+    # A verdict that is not a pass says which output, or which file, it is about.
+    reasons = (f"numerics: {note}" for note in (numerics.reason, *numerics.notes) if note)
     notes = (*notes, *_draw(structure, speed, request.plot))
     if speed.verdict == "inconclusive":
         _LOG.warning("latency is inconclusive: %s", "; ".join(speed.notes))
@@ -122,9 +124,8 @@ def _structure(files: ComparedFiles, request: Request) -> tuple[StructurePart, t
         # A file that is not what was exported refutes a bundle, whatever was asked for.
         return StructurePart("fail", None, tampered) if tampered else StructurePart(), ()
     request.progress("structure", 0.0)
-    raw = compare_files(files.candidate, files.reference)
-    found = raw.result()
-    optimised = _optimised(files, raw, request)
+    found = compare_structure(files.candidate, files.reference)
+    optimised = _optimised(files, found, request)
     part = StructurePart(
         verdict="fail" if tampered else found.verdict,
         nodes=found.nodes,
@@ -135,7 +136,7 @@ def _structure(files: ComparedFiles, request: Request) -> tuple[StructurePart, t
     return part, found.notes
 
 
-def _optimised(files: ComparedFiles, raw: Comparison, request: Request) -> OptimisedGraphs:
+def _optimised(files: ComparedFiles, raw: StructureResult, request: Request) -> OptimisedGraphs:
     """Compare what the runtime makes of two equal graphs.
 
     The raw graphs decide. What the runtime makes of them can differ only because its rewrites
@@ -159,30 +160,17 @@ def _optimised(files: ComparedFiles, raw: Comparison, request: Request) -> Optim
     )
 
 
-def _numerics(files: ComparedFiles, request: Request) -> tuple[NumericsPart, tuple[str, ...]]:
+def _numerics(files: ComparedFiles, request: Request) -> NumericsResult:
     if "numerics" not in request.asked:
-        return NumericsPart(), ()
+        return NumericsResult()
     request.progress("numerics", _LATENCY_STARTS / 2)
-    found = check_numerics(
+    return check_numerics(
         files.candidate,
         files.check,
         request.device,
         reference=files.reference,
         reference_check=files.reference_check,
     )
-    part = NumericsPart(
-        verdict=found.verdict,
-        max_abs_error=found.max_abs_error,
-        max_rel_error=found.max_rel_error,
-        noise_floor=found.noise_floor,
-        tolerance=found.tolerance,
-        samples=found.samples,
-        outputs=found.per_output,
-        precision=found.precision,
-        # A verdict that is not a pass says which output, or which file, it is about.
-        reason="" if found.verdict == "pass" else found.worst,
-    )
-    return part, tuple(f"numerics: {note}" for note in (part.reason, *found.notes) if note)
 
 
 def _latency(files: ComparedFiles, request: Request) -> LatencyResult:

@@ -8,8 +8,9 @@ import numpy as np
 
 from opdf_compile.parity.latency.latency_result import LatencyResult, ShapeResult
 from opdf_compile.parity.latency.ratio_interval import Interval
+from opdf_compile.parity.numerics.numerics_result import NumericsResult
 from opdf_compile.parity.report.parity_report import ParityReport
-from opdf_compile.parity.report.parity_result import NumericsPart, StructurePart
+from opdf_compile.parity.report.parity_result import StructurePart
 
 SERIES: dict[str, Any] = {
     "reference": np.array([[2e-4, 2.1e-4, 1.9e-4], [2e-4, 2.2e-4, 2e-4]]),
@@ -55,7 +56,7 @@ MEASURED = LatencyResult(
 FULL = ParityReport(
     verdict="pass",
     structure=StructurePart("pass", 412),
-    numerics=NumericsPart("pass", 3.1e-7, 2.2e-7, 3e-7, 1.2e-6, 4),
+    numerics=NumericsResult("pass", 3.1e-7, 2.2e-7, 3e-7, 1.2e-6, 4),
     latency=MEASURED,
     environment={
         "versions": {"onnxruntime": "1.31.1"},

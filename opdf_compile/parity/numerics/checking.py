@@ -26,6 +26,7 @@ from opdf_compile.parity.numerics.numerics_result import (
     Precision,
     ratio,
     unusable,
+    urgency,
 )
 from opdf_compile.parity.runtime.sessions import Device
 
@@ -116,7 +117,7 @@ def _of_copies(
         "rewriting may be what changed the numbers; rewrite both in a way that keeps them, or "
         "verify the files as exported"
     )
-    return replace(result, verdict="not_checked", per_output=(), worst=sentence)
+    return replace(result, verdict="not_checked", outputs=(), worst=sentence)
 
 
 def _judged(
@@ -200,7 +201,7 @@ def _precision(
 def _result(
     found: tuple[OutputError, ...], data: CheckData, precision: Precision
 ) -> NumericsResult:
-    worst = max(found, key=lambda error: (error.excess > 1, bool(error.unjudged), error.excess))
+    worst = max(found, key=urgency)
     verdict = "fail" if worst.excess > 1 else "not_checked" if worst.unjudged else "pass"
     return NumericsResult(
         verdict=verdict,
@@ -209,9 +210,8 @@ def _result(
         noise_floor=worst.floor_max,
         tolerance=worst.tolerance_max,
         samples=len(data.samples),
-        per_output=found,
+        outputs=found,
         worst=str(worst),
-        element=worst.element,
         precision=precision,
         notes=data.notes,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,20 @@ class OutputError:
         """The runtime's RMS error over what the torch model's own arithmetic explains."""
         return ratio(self.rms, self.own_rms)
 
+    def to_json(self) -> dict[str, Any]:
+        """Its errors and what they may be, with its worst element."""
+        return {
+            "output": self.output,
+            "max_abs_error": self.max_abs,
+            "tolerance": self.tolerance_max,
+            "rms_error": self.rms,
+            "rms_tolerance": self.tolerance_rms,
+            "noise_floor": self.floor_max,
+            "rows": self.rows,
+            "worst": None if self.element is None else asdict(self.element),
+            "problem": self.problem or self.unjudged or None,
+        }
+
     def __str__(self) -> str:
         at = f" at {self.element}" if self.element else ""
         if self.problem:
@@ -128,30 +143,57 @@ class NumericsResult:
     """The verdict on the numbers.
 
     Attributes:
-        verdict: "pass", "fail" or "not_checked" (no check data, or an output it cannot judge).
+        verdict: "pass", "fail", "not_checked" (no check data, or an output it cannot judge) or
+            "not_asked".
         max_abs_error: Largest absolute error over outputs and samples.
         max_rel_error: Largest error over the largest value of its output.
         noise_floor: Noise floor of the output that is closest to its tolerance, absolute.
         tolerance: What that output's error may be, absolute.
         samples: How many inputs were run.
-        per_output: One entry per output.
+        outputs: How each output compares.
         worst: Why it fails, or which output comes closest, in a sentence.
-        element: The worst element of that output.
         precision: The exported dtype and its error budget.
         notes: What a reader of the verdict should know, in sentences.
     """
 
-    verdict: str
+    verdict: str = "not_asked"
     max_abs_error: float | None = None
     max_rel_error: float | None = None
     noise_floor: float | None = None
     tolerance: float | None = None
     samples: int | None = None
-    per_output: tuple[OutputError, ...] = ()
+    outputs: tuple[OutputError, ...] = ()
     worst: str = ""
-    element: Element | None = None
     precision: Precision | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def reason(self) -> str:
+        """Why there is no pass; empty where there is one."""
+        return "" if self.verdict == "pass" else self.worst
+
+    @property
+    def decided_by(self) -> OutputError | None:
+        """The output that decided, or that came closest to its tolerance."""
+        return max(self.outputs, key=urgency, default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The values under the report's keys; sentences stand among its notes."""
+        return {
+            "verdict": self.verdict,
+            "max_abs_error": self.max_abs_error,
+            "max_rel_error": self.max_rel_error,
+            "noise_floor": self.noise_floor,
+            "tolerance": self.tolerance,
+            "samples": self.samples,
+            "outputs": [error.to_json() for error in self.outputs],
+            "precision": None if self.precision is None else asdict(self.precision),
+        }
+
+
+def urgency(error: OutputError) -> tuple[bool, bool, float]:
+    """Sorts outputs: one that fails decides before one that nobody can judge, then the closest."""
+    return error.excess > 1, bool(error.unjudged), error.excess
 
 
 def unusable(output: str, problem: str, element: Element | None = None) -> OutputError:

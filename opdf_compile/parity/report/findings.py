@@ -10,8 +10,8 @@ from opdf_compile.parity.latency.shape_option import shape_text
 
 if TYPE_CHECKING:
     from opdf_compile.parity.latency.latency_result import LatencyResult, ShapeResult
-    from opdf_compile.parity.numerics.numerics_result import OutputError
-    from opdf_compile.parity.report.parity_result import NumericsPart, ParityResult, StructurePart
+    from opdf_compile.parity.numerics.numerics_result import NumericsResult, OutputError
+    from opdf_compile.parity.report.parity_result import ParityResult, StructurePart
 
 Cells = tuple[str, ...]
 
@@ -172,10 +172,10 @@ def _structure(part: StructurePart) -> str:
     return f"{nodes}same graph{after}"
 
 
-def _numerics(part: NumericsPart) -> str:
+def _numerics(part: NumericsResult) -> str:
     if part.verdict == "not_asked":
         return "-"
-    worst = _worst(part)
+    worst = part.decided_by
     if part.verdict == "not_checked":
         if worst is not None and worst.unjudged:
             return f"output {worst.output!r} was not judged: {worst.unjudged}"
@@ -194,14 +194,7 @@ def _numerics(part: NumericsPart) -> str:
     return found + _which(part, worst)
 
 
-def _worst(part: NumericsPart) -> OutputError | None:
-    """The output that decided, or that came closest to its tolerance."""
-    if not part.outputs:
-        return None
-    return max(part.outputs, key=lambda e: (e.excess > 1, bool(e.unjudged), e.excess))
-
-
-def _which(part: NumericsPart, worst: OutputError | None) -> str:
+def _which(part: NumericsResult, worst: OutputError | None) -> str:
     """Which of several outputs the figures are of, and where it fails."""
     if worst is None:
         return ""

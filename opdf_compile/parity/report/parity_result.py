@@ -6,16 +6,16 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from opdf_compile.files import atomic_write
 from opdf_compile.parity.latency.latency_result import LatencyResult
 from opdf_compile.parity.latency.ratio_interval import Outcome
+from opdf_compile.parity.numerics.numerics_result import NumericsResult
 
 if TYPE_CHECKING:
-    from opdf_compile.parity.numerics.numerics_result import OutputError, Precision
     from opdf_compile.parity.structure.picture import Neighbourhood
 
 SCHEMA = "opdf-report/1"
@@ -69,48 +69,13 @@ class StructurePart:
 
 
 @dataclass(frozen=True)
-class NumericsPart:
-    """How far the candidate's outputs are from the truth of the model it was exported from.
-
-    Attributes:
-        verdict: "pass", "fail", "not_checked" (no evidence that could judge it) or "not_asked".
-        max_abs_error: Largest absolute error over outputs and samples.
-        max_rel_error: Largest error relative to the largest value of its output.
-        noise_floor: What rounding alone produces.
-        tolerance: The error that is allowed.
-        samples: How many inputs were tried.
-        outputs: How each output compares.
-        precision: The exported dtype and its error budget.
-        reason: Why there is no pass, in a sentence; empty otherwise. The JSON has it among the
-            notes.
-    """
-
-    verdict: str = "not_asked"
-    max_abs_error: float | None = None
-    max_rel_error: float | None = None
-    noise_floor: float | None = None
-    tolerance: float | None = None
-    samples: int | None = None
-    outputs: tuple[OutputError, ...] = ()
-    precision: Precision | None = None
-    reason: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """The values under the report's keys."""
-        precision = None if self.precision is None else asdict(self.precision)
-        outputs = [_output_json(error) for error in self.outputs]
-        values = {name: value for name, value in _values(self).items() if name != "reason"}
-        return {**values, "outputs": outputs, "precision": precision}
-
-
-@dataclass(frozen=True)
 class ParityResult:
     """What was found; the forms for people are `ParityReport`'s, whose attributes these are."""
 
     schema: ClassVar[str] = SCHEMA
     verdict: Outcome
     structure: StructurePart = field(default_factory=StructurePart)
-    numerics: NumericsPart = field(default_factory=NumericsPart)
+    numerics: NumericsResult = field(default_factory=NumericsResult)
     latency: LatencyResult = field(default_factory=LatencyResult)
     environment: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -158,21 +123,6 @@ class ParityResult:
         text = json.dumps(self.to_json(), indent=2, allow_nan=False, ensure_ascii=False) + "\n"
         with atomic_write(Path(path)) as temporary:
             temporary.write_text(text, encoding="utf-8")
-
-
-def _output_json(error: OutputError) -> dict[str, Any]:
-    """An output's errors and what they may be, with its worst element."""
-    return {
-        "output": error.output,
-        "max_abs_error": error.max_abs,
-        "tolerance": error.tolerance_max,
-        "rms_error": error.rms,
-        "rms_tolerance": error.tolerance_rms,
-        "noise_floor": error.floor_max,
-        "rows": error.rows,
-        "worst": None if error.element is None else asdict(error.element),
-        "problem": error.problem or error.unjudged or None,
-    }
 
 
 def overall(structure: str, numerics: str, latency: str) -> Outcome:

@@ -32,32 +32,17 @@ if TYPE_CHECKING:
     import onnx
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StructureResult:
-    """The verdict on structure.
+    """Two linked models, how they were matched, and the verdict.
 
     Attributes:
-        verdict: "pass" or "fail".
-        nodes: Nodes of the candidate at every depth; Constant nodes are constants, not nodes.
+        candidate: The file that is to ship.
+        reference: The export of the untouched student.
+        walk: The pairs of nodes.
         differences: At most 20, nearest to the outputs first; empty when the verdict is "pass".
         notes: What limits the verdict.
-        picture: Both neighbourhoods of the first difference; None where there is none.
     """
-
-    verdict: Literal["pass", "fail"]
-    nodes: int
-    differences: tuple[Difference, ...] = ()
-    notes: tuple[str, ...] = ()
-    picture: Neighbourhood | None = None
-
-    def __bool__(self) -> bool:
-        """Whether the structure is the same."""
-        return self.verdict == "pass"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two linked models and how they were matched; the raw material of a result."""
 
     candidate: LinkedModel
     reference: LinkedModel
@@ -65,32 +50,46 @@ class Comparison:
     differences: tuple[Difference, ...]
     notes: tuple[str, ...] = ()
 
-    def result(self) -> StructureResult:
-        """Cut it down to the verdict."""
-        return StructureResult(
-            verdict="fail" if self.differences else "pass",
-            nodes=sum(1 for _ in self.candidate.nodes),
-            differences=self.differences[:MOST_DIFFERENCES],
-            notes=self.notes,
-            picture=self._picture(),
-        )
+    @property
+    def verdict(self) -> Literal["pass", "fail"]:
+        """What the differences say."""
+        return "fail" if self.differences else "pass"
 
-    def _picture(self) -> Neighbourhood | None:
+    @property
+    def nodes(self) -> int:
+        """Nodes of the candidate at every depth; Constant nodes are constants, not nodes."""
+        return sum(1 for _ in self.candidate.nodes)
+
+    @property
+    def picture(self) -> Neighbourhood | None:
+        """Both neighbourhoods of the first difference; None where there is none."""
         if not self.differences:
             return None
         # A renamed input has no node to show; the first difference inside the graph has.
-        inner = [d for d in self.differences if d.candidate or d.reference]
-        first = (inner or list(self.differences))[0]
+        inner = (d for d in self.differences if d.candidate or d.reference)
+        first = next(inner, self.differences[0])
         return picture_of(first, self.candidate, self.reference)
 
+    def __bool__(self) -> bool:
+        """Whether the structure is the same."""
+        return not self.differences
 
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Let Python's cyclic collector wait: it would visit every linked value again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_collector_paused()
 def compare_structure(candidate: PathLike, reference: PathLike) -> StructureResult:
-    """Compare the raw graphs of two ONNX files; for their pairs of nodes, see `compare_files`."""
-    return compare_files(candidate, reference).result()
-
-
-def compare_files(candidate: PathLike, reference: PathLike) -> Comparison:
-    """Compare the raw graphs of two ONNX files, and keep both views and the pairs of nodes.
+    """Compare the raw graphs of two ONNX files.
 
     Ignored: names of nodes and inner values, node order, which equal-valued constants share one
     initialiser, whether a constant is an initialiser or a Constant node, metadata, doc strings,
@@ -107,23 +106,7 @@ def compare_files(candidate: PathLike, reference: PathLike) -> Comparison:
     Raises:
         ArtefactError: A file is no valid ONNX model.
     """
-    with _collector_paused():
-        return _compare_files(ModelFile.of(candidate), ModelFile.of(reference))
-
-
-@contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Let Python's cyclic collector wait: it would visit every linked value again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _compare_files(*files: ModelFile) -> Comparison:
+    files = [ModelFile.of(path) for path in (candidate, reference)]
     for file in files:
         file.require_whole()
     records = [recorded_parameters(file.model, str(file)) for file in files]
@@ -160,15 +143,15 @@ def _belongs(record: frozenset[str] | None, candidate: LinkedModel, reference: L
 
 
 def compare_models(
-    candidate: onnx.ModelProto, reference: onnx.ModelProto, folders: tuple[str, str] = ("", "")
-) -> Comparison:
-    """Compare two models whose constants must all agree by value."""
-    return compare_views(link(candidate, folders[0]), link(reference, folders[1]))
+    candidate: onnx.ModelProto, reference: onnx.ModelProto, folder: str = ""
+) -> StructureResult:
+    """Compare two models of one folder whose constants must all agree by value."""
+    return compare_views(link(candidate, folder), link(reference, folder))
 
 
 def compare_views(
     candidate: LinkedModel, reference: LinkedModel, notes: tuple[str, ...] = ()
-) -> Comparison:
+) -> StructureResult:
     """Compare two linked models: interface, operator sets, reached nodes, then the unreached."""
     walk = Walk()
     interface = compare_interfaces(candidate, reference) + compare_opsets(candidate, reference)
@@ -176,4 +159,4 @@ def compare_views(
     walk.run()
     unreached = compare_unreached(candidate, reference, walk)
     differences = (*interface, *walk.differences, *unreached)
-    return Comparison(candidate, reference, walk, differences, notes)
+    return StructureResult(candidate, reference, walk, differences[:MOST_DIFFERENCES], notes)

@@ -14,7 +14,7 @@ from opdf_compile.artefacts import Node, Value, link, read_onnx
 from opdf_compile.errors import InternalError
 from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.runtime.sessions import Device, write_optimised
-from opdf_compile.parity.structure.compare import Comparison, StructureResult, compare_models
+from opdf_compile.parity.structure.compare import StructureResult, compare_models
 
 if TYPE_CHECKING:
     import onnx
@@ -26,7 +26,7 @@ Tensors = dict[str, tuple["onnx.TensorProto", str]]
 _LARGEST_INLINE = 1 << 30
 
 
-def compare_optimised(raw: Comparison, candidate: PathLike, device: Device) -> StructureResult:
+def compare_optimised(raw: StructureResult, candidate: PathLike, device: Device) -> StructureResult:
     """Compare two files of one structure after ONNX Runtime's optimisation for one provider.
 
     Args:
@@ -51,10 +51,10 @@ def compare_optimised(raw: Comparison, candidate: PathLike, device: Device) -> S
         for source, target in zip((candidate, reference), written, strict=True):
             write_optimised(source, target, device)
         ours, theirs = map(read_onnx, written)
-        return compare_models(ours, theirs, (folder, folder)).result()
+        return compare_models(ours, theirs, folder)
 
 
-def _with_candidate_values(raw: Comparison) -> onnx.ModelProto:
+def _with_candidate_values(raw: StructureResult) -> onnx.ModelProto:
     """The reference's model with the candidate's constants in place of its own.
 
     The reference may share one initialiser where the candidate has two, so each operand is given
@@ -67,12 +67,17 @@ def _with_candidate_values(raw: Comparison) -> onnx.ModelProto:
     protos = {node: copy.proto for node, copy in zip(raw.reference.nodes, copies, strict=True)}
     names: dict[int, str] = {}
     added: Tensors = {}
+    # What is still read under its own name; a weight that is not would double the file.
+    ends = (value for graph in raw.reference.graphs for value in (*graph.inputs, *graph.outputs))
+    kept = {value.name for value in ends}
     for c_node, r_node in raw.walk.nodes.items():
         if _in_function(r_node):
             continue
         for place, (c, r) in enumerate(zip(c_node.inputs, r_node.inputs, strict=True)):
             found = _replacement(c, r)
-            if found is not None:
+            if found is None:
+                kept.add(r.name)
+            else:
                 name = names.setdefault(id(c.constant), f"opdf.candidate.{len(names)}")
                 added[name] = found
                 protos[r_node].input[place] = name
@@ -81,8 +86,7 @@ def _with_candidate_values(raw: Comparison) -> onnx.ModelProto:
         found = _replacement(c, r)
         if found is not None and r.name in own:
             own[r.name] = found
-    read = _names_read(reference.graph)
-    _fill(reference.graph, {n: tensor for n, tensor in own.items() if n in read} | added)
+    _fill(reference.graph, {name: own[name] for name in own if name in kept} | added)
     return reference
 
 
@@ -116,22 +120,6 @@ def _in_function(node: Node) -> bool:
     while graph.parent is not None:
         graph = graph.parent
     return graph.function is not None
-
-
-def _names_read(graph: onnx.GraphProto) -> set[str]:
-    """What a graph or one inside it reads, and the graph's own inputs."""
-    read = {info.name for info in graph.input}
-    graphs = [graph]
-    while graphs:
-        inner = graphs.pop()
-        read.update(info.name for info in inner.output)
-        for node in inner.node:
-            read.update(node.input)
-            for attribute in node.attribute:
-                graphs.extend(attribute.graphs)
-                if attribute.HasField("g"):
-                    graphs.append(attribute.g)
-    return read
 
 
 def _fill(graph: onnx.GraphProto, tensors: Tensors) -> None:

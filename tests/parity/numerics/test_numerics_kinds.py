@@ -37,7 +37,7 @@ def test_a_correct_export_passes(tmp_path: Path, kind: str, dtype: str) -> None:
     for seed in range(6):
         found = judge(build(tmp_path / f"{seed}.onnx", kind, seed, dtype))
         assert found.verdict == "pass", found.worst
-        assert found.samples == 3 and len(found.per_output) == 1
+        assert found.samples == 3 and len(found.outputs) == 1
         assert found.max_abs_error is not None and found.tolerance is not None
         assert found.max_abs_error <= found.tolerance
         assert found.noise_floor is not None and found.noise_floor > 0
@@ -184,7 +184,7 @@ def test_a_small_wrong_output_is_not_hidden_by_a_large_one(tmp_path: Path) -> No
     edit(path, outputs={"y0": large.astype(np.float64), "y1": small.astype(np.float64) * 1.01})
     found = judge(path)
     assert found.verdict == "fail" and "'y1'" in found.worst
-    assert [error.excess > 1 for error in found.per_output] == [False, True]
+    assert [error.excess > 1 for error in found.outputs] == [False, True]
 
 
 @pytest.mark.parametrize("shape", [(0,), (2, 0, 3), (0, 4)])

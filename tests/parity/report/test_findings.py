@@ -8,11 +8,11 @@ import pytest
 from full_report import FULL, MEASURED, SHAPE
 
 from opdf_compile.parity.latency.latency_result import LatencyResult
-from opdf_compile.parity.numerics.numerics_result import Element, OutputError
+from opdf_compile.parity.numerics.numerics_result import Element, NumericsResult, OutputError
 from opdf_compile.parity.report import findings
 from opdf_compile.parity.report.findings import cost_rows, meaning, shape_rows, verdict_rows, words
 from opdf_compile.parity.report.parity_report import ParityReport
-from opdf_compile.parity.report.parity_result import NumericsPart, OptimisedGraphs, StructurePart
+from opdf_compile.parity.report.parity_result import OptimisedGraphs, StructurePart
 
 GOOD = OutputError("mask", max_abs=1e-7, rms=5e-8, floor_max=2e-7, floor_rms=1e-7, factor=4.0)
 WRONG = replace(
@@ -26,7 +26,9 @@ def finding(part: str, **parts: object) -> str:
 
 
 def test_a_failure_names_the_output_and_its_worst_element() -> None:
-    text = finding("numerics", numerics=NumericsPart("fail", 0.1, 0.1, samples=4, outputs=(WRONG,)))
+    text = finding(
+        "numerics", numerics=NumericsResult("fail", 0.1, 0.1, samples=4, outputs=(WRONG,))
+    )
     assert "output 'logits', sample 2, element (0, 3): 0.5 for 0.4" in text
     assert text.startswith("error 0.1 of 8e-07 allowed")
 
@@ -34,7 +36,7 @@ def test_a_failure_names_the_output_and_its_worst_element() -> None:
 def test_figures_are_those_of_one_output() -> None:
     # The largest error of all belongs to another output than the tolerance here.
     large = replace(GOOD, output="hidden", max_abs=1.0, floor_max=10.0, rms=0.1, floor_rms=1.0)
-    part = NumericsPart("pass", 1.0, 1.0, 2e-7, 8e-7, 4, (GOOD, large))
+    part = NumericsResult("pass", 1.0, 1.0, 2e-7, 8e-7, 4, (GOOD, large))
     assert finding("numerics", numerics=part) == (
         "error 1e-07 of 8e-07 allowed, noise floor 2e-07, 4 samples; output 'mask', the closest of "
         "2"
@@ -43,13 +45,13 @@ def test_figures_are_those_of_one_output() -> None:
 
 def test_an_output_that_nobody_can_judge_is_not_called_missing_check_data() -> None:
     odd = replace(GOOD, unjudged="its truth is not finite")
-    text = finding("numerics", numerics=NumericsPart("not_checked", samples=4, outputs=(odd,)))
+    text = finding("numerics", numerics=NumericsResult("not_checked", samples=4, outputs=(odd,)))
     assert text == "output 'mask' was not judged: its truth is not finite"
 
 
 def test_a_problem_is_the_finding() -> None:
     odd = replace(GOOD, problem="has the shape (2,), wanted (3,)")
-    text = finding("numerics", numerics=NumericsPart("fail", samples=4, outputs=(odd,)))
+    text = finding("numerics", numerics=NumericsResult("fail", samples=4, outputs=(odd,)))
     assert text == "output 'mask': has the shape (2,), wanted (3,)"
 
 

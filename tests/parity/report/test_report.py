@@ -15,12 +15,11 @@ from full_report import FULL, MARKED, MEASURED, SHAPE
 from opdf_compile.errors import ArtefactError, InternalError
 from opdf_compile.parity.latency.latency_result import LatencyResult
 from opdf_compile.parity.latency.ratio_interval import Interval
-from opdf_compile.parity.numerics.numerics_result import OutputError
+from opdf_compile.parity.numerics.numerics_result import NumericsResult, OutputError
 from opdf_compile.parity.report.figures import plot_latency
 from opdf_compile.parity.report.page import page
 from opdf_compile.parity.report.parity_report import ParityReport
 from opdf_compile.parity.report.parity_result import (
-    NumericsPart,
     StructurePart,
     overall,
     plain,
@@ -33,7 +32,7 @@ def judged(
     return ParityReport(
         verdict=overall(structure, numerics, latency),
         structure=StructurePart(structure),
-        numerics=NumericsPart(numerics),
+        numerics=NumericsResult(numerics),
         latency=LatencyResult(latency),
         environment={"options": {"on_inconclusive": on_inconclusive}},
     )
@@ -99,7 +98,7 @@ def test_parts_that_were_not_asked_say_so_under_the_same_keys() -> None:
 def test_no_number_that_json_does_not_know_is_written(tmp_path: Path) -> None:
     odd = replace(
         FULL,
-        numerics=NumericsPart("fail", math.nan, math.inf, -math.inf, 1e-6, 4),
+        numerics=NumericsResult("fail", math.nan, math.inf, -math.inf, 1e-6, 4),
         latency=replace(MEASURED, ci_high=math.inf, control=Interval(1.0, 0.0, math.inf)),
         environment={"array": np.float32(0.5), "path": tmp_path, "infinite": math.nan},
     )
@@ -202,7 +201,7 @@ def test_the_page_shows_what_differs(tmp_path: Path) -> None:
         FULL,
         verdict="fail",
         structure=StructurePart("fail", 9, ("Sub has its inputs swapped",)),
-        numerics=NumericsPart("fail", 2.0, 1.0, 1e-7, 4e-7, 4, (fault,)),
+        numerics=NumericsResult("fail", 2.0, 1.0, 1e-7, 4e-7, 4, (fault,)),
     )
     report.save_html(tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")

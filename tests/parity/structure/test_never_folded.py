@@ -16,7 +16,7 @@ from torch import nn
 import opdf_compile as opdf
 from opdf_compile.errors import ExportError, InternalError
 from opdf_compile.parity.runtime.sessions import resolve_device
-from opdf_compile.parity.structure.compare import compare_files
+from opdf_compile.parity.structure.compare import compare_structure
 from opdf_compile.parity.structure.optimised import compare_optimised
 
 
@@ -80,7 +80,7 @@ def test_our_own_export_refuses_it(files: Files, tmp_path: Path) -> None:
 
 
 def test_nothing_is_compared_after_optimisation_where_the_files_differ(files: Files) -> None:
-    raw = compare_files(files.unfolded, files.reference)
+    raw = compare_structure(files.unfolded, files.reference)
     with pytest.raises(InternalError, match="differ already"):
         compare_optimised(raw, files.unfolded, resolve_device("cpu"))
 

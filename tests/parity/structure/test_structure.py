@@ -13,7 +13,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.parity.runtime.sessions import resolve_device
-from opdf_compile.parity.structure.compare import StructureResult, compare_files, compare_structure
+from opdf_compile.parity.structure.compare import StructureResult, compare_structure
 from opdf_compile.parity.structure.optimised import compare_optimised, without_weights
 
 CPU = resolve_device("cpu")
@@ -560,8 +560,8 @@ def test_external_data_is_read_where_values_count(reference: Path, tmp_path: Pat
 
 
 def optimised_on_cpu(candidate: Path, other: Path) -> StructureResult:
-    raw = compare_files(candidate, other)
-    return raw.result() if raw.differences else compare_optimised(raw, candidate, CPU)
+    raw = compare_structure(candidate, other)
+    return raw if raw.differences else compare_optimised(raw, candidate, CPU)
 
 
 def unfolded(model: ModelProto) -> None:
@@ -609,7 +609,7 @@ def test_values_that_the_runtime_folds_by_do_not_refute_a_graph(tmp_path: Path) 
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
         record(model, ("scale",))
         paths.append(saved(model, tmp_path / f"{name}.onnx"))
-    raw = compare_files(*paths)
+    raw = compare_structure(*paths)
     before = raw.reference.proto.SerializeToString()
     result = compare_optimised(raw, paths[0], CPU)
     assert result.differences == ()
