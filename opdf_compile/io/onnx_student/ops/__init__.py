@@ -3,7 +3,7 @@
 import importlib
 
 _FAMILIES = (
-    *("activations", "arithmetic", "control", "convolution", "indexing", "logic", "norms"),
+    *("activations", "arithmetic", "control", "convolution", "indexing", "norms"),
     *("pooling", "quantised", "recurrent", "reductions", "resize", "shapes", "symbolic"),
 )
 

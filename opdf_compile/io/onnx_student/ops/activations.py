@@ -11,24 +11,6 @@ from torch.nn import functional as F
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 
-@operator("Relu")
-def relu(_: Call, x: Tensor) -> Tensor:
-    """max(x, 0)."""
-    return F.relu(x)
-
-
-@operator("Sigmoid")
-def sigmoid(_: Call, x: Tensor) -> Tensor:
-    """1 / (1 + exp(-x))."""
-    return torch.sigmoid(x)
-
-
-@operator("Tanh")
-def tanh(_: Call, x: Tensor) -> Tensor:
-    """The hyperbolic tangent."""
-    return torch.tanh(x)
-
-
 @operator("LeakyRelu")
 def leaky_relu(call: Call, x: Tensor) -> Tensor:
     """x, or alpha x below zero."""
@@ -70,30 +52,6 @@ def thresholded_relu(call: Call, x: Tensor) -> Tensor:
 def hard_sigmoid(call: Call, x: Tensor) -> Tensor:
     """Alpha x + beta within 0 and 1. torch's own has another slope (1/6)."""
     return torch.clamp(x * call.get("alpha", 0.2) + call.get("beta", 0.5), 0, 1)
-
-
-@operator("HardSwish")
-def hard_swish(_: Call, x: Tensor) -> Tensor:
-    """X times the hard sigmoid of slope 1/6."""
-    return F.hardswish(x)
-
-
-@operator("Softplus")
-def softplus(_: Call, x: Tensor) -> Tensor:
-    """log(1 + exp(x)); torch's own goes over to x at 20."""
-    return torch.logaddexp(x, torch.zeros_like(x))
-
-
-@operator("Softsign")
-def softsign(_: Call, x: Tensor) -> Tensor:
-    """X / (1 + |x|)."""
-    return F.softsign(x)
-
-
-@operator("Mish")
-def mish(_: Call, x: Tensor) -> Tensor:
-    """X tanh(softplus(x))."""
-    return F.mish(x)
 
 
 @operator("Swish")

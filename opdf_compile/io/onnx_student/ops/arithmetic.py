@@ -1,4 +1,4 @@
-"""Element by element arithmetic, and products of matrices."""
+"""Arithmetic and logic, element by element, and products of matrices."""
 
 from __future__ import annotations
 
@@ -12,55 +12,64 @@ from torch.nn import functional as F
 from opdf_compile.io.onnx_student.operands import Host, Operand, only_number
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
-_UNARY: dict[str, Callable[[Tensor], Tensor]] = {
+# torch has these under a name of its own, with the same meaning.
+_SAME: dict[str, Callable[..., Any]] = {
     "Abs": torch.abs,
     "Acos": torch.acos,
     "Acosh": torch.acosh,
+    "Add": torch.add,
+    "And": torch.logical_and,
     "Asin": torch.asin,
     "Asinh": torch.asinh,
     "Atan": torch.atan,
     "Atanh": torch.atanh,
+    "BitwiseAnd": torch.bitwise_and,
     "BitwiseNot": torch.bitwise_not,
+    "BitwiseOr": torch.bitwise_or,
+    "BitwiseXor": torch.bitwise_xor,
     "Ceil": torch.ceil,
     "Cos": torch.cos,
     "Cosh": torch.cosh,
+    "Det": torch.linalg.det,
+    "Equal": torch.eq,
     "Erf": torch.erf,
     "Exp": torch.exp,
     "Floor": torch.floor,
+    "Greater": torch.gt,
+    "GreaterOrEqual": torch.ge,
+    "HardSwish": F.hardswish,
+    "IsNaN": torch.isnan,
+    "Less": torch.lt,
+    "LessOrEqual": torch.le,
     "Log": torch.log,
+    "MatMul": torch.matmul,
+    "Mish": F.mish,
+    "Mul": torch.mul,
     "Neg": torch.neg,
+    "Not": torch.logical_not,
+    "Or": torch.logical_or,
     "Reciprocal": torch.reciprocal,
+    "Relu": F.relu,
     "Round": torch.round,  # Both round halves to even.
+    "Sigmoid": torch.sigmoid,
     "Sign": torch.sign,
     "Sin": torch.sin,
     "Sinh": torch.sinh,
+    "Softplus": lambda x: torch.logaddexp(x, torch.zeros_like(x)),  # torch's own is x from 20 on.
+    "Softsign": F.softsign,
     "Sqrt": torch.sqrt,
+    "Sub": torch.sub,
     "Tan": torch.tan,
+    "Tanh": torch.tanh,
+    "Where": torch.where,
+    "Xor": torch.logical_xor,
 }
 
 
-@operator(*_UNARY)
-def unary(call: Call, x: Tensor) -> Tensor:
-    """A function of one number."""
-    return _UNARY[call.op](x)
-
-
-@operator("Add")
-def add(_: Call, a: Tensor, b: Tensor) -> Tensor:
-    """A + B."""
-    return a + b
-
-
-@operator("Sub")
-def sub(_: Call, a: Tensor, b: Tensor) -> Tensor:
-    """A - B."""
-    return a - b
-
-
-@operator("Mul")
-def mul(_: Call, a: Tensor, b: Tensor) -> Tensor:
-    """A * B."""
-    return a * b
+@operator(*_SAME)
+def same(call: Call, *operands: Tensor) -> Any:
+    """What torch computes under its own name."""
+    return _SAME[call.op](*operands)
 
 
 @operator("Div")
@@ -126,12 +135,6 @@ def _limit(value: Operand) -> Any:
     return only_number(value) if isinstance(value, Host) else value
 
 
-@operator("MatMul")
-def matmul(_: Call, a: Tensor, b: Tensor) -> Tensor:
-    """numpy.matmul."""
-    return torch.matmul(a, b)
-
-
 @operator("Gemm")
 def gemm(call: Call, a: Tensor, b: Tensor, c: Tensor | None = None) -> Tensor:
     """Alpha A' B' + beta C, where ' may be a transposition."""
@@ -154,12 +157,6 @@ def einsum(call: Call, *tensors: Tensor) -> Tensor:
     return torch.einsum(call.get("equation").replace(" ", ""), *tensors)
 
 
-@operator("Det")
-def determinant(_: Call, x: Tensor) -> Any:
-    """The determinant of the last two axes."""
-    return torch.linalg.det(x)
-
-
 @operator("CumSum", numbers=(1,))
 def cumulative_sum(call: Call, x: Tensor, axis: Operand) -> Tensor:
     """Running sums, from the end with `reverse`, without the element itself with `exclusive`."""
@@ -175,3 +172,14 @@ def bit_shift(call: Call, a: Tensor, b: Tensor) -> Tensor:
     """A shift of bits to one side."""
     left = call.get("direction") == "LEFT"
     return torch.bitwise_left_shift(a, b) if left else torch.bitwise_right_shift(a, b)
+
+
+@operator("IsInf")
+def is_infinite(call: Call, x: Tensor) -> Tensor:
+    """Whether an element is infinite, of the signs that are asked for."""
+    negative, positive = call.get("detect_negative", 1), call.get("detect_positive", 1)
+    if negative and positive:
+        return torch.isinf(x)
+    if not (negative or positive):
+        return torch.zeros_like(x, dtype=torch.bool)
+    return torch.isneginf(x) if negative else torch.isposinf(x)

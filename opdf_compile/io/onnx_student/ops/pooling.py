@@ -17,22 +17,13 @@ _MAX = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _AVERAGE: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 
 
-@operator("GlobalAveragePool")
-def global_average(_: Call, x: Tensor) -> Tensor:
-    """The mean over all spatial axes, which stay as size 1."""
-    return x.mean(list(range(2, x.ndim)), keepdim=True)
-
-
-@operator("GlobalMaxPool")
-def global_max(_: Call, x: Tensor) -> Tensor:
-    """The maximum over all spatial axes, which stay as size 1."""
-    return x.amax(list(range(2, x.ndim)), keepdim=True)
-
-
-@operator("GlobalLpPool")
-def global_lp(call: Call, x: Tensor) -> Any:
-    """The p-norm over all spatial axes, which stay as size 1."""
-    return torch.linalg.vector_norm(x, call.get("p", 2), list(range(2, x.ndim)), keepdim=True)
+@operator("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool")
+def global_pool(call: Call, x: Tensor) -> Any:
+    """The mean, maximum or p-norm over all spatial axes, which stay as size 1."""
+    axes = list(range(2, x.ndim))
+    if call.op == "GlobalLpPool":
+        return torch.linalg.vector_norm(x, call.get("p", 2), axes, keepdim=True)
+    return (torch.mean if call.op == "GlobalAveragePool" else torch.amax)(x, axes, keepdim=True)
 
 
 @operator("MaxPool")

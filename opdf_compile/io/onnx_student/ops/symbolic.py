@@ -136,7 +136,7 @@ def gather(call: Call, x: Host, indices: Host) -> Any:
     if indices.symbolic:
         return NotImplemented
     taken = np.take(x.array, indices.array.astype(np.int64), axis=call.get("axis", 0))
-    return host(taken, x.dtype) if isinstance(taken, np.ndarray) else host(taken, x.dtype)
+    return host(taken, x.dtype)
 
 
 @on_host("Slice")
