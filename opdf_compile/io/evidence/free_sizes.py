@@ -6,7 +6,7 @@ picture to its own transpose); a size that follows from another (2*s) moves with
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,22 +149,25 @@ def _bound(bound: Any, infinite: int) -> int:
         return infinite  # torch's own infinity of integers has no int().
 
 
-@dataclass(frozen=True, eq=False)
 class Resized:
-    """Makes inputs like the example with other sizes.
+    """Makes inputs like the example in other sizes.
 
-    Attributes:
+    Args:
         program: Its symbols tell which axis follows which size, its operations which integers
             index a table.
         example: The user's inputs.
         names: The tensor inputs in order, with the names of their axes.
-        sizes: What `free_sizes` found.
+
+    Attributes:
+        sizes: What `free_sizes` finds.
     """
 
-    program: ExportedProgram
-    example: Inputs
-    names: AxisNames
-    sizes: list[FreeSize]
+    def __init__(self, program: ExportedProgram, example: Inputs, names: AxisNames) -> None:
+        """Find what is free, and what integers may be."""
+        self.sizes = free_sizes(program, example, names)
+        self._example = example
+        self._shapes = dict(zip(names, input_shapes(program), strict=True))
+        self._ranges = id_ranges(program, tuple(names))
 
     def small(self) -> dict[Any, int]:
         """The example's sizes, with a small batch."""
@@ -174,24 +177,39 @@ class Resized:
             values.update(dict.fromkeys(first.symbols, _SMALL_BATCH))
         return values
 
-    def __call__(self, values: Mapping[Any, int]) -> Inputs:
-        """Inputs in which the symbols have these values; drawn like the example's."""
-        draw = Draw(
-            np.random.default_rng(0), id_ranges(self.program, tuple(self.names)), whole=True
-        )
-        shapes = iter(zip(self.names, input_shapes(self.program), strict=True))
-        leaves, spec = pytree.tree_flatten(self.example)
+    def __call__(
+        self,
+        values: Mapping[Any, int],
+        seed: int | Sequence[int] = 0,
+        *,
+        padded: bool = False,
+        whole: bool = True,
+    ) -> Inputs:
+        """Inputs in which symbols have other values, drawn like the example's.
+
+        Args:
+            values: By symbol; a size that follows from others is the example's.
+            seed: Where the random numbers start.
+            padded: See `Draw`.
+            whole: See `Draw`.
+        """
+        draw = Draw(np.random.default_rng(seed), self._ranges, padded, whole)
+        shapes = iter(self._shapes.items())
+        leaves, spec = pytree.tree_flatten(self._example)
         drawn = []
         for leaf in leaves:
             if isinstance(leaf, Tensor):
                 name, shape = next(shapes)
-                leaf = draw.like(name, leaf, tuple(_at(size, values) for size in shape))
+                places = zip(shape, leaf.shape, strict=True)
+                leaf = draw.like(name, leaf, tuple(_at(size, now, values) for size, now in places))
             drawn.append(leaf)
         args, kwargs = pytree.tree_unflatten(drawn, spec)
         return args, kwargs
 
 
-def _at(size: int | torch.SymInt, values: Mapping[Any, int]) -> int:
+def _at(size: int | torch.SymInt, now: int, values: Mapping[Any, int]) -> int:
     if not is_free(size):
         return int(size)
-    return int(size.node.expr.subs(values))  # type: ignore[union-attr]
+    expression = size.node.expr  # type: ignore[union-attr]
+    # Of an expression whose terms no axis shows by itself nothing but the present size is known.
+    return int(expression.subs(values)) if expression.free_symbols <= values.keys() else int(now)

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from opdf_compile.errors import first_line
 from opdf_compile.graph import AxisNames, Inputs, evaluated, is_out_of_memory
 from opdf_compile.io.evidence.evaluating import as_array
-from opdf_compile.io.evidence.free_sizes import FreeSize, InputAxis, Resized, free_sizes
+from opdf_compile.io.evidence.free_sizes import FreeSize, InputAxis, Resized
 from opdf_compile.io.evidence.truth import graph_of, run_module
 from opdf_compile.io.export.save import weight_bytes
 
@@ -75,13 +75,12 @@ def try_free_axes(
         names: The tensor inputs in order, each with the names of its dynamic axes.
         source: The user's own module, or anything else: then the program's graph is asked.
     """
-    sizes = free_sizes(program, example, names)
-    if not sizes:
+    resized = Resized(program, example, names)
+    if not resized.sizes:
         return Trials()
     if weight_bytes(model) > LARGEST:
         gib = weight_bytes(model) / 2**30
         return Trials(note=f"the free axes were not run at other sizes: {gib:.1f} GiB of weights")
-    resized = Resized(program, example, names, sizes)
     try:
         judge = _first_that_runs(model, program, resized, source)
     except Exception as error:  # The runtime may be missing, or lack a kernel of this dtype.
@@ -89,7 +88,7 @@ def try_free_axes(
             raise
         reason = first_line(error)
         return Trials(note=f"the free axes were not run at other sizes: {reason}")
-    found = (_tried(free, judge, resized) for free in sizes)
+    found = (_tried(free, judge, resized) for free in resized.sizes)
     return Trials(tuple(broken for broken in found if broken is not None))
 
 

@@ -195,3 +195,18 @@ def test_small_sigmoids_carry_the_roundings_of_their_range() -> None:
     assert largest == pytest.approx(2.0**-23) and mean == pytest.approx(2.0**-23)
     assert largest > 100 * sample.error["output"]
     assert not samples_of(nn.Linear(5, 2), torch.randn(2, 5)).samples[0].function
+
+
+class Doubled(nn.Module):
+    """One input is twice as long as the other."""
+
+    def forward(self, x: Tensor, pairs: Tensor) -> Tensor:
+        return torch.cat([x, x]) * pairs
+
+
+def test_a_size_that_follows_from_another_moves_with_it() -> None:
+    data = samples_of(Doubled(), torch.rand(4, 3), torch.rand(8, 3), dynamic=None)
+    rows = {sample.inputs["x"].shape[0] for sample in data.samples}
+    assert len(rows) > 1
+    for sample in data.samples:
+        assert sample.inputs["pairs"].shape[0] == 2 * sample.inputs["x"].shape[0]
