@@ -24,6 +24,8 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.overrides import TorchFunctionMode
 
+from opdf_compile.graph import all_graphs
+
 _ATEN = torch.ops.aten
 # The function's range that its absolute error is a rounding of, from its input.
 _RANGE: Mapping[Any, Callable[[Tensor], Tensor]] = {
@@ -80,5 +82,4 @@ class Watched(TorchFunctionMode):
 
 def has_limited_functions(graph: GraphModule) -> bool:
     """Whether a graph, or one nested in it, holds a function that `Moved` moves."""
-    inner = [module for module in graph.modules() if isinstance(module, GraphModule)]
-    return any(node.target in _RANGE for module in inner for node in module.graph.nodes)
+    return any(node.target in _RANGE for part in all_graphs(graph) for node in part.graph.nodes)

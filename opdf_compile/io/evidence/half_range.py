@@ -21,11 +21,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
-from opdf_compile.io.evidence.places import node_place, operator_of
+from opdf_compile.graph import all_graphs
+from opdf_compile.io.evidence.places import node_place, operator_name
 from opdf_compile.io.evidence.rebuilt import rebuilt
 
 _HALVES = (torch.float16, torch.bfloat16)
@@ -72,14 +73,14 @@ def fit_numbers(program: ExportedProgram) -> tuple[ExportedProgram, tuple[Number
     Args:
         program: It is not changed; the copy reads the same weights.
     """
-    graphs = _graphs(program.graph_module)
+    graphs = all_graphs(program.graph_module)
     if not any(True for graph in graphs for _ in _edits(graph, program)):
         return program, ()
     tensors = (*program.state_dict.values(), *program.constants.values())
     module = copy.deepcopy(program.graph_module, {id(tensor): tensor for tensor in tensors})
     constants = dict(program.constants)
     changes: list[NumberChange] = []
-    for graph in _graphs(module):
+    for graph in all_graphs(module):
         for edit in list(_edits(graph, program)):
             changes.append(edit.change)
             edit.apply(constants)
@@ -140,10 +141,6 @@ class _Edit:
             self.node.update_arg(self.argument, self.change.became)
 
 
-def _graphs(module: nn.Module) -> list[GraphModule]:
-    return [inner for inner in module.modules() if isinstance(inner, GraphModule)]
-
-
 def _edits(graph: GraphModule, program: ExportedProgram) -> Iterator[_Edit]:
     lifted = program.graph_signature.inputs_to_lifted_tensor_constants
     for node in graph.graph.nodes:
@@ -198,7 +195,7 @@ def _read_as(node: Node) -> torch.dtype | None:
             continue
         seen.add(user)
         value = user.meta.get("val")
-        if operator_of(user).rstrip("_") in _TRANSPARENT:
+        if operator_name(user).rstrip("_") in _TRANSPARENT:
             work.extend(user.users)
         elif isinstance(value, Tensor) and value.dtype in _HALVES:
             return value.dtype
@@ -207,7 +204,7 @@ def _read_as(node: Node) -> torch.dtype | None:
 
 def _numbers(node: Node) -> Iterator[tuple[int | str, str, float]]:
     """The numbers among a node's arguments that become elements of a tensor."""
-    operator = operator_of(node).rstrip("_")
+    operator = operator_name(node).rstrip("_")
     if operator in _LENGTHS:
         return
     for place, argument in enumerate(node.target._schema.arguments):  # type: ignore[union-attr]
@@ -221,7 +218,7 @@ def _numbers(node: Node) -> Iterator[tuple[int | str, str, float]]:
 
 
 def _is_epsilon(node: Node, argument: str) -> bool:
-    return _EPSILONS.get(operator_of(node).rstrip("_")) == argument
+    return _EPSILONS.get(operator_name(node).rstrip("_")) == argument
 
 
 def _fitted(value: float, dtype: torch.dtype, epsilon: bool) -> float:

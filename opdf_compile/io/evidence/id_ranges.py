@@ -21,19 +21,20 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
+from opdf_compile.graph import nested_graphs, short_name
+
 _KEEP = frozenset(
-    f"aten.{name}"
-    for name in (
+    (
         *("view", "reshape", "_unsafe_view", "unsqueeze", "squeeze", "expand", "permute", "t"),
         *("transpose", "flatten", "slice", "select", "narrow", "clone", "contiguous", "detach"),
         *("alias", "to", "_to_copy", "type_as", "repeat", "repeat_interleave", "split", "chunk"),
         *("roll", "flip", "expand_as", "view_as", "unbind", "lift_fresh_copy", "masked_fill"),
-        *("unflatten", "split_with_sizes", "movedim", "squeeze_", "cat", "stack"),
+        *("unflatten", "split_with_sizes", "movedim", "squeeze_", "cat", "stack", "getitem"),
     )
-) | {"_operator.getitem"}
-_COMPARE = frozenset({"aten.eq", "aten.ne"})
-_LOSSES = frozenset({"aten.cross_entropy_loss", "aten.nll_loss", "aten.nll_loss_nd"})
-_SHIFTS: Mapping[str, int] = {"aten.add": 1, "aten.sub": -1}
+)
+_COMPARE = frozenset({"eq", "ne"})
+_LOSSES = frozenset({"cross_entropy_loss", "nll_loss", "nll_loss_nd"})
+_SHIFTS: Mapping[str, int] = {"add": 1, "sub": -1}
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,13 @@ class _Search:
         for node in module.graph.nodes:
             if node.op != "call_function":
                 continue
-            if isinstance(node.target, torch._ops.HigherOrderOperator):
-                self._enter(module, node, values)
-                continue
+            for nested in nested_graphs(module, node):
+                inside = (n for n in nested.module.graph.nodes if n.op == "placeholder")
+                given = zip(inside, nested.operands or (), strict=False)
+                known = {
+                    mine: values[n] for mine, n in given if isinstance(n, Node) and n in values
+                }
+                self.follow(nested.module, known)
             self._compare(node, values)
             for index, size in _indexed(node):
                 for value in values.get(index, ()):
@@ -146,27 +151,8 @@ class _Search:
             if passed:
                 values[node] = passed
 
-    def _enter(
-        self, module: GraphModule, node: Node, values: dict[Node, tuple[_Value, ...]]
-    ) -> None:
-        """Follow values into a nested graph: its placeholders are the arguments after it."""
-        for place, argument in enumerate(node.args):
-            if not isinstance(argument, Node) or argument.op != "get_attr":
-                continue
-            inner = getattr(module, str(argument.target), None)
-            if not isinstance(inner, GraphModule):
-                continue
-            inside = [n for n in inner.graph.nodes if n.op == "placeholder"]
-            given = node.args[place + 1 :]
-            known = {
-                mine: values[theirs]
-                for mine, theirs in zip(inside, given, strict=False)
-                if isinstance(theirs, Node) and theirs in values
-            }
-            self.follow(inner, known)
-
     def _compare(self, node: Node, values: _Values) -> None:
-        if _name(node) not in _COMPARE or not isinstance(node.args[1], int):
+        if short_name(node) not in _COMPARE or not isinstance(node.args[1], int):
             return
         for value in _at(values, node.args[0]):
             if value.factor == 1:
@@ -183,26 +169,18 @@ class _Search:
         return self.found.setdefault(value.source, _Found())
 
 
-def _name(node: Node) -> str:
-    """`aten.add` of `aten.add.Tensor`."""
-    target = str(node.target)
-    if target == "<built-in function getitem>":
-        return "_operator.getitem"
-    return ".".join(target.split(".")[:2])
-
-
 def _indexed(node: Node) -> list[tuple[Any, Any]]:
     """The nodes that an operation indexes with, each with the number of rows it indexes."""
-    name, args = _name(node), node.args
-    if name in ("aten.embedding", "aten.embedding_bag", "aten._embedding_bag"):
+    name, args = short_name(node), node.args
+    if name in ("embedding", "embedding_bag", "_embedding_bag"):
         return [(args[1], _size(args[0], 0))]
-    if name in ("aten.index_select", "aten.gather"):
+    if name in ("index_select", "gather"):
         return [(args[2], _size(args[0], args[1]))]
-    if name in ("aten.scatter", "aten.scatter_add", "aten.index_add", "aten.index_fill"):
+    if name in ("scatter", "scatter_add", "index_add", "index_fill"):
         return [(args[2], _size(args[0], args[1]))]
-    if name in ("aten.index", "aten.index_put") and isinstance(args[1], list | tuple):
+    if name in ("index", "index_put") and isinstance(args[1], list | tuple):
         return [(at, _size(args[0], axis)) for axis, at in enumerate(args[1]) if at is not None]
-    if name == "aten.one_hot" and len(args) > 1:
+    if name == "one_hot" and len(args) > 1:
         return [(args[0], args[1] if args[1] != -1 else None)]
     if name in _LOSSES:
         axis = 1 if len(_shape(args[0])) > 1 else 0
@@ -229,10 +207,10 @@ def _at(values: _Values, node: Any) -> tuple[_Value, ...]:
 
 def _passed_on(node: Node, values: _Values) -> tuple[_Value, ...]:
     """What is known about the result of an operation."""
-    name, args = _name(node), node.args
+    name, args = short_name(node), node.args
     if not args:
         return ()
-    if name == "aten.where":
+    if name == "where":
         # `where(ids == -100, 0, ids)`: the branch that is an input's.
         return tuple(value for branch in args[1:] for value in _at(values, branch))
     if name in _KEEP:
@@ -243,21 +221,21 @@ def _passed_on(node: Node, values: _Values) -> tuple[_Value, ...]:
 
 def _computed(value: _Value, name: str, args: Sequence[Any]) -> _Value | None:
     """A clamp, or a shift or factor by a number; None where the values become others."""
-    if name in ("aten.clamp", "aten.clamp_min", "aten.clamp_max"):
+    if name in ("clamp", "clamp_min", "clamp_max"):
         return _clamped(value, name, args)
     number = args[1] if len(args) > 1 else None
     if value.is_clamped or not isinstance(number, int):
         return None
     if name in _SHIFTS:
         return replace(value, shift=value.shift + _SHIFTS[name] * number)
-    if name == "aten.mul" and number > 0:
+    if name == "mul" and number > 0:
         return replace(value, factor=value.factor * number, shift=value.shift * number)
     return None
 
 
 def _clamped(value: _Value, name: str, args: Sequence[Any]) -> _Value | None:
     ends = [a if isinstance(a, int) else None for a in (*args[1:3], None, None)][:2]
-    if name == "aten.clamp_max":
+    if name == "clamp_max":
         ends = [None, ends[0]]
     low = value.low if ends[0] is None else max(value.low, ends[0])
     high = value.high if ends[1] is None else min(value.high, ends[1])

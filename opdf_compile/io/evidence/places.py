@@ -12,7 +12,7 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _TORCH = str(Path(torch.__file__).parent)
 
 
-def operator_of(node: Node) -> str:
+def operator_name(node: Node) -> str:
     """An operator as people look it up, without its overload: ``aten.dropout``."""
     space, _, name = str(getattr(node.target, "name", lambda: "")()).partition("::")
     return f"{space}.{name.partition('.')[0]}" if name else str(node.target)
@@ -40,4 +40,4 @@ def _line_of(node: Node) -> str:
 def node_place(node: Node) -> str:
     """Operator, submodule and line: ``aten.dropout in 'encoder.drop' (net.py:21)``."""
     line = _line_of(node)
-    return f"{operator_of(node)} in {_module_of(node)}" + (f" ({line})" if line else "")
+    return f"{operator_name(node)} in {_module_of(node)}" + (f" ({line})" if line else "")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from opdf_compile.graph import nested_graphs
 from opdf_compile.io.evidence.places import node_place
 
 # Arguments by which an operator that is tagged draws nothing, with their quiet values.
@@ -94,12 +95,7 @@ def _draws(node: Node, root: GraphModule) -> set[str]:
     """Where a node draws; those in graphs that it calls included."""
     if node.op != "call_function":
         return set()
-    inner = [
-        getattr(root, str(source.target))
-        for source in node.all_input_nodes
-        if source.op == "get_attr"
-        and isinstance(getattr(root, str(source.target), None), GraphModule)
-    ]
+    inner = [nested.module for nested in nested_graphs(root, node)]
     found = set().union(*(_draws(n, module) for module in inner for n in module.graph.nodes))
     tags = getattr(node.target, "tags", ())
     if torch.Tag.nondeterministic_seeded in tags and not _is_quiet(node):

@@ -17,7 +17,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from opdf_compile.errors import ExportError
-from opdf_compile.graph import deep_copy
+from opdf_compile.graph import all_graphs, deep_copy
 from opdf_compile.io.evidence.half_range import narrowed
 
 TO_FLOAT64: Mapping[torch.dtype, torch.dtype] = {
@@ -48,9 +48,8 @@ def retyped(graph: GraphModule, mapping: Mapping[torch.dtype, torch.dtype]) -> G
         # Copying a graph reconstructs its pytree specs, about which torch warns.
         warnings.simplefilter("ignore", FutureWarning)
         copied = deep_copy(graph)
-    for module in copied.modules():
-        if isinstance(module, GraphModule):
-            _retype_nodes(module, mapping)
+    for part in list(all_graphs(copied)):
+        _retype_nodes(part, mapping)
     _retype_tensors(copied, mapping)
     return copied
 

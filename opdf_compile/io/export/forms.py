@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
+from torch.fx import Node
 
 from opdf_compile.errors import ExportError
+from opdf_compile.graph import all_graphs
 from opdf_compile.io.export.attention import ATTENTION, folded_attention, has_other_axes
 
 _RSUB = torch.ops.aten.rsub.Scalar
@@ -33,8 +34,7 @@ def with_known_forms(program: ExportedProgram) -> ExportedProgram:
     Raises:
         ExportError: A convolution has as many groups as a free axis is long.
     """
-    modules = [m for m in program.graph_module.modules() if isinstance(m, GraphModule)]
-    nodes = [node for module in modules for node in module.graph.nodes]
+    nodes = [node for part in all_graphs(program.graph_module) for node in part.graph.nodes]
     _check_groups(nodes)
     needed: dict[Any, Callable[..., Any]] = {
         operator: replacement

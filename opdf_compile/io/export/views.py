@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
-from torch.fx import GraphModule, Node
+from torch.fx import Node
+
+from opdf_compile.graph import all_graphs
 
 _ATEN = torch.ops.aten
 _VIEWS = frozenset({_ATEN.view.default, _ATEN._unsafe_view.default})
@@ -26,11 +28,10 @@ def with_free_views(program: ExportedProgram) -> ExportedProgram:
         program: It is not changed.
     """
     copied: ExportedProgram = program.run_decompositions({})
-    for module in copied.graph_module.modules():
-        if isinstance(module, GraphModule):
-            for node in [node for node in module.graph.nodes if node.target in _VIEWS]:
-                _copy_before(node)
-            module.recompile()
+    for part in list(all_graphs(copied.graph_module)):
+        for node in [node for node in part.graph.nodes if node.target in _VIEWS]:
+            _copy_before(node)
+        part.recompile()
     return copied
 
 

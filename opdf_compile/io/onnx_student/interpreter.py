@@ -18,7 +18,7 @@ ReadConstant = Callable[[Constant], Operand]
 Known = dict[Value, Operand]
 
 
-class Forward:
+class Interpreter:
     """One forward of a model.
 
     Args:

@@ -16,7 +16,7 @@ from opdf_compile.artefacts import Address, Constant, LinkedModel, dense, elemen
 from opdf_compile.errors import ArtefactError
 from opdf_compile.graph import Match, Refusal
 from opdf_compile.io.onnx_student.constant_roles import ConstantRole, roles
-from opdf_compile.io.onnx_student.interpreter import Forward
+from opdf_compile.io.onnx_student.interpreter import Interpreter
 from opdf_compile.io.onnx_student.operands import (
     LARGEST_HOST,
     Host,
@@ -132,9 +132,9 @@ class OnnxStudent(nn.Module):
         device = next((t.device for t in (*self.parameters(), *self.buffers())), None)
         given: dict[str, Operand] = dict(self.source.fixed)
         given.update({self.source.inputs[name]: value for name, value in inputs.items()})
-        forward = Forward(model, self._constant, device or torch.device("cpu"))
+        interpreter = Interpreter(model, self._constant, device or torch.device("cpu"))
         known = {model.main.values[name]: value for name, value in given.items()}
-        outputs = forward.run(model.main, known)
+        outputs = interpreter.run(model.main, known)
         tensors = [as_tensor(value, device or torch.device("cpu")) for value in outputs]
         if len(tensors) == 1:
             return tensors[0]
