@@ -153,6 +153,7 @@ def test_what_it_does_not_say_is_the_default(made: Any) -> None:
     made.multilinear = True
     made.rates = lambda spec: (1.0, 3.0)
     made.describe = lambda spec: "two halves"
+    (entry, _) = opdf.plan(network(), parametrization="halves").entries
     assert (entry.terms, entry.rates) == (({0: 0.5, 1: 0.5},), (1.0, 3.0))
     assert entry.modes == "two halves"
 
