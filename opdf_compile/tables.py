@@ -1,4 +1,4 @@
-"""Tables as text and as HTML; their first row is the head."""
+"""Tables as text, as HTML and as Markdown; their first row is the head."""
 
 from __future__ import annotations
 
@@ -32,3 +32,9 @@ def html_table(rows: Iterable[tuple[str, ...]]) -> str:
 
     head, *body = rows
     return "<table>" + line("th", head) + "".join(line("td", row) for row in body) + "</table>"
+
+
+def markdown_table(rows: Iterable[tuple[str, ...]]) -> str:
+    """Rows as a table of Markdown; a bar in a cell does not end it."""
+    head, *body = (tuple(cell.replace("|", "\\|") for cell in row) for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *body))

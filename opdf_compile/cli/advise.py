@@ -71,16 +71,13 @@ def command(
 
         require_limits(budget, pairs)
         job = _job(terminal, recipe)
-        with terminal.busy(f"advice on {recipe}") as bar:
-            (task,) = bar.task_ids
+        with terminal.busy(f"advice on {recipe}") as say:
             advice = advise(
                 job,
                 budget_seconds=budget,
                 most_pairs=pairs,
                 spent_seconds=time.perf_counter() - started,
-                progress=lambda text, share: bar.update(
-                    task, description=text, completed=share, total=1.0
-                ),
+                progress=say,
             )
         _show(terminal, advice)
         terminal.result({**advice_json(advice), "recipe": str(recipe)})
@@ -117,13 +114,8 @@ def _show(terminal: Terminal, advice: Advice) -> None:
 def tried_table(side: Side, name: str, metric: str) -> Table:
     """The best settings of each rung of one side."""
     numbers = ("rung", "lr", "decay", "steps", "seeds", metric)
-    made = table(
-        f"Tuning, {name}: the best {_SHOWN} of each rung",
-        "rung",
-        "method",
-        *numbers[1:],
-        numbers=numbers,
-    )
+    title = f"Tuning, {name}: the best {_SHOWN} of each rung"
+    made = table(title, "rung", "method", *numbers[1:], numbers=numbers)
     for rung, group in groupby(side.tried, key=lambda row: row.rung):
         rows = list(group)
         for place, row in enumerate(rows[:_SHOWN]):
@@ -147,51 +139,32 @@ def _tried_cells(row: Tried) -> tuple[str, ...]:
 def sides_table(advice: Advice) -> Table:
     """What each side chose, and what its runs cost; a column per side, as names can be long."""
     made = table("Equal time for both", "what", *_SIDES, numbers=_SIDES)
-    cells = (_side_cells(side, len(advice.seeds)) for side in (advice.plain, advice.over))
-    for row in zip(_SIDE_ROWS, *cells, strict=True):
-        made.add_row(*row)
+    plain, over = (_side_cells(side, len(advice.seeds)) for side in (advice.plain, advice.over))
+    for what, cell in plain.items():
+        made.add_row(what, cell, over[what])
     return made
 
 
-_SIDE_ROWS = (
-    "chosen",
-    "learning rate",
-    "weight decay",
-    "tuning runs",
-    "tuning, seconds",
-    "final, seconds",
-    "seconds per final run",
-    "steps per final run",
-    "milliseconds per step",
-    "seconds of set-up",
-)
-
-
-def _side_cells(side: Side, runs: int) -> tuple[str, ...]:
-    return (
-        side.method,
-        f"{side.lr:g}",
-        f"{side.weight_decay:g}",
-        str(side.tuning_runs),
-        f"{side.tuning_seconds:.3g}",
-        f"{side.final_seconds:.3g}",
-        f"{side.final_seconds / runs:.3g}",
-        str(side.final_steps),
-        f"{1000 * side.step_seconds:.3g}",
-        f"{side.setup_seconds:.2g}",
-    )
+def _side_cells(side: Side, runs: int) -> dict[str, str]:
+    return {
+        "chosen": side.method,
+        "learning rate": f"{side.lr:g}",
+        "weight decay": f"{side.weight_decay:g}",
+        "tuning runs": str(side.tuning_runs),
+        "tuning, seconds": f"{side.tuning_seconds:.3g}",
+        "final, seconds": f"{side.final_seconds:.3g}",
+        "seconds per final run": f"{side.final_seconds / runs:.3g}",
+        "steps per final run": str(side.final_steps),
+        "milliseconds per step": f"{1000 * side.step_seconds:.3g}",
+        "seconds of set-up": f"{side.setup_seconds:.2g}",
+    }
 
 
 def pairs_table(advice: Advice) -> Table:
     """The final comparison, seed by seed; the last row is the mean with its interval."""
     way = "higher" if advice.higher_is_better else "lower"
-    heads = (advice.plain.method, advice.over.method, "gain")
-    made = table(
-        f"Final comparison: {advice.metric}, {way} is better",
-        "seed",
-        *heads,
-        numbers=heads,
-    )
+    heads, title = (advice.plain.method, advice.over.method, "gain"), "Final comparison"
+    made = table(f"{title}: {advice.metric}, {way} is better", "seed", *heads, numbers=heads)
     sign = 1 if advice.higher_is_better else -1
     for seed, plain, over in zip(
         advice.seeds, advice.plain.scores, advice.over.scores, strict=True

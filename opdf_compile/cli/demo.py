@@ -38,18 +38,12 @@ def command(
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         from opdf_compile.distill.demo import finding, run_demo
 
-        with terminal.busy("demo") as progress:
-            (task,) = progress.task_ids
-            result = run_demo(
-                out,
-                progress=lambda text, share: progress.update(
-                    task, description=text, completed=share, total=1.0
-                ),
-            )
+        with terminal.busy("demo") as say:
+            result = run_demo(out, progress=say)
         terminal.show(
             accuracy_table(result),
             finding(result.race),
-            result.plan.totals(),
+            result.race.plan.totals(),
             "",
             verdict_table(result.report),
             *details(result.report),
@@ -69,7 +63,7 @@ def accuracy_table(result: DemoResult) -> Table:
 
     title = f"Test accuracy on {result.race.sizes['test']} images that no choice looked at"
     made = table(title, *ACCURACY_HEAD, numbers=ACCURACY_HEAD[1:])
-    made.add_row("(teacher)", "", f"{result.teacher_accuracy:.2%}", "", "")
+    made.add_row("(teacher)", "", f"{result.race.teacher_accuracy:.2%}", "", "")
     for row in accuracy_rows(result.race):
         made.add_row(*row)
     return made
@@ -79,9 +73,9 @@ def _payload(result: DemoResult, out: Path) -> dict[str, object]:
     return {
         "schema": "opdf-demo/1",
         "out": str(out),
-        "teacher_accuracy": result.teacher_accuracy,
-        "plain_accuracy": result.plain_accuracy,
-        "overparam_accuracy": result.overparam_accuracy,
+        "teacher_accuracy": result.race.teacher_accuracy,
+        "plain_accuracy": result.race.plain.accuracy,
+        "overparam_accuracy": result.race.overparam.accuracy,
         "files": [str(file) for file in result.files],
         "report": result.to_json(),
     }

@@ -200,7 +200,7 @@ def _checked(recipe: Path, job: Job, plan: Plan | None) -> dict[str, Any]:
     return {
         "schema": "opdf-distill-check/1",
         "recipe": str(recipe),
-        "fingerprint": job.fingerprint,
+        "fingerprint": job.data.fingerprint,
         "examples": {
             "train": len(data.train),
             "validation": len(data.validation),
@@ -248,7 +248,7 @@ def _run(terminal: Terminal, recipe: Path, job: Job, folder: Path, *, fresh: boo
             "report": str(result.report),
             "steps": result.steps,
             "best_step": result.best_step,
-            "fingerprint": job.fingerprint,
+            "fingerprint": job.data.fingerprint,
         }
     )
     return result.exit_code

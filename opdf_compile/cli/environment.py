@@ -54,8 +54,11 @@ class Finding:
 def examine() -> list[Finding]:
     """Everything that `doctor` shows, in its order."""
     python = Finding("python", f"{platform.python_version()} on {platform.platform()}")
-    packages = [_itself(), *(_base(name) for name in BASE)]
-    extras = [_optional(name, extra) for name, extra in OPTIONAL.items()]
+    packages = [_itself(), *(_package(n, "problem", _pip(f"install {n}")) for n in BASE)]
+    extras = [
+        _package(name, "note", _pip(f"install 'opdf-compile[{extra}]'"))
+        for name, extra in OPTIONAL.items()
+    ]
     devices = [*_providers(), *_onnx_on_cuda(), _torch_device()]
     return [python, *packages, _runtime(), *devices, _torchvision(), *extras]
 
@@ -78,18 +81,9 @@ def _itself() -> Finding:
     return Finding("opdf-compile", f"{__version__}, from its source tree, not installed", "note")
 
 
-def _base(name: str) -> Finding:
+def _package(name: str, otherwise: Level, remedy: str) -> Finding:
     found = version(name)
-    if found:
-        return Finding(name, found)
-    return Finding(name, "not installed", "problem", _pip(f"install {name}"))
-
-
-def _optional(name: str, extra: str) -> Finding:
-    found = version(name)
-    if found:
-        return Finding(name, found)
-    return Finding(name, "not installed", "note", _pip(f"install 'opdf-compile[{extra}]'"))
+    return Finding(name, found) if found else Finding(name, "not installed", otherwise, remedy)
 
 
 def _runtime() -> Finding:

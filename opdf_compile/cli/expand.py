@@ -65,12 +65,10 @@ def command(
         from opdf_compile.training import expand
 
         chosen = Plan.load(plan) if plan else decide(traced)
-        with terminal.busy(f"factorising {len(chosen.entries)} weights") as bar:
-            (task,) = bar.task_ids
+        factorising = f"factorising {len(chosen.entries)} weights"
+        with terminal.busy(factorising) as say:
             expanded = expand(
-                traced,
-                chosen,
-                progress=lambda _key, done, total: bar.update(task, completed=done, total=total),
+                traced, chosen, progress=lambda _key, done, total: say(factorising, done / total)
             )
         with terminal.busy(f"writing {out}"):
             save_expanded(expanded, out)

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -103,8 +103,11 @@ class Terminal:
             temporary.write_text(text, encoding="utf-8")
 
     @contextlib.contextmanager
-    def busy(self, what: str) -> Iterator[Progress]:
-        """Shows a spinner or bar on a terminal while the block runs; nothing elsewhere."""
+    def busy(self, what: str) -> Iterator[Callable[[str, float], None]]:
+        """Shows a spinner on a terminal while the block runs; nothing elsewhere.
+
+        Told what is being done now and the share that is, it shows a bar.
+        """
         columns = (
             SpinnerColumn(),
             Description(),
@@ -113,8 +116,10 @@ class Terminal:
         )
         hidden = not self.animated
         with Progress(*columns, console=self._err, transient=True, disable=hidden) as progress:
-            progress.add_task(what, total=None)
-            yield progress
+            task = progress.add_task(what, total=None)
+            yield lambda text, share: progress.update(
+                task, description=text, completed=share, total=1.0
+            )
 
 
 @contextlib.contextmanager

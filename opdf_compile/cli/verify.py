@@ -115,8 +115,7 @@ def command(
         if html or bundle:
             page = html or f"{candidate / 'report.html'}, which a bundle gets without --only,"
             require_installed(f"the page {page}", "jinja2", "matplotlib")
-        with terminal.busy(f"verifying {candidate}") as bar:
-            (task,) = bar.task_ids
+        with terminal.busy(f"verifying {candidate}") as say:
             report = verify(
                 candidate,
                 reference,
@@ -130,9 +129,7 @@ def command(
                 only=only,
                 shapes=shapes,
                 plot=plot,
-                progress=lambda text, share: bar.update(
-                    task, description=text, completed=share, total=1.0
-                ),
+                progress=say,
             )
         _save(report, bundle, html, summary)
         terminal.show(
