@@ -23,6 +23,7 @@ from .matching import match as match
 from .module_match import bare as bare
 from .module_match import layer_rows as layer_rows
 from .ops import short_name as short_name
+from .phases import phase_flags as phase_flags
 from .probe import evaluated as evaluated
 from .quiet import quiet_libraries as quiet_libraries
 from .recorded import recorded_inputs as recorded_inputs

@@ -10,14 +10,7 @@ from opdf_compile.distill.recipe import Job
 
 
 def race_notes(job: Job, steps: int, plain: Side, over: Side) -> list[str]:
-    """The job's own notes, and those of a race.
-
-    Args:
-        job: The prepared recipe.
-        steps: Steps of a plain run.
-        plain: The plain student's side.
-        over: The over-parameterised side.
-    """
+    """The job's own notes, and those of a race."""
     return [*job.notes, *_length(job, steps), *_edges(plain, over), *_left_out(job)]
 
 

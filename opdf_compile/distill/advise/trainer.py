@@ -18,13 +18,13 @@ from opdf_compile.distill.engine import (
     Remembered,
     Setup,
     Teaching,
-    evaluating,
     joined,
     machine_for,
     set_up,
     take_all,
 )
 from opdf_compile.distill.recipe import Batch, Job
+from opdf_compile.graph import phase_flags
 
 Clock = Callable[[], float]
 # The last part of a run whose mean training loss breaks ties of the score.
@@ -153,7 +153,7 @@ class Trainer:
             self._check()
             return job.forward(setup.measured, batch)
 
-        with evaluating(setup.measured):
+        with phase_flags(setup.measured, "eval"):
             value = evaluation(forward, "validation", alone=True)
         return value if job.metric.higher_is_better else -value
 

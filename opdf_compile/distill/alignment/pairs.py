@@ -76,11 +76,6 @@ def pair_up(
 ) -> tuple[Pair, ...]:
     """A `Pair` for each entry of a layer map, in its order.
 
-    Args:
-        plan: The student's.
-        teacher: The module, or its weights by name.
-        pairs: (student weight, teacher weight).
-
     Raises:
         InputError: The teacher has no such weight, or the student's is named twice.
     """

@@ -18,11 +18,6 @@ _Cores = tuple[Tensor, ...]
 def teacher_cores(pair: Pair, weight: Tensor, like: Sequence[Tensor]) -> dict[int, Tensor]:
     """The teacher's cores that are compared, by place, as the student's are stored.
 
-    Args:
-        pair: Says which.
-        weight: The teacher's weight.
-        like: The student's cores.
-
     Raises:
         InputError: The weight holds NaN or infinity; with its name.
     """

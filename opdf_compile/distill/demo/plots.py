@@ -25,12 +25,7 @@ _INK = "#222222"
 
 
 def plot_training(race: Outcomes, path: Path) -> None:
-    """Draw loss and validation accuracy by epoch, and the choice of the learning rates.
-
-    Args:
-        race: What was trained.
-        path: A .png file.
-    """
+    """Draw loss and validation accuracy by epoch, and the choice of the learning rates."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     with _figure(path, (13.0, 4.4)) as figure:
@@ -60,13 +55,7 @@ def plot_training(race: Outcomes, path: Path) -> None:
 
 
 def plot_parameters(plan: Plan, student: nn.Module, path: Path) -> None:
-    """Draw the parameters of each weight, in training and deployed.
-
-    Args:
-        plan: What was expanded.
-        student: The deployed student.
-        path: A .png file.
-    """
+    """Draw the parameters of each weight, in training and deployed."""
     rows = [(e.key, e.cost.parameters, e.deployed) for e in plan.entries]
     total = sum(p.numel() for p in student.parameters())
     rest = total - sum(deployed for _key, _trained, deployed in rows)

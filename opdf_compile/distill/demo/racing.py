@@ -56,10 +56,6 @@ _TEACHERS_SHARE = 0.13
 def race(budget: Budget, say: Say) -> Outcomes:
     """Train the teacher, then every run of both methods.
 
-    Args:
-        budget: What may be spent.
-        say: Called with a sentence and the share that is done.
-
     Raises:
         UserError: scikit-learn is not installed.
     """

@@ -7,6 +7,7 @@ from typing import Any
 
 from opdf_compile.distill.demo.value import METHODS, NAMES, Outcome, Outcomes
 from opdf_compile.parity import ParityReport, plain
+from opdf_compile.tables import markdown_table
 
 SCHEMA = "opdf-demo/1"
 
@@ -85,7 +86,7 @@ def demo_markdown(race: Outcomes, report: ParityReport, plots: tuple[str, str, s
         report.to_markdown().rstrip(),
         f"![latency]({latency})",
         "## Accuracy",
-        _table(ACCURACY_HEAD, accuracy_rows(race)),
+        markdown_table([ACCURACY_HEAD, *accuracy_rows(race)]),
         f"Test accuracy on {race.sizes['test']} images that no choice looked at (one image is "
         f"{100 / race.sizes['test']:.2f} points), after folding. The teacher reaches "
         f"{race.teacher_accuracy:.2%}.",
@@ -131,7 +132,7 @@ def _rates(race: Outcomes) -> str:
     return (
         "The best learning rate for weights is not the best for cores, so each method chose its "
         "own from one grid, by the mean accuracy on the validation split (bold).\n\n"
-        + _table(("learning rate", *(NAMES[m] for m in METHODS)), rows)
+        + markdown_table([("learning rate", *(NAMES[m] for m in METHODS)), *rows])
         + f"\n\n{note}"
     )
 
@@ -148,11 +149,6 @@ def _time(race: Outcomes) -> str:
 def _validation(outcome: Outcome, rate: float) -> str:
     text = f"{fmean(outcome.validation[rate]):.2%}"
     return f"**{text}**" if rate == outcome.rate else text
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _seeds(count: int) -> str:

@@ -12,12 +12,11 @@ from opdf_compile.artefacts import is_bundle
 from opdf_compile.distill.demo.plots import plot_parameters, plot_training
 from opdf_compile.distill.demo.racing import race
 from opdf_compile.distill.demo.report import demo_json, demo_markdown
-from opdf_compile.distill.demo.value import Budget, Outcome, Outcomes
+from opdf_compile.distill.demo.value import Budget, Outcomes
 from opdf_compile.distill.engine import Say
 from opdf_compile.files import atomic_folder
 from opdf_compile.io import build_export, write_bundle
 from opdf_compile.parity import ParityReport, check_budget, verify
-from opdf_compile.planning import Plan
 
 TRAINING_PLOT, PARAMETERS_PLOT, LATENCY_PLOT = (
     "training_curves.png",
@@ -42,36 +41,6 @@ class DemoResult:
     report: ParityReport
     race: Outcomes
     files: tuple[Path, ...]
-
-    @property
-    def plan(self) -> Plan:
-        """What the over-parameterised student trained with."""
-        return self.race.plan
-
-    @property
-    def plain(self) -> Outcome:
-        """The student that was distilled as it is."""
-        return self.race.plain
-
-    @property
-    def overparam(self) -> Outcome:
-        """The student that was distilled over-parameterised, then folded."""
-        return self.race.overparam
-
-    @property
-    def teacher_accuracy(self) -> float:
-        """The teacher's, 0 to 1."""
-        return self.race.teacher_accuracy
-
-    @property
-    def plain_accuracy(self) -> float:
-        """The plain student's mean, 0 to 1."""
-        return self.plain.accuracy
-
-    @property
-    def overparam_accuracy(self) -> float:
-        """The over-parameterised student's mean after folding, 0 to 1."""
-        return self.overparam.accuracy
 
     def to_json(self) -> dict[str, Any]:
         """The report's keys, and what was trained under the key "demo"."""

@@ -1,7 +1,6 @@
 from .batches import Batches as Batches
 from .batches import spans as spans
 from .evaluation import Evaluation as Evaluation
-from .evaluation import evaluating as evaluating
 from .fitting import Say as Say
 from .fitting import fit as fit
 from .fitting import take_all as take_all

@@ -7,8 +7,7 @@ processes, so that the value is the same on any number of processes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from opdf_compile.distill.engine.batches import Batches, spans
 from opdf_compile.distill.recipe import Batch, Examples, Job
+from opdf_compile.graph import phase_flags
 from opdf_compile.io import RankGroup
 
 _Forward = Callable[[Batch], dict[str, Tensor]]
@@ -40,7 +40,7 @@ class Evaluation:
 
     def of(self, model: nn.Module, part: str, *, alone: bool = False) -> float:
         """The metric of a model in eval mode; see `__call__`."""
-        with evaluating(model):
+        with phase_flags(model, "eval"):
             return self(lambda batch: self._job.forward(model, batch), part, alone=alone)
 
     @torch.no_grad()
@@ -74,15 +74,3 @@ class Evaluation:
         teacher = self._teacher(part, indices, batch) if metric.needs_teacher else None
         total, count = metric.pieces(forward(batch), teacher, batch)
         return float(total), float(count)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode; each submodule's own flag comes back."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, flag in flags:
-            module.training = flag

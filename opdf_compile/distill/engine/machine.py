@@ -57,10 +57,7 @@ class Machine:
 
 
 def machine_for(training: TrainingSection) -> Machine:
-    """The machine that a recipe asks for.
-
-    Args:
-        training: Names device and precision; "auto" takes the GPU where there is one.
+    """The machine that a recipe asks for; "auto" takes the GPU where there is one.
 
     Raises:
         DeviceError: The device or the precision is not there.

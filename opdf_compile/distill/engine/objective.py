@@ -19,13 +19,7 @@ from opdf_compile.distill.recipe import Batch, Outputs
 
 
 class Objective(nn.Module):
-    """Student and losses as one module, so that the gradients of both travel between processes.
-
-    Args:
-        student: What is trained.
-        losses: A WeightedSum; its learned projections are trained too.
-        forward: Of (student, batch): its outputs by name.
-    """
+    """Student and losses as one module, so that the gradients of both travel between processes."""
 
     def __init__(
         self,
@@ -54,10 +48,6 @@ class Divisors:
     A term's count grows with what it measures: the examples, or the rows that its mask and its
     labels let through. The first batch tells how much it counts for each, and the batches
     themselves tell the rest, so that no forward need wait for another's.
-
-    Args:
-        terms: By name, as a WeightedSum holds them.
-        add_up: Adds a vector over all processes.
     """
 
     def __init__(self, terms: Mapping[str, Term], add_up: Callable[[Tensor], Tensor]) -> None:
@@ -66,12 +56,7 @@ class Divisors:
     def __call__(
         self, pieces: Pieces, batches: Sequence[Batch], stop: bool
     ) -> tuple[dict[str, float], bool]:
-        """The divisors of a step; all processes must call it together.
-
-        Args:
-            pieces: Of the first batch.
-            batches: This process's parts of all batches of the step.
-            stop: Whether this process was told to stop.
+        """The divisors of a step, from the pieces of its first batch; all processes together.
 
         Returns:
             A divisor for each term, and whether any process was told to stop.
@@ -81,6 +66,7 @@ class Divisors:
         measured = [[self._terms[name].rows_in(batch) for batch in batches] for name in pieces]
         first = told.new_tensor([of_batches[0] for of_batches in measured])
         whole = told.new_tensor([sum(of_batches) for of_batches in measured])
+        # One vector: a step waits for the other processes once.
         added = self._add_up(torch.cat([told, torch.stack(counts), first, whole]))
         count, part, all_ = added[1:].reshape(3, -1).tolist()
         found = zip(pieces, count, part, all_, strict=True)
@@ -89,8 +75,9 @@ class Divisors:
 
 def _divisor(count: float, part: float, whole: float) -> float:
     """The count of the step from that of a part of it; 1 where nothing counts and the sum is 0."""
-    if part == whole:
+    if part == whole:  # One batch, as most steps have: its count needs no estimate.
         return count or 1.0
+    # Where the first batch has nothing to count, a row is taken to count for one.
     return (count / part if part else 1.0) * whole or 1.0
 
 

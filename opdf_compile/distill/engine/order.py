@@ -54,7 +54,8 @@ class ExampleOrder:
 
     def _shuffled(self, epoch: int) -> list[int]:
         if epoch not in self._kept:
-            self._kept.clear()
+            self._kept.clear()  # A step looks at one epoch, and there may be millions of examples.
+            # Seeded by the pair: with seed + epoch, two runs would share most of their orders.
             generator = np.random.default_rng([self.seed, epoch])
             self._kept[epoch] = generator.permutation(self.examples).tolist()
         return self._kept[epoch]
@@ -71,5 +72,6 @@ def shard(indices: list[int], rank: int, ranks: int) -> list[int]:
             f"a batch of {len(indices)} examples cannot be shared out over {ranks} processes, "
             "wanted one example for each; raise [data] batch or start fewer processes"
         )
+    # Parts differ by one example at most; the objective divides by what was counted, not by parts.
     start, end = (len(indices) * place // ranks for place in (rank, rank + 1))
     return indices[start:end]

@@ -21,9 +21,11 @@ def share_of_peak(step: int, steps: int, kind: _Kind, warmup: float) -> float:
     """
     warm = min(round(warmup * steps), steps)
     if step < warm:
+        # From 1 / (warm + 1) on: at a rate of 0 the first step would move nothing.
         return (step + 1) / (warm + 1)
     if kind == "constant":
         return 1.0
+    # Below 1 at the last step too, which therefore still moves something.
     done = (step - warm) / max(1, steps - warm)
     return 0.5 * (1 + math.cos(math.pi * done)) if kind == "cosine" else 1 - done
 

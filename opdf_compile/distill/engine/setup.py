@@ -94,7 +94,7 @@ def set_up(
         machine: Where it trains.
         student: A fresh one, in the precision of the recipe.
         plan: How it is over-parameterised; None trains it as it is.
-        seed: Of projections and of the order of the examples.
+        seed: Of what losses draw, and of the order of the examples.
         steps: In place of the recipe's; the warm-up keeps its share of them.
         lr: In place of the recipe's peak rate.
         weight_decay: In place of the recipe's.
@@ -102,6 +102,7 @@ def set_up(
     """
     training = job.recipe.training
     student.to(machine.device)
+    # A loss of one's own may draw start weights: the same, whatever the student's took before it.
     with seeded(seed), fixed_randomness():
         losses = job.losses()
     losses = losses.double() if machine.double else losses

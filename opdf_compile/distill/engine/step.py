@@ -44,11 +44,6 @@ class Processes:
 class TrainingStep:
     """Takes the steps of one training, each by its number.
 
-    Args:
-        setup: What is trained, and with what.
-        teaching: The teacher's outputs.
-        processes: Who takes part.
-
     Attributes:
         scaler: Of float16's gradients.
     """
@@ -90,6 +85,8 @@ class TrainingStep:
                 with setup.machine.autocast():
                     pieces = self._objective(batch, teacher)
                 if not divisors:
+                    # Counts are known after a forward only. Whether to stop travels along with
+                    # them, so that all processes stop after the same step and none waits.
                     divisors, told = self._divisors(pieces, batches, stop)
                 total = weighted(pieces, setup.losses.weights, divisors)
                 # DDP averages the gradients over the processes; the divisors count all of them.
@@ -106,7 +103,10 @@ class TrainingStep:
             set_rates(optimizer, share)
 
     def _travelling(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients travel between processes once per step."""
+        """Gradients travel between processes once per step.
+
+        DDP decides in the forward what the backward after it does, so this is around both.
+        """
         if last or not isinstance(self._objective, DistributedDataParallel):
             return contextlib.nullcontext()
         quiet: contextlib.AbstractContextManager[Any] = self._objective.no_sync()
@@ -116,6 +116,8 @@ class TrainingStep:
         """Clip, step, clear, average."""
         setup, scaler, clip = self._setup, self.scaler, self._recipe.training.clip
         if clip is not None:
+            # The norm is of the gradients themselves, and of dL/dW where cores make a weight: an
+            # Overparam takes W.grad to its cores only as it steps.
             for optimizer in setup.optimizers:
                 scaler.unscale_(optimizer)
             # One norm over all that the objective trains, projections too: the step keeps the

@@ -8,11 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.distill.engine.evaluation import evaluating
 from opdf_compile.distill.engine.machine import Machine
 from opdf_compile.distill.engine.setup import Setup
 from opdf_compile.distill.recipe import Batch, Job, Outputs
 from opdf_compile.errors import InputError
+from opdf_compile.graph import phase_flags
 from opdf_compile.io import fixed_randomness
 
 
@@ -25,13 +25,7 @@ class Rows(Protocol):
 
 
 class Teaching:
-    """Gives the teacher's outputs.
-
-    Args:
-        job: Knows the forward.
-        teacher: On the device; None gives None.
-        machine: Device and precision.
-        kept: What is kept, by part of the data.
+    """Gives the teacher's outputs: those that are kept of a part of the data, or else computed.
 
     Attributes:
         teacher: As given.
@@ -48,13 +42,7 @@ class Teaching:
         self._kept = dict(kept or {})
 
     def __call__(self, part: str, indices: list[int], batch: Batch) -> Outputs | None:
-        """The outputs by name, without a graph.
-
-        Args:
-            part: "train", "validation" or "test".
-            indices: The examples of the batch.
-            batch: On the device.
-        """
+        """The outputs by name, without a graph; None without a teacher."""
         if part in self._kept:
             rows = self._kept[part].rows(indices)
             return {name: tensor.to(self._machine.device) for name, tensor in rows.items()}
@@ -86,10 +74,6 @@ class Remembered:
 
 def joined(pieces: Sequence[Outputs], part: str) -> dict[str, Tensor]:
     """The outputs on several batches as one.
-
-    Args:
-        pieces: By name, in the order of the examples.
-        part: Of the data, for the sentence.
 
     Raises:
         InputError: Their shapes differ.
@@ -132,8 +116,9 @@ def names_read(setup: Setup, teacher: nn.Module) -> tuple[str, ...]:
     job = setup.job
     batch = setup.batches.moved(job.example)
     noting = _Noting(job.forward(teacher, batch))
-    with fixed_randomness(), evaluating(setup.student) as student, evaluating(setup.losses):
-        outputs = job.forward(student, batch)
+    eval_student, eval_losses = (phase_flags(m, "eval") for m in (setup.student, setup.losses))
+    with fixed_randomness(), eval_student, eval_losses:
+        outputs = job.forward(setup.student, batch)
         setup.losses.pieces(outputs, noting, batch)
         if job.metric.needs_teacher:
             job.metric.pieces(outputs, noting, batch)

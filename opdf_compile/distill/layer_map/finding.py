@@ -66,13 +66,7 @@ class Finder:
     def pairs(
         self, student: Sequence[Layer], teacher: Sequence[Layer], paths: tuple[str, str]
     ) -> tuple[list[tuple[Layer, Layer]], float]:
-        """The best pairs of two sequences, and the likeness of those.
-
-        Args:
-            student: Weights, in order.
-            teacher: Weights, in order.
-            paths: The modules that they are all in.
-        """
+        """The best pairs of two sequences, and the likeness of those."""
         left = units(student, paths[0], self.student)
         right = units(teacher, paths[1], self.teacher)
         chosen = assignment(len(left), len(right), lambda i, j: self._score(left[i], right[j]))

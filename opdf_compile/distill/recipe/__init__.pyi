@@ -1,4 +1,5 @@
 from .chance import teacher_at_chance as teacher_at_chance
+from .checks import TRACKERS as TRACKERS
 from .checks_optimizer import optimizer_class as optimizer_class
 from .checks_optimizer import optimizer_options as optimizer_options
 from .digits import load_digits as load_digits

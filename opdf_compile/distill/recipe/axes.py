@@ -18,13 +18,7 @@ Axes = dict[str, tuple[str | int, ...]]
 def export_axes(
     recipe: Recipe, data: Data, example: Mapping[str, Tensor], known: Mapping[str, Any] | None
 ) -> Axes | None:
-    """The axes of `[export] axes`, or those that the model's loader knows.
-
-    Args:
-        recipe: A checked recipe.
-        data: Its inputs.
-        example: A batch.
-        known: Of the loader; taken where it knows all inputs.
+    """The axes of `[export] axes`, or those of the model's loader where it knows all inputs.
 
     Returns:
         A letter or number per axis of each input; None leaves the first axis of all free.

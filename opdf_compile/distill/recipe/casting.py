@@ -18,6 +18,7 @@ from opdf_compile.distill.recipe.job import Batch, Data
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.distill.recipe.tables import DATA_PARTS, Table
 from opdf_compile.errors import RecipeError
+from opdf_compile.graph import phase_flags
 
 Collate = Callable[[Sequence[Batch]], dict[str, Tensor]]
 
@@ -50,17 +51,11 @@ def fitting(
     What it takes in no dtype is rejected for another reason; that is told where it is used, and
     reads best in the dtype of the student's own numbers.
 
-    Args:
-        recipe: A checked recipe.
-        data: Its data.
-        student: The student.
-        rows: Some examples.
-
     Raises:
         RecipeError: A number is too large for the student's dtype.
     """
     batch = data.collate(rows)
-    dtype = next((p.dtype for p in student.parameters() if p.is_floating_point()), torch.float32)
+    dtype = float_dtype(student)
     other = [name for name in data.inputs if batch[name].dtype != dtype]
     if not other or _takes(student, data, batch):
         return data, ()
@@ -73,18 +68,20 @@ def fitting(
     return ways[0], ()
 
 
+def float_dtype(module: nn.Module) -> torch.dtype:
+    """The dtype of the first floating-point parameter."""
+    found = (p.dtype for p in module.parameters() if p.is_floating_point())
+    return next(found, torch.float32)
+
+
 def _takes(student: nn.Module, data: Data, batch: Mapping[str, Tensor]) -> bool:
     """Whether the forward runs; its modes and the caller's random numbers are as before."""
-    modes = [(module, module.training) for module in student.modules()]
     args, kwargs = data.arguments(batch)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            student.eval()(*args, **kwargs)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), phase_flags(student, "eval"):
+            student(*args, **kwargs)
     except Exception:  # A forward is the user's code; the caller runs it again and says why.
         return False
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return True
 
 

@@ -16,11 +16,11 @@ from opdf_compile.distill.recipe.schema import Recipe
 
 METRICS = ("auto", "accuracy", "agreement", "cosine", "kl", "mse")
 NEED_TEACHER = ("agreement", "cosine", "kl")
-# The trackers of Accelerate's `log_with`.
-TRACKERS = (
-    *("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio"),
-    "wandb",
-)
+# The trackers of Accelerate's `log_with`, each of the name of its package but one.
+TRACKERS = {
+    name: (name,)
+    for name in ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb")
+} | {"tensorboard": ("tensorboard", "tensorboardX")}
 
 
 def contradiction(recipe: Recipe) -> Problem | None:

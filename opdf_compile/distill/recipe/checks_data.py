@@ -19,11 +19,6 @@ def require_fitting_data(recipe: Recipe, data: Data, outputs: Outputs) -> None:
 
     Examples in memory are looked at; those that a dataset of the user's makes one by one are not.
 
-    Args:
-        recipe: A checked recipe.
-        data: Its data.
-        outputs: The student's on a batch, for the number of classes.
-
     Raises:
         RecipeError: An input is NaN, a label is no class, nothing counts, or the run ends within
             its warm-up.

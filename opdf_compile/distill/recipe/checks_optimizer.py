@@ -43,12 +43,7 @@ def optimizer_class(section: OptimizerSection) -> type[Optimizer]:
 def optimizer_options(
     section: OptimizerSection, weight_decay: float | None = None
 ) -> dict[str, Any]:
-    """The class's keyword arguments apart from the rate.
-
-    Args:
-        section: A checked section.
-        weight_decay: In place of the section's.
-    """
+    """The class's keyword arguments apart from the rate."""
     options = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in section.options.items()

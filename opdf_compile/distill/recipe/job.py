@@ -121,16 +121,6 @@ class Job:
     alignment: Callable[[], Alignment] | None = None
     notes: tuple[str, ...] = field(default=())
 
-    @property
-    def text(self) -> str:
-        """The recipe file's contents."""
-        return self.recipe.text
-
-    @property
-    def fingerprint(self) -> str:
-        """The hash of the data."""
-        return self.data.fingerprint
-
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """A model's outputs on a batch, by name; see `named_outputs`."""
         args, kwargs = self.data.arguments(batch)

@@ -26,12 +26,6 @@ def make_layer_map(
 ) -> LayerMap | None:
     """The map that the recipe names, checked against both models; None where nothing reads it.
 
-    Args:
-        recipe: A checked recipe.
-        student: Any student of it.
-        teacher: Its teacher.
-        arguments: A forward's (args, kwargs).
-
     Raises:
         RecipeError: The map names weights that are not there, or none is found.
     """

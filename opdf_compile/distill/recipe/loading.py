@@ -19,12 +19,7 @@ from opdf_compile.io import importing_from
 
 
 def load_data(recipe: Recipe, base: Path, student: nn.Module) -> Data:
-    """Load, split and fingerprint what a recipe learns from.
-
-    Args:
-        recipe: A checked recipe.
-        base: Where relative paths start.
-        student: Its forward's parameters say which columns are inputs.
+    """Load, split and fingerprint what a recipe learns from; the student says which are inputs.
 
     Raises:
         RecipeError: The data cannot be loaded, or does not fit the recipe or the student.

@@ -18,13 +18,7 @@ FAVOURITE = "logits"
 def make_losses(
     recipe: Recipe, student: Outputs, teacher: Outputs | None, labels: str | None
 ) -> kinds.WeightedSum:
-    """The weighted sum of a recipe; learned projections start from torch's random numbers.
-
-    Args:
-        recipe: A checked recipe.
-        student: Its outputs on a batch, for names and widths.
-        teacher: The teacher's, or None.
-        labels: The column with the labels, or None.
+    """The weighted sum of a recipe.
 
     Raises:
         RecipeError: A loss reads what is not there.

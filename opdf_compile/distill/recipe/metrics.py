@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.distill import losses as kinds
+from opdf_compile.distill.recipe.checks import NEED_TEACHER
 from opdf_compile.distill.recipe.job import Batch, Metric, Outputs
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.paths import located_model
@@ -19,7 +20,6 @@ from opdf_compile.io import find_callable, importing_from
 
 _UP = ("accuracy", "agreement", "cosine")
 _NEED_LABELS = ("accuracy", "mse")
-_NEED_TEACHER = ("agreement", "cosine", "kl")
 _Piece = tuple[Tensor, Tensor]
 
 
@@ -27,13 +27,6 @@ def make_metric(
     recipe: Recipe, base: Path, losses: kinds.WeightedSum, labels: str | None, batch: Batch
 ) -> Metric:
     """The metric that a recipe names.
-
-    Args:
-        recipe: A checked recipe.
-        base: Where relative paths start.
-        losses: Its losses; the metric reads the outputs that they read.
-        labels: The column with the labels, or None.
-        batch: An example.
 
     Raises:
         RecipeError: It needs labels that the data does not have.
@@ -50,10 +43,10 @@ def make_metric(
             'metric = "cosine"'
         )
     terms = list(losses.terms.values())
-    term = next((t for t in terms if t.needs_teacher == (name in _NEED_TEACHER)), terms[0])
+    term = next((t for t in terms if t.needs_teacher == (name in NEED_TEACHER)), terms[0])
     reader = _Reader(term, labels)
     pieces = getattr(reader, name)
-    return Metric(name, pieces, name in _UP, needs_teacher=name in _NEED_TEACHER)
+    return Metric(name, pieces, name in _UP, needs_teacher=name in NEED_TEACHER)
 
 
 def try_metric(

@@ -33,13 +33,7 @@ def placed(recipe: Recipe, *path: str | int) -> Iterator[None]:
 
 
 def fresh_student(recipe: Recipe, base: Path, seed: int) -> LoadedModel:
-    """A fresh student in train mode, all of whose parameters are as its loader gave them.
-
-    Args:
-        recipe: A checked recipe.
-        base: Where relative paths start.
-        seed: Where its random start weights come from.
-    """
+    """A fresh student in train mode, all of whose parameters are as its loader gave them."""
     with seeded(seed):
         return _load(recipe, base, "student", recipe.student)
 

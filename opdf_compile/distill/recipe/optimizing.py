@@ -30,14 +30,6 @@ def make_optimizer(
 ) -> Optimizer:
     """The optimizer of a run.
 
-    Args:
-        recipe: A checked recipe.
-        student: What is trained.
-        plan: How it is over-parameterised; None trains it as it is.
-        lr: The rate in place of the recipe's.
-        weight_decay: In place of the recipe's.
-        alignment: Pulls the cores towards a teacher's.
-
     Raises:
         RecipeError: The optimizer does not take the student.
     """

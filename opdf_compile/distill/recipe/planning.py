@@ -23,13 +23,6 @@ def make_plan(
 ) -> Plan:
     """Plan a student as the recipe says.
 
-    Args:
-        recipe: A checked recipe.
-        student: What is planned.
-        arguments: A forward's (args, kwargs).
-        teacher: Whose cores an alignment compares with.
-        layer_map: Its weights for the student's.
-
     Raises:
         RecipeError: No such plan exists.
     """

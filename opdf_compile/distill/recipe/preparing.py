@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.distill.recipe.axes import export_axes
-from opdf_compile.distill.recipe.casting import fitting
+from opdf_compile.distill.recipe.casting import fitting, float_dtype
 from opdf_compile.distill.recipe.checks_data import require_fitting_data
 from opdf_compile.distill.recipe.job import Batch, Data, Job, named_outputs
 from opdf_compile.distill.recipe.layers import make_layer_map, warm_started
@@ -23,6 +23,7 @@ from opdf_compile.distill.recipe.optimizing import make_optimizer, parameter_gro
 from opdf_compile.distill.recipe.planning import make_plan
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import RecipeError, UserError, error_line
+from opdf_compile.graph import phase_flags
 from opdf_compile.planning import Plan
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class _Made:
         """The recipe's plan; all students of one recipe and dtype have the same."""
         if not self.recipe.plan.enabled:
             return None
-        dtype = _float_dtype(student)
+        dtype = float_dtype(student)
         if self._plan is None or self._planned != dtype:
             self._planned = dtype
             example = {
@@ -161,18 +162,14 @@ class _Made:
 
     def _forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Outputs in eval mode, without gradients; the model's modes are as before."""
-        modes = [(module, module.training) for module in model.modules()]
         args, kwargs = self.data.arguments(batch)
         try:
-            with torch.no_grad():
-                found = named_outputs(model.eval()(*args, **kwargs))
+            with torch.no_grad(), phase_flags(model, "eval"):
+                found = named_outputs(model(*args, **kwargs))
         except UserError:
             raise
         except Exception as error:  # A forward is the user's code.
             raise RecipeError(self._rejects(error, batch)) from error
-        finally:
-            for module, mode in modes:
-                module.training = mode
         if not found:
             raise RecipeError(
                 f"{self.recipe.place('student', 'model')}: the forward returns no tensor, wanted a "
@@ -190,9 +187,3 @@ class _Made:
             f"({error_line(error, 150)}), wanted columns that its "
             "forward takes; name them with inputs in [data], or change their shapes"
         )
-
-
-def _float_dtype(module: nn.Module) -> torch.dtype:
-    """The dtype of the first floating-point parameter."""
-    found = (p.dtype for p in module.parameters() if p.is_floating_point())
-    return next(found, torch.float32)

@@ -28,10 +28,6 @@ def of_pydantic(errors: Sequence[Mapping[str, Any]], data: Mapping[str, Any]) ->
     """The problem to show of all that pydantic found.
 
     A misspelt key comes first: it is often the reason why another one is missing.
-
-    Args:
-        errors: pydantic's, in the order of the schema.
-        data: What tomllib read.
     """
     first = min(errors, key=lambda error: error["type"] != "extra_forbidden")
     path = _real(first["loc"], data)

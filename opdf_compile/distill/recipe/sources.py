@@ -28,10 +28,6 @@ _OTHER_NAMES = {"valid": "validation", "val": "validation", "dev": "validation"}
 def load_source(source: str, base: Path) -> dict[str, Examples]:
     """Load what a source gives.
 
-    Args:
-        source: As in `[data] source`.
-        base: Where relative paths start.
-
     Returns:
         Parts by name; "train" alone is the whole, still to be split.
 

@@ -25,9 +25,6 @@ _BLANK = re.compile(r"(?:[ \t\r\n]+|#[^\n]*)+")
 def key_lines(text: str) -> dict[Path, int]:
     """Find the line of every table, key and array item.
 
-    Args:
-        text: TOML that tomllib accepts.
-
     Returns:
         Lines, counted from 1, by path: ("loss", 1, "temperature").
     """

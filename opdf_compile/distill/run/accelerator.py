@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,28 +15,16 @@ from opdf_compile.distill.engine import (
     Processes,
     Setup,
     Teaching,
-    evaluating,
     machine_for,
 )
-from opdf_compile.errors import InputError, UserError
+from opdf_compile.distill.recipe import TRACKERS
+from opdf_compile.errors import UserError
+from opdf_compile.graph import phase_flags
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from opdf_compile.distill.recipe import TrainingSection
-
-# Accelerate leaves a tracker out without a word where its package is missing.
-_PACKAGES = {
-    "tensorboard": ("tensorboard", "tensorboardX"),
-    "wandb": ("wandb",),
-    "comet_ml": ("comet_ml",),
-    "mlflow": ("mlflow",),
-    "aim": ("aim",),
-    "clearml": ("clearml",),
-    "dvclive": ("dvclive",),
-    "swanlab": ("swanlab",),
-    "trackio": ("trackio",),
-}
 
 
 def require_accelerate() -> None:
@@ -51,22 +40,18 @@ def require_accelerate() -> None:
         )
 
 
-def require_trackers(names: list[str]) -> None:
-    """Refuse trackers that are unknown or whose package is missing.
+def require_trackers(names: Sequence[str]) -> None:
+    """Refuse trackers whose package is missing: Accelerate leaves them out without a word.
 
     Raises:
         UserError: With the command that installs it.
     """
     for name in names:
-        if name not in _PACKAGES:
-            raise InputError(
-                f"[training] log_with has {name!r}, wanted some of {', '.join(_PACKAGES)}; correct "
-                "the name"
-            )
-        if not any(importlib.util.find_spec(package) for package in _PACKAGES[name]):
+        packages = TRACKERS[name]
+        if not any(importlib.util.find_spec(package) for package in packages):
             raise UserError(
                 f"[training] log_with has {name!r} and its package is not installed; install it "
-                f"with pip install {_PACKAGES[name][0]}, or take it out of the recipe"
+                f"with pip install {packages[0]}, or take it out of the recipe"
             )
 
 
@@ -77,16 +62,12 @@ def require_machine(training: TrainingSection) -> Machine:
         DeviceError: The device or the precision is not there.
         UserError: A tracker is not there.
     """
-    require_trackers(list(training.log_with))
+    require_trackers(training.log_with)
     return machine_for(training)
 
 
 def open_accelerator(training: TrainingSection, folder: Path) -> Accelerator:
     """Accelerate's own object, for as many processes as were launched.
-
-    Args:
-        training: Device and trackers.
-        folder: Where trackers put their files.
 
     Raises:
         DeviceError: The device or the precision is not there.
@@ -164,7 +145,7 @@ def _unused_parameters(objective: nn.Module, setup: Setup, teaching: Teaching) -
     """Whether the objective leaves a parameter without a gradient: DDP has to look for those."""
     batch = setup.batches.moved(setup.job.example)
     told = None if teaching.teacher is None else teaching.outputs(teaching.teacher, batch)
-    with torch.random.fork_rng(), evaluating(objective):
+    with torch.random.fork_rng(), phase_flags(objective, "eval"):
         pieces = objective(batch, told)
         torch.autograd.backward([total for total, _ in pieces.values()])
     trained = [p for p in objective.parameters() if p.requires_grad]

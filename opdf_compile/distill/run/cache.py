@@ -79,11 +79,6 @@ def cached(folder: Path, part: PartToKeep, say: Say) -> Cached:
 
     All processes must call it together; they share the work out by files.
 
-    Args:
-        folder: ``cache/KEY``.
-        part: What to keep.
-        say: Is told a sentence and the share that is done.
-
     Raises:
         InputError: The data changes from read to read, or the outputs have no fixed shape.
         ArtefactError: A file is damaged, or cannot be written.
@@ -135,9 +130,6 @@ def _write_index(index: Path, files: list[Path]) -> None:
 
 class Cached:
     """Reads rows of what was kept of one part.
-
-    Args:
-        index: Its JSON file.
 
     Raises:
         ArtefactError: It is damaged.

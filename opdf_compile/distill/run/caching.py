@@ -27,13 +27,13 @@ def cached_parts(
     names = names_read(setup, teacher)
     if not names:
         return {}, ()
-    if not job.fingerprint:
+    if not job.data.fingerprint:
         return {}, (
             "[teacher] cache is true and the data has no hash, so nothing tells whether it is the "
             "same next time: the teacher runs at every step",
         )
     precision = job.recipe.training.precision
-    key = cache_key(job.fingerprint, module_hash(teacher), precision, *names)
+    key = cache_key(job.data.fingerprint, module_hash(teacher), precision, *names)
 
     def part(name: str) -> PartToKeep:
         examples: Examples = getattr(job.data, name)

@@ -68,17 +68,7 @@ def finish(
     folder: RunFolder,
     watch: Watch,
 ) -> End:
-    """Write the weights, export, verify and measure; in one process.
-
-    Args:
-        job: What was trained.
-        setup: With what.
-        teacher: On the device, or None.
-        kept: The weights that ship.
-        evaluation: Measures on the device of the run.
-        folder: Where weights and bundle go.
-        watch: Is told what is being done.
-    """
+    """Write the weights, export, verify and measure; in one process."""
     untouched = job.make_student(job.recipe.training.seed).eval()
     student = job.make_student(job.recipe.training.seed).eval()
     student.load_state_dict(dict(kept), strict=False)

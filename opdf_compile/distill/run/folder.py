@@ -28,66 +28,28 @@ from opdf_compile.errors import ArtefactError
 from opdf_compile.files import atomic_folder, atomic_write, read_failure, write_failure
 
 
-@dataclass(frozen=True)
+@dataclass
 class RunFolder:
-    """Where everything of a run lies."""
+    """Where everything of a run lies, as the list above says.
+
+    Attributes:
+        result: Written last: a run that has it is finished.
+    """
 
     path: Path
 
-    @property
-    def recipe(self) -> Path:
-        """The copy of the recipe."""
-        return self.path / "recipe.toml"
-
-    @property
-    def lock(self) -> Path:
-        """What the run was started with."""
-        return self.path / "lock.json"
-
-    @property
-    def log(self) -> Path:
-        """The log."""
-        return self.path / "log.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def cache(self) -> Path:
-        """The teacher's outputs."""
-        return self.path / "cache"
-
-    @property
-    def weights(self) -> Path:
-        """The trained student's weights."""
-        return self.path / "student.safetensors"
-
-    @property
-    def bundle(self) -> Path:
-        """What ships."""
-        return self.path / "bundle"
-
-    @property
-    def page(self) -> Path:
-        """The report."""
-        return self.path / "report.html"
-
-    @property
-    def result(self) -> Path:
-        """Written last: a run that has it is finished."""
-        return self.path / "report.json"
+    def __post_init__(self) -> None:
+        """Name its files and folders."""
+        path = self.path
+        self.recipe, self.lock = path / "recipe.toml", path / "lock.json"
+        self.log = path / "log.jsonl"
+        self.checkpoints, self.cache = path / "checkpoints", path / "cache"
+        self.weights, self.bundle = path / "student.safetensors", path / "bundle"
+        self.page, self.result = path / "report.html", path / "report.json"
 
 
 def open_folder(path: Path, lock: Mapping[str, Any], recipe: str, *, resume: bool) -> RunFolder:
     """Make a run's folder, or take up the run that it holds.
-
-    Args:
-        path: The folder; missing parents are made.
-        lock: Of the job.
-        recipe: The recipe's text.
-        resume: Whether a run there may be gone on with.
 
     Raises:
         ArtefactError: It holds other files, a damaged run, or the run of something else.

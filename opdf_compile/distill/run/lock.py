@@ -32,12 +32,7 @@ _FREE = {
 
 
 def lock_of(job: Job, student: nn.Module) -> dict[str, Any]:
-    """The lock of a job.
-
-    Args:
-        job: What is run.
-        student: As it starts.
-    """
+    """The lock of a job."""
     data = job.data
     return {
         "schema": SCHEMA,

@@ -27,12 +27,7 @@ class _NoProgram:
 
 
 class PlainState:
-    """What `save_checkpoint` needs of an optimizer, for one that knows no cores.
-
-    Args:
-        optimizer: A plain torch optimizer over parameters of the student.
-        student: Gives them their names.
-    """
+    """What `save_checkpoint` needs of an optimizer, for one that knows no cores."""
 
     def __init__(self, optimizer: Optimizer, student: nn.Module) -> None:
         self.inner = optimizer

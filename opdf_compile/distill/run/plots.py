@@ -21,14 +21,7 @@ _WINDOW = 0.02
 
 
 def plot_curves(entries: Sequence[Entry], metric: str, kept_step: int, path: Path) -> None:
-    """Draw the curves of a run's log.
-
-    Args:
-        entries: The log.
-        metric: What validations compare.
-        kept_step: The step whose weights ship.
-        path: A .png file.
-    """
+    """Draw the curves of a run's log."""
     import matplotlib
 
     steps = [entry for entry in entries if entry["event"] == "step"]

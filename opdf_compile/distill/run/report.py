@@ -21,6 +21,7 @@ from opdf_compile.distill.run.state import Counters
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import atomic_write
 from opdf_compile.parity import plain
+from opdf_compile.tables import markdown_table
 
 SCHEMA = "opdf-distill-report/1"
 CURVES = "curves.png"
@@ -163,16 +164,11 @@ def _tables(job: Job, setup: Setup, end: End, value: Mapping[str, Any]) -> list[
 def _markdown(opening: str, tables: list[_Section], value: Mapping[str, Any]) -> str:
     lines = ["# Distillation run", "", opening, "", f"![curves]({CURVES})", ""]
     for table in tables:
-        lines += [f"## {table.title}", "", _row(table.head), _row(["---"] * len(table.head))]
-        lines += [*(_row(row) for row in table.rows), ""]
+        lines += [f"## {table.title}", "", markdown_table([table.head, *table.rows]), ""]
     if value["parity"]:
         lines += [f"The verdict with its plots: [{value['bundle']}/report.html]"]
         lines[-1] += f"({value['bundle']}/report.html)"
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _row(cells: Any) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
 
 
 def _page(opening: str, tables: list[_Section], value: Mapping[str, Any], folder: RunFolder) -> str:

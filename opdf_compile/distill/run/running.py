@@ -110,7 +110,7 @@ def _opened(job: Job, path: Path, ranks: RankGroup, *, resume: bool) -> RunFolde
     if ranks.rank:
         return RunFolder(path)
     lock = lock_of(job, job.make_student(job.recipe.training.seed))
-    return open_folder(path, lock, job.text, resume=resume)
+    return open_folder(path, lock, job.recipe.text, resume=resume)
 
 
 @contextmanager

@@ -33,10 +33,6 @@ _State = dict[str, Tensor]
 class Saving:
     """Saves and loads one run.
 
-    Args:
-        setup: What is trained.
-        scaler: Of float16's gradients.
-
     Attributes:
         kept: The weights that would ship, on the CPU; in the first process only.
     """

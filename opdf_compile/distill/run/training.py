@@ -27,15 +27,7 @@ _LOGGED = 500
 
 
 class Training:
-    """One run's training.
-
-    Args:
-        setup: What is trained, and with what.
-        accelerator: Its processes and trackers.
-        teaching: The teacher's outputs.
-        folder: Where checkpoints and log go.
-        watch: Is told what happens; only in the first process.
-    """
+    """One run's training."""
 
     def __init__(
         self,

@@ -113,12 +113,12 @@ def test_a_file_with_other_weights_has_another_accuracy(done: Done, tmp_path: Pa
 
 
 def test_the_page_states_both_accuracies_and_shows_the_plots(done: Done) -> None:
-    page, result = (done.out / "report.md").read_text(encoding="utf-8"), done.result
-    for accuracy in (result.plain_accuracy, result.overparam_accuracy, result.teacher_accuracy):
+    page, race = (done.out / "report.md").read_text(encoding="utf-8"), done.result.race
+    for accuracy in (race.plain.accuracy, race.overparam.accuracy, race.teacher_accuracy):
         assert f"{accuracy:.2%}" in page
-    assert finding(result.race) in page
+    assert finding(race) in page
     assert set(re.findall(r"\]\((\S+\.png)\)", page)) == set(PLOTS)
-    assert result.plan.totals() in page
+    assert race.plan.totals() in page
 
 
 def test_the_html_report_is_the_verdicts_own(done: Done) -> None:
@@ -226,7 +226,7 @@ def test_the_finding_says_what_the_seeds_allow(
 
 
 def test_a_choice_at_the_edge_of_the_grid_is_said(done: Done) -> None:
-    outcome = done.result.plain
+    outcome = done.result.race.plain
     inside = {0.001: (0.1, 0.1), outcome.rate: (0.5, 0.5), 9.0: (0.1, 0.1)}
     assert outcome.at_edge
     assert not dataclasses.replace(outcome, validation=inside).at_edge

@@ -101,7 +101,7 @@ def test_ids_stay_whole_beside_numbers_that_are_converted(make: Make) -> None:
 
 def test_the_same_data_has_the_same_fingerprint(make: Make) -> None:
     columns = {"x": numbers("float64")}
-    assert make("dense", columns).fingerprint == make("wide", columns).fingerprint
+    assert make("dense", columns).data.fingerprint == make("wide", columns).data.fingerprint
 
 
 def test_a_number_that_would_be_infinite_is_refused(make: Make) -> None:

@@ -7,10 +7,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from recipe_reference import recipe_reference
 
 from opdf_compile.cli import main
 from opdf_compile.distill.recipe import parse_recipe, read_recipe
-from opdf_compile.distill.recipe.reference import recipe_reference
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.distill.recipe.template import digits_recipe
 from opdf_compile.distill.recipe.wording import section_names, sections
@@ -22,9 +22,7 @@ RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.toml"))
 def test_the_page_holds_the_reference_of_the_schema() -> None:
     page = (ROOT / "docs" / "distill.md").read_text(encoding="utf-8")
     held = page.partition("<!-- reference -->\n")[2].partition("<!-- end of reference -->")[0]
-    assert held == recipe_reference(), (
-        "write opdf_compile.distill.recipe.reference.recipe_reference() into it"
-    )
+    assert held == recipe_reference(), "write recipe_reference() of tests/support into it"
 
 
 def test_the_reference_names_every_key_of_every_section() -> None:
