@@ -26,45 +26,35 @@ def make_plan(
     Raises:
         RecipeError: No such plan exists.
     """
-    try:
-        return _chosen(recipe, student, arguments, teacher, layer_map)
-    except UserError as error:
-        raise RecipeError(
-            f"{recipe.place('plan', _blamed(recipe, str(error)))}: {error}"
-        ) from error
-
-
-def _chosen(
-    recipe: Recipe,
-    student: nn.Module,
-    arguments: tuple[tuple[Any, ...], dict[str, Any]],
-    teacher: nn.Module | None,
-    layer_map: LayerMap | None,
-) -> Plan:
     from opdf_compile.distill.alignment import joint_plan
     from opdf_compile.graph import trace
     from opdf_compile.planning import DEFAULT_CORES, plan
 
     section = recipe.plan
-    traced = trace(student, *arguments, phases=("train",))
-    if _joint(recipe) and teacher is not None and layer_map is not None:
-        return joint_plan(
+    try:
+        traced = trace(student, *arguments, phases=("train",))
+        if _joint(recipe) and teacher is not None and layer_map is not None:
+            joint = joint_plan(
+                traced,
+                teacher,
+                layer_map,
+                section.cores or DEFAULT_CORES,
+                include=section.include,
+                exclude=section.exclude,
+            )
+            return joint.plan
+        return plan(
             traced,
-            teacher,
-            layer_map,
-            section.cores or DEFAULT_CORES,
+            cores=section.cores,
+            scale=section.scale,
+            overhead=section.overhead,
             include=section.include,
             exclude=section.exclude,
-        ).plan
-    return plan(
-        traced,
-        cores=section.cores,
-        scale=section.scale,
-        overhead=section.overhead,
-        include=section.include,
-        exclude=section.exclude,
-        parametrization=section.parametrization,
-    )
+            parametrization=section.parametrization,
+        )
+    except UserError as error:
+        place = recipe.place("plan", _blamed(recipe, str(error)))
+        raise RecipeError(f"{place}: {error}") from error
 
 
 def _blamed(recipe: Recipe, message: str) -> str:

@@ -16,7 +16,7 @@ from opdf_compile.distill.run.accelerator import (
     require_accelerate,
     start_trackers,
 )
-from opdf_compile.distill.run.caching import cached_parts
+from opdf_compile.distill.run.cache import cached_parts
 from opdf_compile.distill.run.events import Finished, Started, Watch, silent
 from opdf_compile.distill.run.finishing import End, finish, require_runtime
 from opdf_compile.distill.run.folder import RunFolder, only_run, open_folder
