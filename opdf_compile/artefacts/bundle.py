@@ -13,18 +13,19 @@ readable.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files import existing_file, sha256
+from opdf_compile.files import load_json, sha256
 
 # The first schema has no folder in the names of its files.
 SCHEMA, READABLE = "opdf-bundle/2", ("opdf-bundle/1", "opdf-bundle/2")
 STUDENT, REFERENCE = "student.onnx", "reference.onnx"
 REFERENCE_FOLDER = "reference"
 PLAN, MANIFEST = "plan.json", "manifest.json"
+# A name and a hash for each file.
+LARGEST_MANIFEST = 1 << 20
 # What other commands put beside a bundle; a new export replaces these with the bundle.
 _ADDED = ("report.html", "report.json", "report.md", "*.png")
 
@@ -35,14 +36,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         ArtefactError: The folder has none, or one of another schema.
     """
-    file = existing_file(path / MANIFEST, wanted="a bundle's manifest.json")
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtefactError(
-            f"{file} is no JSON ({str(error)[:100].rstrip('.')}), wanted a bundle's manifest; "
-            "export again"
-        ) from error
+    file = path / MANIFEST
+    manifest = load_json(
+        file, "a bundle's manifest.json", most=LARGEST_MANIFEST, remedy="export again"
+    )
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema not in READABLE or not isinstance(manifest.get("files"), dict):
         raise ArtefactError(f"{file} has the schema {schema!r}, wanted {SCHEMA!r}; export again")

@@ -1,4 +1,4 @@
-"""Files that are written entirely or not at all, and arrays that nobody vouches for."""
+"""Files that are written entirely or not at all, and arrays and JSON that nobody vouches for."""
 
 from __future__ import annotations
 

@@ -7,3 +7,4 @@ from .atomic import read_failure as read_failure
 from .atomic import sha256 as sha256
 from .atomic import sha256_of_part as sha256_of_part
 from .atomic import write_failure as write_failure
+from .json_text import load_json as load_json

@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from torch import Tensor
 
 from opdf_compile.errors import ArtefactError, first_line
-from opdf_compile.files import existing_file, read_failure, sha256
+from opdf_compile.files import load_json, sha256
 from opdf_compile.io.checkpoints.packing import check_packed
 from opdf_compile.io.checkpoints.step_folders import MANIFEST
 
@@ -119,22 +119,10 @@ def read_checkpoint_manifest(folder: Path) -> Manifest:
         raise ArtefactError(
             f"{folder} holds no {MANIFEST}, wanted a complete checkpoint; {_REMEDY}"
         )
-    existing_file(_not_linked(file), wanted="a checkpoint's manifest")
-    size = file.stat().st_size
-    if size > LARGEST_MANIFEST:
-        raise ArtefactError(
-            f"{file} has {size} bytes, at most {LARGEST_MANIFEST} are read; {_REMEDY}"
-        )
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ArtefactError(read_failure(file, error)) from error
-    except (ValueError, RecursionError) as error:
-        raise ArtefactError(
-            f"{file} is no JSON ({str(error)[:100].rstrip('.')}), wanted a checkpoint's manifest; "
-            f"{_REMEDY}"
-        ) from error
-    manifest = _parse(file, value)
+    wanted = "a checkpoint's manifest"
+    manifest = _parse(
+        file, load_json(_not_linked(file), wanted, most=LARGEST_MANIFEST, remedy=_REMEDY)
+    )
     for name, shard in manifest.shards.items():
         _check_shard(file, name, shard)
     for name, stored in manifest.tensors.items():

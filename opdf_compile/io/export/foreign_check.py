@@ -7,7 +7,6 @@ output of the file belongs to which of the model: by name where the names agree,
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ from opdf_compile.io.evidence.half_range import too_large
 from opdf_compile.io.export.build import EXPORT_DTYPES, Exportable, as_traced, tensors_of
 from opdf_compile.io.export.foreign_inputs import Arrays, fitted, kind, samples_of
 from opdf_compile.io.export.student_export import onnx_student_of
-from opdf_compile.io.models.from_archive import program_input_names
+from opdf_compile.io.models.from_archive import model_input_names, program_input_names
 
 
 def write_check_data(
@@ -88,8 +87,11 @@ def _input_names(model: Any, face: Interface, source: Path) -> dict[str, str]:
         names, takes_any = list(own.values()), False
         if all(port.name in own for port in face.inputs):
             return {port.name: own[port.name] for port in face.inputs}
+    elif isinstance(model, Traced):
+        names, takes_any = list(model.input_names), False
     else:
-        names, takes_any = _parameters(model)
+        names, _, others = model_input_names(model)
+        takes_any = others and not names
     if takes_any or all(port.name in names for port in face.inputs):
         return {port.name: port.name for port in face.inputs}
     if len(face.inputs) > len(names):
@@ -98,18 +100,6 @@ def _input_names(model: Any, face: Interface, source: Path) -> dict[str, str]:
             "too few to match them by position; give the model that the file was exported from"
         )
     return {port.name: name for port, name in zip(face.inputs, names, strict=False)}
-
-
-def _parameters(model: Any) -> tuple[list[str], bool]:
-    if isinstance(model, Traced):
-        return list(model.input_names), False
-    program = _program(model)
-    if program is not None:
-        return program_input_names(program)[0], False
-    kind = inspect.Parameter
-    found = inspect.signature(model.forward).parameters.values()
-    names = [p.name for p in found if p.kind not in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD)]
-    return names, any(p.kind is kind.VAR_KEYWORD for p in found) and not names
 
 
 def _program(model: Any) -> ExportedProgram | None:

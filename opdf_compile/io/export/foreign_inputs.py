@@ -13,9 +13,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from opdf_compile.artefacts import Interface, Port
-from opdf_compile.errors import InputError, first_line
-from opdf_compile.files import DAMAGE, existing_file, read_npz
+from opdf_compile.errors import InputError
 from opdf_compile.graph import Inputs, bind_forward
+from opdf_compile.io.models.example_inputs import input_arrays
 
 Arrays = Mapping[str, Any]
 _NUMBERED = re.compile(r"(.+)@(\d+)", re.ASCII | re.DOTALL)
@@ -54,15 +54,7 @@ def samples_of(inputs: Any, face: Interface) -> list[Arrays]:
         if not given:
             raise InputError("the inputs are an empty list; give at least one sample")
         return given
-    file = existing_file(inputs, wanted="example inputs as .npz")
-    try:
-        arrays = read_npz(file)
-    except DAMAGE as error:
-        reason = first_line(error, 160)
-        raise InputError(
-            f"{file} holds no inputs ({reason}); write it with numpy.savez(file, NAME=array, ...)"
-        ) from error
-    return _split(arrays, face, file)
+    return _split(input_arrays(inputs), face, Path(inputs))
 
 
 def _split(arrays: Arrays, face: Interface, file: Path) -> list[Arrays]:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -135,7 +136,7 @@ def make_examples(
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     if options.file is not None:
-        args, kwargs = _read_npz(options.file)
+        args, kwargs = _args_and_kwargs(options.file)
     axes: dict[str, tuple[str | int, ...]] = {}
     for spec in specs:
         name = spec.name or _positional_name(positional, len(args), spec)
@@ -259,20 +260,24 @@ def _draw(
     return drawn.to(spec.dtype)
 
 
-def _read_npz(path: Path) -> tuple[list[Any], dict[str, Any]]:
-    """Arrays of a `.npz` file; objects in it, which would be pickles, are refused."""
+def input_arrays(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The arrays of a `.npz` file by name; objects in it, which would be pickles, are refused.
+
+    Raises:
+        InputError: It is no such file.
+        ArtefactError: It does not exist.
+    """
     file = existing_file(path, wanted="example inputs as .npz")
     try:
-        arrays = {name: torch.from_numpy(array) for name, array in read_npz(file).items()}
+        return {name: torch.from_numpy(array) for name, array in read_npz(file).items()}
     except DAMAGE as error:
-        raise InputError(_no_inputs(file, error)) from error
+        raise InputError(
+            f"{file} holds no example inputs ({first_line(error, 160)}); write it with "
+            "numpy.savez(file, NAME=array, ...)"
+        ) from error
+
+
+def _args_and_kwargs(path: Path) -> tuple[list[Any], dict[str, Any]]:
+    arrays = input_arrays(path)
     order = sorted((n for n in arrays if re.fullmatch(r"arr_[0-9]+", n)), key=lambda n: int(n[4:]))
     return [arrays.pop(name) for name in order], arrays
-
-
-def _no_inputs(file: Path, error: Exception) -> str:
-    reason = first_line(error, 160)
-    return (
-        f"{file} holds no example inputs ({reason}); write it with numpy.savez(file, NAME=array, "
-        "...)"
-    )

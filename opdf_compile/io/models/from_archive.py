@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,3 +80,15 @@ def program_input_names(program: ExportedProgram) -> tuple[list[str], int]:
         keywords = [str(key) for key in spec.child(1).context or ()]
         names = [*(f"arg_{index}" for index in range(positional)), *keywords]
     return names, positional
+
+
+def model_input_names(model: Any) -> tuple[list[str], int | None, bool]:
+    """The inputs in order, for a program how many are positional, and whether others are taken."""
+    if isinstance(model, Mapping):
+        model = model[MODEL]
+    if isinstance(model, ExportedProgram):
+        return *program_input_names(model), False
+    kind = inspect.Parameter
+    parameters = inspect.signature(model.forward).parameters.values()
+    names = [p.name for p in parameters if p.kind not in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD)]
+    return names, None, any(p.kind is kind.VAR_KEYWORD for p in parameters)

@@ -56,21 +56,16 @@ def _literal(text: str) -> Any:
         return text
 
 
-def load_file(match: re.Match[str], spec: str) -> LoadedModel:
-    """Build a model with a callable from a Python file.
+def load_callable(match: re.Match[str], spec: str) -> LoadedModel:
+    """Build a model with a callable from a Python file, or from an importable module.
+
+    Args:
+        match: Of `FILE_CALLABLE` or `MODULE_CALLABLE`; a module may lie in the current folder.
+        spec: The MODEL argument, for sentences.
 
     Raises:
         ArtefactError: The file is missing.
         InputError: It cannot be imported, has no such callable, or the callable fails.
-    """
-    return _unpack(_made(match, spec), match["name"], spec)
-
-
-def load_module(match: re.Match[str], spec: str) -> LoadedModel:
-    """Build a model with a callable from an importable module (also from the current folder).
-
-    Raises:
-        InputError: The module cannot be imported, has no such callable, or the callable fails.
     """
     return _unpack(_made(match, spec), match["name"], spec)
 

@@ -8,12 +8,11 @@ An index is data that somebody wrote: a name in it must be a plain file of the i
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files import existing_file
+from opdf_compile.files import load_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -50,31 +49,13 @@ def read_json_object(file: Path, wanted: str, most: int = LARGEST_INDEX) -> dict
     """A JSON object from a small file whose keys are all different.
 
     Raises:
-        ArtefactError: It is too large, no JSON, no object, or gives a key twice.
+        ArtefactError: As `load_json`, or it is no object.
     """
-    existing_file(file, wanted=wanted)
-    if file.stat().st_size > most:
-        raise ArtefactError(
-            f"{file} is refused: it has {file.stat().st_size} bytes, at most {most} are read; "
-            "write it again"
-        )
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"), object_pairs_hook=_unique)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtefactError(
-            f"{file} is no JSON ({str(error)[:100].rstrip('.')}), wanted {wanted}; write it again"
-        ) from error
+    found = load_json(file, wanted, most=most)
     if not isinstance(found, dict):
         raise ArtefactError(
             f"{file} holds a {type(found).__name__}, wanted {wanted}; write it again"
         )
-    return found
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("it gives a key twice")
     return found
 
 

@@ -12,22 +12,19 @@ Models are built from fixed random numbers: the same argument has the same weigh
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torch.export import ExportedProgram
 
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.models import from_callable
 from opdf_compile.io.models.example_inputs import InputOptions, make_examples, rename_axes
-from opdf_compile.io.models.from_archive import load_archive, program_input_names
+from opdf_compile.io.models.from_archive import load_archive, model_input_names
 from opdf_compile.io.models.loaded import LoadedModel
 from opdf_compile.io.models.weight_loading import load_weights
 
@@ -67,7 +64,10 @@ def load_model(
     options = inputs or InputOptions()
     loaded = _dispatch(spec, options, trust_pickle)
     if weights is not None:
-        loaded = replace(loaded, notes=(*loaded.notes, *_weigh(loaded, weights, trust_pickle)))
+        # The programs of an archive share their tensors; the training program holds them all.
+        target = loaded.model["model"] if isinstance(loaded.model, dict) else loaded.model
+        notes = load_weights(target, weights, trust_pickle=trust_pickle)
+        loaded = replace(loaded, notes=(*loaded.notes, *notes))
     if options and loaded.kind != "hf":
         loaded = _with_inputs(loaded, options)
     for note in loaded.notes:
@@ -89,24 +89,21 @@ def _dispatch(spec: str, options: InputOptions, trust_pickle: bool) -> LoadedMod
 
         return load_onnx_model(in_onnx, options)
     if in_file := from_callable.FILE_CALLABLE.fullmatch(spec):
-        return from_callable.load_file(in_file, spec)
-    by_suffix = _loader_of(Path(spec).suffix.lower())
-    if by_suffix is not None:
-        return by_suffix(Path(spec), trust_pickle)
+        return from_callable.load_callable(in_file, spec)
+    path = Path(spec)
+    if path.suffix.lower() == ".pt2":
+        return load_archive(path, trust_pickle=trust_pickle)
+    if path.suffix.lower() in _PICKLED:
+        return _load_pickled(path, trust_pickle)
+    if path.suffix.lower() == ".safetensors":
+        raise InputError(
+            f"{path} holds weights and no model; give the model ({_FORMS}) and this file with "
+            "--weights"
+        )
     in_module = from_callable.MODULE_CALLABLE.fullmatch(spec)
-    if in_module and not Path(spec).exists():
-        return from_callable.load_module(in_module, spec)
+    if in_module and not path.exists():
+        return from_callable.load_callable(in_module, spec)
     raise _unknown(spec)
-
-
-def _loader_of(suffix: str) -> Callable[[Path, bool], LoadedModel] | None:
-    if suffix == ".pt2":
-        return lambda path, trust: load_archive(path, trust_pickle=trust)
-    if suffix in _PICKLED:
-        return _load_pickled
-    if suffix == ".safetensors":
-        return _refuse_weights
-    return None
 
 
 def _load_pickled(path: Path, trust_pickle: bool) -> LoadedModel:
@@ -119,12 +116,6 @@ def _load_pickled(path: Path, trust_pickle: bool) -> LoadedModel:
             "package.module:callable and this file with --weights"
         )
     return LoadedModel(found, name=path.stem, kind="pickle")
-
-
-def _refuse_weights(path: Path, _: bool) -> LoadedModel:
-    raise InputError(
-        f"{path} holds weights and no model; give the model ({_FORMS}) and this file with --weights"
-    )
 
 
 def _unknown(spec: str) -> InputError:
@@ -143,18 +134,9 @@ def _unknown(spec: str) -> InputError:
     return InputError(f"{spec!r} {what}")
 
 
-def _weigh(
-    loaded: LoadedModel, weights: str | os.PathLike[str], trust_pickle: bool
-) -> tuple[str, ...]:
-    if isinstance(loaded.model, dict):
-        # The programs share their tensors; the training program holds them all.
-        return load_weights(loaded.model["model"], weights, trust_pickle=trust_pickle)
-    return load_weights(loaded.model, weights, trust_pickle=trust_pickle)
-
-
 def _with_inputs(loaded: LoadedModel, options: InputOptions) -> LoadedModel:
     """The user's example inputs in place of the model's own."""
-    names, positional, others = _input_names(loaded.model)
+    names, positional, others = model_input_names(loaded.model)
     examples = make_examples(options, names)
     unknown = [name for name in examples.kwargs if name not in names and not others]
     if unknown:
@@ -171,28 +153,14 @@ def _with_inputs(loaded: LoadedModel, options: InputOptions) -> LoadedModel:
         args = args[:positional]
     if loaded.programs:
         recorded = loaded.dynamic or {}
-        examples = rename_axes(
-            examples, lambda name, axis, letter: _recorded_name(recorded, name, axis, letter)
-        )
+
+        def recorded_name(name: str, axis: int, letter: str) -> str:
+            """The name an axis had when the program was made (of `hf:`, "sequence_length")."""
+            known = dict(enumerate(recorded.get(name, ()))).get(axis)
+            return known if isinstance(known, str) else letter
+
+        examples = rename_axes(examples, recorded_name)
     dynamic: Any = examples.dynamic
     if dynamic is None and (loaded.programs or loaded.kind == "onnx"):
         dynamic = loaded.dynamic
     return replace(loaded, args=tuple(args), kwargs=kwargs, dynamic=dynamic)
-
-
-def _recorded_name(recorded: Mapping[str, Any], name: str, axis: int, letter: str) -> str:
-    """The name an axis had when the program was made (an `hf:` model's "sequence_length")."""
-    known = dict(enumerate(recorded.get(name, ()))).get(axis)
-    return known if isinstance(known, str) else letter
-
-
-def _input_names(model: Any) -> tuple[list[str], int | None, bool]:
-    """The inputs in order, for a program how many are positional, and whether others are taken."""
-    if isinstance(model, dict):
-        model = model["model"]
-    if isinstance(model, ExportedProgram):
-        return *program_input_names(model), False
-    kind = inspect.Parameter
-    parameters = inspect.signature(model.forward).parameters.values()
-    names = [p.name for p in parameters if p.kind not in (kind.VAR_POSITIONAL, kind.VAR_KEYWORD)]
-    return names, None, any(p.kind is kind.VAR_KEYWORD for p in parameters)
