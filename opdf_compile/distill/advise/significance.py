@@ -5,8 +5,7 @@ others. The sign-flip test assumes only that a difference is as likely to be neg
 when the methods are equal; it is the check on the t test. With n seeds it cannot go below
 2 / 2^n.
 
-Sources: Student (1908); for the closed form of t with whole degrees of freedom, Abramowitz &
-Stegun, formulas 26.7.3 and 26.7.4; Fisher, The Design of Experiments (1935), section 21, for flips.
+Sources: Student (1908); Fisher, The Design of Experiments (1935), section 21, for the flips.
 """
 
 from __future__ import annotations
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 from statistics import NormalDist, fmean, stdev
 
 import numpy as np
+
+from opdf_compile.parity import t_below, t_quantile
 
 CONFIDENCE = 0.95
 POWER = 0.8
@@ -58,7 +59,7 @@ def paired(differences: Sequence[float]) -> Paired:
     if count < 2:
         return Paired(values, mean, -math.inf, math.inf, 1.0, 1.0, None)
     spread = stdev(values)
-    half = exact_t_quantile(1 - (1 - CONFIDENCE) / 2, count - 1) * spread / math.sqrt(count)
+    half = t_quantile(1 - (1 - CONFIDENCE) / 2, count - 1) * spread / math.sqrt(count)
     return Paired(
         values,
         mean,
@@ -110,39 +111,6 @@ def seeds_needed(mean: float, spread: float) -> int | None:
     if least > _MOST_SEEDS:
         return least
     for count in itertools.count(least):
-        if count >= ((exact_t_quantile(0.975, count - 1) + z) * ratio) ** 2:
+        if count >= ((t_quantile(0.975, count - 1) + z) * ratio) ** 2:
             return count
     raise AssertionError("counting never ends")
-
-
-def t_below(value: float, freedom: int) -> float:
-    """P(T <= value) of Student's t with a whole number of degrees of freedom."""
-    angle = math.atan(value / math.sqrt(freedom))
-    cosine, sine = math.cos(angle), math.sin(angle)
-    odd = freedom % 2
-    term, total = (cosine, 0.0) if odd else (1.0, 0.0)
-    for power in range(1 + odd, freedom, 2):
-        total += term
-        term *= cosine * cosine * power / (power + 1)
-    # `between` is P(-value < T < value), signed.
-    between = 2 / math.pi * (angle + sine * total) if odd else sine * total
-    return 0.5 * (1 + between)
-
-
-def exact_t_quantile(probability: float, freedom: int) -> float:
-    """The value below which t lies with this probability, by bisection.
-
-    Args:
-        probability: From 0.5 up to, not including, 1.
-        freedom: Degrees of freedom, at least 1.
-    """
-    low, high = 0.0, 1.0
-    while t_below(high, freedom) < probability:
-        low, high = high, 2 * high
-    for _ in range(60):
-        middle = (low + high) / 2
-        if t_below(middle, freedom) < probability:
-            low = middle
-        else:
-            high = middle
-    return high

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from opdf_compile.parity.latency.latency_result import CONTENDERS, Contender
+from opdf_compile.parity.latency.latency_result import SESSION_ROLES, SessionRole
 from opdf_compile.parity.latency.memory import growth, smallest
 from opdf_compile.parity.latency.shape_option import Shape
 from opdf_compile.parity.latency.timing import calm_seconds, warm_up
@@ -37,17 +37,17 @@ class SessionBench:
 
     def __init__(
         self,
-        paths: Mapping[Contender, Path],
+        paths: Mapping[SessionRole, Path],
         device: Device,
         inputs: Sequence[Mapping[str, Any]],
         threads: int | None,
         rng: np.random.Generator,
     ) -> None:
         self.paths, self.device, self.inputs = paths, device, tuple(inputs)
-        self.cold: dict[Contender, list[float]] = {role: [] for role in CONTENDERS}
+        self.cold: dict[SessionRole, list[float]] = {role: [] for role in SESSION_ROLES}
         self._threads, self._rng = threads, rng
         self._memory: dict[tuple[Path, int], list[int | None]] = {}
-        self._bound: dict[tuple[Contender, int], BoundSession] = {}
+        self._bound: dict[tuple[SessionRole, int], BoundSession] = {}
 
     def open(self, first: int) -> None:
         """Make a new group; random order, since the first one made may get the better memory.
@@ -66,7 +66,7 @@ class SessionBench:
         """Run every session on a shape until it is steady; return seconds of one run."""
         return max(warm_up(self._bound[role, shape]) for role in self._shuffled())
 
-    def round(self, shape: int, runs: int, single: float) -> dict[Contender, float]:
+    def round(self, shape: int, runs: int, single: float) -> dict[SessionRole, float]:
         """Seconds per run of one block of each session, in random order."""
         return {
             role: calm_seconds(self._bound[role, shape], runs, single) for role in self._shuffled()
@@ -76,11 +76,11 @@ class SessionBench:
         """Let the sessions go."""
         self._bound = {}
 
-    def memory(self, role: Contender, shape: int) -> int | None:
+    def memory(self, role: SessionRole, shape: int) -> int | None:
         """Peak bytes of a session that ran this shape first; None where it is not known."""
         return smallest(self._memory.get((self.paths[role], shape), []))
 
-    def _first_run(self, role: Contender, first: int) -> Any:
+    def _first_run(self, role: SessionRole, first: int) -> Any:
         path, kind = self.paths[role], self.device.name
         seen = self._memory.setdefault((path, first), [])
         with growth(kind if len(seen) < _MEMORY_SESSIONS else None) as grown:
@@ -93,8 +93,8 @@ class SessionBench:
             seen.append(grown.bytes)
         return session
 
-    def _shuffled(self) -> list[Contender]:
-        return [CONTENDERS[index] for index in self._rng.permutation(len(CONTENDERS))]
+    def _shuffled(self) -> list[SessionRole]:
+        return [SESSION_ROLES[index] for index in self._rng.permutation(len(SESSION_ROLES))]
 
 
 def shapes_of(inputs: Mapping[str, Any]) -> dict[str, Shape]:

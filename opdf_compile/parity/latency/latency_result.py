@@ -18,8 +18,8 @@ import numpy.typing as npt
 from opdf_compile.parity.latency.ratio_interval import Interval, interval_json
 from opdf_compile.parity.latency.shape_option import Shape
 
-Contender = Literal["reference", "candidate", "control"]
-CONTENDERS: tuple[Contender, ...] = ("reference", "candidate", "control")
+SessionRole = Literal["reference", "candidate", "control"]
+SESSION_ROLES: tuple[SessionRole, ...] = ("reference", "candidate", "control")
 
 _Array = npt.NDArray[np.float64]
 
@@ -56,7 +56,7 @@ class ShapeResult:
     candidate_ms: float
     throughput: Mapping[str, float | None] = field(default_factory=dict)
     memory: Mapping[str, int | None] = field(default_factory=dict)
-    seconds: Mapping[Contender, _Array] = field(default_factory=dict, repr=False)
+    seconds: Mapping[SessionRole, _Array] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The values of this shape, under the names of the attributes."""
@@ -121,7 +121,7 @@ class LatencyResult:
     cold_start_ms: Mapping[str, float] = field(default_factory=dict)
     cold_start: Interval | None = None
     file_bytes: Mapping[str, int] = field(default_factory=dict)
-    seconds: Mapping[Contender, _Array] = field(default_factory=dict, repr=False)
+    seconds: Mapping[SessionRole, _Array] = field(default_factory=dict, repr=False)
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:

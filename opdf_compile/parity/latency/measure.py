@@ -18,7 +18,7 @@ import numpy as np
 from opdf_compile.errors import InputError
 from opdf_compile.parity.latency.bench import SessionBench, file_bytes, shapes_of
 from opdf_compile.parity.latency.inputs import latency_inputs
-from opdf_compile.parity.latency.latency_result import Contender, LatencyResult, ShapeResult
+from opdf_compile.parity.latency.latency_result import LatencyResult, SessionRole, ShapeResult
 from opdf_compile.parity.latency.memory import largest
 from opdf_compile.parity.latency.race import SEED, Progress, Question, Race, Track
 from opdf_compile.parity.latency.ratio_interval import (
@@ -39,7 +39,7 @@ from opdf_compile.parity.runtime.sessions import Device
 
 __all__ = ["SEED", "Progress", "check_budget", "measure_latency"]
 
-_SIDES: tuple[Contender, Contender] = ("reference", "candidate")
+_SIDES: tuple[SessionRole, SessionRole] = ("reference", "candidate")
 # The first group pays for what the process loads once; there are always more groups.
 _FIRST_IS_ODD = 1
 _WORST_FIRST = ("fail", "inconclusive", "pass")
@@ -84,7 +84,7 @@ def measure_latency(
     if rule not in LATENCY_RULES:
         raise InputError(f"latency is {rule!r}; give {' or '.join(LATENCY_RULES)}")
     began = time.perf_counter()
-    files: dict[Contender, ModelFile] = {
+    files: dict[SessionRole, ModelFile] = {
         "candidate": ModelFile.of(candidate),
         "reference": ModelFile.of(reference),
     }
@@ -96,7 +96,7 @@ def measure_latency(
     rng = np.random.default_rng(seed)
     rows: Sequence[Mapping[str, Shape] | None] = shapes or [None]
     inputs = [latency_inputs(declared, check, rng, asked=asked, model=ours) for asked in rows]
-    paths: dict[Contender, Path] = {"candidate": ours, "reference": theirs, "control": theirs}
+    paths: dict[SessionRole, Path] = {"candidate": ours, "reference": theirs, "control": theirs}
     bench = SessionBench(paths, device, inputs, threads, rng)
     question = Question(margin, rule, len(inputs))
     race = Race(bench, question, budget, progress or (lambda text, share: None), began=began)
@@ -157,7 +157,7 @@ def _result(
     question: Question,
     found: tuple[ShapeResult, ...],
     groups: int,
-    sizes: Mapping[Contender, int],
+    sizes: Mapping[SessionRole, int],
     notes: tuple[str, ...],
 ) -> LatencyResult:
     """The whole result; under the contract's keys it repeats the worst shape."""

@@ -31,12 +31,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from opdf_compile.parity.latency.latency_result import CONTENDERS, Contender
+from opdf_compile.parity.latency.latency_result import SESSION_ROLES, SessionRole
 from opdf_compile.parity.latency.ratio_interval import (
     EARLY_LEVEL,
     FINAL_LEVEL,
+    Decision,
     LatencyRule,
-    Outcome,
     Spread,
     bootstrap,
     decide,
@@ -69,7 +69,7 @@ class Bench(Protocol):
     def warm_up(self, shape: int) -> float:
         """Run until steady; return seconds of one run."""
 
-    def round(self, shape: int, runs: int, single: float) -> dict[Contender, float]:
+    def round(self, shape: int, runs: int, single: float) -> dict[SessionRole, float]:
         """Seconds per run of one block of each session."""
 
 
@@ -88,12 +88,12 @@ class Track:
     rounds: int = 0
     runs: int = 0
     single: float = 0.0
-    groups: list[dict[Contender, list[float]]] = field(default_factory=list)
+    groups: list[dict[SessionRole, list[float]]] = field(default_factory=list)
     closed: bool = False
 
-    def table(self) -> dict[Contender, _Array]:
+    def table(self) -> dict[SessionRole, _Array]:
         """Seconds per run by role, shape (groups, rounds)."""
-        return {role: np.array([group[role] for group in self.groups]) for role in CONTENDERS}
+        return {role: np.array([group[role] for group in self.groups]) for role in SESSION_ROLES}
 
     def spreads(self) -> tuple[Spread, Spread]:
         """Bootstrap distributions of candidate / reference and control / reference."""
@@ -119,7 +119,7 @@ class Question:
     rule: LatencyRule
     shapes: int
 
-    def verdict(self, spreads: tuple[Spread, Spread], level: float = FINAL_LEVEL) -> Outcome:
+    def verdict(self, spreads: tuple[Spread, Spread], level: float = FINAL_LEVEL) -> Decision:
         """The verdict of one shape at a level."""
         main, control = spreads
         noise = control.interval(level)
@@ -190,8 +190,8 @@ class Race:
                 self._plan(shape, track, setup)
             track.groups.append(self._rounds(shape, track))
 
-    def _rounds(self, shape: int, track: Track) -> dict[Contender, list[float]]:
-        seconds: dict[Contender, list[float]] = {role: [] for role in CONTENDERS}
+    def _rounds(self, shape: int, track: Track) -> dict[SessionRole, list[float]]:
+        seconds: dict[SessionRole, list[float]] = {role: [] for role in SESSION_ROLES}
         for _ in range(track.rounds):
             for role, value in self._bench.round(shape, track.runs, track.single).items():
                 seconds[role].append(value)

@@ -36,7 +36,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-Outcome = Literal["pass", "fail", "inconclusive"]
+from opdf_compile.parity.latency.student_t import t_quantile
+
+Decision = Literal["pass", "fail", "inconclusive"]
 LatencyRule = Literal["no-slower", "equal"]
 LATENCY_RULES: tuple[LatencyRule, ...] = ("no-slower", "equal")
 
@@ -157,31 +159,7 @@ def location(values: _Array) -> _Array:
     return np.asarray(middle.mean(axis=-1))
 
 
-def t_quantile(probability: float, freedom: float) -> float:
-    """Quantile of Student's t distribution, to 1 % for 3 or more degrees of freedom.
-
-    Args:
-        probability: Between 0 and 1.
-        freedom: Degrees of freedom, at least 1; what lies between 1 and 2 counts as 1.
-
-    Source: exact forms for 1 and 2 degrees of freedom; Abramowitz & Stegun, formula 26.7.5.
-    """
-    if freedom < 2:
-        return math.tan(math.pi * (probability - 0.5))
-    if freedom == 2:
-        return (2 * probability - 1) * math.sqrt(2 / (4 * probability * (1 - probability)))
-    z = NormalDist().inv_cdf(probability)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return sum(term / float(freedom) ** power for power, term in enumerate(terms))
-
-
-def decide(main: Interval, control: Interval, *, margin: float, rule: LatencyRule) -> Outcome:
+def decide(main: Interval, control: Interval, *, margin: float, rule: LatencyRule) -> Decision:
     """Decide from the two intervals.
 
     The control (reference against reference) shows what the machine's noise alone produces. If even

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from opdf_compile.files import atomic_write
 from opdf_compile.parity.latency.latency_result import LatencyResult
-from opdf_compile.parity.latency.ratio_interval import Outcome
+from opdf_compile.parity.latency.ratio_interval import Decision
 from opdf_compile.parity.numerics.numerics_result import NumericsResult
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class ParityResult:
     """What was found; the forms for people are `ParityReport`'s, whose attributes these are."""
 
     schema: ClassVar[str] = SCHEMA
-    verdict: Outcome
+    verdict: Decision
     structure: StructurePart = field(default_factory=StructurePart)
     numerics: NumericsResult = field(default_factory=NumericsResult)
     latency: LatencyResult = field(default_factory=LatencyResult)
@@ -125,7 +125,7 @@ class ParityResult:
             temporary.write_text(text, encoding="utf-8")
 
 
-def overall(structure: str, numerics: str, latency: str) -> Outcome:
+def overall(structure: str, numerics: str, latency: str) -> Decision:
     """The whole verdict from the verdicts of the parts that were asked for."""
     verdicts = (structure, numerics, latency)
     if "fail" in verdicts:

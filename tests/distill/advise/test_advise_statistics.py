@@ -9,24 +9,11 @@ import pytest
 from scipy import stats
 
 from opdf_compile.distill.advise.significance import (
-    exact_t_quantile,
     paired,
     seeds_needed,
     sign_flip,
     sign_test,
-    t_below,
 )
-
-
-@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 20, 63])
-def test_t_agrees_with_scipy(freedom: int) -> None:
-    for value in (-3.0, -0.1, 0.0, 0.5, 2.2, 7.0):
-        assert t_below(value, freedom) == pytest.approx(stats.t.cdf(value, freedom), abs=1e-12)
-    for probability in (0.5, 0.8, 0.975, 0.999):
-        expected = stats.t.ppf(probability, freedom)
-        assert exact_t_quantile(probability, freedom) == pytest.approx(
-            expected, rel=1e-9, abs=1e-12
-        )
 
 
 def test_interval_and_p_are_those_of_the_paired_t_test() -> None:

@@ -18,7 +18,7 @@ from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.parity.latency import race as race_module
 from opdf_compile.parity.latency import timing as timing_module
 from opdf_compile.parity.latency.inputs import BATCH, IMAGE, LENGTH, latency_inputs
-from opdf_compile.parity.latency.latency_result import CONTENDERS, LatencyResult
+from opdf_compile.parity.latency.latency_result import SESSION_ROLES, LatencyResult
 from opdf_compile.parity.latency.measure import measure_latency
 from opdf_compile.parity.latency.race import LEAST_GROUPS, LEAST_ROUNDS, LOOKS
 from opdf_compile.parity.latency.shape_option import declared_inputs, parse_shapes
@@ -114,7 +114,7 @@ def test_the_result_has_the_keys_of_the_contract(reference: Path, cpu: Device) -
     assert set(values["control"]) == {"ratio", "ci_low", "ci_high"}
     assert set(LatencyResult().to_json()) == KEYS
     assert values["device"] == "cpu" and values["provider"] == "CPUExecutionProvider"
-    for role in CONTENDERS:
+    for role in SESSION_ROLES:
         assert result.seconds[role].shape == (result.sessions, result.rounds)
         assert (result.seconds[role] > 0).all()
 

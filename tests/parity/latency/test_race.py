@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from opdf_compile.parity.latency import race as race_module
-from opdf_compile.parity.latency.latency_result import CONTENDERS, Contender
+from opdf_compile.parity.latency.latency_result import SESSION_ROLES, SessionRole
 from opdf_compile.parity.latency.race import (
     GOOD_ROUNDS,
     LEAST_GROUPS,
@@ -43,7 +43,7 @@ class Course:
         self.rng, self.time = np.random.default_rng(seed), 0.0
         self.ratios, self.single = ratios, seconds
         self.between, self.within, self.spikes = between, within, spikes
-        self.effects: dict[Contender, float] = {}
+        self.effects: dict[SessionRole, float] = {}
         self.first: list[int] = []
         self.measured: set[int] = set()
 
@@ -51,7 +51,7 @@ class Course:
         return self.time
 
     def open(self, first: int) -> None:
-        self.effects = {role: self.rng.normal(0.0, self.between) for role in CONTENDERS}
+        self.effects = {role: self.rng.normal(0.0, self.between) for role in SESSION_ROLES}
         self.first.append(first)
         self.measured = set()
         self.time += 0.1
@@ -61,12 +61,12 @@ class Course:
         self.time += 0.03
         return self.single
 
-    def round(self, shape: int, runs: int, single: float) -> dict[Contender, float]:
+    def round(self, shape: int, runs: int, single: float) -> dict[SessionRole, float]:
         # The machine drifts by a fifth, slowly: all three sessions of a round meet it.
         drift = 0.2 * math.sin(self.time)
-        return {role: self._block(role, shape, runs, drift) for role in CONTENDERS}
+        return {role: self._block(role, shape, runs, drift) for role in SESSION_ROLES}
 
-    def _block(self, role: Contender, shape: int, runs: int, drift: float) -> float:
+    def _block(self, role: SessionRole, shape: int, runs: int, drift: float) -> float:
         log = drift + self.effects[role] + self.rng.normal(0.0, self.within)
         if self.rng.random() < self.spikes:
             log += self.rng.exponential(1.0)

@@ -14,7 +14,6 @@ from opdf_compile.parity.latency.ratio_interval import (
     bootstrap,
     decide,
     location,
-    t_quantile,
 )
 
 TRIALS = 400
@@ -106,26 +105,6 @@ def test_location_ignores_spikes() -> None:
     spiked[:4] = 50.0
     assert location(spiked) == pytest.approx(0.0)
     assert location(np.array([1.0, 2.0, 6.0])) == pytest.approx(3.0)
-
-
-@pytest.mark.parametrize(
-    ("probability", "freedom", "wanted"),
-    [
-        (0.95, 1, 6.314),
-        (0.95, 2, 2.920),
-        (0.95, 3, 2.353),
-        (0.95, 5, 2.015),
-        (0.95, 12, 1.782),
-        (0.995, 3, 5.841),
-        (0.995, 5, 4.032),
-        (0.995, 30, 2.750),
-        (0.05, 5, -2.015),
-    ],
-)
-def test_t_quantile_is_the_table_of_the_textbooks(
-    probability: float, freedom: int, wanted: float
-) -> None:
-    assert t_quantile(probability, freedom) == pytest.approx(wanted, rel=0.01)
 
 
 QUIET, NOISY = (0.99, 1.01), (0.90, 1.10)
