@@ -33,6 +33,7 @@ from .rows import MatchReport as MatchReport
 from .rows import Refusal as Refusal
 from .sharing import deep_copy as deep_copy
 from .sharing import memory_key as memory_key
+from .sharing import named_tensors as named_tensors
 from .sharing import names_of_parameters as names_of_parameters
 from .sharing import owner as owner
 from .signature import Inputs as Inputs

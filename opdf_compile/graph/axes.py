@@ -7,7 +7,7 @@ the size: an export for nothing.) The `ladder` decides what is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -113,13 +113,7 @@ def _map_named(function: Callable[[str, Any], Any], inputs: Inputs, names: Seque
 
 
 def static_axes(program: ExportedProgram, names: Sequence[str], axes: AxisNames) -> list[str]:
-    """Sentences for the axes that were asked to be dynamic and came out fixed.
-
-    Args:
-        program: What torch.export returned.
-        names: Names of the tensor inputs, in the program's order.
-        axes: The axes asked for.
-    """
+    """Sentences for the axes that were asked to be dynamic and came out fixed."""
     sentences = []
     for name, shape in zip(names, input_shapes(program), strict=False):
         for axis, letter in axes.get(name, {}).items():
@@ -138,14 +132,16 @@ def is_free(size: int | torch.SymInt) -> bool:
 
 def input_shapes(program: ExportedProgram) -> list[torch.Size]:
     """Symbolic shapes of the program's tensor inputs, in order."""
+    return [value.shape for _name, value in tensor_inputs(program)]
+
+
+def tensor_inputs(program: ExportedProgram) -> Iterator[tuple[str, Tensor]]:
+    """Names and recorded values of the program's tensor inputs, in order."""
     wanted = set(program.graph_signature.user_inputs)
-    shapes = []
     for node in program.graph.nodes:
-        if node.op == "placeholder" and node.name in wanted:
-            value = node.meta.get("val")
-            if isinstance(value, Tensor):
-                shapes.append(value.shape)
-    return shapes
+        value = node.meta.get("val")
+        if node.op == "placeholder" and node.name in wanted and isinstance(value, Tensor):
+            yield node.name, value
 
 
 def kept_axes(program: ExportedProgram, names: Sequence[str], wanted: AxisNames) -> AxisNames:

@@ -17,9 +17,6 @@ import torch.utils._pytree as pytree
 def register_dataclasses(value: Any) -> tuple[str, ...]:
     """Register every dataclass in a nested value that torch.export does not know yet.
 
-    Args:
-        value: Inputs or output of a model.
-
     Returns:
         A sentence for each class that was registered.
     """

@@ -19,13 +19,7 @@ from opdf_compile.graph.uses import submodule
 
 
 def dump(graph_module: GraphModule, *, shapes: bool = True, indent: str = "") -> str:
-    """The graph as text, nested graphs indented under the call that holds them.
-
-    Args:
-        graph_module: What to print.
-        shapes: Whether to print the recorded shape and dtype of each value.
-        indent: Put before each line.
-    """
+    """The graph as text, nested graphs indented under the call that holds them."""
     numbers: dict[Node, str] = {}
     lines: list[str] = []
     for node in graph_module.graph.nodes:

@@ -24,9 +24,7 @@ _COLLECTS = (_KIND.VAR_POSITIONAL, _KIND.VAR_KEYWORD)
 def explicit_forward(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     """Give ``model.forward`` one parameter per input while the block runs, where it has none.
 
-    Args:
-        model: Its class is not changed, and its own `forward` is back afterwards.
-        inputs: What it is called with.
+    Its class is not changed, and its own `forward` is back afterwards.
     """
     original = model.forward
     parameters = inspect.signature(original).parameters.values()

@@ -86,9 +86,7 @@ class Flow:
     ) -> list[Provenance]:
         """Visit a graph; the values of its outputs.
 
-        Args:
-            module: The graph and what its get_attrs read.
-            given: For a nested graph, the values of its placeholders.
+        `given` are the values of a nested graph's placeholders.
         """
         scope = Scope(module)
         places = iter(given or ())

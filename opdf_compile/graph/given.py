@@ -41,14 +41,14 @@ def trace_programs(
     evaluation = programs.get("eval", model)
     notes = () if "eval" in programs else ("one program: its graph serves train and eval alike",)
     by_phase: dict[Phase, ExportedProgram] = {"train": model, "eval": evaluation}
-    names, axes = recorded_axes(evaluation, dynamic if isinstance(dynamic, Mapping) else {})
+    axes = recorded_axes(evaluation, dynamic if isinstance(dynamic, Mapping) else {})
     return Traced(
         source=model if source is None else source,
         programs=by_phase,
         graphs=share(by_phase, None),
         args=(),
         kwargs={},
-        input_names=tuple(names),
+        input_names=tuple(axes),
         output_names=tuple(output_names(out_spec(evaluation))),
         axis_names=axes,
         dynamic_shapes=None,

@@ -30,12 +30,7 @@ def own_layout(axes: int) -> Layout:
 def followed(node: Node, layout: Layout, old: Sizes, new: Sizes, sizes: Sizes) -> Layout:
     """The layout after an op that is no product.
 
-    Args:
-        node: The op.
-        layout: Of the operand.
-        old: Shape of the operand.
-        new: Shape of the result.
-        sizes: Shape of the Parameter.
+    `old` and `new` are the shapes of operand and result, `sizes` is the Parameter's.
     """
     order = _order(node, len(old))
     if order is not None and len(order) == len(new):

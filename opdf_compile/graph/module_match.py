@@ -46,9 +46,6 @@ def module_rows(model: nn.Module) -> MatchReport:
 
     How a Parameter that no layer holds is used cannot be seen here: it is refused, with an offer,
     because over-parameterising it is exact whatever reads it.
-
-    Args:
-        model: Any module; its forward is not run.
     """
     report = layer_rows(model)
     seen = {row.key for row in report.matches} | {row.key for row in report.refusals}
@@ -58,8 +55,7 @@ def module_rows(model: nn.Module) -> MatchReport:
 def layer_rows(model: nn.Module) -> MatchReport:
     """The weights of Linear, Conv and attention submodules, one row per Parameter.
 
-    Args:
-        model: Any module; its forward is not run.
+    The module's forward is not run.
     """
     own = getattr(model, "weight_rows", None)
     if callable(own):  # A student that has no modules names its weights itself.

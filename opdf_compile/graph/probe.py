@@ -34,13 +34,7 @@ class ForwardRun:
 
 
 def run_model(model: nn.Module, phase: Phase, inputs: Inputs) -> ForwardRun:
-    """Run a copy of the model once, in one phase; the caller's random numbers come back.
-
-    Args:
-        model: It is not changed.
-        phase: "train" or "eval".
-        inputs: Example inputs.
-    """
+    """Run a copy of the model once, in one phase; the caller's random numbers come back."""
     random = torch.random.fork_rng(devices=_cuda_devices(inputs))
     # The copy's hooks are the caller's own functions.
     with as_before(model), random, torch.no_grad(), quiet(), phase_flags(model, phase):
@@ -57,9 +51,7 @@ def run_model(model: nn.Module, phase: Phase, inputs: Inputs) -> ForwardRun:
 def evaluated(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """The tensors that the model itself returns in eval; raises whatever its forward raises.
 
-    Args:
-        model: It is as before afterwards.
-        inputs: Inputs of any sizes.
+    The model is as before afterwards.
     """
     with as_before(model), without_cache(model), phase_flags(model, "eval"), quiet():
         output = _without_gradients(model, inputs)

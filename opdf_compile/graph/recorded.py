@@ -10,7 +10,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from opdf_compile.graph.axes import BATCH, AxisNames, is_free
+from opdf_compile.graph.axes import BATCH, AxisNames, is_free, tensor_inputs
 from opdf_compile.graph.signature import Inputs, plain_spec, request_tree
 
 
@@ -24,33 +24,25 @@ def concrete(size: int | torch.SymInt) -> int:
 
 def recorded_axes(
     program: ExportedProgram, given: Mapping[str, Sequence[str | int | None]]
-) -> tuple[list[str], AxisNames]:
-    """Input names and dynamic axes of a program that came without its request.
+) -> AxisNames:
+    """The dynamic axes of each tensor input of a program that came without its request.
 
     The symbol of the first tensor's first axis is called the batch; other symbols keep a letter of
     their own, equal symbols the same one.
 
-    Args:
-        program: One phase's program.
-        given: Letters for the axes of an input, where they are known.
+    `given` are letters for the axes of an input, where they are known.
     """
-    wanted = set(program.graph_signature.user_inputs)
-    names: list[str] = []
     axes: AxisNames = {}
     letters: dict[str, str] = {}
-    for node in program.graph.nodes:
-        value = node.meta.get("val")
-        if node.op != "placeholder" or node.name not in wanted or not isinstance(value, Tensor):
-            continue
-        names.append(node.name)
-        axes[node.name] = {}
+    for name, value in tensor_inputs(program):
+        axes[name] = {}
         for axis, size in enumerate(value.shape):
             if is_free(size):
-                known = dict(enumerate(given.get(node.name, ()))).get(axis)
-                fallback = BATCH if axis == 0 else f"{node.name}_axis_{axis}"
+                known = dict(enumerate(given.get(name, ()))).get(axis)
+                fallback = BATCH if axis == 0 else f"{name}_axis_{axis}"
                 letter = known if isinstance(known, str) else fallback
-                axes[node.name][axis] = letters.setdefault(str(size), letter)
-    return names, axes
+                axes[name][axis] = letters.setdefault(str(size), letter)
+    return axes
 
 
 def recorded_inputs(program: ExportedProgram) -> Inputs:

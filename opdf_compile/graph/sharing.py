@@ -7,7 +7,7 @@ identity is decided here by object first and by memory second.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -43,13 +43,12 @@ def owner(module: nn.Module, target: str) -> tuple[nn.Module, str]:
 def unify(graphs: Sequence[GraphModule]) -> None:
     """Make equal names, and Parameters on one memory, one object across the graphs.
 
-    Args:
-        graphs: The graph modules of one model; changed in place. The first wins.
+    The graph modules are of one model and are changed in place; the first wins.
     """
     first: dict[str, Tensor] = {}
     by_memory: dict[tuple[object, ...], Tensor] = {}
     for graph in graphs:
-        for name, tensor in _tensors(graph):
+        for name, tensor in named_tensors(graph).items():
             kept = first.setdefault(name, tensor)
             key = memory_key(kept)
             if key is not None and isinstance(kept, nn.Parameter):
@@ -72,9 +71,11 @@ def _same_thing(graph: GraphModule, name: str, kept: Tensor, tensor: Tensor) -> 
     return not constant or torch.equal(kept, tensor)
 
 
-def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
-    yield from list(module.named_parameters(remove_duplicate=False))
-    yield from list(module.named_buffers(remove_duplicate=False))
+def named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and buffer under each of its names."""
+    named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
+    named.update(module.named_buffers(remove_duplicate=False))
+    return named
 
 
 def names_of_parameters(module: nn.Module) -> dict[int, tuple[str, ...]]:

@@ -22,10 +22,6 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 def normalise_inputs(args: Any, kwargs: Mapping[str, Any] | None) -> Inputs:
     """Accept a tuple, a list, one tensor or one mapping (a batch) as example inputs.
 
-    Args:
-        args: Positional example inputs, or one mapping of keyword inputs.
-        kwargs: Further keyword inputs.
-
     Returns:
         A tuple of positional inputs and a dict of keyword inputs.
 
@@ -122,11 +118,7 @@ def _key(entry: Any) -> Any:
 
 
 def output_names(spec: pytree.TreeSpec) -> list[str]:
-    """One name for every leaf of the output, from the output's own structure.
-
-    Args:
-        spec: The output's tree as torch.export recorded it.
-    """
+    """One name for every leaf of the output, from the output's own structure."""
     if spec.is_leaf():
         return ["output"]
     names = []

@@ -14,6 +14,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch.fx import GraphModule, Node
 
+from opdf_compile.graph.edit import attribute
+
 
 @dataclass(frozen=True)
 class Nested:
@@ -57,11 +59,7 @@ def _operands(inner: GraphModule, rest: list[Any]) -> tuple[Any, ...] | None:
 
 def submodule(holder: GraphModule, node: Node) -> GraphModule | None:
     """The nested graph that a get_attr names, or None."""
-    if node.op != "get_attr":
-        return None
-    found: object = holder
-    for name in str(node.target).split("."):
-        found = getattr(found, name, None)
+    found = attribute(holder, str(node.target)) if node.op == "get_attr" else None
     return found if isinstance(found, GraphModule) else None
 
 

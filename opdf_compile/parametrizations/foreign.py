@@ -20,9 +20,6 @@ class Foreign(Parametrization[Any]):
     lacks. It is given no `WeightForm` but the shape, and `dtype`, `transposed`, `kernel` and
     `row_axes` as keywords; `row_axes` only where it is not 1, so that one that knows no stacks of
     matrices may leave it out. `infer` gets the first two keywords.
-
-    Args:
-        own: The object.
     """
 
     # Always the object's, or the error says that it lacks them.

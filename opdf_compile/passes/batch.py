@@ -25,12 +25,7 @@ _CoresByName = Mapping[str, Tensor]
 
 
 def form(part: ProgramPart, cores: _CoresByName) -> Hashable:
-    """What two parts have in common when they can be batched; a part of several weights has none.
-
-    Args:
-        part: One part of a weight program.
-        cores: At least its cores.
-    """
+    """What parts have in common that can be batched; a part of several weights has none."""
     if len(part.keys) != 1:
         return part.keys
     found = [cores[name] for name in part.cores]
@@ -42,10 +37,7 @@ def group(
 ) -> list[tuple[ProgramPart, ...]]:
     """Parts of one form together, in the order of their first members.
 
-    Args:
-        parts: The parts of one program.
-        cores: Their cores.
-        separate: Parts for which this differs are never put together (two param groups, say).
+    Parts for which `separate` differs (two param groups, say) are never put together.
     """
     found: dict[Hashable, list[ProgramPart]] = {}
     for part in parts:
@@ -55,11 +47,6 @@ def group(
 
 def batched(part: ProgramPart, size: int, cores: _CoresByName) -> Graph:
     """The graph of `size` parts of one form: stacked cores in, a tuple with the stacked weight out.
-
-    Args:
-        part: One of them.
-        size: How many.
-        cores: Its cores.
 
     Raises:
         PlanError: Its compose holds an op that torch.vmap cannot take.

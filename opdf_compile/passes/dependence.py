@@ -25,8 +25,7 @@ from opdf_compile.graph import attribute
 class Dependence:
     """The operand-to-reader relation of one graph.
 
-    Args:
-        graph: Left as it is; the relation is that of the moment of the call.
+    The graph is left as it is; the relation is that of the moment of the call.
     """
 
     def __init__(self, graph: Graph) -> None:

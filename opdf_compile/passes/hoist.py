@@ -103,9 +103,7 @@ def weight_program(plan: Plan, devices: Mapping[str, torch.device] | None = None
 
     Its output has one entry per plan entry, in order.
 
-    Args:
-        plan: What is composed.
-        devices: Where each weight lives; the CPU if None.
+    `devices` tell where each weight lives; the CPU if None.
 
     Raises:
         PlanError: Two weights claim one core, which only one of them could be factorised into.

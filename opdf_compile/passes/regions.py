@@ -119,13 +119,7 @@ def _sources(inner: tuple[Node, ...]) -> set[Node]:
 
 
 def evaluate(module: GraphModule, region: Region, dtype: torch.dtype = torch.float64) -> Tensor:
-    """The weight of a region, computed in float64 whatever casts the graph holds.
-
-    Args:
-        module: Holds the cores.
-        region: What to compute.
-        dtype: Dtype of the computation and of the result.
-    """
+    """The weight of a region, computed in float64 whatever casts the graph holds."""
     values: dict[Node, Any] = {}
     for core in region.cores:
         tensor = attribute(module, str(core.target))

@@ -1,20 +1,13 @@
-"""A student's own tensors by name, and how new values get into them."""
+"""How new values get into a student's own tensors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from opdf_compile.errors import FoldError
-
-
-def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer under each of its names."""
-    named: dict[str, Tensor] = dict(module.named_parameters(remove_duplicate=False))
-    named.update(module.named_buffers(remove_duplicate=False))
-    return named
 
 
 def require_same_names(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import FoldError
-from opdf_compile.graph import deep_copy
-from opdf_compile.training.filling import named_tensors, overwrite
+from opdf_compile.graph import deep_copy, named_tensors
+from opdf_compile.training.filling import overwrite
 from opdf_compile.training.inline.expanded import Expanded
 
 
@@ -94,9 +94,6 @@ def folded_state(expanded: Expanded) -> dict[str, Tensor]:
         weight = entry.fold(expanded.cores(entry.key))
         values.update(dict.fromkeys((entry.key, *entry.aliases), weight))
     cores = {name for entry in expanded.plan.entries for name in entry.core_names}
-    named = (
-        *expanded.named_parameters(remove_duplicate=False),
-        *expanded.named_buffers(remove_duplicate=False),
-    )
-    values.update({n: t.detach() for n, t in named if n not in cores})
+    named = named_tensors(expanded).items()
+    values.update({name: tensor.detach() for name, tensor in named if name not in cores})
     return values

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import InputError, PlanError
-from opdf_compile.graph import bare, owner
+from opdf_compile.graph import bare, names_of_parameters, owner
 from opdf_compile.planning import PlanEntry
 from opdf_compile.spelling import nearest
 
@@ -49,9 +49,7 @@ def validate(plan: Any, module: nn.Module) -> None:
         PlanError: A name, shape, dtype or tie differs.
         InputError: A weight is on the meta device.
     """
-    names: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+    names = names_of_parameters(module)
     owned = dict(module.named_parameters(remove_duplicate=False))
     for entry in plan.entries:
         if entry.key not in owned:
@@ -85,12 +83,7 @@ def _unknown(key: str, owned: Mapping[str, Tensor]) -> str:
 
 
 class Bound:
-    """One planned weight of a module.
-
-    Args:
-        module: The user's own module.
-        entry: The plan's entry.
-    """
+    """One planned weight of a module."""
 
     def __init__(self, module: nn.Module, entry: PlanEntry) -> None:
         """Find the submodule that holds the weight."""

@@ -41,9 +41,7 @@ class Message:
 def schedule(owners: Mapping[str, int], bounds: Mapping[str, Bound]) -> tuple[Message, ...]:
     """All messages of a refresh, in the order in which every rank starts them.
 
-    Args:
-        owners: For each weight the rank that composes it.
-        bounds: The weights, in an order that all ranks share.
+    `owners` names the rank of each weight; `bounds` is in an order that all ranks share.
     """
     queues: list[list[Message]] = [
         [

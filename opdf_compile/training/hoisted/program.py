@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import FoldError, InputError, WeightsChanged
-from opdf_compile.graph import deep_copy
+from opdf_compile.graph import deep_copy, named_tensors
 from opdf_compile.planning import Plan
-from opdf_compile.training.filling import named_tensors, overwrite, require_same_names
+from opdf_compile.training.filling import overwrite, require_same_names
 from opdf_compile.training.hoisted.binding import Bound, is_sharded, reshard, whole
 from opdf_compile.training.hoisted.checksums import checksum, differing
 from opdf_compile.training.hoisted.ranks import ProgramRanks
@@ -237,8 +237,7 @@ class WeightProgram:
     def replaced(self, keys: Collection[str]) -> tuple[str, ...]:
         """Record weights anew whose Parameters others have replaced: a rank may hold a shard now.
 
-        Args:
-            keys: Weights whose Parameters are others; all ranks give the same.
+        All ranks give the same keys.
 
         Returns:
             Names of those that hold something else than before. These are not recorded.
@@ -254,9 +253,6 @@ class WeightProgram:
 
     def require_unchanged(self, keys: Collection[str] | None = None) -> None:
         """Refuse to go on over weights that something else has changed.
-
-        Args:
-            keys: The weights that matter, all if None.
 
         Raises:
             WeightsChanged: With the two ways out.

@@ -29,10 +29,7 @@ _Result = TypeVar("_Result")
 class ProgramRanks:
     """The ranks that share a program.
 
-    Args:
-        group: A torch.distributed process group, or None: then this process runs all of it.
-        owners: For each weight the rank that holds its cores.
-        size: Number of ranks.
+    Without a group this process runs all of it; `owners` is the rank of each weight's cores.
     """
 
     def __init__(self, group: Any, owners: Mapping[str, int], size: int = 1) -> None:
@@ -194,11 +191,6 @@ def share_out(parts: Sequence[ProgramPart], plan: Plan, group: Any) -> ProgramRa
 
     A rank's load is the larger of two shares: of all FLOPs, which set its time, and of all core
     parameters, which set its memory. The same plan gives the same answer on every rank.
-
-    Args:
-        parts: The parts of the plan's program.
-        plan: Tells what each weight costs.
-        group: A process group, or None.
     """
     if group is None:
         return ProgramRanks(None, {})
@@ -226,12 +218,7 @@ def part_costs(
 
 
 def assign(costs: Mapping[tuple[str, ...], tuple[float, float]], ranks: int) -> dict[str, int]:
-    """The rank of every weight, by the rule of `share_out`.
-
-    Args:
-        costs: For each part, by its keys, two kinds of cost.
-        ranks: Number of ranks.
-    """
+    """The rank of every weight, by the rule of `share_out`."""
     # Graham's rule (1969): of one kind of cost the fullest rank gets at most 4/3 of what the best
     # division would give it. Every rank works this out by itself, so ties go by names and numbers.
     loads = [(0.0, 0.0)] * ranks

@@ -137,8 +137,7 @@ class Unit:
     def refresh(self, *, keep: bool) -> dict[str, Tensor]:
         """Compose the weights, by name.
 
-        Args:
-            keep: Keep what the next pull needs.
+        `keep` keeps what the next pull needs.
         """
         self.forget()
         # Inference mode would leave nothing to pull gradients through.

@@ -61,11 +61,6 @@ class Convention:
     def flatten(self, args: tuple[Any, ...], kwargs: dict[str, Any], phase: Phase) -> list[Any]:
         """The leaves of a call in the graph's order.
 
-        Args:
-            args: Positional inputs.
-            kwargs: Keyword inputs.
-            phase: The phase whose graph is to run.
-
         Raises:
             InputError: The call has other inputs than the graph was traced with.
         """
@@ -172,10 +167,7 @@ def convention(
 ) -> Convention:
     """Read the call convention of a model's programs.
 
-    Args:
-        programs: The program of each phase.
-        forward: The source's forward, or None where the source is a program.
-        tensors: Names of the tensor inputs, in the program's order.
+    `forward` is the source's, None where that is a program; `tensors` names the tensor inputs.
     """
     program = programs["train"]
     spec = program.call_spec.in_spec

@@ -40,9 +40,7 @@ def programs_of(expanded: Expanded) -> dict[str, ExportedProgram]:
 def phase_program(expanded: Expanded, phase: Phase) -> ExportedProgram:
     """One phase as a program.
 
-    Args:
-        expanded: Its parameters become the program's own, by reference.
-        phase: "train" or "eval".
+    The parameters of the Expanded become the program's own, by reference.
     """
     part, convention = expanded.phase(phase), expanded.convention
     names = [*convention.names, *convention.keywords]
@@ -82,10 +80,7 @@ def _drop_texts(graph: Graph) -> None:
 def export_graph(module: GraphModule, example: Inputs, dynamic: Inputs) -> ExportedProgram:
     """Export a graph module with the axes that its first trace kept dynamic.
 
-    Args:
-        module: What `graph_module` made.
-        example: Inputs as (args, kwargs).
-        dynamic: The same tree, made of plain containers, with {axis: Dim} in place of tensors.
+    `dynamic` is the tree of the example, in plain containers, with {axis: Dim} for tensors.
     """
     shapes: dict[str, Any] = bind_forward(module.forward, *dynamic)
     leaves, spec = pytree.tree_flatten(example)
@@ -97,9 +92,7 @@ def export_graph(module: GraphModule, example: Inputs, dynamic: Inputs) -> Expor
 def fold_program(program: ExportedProgram, fold: Fold) -> ExportedProgram:
     """A program whose compose subgraphs are folded into plain weights.
 
-    Args:
-        program: An expanded program; left as it is.
-        fold: The pass.
+    The expanded program is left as it is.
     """
     folded = fold(program.module(check_guards=False)).module
     spec, convention_names = program.call_spec, _argument_names(program)

@@ -42,11 +42,8 @@ class Alignment(Protocol):
         """Get ready for a program whose cores are as `decompose` made them.
 
         It may change the gauge of the cores, never the weights. All ranks that share a program
-        call it together.
-
-        Args:
-            program: The program.
-            keys: The weights whose cores were made anew since the last call; all if None.
+        call it together. `keys` are the weights whose cores were made anew since the last call;
+        all if None.
         """
         ...
 

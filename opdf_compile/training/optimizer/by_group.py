@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from opdf_compile.training.optimizer.arguments import Maker, class_name
 from opdf_compile.training.optimizer.groups import Group, decays, options_of, tensors
-from opdf_compile.training.optimizer.trials import after_steps, kinds_of, moving, owned_options
+from opdf_compile.training.optimizer.trials import entries_after, kinds_of, moving, trial_group
 
 _LOG = logging.getLogger("opdf_compile")
 # The first step only fills the state of some; what differs by less than a thousandth of the way is
@@ -29,10 +29,7 @@ _SHAPES, _SLOPES = ((4, 3), (6, 4)), (1.0, -30.0)
 def warn_of_halves(make: Maker, options: Mapping[str, Any], split: Sequence[Group]) -> None:
     """Tell of a class whose steps over two groups are not those over one.
 
-    Args:
-        make: The class.
-        options: Its options.
-        split: The groups whose cores get a group of their own.
+    `split` are the groups whose cores get a group of their own.
     """
     if any(goes_by_group(make, options, split[place]) for place in set(kinds_of(split))):
         _LOG.warning(
@@ -49,10 +46,7 @@ def halved(
 ) -> list[Group]:
     """The groups that are two to the class: something decays, and not all are cores or none is.
 
-    Args:
-        groups: The user's groups.
-        shown: The same with all options that they have.
-        matched: Ids of the weights that have cores.
+    `shown` are the user's groups with all options that they have, `matched` ids of weights.
     """
     return [
         of
@@ -64,10 +58,7 @@ def halved(
 def goes_by_group(make: Maker, options: Mapping[str, Any], group: Group) -> bool:
     """Whether two parameters in two groups are stepped otherwise than in one.
 
-    Args:
-        make: The class.
-        options: Its options.
-        group: The options of the group; without decay, which is no matter here.
+    The group is tried without decay, which is no matter here.
     """
     start = torch.cat([p.flatten() for p in _parameters()]).detach()
     one, two = (_stepped(make, options, group, apart=apart) for apart in (False, True))
@@ -88,11 +79,9 @@ def _stepped(
     parameters = _parameters()
     bare = {**options_of(moving(group, group)), "weight_decay": 0.0}
     members = [[p] for p in parameters] if apart else [parameters]
-    groups: list[Group] = [{**owned_options(bare), "params": of} for of in members]
+    groups = [trial_group(bare, of) for of in members]
 
     def slope(step: int, place: int, p: Tensor) -> Tensor:
         return _SLOPES[place] * torch.linspace(1.0, 3.0 + step, p.numel())
 
-    if after_steps(make, options, groups, slope, _STEPS) is None:
-        return None
-    return torch.cat([p.detach().flatten() for p in parameters])
+    return entries_after(make, options, groups, slope, _STEPS)

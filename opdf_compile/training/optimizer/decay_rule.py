@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_of
-from opdf_compile.training.optimizer.groups import Group, options_of
+from opdf_compile.training.optimizer.groups import Group
 from opdf_compile.training.optimizer.probing import Probe
-from opdf_compile.training.optimizer.trials import after_steps, kinds_of, owned_options
+from opdf_compile.training.optimizer.trials import after_steps, kinds_of, trial_group
 
 # Powers of two: what is measured is exact where the class computes in single precision.
 _RATE, _DECAY = 2.0**-4, 2.0**-2
@@ -68,14 +68,7 @@ def require_rule(rule: DecayRule, name: str) -> None:
 def decay_rule_of(
     make: Maker, options: Mapping[str, Any], groups: Sequence[Group], probed: Probe
 ) -> DecayRule:
-    """The rule of a class; RATE where it cannot be tried out.
-
-    Args:
-        make: The class.
-        options: Its options.
-        groups: The user's groups.
-        probed: What the class makes of them.
-    """
+    """The rule of a class; RATE where it cannot be tried out."""
     if class_of(make) in ELEMENTWISE:
         return DecayRule.RATE
     places = {k for k in kinds_of(probed.groups) if "weight_decay" in probed.groups[k]}
@@ -92,41 +85,38 @@ class _Stepped:
     kept: dict[Any, Any]
 
 
+@dataclass(frozen=True, eq=False)
 class _Trial:
     """One group tried with weight decays and gradients of its own."""
 
-    def __init__(
-        self,
-        make: Maker,
-        options: Mapping[str, Any],
-        groups: Sequence[Group],
-        probed: Probe,
-        place: int,
-    ) -> None:
-        self._make, self._options = make, options
-        self._groups, self._probed, self._place = groups, probed, place
-        self.start = torch.linspace(0.5, 2.0, 24, dtype=torch.float64).view(6, 4)
+    make: Maker
+    options: Mapping[str, Any]
+    groups: Sequence[Group]
+    probed: Probe
+    place: int
+    start: Tensor = field(
+        default_factory=lambda: torch.linspace(0.5, 2.0, 24, dtype=torch.float64).view(6, 4)
+    )
 
     def steps(self, decay: float, slope: float, count: int = 1) -> _Stepped | None:
         """Some steps from `start`; None if the class fails."""
-        groups = [self._group(place, decay) for place in range(len(self._groups))]
+        groups = [self._group(place, decay) for place in range(len(self.groups))]
         slopes = slope * torch.linspace(1.0, 3.0, self.start.numel(), dtype=self.start.dtype)
 
         def gradient(_step: int, place: int, _p: Tensor) -> Tensor | None:
-            return slopes.clone() if place == self._place else None
+            return slopes.clone() if place == self.place else None
 
-        made = after_steps(self._make, self._options, groups, gradient, count)
+        made = after_steps(self.make, self.options, groups, gradient, count)
         if made is None:
             return None
-        (tried,) = made.param_groups[self._place]["params"]
+        (tried,) = made.param_groups[self.place]["params"]
         return _Stepped(tried.detach(), dict(made.state.get(tried, {})))
 
     def _group(self, place: int, decay: float) -> Group:
-        own = owned_options(options_of(self._groups[place]))
-        group = {**own, "params": [nn.Parameter(self.start.clone())]}
-        if self._probed.groups[place].get("lr") is not None:
+        group = trial_group(self.groups[place], [nn.Parameter(self.start.clone())])
+        if self.probed.groups[place].get("lr") is not None:
             group["lr"] = _RATE
-        if place == self._place:
+        if place == self.place:
             group["weight_decay"] = decay
         return group
 

@@ -28,10 +28,6 @@ def moves_early(make: Maker, inner: Optimizer) -> bool:
 
     Where it cannot be tried out the answer is yes, which costs a pull of gradients that it may not
     need and changes nothing else.
-
-    Args:
-        make: Builds one like it.
-        inner: The wrapped optimizer; its options are those that are tried.
     """
     devices = {p.device for group in inner.param_groups for p in group["params"]}
     runs = []

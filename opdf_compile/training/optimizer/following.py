@@ -19,11 +19,7 @@ from opdf_compile.training.optimizer.groups import Group, tensors
 
 
 class ParameterNames:
-    """A student's parameters by object and by name; it keeps none of them alive.
-
-    Args:
-        module: The student.
-    """
+    """A student's parameters by object and by name; it keeps none of them alive."""
 
     def __init__(self, module: nn.Module) -> None:
         """List the parameters; of a tied one the first name."""
@@ -76,10 +72,7 @@ def standing(module: nn.Module, name: str) -> nn.Parameter | None:
 def hand_over(inner: Optimizer, by: Mapping[Tensor, nn.Parameter]) -> None:
     """Step other parameters in place of these, with the state that these had.
 
-    Args:
-        inner: The wrapped optimizer. The lists of its groups stay the same objects, because some
-            optimizers keep them elsewhere too.
-        by: For each parameter the one that has taken its place.
+    The lists of the groups stay the same objects: some optimizers keep them elsewhere too.
     """
     for group in inner.param_groups:
         group["params"][:] = [by.get(parameter, parameter) for parameter in group["params"]]

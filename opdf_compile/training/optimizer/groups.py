@@ -216,10 +216,7 @@ class Links:
 
         The first call, after it was built, shows the options that it made of those given.
 
-        Args:
-            outer: The user's groups.
-            inner: The wrapped optimizer's groups.
-            only: The places of the outer groups that are looked at, all if None.
+        Only the outer groups at the places `only` are looked at, all if None.
         """
         for index in range(len(outer)) if only is None else only:
             group, places = outer[index], self.places[index]

@@ -14,7 +14,7 @@ whose state_dict() is of another form (a wrapper around a second optimizer) has 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
-from opdf_compile.training.optimizer.layout import Labels
+from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer.plain_reading import PlainReader
 from opdf_compile.training.optimizer.plain_values import PlainWriter
 from opdf_compile.training.optimizer.state import StateDict, own
 
+Labels = dict[int, str]
+# Names of an optimizer's parameters, group by group.
+ParameterLayout = list[list[str]]
 _LOG = logging.getLogger("opdf_compile")
 
 
@@ -70,12 +73,7 @@ def split_state(inner: Optimizer, labels: Labels) -> InnerState:
 
 
 def is_bound(inner: Optimizer, labels: Labels) -> bool:
-    """Whether an optimizer keeps what may speak of single parameters, beside their own states.
-
-    Args:
-        inner: The wrapped optimizer.
-        labels: What its parameters are called.
-    """
+    """Whether an optimizer keeps what may speak of single parameters, beside their own states."""
     packed = inner.state_dict()
     try:
         return bound(_rest(packed, _places(packed, inner, labels), inner, labels))
@@ -238,3 +236,38 @@ def require_form(inner: Optimizer, rest: Mapping[str, Any] | None, labels: Label
         f"the state is in {forms['whole' in rest]}, that of this {type(inner).__name__} is in "
         f"{forms[whole]}; build the optimizer as it was built when the state was saved"
     )
+
+
+def labels_of(units: Iterable[Unit], names: Mapping[int, str]) -> Labels:
+    """What the parameters of a wrapped optimizer are called, by id: cores and all others."""
+    labels = dict(names)
+    for unit in units:
+        for place, core in enumerate(unit.storage):
+            labels[id(core)] = "+".join(member[place] for member in unit.members)
+    return labels
+
+
+def layout_of(inner: Optimizer, labels: Labels) -> ParameterLayout:
+    """The names of an optimizer's parameters, group by group."""
+    return [[labels.get(id(p), "?") for p in group["params"]] for group in inner.param_groups]
+
+
+def require_layout(saved: ParameterLayout, present: ParameterLayout, name: str) -> None:
+    """Refuse a state that was kept for other groups, another order or other stacks.
+
+    What a class keeps in a form of its own speaks of parameters by their places.
+
+    Raises:
+        InputError: It fits in no way.
+    """
+    if saved == present:
+        return
+    raise InputError(
+        f"the state holds what {name} keeps in a form of its own, for {_count(saved)} laid out in "
+        f"{len(saved)} groups; here {_count(present)} lie in {len(present)} groups, or in another "
+        "order; load it with the same ranks, groups, decay= and batched= as it was saved with"
+    )
+
+
+def _count(layout: ParameterLayout) -> str:
+    return f"{sum(map(len, layout))} tensors"

@@ -17,8 +17,13 @@ from opdf_compile.training.optimizer import state as named
 from opdf_compile.training.optimizer.alignment import Alignment
 from opdf_compile.training.optimizer.following import ParameterNames
 from opdf_compile.training.optimizer.groups import Group, Links
-from opdf_compile.training.optimizer.inner_state import InnerState, bound, split_state
-from opdf_compile.training.optimizer.layout import labels_of, layout_of
+from opdf_compile.training.optimizer.inner_state import (
+    InnerState,
+    bound,
+    labels_of,
+    layout_of,
+    split_state,
+)
 from opdf_compile.training.optimizer.plain_reading import PlainReader
 from opdf_compile.training.optimizer.plain_values import PlainWriter, written_options
 from opdf_compile.training.optimizer.regrouping import GroupPlaces
@@ -91,9 +96,6 @@ class NamedState(Optimizer):
 
     def read_options(self, saved: list[Group]) -> tuple[list[Group], list[list[Group]]]:
         """The options of the groups, and what the wrapped optimizer had in its own beside them.
-
-        Args:
-            saved: What `group_options` gave.
 
         Raises:
             InputError: A setting is another one here; nothing is changed.

@@ -51,12 +51,8 @@ def put(group: dict[str, Any], key: str, value: Any, *, fresh: bool = False) -> 
 
     Whoever keeps a tensor there (a compiled or captured step) needs it to stay one.
 
-    Args:
-        group: A group of the wrapped optimizer.
-        key: The option.
-        value: What it becomes.
-        fresh: The tensor there may be the user's own, which other groups hold as well: it is not
-            written to, another takes its place.
+    Where `fresh`, the tensor may be the user's own, which other groups hold as well: it is not
+    written to, another takes its place.
     """
     present = group.get(key)
     number = isinstance(value, int | float) and not isinstance(value, bool)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import InputError, first_line
-from opdf_compile.training.optimizer.plain_kinds import (
+from opdf_compile.training.optimizer.plain_values import (
     DEFAULTS,
     DICTS,
     LISTS,
@@ -38,8 +38,7 @@ _BROKEN = (
 class PlainReader:
     """Makes values of plain ones.
 
-    Args:
-        parameters: The optimizer's own by what they are called.
+    `parameters` are the optimizer's own by what they are called.
     """
 
     parameters: Mapping[str, Tensor] = field(default_factory=dict)

@@ -11,11 +11,13 @@ hash only, and taken from the optimizer that loads it: a file cannot choose what
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import defaultdict, deque
-from collections.abc import Mapping
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -24,16 +26,18 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.hoisted.binding import is_sharded
-from opdf_compile.training.optimizer.plain_kinds import (
-    DEFAULTS,
-    DICTS,
-    LISTS,
-    MARK,
-    NAMED,
-    declared,
-    hash_of,
-    qualified_name,
-)
+
+# What plain values can stand for: the kinds that the writer marks and the reader knows.
+MARK = "$"
+LISTS: dict[str, Callable[[Any], Any]] = {
+    "tuple": tuple,
+    "set": set,
+    "frozenset": frozenset,
+    "Size": torch.Size,
+}
+DICTS: dict[str, type] = {"dict": dict, "OrderedDict": OrderedDict, "Counter": Counter}
+DEFAULTS: dict[str, Callable[[], Any]] = {c.__name__: c for c in (dict, list, set, int, float)}
+NAMED = (type, FunctionType, BuiltinFunctionType)
 
 _PLAIN = (bool, int, float, str, type(None))
 _TENSORS = (Tensor, nn.Parameter)
@@ -165,3 +169,20 @@ def written_options(group: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in group.items()
         if key != "params"
     }
+
+
+def declared() -> dict[str, type[Tensor]]:
+    """Classes of tensors that their libraries declared safe to be loaded, by name."""
+    found = torch.serialization.get_safe_globals()
+    given = [item[0] if isinstance(item, tuple) else item for item in found]
+    return {qualified_name(c): c for c in given if isinstance(c, type) and issubclass(c, Tensor)}
+
+
+def hash_of(value: bytes) -> str:
+    """What stands for bytes in a state."""
+    return hashlib.sha256(value).hexdigest()
+
+
+def qualified_name(value: Any) -> str:
+    """What stands for a class or a function in a state."""
+    return f"{value.__module__}.{value.__qualname__}"

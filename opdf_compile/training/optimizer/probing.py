@@ -25,10 +25,11 @@ from opdf_compile.training.optimizer.arguments import ELEMENTWISE, Maker, class_
 from opdf_compile.training.optimizer.groups import Group, options_of, tensors
 from opdf_compile.training.optimizer.refusals import refusal, refused_other
 from opdf_compile.training.optimizer.trials import (
-    after_steps,
+    entries_after,
     kinds_of,
     moving,
     owned_options,
+    trial_group,
     trying,
 )
 
@@ -112,18 +113,12 @@ def _stepped(
 ) -> Tensor | None:
     """The entries of parameters of one shape after two steps; None if the class fails."""
     values = torch.linspace(-1.0, 1.0, shape.numel()).view(shape)
-    tried: list[Group] = [
-        {**owned_options(options_of(group)), "params": [nn.Parameter(values.clone())]}
-        for group in groups
-    ]
+    tried = [trial_group(group, [nn.Parameter(values.clone())]) for group in groups]
 
     def slope(step: int, _place: int, p: Tensor) -> Tensor:
         return torch.linspace(1.0 + step, 9.0, p.numel()).sin()
 
-    made = after_steps(make, options, tried, slope, 2)
-    if made is None:
-        return None
-    return torch.cat([p.detach().flatten() for group in made.param_groups for p in group["params"]])
+    return entries_after(make, options, tried, slope, 2)
 
 
 def _require_maker(make: Any) -> None:
@@ -143,17 +138,14 @@ def _tried(make: Maker, options: Mapping[str, Any], groups: Sequence[Group], axe
 
 def _takes_only_tensors(make: Maker, options: Mapping[str, Any]) -> bool:
     """Whether a class that refuses groups takes the parameters themselves."""
+    small = [nn.Parameter(torch.zeros(1, 1))]
+    return _takes(make, options, small) and not _takes(make, options, [{"params": small}])
+
+
+def _takes(make: Maker, options: Mapping[str, Any], params: list[Any]) -> bool:
     try:
         with trying(make):
-            make([nn.Parameter(torch.zeros(1, 1))], **owned_options(options))
-            return not _takes_groups(make, options)
-    except Exception:
-        return False
-
-
-def _takes_groups(make: Maker, options: Mapping[str, Any]) -> bool:
-    try:
-        make([{"params": [nn.Parameter(torch.zeros(1, 1))]}], **owned_options(options))
+            make(params, **owned_options(options))
     except Exception:
         return False
     return True
@@ -161,8 +153,7 @@ def _takes_groups(make: Maker, options: Mapping[str, Any]) -> bool:
 
 def _small(group: Group, axes: Collection[int]) -> Group:
     """A group with these options over one small tensor for each number of axes."""
-    small = [nn.Parameter(torch.zeros([1] * count)) for count in axes]
-    return {**owned_options(options_of(group)), "params": small}
+    return trial_group(group, [nn.Parameter(torch.zeros([1] * count)) for count in axes])
 
 
 def require_others(
@@ -174,12 +165,7 @@ def require_others(
 ) -> None:
     """Refuse parameters without cores that the class refuses, as a class of matrices does a bias.
 
-    Args:
-        make: The class.
-        options: Its options.
-        groups: The user's groups.
-        matched: Ids of the weights that have cores.
-        student: Knows the names.
+    `matched` are ids of the weights that have cores.
 
     Raises:
         InputError: With the first one's name and what to do.

@@ -27,12 +27,7 @@ def refusal(
 ) -> str:
     """Why a class cannot be wrapped.
 
-    Args:
-        make: The class.
-        options: Its options.
-        groups: The user's groups.
-        error: What it raised.
-        bare: It takes parameters, and refuses them in a group without options.
+    `bare`: it takes parameters, and refuses them in a group without options.
     """
     asked = [name for name in _PLANS if name in options]
     if asked:

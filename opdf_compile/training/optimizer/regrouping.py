@@ -140,10 +140,8 @@ def _claims(wanted: Sequence[Group], home: dict[int, int]) -> dict[int, int]:
 def put_aside(inner: Optimizer, aside: dict[Tensor, StateDict], known: Iterable[Tensor]) -> None:
     """Take the state of what is in no group out of the optimizer; torch could not save it.
 
-    Args:
-        inner: What a class keeps for tensors of its own (masters in another dtype) stays there.
-        aside: Where it goes.
-        known: What the groups may hold: cores, and the student's parameters.
+    What a class keeps for tensors of its own (masters in another dtype) stays: only cores and
+    the student's parameters are `known`.
     """
     held = {id(p) for group in inner.param_groups for p in group["params"]}
     for parameter in known:

@@ -40,7 +40,10 @@ def pack_state(optimizer: NamedState) -> dict[str, Any]:
     return {
         "state": {index[name]: state for name, state in states.items() if state},
         "param_groups": [
-            {**_without(group, "inner"), "params": [index[name] for name in group["params"]]}
+            {
+                **{key: value for key, value in group.items() if key != "inner"},
+                "params": [index[name] for name in group["params"]],
+            }
             for group in options
         ],
         "opdf": {
@@ -105,7 +108,3 @@ def _foreign(state: Mapping[str, Any]) -> str:
         "the state holds no cores, it is that of a plain optimizer; load a state that "
         "Overparam.state_dict() gave, or start from the weights: Overparam(student, ..)"
     )
-
-
-def _without(group: Mapping[str, Any], *keys: str) -> dict[str, Any]:
-    return {key: value for key, value in group.items() if key not in keys}

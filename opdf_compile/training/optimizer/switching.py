@@ -28,9 +28,8 @@ def switch(inner: Optimizer, mode: str) -> None:
 def watch(inner: Optimizer, follow: Callable[[str], None]) -> None:
     """Have a method called with the mode after each switch of the optimizer, whoever calls.
 
-    Args:
-        inner: Its methods for the modes are wrapped, as a scheduler wraps `step`.
-        follow: A bound method; its object is not kept alive.
+    The methods for the modes are wrapped, as a scheduler wraps `step`. `follow` is a bound
+    method, whose object is not kept alive.
     """
     followed = weakref.WeakMethod(follow)
     for mode in MODES:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from opdf_compile.graph import class_as_before
@@ -34,10 +34,6 @@ def trying(make: Maker, devices: Collection[torch.device] = ()) -> Iterator[None
 
     What the class counts or caches in itself, and not in its instances, is put back: the real
     optimizer must find it as the plain one would.
-
-    Args:
-        make: What is tried.
-        devices: Where it is tried, beside the CPU.
     """
     kind = class_of(make)
     with (
@@ -58,12 +54,7 @@ def after_steps(
 ) -> Optimizer | None:
     """A throwaway instance after some steps in its training mode; None if the class fails.
 
-    Args:
-        make: The class.
-        options: Its options.
-        groups: Over parameters that are there for this trial only.
-        slope: The gradient's entries by step, place of the parameter, and parameter.
-        count: How many steps.
+    `slope` gives the gradient's entries by step, place of the parameter, and parameter.
     """
 
     def evaluate(parameters: list[Tensor], step: int) -> Tensor:
@@ -87,12 +78,7 @@ def after_steps(
 
 
 def moving(group: Group, known: Group) -> Group:
-    """A group to try steps with: at a rate of 0, where a warm-up begins, none would show a thing.
-
-    Args:
-        group: The user's.
-        known: The options that the class gives it.
-    """
+    """A group to try steps with: at a rate of 0, as in a warm-up, none would show a thing."""
     return {**group, "lr": _RATE} if known.get("lr") == 0 else group
 
 
@@ -110,6 +96,25 @@ def kinds_of(groups: Sequence[Group]) -> list[int]:
             firsts.append(place)
         found.append(first)
     return found
+
+
+def trial_group(group: Group, params: list[nn.Parameter]) -> Group:
+    """The options of a group over parameters that are there for one trial."""
+    return {**owned_options(options_of(group)), "params": params}
+
+
+def entries_after(
+    make: Maker,
+    options: Mapping[str, Any],
+    groups: list[Group],
+    slope: Callable[[int, int, Tensor], Tensor | None],
+    count: int,
+) -> Tensor | None:
+    """All entries of the parameters after some steps; None if the class fails."""
+    made = after_steps(make, options, groups, slope, count)
+    if made is None:
+        return None
+    return torch.cat([p.detach().flatten() for group in made.param_groups for p in group["params"]])
 
 
 def owned_options(options: Mapping[str, Any]) -> dict[str, Any]:

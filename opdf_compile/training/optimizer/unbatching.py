@@ -35,10 +35,7 @@ def uneven(unit: Unit) -> bool:
 def take_apart(program: WeightProgram, unit: Unit, inner: Optimizer) -> None:
     """Replace a batch by units of one weight each, in the program and in the optimizer.
 
-    Args:
-        program: Its `units` change.
-        unit: One of them.
-        inner: The optimizer that steps its cores; each member takes its share of the state along.
+    Each member takes its share of the optimizer's state along.
     """
     _LOG.info(
         "the batch of %s and %d more weights is taken apart: only some of them have a gradient or "
