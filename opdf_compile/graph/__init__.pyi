@@ -7,6 +7,7 @@ from .axes import kept_axes as kept_axes
 from .axes import request_axes as request_axes
 from .axes import widen_axes as widen_axes
 from .edit import attribute as attribute
+from .edit import copied as copied
 from .edit import drop_dtype_checks as drop_dtype_checks
 from .edit import get_attrs as get_attrs
 from .edit import insert_graph as insert_graph

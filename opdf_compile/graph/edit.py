@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.graph import CodeGen
 
 from opdf_compile.graph.sharing import owner
 
@@ -38,6 +39,21 @@ def insert_graph(graph: Graph, inner: Graph, inputs: Sequence[Node], before: Nod
             # Shapes were recorded on tensors without memory; torch.export records its own anew.
             mapped[node].meta = {}
     raise AssertionError("a graph has an output node")
+
+
+def copied(graph: Graph, codegen: CodeGen) -> Graph:
+    """A copy of a graph with the metadata of its nodes.
+
+    `codegen` is what it takes and returns: that of the original, or leaves as a plain CodeGen.
+    """
+    fresh = Graph()
+    mapped: dict[Node, Node] = {}
+    result = fresh.graph_copy(graph, mapped)
+    mapped[next(iter(reversed(graph.nodes)))] = fresh.output(result)
+    for old, new in mapped.items():
+        new.meta = dict(old.meta)
+    fresh.set_codegen(codegen)
+    return fresh
 
 
 def attribute(module: nn.Module, target: str) -> object:

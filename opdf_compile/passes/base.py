@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import GraphModule
 
-from opdf_compile.graph import over_tensors_of
+from opdf_compile.graph import copied, over_tensors_of
 
 _LOG = logging.getLogger("opdf_compile")
 
@@ -142,18 +142,9 @@ class Pipeline:
 
 def copy_graph(module: GraphModule) -> GraphModule:
     """A graph module with a graph of its own over the same parameters, buffers and subgraphs."""
-    graph = Graph()
-    val_map: dict[Node, Node] = {}
-    output = graph.graph_copy(module.graph, val_map)
-    last = next(iter(reversed(module.graph.nodes)))
-    node = graph.output(output)
-    node.meta = dict(last.meta)
-    for old, new in val_map.items():
-        new.meta = dict(old.meta)
-    graph.set_codegen(module.graph._codegen)
-    copied = over_tensors_of(module, graph)
-    copied.meta = dict(module.meta)
+    fresh = over_tensors_of(module, copied(module.graph, module.graph._codegen))
+    fresh.meta = dict(module.meta)
     for name in ("_in_spec", "_out_spec"):
         if hasattr(module, name):
-            setattr(copied, name, getattr(module, name))
-    return copied
+            setattr(fresh, name, getattr(module, name))
+    return fresh

@@ -118,19 +118,19 @@ def _sources(inner: tuple[Node, ...]) -> set[Node]:
     return {source for node in inner for source in node.all_input_nodes}
 
 
-def evaluate(module: GraphModule, region: Region, dtype: torch.dtype = torch.float64) -> Tensor:
+def evaluate(module: GraphModule, region: Region) -> Tensor:
     """The weight of a region, computed in float64 whatever casts the graph holds."""
     values: dict[Node, Any] = {}
     for core in region.cores:
         tensor = attribute(module, str(core.target))
         assert isinstance(tensor, Tensor)
-        values[core] = tensor.detach().to(dtype)
+        values[core] = tensor.detach().double()
 
     def value(argument: Any) -> Any:
         if isinstance(argument, Node):
             return values[argument]
         if isinstance(argument, torch.dtype) and argument.is_floating_point:
-            return dtype
+            return torch.float64
         return argument
 
     for node in region.inner:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.fx.graph import CodeGen
 
 from opdf_compile.errors import InputError
-from opdf_compile.graph import PHASES, over_tensors_of
+from opdf_compile.graph import PHASES, copied, over_tensors_of
 from opdf_compile.passes import Hoist, HoistResult, ProgramPart, program_parts, weight_program
 from opdf_compile.planning import Plan
 from opdf_compile.planning import plan as make_plan
@@ -20,7 +21,6 @@ from opdf_compile.training.hoisted.binding import Bound, reshard, unwrap, valida
 from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.hoisted.ranks import ProgramRanks, share_out
 from opdf_compile.training.inline.expanded import Expanded
-from opdf_compile.training.inline.phase import copy_flat
 
 _LOG = logging.getLogger("opdf_compile")
 
@@ -134,7 +134,7 @@ def _from_expanded(expanded: Expanded, recompute: bool) -> WeightProgram:
     parts: dict[tuple[str, ...], ProgramPart] = {}
     for phase in PHASES:
         # The pass takes a graph apart, and the Expanded goes on running its own.
-        graph = over_tensors_of(expanded.tree, copy_flat(expanded.phase(phase).graph))
+        graph = over_tensors_of(expanded.tree, copied(expanded.phase(phase).graph, CodeGen()))
         result = Hoist()(graph)
         assert isinstance(result, HoistResult)
         # A weight that both phases read is one part; one that only one of them reads is one, too.

@@ -17,6 +17,7 @@ from torch.fx import Graph
 from torch.fx.graph import CodeGen
 
 from opdf_compile.errors import InputError
+from opdf_compile.graph import copied
 from opdf_compile.passes import WEIGHT_MARK, WEIGHT_OP
 
 
@@ -62,21 +63,9 @@ class PhaseGraph:
 
     def with_weight_dtypes(self, moved: Mapping[torch.dtype, torch.dtype]) -> PhaseGraph:
         """The same graph whose composed weights have the dtypes that theirs become."""
-        graph = copy_flat(self.graph)
+        graph = copied(self.graph, CodeGen())
         for node in graph.nodes:
             if WEIGHT_MARK in node.meta:
                 assert node.target is WEIGHT_OP
                 node.args = (node.args[0], moved[node.args[1]])
         return PhaseGraph(graph, self.out_spec)
-
-
-def copy_flat(graph: Graph) -> Graph:
-    """A copy with metadata, taking leaves and returning leaves."""
-    fresh = Graph()
-    mapped: dict[Any, Any] = {}
-    result = fresh.graph_copy(graph, mapped)
-    fresh.output(result)
-    for old, new in mapped.items():
-        new.meta = dict(old.meta)
-    fresh.set_codegen(CodeGen())
-    return fresh

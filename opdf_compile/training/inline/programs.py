@@ -20,6 +20,7 @@ from opdf_compile.graph import (
     Inputs,
     Phase,
     bind_forward,
+    copied,
     over_tensors_of,
     plain_spec,
     quiet_libraries,
@@ -28,7 +29,6 @@ from opdf_compile.graph import (
 )
 from opdf_compile.passes import Fold
 from opdf_compile.training.inline.expanded import Expanded
-from opdf_compile.training.inline.phase import copy_flat
 
 
 def programs_of(expanded: Expanded) -> dict[str, ExportedProgram]:
@@ -60,10 +60,9 @@ def graph_module(
     Classes of the student's own (dataclasses, named tuples) become dicts and tuples on both sides:
     a file must open where they are not known.
     """
-    fresh = copy_flat(graph)
-    _drop_texts(fresh)
     given, returned = plain_spec(in_spec), plain_spec(out_spec)
-    fresh.set_codegen(_PyTreeCodeGen(_PyTreeInfo(names, given, returned)))
+    fresh = copied(graph, _PyTreeCodeGen(_PyTreeInfo(names, given, returned)))
+    _drop_texts(fresh)
     module = over_tensors_of(root, fresh)
     module._in_spec, module._out_spec = given, returned
     return module
