@@ -7,21 +7,24 @@ before a state is saved or loaded, the wrapped optimizer's groups are brought to
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
+from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.binding import reshard
+from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer import state as named
+from opdf_compile.training.optimizer.alignment import Alignment
 from opdf_compile.training.optimizer.arguments import homes, require_own_parameter
 from opdf_compile.training.optimizer.decay import shares_of
 from opdf_compile.training.optimizer.decay_rule import DecayRule
-from opdf_compile.training.optimizer.following import hand_over, standing
+from opdf_compile.training.optimizer.following import ParameterNames, hand_over, standing
 from opdf_compile.training.optimizer.groups import Group, Links, decays, outer_groups, tensors
-from opdf_compile.training.optimizer.inner_state import is_bound
-from opdf_compile.training.optimizer.loading import SavedState
+from opdf_compile.training.optimizer.inner_state import is_bound, labels_of, start_anew
 from opdf_compile.training.optimizer.rates import core_rates
 from opdf_compile.training.optimizer.regrouping import (
     GroupPlaces,
@@ -37,19 +40,54 @@ from opdf_compile.training.optimizer.regrouping import (
 from opdf_compile.training.optimizer.unbatching import take_apart
 
 
-class Followed(SavedState):
+class Followed(Optimizer):
     """See Overparam for its attributes."""
 
+    program: WeightProgram
+    inner: Optimizer
+    plan: Plan
+    alignment: Alignment | None
+    _links: Links
+    _names: ParameterNames
+    _mode: str | None = None
+    _place_of: GroupPlaces
     _split: bool
     _rule: DecayRule
+    _by_entry: bool
+    _make: Callable[..., Optimizer]
     _aside: dict[Tensor, named.StateDict]
     # None until the optimizer is built.
     _laid: tuple[Members, frozenset[int]] | None = None
-    _by_entry: bool
+
+    def held(self) -> tuple[str, ...]:
+        """Names of the planned weights that a param group holds; no others are stepped."""
+        return tuple(key for key, place in self._place_of.items() if place is not None)
+
+    def units(self) -> list[Unit]:
+        """The units of those weights whose cores this rank holds."""
+        held = set(self.held())
+        return [unit for unit in self.program.units if unit.keys[0] in held]
 
     def absorb(self) -> tuple[str, ...]:
-        """Take the weights as they are now."""
-        raise NotImplementedError
+        """Take the weights as they are now; what the optimizer kept of their cores is dropped.
+
+        Returns:
+            Names of the weights that had changed.
+        """
+        self._follow_parameters()
+        changed = set(self.program.absorb())
+        whole = bool(changed) and is_bound(self.inner, self.labels())
+        with self._all_states():
+            for unit in self.program.units if not whole else ():
+                if unit.batched and 0 < len(changed & set(unit.keys)) < len(unit.keys):
+                    take_apart(self.program, unit, self.inner)
+            if self.alignment is not None:
+                self.alignment.attach(self.program, changed)
+            anew = [c for u in self.program.units if changed & set(u.keys) for c in u.storage]
+            if changed:
+                start_anew(self.inner, self._make, None if whole else anew)
+        self._show_cores()
+        return tuple(e.key for e in self.plan.entries if e.key in changed)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; its parameters are stepped as they are, without cores.
@@ -203,3 +241,16 @@ class Followed(SavedState):
                 f"{type(self.inner).__name__} keeps its state in a form of its own, which cannot "
                 "be taken apart; leave batched out"
             )
+
+    def labels(self) -> dict[int, str]:
+        """What the parameters of the wrapped optimizer are called, by id."""
+        held = [p for group in self.inner.param_groups for p in group["params"]]
+        names = {id(p): name for p in held if (name := self._names.get(p)) is not None}
+        return labels_of(self.program.units, names)
+
+    def _show_cores(self) -> None:
+        """Let `opt.state[W]` show the cores of W; they are views, not copies."""
+        owned = dict(self.program.module.named_parameters(remove_duplicate=False))
+        for unit in self.program.units:
+            for key, state in named.weight_states(unit, {}).items():
+                self.state[owned[key]] = state

@@ -7,62 +7,31 @@ other parameter:    what the wrapped optimizer keeps
 from __future__ import annotations
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
-from opdf_compile.planning import Plan
-from opdf_compile.training.hoisted.program import WeightProgram
-from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer import state as named
-from opdf_compile.training.optimizer.alignment import Alignment
-from opdf_compile.training.optimizer.following import ParameterNames
-from opdf_compile.training.optimizer.groups import Group, Links
+from opdf_compile.training.optimizer.followed import Followed
+from opdf_compile.training.optimizer.groups import Group
 from opdf_compile.training.optimizer.inner_state import (
     InnerState,
     bound,
-    labels_of,
     layout_of,
     split_state,
 )
 from opdf_compile.training.optimizer.plain_reading import PlainReader
 from opdf_compile.training.optimizer.plain_values import PlainWriter, written_options
-from opdf_compile.training.optimizer.regrouping import GroupPlaces
 
 
-class NamedState(Optimizer):
+class NamedState(Followed):
     """The part of an Overparam that names what it keeps; see there for its attributes."""
-
-    program: WeightProgram
-    inner: Optimizer
-    plan: Plan
-    alignment: Alignment | None
-    _links: Links
-    _names: ParameterNames
-    _mode: str | None = None
-    _place_of: GroupPlaces
-
-    def held(self) -> tuple[str, ...]:
-        """Names of the planned weights that a param group holds; no others are stepped."""
-        return tuple(key for key, place in self._place_of.items() if place is not None)
-
-    def units(self) -> list[Unit]:
-        """The units of those weights whose cores this rank holds."""
-        held = set(self.held())
-        return [unit for unit in self.program.units if unit.keys[0] in held]
-
-    def _follow_parameters(self) -> None:
-        raise NotImplementedError
 
     def owned_names(self) -> tuple[str, ...]:
         """Names of the parameters whose state this rank holds."""
         self._follow_parameters()
         matched, held = {entry.key for entry in self.plan.entries}, self.held()
         mine = (key for key in self.program.owned() if key in held)
-        return (*mine, *(name for name in self._listed() if name not in matched))
-
-    def _listed(self) -> list[str]:
-        """The names of all parameters, in the order of the groups."""
-        return [self._name(p) for group in self.param_groups for p in group["params"]]
+        listed = (self._name(p) for group in self.param_groups for p in group["params"])
+        return (*mine, *(name for name in listed if name not in matched))
 
     def _name(self, parameter: Tensor) -> str:
         name = self._names.get(parameter)
@@ -141,12 +110,6 @@ class NamedState(Optimizer):
         self._follow_parameters()
         return layout_of(self.inner, self.labels())
 
-    def labels(self) -> dict[int, str]:
-        """What the parameters of the wrapped optimizer are called, by id."""
-        held = [p for group in self.inner.param_groups for p in group["params"]]
-        names = {id(p): name for p in held if (name := self._names.get(p)) is not None}
-        return labels_of(self.program.units, names)
-
     def _taken(self) -> InnerState:
         return split_state(self.inner, self.labels())
 
@@ -170,10 +133,3 @@ class NamedState(Optimizer):
                 if name not in matched:
                     states[name] = dict(kept.get(parameter, {}))
         return states
-
-    def _show_cores(self) -> None:
-        """Let `opt.state[W]` show the cores of W; they are views, not copies."""
-        owned = dict(self.program.module.named_parameters(remove_duplicate=False))
-        for unit in self.program.units:
-            for key, state in named.weight_states(unit, {}).items():
-                self.state[owned[key]] = state

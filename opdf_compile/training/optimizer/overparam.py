@@ -40,19 +40,17 @@ from opdf_compile.training.optimizer.by_group import halved, warn_of_halves
 from opdf_compile.training.optimizer.decay import require_multilinear
 from opdf_compile.training.optimizer.decay_rule import DecayRule, decay_rule_of, require_rule
 from opdf_compile.training.optimizer.early import moves_early
-from opdf_compile.training.optimizer.followed import Followed
 from opdf_compile.training.optimizer.following import ParameterNames
 from opdf_compile.training.optimizer.groups import Group, decays, outer_groups
-from opdf_compile.training.optimizer.inner_state import is_bound, start_anew
+from opdf_compile.training.optimizer.loading import SavedState
 from opdf_compile.training.optimizer.probing import build_inner, probe, require_others
 from opdf_compile.training.optimizer.regrouping import GroupPlaces
 from opdf_compile.training.optimizer.stepping import CoreStep
 from opdf_compile.training.optimizer.summary import Summary
 from opdf_compile.training.optimizer.switching import switch, watch
-from opdf_compile.training.optimizer.unbatching import take_apart
 
 
-class Overparam(Followed):
+class Overparam(SavedState):
     """A torch optimizer that steps the cores of a student's weights.
 
     Use it as the wrapped optimizer would be used. `param_groups` hold the student's parameters and
@@ -281,27 +279,6 @@ class Overparam(Followed):
         """Clear the gradients of the weights and of the cores."""
         super().zero_grad(set_to_none)
         self.inner.zero_grad(set_to_none)
-
-    def absorb(self) -> tuple[str, ...]:
-        """Take the weights as they are now; what the optimizer kept of their cores is dropped.
-
-        Returns:
-            Names of the weights that had changed.
-        """
-        self._follow_parameters()
-        changed = set(self.program.absorb())
-        whole = bool(changed) and is_bound(self.inner, self.labels())
-        with self._all_states():
-            for unit in self.program.units if not whole else ():
-                if unit.batched and 0 < len(changed & set(unit.keys)) < len(unit.keys):
-                    take_apart(self.program, unit, self.inner)
-            if self.alignment is not None:
-                self.alignment.attach(self.program, changed)
-            anew = [c for u in self.program.units if changed & set(u.keys) for c in u.storage]
-            if changed:
-                start_anew(self.inner, self._make, None if whole else anew)
-        self._show_cores()
-        return tuple(e.key for e in self.plan.entries if e.key in changed)
 
     def fold(self, source: FoldSource | None = None, into: nn.Module | None = None) -> nn.Module:
         """The student with plain weights; see `opdf.fold`."""
