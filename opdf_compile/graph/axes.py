@@ -7,7 +7,7 @@ the size: an export for nothing.) The `ladder` decides what is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,39 +16,36 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import InputError
-from opdf_compile.graph.signature import Inputs, request_tree
+from opdf_compile.graph.signature import Inputs, request_tree, tensors_in
 
 AxisNames = dict[str, dict[int, str]]
 Dynamic = Mapping[str, Sequence[str | int | None]] | Literal[False] | None
 BATCH = "batch_size"
 
 
-def wanted_axes(names: Sequence[str], leaves: Sequence[Any], dynamic: Dynamic) -> AxisNames:
+def wanted_axes(names: Sequence[str], tensors: Sequence[Tensor], dynamic: Dynamic) -> AxisNames:
     """The axes that are asked to stay dynamic, by input name.
 
     Args:
-        names: The name of each leaf of the inputs.
-        leaves: The leaves, tensors and others.
+        names: The name of each tensor of the inputs.
+        tensors: The tensors.
         dynamic: None for the first axis of every tensor; False for none; or for each input a
             letter per axis (equal letters are one size, a number or None is a fixed axis).
 
     Raises:
         InputError: `dynamic` names an unknown input, or has another rank than the example.
     """
-    tensors = {
-        name: leaf for name, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)
-    }
     if dynamic is False:
-        return {name: {} for name in tensors}
-    if dynamic is None:
-        return {name: {0: BATCH} if leaf.ndim else {} for name, leaf in tensors.items()}
-    unknown = sorted(set(dynamic) - set(tensors))
+        return {name: {} for name in names}
+    asked = dynamic or {}
+    unknown = sorted(set(asked) - set(names))
     if unknown:
         raise InputError(
             f"dynamic names the input {unknown[0]!r}, the tensor inputs are "
-            f"{', '.join(tensors) or 'none'}; use one of these names"
+            f"{', '.join(names) or 'none'}; use one of these names"
         )
-    return {name: _letters(name, leaf, dynamic.get(name)) for name, leaf in tensors.items()}
+    named = zip(names, tensors, strict=True)
+    return {name: _letters(name, tensor, asked.get(name)) for name, tensor in named}
 
 
 def _letters(name: str, leaf: Tensor, axes: Sequence[str | int | None] | None) -> dict[int, str]:
@@ -64,15 +61,14 @@ def _letters(name: str, leaf: Tensor, axes: Sequence[str | int | None] | None) -
 
 def request_axes(inputs: Inputs, names: Sequence[str], axes: AxisNames, hint: Any) -> Inputs:
     """``(args, kwargs)`` with every tensor replaced by {axis: hint} for the axes asked for."""
+    rest = iter(names)
 
-    def ask(name: str, leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return None
-        return dict.fromkeys(axes.get(name, {}), hint) or None
+    def ask(leaf: Any) -> Any:
+        free = axes.get(next(rest), {}) if isinstance(leaf, Tensor) else {}
+        return dict.fromkeys(free, hint) or None
 
     leaves, spec = pytree.tree_flatten(inputs)
-    asked = [ask(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
-    args, kwargs = request_tree(asked, spec)
+    args, kwargs = request_tree([ask(leaf) for leaf in leaves], spec)
     return args, kwargs
 
 
@@ -84,32 +80,25 @@ def widen_axes(inputs: Inputs, names: Sequence[str], axes: AxisNames) -> Inputs:
     given, so every tensor comes back as a new object: no mark outlives a rung, or reaches the
     caller's own inputs.
     """
+    rest = iter(names)
 
-    def repeat(name: str, leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor):
-            return leaf
-        for axis in axes.get(name, {}):
-            if leaf.shape[axis] == 1:
-                leaf = leaf.repeat_interleave(2, dim=axis)
-        return leaf.detach().requires_grad_(leaf.requires_grad)
+    def repeat(tensor: Tensor) -> Tensor:
+        for axis in axes.get(next(rest), {}):
+            if tensor.shape[axis] == 1:
+                tensor = tensor.repeat_interleave(2, dim=axis)
+        return tensor.detach().requires_grad_(tensor.requires_grad)
 
-    return _map_named(repeat, inputs, names)
+    args, kwargs = pytree.tree_map_only(Tensor, repeat, inputs)
+    return args, kwargs
 
 
 def not_one(inputs: Inputs, names: Sequence[str], axes: AxisNames) -> AxisNames:
     """The part of `axes` whose example size is not 1: widening those that are may break a model."""
-    leaves = dict(zip(names, pytree.tree_leaves(inputs), strict=True))
+    shapes = dict(zip(names, (tensor.shape for tensor in tensors_in(inputs)), strict=True))
     return {
-        name: {axis: letter for axis, letter in wanted.items() if leaves[name].shape[axis] != 1}
+        name: {axis: letter for axis, letter in wanted.items() if shapes[name][axis] != 1}
         for name, wanted in axes.items()
     }
-
-
-def _map_named(function: Callable[[str, Any], Any], inputs: Inputs, names: Sequence[str]) -> Inputs:
-    leaves, spec = pytree.tree_flatten(inputs)
-    mapped = [function(name, leaf) for name, leaf in zip(names, leaves, strict=True)]
-    args, kwargs = pytree.tree_unflatten(mapped, spec)
-    return args, kwargs
 
 
 def static_axes(program: ExportedProgram, names: Sequence[str], axes: AxisNames) -> list[str]:
@@ -152,12 +141,3 @@ def kept_axes(program: ExportedProgram, names: Sequence[str], wanted: AxisNames)
         }
         for name, shape in zip(names, input_shapes(program), strict=False)
     }
-
-
-def widen_tensors(inputs: Inputs, axes: Sequence[Mapping[int, str]]) -> Inputs:
-    """Like `widen_axes`, with the dynamic axes of each tensor in order instead of by name."""
-    leaves, spec = pytree.tree_flatten(inputs)
-    names = [str(index) for index in range(len(leaves))]
-    tensors = [n for n, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)]
-    by_place = {name: dict(a) for name, a in zip(tensors, axes, strict=True)}
-    return widen_axes(pytree.tree_unflatten(leaves, spec), names, by_place)

@@ -65,7 +65,7 @@ class Ladder:
     Attributes:
         model: The module; its weights, buffers and flags are as before afterwards.
         inputs: The example.
-        names: The name of each leaf of the inputs.
+        names: The name of each tensor of the inputs.
         wanted: The axes asked for, by input name.
     """
 

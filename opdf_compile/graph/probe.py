@@ -16,7 +16,7 @@ from opdf_compile.graph.caches import without_cache
 from opdf_compile.graph.failures import failing_line, is_out_of_memory
 from opdf_compile.graph.phases import phase_flags, quiet
 from opdf_compile.graph.sharing import deep_copy
-from opdf_compile.graph.signature import Inputs
+from opdf_compile.graph.signature import Inputs, tensors_in
 from opdf_compile.graph.traced import Phase
 
 
@@ -35,7 +35,8 @@ class ForwardRun:
 
 def run_model(model: nn.Module, phase: Phase, inputs: Inputs) -> ForwardRun:
     """Run a copy of the model once, in one phase; the caller's random numbers come back."""
-    random = torch.random.fork_rng(devices=_cuda_devices(inputs))
+    devices = {tensor.get_device() for tensor in tensors_in(inputs) if tensor.is_cuda}
+    random = torch.random.fork_rng(devices=sorted(devices))
     # The copy's hooks are the caller's own functions.
     with as_before(model), random, torch.no_grad(), quiet(), phase_flags(model, phase):
         call = _on_copies(model)
@@ -55,7 +56,7 @@ def evaluated(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """
     with as_before(model), without_cache(model), phase_flags(model, "eval"), quiet():
         output = _without_gradients(model, inputs)
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+    return tensors_in(output)
 
 
 @torch.no_grad()
@@ -81,9 +82,8 @@ def rejected(
 ) -> TraceError:
     """The error for example inputs that the model itself does not accept."""
     shapes = ", ".join(
-        f"{name}={'x'.join(map(str, leaf.shape))}:{str(leaf.dtype).removeprefix('torch.')}"
-        for name, leaf in zip(names, pytree.tree_leaves(inputs), strict=True)
-        if isinstance(leaf, Tensor)
+        f"{name}={'x'.join(map(str, tensor.shape))}:{str(tensor.dtype).removeprefix('torch.')}"
+        for name, tensor in zip(names, tensors_in(inputs), strict=True)
     )
     where = failing_line(error)
     return TraceError(
@@ -91,8 +91,3 @@ def rejected(
         f"({error_line(error)}{f', at {where}' if where else ''}), wanted "
         "inputs that its forward accepts; correct their shapes and dtypes"
     )
-
-
-def _cuda_devices(inputs: Inputs) -> list[int]:
-    tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-    return sorted({t.get_device() for t in tensors if t.is_cuda})

@@ -82,15 +82,21 @@ def _none_given(forward: Callable[..., Any]) -> str:
     )
 
 
-def leaf_names(
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors among the leaves of a value, in pytree order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def tensor_names(
     forward: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> list[str]:
-    """One name for every leaf (tensor or not) of ``(args, kwargs)``, in pytree order."""
+    """One name for every tensor of ``(args, kwargs)``, in pytree order."""
     tops = [*forward_names(forward, len(args)), *kwargs]
     names: list[str] = []
     for top, value in zip(tops, [*args, *kwargs.values()], strict=True):
-        for path, _leaf in pytree.tree_flatten_with_path(value)[0]:
-            names.append("_".join(filter(None, (top, path_name(path)))))
+        for path, leaf in pytree.tree_flatten_with_path(value)[0]:
+            if isinstance(leaf, Tensor):
+                names.append("_".join(filter(None, (top, path_name(path)))))
     return names
 
 

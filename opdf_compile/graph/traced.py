@@ -89,5 +89,4 @@ class Traced:
         free = self.axis_names
         for program in self.programs.values():
             free = axes_of.kept_axes(program, self.input_names, free)
-        axes = [free.get(name, {}) for name in self.input_names]
-        return axes_of.widen_tensors((self.args, self.kwargs), axes)
+        return axes_of.widen_axes((self.args, self.kwargs), self.input_names, free)

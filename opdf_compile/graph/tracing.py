@@ -13,8 +13,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import nn
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import TraceError
@@ -29,9 +28,10 @@ from opdf_compile.graph.module_match import bare, is_lazy
 from opdf_compile.graph.phases import share
 from opdf_compile.graph.signature import (
     bind_forward,
-    leaf_names,
     normalise_inputs,
     output_names,
+    tensor_names,
+    tensors_in,
 )
 from opdf_compile.graph.traced import MODULE_RUNG, PHASES, Phase, Traced
 
@@ -89,15 +89,13 @@ def trace(
     inputs = normalise_inputs(args, kwargs)
     bind_forward(module.forward, *inputs)
     registered = register_dataclasses(inputs)
-    leaves = pytree.tree_leaves(inputs)
-    names = leaf_names(module.forward, *inputs)
-    wanted = axes_of.wanted_axes(names, leaves, dynamic)
-    ladder = Ladder(module, inputs, names, wanted)
+    tensors = tensor_names(module.forward, *inputs)
+    wanted = axes_of.wanted_axes(tensors, tensors_in(inputs), dynamic)
+    ladder = Ladder(module, inputs, tensors, wanted)
     # An export switches flags of the module and streams of the process: one at a time.
     with _EXPORTING, without_cache(module) as switched:
         held = {phase: ladder.climb(phase) for phase in PHASES if phase in phases}
     programs = {phase: h.program for phase, h in held.items() if h.program is not None}
-    tensors = [n for n, leaf in zip(names, leaves, strict=True) if isinstance(leaf, Tensor)]
     shown = programs.get("eval") or programs.get("train")
     shapes = [h.shapes for h in held.values() if h.shapes is not None]
     return Traced(

@@ -331,11 +331,8 @@ def _exported_again(
     inputs: Inputs = pytree.tree_map(
         lambda leaf: cast_leaf(leaf, mapping), (traced.args, traced.kwargs)
     )
-    tensors = iter(traced.input_names)
-    leaves = pytree.tree_leaves(inputs)
-    labels = [next(tensors) if isinstance(leaf, Tensor) else "" for leaf in leaves]
-    wide = widen_axes(inputs, labels, names)
-    hints = request_axes(wide, labels, names, Dim.AUTO)
+    wide = widen_axes(inputs, traced.input_names, names)
+    hints = request_axes(wide, traced.input_names, names, Dim.AUTO)
     with quiet_libraries():
         again = torch.export.export(
             module, *wide, dynamic_shapes=bind_forward(module.forward, *hints), strict=False
