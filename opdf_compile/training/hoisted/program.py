@@ -10,7 +10,8 @@ The module keeps its class, its forward and its plain weights; nothing is regist
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import compress
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -226,13 +227,7 @@ class WeightProgram:
         """
         reshard(self.module)
         self.require_held()
-        keys = list(self._bounds)
-        if not keys:
-            return ()
-        found = [checksum(self._bounds[key].local()) for key in keys]
-        differs = differing(found, [self._recorded[key] for key in keys])
-        differs = self.ranks.any(differs, self._bounds)
-        return tuple(key for key, answer in zip(keys, differs, strict=True) if answer)
+        return self._differing(list(self._bounds), Bound.local)
 
     def replaced(self, keys: Collection[str]) -> tuple[str, ...]:
         """Record weights anew whose Parameters others have replaced: a rank may hold a shard now.
@@ -243,13 +238,19 @@ class WeightProgram:
             Names of those that hold something else than before. These are not recorded.
         """
         of = [key for key in self._bounds if key in keys]
-        found = [checksum(self._bounds[key].read()) for key in of]
-        differs = differing(found, [self._recorded[key] for key in of])
-        differs = self.ranks.any(differs, self._bounds)
-        odd = tuple(key for key, answer in zip(of, differs, strict=True) if answer)
+        # Recorded was the sum over whole weights; a shard's own sum takes its place below.
+        odd = self._differing(of, Bound.read)
         same = [key for key in of if key not in odd]
         self._recorded.update({key: checksum(self._bounds[key].local()) for key in same})
         return odd
+
+    def _differing(self, keys: list[str], held: Callable[[Bound], Tensor]) -> tuple[str, ...]:
+        """Of these weights those whose checksum is not the recorded one; alike on all ranks."""
+        if not keys:
+            return ()
+        found = [checksum(held(self._bounds[key])) for key in keys]
+        differs = differing(found, [self._recorded[key] for key in keys])
+        return tuple(compress(keys, self.ranks.any(differs, self._bounds)))
 
     def require_unchanged(self, keys: Collection[str] | None = None) -> None:
         """Refuse to go on over weights that something else has changed.
