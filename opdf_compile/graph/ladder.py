@@ -194,6 +194,7 @@ class Ladder:
         run = run_model(self.model, phase, self.inputs)
         if run.error is None:
             return run
+        # What the rungs export is the widened example: a model that takes that one is not at fault.
         wide = run_model(
             self.model, phase, axes_of.widen_axes(self.inputs, self.names, self.wanted)
         )

@@ -136,6 +136,7 @@ def program_parts(program: Graph, keys: Iterable[str]) -> tuple[ProgramPart, ...
     """
     end = next(iter(reversed(program.nodes)))
     key_of: dict[Node, str] = dict(zip(end.args[0], keys, strict=True))
+    # On a copy without the output, which reads every weight and would join all parts to one.
     body = Graph()
     mapped: dict[Node, Node] = {}
     body.graph_copy(program, mapped)
@@ -208,6 +209,7 @@ def _leave_plain(module: GraphModule, key: str, weight: Node, sources: tuple[Nod
     cores = tuple(node for node in sources if node.op == "get_attr")
     inner = tuple(node for node in sources if node.op != "get_attr")
     set_attribute(module, key, folded_weight(module, Region(key, cores, weight, inner)))
+    # Where its first source stands, so that it comes before every reader.
     with module.graph.inserting_before(sources[0]):
         plain = module.graph.get_attr(key)
     plain.meta = {k: value for k, value in weight.meta.items() if k != WEIGHT_MARK}

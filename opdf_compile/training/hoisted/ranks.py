@@ -72,6 +72,8 @@ class ProgramRanks:
                     bounds[key].write(value)
                 written.extend(unit.keys)
             return tuple(written)
+        # Every rank goes through all messages in one order, also through those that it only
+        # receives: a broadcast that one rank leaves out stops the others for good.
         home = {key: unit for unit in units for key in unit.keys}
         # A unit makes all its weights at once; those that travel in a later message wait in `made`.
         made: dict[str, Tensor] = {}

@@ -38,7 +38,9 @@ _CLOSE = 1e-3
 # First steps are about lr, or lr g, where lr is a step size (Adadelta's is 3e-3 of it), and 1e-6 lr
 # where it is a factor of one that is still to be found.
 _NO_STEP = 1e-4
+# Where decay is a part of the gradient, what it does depends on the gradient's sign and size.
 _SLOPES = (1.0, -4.0)
+# Steps until the first that moves: warm-ups and classes that fill their state first take a few.
 _PATIENCE = 8
 
 
@@ -122,6 +124,7 @@ class _Trial:
 
 
 def _rule(trial: _Trial) -> DecayRule:
+    # A copy of the parameter is told by its values, while neither moves: no decay, no gradient.
     still = trial.steps(0.0, 0.0)
     if still is not None and any(_shadows(value, trial.start) for value in still.kept.values()):
         return DecayRule.OWN
@@ -132,6 +135,7 @@ def _rule(trial: _Trial) -> DecayRule:
         return DecayRule.RATE
     without = torch.stack([found.value for found in bare if found is not None])
     within = torch.stack([found.value for found in decayed if found is not None])
+    # The same gradients with and without decay: what is left of the difference is decay alone.
     etas = (without - within) / (_DECAY * trial.start)
     eta = float(etas.mean())
     if eta and float((etas - eta).abs().max()) <= _CLOSE * abs(eta):

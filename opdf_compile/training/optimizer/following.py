@@ -24,6 +24,7 @@ class ParameterNames:
     def __init__(self, module: nn.Module) -> None:
         """List the parameters; of a tied one the first name."""
         self._module = module
+        # Weak: what `fully_shard` replaces is whole, and a name must not keep it in memory.
         self._of: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
         self._known: dict[str, None] = {}
         self.update(dict(module.named_parameters()))

@@ -67,6 +67,8 @@ def probe(make: Maker, options: Mapping[str, Any], groups: Sequence[Group]) -> P
         InputError: It is no optimizer class, refuses the groups or options, or cannot step cores.
     """
     _require_maker(make)
+    # Cores have four axes. A class that takes none of four may still take them as matrices, and
+    # what it says to four is what a user is told if it takes neither.
     try:
         made, matrices = _tried(make, options, groups, 4), False
     except Exception as as_cores:
@@ -91,7 +93,8 @@ def probe(make: Maker, options: Mapping[str, Any], groups: Sequence[Group]) -> P
     return Probe(known, matrices or _wants_matrices(make, options, trying_out))
 
 
-# A small core and the two matrices that it may be laid out as.
+# A small core and the two matrices that it may be laid out as. Neither is square nor the other's
+# transpose: a class that goes by rows, by columns or by the longer side steps the two apart.
 _CORE, _FILTERS, _MATRIX = (2, 3, 2, 2), (2, 12), (6, 4)
 
 
@@ -116,6 +119,7 @@ def _stepped(
     tried = [trial_group(group, [nn.Parameter(values.clone())]) for group in groups]
 
     def slope(step: int, _place: int, p: Tensor) -> Tensor:
+        # Another in each step: in the first one many classes only fill their state.
         return torch.linspace(1.0 + step, 9.0, p.numel()).sin()
 
     return entries_after(make, options, tried, slope, 2)
@@ -178,6 +182,7 @@ def require_others(
                 forms.setdefault((kind, parameter.ndim), parameter)
     for (place, axes), odd in forms.items():
         try:
+            # All other groups as matrices, which the class takes: the odd form alone is on trial.
             tried = [_small(g, [axes if k == place else 2]) for k, g in enumerate(groups)]
             with trying(make):
                 make(tried, **owned_options(options))

@@ -82,6 +82,7 @@ def move(inner: Optimizer, old: Links, new: Links) -> list[int]:
     before = [list(group["params"]) for group in present]
     home = {id(p): place for place, params in enumerate(before) for p in params}
     claims = _claims(new.inner, home)
+    # A class may refuse a group that is added; then its lists are filled as they were.
     try:
         new.inner[:] = _moved(inner, new.inner, present, claims, home)
     except Exception:
@@ -90,6 +91,7 @@ def move(inner: Optimizer, old: Links, new: Links) -> list[int]:
         inner.param_groups[:] = present
         raise
     inner.param_groups[:] = new.inner
+    # A new outer group goes on from an old one where all of its inner groups come from that one.
     of_place = {place: outer for outer, places in enumerate(old.places) for place in places}
     for outer, places in enumerate(new.places):
         seen = {of_place[claims[place]] for place in places if place in claims}
@@ -131,6 +133,7 @@ def _claims(wanted: Sequence[Group], home: dict[int, int]) -> dict[int, int]:
         found = [home[id(p)] for p in group["params"] if id(p) in home]
         shares.extend((-found.count(source), place, source) for source in set(found))
     claims: dict[int, int] = {}
+    # The largest share first, then by place: every rank must come to the same layout.
     for _count, place, source in sorted(shares):
         if place not in claims and source not in claims.values():
             claims[place] = source

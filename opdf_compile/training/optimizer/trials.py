@@ -36,6 +36,7 @@ def trying(make: Maker, devices: Collection[torch.device] = ()) -> Iterator[None
     optimizer must find it as the plain one would.
     """
     kind = class_of(make)
+    # Eager, because a class may compile its step: for one trial that takes longer than all of them.
     with (
         class_as_before(kind) if isinstance(kind, type) else contextlib.nullcontext(),
         torch.random.fork_rng(devices=[d for d in devices if d.type == "cuda"]),
@@ -57,6 +58,7 @@ def after_steps(
     `slope` gives the gradient's entries by step, place of the parameter, and parameter.
     """
 
+    # Both before a step and inside it: some classes call the closure, others take what is there.
     def evaluate(parameters: list[Tensor], step: int) -> Tensor:
         for place, p in enumerate(parameters):
             gradient = slope(step, place, p)
