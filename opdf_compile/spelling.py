@@ -47,6 +47,12 @@ def nearest(
     return [other for _, _, other in sorted(near)[:most]]
 
 
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The nearest known name as a remark in brackets, with a space before it; often nothing."""
+    near = nearest(name, known)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
 def _slips(a: str, b: str) -> float:
     """Slips between two names: d[i][j] of their first i and j letters, row by row."""
     before: list[float] = []

@@ -21,7 +21,7 @@ from torch import nn
 from opdf_compile.errors import PlanError
 from opdf_compile.graph import Match, MatchReport, Refusal
 from opdf_compile.planning.entry import SCHEMA, PlanEntry
-from opdf_compile.spelling import nearest
+from opdf_compile.spelling import did_you_mean
 from opdf_compile.tables import html_table, text_table
 from opdf_compile.tensor import Cost
 
@@ -247,8 +247,7 @@ def _unknown(key: str, report: MatchReport) -> str:
     refused = {r.key: r.reason for r in report.refusals}
     if key in refused:
         return f"the plan names {key!r}, but it {refused[key]}; remove the entry"
-    near = nearest(key, [m.key for m in report.matches])
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = did_you_mean(key, [m.key for m in report.matches])
     return (
         f"the plan names {key!r}, the model has no such weight{hint}; make a plan for this model "
         "(opdf-compile plan MODEL -o plan.json)"

@@ -17,7 +17,7 @@ from opdf_compile.errors import InputError, PlanError
 from opdf_compile.graph import bare, match
 from opdf_compile.parametrizations import MatrixSpec, MpoSpec
 from opdf_compile.planning import Plan, PlanEntry
-from opdf_compile.spelling import nearest
+from opdf_compile.spelling import did_you_mean
 
 TeacherWeights = nn.Module | Mapping[str, Tensor]
 
@@ -172,11 +172,9 @@ def require_parameters(student: nn.Module, pairs: Iterable[Pair]) -> None:
     known = [name for name, _ in student.named_parameters(remove_duplicate=False)]
     for key in (pair.key for pair in pairs):
         if key not in known:
-            near = nearest(key, known)
-            hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise InputError(
                 f"layer_map names the student's weight {key!r}, the student has no such "
-                f"parameter{hint}; correct the map"
+                f"parameter{did_you_mean(key, known)}; correct the map"
             )
 
 
@@ -218,9 +216,7 @@ def _transposed(teacher: TeacherWeights) -> dict[str, bool]:
 
 
 def _unknown(name: str, weights: Mapping[str, Tensor]) -> str:
-    near = nearest(name, weights)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
     return (
-        f"layer_map names the teacher's weight {name!r}, the teacher has no such parameter{hint}; "
-        "correct the map"
+        f"layer_map names the teacher's weight {name!r}, the teacher has no such parameter"
+        f"{did_you_mean(name, weights)}; correct the map"
     )

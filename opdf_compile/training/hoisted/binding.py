@@ -7,7 +7,7 @@ gathered to be read and cut to be written; the cut is local, because every rank 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from opdf_compile.errors import InputError, PlanError
 from opdf_compile.graph import bare, names_of_parameters, owner
 from opdf_compile.planning import PlanEntry
-from opdf_compile.spelling import nearest
+from opdf_compile.spelling import did_you_mean
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -53,7 +53,11 @@ def validate(plan: Any, module: nn.Module) -> None:
     owned = dict(module.named_parameters(remove_duplicate=False))
     for entry in plan.entries:
         if entry.key not in owned:
-            raise PlanError(_unknown(entry.key, owned))
+            raise PlanError(
+                f"the plan names {entry.key!r}, the student has no such parameter"
+                f"{did_you_mean(entry.key, owned)}; make a plan for this student "
+                "(opdf.plan(student))"
+            )
         weight = owned[entry.key]
         if weight.is_meta:
             raise InputError(
@@ -71,15 +75,6 @@ def validate(plan: Any, module: nn.Module) -> None:
                     f"the plan gives {entry.key!r} the {what} {planned}, the student has {present};"
                     " make a plan for this student (opdf.plan(student))"
                 )
-
-
-def _unknown(key: str, owned: Mapping[str, Tensor]) -> str:
-    near = nearest(key, owned)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
-    return (
-        f"the plan names {key!r}, the student has no such parameter{hint}; "
-        "make a plan for this student (opdf.plan(student))"
-    )
 
 
 class Bound:
