@@ -19,7 +19,6 @@ from .failures import is_out_of_memory as is_out_of_memory
 from .failures import remedy_of as remedy_of
 from .flops import step_flops as step_flops
 from .flow import meetings as meetings
-from .given import out_spec as out_spec
 from .matching import match as match
 from .module_match import bare as bare
 from .module_match import layer_rows as layer_rows
@@ -47,6 +46,7 @@ from .traced import MODULE_RUNG as MODULE_RUNG
 from .traced import PHASES as PHASES
 from .traced import Phase as Phase
 from .traced import Traced as Traced
+from .tracing import out_spec as out_spec
 from .tracing import trace as trace
 from .uses import all_graphs as all_graphs
 from .uses import nested_graphs as nested_graphs

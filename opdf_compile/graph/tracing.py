@@ -1,10 +1,9 @@
 """trace: an nn.Module or an ExportedProgram -> one graph per phase, over the very same parameters.
 
-trace     this file: names, and the sentences on what was given up
+trace     this file: names, the sentences on what was given up, and programs exported before
 ladder    which request torch.export grants to a phase
 phases    one export of one phase
 probe     the model's own forward, to tell its limits from those of torch.export
-given     programs that were exported before
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch.utils._pytree as pytree
 from torch import nn
 from torch.export import ExportedProgram
 
@@ -22,10 +22,10 @@ from opdf_compile.graph.axes import AxisNames, Dynamic
 from opdf_compile.graph.caches import without_cache
 from opdf_compile.graph.containers import register_dataclasses
 from opdf_compile.graph.failures import PART_ALONE
-from opdf_compile.graph.given import out_spec, trace_programs
 from opdf_compile.graph.ladder import Held, Ladder
 from opdf_compile.graph.module_match import bare, is_lazy
 from opdf_compile.graph.phases import share
+from opdf_compile.graph.recorded import recorded_axes
 from opdf_compile.graph.signature import (
     bind_forward,
     normalise_inputs,
@@ -163,3 +163,50 @@ def _fixed(
         text if len(phases) == len(programs) else f"in {phases[0]}: {text}"
         for text, phases in said.items()
     ]
+
+
+def trace_programs(
+    programs: Mapping[str, ExportedProgram],
+    source: nn.Module | ExportedProgram | None = None,
+    *,
+    dynamic: Dynamic = None,
+) -> Traced:
+    """Take programs that are there already: "model" (trained), and "eval" where it was kept.
+
+    Args:
+        programs: ExportedPrograms by name.
+        source: What the caller came with; the "model" program if None.
+        dynamic: Names for the axes that the programs keep free, by input.
+
+    Raises:
+        TraceError: There is no program "model".
+    """
+    if "model" not in programs:
+        raise TraceError(
+            f"the archive holds the programs {', '.join(programs) or 'none'}, wanted one called "
+            "'model'; write it with torch.export.save or opdf-compile expand"
+        )
+    model = programs["model"]
+    evaluation = programs.get("eval", model)
+    notes = () if "eval" in programs else ("one program: its graph serves train and eval alike",)
+    by_phase: dict[Phase, ExportedProgram] = {"train": model, "eval": evaluation}
+    axes = recorded_axes(evaluation, dynamic if isinstance(dynamic, Mapping) else {})
+    return Traced(
+        source=model if source is None else source,
+        programs=by_phase,
+        graphs=share(by_phase, None),
+        args=(),
+        kwargs={},
+        input_names=tuple(axes),
+        output_names=tuple(output_names(out_spec(evaluation))),
+        axis_names=axes,
+        dynamic_shapes=None,
+        rungs=dict.fromkeys(PHASES, "given"),
+        notes=notes,
+    )
+
+
+def out_spec(program: ExportedProgram) -> pytree.TreeSpec:
+    """The tree of the program's output."""
+    spec: pytree.TreeSpec = program.call_spec.out_spec
+    return spec

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from opdf_compile.errors import FoldError, InputError, WeightsChanged
 from opdf_compile.graph import deep_copy, named_tensors
 from opdf_compile.planning import Plan
-from opdf_compile.training.filling import overwrite, require_same_names
+from opdf_compile.training.folding import overwrite, require_same_names
 from opdf_compile.training.hoisted.binding import Bound, is_sharded, reshard, whole
 from opdf_compile.training.hoisted.checksums import checksum, differing
 from opdf_compile.training.hoisted.ranks import ProgramRanks

@@ -6,7 +6,7 @@ eval()   ->  eval graph         own names; the cores of W are called W_cores.0, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 import torch
@@ -18,6 +18,27 @@ from opdf_compile.passes import WEIGHT_MARK
 from opdf_compile.planning import Plan
 from opdf_compile.training.inline.calling import Convention
 from opdf_compile.training.inline.phase import PhaseGraph
+
+
+class CoreList(nn.ParameterList):
+    """The cores of one weight; a change of dtype may widen them and never narrows them.
+
+    A core in bfloat16 would lose 2e-3 of the weight, so `.half()` and `.bfloat16()` on the model
+    move the composed weight (its closing cast) and leave the cores in float32.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor], *, requires_grad: bool = True) -> None:
+        """Take ownership of the tensors as Parameters."""
+        super().__init__([nn.Parameter(t, requires_grad=requires_grad) for t in tensors])
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        def keep_precision(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.dtype.itemsize >= tensor.dtype.itemsize:
+                return moved
+            return tensor.to(moved.device)
+
+        return super()._apply(keep_precision, recurse)  # type: ignore[no-untyped-call]
 
 
 class Expanded(nn.Module):

@@ -30,8 +30,7 @@ from opdf_compile.passes import CheckShapes, Expand, Pipeline
 from opdf_compile.planning import Plan, PlanEntry
 from opdf_compile.training.announcing import WeightProgress, announced
 from opdf_compile.training.inline.calling import convention
-from opdf_compile.training.inline.cores import CoreList
-from opdf_compile.training.inline.expanded import Expanded
+from opdf_compile.training.inline.expanded import CoreList, Expanded
 from opdf_compile.training.inline.phase import PhaseGraph
 
 
