@@ -123,7 +123,9 @@ class _Notes:
             self.undo.append(generator)
             return
         if isinstance(value, Tensor):
-            self._numbers(value)
+            # A subclass that wraps others has no memory of its own; those are in its attributes.
+            if type(value) is Tensor and value.layout is torch.strided and not value.is_meta:
+                self.undo.append(_tensor(value))
         elif isinstance(value, np.ndarray):
             self.undo.append(_array(value))
         elif isinstance(value, dict | list | deque | set):
@@ -146,12 +148,6 @@ class _Notes:
         self.undo.append(_container(own))
         self._more(own.values(), depth)
 
-    def _numbers(self, tensor: Tensor) -> None:
-        # A subclass that wraps others has no memory of its own; those are among its attributes.
-        plain = type(tensor) is Tensor and tensor.layout is torch.strided
-        if plain and not tensor.is_meta:
-            self.undo.append(_tensor(tensor))
-
     def _class(self, cls: type, depth: int) -> None:
         if id(cls) in self._seen or _is_of_torch(cls):
             return
@@ -167,8 +163,9 @@ class _Notes:
             return
         for cell in function.__closure__ or ():
             with contextlib.suppress(ValueError):  # A cell that nothing was put into yet.
-                self.undo.append(functools.partial(_set_cell, cell, cell.cell_contents))
-                self._left.append((cell.cell_contents, depth))
+                content = cell.cell_contents
+                self.undo.append(functools.partial(setattr, cell, "cell_contents", content))
+                self._left.append((content, depth))
         space, names = function.__globals__, _names(function.__code__)
         named = {name: space[name] for name in names if name in space}
         self.undo.append(functools.partial(space.update, named))
@@ -259,10 +256,6 @@ def _set_slot(value: Any, name: str, entry: Any) -> None:
         object.__setattr__(value, name, entry)
     elif hasattr(value, name):
         object.__delattr__(value, name)
-
-
-def _set_cell(cell: types.CellType, value: Any) -> None:
-    cell.cell_contents = value
 
 
 def _tensor(tensor: Tensor) -> PutBack:

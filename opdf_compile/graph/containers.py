@@ -23,7 +23,8 @@ def register_dataclasses(value: Any) -> tuple[str, ...]:
     sentences: list[str] = []
     refused: set[type] = set()
     while True:  # Registering one class opens the view on those inside it.
-        found = {type(leaf) for leaf in pytree.tree_leaves(value) if _is_dataclass(leaf)}
+        kinds = {type(leaf) for leaf in pytree.tree_leaves(value)}
+        found = {kind for kind in kinds if dataclasses.is_dataclass(kind)}
         fresh = sorted(found - refused, key=lambda cls: cls.__qualname__)
         if not fresh:
             return tuple(sentences)
@@ -37,7 +38,3 @@ def register_dataclasses(value: Any) -> tuple[str, ...]:
                 f"the dataclass {cls.__qualname__} was registered with torch.export for this "
                 "process, so that graphs can take and return it"
             )
-
-
-def _is_dataclass(leaf: Any) -> bool:
-    return dataclasses.is_dataclass(leaf) and not isinstance(leaf, type)

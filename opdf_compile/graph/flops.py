@@ -7,7 +7,7 @@ out: it is bound by memory, not by arithmetic. Symbolic sizes count at the examp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Any
 
@@ -82,7 +82,9 @@ def _node_flops(node: Node) -> int:
         return weight_op_flops(node, first)
     if node.target is torch.ops.aten.scaled_dot_product_attention.default:
         return _attention_flops(node)
-    count = _registry().get(getattr(node.target, "overloadpacket", None))
+    from torch.utils.flop_counter import flop_registry
+
+    count = flop_registry.get(getattr(node.target, "overloadpacket", None))
     if count is None:
         return 0
     args, kwargs, value = pytree.tree_map_only(Node, _example, (node.args, node.kwargs, node))
@@ -100,12 +102,6 @@ def _attention_flops(node: Node) -> int:
     if query is None or key is None or output is None:
         return 0
     return 2 * prod(output[:-1]) * key[-2] * (query[-1] + output[-1])
-
-
-def _registry() -> dict[Any, Callable[..., int]]:
-    from torch.utils.flop_counter import flop_registry
-
-    return flop_registry
 
 
 def _example(node: Node) -> Any:

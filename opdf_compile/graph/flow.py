@@ -257,7 +257,7 @@ class Flow:
 
     def _aside(self, node: Node, value: Provenance, reason: str) -> None:
         for origin in value.origins.values():
-            if _is_matrix(origin):
+            if origin.parameter.ndim > 1 and not origin.scales:
                 self.meetings.append(Meeting("aside", node, origin, reason=reason))
 
     def _enter(self, scope: Scope, call: Node, graphs: list[Nested]) -> Provenance:
@@ -294,10 +294,6 @@ class Flow:
                 value = _sliced(value)
             values.append(value)
         return tuple(values)
-
-
-def _is_matrix(origin: Origin) -> bool:
-    return origin.parameter.ndim > 1 and not origin.scales
 
 
 def _length(call: Node, index: int) -> int:

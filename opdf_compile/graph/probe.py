@@ -54,14 +54,9 @@ def evaluated(model: nn.Module, inputs: Inputs) -> list[Tensor]:
 
     The model is as before afterwards.
     """
-    with as_before(model), without_cache(model), phase_flags(model, "eval"), quiet():
-        output = _without_gradients(model, inputs)
-    return tensors_in(output)
-
-
-@torch.no_grad()
-def _without_gradients(model: nn.Module, inputs: Inputs) -> Any:
-    return model(*inputs[0], **inputs[1])
+    flags = phase_flags(model, "eval")
+    with as_before(model), without_cache(model), flags, quiet(), torch.no_grad():
+        return tensors_in(model(*inputs[0], **inputs[1]))
 
 
 def _on_copies(model: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:

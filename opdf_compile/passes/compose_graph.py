@@ -50,16 +50,13 @@ def insert_compose(
     stem = entry.key.replace(".", "_")
     with graph.inserting_before(before):
         cores = [graph.get_attr(name) for name in names]
-        weight = insert_graph(graph, _compose_graph(entry, device), cores, before)
+        place = torch.device("cpu") if device is None else device
+        composed = _traced(entry.parametrization, cast(Hashable, entry.spec), place)
+        weight = insert_graph(graph, composed, cores, before)
         dtype = getattr(torch, entry.spec.dtype)
         node = graph.call_function(WEIGHT_OP, (weight, dtype), name=f"{stem}_composed")
     node.meta[WEIGHT_MARK] = entry.key
     return node
-
-
-def _compose_graph(entry: PlanEntry, device: torch.device | None) -> Graph:
-    place = torch.device("cpu") if device is None else device
-    return _traced(entry.parametrization, cast(Hashable, entry.spec), place)
 
 
 @lru_cache(maxsize=256)
@@ -81,7 +78,8 @@ def _traced(name: str, spec: Any, device: torch.device) -> Graph:
             torch.empty(shape, dtype=dtype, device=device) for shape in parametrization.shapes(spec)
         ]
         module: GraphModule = make_fx(compose)(*cores)
-        if any(_writes(node) for node in module.graph.nodes):
+        ops = [n.target for n in module.graph.nodes if isinstance(n.target, torch._ops.OpOverload)]
+        if any(op._schema.is_mutable for op in ops):
             # Filling a fresh tensor is as pure as an expression; write it as one.
             pure = torch.func.functionalize(compose, remove="mutations")
             module = make_fx(pure)(*cores)
@@ -94,7 +92,3 @@ def _traced(name: str, spec: Any, device: torch.device) -> Graph:
             "(torch.arange, torch.eye, torch.full), not from python lists or stored tensors"
         )
     return module.graph
-
-
-def _writes(node: Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

@@ -40,7 +40,9 @@ class Fold(GraphPass):
             node.meta = {k: v for k, v in region.weight.meta.items() if k != WEIGHT_MARK}
             region.weight.replace_all_uses_with(node)
             for dead in (*reversed(region.inner), *region.cores):
-                _erase(module, dead)
+                erase_assertions(module, dead)
+                if not dead.users:  # A constant may serve two weights; the last one takes it along.
+                    module.graph.erase_node(dead)
             changes.append(GraphChange(region.key, f"folded from {len(region.cores)} cores"))
         module.delete_all_unused_submodules()
         return PassResult(module, tuple(changes))
@@ -54,13 +56,6 @@ class Fold(GraphPass):
         for node in result.module.graph.nodes:
             if node.op == "get_attr" and core_key(str(node.target)) is not None:
                 raise InternalError(f"fold left {node.target!r} in the graph; please report it")
-
-
-def _erase(module: GraphModule, node: Node) -> None:
-    """Erase a node, and the assertions on its dtype that torch.export puts before casts."""
-    erase_assertions(module, node)
-    if not node.users:  # A constant may serve two weights; the last one takes it along.
-        module.graph.erase_node(node)
 
 
 def erase_assertions(module: GraphModule, node: Node) -> None:

@@ -82,7 +82,8 @@ def _region(key: str, cores: dict[int, Node], members: list[Node], constants: se
     ordered = tuple(cores[index] for index in range(len(cores)))
     for weight in members:
         inner = _between(weight, members)
-        if weight.target is WEIGHT_OP and set(ordered) <= _sources(inner):
+        read = {source for node in inner for source in node.all_input_nodes}
+        if weight.target is WEIGHT_OP and set(ordered) <= read:
             return Region(key, ordered, weight, (*_constants_of(inner, constants), *inner))
     raise FoldError(
         f"the cores of {key!r} do not lead to one weight in this graph, wanted a compose subgraph; "
@@ -112,10 +113,6 @@ def _constants_of(inner: tuple[Node, ...], constants: set[Node]) -> tuple[Node, 
     for node in inner:
         visit(node)
     return tuple(ordered)
-
-
-def _sources(inner: tuple[Node, ...]) -> set[Node]:
-    return {source for node in inner for source in node.all_input_nodes}
 
 
 def evaluate(module: GraphModule, region: Region) -> Tensor:

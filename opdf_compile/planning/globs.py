@@ -37,10 +37,10 @@ class Globs:
 
     def name(self, found: Match) -> bool:
         """Whether one of the globs names the weight, by any of its names."""
-        return any(map(self._holds, (found.key, *found.aliases)))
-
-    def _holds(self, name: str) -> bool:
-        return name in self._plain or bool(self._pattern and self._pattern.match(name))
+        names = (found.key, *found.aliases)
+        if not self._plain.isdisjoint(names):
+            return True
+        return self._pattern is not None and any(map(self._pattern.match, names))
 
     def require_used(self, weights: Iterable[Match]) -> None:
         """Refuse a glob that names nothing: it is misspelt.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 from torch import nn
 
 from opdf_compile.errors import PlanError
-from opdf_compile.graph import Match, MatchReport, Refusal
+from opdf_compile.graph import MatchReport, Refusal
 from opdf_compile.planning.entry import SCHEMA, PlanEntry
 from opdf_compile.spelling import did_you_mean
 from opdf_compile.tables import html_table, text_table
@@ -123,7 +123,8 @@ class Plan:
         Raises:
             PlanError: A key, shape, dtype or orientation differs.
         """
-        known = {m.key: m for m in _with_offers(report)}
+        offers = (r.offer for r in report.refusals if r.offer is not None)
+        known = {m.key: m for m in (*report.matches, *offers)}
         for entry in self.entries:
             if entry.key not in known:
                 raise PlanError(_unknown(entry.key, report))
@@ -228,11 +229,6 @@ class Plan:
 
 
 _HEAD = ("weight", "by", "shape", "modes", "deployed", "trained", "FLOPs/step")
-
-
-def _with_offers(report: MatchReport) -> Iterable[Match]:
-    yield from report.matches
-    yield from (r.offer for r in report.refusals if r.offer is not None)
 
 
 def _agree(entry: PlanEntry, what: str, planned: object, found: object) -> None:

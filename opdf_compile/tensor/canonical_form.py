@@ -124,10 +124,6 @@ def _by_bonds(matrix: Tensor, chain: Chain) -> tuple[Tensor, ...]:
     middle = left.inverse @ entries.reshape(left.factor.shape[0], -1)
     made[pivot] = middle.reshape(-1, right.factor.shape[0]) @ right.inverse.mT
     return tuple(
-        made[k].reshape(shape) if k in made else _identity(shape, entries)
+        (made[k] if k in made else torch.eye(shape[0]).to(entries)).reshape(shape)
         for k, shape in enumerate(chain.core_shapes)
     )
-
-
-def _identity(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    return torch.eye(shape[0], dtype=like.dtype, device=like.device).reshape(shape)

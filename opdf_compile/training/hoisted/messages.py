@@ -59,7 +59,8 @@ def _packed(bounds: Mapping[str, Bound]) -> list[tuple[str, ...]]:
     packs: list[tuple[str, ...]] = []
     open_pack: dict[str, tuple[int, int]] = {}
     for key, bound in bounds.items():
-        size, dtype = _bytes(bound), bound.entry.spec.dtype
+        dtype = bound.entry.spec.dtype
+        size = torch.Size(bound.entry.spec.shape).numel() * bound.parameter.dtype.itemsize
         place, filled = open_pack.get(dtype, (-1, FULL))
         if size >= LARGE:
             packs.append((key,))
@@ -70,10 +71,6 @@ def _packed(bounds: Mapping[str, Bound]) -> list[tuple[str, ...]]:
             open_pack[dtype] = (place, filled + size)
             packs[place] = (*packs[place], key)
     return packs
-
-
-def _bytes(bound: Bound) -> int:
-    return torch.Size(bound.entry.spec.shape).numel() * bound.parameter.dtype.itemsize
 
 
 class Flight:

@@ -155,13 +155,9 @@ def _made(student: nn.Module, cores: int | None, scale: float | None, exclude: l
     from opdf_compile.graph import match
 
     known = {name for m in match(student).matches for name in (m.key, *m.aliases)}
-    globs = [_literal(name) for name in exclude if name in known]
+    # As globs that name only these weights.
+    globs = [name.replace("[", "[[]") for name in exclude if name in known]
     return make_plan(student, cores=cores, scale=scale, exclude=globs)
-
-
-def _literal(name: str) -> str:
-    """A glob that names only this weight."""
-    return name.replace("[", "[[]")
 
 
 def require_shareable(group: Any, optimizer_class: Maker) -> None:

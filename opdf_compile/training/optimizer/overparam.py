@@ -102,8 +102,6 @@ class Overparam(SavedState):
         >>> opt.step(); opt.zero_grad()
     """
 
-    _early: bool | None = None
-
     def __init__(
         self,
         params: Any,
@@ -199,15 +197,14 @@ class Overparam(SavedState):
         self.matched()
         self._follow()
         self._links.push(self.param_groups, self.inner.param_groups)
-        early = closure is not None and self._moves_early()
+        early = closure is not None and self._early
         loss = CoreStep(self, self.decay_factor, early=early).run(closure)
         self._links.show(self.param_groups, self.inner.param_groups)
         return loss
 
-    def _moves_early(self) -> bool:
-        if self._early is None:
-            self._early = moves_early(self._make, self.inner)
-        return self._early
+    @functools.cached_property
+    def _early(self) -> bool:
+        return moves_early(self._make, self.inner)
 
     def _follow(self) -> None:
         """Take the cores to where the student has gone since it was built, as `prepare` does.

@@ -85,7 +85,11 @@ class Summary:
             + (", composed again in the backward" if self.recompute else ""),
         ]
         if cost.step_flops:
-            lines.append("dearest to compose: " + ", ".join(self._shares()))
+            shares = (
+                f"{entry.key} ({entry.cost.step_flops / cost.step_flops:.0%})"
+                for entry in dearest(self.plan)
+            )
+            lines.append("dearest to compose: " + ", ".join(shares))
         rates = sorted({rate for e in self.plan.entries for rate in e.rates if rate != 1})
         if rates:
             some = ", ".join(f"{rate:g}" for rate in rates)
@@ -96,11 +100,6 @@ class Summary:
                 f"{cost.parameters:,} core parameters"
             )
         return [*lines, *(f"{r.key} {r.reason}" for r in self.refusals)]
-
-    def _shares(self) -> list[str]:
-        """The dearest weights with their shares of what composing costs."""
-        whole = self.plan.cost.step_flops
-        return [f"{e.key} ({e.cost.step_flops / whole:.0%})" for e in dearest(self.plan)]
 
     def __str__(self) -> str:
         return "\n".join([str(self.plan), *self.lines()])
