@@ -36,7 +36,7 @@ from .sharing import memory_key as memory_key
 from .sharing import named_tensors as named_tensors
 from .sharing import names_of_parameters as names_of_parameters
 from .sharing import owner as owner
-from .signature import Inputs as Inputs
+from .signature import CallArguments as CallArguments
 from .signature import bind_forward as bind_forward
 from .signature import forward_names as forward_names
 from .signature import normalise_inputs as normalise_inputs

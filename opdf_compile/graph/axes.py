@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import InputError
-from opdf_compile.graph.signature import Inputs, request_tree, tensors_in
+from opdf_compile.graph.signature import CallArguments, request_tree, tensors_in
 
 AxisNames = dict[str, dict[int, str]]
 Dynamic = Mapping[str, Sequence[str | int | None]] | Literal[False] | None
@@ -59,7 +59,9 @@ def _letters(name: str, leaf: Tensor, axes: Sequence[str | int | None] | None) -
     return {index: axis for index, axis in enumerate(axes) if isinstance(axis, str)}
 
 
-def request_axes(inputs: Inputs, names: Sequence[str], axes: AxisNames, hint: Any) -> Inputs:
+def request_axes(
+    inputs: CallArguments, names: Sequence[str], axes: AxisNames, hint: Any
+) -> CallArguments:
     """``(args, kwargs)`` with every tensor replaced by {axis: hint} for the axes asked for."""
     rest = iter(names)
 
@@ -72,7 +74,7 @@ def request_axes(inputs: Inputs, names: Sequence[str], axes: AxisNames, hint: An
     return args, kwargs
 
 
-def widen_axes(inputs: Inputs, names: Sequence[str], axes: AxisNames) -> Inputs:
+def widen_axes(inputs: CallArguments, names: Sequence[str], axes: AxisNames) -> CallArguments:
     """Repeat every dynamic axis of size 1 to size 2.
 
     torch.export specialises an axis whose example is 1 (or refuses it), so an example of batch 1
@@ -92,7 +94,7 @@ def widen_axes(inputs: Inputs, names: Sequence[str], axes: AxisNames) -> Inputs:
     return args, kwargs
 
 
-def not_one(inputs: Inputs, names: Sequence[str], axes: AxisNames) -> AxisNames:
+def not_one(inputs: CallArguments, names: Sequence[str], axes: AxisNames) -> AxisNames:
     """The part of `axes` whose example size is not 1: widening those that are may break a model."""
     shapes = dict(zip(names, (tensor.shape for tensor in tensors_in(inputs)), strict=True))
     return {

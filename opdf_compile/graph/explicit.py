@@ -14,14 +14,14 @@ from typing import Any
 
 from torch import nn
 
-from opdf_compile.graph.signature import Inputs, forward_names
+from opdf_compile.graph.signature import CallArguments, forward_names
 
 _KIND = inspect.Parameter
 _COLLECTS = (_KIND.VAR_POSITIONAL, _KIND.VAR_KEYWORD)
 
 
 @contextlib.contextmanager
-def explicit_forward(model: nn.Module, inputs: Inputs) -> Iterator[None]:
+def explicit_forward(model: nn.Module, inputs: CallArguments) -> Iterator[None]:
     """Give ``model.forward`` one parameter per input while the block runs, where it has none.
 
     Its class is not changed, and its own `forward` is back afterwards.

@@ -26,7 +26,7 @@ from opdf_compile.graph.explicit import explicit_forward
 from opdf_compile.graph.failures import depends_only_on_data, is_out_of_memory, reason_of
 from opdf_compile.graph.phases import export_phase
 from opdf_compile.graph.probe import ForwardRun, rejected, run_model
-from opdf_compile.graph.signature import Inputs, bind_forward
+from opdf_compile.graph.signature import CallArguments, bind_forward
 from opdf_compile.graph.traced import MODULE_RUNG, Phase
 
 # Each unit of the rung by-axis is one export.
@@ -70,7 +70,7 @@ class Ladder:
     """
 
     model: nn.Module
-    inputs: Inputs
+    inputs: CallArguments
     names: list[str]
     wanted: AxisNames
 

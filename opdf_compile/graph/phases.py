@@ -21,14 +21,14 @@ from torch.fx import GraphModule
 from opdf_compile.graph.as_before import as_before
 from opdf_compile.graph.quiet import quiet_libraries
 from opdf_compile.graph.sharing import unify
-from opdf_compile.graph.signature import Inputs
+from opdf_compile.graph.signature import CallArguments
 from opdf_compile.graph.traced import PHASES, Phase
 
 _LOG = logging.getLogger("opdf_compile")
 
 
 def export_phase(
-    model: nn.Module, phase: Phase, inputs: Inputs, shapes: dict[str, Any] | None
+    model: nn.Module, phase: Phase, inputs: CallArguments, shapes: dict[str, Any] | None
 ) -> ExportedProgram:
     """Export a module in one phase; raises whatever torch.export or the model's code raises.
 

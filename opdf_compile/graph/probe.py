@@ -16,7 +16,7 @@ from opdf_compile.graph.caches import without_cache
 from opdf_compile.graph.failures import failing_line, is_out_of_memory
 from opdf_compile.graph.phases import phase_flags, quiet
 from opdf_compile.graph.sharing import deep_copy
-from opdf_compile.graph.signature import Inputs, tensors_in
+from opdf_compile.graph.signature import CallArguments, tensors_in
 from opdf_compile.graph.traced import Phase
 
 
@@ -33,7 +33,7 @@ class ForwardRun:
     error: Exception | None = None
 
 
-def run_model(model: nn.Module, phase: Phase, inputs: Inputs) -> ForwardRun:
+def run_model(model: nn.Module, phase: Phase, inputs: CallArguments) -> ForwardRun:
     """Run a copy of the model once, in one phase; the caller's random numbers come back."""
     devices = {tensor.get_device() for tensor in tensors_in(inputs) if tensor.is_cuda}
     random = torch.random.fork_rng(devices=sorted(devices))
@@ -49,7 +49,7 @@ def run_model(model: nn.Module, phase: Phase, inputs: Inputs) -> ForwardRun:
             return ForwardRun(error=error)
 
 
-def evaluated(model: nn.Module, inputs: Inputs) -> list[Tensor]:
+def evaluated(model: nn.Module, inputs: CallArguments) -> list[Tensor]:
     """The tensors that the model itself returns in eval; raises whatever its forward raises.
 
     The model is as before afterwards.
@@ -73,7 +73,7 @@ def _on_copies(model: nn.Module) -> Callable[[tuple[Any, ...], dict[str, Any]], 
 
 
 def rejected(
-    model: nn.Module, inputs: Inputs, names: Sequence[str], error: Exception
+    model: nn.Module, inputs: CallArguments, names: Sequence[str], error: Exception
 ) -> TraceError:
     """The error for example inputs that the model itself does not accept."""
     shapes = ", ".join(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from opdf_compile.graph.axes import BATCH, AxisNames, is_free, tensor_inputs
-from opdf_compile.graph.signature import Inputs, plain_spec, request_tree
+from opdf_compile.graph.signature import CallArguments, plain_spec, request_tree
 
 
 def concrete(size: int | torch.SymInt) -> int:
@@ -45,7 +45,7 @@ def recorded_axes(
     return axes
 
 
-def recorded_inputs(program: ExportedProgram) -> Inputs:
+def recorded_inputs(program: ExportedProgram) -> CallArguments:
     """Inputs of the recorded shapes: random floats, ones for everything else."""
     if program.example_inputs is not None:
         args, kwargs = program.example_inputs
@@ -63,7 +63,7 @@ def recorded_inputs(program: ExportedProgram) -> Inputs:
     return args, kwargs
 
 
-def recorded_request(program: ExportedProgram) -> Inputs:
+def recorded_request(program: ExportedProgram) -> CallArguments:
     """``(args, kwargs)`` with {axis: Dim.AUTO} for every axis that the program keeps dynamic.
 
     It has the form of `plain_spec`, in which the program is exported again.

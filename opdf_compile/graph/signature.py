@@ -16,10 +16,10 @@ from torch import Tensor
 
 from opdf_compile.errors import InputError
 
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def normalise_inputs(args: Any, kwargs: Mapping[str, Any] | None) -> Inputs:
+def normalise_inputs(args: Any, kwargs: Mapping[str, Any] | None) -> CallArguments:
     """Accept a tuple, a list, one tensor or one mapping (a batch) as example inputs.
 
     Returns:

@@ -24,7 +24,7 @@ from torch.fx import GraphModule
 from opdf_compile.graph import axes as axes_of
 from opdf_compile.graph.axes import AxisNames
 from opdf_compile.graph.recorded import recorded_inputs
-from opdf_compile.graph.signature import Inputs
+from opdf_compile.graph.signature import CallArguments
 
 Phase = Literal["train", "eval"]
 PHASES: tuple[Phase, ...] = ("train", "eval")
@@ -77,7 +77,7 @@ class Traced:
         """The graph to count a training step by: train, or else eval, or None."""
         return self.graphs.get("train") or self.graphs.get("eval")
 
-    def example(self) -> Inputs:
+    def example(self) -> CallArguments:
         """Example inputs whose dynamic axes are at least 2.
 
         Those that were given, widened; for a program that came without any, tensors of the

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from opdf_compile.artefacts import CheckData, Sample
 from opdf_compile.errors import ExportError, first_line
-from opdf_compile.graph import AxisNames, Inputs
+from opdf_compile.graph import AxisNames, CallArguments
 from opdf_compile.io.evidence.function_noise import Moved, Watched, has_limited_functions
 from opdf_compile.io.evidence.half_range import NumberChange, changes_of, fit_numbers
 from opdf_compile.io.evidence.randomness import UNKNOWN, Generators, find_draws, has_moved
@@ -31,12 +31,12 @@ _LOG = logging.getLogger("opdf_compile")
 
 def gather_check_data(
     program: ExportedProgram,
-    example: Inputs,
+    example: CallArguments,
     *,
     axis_names: AxisNames,
     output_names: Sequence[str],
     dtype: str,
-    further: Sequence[Inputs] = (),
+    further: Sequence[CallArguments] = (),
     originals: Mapping[str, Tensor] | None = None,
     foreign: bool = False,
     seed: int = 0,
@@ -120,13 +120,15 @@ class _Measure:
         self.random = dict(self._draws.outputs)
         self.output_dtypes: dict[str, str] = {}
 
-    def __call__(self, inputs: Inputs) -> tuple[Sample, int]:
+    def __call__(self, inputs: CallArguments) -> tuple[Sample, int]:
         tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
         # A model may draw; the caller's generators stay as they were.
         with Generators([*tensors, *self._model.parameters()]).kept():
             return self._sample(inputs, tensors)
 
-    def _computed(self, inputs: Inputs, tensors: Sequence[Tensor]) -> tuple[dict[str, Tensor], int]:
+    def _computed(
+        self, inputs: CallArguments, tensors: Sequence[Tensor]
+    ) -> tuple[dict[str, Tensor], int]:
         """The outputs in the exported dtype, and the queries that a foreign file may spoil."""
         generators = Generators([*tensors, *self._model.parameters()])
         before = generators.state()
@@ -136,7 +138,7 @@ class _Measure:
             self.random = dict.fromkeys(self._outputs, UNKNOWN)
         return computed, watched.blind if self._foreign else 0
 
-    def _sample(self, inputs: Inputs, tensors: Sequence[Tensor]) -> tuple[Sample, int]:
+    def _sample(self, inputs: CallArguments, tensors: Sequence[Tensor]) -> tuple[Sample, int]:
         computed, blind = self._computed(inputs, tensors)
         exact = dict(zip(self._outputs, self._truth(*inputs), strict=True))
         if self._fitted_truth is not None:
@@ -178,7 +180,7 @@ class _Measure:
                 )
 
     def _function_errors(
-        self, inputs: Inputs, exact: Mapping[str, Tensor]
+        self, inputs: CallArguments, exact: Mapping[str, Tensor]
     ) -> dict[str, tuple[float, float]]:
         if not self._has_limited:
             return {}
@@ -189,7 +191,7 @@ class _Measure:
         return {name: pair for name, pair in found.items() if np.isfinite(pair).all()}
 
 
-def _of_user(measure: _Measure, inputs: Inputs) -> tuple[Sample, int]:
+def _of_user(measure: _Measure, inputs: CallArguments) -> tuple[Sample, int]:
     try:
         return measure(inputs)
     except NumbersDoNotFitError:
@@ -202,7 +204,7 @@ def _of_user(measure: _Measure, inputs: Inputs) -> tuple[Sample, int]:
 
 
 def _first_that_runs(
-    measure: _Measure, candidates: Sequence[Inputs], usual: Mapping[str, bool]
+    measure: _Measure, candidates: Sequence[CallArguments], usual: Mapping[str, bool]
 ) -> Sample | None:
     """The boldest candidate that the model takes; None if it takes none."""
     for inputs in candidates:

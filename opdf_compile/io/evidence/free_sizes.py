@@ -16,7 +16,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from opdf_compile.graph import AxisNames, Inputs, input_shapes, is_free
+from opdf_compile.graph import AxisNames, CallArguments, input_shapes, is_free
 from opdf_compile.io.evidence.drawn_values import Draw
 from opdf_compile.io.evidence.id_ranges import id_ranges
 
@@ -77,7 +77,9 @@ class FreeSize:
         return f"{spread} ({letters})"
 
 
-def free_sizes(program: ExportedProgram, example: Inputs, names: AxisNames) -> list[FreeSize]:
+def free_sizes(
+    program: ExportedProgram, example: CallArguments, names: AxisNames
+) -> list[FreeSize]:
     """The sizes that the program leaves free, the batch first.
 
     Args:
@@ -113,7 +115,7 @@ def _axes(
                 yield (name, axis), letter, set(expression.free_symbols)
 
 
-def _present(shapes: Mapping[str, torch.Size], example: Inputs) -> dict[Any, int]:
+def _present(shapes: Mapping[str, torch.Size], example: CallArguments) -> dict[Any, int]:
     """The value of each symbol that is an axis by itself."""
     tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
     return {
@@ -162,7 +164,7 @@ class Resized:
         sizes: What `free_sizes` finds.
     """
 
-    def __init__(self, program: ExportedProgram, example: Inputs, names: AxisNames) -> None:
+    def __init__(self, program: ExportedProgram, example: CallArguments, names: AxisNames) -> None:
         """Find what is free, and what integers may be."""
         self.sizes = free_sizes(program, example, names)
         self._example = example
@@ -184,7 +186,7 @@ class Resized:
         *,
         padded: bool = False,
         whole: bool = True,
-    ) -> Inputs:
+    ) -> CallArguments:
         """Inputs in which symbols have other values, drawn like the example's.
 
         Args:

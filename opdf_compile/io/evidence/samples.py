@@ -13,7 +13,7 @@ from typing import Any
 
 from torch.export import ExportedProgram
 
-from opdf_compile.graph import AxisNames, Inputs
+from opdf_compile.graph import AxisNames, CallArguments
 from opdf_compile.io.evidence.free_sizes import FreeSize, Resized
 
 # Ordinary samples: of the example's own batch, of one, and of shorter length.
@@ -25,12 +25,12 @@ MOST_SAMPLES = 16
 
 def drawn_samples(
     program: ExportedProgram,
-    example: Inputs,
+    example: CallArguments,
     axis_names: AxisNames,
     *,
     seed: int,
     largest_batch: int = ENOUGH_ROWS,
-) -> Iterator[list[Inputs]]:
+) -> Iterator[list[CallArguments]]:
     """Yield, without end, the candidates to try for each sample after the first, the boldest first.
 
     A model may reject a size that torch.export allowed, turn drawn values into NaN, or leave an

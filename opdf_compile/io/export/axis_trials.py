@@ -21,7 +21,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from opdf_compile.errors import first_line
-from opdf_compile.graph import AxisNames, Inputs, evaluated, is_out_of_memory
+from opdf_compile.graph import AxisNames, CallArguments, evaluated, is_out_of_memory
 from opdf_compile.io.evidence.evaluating import as_array
 from opdf_compile.io.evidence.free_sizes import FreeSize, InputAxis, Resized
 from opdf_compile.io.evidence.truth import graph_of, run_module
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LARGEST = 1 << 30
 _FATAL_ONLY = 4
 _LOG = logging.getLogger("opdf_compile")
-_Call = Callable[[Inputs], list[Tensor]]
+_Call = Callable[[CallArguments], list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,11 @@ class Trials:
 
 
 def try_free_axes(
-    model: ir.Model, program: ExportedProgram, example: Inputs, names: AxisNames, source: object
+    model: ir.Model,
+    program: ExportedProgram,
+    example: CallArguments,
+    names: AxisNames,
+    source: object,
 ) -> Trials:
     """Run every free axis of a translated program at two other sizes, in torch and in the file.
 
@@ -115,7 +119,7 @@ def _tried(free: FreeSize, judge: _Judge, resized: Resized) -> Broken | None:
     return Broken(free.places, f"{free} is fixed at {free.size}: {text}")
 
 
-def _or_none(call: _Call, inputs: Inputs) -> list[Tensor] | None:
+def _or_none(call: _Call, inputs: CallArguments) -> list[Tensor] | None:
     try:
         return call(inputs)
     except Exception as error:  # Whatever the user's forward raises at a size it does not take.
@@ -141,7 +145,7 @@ class _Judge:
         self._file = file
         self._gaps: list[float] = []
 
-    def calibrate(self, inputs: Inputs) -> None:
+    def calibrate(self, inputs: CallArguments) -> None:
         """Note how well numbers agree at the example's sizes.
 
         Raises:
@@ -150,7 +154,7 @@ class _Judge:
         pairs = self._pairs(inputs, self.torch(inputs))
         self._gaps = [_gap(found, wanted) for found, wanted in pairs]
 
-    def __call__(self, inputs: Inputs, wanted: list[Tensor]) -> str:
+    def __call__(self, inputs: CallArguments, wanted: list[Tensor]) -> str:
         """What the file does wrong, or nothing."""
         try:
             pairs = self._pairs(inputs, wanted)
@@ -166,7 +170,7 @@ class _Judge:
                 return f"differs by {gap:.0%} of its largest output"
         return ""
 
-    def _pairs(self, inputs: Inputs, wanted: list[Tensor]) -> list[tuple[Any, Any]]:
+    def _pairs(self, inputs: CallArguments, wanted: list[Tensor]) -> list[tuple[Any, Any]]:
         pairs = list(zip(self._file(inputs), map(as_array, wanted), strict=True))
         for found, exact in pairs:
             if found.shape != exact.shape:
@@ -218,7 +222,7 @@ class _File:
         self._session = ort.InferenceSession(text, options, providers=["CPUExecutionProvider"])
         self._names = [value.name for value in self._session.get_inputs()]
 
-    def __call__(self, inputs: Inputs) -> list[Any]:
+    def __call__(self, inputs: CallArguments) -> list[Any]:
         tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
         options = _run_options()
         feed = dict(zip(self._names, map(as_array, tensors), strict=True))

@@ -18,8 +18,8 @@ from opdf_compile.errors import ExportError, TraceError, first_line
 from opdf_compile.graph import (
     PART_ALONE,
     AxisNames,
+    CallArguments,
     Dynamic,
-    Inputs,
     Traced,
     bind_forward,
     deep_copy,
@@ -266,7 +266,7 @@ def _refuse_cores(program: ExportedProgram) -> None:
 
 
 def _trace_module(
-    model: nn.Module, inputs: Inputs, dynamic: Dynamic, wanted: torch.dtype | None
+    model: nn.Module, inputs: CallArguments, dynamic: Dynamic, wanted: torch.dtype | None
 ) -> Traced:
     if wanted is None or not _changes(model.state_dict().values(), wanted):
         return _trace_eval(model, inputs, dynamic)
@@ -291,7 +291,7 @@ def _narrow(converted: nn.Module, model: nn.Module, wanted: torch.dtype) -> None
             made[name].copy_(narrowed(tensor, wanted))
 
 
-def _trace_eval(model: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Traced:
+def _trace_eval(model: nn.Module, inputs: CallArguments, dynamic: Dynamic) -> Traced:
     """An ONNX file needs no train graph, which may be one that torch.export cannot hold."""
     with batched_experts(model):
         return trace(model, *inputs, dynamic=dynamic, phases=("eval",))
@@ -328,7 +328,7 @@ def _exported_again(
 ) -> Traced:
     """A program exported from its own graph, with other dtypes or fewer free axes."""
     module = retyped(graph_of(traced.programs["eval"]), mapping)
-    inputs: Inputs = pytree.tree_map(
+    inputs: CallArguments = pytree.tree_map(
         lambda leaf: cast_leaf(leaf, mapping), (traced.args, traced.kwargs)
     )
     wide = widen_axes(inputs, traced.input_names, names)

@@ -29,7 +29,7 @@ from opdf_compile.artefacts import (
 )
 from opdf_compile.errors import InputError
 from opdf_compile.files import atomic_write, sha256
-from opdf_compile.graph import Inputs, Traced
+from opdf_compile.graph import CallArguments, Traced
 from opdf_compile.io.evidence.evaluating import as_array, gather_check_data
 from opdf_compile.io.evidence.half_range import too_large
 from opdf_compile.io.export.build import EXPORT_DTYPES, Exportable, as_traced, tensors_of
@@ -108,7 +108,7 @@ def _program(model: Any) -> ExportedProgram | None:
     return model if isinstance(model, ExportedProgram) else None
 
 
-def _call(model: Any, sample: Mapping[str, Tensor], names: Mapping[str, str]) -> Inputs:
+def _call(model: Any, sample: Mapping[str, Tensor], names: Mapping[str, str]) -> CallArguments:
     """How the model is called: a module by name, a program as it was exported."""
     given = {names[name]: tensor for name, tensor in sample.items()}
     program = _program(model)
@@ -119,7 +119,7 @@ def _call(model: Any, sample: Mapping[str, Tensor], names: Mapping[str, str]) ->
     return args, given
 
 
-def _traced(model: Any, call: Inputs, names: Mapping[str, str], face: Interface) -> Traced:
+def _traced(model: Any, call: CallArguments, names: Mapping[str, str], face: Interface) -> Traced:
     wanted = _half_of(model, face)
     axes = {names[port.name]: port.axes for port in face.inputs if port.axes is not None}
     dynamic = None if isinstance(model, Traced) or _program(model) is not None else axes
@@ -134,7 +134,7 @@ def _half_of(model: Any, face: Interface) -> torch.dtype | None:
 
 def _gathered(
     traced: Traced,
-    calls: Sequence[Inputs],
+    calls: Sequence[CallArguments],
     names: Mapping[str, str],
     face: Interface,
     source: Path,
@@ -169,7 +169,7 @@ def _gathered(
     )
 
 
-def _as_floats(call: Inputs, traced: Traced) -> Inputs:
+def _as_floats(call: CallArguments, traced: Traced) -> CallArguments:
     """Further samples in the dtypes in which the first one was traced."""
     first = pytree.tree_leaves((traced.args, traced.kwargs))
     leaves, spec = pytree.tree_flatten(call)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from opdf_compile.artefacts import Interface, Port
 from opdf_compile.errors import InputError
-from opdf_compile.graph import Inputs, bind_forward
+from opdf_compile.graph import CallArguments, bind_forward
 from opdf_compile.io.models.example_inputs import input_arrays
 
 Arrays = Mapping[str, Any]
 _NUMBERED = re.compile(r"(.+)@(\d+)", re.ASCII | re.DOTALL)
 
 
-def example_of(model: Any, inputs: Inputs, face: Interface) -> dict[str, Any]:
+def example_of(model: Any, inputs: CallArguments, face: Interface) -> dict[str, Any]:
     """A model's own example under the file's names: by name where they agree, else in order.
 
     Args:

@@ -11,7 +11,7 @@ from torch import nn
 
 from opdf_compile.artefacts import CheckData
 from opdf_compile.errors import ExportError
-from opdf_compile.graph import Dynamic, Inputs, Traced, trace
+from opdf_compile.graph import CallArguments, Dynamic, Traced, trace
 from opdf_compile.io.evidence.evaluating import gather_check_data
 from opdf_compile.io.export.student_graph import write_back
 from opdf_compile.io.onnx_student.examples import trace_drawn
@@ -30,7 +30,7 @@ def onnx_student_of(model: Any) -> OnnxStudent | None:
 
 def file_and_check(
     student: OnnxStudent,
-    inputs: Inputs,
+    inputs: CallArguments,
     dynamic: Dynamic,
     opset: int | None,
     dtype: Any,

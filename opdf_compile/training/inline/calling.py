@@ -19,7 +19,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind
 
 from opdf_compile.errors import InputError
 from opdf_compile.graph import (
-    Inputs,
+    CallArguments,
     Phase,
     forward_names,
     input_shapes,
@@ -51,7 +51,7 @@ class Convention:
     signature: inspect.Signature | None
     fixed: Mapping[Phase, tuple[tuple[str, int, int], ...]]
     tensors: tuple[str, ...]
-    dynamic: Mapping[Phase, Inputs]
+    dynamic: Mapping[Phase, CallArguments]
     constants: tuple[tuple[int, Any], ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Convention:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from opdf_compile.graph import AxisNames, Inputs, Phase, attribute
+from opdf_compile.graph import AxisNames, CallArguments, Phase, attribute
 from opdf_compile.passes import WEIGHT_MARK
 from opdf_compile.planning import Plan
 from opdf_compile.training.inline.calling import Convention
@@ -63,7 +63,7 @@ class Expanded(nn.Module):
         phases: Mapping[Phase, PhaseGraph],
         convention: Convention,
         source: nn.Module | ExportedProgram,
-        example: Inputs,
+        example: CallArguments,
         axis_names: AxisNames,
     ) -> None:
         """Use `expand`; this only stores its parts."""

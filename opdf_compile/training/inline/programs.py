@@ -17,7 +17,7 @@ from torch.fx.graph import _PyTreeCodeGen, _PyTreeInfo
 
 from opdf_compile.graph import (
     PHASES,
-    Inputs,
+    CallArguments,
     Phase,
     bind_forward,
     copied,
@@ -76,7 +76,9 @@ def _drop_texts(graph: Graph) -> None:
             node.args = (tuple(texts_gone),)
 
 
-def export_graph(module: GraphModule, example: Inputs, dynamic: Inputs) -> ExportedProgram:
+def export_graph(
+    module: GraphModule, example: CallArguments, dynamic: CallArguments
+) -> ExportedProgram:
     """Export a graph module with the axes that its first trace kept dynamic.
 
     `dynamic` is the tree of the example, in plain containers, with {axis: Dim} for tensors.
