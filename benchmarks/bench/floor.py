@@ -25,7 +25,7 @@ from bench.race import Clock, timed
 from opdf_compile.errors import InternalError
 from opdf_compile.parametrizations.mpo_spec import MpoSpec
 from opdf_compile.parametrizations.registry import registered
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning.plans import Plan
 from opdf_compile.tensor.composition import contraction_order
 
 # A product or a pass is repeated until this long has passed: one bad moment then counts little.

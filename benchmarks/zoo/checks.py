@@ -10,7 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning.plans import Plan
 
 # What the README promises of expand: each composed weight equals the original.
 LOSSLESS = 1e-6

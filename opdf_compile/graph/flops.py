@@ -18,9 +18,9 @@ from torch.fx import GraphModule, Node
 
 from opdf_compile.graph.equations import labelled_operands
 from opdf_compile.graph.ops import layer_places, operand
+from opdf_compile.graph.provenance import example_shape
 from opdf_compile.graph.recorded import concrete
 from opdf_compile.graph.uses import all_graphs
-from opdf_compile.graph.values import example_shape
 
 # A training step runs each product three times: forward, towards the input, towards the weight.
 STEP_FACTOR = 3

@@ -23,9 +23,7 @@ from opdf_compile.graph import ops
 from opdf_compile.graph.edit import attribute
 from opdf_compile.graph.equations import labelled_operands
 from opdf_compile.graph.layout import own_layout
-from opdf_compile.graph.scope import Scope
-from opdf_compile.graph.uses import Nested, nested_graphs
-from opdf_compile.graph.values import (
+from opdf_compile.graph.provenance import (
     FED,
     NOTHING,
     Origin,
@@ -35,6 +33,8 @@ from opdf_compile.graph.values import (
     is_size,
     merged,
 )
+from opdf_compile.graph.scope import Scope
+from opdf_compile.graph.uses import Nested, nested_graphs
 
 # Higher-order ops by how their nested graph takes its operands.
 _LOOPS = ("scan", "while_loop", "while_loop_stack_output")

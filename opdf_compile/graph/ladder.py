@@ -18,10 +18,10 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from opdf_compile.graph import axes as axes_of
-from opdf_compile.graph.axes import AxisNames
+from opdf_compile.graph import dynamic_axes as axes_of
 from opdf_compile.graph.backwards import LostBackward, backwards_kept
 from opdf_compile.graph.containers import register_dataclasses
+from opdf_compile.graph.dynamic_axes import AxisNames
 from opdf_compile.graph.explicit import explicit_forward
 from opdf_compile.graph.failures import depends_only_on_data, is_out_of_memory, reason_of
 from opdf_compile.graph.phases import export_phase

@@ -17,10 +17,10 @@ from opdf_compile.graph.flow import Flow, Meeting, meetings
 from opdf_compile.graph.layout import orientation
 from opdf_compile.graph.module_match import bare, layer_rows, module_rows
 from opdf_compile.graph.ops import FUNCTION, LOOKUP
+from opdf_compile.graph.provenance import example_shape
 from opdf_compile.graph.rows import Match, MatchReport, Refusal, Use
 from opdf_compile.graph.sharing import is_weight_dtype, names_of_parameters
 from opdf_compile.graph.traced import MODULE_RUNG, Phase, Traced
-from opdf_compile.graph.values import example_shape
 
 SCALE = (
     "is stretched over the weight that {} reads (one number for a row or a block): a scale, "

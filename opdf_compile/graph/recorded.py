@@ -10,7 +10,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from opdf_compile.graph.axes import BATCH, AxisNames, is_free, tensor_inputs
+from opdf_compile.graph.dynamic_axes import BATCH, AxisNames, is_free, tensor_inputs
 from opdf_compile.graph.signature import CallArguments, plain_spec, request_tree
 
 

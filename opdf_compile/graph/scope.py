@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from opdf_compile.graph.values import FED, NOTHING, Provenance, merged
+from opdf_compile.graph.provenance import FED, NOTHING, Provenance, merged
 
 
 @dataclass

@@ -21,8 +21,8 @@ from torch import nn
 from torch.export import ExportedProgram
 from torch.fx import GraphModule
 
-from opdf_compile.graph import axes as axes_of
-from opdf_compile.graph.axes import AxisNames
+from opdf_compile.graph import dynamic_axes as axes_of
+from opdf_compile.graph.dynamic_axes import AxisNames
 from opdf_compile.graph.recorded import recorded_inputs
 from opdf_compile.graph.signature import CallArguments
 

@@ -17,10 +17,10 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import TraceError
-from opdf_compile.graph import axes as axes_of
-from opdf_compile.graph.axes import AxisNames, Dynamic
+from opdf_compile.graph import dynamic_axes as axes_of
 from opdf_compile.graph.caches import without_cache
 from opdf_compile.graph.containers import register_dataclasses
+from opdf_compile.graph.dynamic_axes import AxisNames, Dynamic
 from opdf_compile.graph.failures import PART_ALONE
 from opdf_compile.graph.ladder import Held, Ladder
 from opdf_compile.graph.module_match import bare, is_lazy

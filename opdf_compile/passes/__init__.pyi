@@ -1,9 +1,9 @@
-from .base import Pipeline as Pipeline
 from .batch import batched as batched
 from .batch import group as group
 from .check import CheckShapes as CheckShapes
 from .compose_graph import WEIGHT_MARK as WEIGHT_MARK
 from .compose_graph import WEIGHT_OP as WEIGHT_OP
+from .contract import Pipeline as Pipeline
 from .expand import Expand as Expand
 from .fold import Fold as Fold
 from .hoist import Hoist as Hoist

@@ -9,7 +9,7 @@ from torch.fx import GraphModule
 
 from opdf_compile.errors import InternalError
 from opdf_compile.graph import attribute
-from opdf_compile.passes.base import GraphPass, PassResult
+from opdf_compile.passes.contract import GraphPass, PassResult
 from opdf_compile.planning import Plan
 
 

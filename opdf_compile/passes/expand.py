@@ -17,8 +17,8 @@ from torch.fx import GraphModule, Node
 
 from opdf_compile.errors import InternalError
 from opdf_compile.graph import set_attribute
-from opdf_compile.passes.base import GraphChange, GraphPass, PassResult
 from opdf_compile.passes.compose_graph import insert_compose
+from opdf_compile.passes.contract import GraphChange, GraphPass, PassResult
 from opdf_compile.planning import Plan
 
 

@@ -20,8 +20,8 @@ from torch.fx import Graph, GraphModule, Node
 
 from opdf_compile.errors import InternalError, PlanError
 from opdf_compile.graph import set_attribute
-from opdf_compile.passes.base import GraphChange, GraphPass, PassResult
 from opdf_compile.passes.compose_graph import WEIGHT_MARK, insert_compose
+from opdf_compile.passes.contract import GraphChange, GraphPass, PassResult
 from opdf_compile.passes.dependence import Dependence
 from opdf_compile.passes.fold import erase_assertions, folded_weight
 from opdf_compile.passes.regions import Region, core_key, find_regions

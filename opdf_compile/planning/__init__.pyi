@@ -6,4 +6,4 @@ from .dear import dearest as dearest
 from .dear import flops_text as flops_text
 from .entry import PlanEntry as PlanEntry
 from .entry import rounded_weight as rounded_weight
-from .value import Plan as Plan
+from .plans import Plan as Plan

@@ -19,7 +19,7 @@ from opdf_compile.graph import Match, MatchReport, Refusal, Traced, bare, match,
 from opdf_compile.parametrizations import Parametrization, Spec, WeightForm, registered
 from opdf_compile.planning.entry import PlanEntry
 from opdf_compile.planning.globs import Globs
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning.plans import Plan
 from opdf_compile.tensor import Cost
 
 DEFAULT_CORES = 3

@@ -13,7 +13,7 @@ to 0.25), the first fully connected layer of a VGG or of a detector's head is be
 from __future__ import annotations
 
 from opdf_compile.planning.entry import PlanEntry
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning.plans import Plan
 
 USUAL_ROWS = 4096
 DEAR = 0.5

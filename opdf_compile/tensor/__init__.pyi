@@ -11,10 +11,10 @@ from .decomposition import decompose as decompose
 from .decomposition import require_values as require_values
 from .gauge import aligned as aligned
 from .gauge import distance as distance
-from .joint import joint_modes as joint_modes
 from .modes import MAX_CORES as MAX_CORES
 from .modes import Modes as Modes
 from .modes import balanced_modes as balanced_modes
 from .modes import chain_modes as chain_modes
 from .modes import chain_splits as chain_splits
 from .modes import divisors as divisors
+from .shared_modes import joint_modes as joint_modes

@@ -19,5 +19,5 @@ from .optimizer.overparam import Overparam as Overparam
 from .optimizer.overparam import overparam_class as overparam_class
 from .optimizer.plain_reading import PlainReader as PlainReader
 from .optimizer.plain_values import written_options as written_options
-from .optimizer.state import StateDict as StateDict
-from .optimizer.state import own as own
+from .optimizer.weight_state import StateDict as StateDict
+from .optimizer.weight_state import own as own

@@ -23,7 +23,7 @@ import opdf_compile as opdf
 from opdf_compile.errors import InternalError
 from opdf_compile.parametrizations.mpo import Mpo
 from opdf_compile.planning.entry import PlanEntry
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning.plans import Plan
 
 CLOCK = Clock(torch.device("cpu"))
 

@@ -12,9 +12,9 @@ from torch.fx import Graph, GraphModule, Node
 
 import opdf_compile as opdf
 from opdf_compile.graph.flow import meetings
+from opdf_compile.graph.provenance import Provenance
 from opdf_compile.graph.scope import Scope
 from opdf_compile.graph.sharing import deep_copy
-from opdf_compile.graph.values import Provenance
 
 # A loop cannot be trained: torch has no derivative of while_loop with a free number of steps.
 UNTRAINED = {"while_loop"}

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from opdf_compile.parametrizations import registry
 from opdf_compile.passes import compose_graph
 from opdf_compile.planning.entry import PlanEntry
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning.plans import Plan
 from opdf_compile.tensor.cost import Cost
 
 Decompose = Callable[[Tensor], tuple[Tensor, ...]]

@@ -15,7 +15,7 @@ from opdf_compile.parametrizations.registry import registered
 from opdf_compile.passes.batch import batched, form, group
 from opdf_compile.passes.hoist import ProgramPart, program_parts, weight_program
 from opdf_compile.planning.choose import plan
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning.plans import Plan
 from opdf_compile.training.hoisted import batching
 from opdf_compile.training.hoisted.batching import make_units
 from opdf_compile.training.hoisted.binding import Bound

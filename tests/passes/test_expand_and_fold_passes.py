@@ -15,13 +15,13 @@ from opdf_compile.errors import FoldError, InternalError
 from opdf_compile.graph.dump import dump
 from opdf_compile.graph.tracing import PHASES, trace
 from opdf_compile.parametrizations.registry import registered
-from opdf_compile.passes.base import GraphChange, GraphPass, PassResult, Pipeline, copy_graph
 from opdf_compile.passes.check import CheckShapes
+from opdf_compile.passes.contract import GraphChange, GraphPass, PassResult, Pipeline, copy_graph
 from opdf_compile.passes.expand import Expand
 from opdf_compile.passes.fold import Fold
 from opdf_compile.passes.regions import core_key, evaluate, find_regions, weight_dtype
 from opdf_compile.planning.choose import plan
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning.plans import Plan
 
 
 def cores_of(model: nn.Module, made: Plan) -> dict[str, nn.ParameterList]:

@@ -23,7 +23,7 @@ from opdf_compile.passes.fold import Fold
 from opdf_compile.passes.hoist import Hoist, HoistResult, program_parts, weight_program
 from opdf_compile.passes.regions import find_regions
 from opdf_compile.planning.choose import plan
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning.plans import Plan
 
 Makes = Callable[[str], Any]
 

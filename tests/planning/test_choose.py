@@ -13,7 +13,7 @@ from opdf_compile.errors import PlanError
 from opdf_compile.graph.flops import step_flops
 from opdf_compile.graph.tracing import Traced, trace
 from opdf_compile.planning.choose import plan
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning.plans import Plan
 
 
 class Residual(nn.Module):

@@ -19,7 +19,7 @@ from opdf_compile.errors import PlanError
 from opdf_compile.graph.matching import match
 from opdf_compile.planning import files
 from opdf_compile.planning.choose import plan
-from opdf_compile.planning.value import Plan
+from opdf_compile.planning.plans import Plan
 
 
 def model() -> nn.Sequential:

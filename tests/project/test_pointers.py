@@ -52,9 +52,9 @@ def test_the_way_in_is_looked_at() -> None:
 
 def test_a_stale_path_and_a_stale_name_are_found() -> None:
     said = "`opdf_compile/no.py`, `gone` in `opdf_compile/errors.py`, `Plan.no` in\n"
-    said += "`opdf_compile/planning/value.py`, `InputError` in `opdf_compile/errors.py`"
+    said += "`opdf_compile/planning/plans.py`, `InputError` in `opdf_compile/errors.py`"
     assert [*wrong(said)] == [
         "opdf_compile/no.py",
         "gone in opdf_compile/errors.py",
-        "Plan.no in opdf_compile/planning/value.py",
+        "Plan.no in opdf_compile/planning/plans.py",
     ]

@@ -8,7 +8,7 @@ import pytest
 
 from opdf_compile.errors import InputError
 from opdf_compile.tensor.chain import Chain
-from opdf_compile.tensor.joint import MatrixSize, joint_modes
+from opdf_compile.tensor.shared_modes import MatrixSize, joint_modes
 
 SIZES: list[list[MatrixSize]] = [
     [(384, 384), (768, 768)],

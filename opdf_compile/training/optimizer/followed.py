@@ -17,7 +17,7 @@ from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.binding import reshard
 from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.hoisted.unit import Unit
-from opdf_compile.training.optimizer import state as named
+from opdf_compile.training.optimizer import weight_state as named
 from opdf_compile.training.optimizer.alignment import Alignment
 from opdf_compile.training.optimizer.arguments import homes, require_own_parameter
 from opdf_compile.training.optimizer.decay import shares_of

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.hoisted.binding import is_sharded
-from opdf_compile.training.optimizer.options import Look, put
-from opdf_compile.training.optimizer.state import equal, own
+from opdf_compile.training.optimizer.looks import Look, put
+from opdf_compile.training.optimizer.weight_state import equal, own
 
 Group = dict[str, Any]
 _OWN = ("params", "param_names")

@@ -25,7 +25,7 @@ from opdf_compile.errors import InputError
 from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer.plain_reading import PlainReader
 from opdf_compile.training.optimizer.plain_values import PlainWriter
-from opdf_compile.training.optimizer.state import StateDict, own
+from opdf_compile.training.optimizer.weight_state import StateDict, own
 
 Labels = dict[int, str]
 # Names of an optimizer's parameters, group by group.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from opdf_compile.errors import InputError
-from opdf_compile.training.optimizer import state as named
+from opdf_compile.training.optimizer import weight_state as named
 from opdf_compile.training.optimizer.followed import Followed
 from opdf_compile.training.optimizer.groups import Group
 from opdf_compile.training.optimizer.inner_state import (

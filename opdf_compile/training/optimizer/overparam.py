@@ -42,9 +42,9 @@ from opdf_compile.training.optimizer.decay_rule import DecayRule, decay_rule_of,
 from opdf_compile.training.optimizer.early import moves_early
 from opdf_compile.training.optimizer.following import ParameterNames
 from opdf_compile.training.optimizer.groups import Group, decays, outer_groups
-from opdf_compile.training.optimizer.loading import SavedState
 from opdf_compile.training.optimizer.probing import build_inner, probe, require_others
 from opdf_compile.training.optimizer.regrouping import GroupPlaces
+from opdf_compile.training.optimizer.saved_state import SavedState
 from opdf_compile.training.optimizer.stepping import CoreStep
 from opdf_compile.training.optimizer.summary import Summary
 from opdf_compile.training.optimizer.switching import switch, watch

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from opdf_compile.errors import InputError
 from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer.groups import Group, Links, tensors
-from opdf_compile.training.optimizer.state import StateDict, own
+from opdf_compile.training.optimizer.weight_state import StateDict, own
 
 Members = list[list[int]]
 # For each planned weight the place of its outer group; None where no group holds it.

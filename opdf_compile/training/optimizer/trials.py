@@ -19,8 +19,8 @@ from torch.optim import Optimizer
 from opdf_compile.graph import class_as_before
 from opdf_compile.training.optimizer.arguments import Maker, class_of, needs_closure
 from opdf_compile.training.optimizer.groups import Group, options_of
-from opdf_compile.training.optimizer.state import equal, own
 from opdf_compile.training.optimizer.switching import switch
+from opdf_compile.training.optimizer.weight_state import equal, own
 
 # Of a trial at a rate of 0.
 _RATE = 2.0**-4

@@ -20,7 +20,7 @@ from opdf_compile.passes import program_parts, weight_program
 from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.hoisted.unit import Unit
-from opdf_compile.training.optimizer import state as named
+from opdf_compile.training.optimizer import weight_state as named
 
 _LOG = logging.getLogger("opdf_compile")
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.errors import InputError
-from opdf_compile.training.optimizer import state as named
+from opdf_compile.training.optimizer import weight_state as named
 
 X = torch.randn(8, 12, generator=torch.Generator().manual_seed(1))
 

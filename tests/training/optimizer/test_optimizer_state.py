@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.training.hoisted.unit import Unit
-from opdf_compile.training.optimizer import state as named
+from opdf_compile.training.optimizer import weight_state as named
 from opdf_compile.training.optimizer.inner_state import joined_state, labels_of
 
 KEYS = ("0.weight", "1.weight")

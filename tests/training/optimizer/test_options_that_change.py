@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.training.optimizer.options import Look, put
+from opdf_compile.training.optimizer.looks import Look, put
 
 
 class TensorRate(torch.optim.SGD):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer.plain_reading import PlainReader
 from opdf_compile.training.optimizer.plain_values import PlainWriter, written_options
-from opdf_compile.training.optimizer.state import equal, own
+from opdf_compile.training.optimizer.weight_state import equal, own
 
 CORE = nn.Parameter(torch.ones(2))
 WRITER = PlainWriter("Wrapped", {id(CORE): "0.weight_cores.0"})

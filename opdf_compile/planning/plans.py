@@ -163,7 +163,7 @@ class Plan:
         Raises:
             PlanError: The value is no plan, or contradicts itself.
         """
-        from opdf_compile.planning.schema import parsed_plan
+        from opdf_compile.planning.plan_schema import parsed_plan
 
         given = parsed_plan(value)
         flops = given.totals.get("student_step_flops", 0)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import InputError
-from opdf_compile.training.optimizer import state as named
+from opdf_compile.training.optimizer import weight_state as named
 from opdf_compile.training.optimizer.groups import Group, decays
 from opdf_compile.training.optimizer.inner_state import (
     bound,
@@ -19,7 +19,7 @@ from opdf_compile.training.optimizer.inner_state import (
     require_layout,
 )
 from opdf_compile.training.optimizer.named_state import NamedState
-from opdf_compile.training.optimizer.saved import pack_state, unpack_state
+from opdf_compile.training.optimizer.packing import pack_state, unpack_state
 from opdf_compile.training.optimizer.unbatching import take_apart
 
 

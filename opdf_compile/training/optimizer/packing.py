@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from opdf_compile.errors import InputError
-from opdf_compile.training.optimizer import state as named
+from opdf_compile.training.optimizer import weight_state as named
 from opdf_compile.training.optimizer.named_state import NamedState
 
 SCHEMA = "opdf-overparam/2"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.training.optimizer.state import equal
+from opdf_compile.training.optimizer.weight_state import equal
 
 
 @dataclass(frozen=True)
