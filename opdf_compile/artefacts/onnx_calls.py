@@ -7,9 +7,11 @@ and a few functions that each call the next one several times are more nodes tha
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from opdf_compile.artefacts.onnx_nodes import graphs_in
 from opdf_compile.errors import ArtefactError
 
 if TYPE_CHECKING:
@@ -47,25 +49,15 @@ def _unfolded(nodes: Iterable[onnx.NodeProto], sizes: dict[_Key, int]) -> int:
 
 def _callees_first(bodies: dict[_Key, list[onnx.NodeProto]], file: Path) -> Iterator[_Key]:
     """Functions in an order in which each comes after those that it calls."""
-    done: set[_Key] = set()
-    open_: set[_Key] = set()
-    waiting: list[tuple[_Key, bool]] = [(key, False) for key in bodies]
-    while waiting:
-        key, left = waiting.pop()
-        if left:
-            open_.discard(key)
-            done.add(key)
-            yield key
-        elif key in open_:
-            raise ArtefactError(
-                f"{file} is refused: its function {key[1]!r} calls itself, so it never ends; "
-                "export it again"
-            )
-        elif key not in done:
-            open_.add(key)
-            waiting.append((key, True))
-            calls = {_key(node) for node in bodies[key]} & bodies.keys()
-            waiting.extend((callee, False) for callee in calls)
+    calls = {key: {_key(node) for node in body} & bodies.keys() for key, body in bodies.items()}
+    try:
+        yield from TopologicalSorter(calls).static_order()
+    except CycleError as error:
+        ring: list[_Key] = error.args[1]
+        raise ArtefactError(
+            f"{file} is refused: its function {ring[0][1]!r} calls itself, so it never ends; "
+            "export it again"
+        ) from error
 
 
 def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
@@ -74,9 +66,7 @@ def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     while waiting:
         node = waiting.pop()
         yield node
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                waiting.extend(graph.node)
+        waiting.extend(inner for graph in graphs_in(node) for inner in graph.node)
 
 
 def _key(node: onnx.NodeProto) -> _Key:

@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from opdf_compile.artefacts.onnx_nodes import graphs_in
 from opdf_compile.errors import ArtefactError
 from opdf_compile.version import __version__
 
@@ -122,9 +123,8 @@ def _constants(graph: onnx.GraphProto) -> Iterator[str]:
     for node in graph.node:
         if node.op_type == "Constant":
             yield from node.output
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _constants(inner)
+        for inner in graphs_in(node):
+            yield from _constants(inner)
 
 
 def _said(metadata: Mapping[str, str], what: str) -> str | None:

@@ -7,10 +7,12 @@ whose weights are missing equals another one whose weights are missing.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from opdf_compile.artefacts.onnx_nodes import graphs_in
 from opdf_compile.errors import ArtefactError
 
 if TYPE_CHECKING:
@@ -94,22 +96,14 @@ def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionP
     while waiting:
         graph = waiting.pop()
         yield graph
-        waiting.extend(_subgraphs(graph.node))
-
-
-def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
-    for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield attribute.g
-            yield from attribute.graphs
+        waiting.extend(inner for node in graph.node for inner in graphs_in(node))
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:
     """All names that a node reads, also from within its nested graphs."""
     names = set(node.input)
     # The recursion is bounded: protobuf parses no more than 100 levels.
-    for graph in _subgraphs([node]):
+    for graph in graphs_in(node):
         inner = {value.name for value in graph.output}
         inner.update(name for part in graph.node for name in _reads(part))
         own = {value.name for value in (*graph.input, *graph.initializer)}
@@ -119,23 +113,14 @@ def _reads(node: onnx.NodeProto) -> set[str]:
 
 
 def _cyclic(nodes: Iterable[onnx.NodeProto]) -> bool:
-    """Whether some node waits for itself (Kahn's algorithm)."""
+    """Whether some node waits for itself."""
     nodes = list(nodes)
     makers = {name: place for place, node in enumerate(nodes) for name in node.output if name}
     if len(makers) < sum(1 for node in nodes for name in node.output if name):
         return False  # A value that is defined twice has its own sentence.
-    waits = [{makers[n] for n in _reads(node) if n in makers} for node in nodes]
-    readers: list[list[int]] = [[] for _ in nodes]
-    for place, sources in enumerate(waits):
-        for source in sources:
-            readers[source].append(place)
-    left = [len(sources) for sources in waits]
-    ready = [place for place, count in enumerate(left) if not count]
-    done = 0
-    while ready:
-        done += 1
-        for reader in readers[ready.pop()]:
-            left[reader] -= 1
-            if not left[reader]:
-                ready.append(reader)
-    return done < len(nodes)
+    waits = {i: {makers[n] for n in _reads(node) if n in makers} for i, node in enumerate(nodes)}
+    try:
+        TopologicalSorter(waits).prepare()
+    except CycleError:
+        return True
+    return False
