@@ -5,10 +5,9 @@ from __future__ import annotations
 import platform
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Literal
 
-from opdf_compile.version import __version__
+from opdf_compile.version import __version__, installed_version
 
 Level = Literal["ok", "note", "problem"]
 
@@ -63,32 +62,24 @@ def examine() -> list[Finding]:
     return [python, *packages, _runtime(), *devices, _torchvision(), *extras]
 
 
-def version(name: str) -> str | None:
-    """The installed version of a distribution, or None."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _pip(arguments: str) -> str:
     return f"{sys.executable} -m pip {arguments}"
 
 
 def _itself() -> Finding:
-    if version("opdf-compile"):
+    if installed_version("opdf-compile"):
         return Finding("opdf-compile", __version__)
     return Finding("opdf-compile", f"{__version__}, from its source tree, not installed", "note")
 
 
 def _package(name: str, otherwise: Level, remedy: str) -> Finding:
-    found = version(name)
+    found = installed_version(name)
     return Finding(name, found) if found else Finding(name, "not installed", otherwise, remedy)
 
 
 def _runtime() -> Finding:
     """Whether exactly one of the two packages that overwrite each other is installed."""
-    installed = {name: found for name in RUNTIMES if (found := version(name))}
+    installed = {name: found for name in RUNTIMES if (found := installed_version(name))}
     if not installed:
         return Finding(
             "onnxruntime", "not installed", "problem", _pip("install 'opdf-compile[gpu]'")
@@ -104,7 +95,7 @@ def _runtime() -> Finding:
 
 
 def _providers() -> list[Finding]:
-    if not any(version(name) for name in RUNTIMES):
+    if not any(installed_version(name) for name in RUNTIMES):
         return []
     try:
         import onnxruntime
@@ -116,7 +107,7 @@ def _providers() -> list[Finding]:
 
 def _onnx_on_cuda() -> list[Finding]:
     """Whether `--device cuda` works, else the missing piece and what mends it."""
-    if not any(version(name) for name in RUNTIMES):
+    if not any(installed_version(name) for name in RUNTIMES):
         return []
     from opdf_compile.errors import DeviceError
     from opdf_compile.parity import missing_for_cuda
@@ -132,7 +123,7 @@ def _onnx_on_cuda() -> list[Finding]:
 
 
 def _torch_device() -> Finding:
-    if not version("torch"):
+    if not installed_version("torch"):
         return Finding("cuda", "unknown: torch is not installed", "note")
     import torch
 
@@ -145,7 +136,7 @@ def _torch_device() -> Finding:
 
 def _torchvision() -> Finding:
     """Whether torchvision's compiled operators load; timm and transformers import it."""
-    found = version("torchvision")
+    found = installed_version("torchvision")
     if not found:
         return Finding("torchvision", "not installed", "note")
     try:

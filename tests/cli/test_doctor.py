@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from opdf_compile.cli import environment, main
 from opdf_compile.cli.environment import Finding, examine
+from opdf_compile.version import installed_version
 
 Capture = pytest.CaptureFixture[str]
 
@@ -20,14 +20,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> dict[str, str | None]:
     pretended: dict[str, str | None] = {}
 
     def version(name: str) -> str | None:
-        if name in pretended:
-            return pretended[name]
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            return None
+        return pretended[name] if name in pretended else installed_version(name)
 
-    monkeypatch.setattr(environment, "version", version)
+    monkeypatch.setattr(environment, "installed_version", version)
     return pretended
 
 

@@ -12,11 +12,10 @@ libraries' own tables and kernels, fall on whichever session comes first.
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-_DRIVERS = ("nvcuda.dll",) if os.name == "nt" else ("libcuda.so.1",)
+from opdf_compile.parity.runtime.cuda import DRIVER, load_library
 
 
 class Growth:
@@ -86,7 +85,7 @@ def _device_used() -> int | None:
 
     torch may be a build without CUDA beside a runtime that has it; the driver is always there.
     """
-    driver = _driver()
+    driver = load_library(DRIVER)
     if driver is None:
         return None
     device, context = ctypes.c_int(), ctypes.c_void_p()
@@ -106,12 +105,3 @@ def _device_used() -> int | None:
         return total.value - free.value if asked == 0 else None
     finally:
         driver.cuDevicePrimaryCtxRelease_v2(device)
-
-
-def _driver() -> ctypes.CDLL | None:
-    for name in _DRIVERS:
-        try:
-            return ctypes.CDLL(name)
-        except OSError:
-            continue
-    return None

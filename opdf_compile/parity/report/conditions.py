@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
+from opdf_compile.parity.runtime.cuda import PACKAGES
 from opdf_compile.parity.runtime.sessions import Device
-from opdf_compile.version import __version__
+from opdf_compile.version import __version__, installed_version
 
 _LIBRARIES = ("torch", "numpy", "onnx")
-# The same import name comes from several distributions.
-_RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 
 
 def describe_environment(
@@ -49,14 +47,7 @@ def describe_environment(
 
 
 def _versions() -> dict[str, str | None]:
-    versions = {name: _version(name) for name in _LIBRARIES}
-    runtimes = (_version(name) for name in _RUNTIMES)
+    versions = {name: installed_version(name) for name in _LIBRARIES}
+    runtimes = (installed_version(name) for name in PACKAGES)
     own = {"opdf-compile": __version__}
     return {**own, **versions, "onnxruntime": next((found for found in runtimes if found), None)}
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None

@@ -15,11 +15,11 @@ import os
 import re
 import sys
 from dataclasses import dataclass
-from importlib import metadata
 from typing import Any
 
 from opdf_compile.errors import DeviceError
 from opdf_compile.parity.runtime.runtime_log import FATAL_ONLY, quiet_runtime
+from opdf_compile.version import installed_version
 
 PROVIDER = "CUDAExecutionProvider"
 
@@ -42,8 +42,9 @@ OPTIONS = {
     "tunable_op_enable": "0",
 }
 
-_DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
-_PACKAGES = ("onnxruntime", "onnxruntime-gpu")
+DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+# The same import name comes from several distributions.
+PACKAGES = ("onnxruntime-gpu", "onnxruntime")
 # Since CUDA 13 without a number; two of them beside each other are rare, and the newest then leads.
 _LIBRARIES = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime-cu11")
 
@@ -83,7 +84,7 @@ def _package(ort: Any) -> Missing | None:
     """Whether the installed package has the provider at all."""
     if PROVIDER in ort.get_available_providers():
         return None
-    if all(map(_installed, _PACKAGES)):
+    if all(map(installed_version, PACKAGES)):
         return Missing(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other",
             f"{_pip('uninstall -y onnxruntime onnxruntime-gpu')} && "
@@ -97,10 +98,10 @@ def _package(ort: Any) -> Missing | None:
 
 def _driver(built_for: str) -> Missing | None:
     """Whether there is a driver, with a GPU, and new enough for the runtime's CUDA version."""
-    driver = load_library(_DRIVER)
+    driver = load_library(DRIVER)
     if driver is None:
         return Missing(
-            f"no NVIDIA driver was found ({_DRIVER.split('.')[0]} cannot be loaded)",
+            f"no NVIDIA driver was found ({DRIVER.split('.')[0]} cannot be loaded)",
             "install the NVIDIA driver; in a container, start it with GPU access "
             "(docker run --gpus all)",
         )
@@ -177,21 +178,13 @@ def short_reason(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def _installed(distribution: str) -> str | None:
-    """The version of a distribution, or None."""
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 def _pip(arguments: str) -> str:
     return f"{sys.executable} -m pip {arguments}"
 
 
 def _brought_cuda() -> str | None:
     """The version of the CUDA libraries that were installed with pip, mostly by torch."""
-    return next((found for name in _LIBRARIES if (found := _installed(name))), None)
+    return next((found for name in _LIBRARIES if (found := installed_version(name))), None)
 
 
 def _preload(ort: Any) -> str:

@@ -82,7 +82,7 @@ class Driver:
 
 def test_on_cuda_it_is_what_the_device_loses(monkeypatch: pytest.MonkeyPatch) -> None:
     driver = Driver()
-    monkeypatch.setattr(memory, "_driver", lambda: driver)
+    monkeypatch.setattr(memory, "load_library", lambda name: driver)
     with growth("cuda") as found:
         pass
     assert found.bytes == 64 * MEBIBYTE
@@ -93,7 +93,7 @@ def test_on_cuda_it_is_what_the_device_loses(monkeypatch: pytest.MonkeyPatch) ->
 def test_without_a_driver_it_is_none(
     driver: Driver | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_driver", lambda: driver)
+    monkeypatch.setattr(memory, "load_library", lambda name: driver)
     with growth("cuda") as found:
         pass
     assert found.bytes is None

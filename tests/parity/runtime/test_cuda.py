@@ -71,7 +71,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
     )
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
     monkeypatch.setattr(cuda, "load_library", lambda name: pretended.driver)
-    monkeypatch.setattr(cuda, "_installed", lambda name: name in pretended.packages)
+    monkeypatch.setattr(cuda, "installed_version", lambda name: name in pretended.packages)
     monkeypatch.setattr(cuda, "_brought_cuda", lambda: pretended.libraries)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     missing_for_cuda.cache_clear()
@@ -170,7 +170,7 @@ def test_a_provider_that_does_not_start(machine: Machine) -> None:
 
 def test_the_installed_libraries_tell_their_version(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"nvidia-cuda-runtime-cu12": "12.8.90"}
-    monkeypatch.setattr(cuda, "_installed", found.get)
+    monkeypatch.setattr(cuda, "installed_version", found.get)
     assert cuda._brought_cuda() == "12.8.90"
     found.clear()
     assert cuda._brought_cuda() is None
