@@ -46,6 +46,7 @@ def same_constant(candidate: Constant, reference: Constant) -> bool:
     """
     if (candidate.dtype, candidate.shape) != (reference.dtype, reference.shape):
         return False
+    # Training moves parameters: two exports of one student differ in them and nowhere else.
     if candidate.parameter and reference.parameter:
         return True
     return candidate.fingerprint == reference.fingerprint
@@ -85,6 +86,7 @@ def _defaults(node: Node, found: Mapping[str, Hashable]) -> dict[str, Hashable]:
     domain, version = node.domain, node.version
     if domain in _RUNTIME_DOMAINS:
         domain, version = "", node.graph.opsets.get("", 0)
+    # One exporter writes `strides=[1, 1]` out, another leaves it to the default: the same node.
     defaults = dict(_schema_defaults(node.op, domain, version))
     return defaults if domain else _spatial_defaults(node, found) | defaults
 
@@ -93,8 +95,10 @@ def _attribute_value(attribute: onnx.AttributeProto, folder: str) -> Hashable:
     from onnx import AttributeProto as A
 
     kind = attribute.type
+    # In a function's body the caller gives the value; equal bodies name the same attribute.
     if attribute.ref_attr_name:
         return ("function's attribute", attribute.ref_attr_name)
+    # As bytes: a NaN is then itself, and 0.0 is not -0.0.
     if kind == A.FLOAT:
         return ("float", struct.pack("<f", attribute.f))
     if kind == A.INT:
@@ -119,6 +123,7 @@ def _attribute_value(attribute: onnx.AttributeProto, folder: str) -> Hashable:
     return ("other", rest.SerializeToString(deterministic=True))
 
 
+# A graph has thousands of nodes, and a few dozen operators to ask onnx about.
 @functools.lru_cache(maxsize=4096)
 def _schema_defaults(op: str, domain: str, version: int) -> tuple[tuple[str, Hashable], ...]:
     """Defaults of the operator's schema; nothing for an operator that onnx does not know."""

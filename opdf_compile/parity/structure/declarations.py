@@ -35,6 +35,7 @@ def compare_interfaces(candidate: LinkedModel, reference: LinkedModel) -> list[D
 def compare_opsets(candidate: LinkedModel, reference: LinkedModel) -> list[Difference]:
     """Compare the operator set versions of every domain that the graphs use."""
     differences = []
+    # A file imports more domains than it uses; another exporter's list may be longer.
     used = {""} | _domains(candidate) | _domains(reference)
     for domain in sorted(used):
         versions = [view.main.opsets.get(domain, 0) for view in (candidate, reference)]

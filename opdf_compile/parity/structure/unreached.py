@@ -90,10 +90,13 @@ def _by_meaning(
             return (value.index, ("reached", partner) if partner else known.get(value.node, -1))
         if value.constant is not None:
             constant = value.constant
+            # Dead nodes that differ in trained weights alone are partners, as reached ones are.
             return (constant.dtype, constant.shape, constant.parameter or constant.fingerprint)
         return ("input", value.index, value.input_of is None)
 
     # A node of a valid file stands behind those that it reads, so one pass in file order suffices.
+    # Both sides share the codes, so that equal numbers mean equal computations; keys made of keys
+    # would grow with the depth of the graph.
     for node in view.nodes:
         if node not in reached:
             key = (

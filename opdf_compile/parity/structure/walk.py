@@ -69,6 +69,8 @@ class Walk:
 
     def run(self) -> None:
         """Follow everything that was entered, until it is done or too much differs."""
+        # Breadth first, so that what is told first is nearest to the outputs: all that lies behind a
+        # difference may differ because of it.
         while self._work and len(self.differences) < MOST_DIFFERENCES:
             self._match_values(*self._work.popleft())
 
@@ -120,6 +122,8 @@ class Walk:
         self.differences.append(Difference(kind, (c.name, r.name), sentence))
 
     def _match_values(self, c: Value, r: Value, where: Slot) -> None:
+        # In the order of what a value is first of all: an input may have a constant as its default,
+        # and is an input all the same.
         if c.node is not None and r.node is not None:
             self._pair(c.node, r.node, where, (c, r))
         elif c.input_of is not None and r.input_of is not None:
@@ -162,11 +166,15 @@ class Walk:
             if self.nodes.get(c) is not r:
                 self._differ_sharing(c, r, where)
             return
+        # Paired before they are compared: otherwise every further reader of two unlike nodes would
+        # find the same difference again.
         self.nodes[c] = r
         self._back[r] = c
         if called_operator(c) != called_operator(r):
             sentence = f"{where} is {c} in the candidate and {r} in the reference"
             self.differences.append(at_nodes("operator", c, r, sentence))
+            # Operands of unlike operators do not correspond; following them would bury this one
+            # difference under its consequences.
             return
         self.differences.extend(_compare_nodes(c, r))
         self._enter_nested(c, r)
