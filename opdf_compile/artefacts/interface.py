@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opdf_compile.artefacts.onnx_file import read_onnx
+from opdf_compile.artefacts.onnx_tensors import element_type
 from opdf_compile.errors import InputError
 
 if TYPE_CHECKING:
     import onnx
 
-# Element types by ONNX's names, with the names that numpy and torch share.
-_FLOATING = {"FLOAT": "float32", "DOUBLE": "float64", "FLOAT16": "float16", "BFLOAT16": "bfloat16"}
-_WHOLE = {"BOOL", *(f"{sign}INT{bits}" for sign in ("", "U") for bits in (2, 4, 8, 16, 32, 64))}
+# Element types by the names that numpy and torch share.
+_FLOATING = ("float32", "float64", "float16", "bfloat16")
+_WHOLE = {"bool", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (2, 4, 8, 16, 32, 64))}
 
 
 @dataclass(frozen=True)
@@ -121,16 +122,14 @@ def declared_axis(dim: onnx.TensorShapeProto.Dimension) -> int | str:
 
 def _name(element: int) -> str:
     """The name of a number's type; empty for what is no number that check data can hold."""
-    import onnx
-
-    word = onnx.TensorProto.DataType.Name(element)
-    return _FLOATING.get(word) or (word.lower() if word in _WHOLE else "")
+    name = element_type(element)
+    return name if name in _FLOATING or name in _WHOLE else ""
 
 
 def _dtype(graph: onnx.GraphProto) -> str:
     counts: Counter[str] = Counter({"float32": 0})
     for element, dims in _weights(graph):
-        if (dtype := _name(element)) in _FLOATING.values():
+        if (dtype := _name(element)) in _FLOATING:
             counts[dtype] += prod(dims)
     return counts.most_common(1)[0][0]
 

@@ -85,8 +85,7 @@ class SessionBench:
         seen = self._memory.setdefault((path, first), [])
         with growth(kind if len(seen) < _MEMORY_SESSIONS else None) as grown:
             began = time.perf_counter()
-            options = session_options(self._threads)
-            session = create_session(str(path), self.device, options, str(path))
+            session = create_session(path, self.device, session_options(self._threads))
             self.cold[role].append(time.perf_counter() - began)
             self._bound[role, first] = bind(session, self.inputs[first], kind)
         if len(seen) < _MEMORY_SESSIONS:

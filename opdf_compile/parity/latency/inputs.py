@@ -53,7 +53,8 @@ def latency_inputs(
         sample = dict(read_check(check).samples[0].inputs)
         if asked is None:
             return sample
-    given, sizes = fit_shapes(asked or {}, declared, model)
+    given = asked or {}
+    sizes = fit_shapes(given, declared, model)
     arrays = {}
     for value in declared:
         like = sample.get(value.name)

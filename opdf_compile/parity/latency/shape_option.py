@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opdf_compile.artefacts import declared_axis
+from opdf_compile.artefacts import declared_axis, element_type
 from opdf_compile.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ Shape = tuple[int, ...]
 _FORM = re.compile(r"[1-9][0-9]*(x[1-9][0-9]*)*", re.ASCII)
 # Beyond this the runtime's own arithmetic on sizes overflows long before memory is asked for.
 _LARGEST = 2**31 - 1
-_FLOATS = {"float": "float32", "double": "float64"}
 
 
 @dataclass(frozen=True)
@@ -82,8 +81,6 @@ def parse_shapes(options: Sequence[str]) -> tuple[dict[str, Shape], ...]:
 
 def declared_inputs(model: onnx.ModelProto) -> tuple[Declared, ...]:
     """The inputs that a caller must give, in the model's order."""
-    from onnx import TensorProto
-
     stored = {tensor.name for tensor in model.graph.initializer}
     found = []
     for value in model.graph.input:
@@ -93,16 +90,15 @@ def declared_inputs(model: onnx.ModelProto) -> tuple[Declared, ...]:
         if not value.type.HasField("tensor_type"):
             found.append(Declared(value.name, str(value.type.WhichOneof("value")), ()))
             continue
-        element = TensorProto.DataType.Name(kind.elem_type).lower()
         found_axes = map(declared_axis, kind.shape.dim)
         axes = tuple(None if axis == "" else axis for axis in found_axes)
-        found.append(Declared(value.name, _FLOATS.get(element, element), axes))
+        found.append(Declared(value.name, element_type(kind.elem_type), axes))
     return tuple(found)
 
 
 def fit_shapes(
     asked: Mapping[str, Shape], declared: Sequence[Declared], model: Path
-) -> tuple[dict[str, Shape], dict[str, int]]:
+) -> dict[str, int]:
     """Check one row of shapes against the model.
 
     Args:
@@ -111,7 +107,7 @@ def fit_shapes(
         model: Its file, for messages.
 
     Returns:
-        The shapes, with those of inputs whose every axis follows; and the sizes of named axes.
+        The sizes of named axes.
 
     Raises:
         InputError: An unknown input, a wrong rank, a fixed axis, or one axis of two sizes.
@@ -123,7 +119,7 @@ def fit_shapes(
             inputs = ", ".join(known) or "no inputs"
             raise InputError(f"--shapes names the input {name!r}, {model} has {inputs}; name those")
         _fit(known[name], shape, sizes, model)
-    return dict(asked), sizes
+    return sizes
 
 
 def shape_text(shapes: Mapping[str, Shape]) -> str:

@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from opdf_compile.errors import ArtefactError, DeviceError, InputError
-from opdf_compile.parity.model_file import ModelFile
+from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.runtime.cuda import OPTIONS, PROVIDER, missing_for_cuda, short_reason
 from opdf_compile.parity.runtime.runtime_log import FATAL_ONLY, quiet_runtime
 
 if TYPE_CHECKING:
     import onnxruntime
-
-Optimisation = Literal["all", "basic", "none"]
 
 _LOG = logging.getLogger("opdf_compile")
 _CPU = "CPUExecutionProvider"
@@ -72,11 +70,7 @@ def resolve_device(device: str = "auto") -> Device:
 
 
 def open_session(
-    path: str | os.PathLike[str],
-    device: Device,
-    *,
-    threads: int | None = None,
-    optimisation: Optimisation = "all",
+    path: PathLike, device: Device, *, threads: int | None = None
 ) -> onnxruntime.InferenceSession:
     """Make a session for a file that was parsed and checked before.
 
@@ -84,19 +78,16 @@ def open_session(
         path: The ONNX file.
         device: From `resolve_device`.
         threads: Threads within one operator; None leaves the choice to the runtime.
-        optimisation: How far the runtime may rewrite the graph; "all" is what users deploy.
 
     Raises:
         ArtefactError: The file is missing, no ONNX model, or the runtime refuses the graph.
         DeviceError: The provider is gone, or has no kernel for an operator of the graph.
     """
     ModelFile.of(path).require_whole()
-    return create_session(
-        os.fspath(path), device, session_options(threads, optimisation), str(path)
-    )
+    return create_session(path, device, session_options(threads))
 
 
-def write_optimised(source: str | os.PathLike[str], target: Path, device: Device) -> None:
+def write_optimised(source: PathLike, target: Path, device: Device) -> None:
     """Load a file that was checked before, and write down the graph that will run in its place.
 
     Large constants go to a file beside it, the target's name with ".data".
@@ -111,12 +102,10 @@ def write_optimised(source: str | os.PathLike[str], target: Path, device: Device
         "session.optimized_model_external_initializers_file_name",
         f"{target.name}.data",
     )
-    create_session(os.fspath(source), device, options, str(source))
+    create_session(source, device, options)
 
 
-def session_options(
-    threads: int | None = None, optimisation: Optimisation = "all"
-) -> onnxruntime.SessionOptions:
+def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
     """Options that every session of a check shares.
 
     Raises:
@@ -126,13 +115,9 @@ def session_options(
 
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; a number from 1 up was wanted")
-    levels = {
-        "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
-        "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-        "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    }
     options = ort.SessionOptions()
-    options.graph_optimization_level = levels[optimisation]
+    # What users deploy.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.intra_op_num_threads = threads or _threads_allowed()
     options.inter_op_num_threads = 1
     # Two sessions of one process compete for the cores: a pool that spins after its work slows the
@@ -144,15 +129,14 @@ def session_options(
 
 
 def create_session(
-    source: str | bytes, device: Device, options: onnxruntime.SessionOptions, what: str
+    path: PathLike, device: Device, options: onnxruntime.SessionOptions
 ) -> onnxruntime.InferenceSession:
     """Make a session on exactly this device and translate the runtime's refusals.
 
     Args:
-        source: A path, or a serialised model.
+        path: The ONNX file, checked before.
         device: Where it must run.
         options: From `session_options`.
-        what: The model's name in messages.
 
     Raises:
         ArtefactError: The runtime refuses the graph.
@@ -166,20 +150,20 @@ def create_session(
     )
     try:
         with quiet_runtime():
-            session = ort.InferenceSession(source, options, providers=providers)
+            session = ort.InferenceSession(os.fspath(path), options, providers=providers)
     except state.NotImplemented as error:
         raise DeviceError(
-            f"{device.provider} has no kernel for an operator of {what} ({short_reason(error)}); "
+            f"{device.provider} has no kernel for an operator of {path} ({short_reason(error)}); "
             "choose another --device or export with another --dtype"
         ) from error
     # The runtime's exceptions share no base class but Exception; all of them concern this model.
     except Exception as error:
         raise ArtefactError(
-            f"onnxruntime cannot load {what} ({short_reason(error)}); export it again"
+            f"onnxruntime cannot load {path} ({short_reason(error)}); export it again"
         ) from error
     if device.provider not in session.get_providers():
         raise DeviceError(
-            f"{device.provider} could not be used for {what} although it loaded before; run "
+            f"{device.provider} could not be used for {path} although it loaded before; run "
             "`opdf-compile doctor`, or give --device cpu"
         )
     return session

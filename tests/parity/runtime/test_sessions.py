@@ -57,7 +57,7 @@ def _relocate(path: Path, **entries: str) -> None:
 def test_cpu_session_computes_and_does_not_spin(tmp_path: Path, weight: np.ndarray) -> None:
     path = tmp_path / "m.onnx"
     onnx.save(_model(weight), path)
-    session = open_session(path, resolve_device("cpu"), threads=1, optimisation="basic")
+    session = open_session(path, resolve_device("cpu"), threads=1)
     x = np.ones((2, 4), np.float32)
     np.testing.assert_array_equal(session.run(None, {"x": x})[0], x @ weight)
     options = session.get_session_options()
