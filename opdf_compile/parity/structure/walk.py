@@ -69,8 +69,8 @@ class Walk:
 
     def run(self) -> None:
         """Follow everything that was entered, until it is done or too much differs."""
-        # Breadth first, so that what is told first is nearest to the outputs: all that lies behind a
-        # difference may differ because of it.
+        # Breadth first, so that what is told first is nearest to the outputs: all that lies behind
+        # a difference may differ because of it.
         while self._work and len(self.differences) < MOST_DIFFERENCES:
             self._match_values(*self._work.popleft())
 
