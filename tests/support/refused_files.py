@@ -112,7 +112,7 @@ CONFIGURATIONS: dict[str, Written] = {
         folder_of({"parts": [{"attn_implementation": {"": "org/kernel"}}]}), "names a kernel"
     ),
     "a large number": row(
-        folder_of({"vocab_size": 101}), "at most 100 is read", {(hf, "LARGEST_NUMBER"): 100}
+        folder_of({"vocab_size": 101}), "at most 100 is read", {(hf, "LARGEST_CONFIG_NUMBER"): 100}
     ),
     "many layers": row(
         folder_of({"num_hidden_layers": 3}), "at most 2 are built", {(hf, "MOST_LAYERS"): 2}

@@ -19,11 +19,10 @@ from typing import Any
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.io.screening.archive import LARGEST_TEXT
+from opdf_compile.io.screening.archive import LARGEST_TEXT, damaged, refusals_named
 from opdf_compile.io.screening.container import form_problem
 from opdf_compile.io.screening.pickles import check_state, load_plain
-from opdf_compile.io.screening.program_schema import OtherSchema, check_program, parse_json
-from opdf_compile.io.screening.syntax import NotPlain
+from opdf_compile.io.screening.program_schema import check_program, parse_json
 from opdf_compile.io.screening.trees import check_sample
 
 _PROGRAM = "serialized_exported_program.json"
@@ -31,7 +30,6 @@ _STATE, _CONSTANTS = "serialized_state_dict.pt", "serialized_constants.pt"
 _INPUTS = "serialized_example_inputs.pt"
 _EXTRA = "extra_files/"
 _KNOWN = ("version", _PROGRAM, _STATE, _CONSTANTS, _INPUTS)
-_TRUST = "if you trust its source completely, give --trust-pickle"
 
 
 def is_older(file: Path) -> bool:
@@ -77,9 +75,7 @@ def _members(file: Path) -> dict[str, bytes]:
                 )
             members = {entry.filename: archive.read(entry) for entry in entries}
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, RuntimeError) as error:
-        raise ArtefactError(
-            f"{file} is damaged or cut short (its parts do not fit together); write it again"
-        ) from error
+        raise ArtefactError(damaged(file)) from error
     missing = [name for name in _KNOWN if name not in members]
     if missing:
         raise ArtefactError(
@@ -107,16 +103,10 @@ def _screen(file: Path, name: str, data: bytes) -> None:
         _CONSTANTS: lambda found: check_state(load_plain(found)),
         _INPUTS: lambda found: check_sample(load_plain(found)),
     }
-    try:
+    with refusals_named(file, name):
         # torch writes no bytes at all for constants and sample inputs that are not there.
         if data and name in checks:
             checks[name](data)
-    except NotPlain as problem:
-        raise ArtefactError(f"{file} is refused: in {name}, {problem}; {_TRUST}") from problem
-    except OtherSchema as problem:
-        raise ArtefactError(f"{file} {problem}") from problem
-    except RuntimeError as error:
-        raise ArtefactError(f"{file} is damaged ({name} cannot be read); write it again") from error
 
 
 def _deserialize(members: dict[str, bytes]) -> ExportedProgram:

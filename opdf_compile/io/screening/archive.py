@@ -15,9 +15,11 @@ Not covered, and documented as such: faults inside torch's own kernels.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,18 +84,29 @@ def screen_archive(path: str | os.PathLike[str], *, trust_pickle: bool = False) 
     try:
         reader = torch._C.PyTorchFileReader(str(file))
     except RuntimeError as error:
-        raise ArtefactError(_damaged(file)) from error
+        raise ArtefactError(damaged(file)) from error
     if not _agree(reader, members):
         raise ArtefactError(f"{file} is refused: its two lists of members differ; {_TRUST}")
     for name in members:
-        try:
+        with refusals_named(file, name):
             _screen_member(reader, name, members)
-        except NotPlain as problem:
-            raise ArtefactError(f"{file} is refused: in {name}, {problem}; {_TRUST}") from problem
-        except OtherSchema as problem:
-            raise ArtefactError(f"{file} {problem}") from problem
-        except RuntimeError as error:
-            raise ArtefactError(_damaged(file)) from error
+
+
+@contextlib.contextmanager
+def refusals_named(file: Path, member: str) -> Iterator[None]:
+    """Make what is found in a member one sentence that names it.
+
+    Raises:
+        ArtefactError: The member is refused, of another schema, or damaged.
+    """
+    try:
+        yield
+    except NotPlain as problem:
+        raise ArtefactError(f"{file} is refused: in {member}, {problem}; {_TRUST}") from problem
+    except OtherSchema as problem:
+        raise ArtefactError(f"{file} {problem}") from problem
+    except RuntimeError as error:
+        raise ArtefactError(damaged(file)) from error
 
 
 def _agree(reader: Any, members: dict[str, int]) -> bool:
@@ -142,7 +155,7 @@ def _members(file: Path) -> dict[str, int]:
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError) as error:
-        raise ArtefactError(_damaged(file)) from error
+        raise ArtefactError(damaged(file)) from error
     problem = form_problem(entries, file.stat().st_size)
     if problem:
         raise ArtefactError(f"{file} is refused: {problem}; write it again with torch.export.save")
@@ -238,5 +251,6 @@ def _json(reader: Any, name: str, members: dict[str, int]) -> object:
     return parse_json(reader.get_record(name))
 
 
-def _damaged(file: Path) -> str:
+def damaged(file: Path) -> str:
+    """The sentence about an archive that no reader takes."""
     return f"{file} is damaged or cut short (its parts do not fit together); write it again"

@@ -23,26 +23,10 @@ from opdf_compile.io.screening.syntax import (
 _GUARD_METHODS = frozenset({"size", "stride", "storage_offset", "dim", "numel", "item"})
 _GUARD_MODULES = frozenset({"math", "torch"})
 _GUARD_ATTRIBUTES = frozenset(
-    [
-        "ceil",
-        "floor",
-        "trunc",
-        "sqrt",
-        "log",
-        "log2",
-        "exp",
-        "isnan",
-        "inf",
-        "nan",
-        "pow",
-        "sym_max",
-        "sym_min",
-        "sym_ite",
-        "sym_not",
-        "sym_float",
-        "sym_int",
-        "sym_sqrt",
-    ]
+    (
+        *("ceil", "floor", "trunc", "sqrt", "log", "log2", "exp", "pow", "isnan", "inf", "nan"),
+        *("sym_max", "sym_min", "sym_ite", "sym_not", "sym_float", "sym_int", "sym_sqrt"),
+    )
 )
 
 

@@ -29,51 +29,22 @@ _SIZES = re.compile(
 # Left out on purpose: kernels given as source text (triton), calls into compiled libraries and
 # delegates, TorchScript objects, and those that print.
 _CONTROL_FLOW = frozenset(
-    [
-        "cond",
-        "while_loop",
-        "scan",
-        "associative_scan",
-        "map",
-        "map_impl",
-        "out_dtype",
-        "hints_wrapper",
-        "wrap_with_set_grad_enabled",
-        "wrap_with_autocast",
-        "tag_activation_checkpoint",
-        "wrap",
-        "wrap_activation_checkpoint",
-        "invoke_subgraph",
-        "auto_functionalized",
-        "auto_functionalized_v2",
-        "flex_attention",
-        "flex_attention_backward",
-        "strict_mode",
-        "with_effects",
-    ]
+    (
+        *("cond", "while_loop", "scan", "associative_scan", "map", "map_impl", "invoke_subgraph"),
+        *("wrap", "wrap_with_set_grad_enabled", "wrap_with_autocast", "wrap_activation_checkpoint"),
+        *("tag_activation_checkpoint", "hints_wrapper", "out_dtype", "strict_mode", "with_effects"),
+        *("auto_functionalized", "auto_functionalized_v2"),
+        *("flex_attention", "flex_attention_backward"),
+    )
 )
 _ARITHMETIC = frozenset({"aten", "prims", "quantized_decomposed", "torchvision", "torchao"})
 # Namespaces of torch itself that reach past arithmetic: raw memory, processes, files, prints.
 _INTERNAL = frozenset(
-    [
-        "prim",
-        "inductor",
-        "inductor_prims",
-        "c10d",
-        "_c10d_functional",
-        "_c10d_functional_autograd",
-        "symm_mem",
-        "export",
-        "profiler",
-        "debugprims",
-        "debug_mode_ops",
-        "static_runtime",
-        "rngprims",
-        "_test",
-        "_dtensor",
-        "_native",
-        "higher_order",
-    ]
+    (
+        *("c10d", "_c10d_functional", "_c10d_functional_autograd", "symm_mem", "_dtensor"),
+        *("prim", "rngprims", "static_runtime", "inductor", "inductor_prims", "_native", "export"),
+        *("profiler", "debugprims", "debug_mode_ops", "_test", "higher_order"),
+    )
 )
 # The few operators without a tensor that torch.export writes. The others reach past arithmetic:
 # some print what a file says, one changes the process's seed.

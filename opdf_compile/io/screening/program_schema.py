@@ -16,6 +16,7 @@ import json
 import types
 import typing
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import torch
@@ -83,21 +84,21 @@ def _checker(hint: Any) -> Check:
     origin, parameters = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         (inner,) = (p for p in parameters if p is not type(None))
-        return _optional(inner)
+        return partial(_optional, inner)
     if origin is list:
-        return _list(parameters[0])
+        return partial(_list, parameters[0])
     if origin is dict:
-        return _mapping(parameters[1])
+        return partial(_mapping, parameters[1])
     if isinstance(hint, type) and issubclass(hint, Enum):
-        return _number(int, hint.__name__)
+        return partial(_number, int, hint.__name__)
     if _is_union(hint):
-        return _one_of(hint)
+        return partial(_one_of, hint)
     if dataclasses.is_dataclass(hint):
-        return _record(hint)
+        return partial(_record, hint)
     if hint is float:
         return _real
     if hint in (int, bool, str):
-        return _number(hint, hint.__name__)
+        return partial(_number, hint, hint.__name__)
     raise NotPlain(f"this version of torch declares {hint!r}, which this screening does not know")
 
 
@@ -145,67 +146,47 @@ def _field(record: Any, name: str, hint: Any, rule: Check | None, value: Any) ->
         raise NotPlain(f"{record.__name__}.{name}: {problem}") from problem
 
 
-def _record(record: Any) -> Check:
-    def check(value: Any) -> None:
-        if type(value) is not dict:
-            raise NotPlain(f"a {type(value).__name__} stands where a {record.__name__} belongs")
-        # Unknown fields are ignored, as torch ignores them.
-        for name, (hint, rule) in _fields(record).items():
-            if name in value:
-                _field(record, name, hint, rule, value[name])
-
-    return check
+def _record(record: Any, value: Any) -> None:
+    if type(value) is not dict:
+        raise NotPlain(f"a {type(value).__name__} stands where a {record.__name__} belongs")
+    # Unknown fields are ignored, as torch ignores them.
+    for name, (hint, rule) in _fields(record).items():
+        if name in value:
+            _field(record, name, hint, rule, value[name])
 
 
-def _one_of(record: Any) -> Check:
-    def check(value: Any) -> None:
-        if type(value) is not dict or len(value) != 1:
-            raise NotPlain(f"{record.__name__} needs exactly one alternative")
-        (name,) = value
-        if name not in _fields(record):
-            raise NotPlain(f"{record.__name__} has no alternative {str(name)[:60]!r}")
-        hint, rule = _fields(record)[name]
-        _field(record, name, hint, rule, value[name])
-
-    return check
+def _one_of(record: Any, value: Any) -> None:
+    if type(value) is not dict or len(value) != 1:
+        raise NotPlain(f"{record.__name__} needs exactly one alternative")
+    (name,) = value
+    if name not in _fields(record):
+        raise NotPlain(f"{record.__name__} has no alternative {str(name)[:60]!r}")
+    hint, rule = _fields(record)[name]
+    _field(record, name, hint, rule, value[name])
 
 
-def _optional(hint: Any) -> Check:
-    def check(value: Any) -> None:
-        if value is not None:
-            _checker(hint)(value)
-
-    return check
+def _optional(hint: Any, value: Any) -> None:
+    if value is not None:
+        _checker(hint)(value)
 
 
-def _list(hint: Any) -> Check:
-    def check(value: Any) -> None:
-        if type(value) is not list:
-            raise NotPlain(f"a {type(value).__name__} stands where a list belongs")
-        inner = _checker(hint)
-        for item in value:
-            inner(item)
-
-    return check
+def _list(hint: Any, value: Any) -> None:
+    if type(value) is not list:
+        raise NotPlain(f"a {type(value).__name__} stands where a list belongs")
+    for item in value:
+        _checker(hint)(item)
 
 
-def _mapping(hint: Any) -> Check:
-    def check(value: Any) -> None:
-        if type(value) is not dict:
-            raise NotPlain(f"a {type(value).__name__} stands where a mapping belongs")
-        inner = _checker(hint)
-        for item in value.values():
-            inner(item)
-
-    return check
+def _mapping(hint: Any, value: Any) -> None:
+    if type(value) is not dict:
+        raise NotPlain(f"a {type(value).__name__} stands where a mapping belongs")
+    for item in value.values():
+        _checker(hint)(item)
 
 
-def _number(kind: type, name: str) -> Check:
-    def check(value: Any) -> None:
-        if type(value) is not kind:
-            raise NotPlain(f"a {type(value).__name__} stands where {name} belongs")
-
-    return check
+def _number(kind: type, name: str, value: Any) -> None:
+    if type(value) is not kind:
+        raise NotPlain(f"a {type(value).__name__} stands where {name} belongs")
 
 
 def _real(value: Any) -> None:
