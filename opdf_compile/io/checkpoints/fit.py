@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from opdf_compile.errors import ArtefactError
 from opdf_compile.graph import memory_key
 from opdf_compile.io.checkpoints.capture import Optimizer, is_core
-from opdf_compile.io.checkpoints.manifest import Manifest, dtype_name
+from opdf_compile.io.checkpoints.manifest import Manifest
 from opdf_compile.io.checkpoints.packing import TENSOR
+from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.training import StateDict, is_sharded
 
 _REMEDY = "build the model and the optimizer as they were when it was saved"
@@ -91,7 +92,7 @@ def _check_like(manifest: Manifest, label: str, packed: Any, like: Tensor, folde
         )
     for what, found, wanted in (
         ("shape", stored.shape, list(like.shape)),
-        ("dtype", stored.dtype, dtype_name(like)),
+        ("dtype", stored.dtype, dtype_name(like.dtype)),
     ):
         if found != wanted:
             raise _other(folder, f"{label!r} has the {what} {found} there and {wanted} here")

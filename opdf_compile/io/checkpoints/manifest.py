@@ -21,6 +21,7 @@ from opdf_compile.errors import ArtefactError, first_line
 from opdf_compile.files import load_json, sha256
 from opdf_compile.io.checkpoints.packing import check_packed
 from opdf_compile.io.checkpoints.step_folders import MANIFEST
+from opdf_compile.io.dtypes import dtype_name
 
 SCHEMA = "opdf-checkpoint/1"
 # Ten thousand tensors are about 2 MB.
@@ -200,14 +201,9 @@ class Shards:
             raise ValueError(f"the order of the axes of {name[:80]!r} names other axes")
         # A copy: what safetensors returns is a view of the file, read when it is first touched.
         tensor: Tensor = stream.get_tensor(name).clone()
-        if dtype_name(tensor) != stored.dtype:
+        if dtype_name(tensor.dtype) != stored.dtype:
             raise ValueError(f"{name[:80]!r} has another dtype than the manifest says")
         return _laid_out(tensor, stored.order)
-
-
-def dtype_name(tensor: Tensor) -> str:
-    """The dtype as the manifest writes it."""
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def axis_order(tensor: Tensor) -> list[int]:

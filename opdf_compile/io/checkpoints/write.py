@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ from opdf_compile.io.checkpoints.manifest import (
     Shard,
     Stored,
     axis_order,
-    dtype_name,
     shard_name,
 )
 from opdf_compile.io.checkpoints.rank_group import RankGroup
 from opdf_compile.io.checkpoints.step_folders import MANIFEST
+from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.models.safetensors_file import write_tensors
 from opdf_compile.training import StateDict
 from opdf_compile.version import __version__
@@ -31,16 +31,12 @@ from opdf_compile.version import __version__
 
 @dataclass(frozen=True)
 class Written:
-    """What one rank tells rank 0 of its shard; everything but the tensors."""
+    """What one rank tells rank 0 of its shard: its name, and everything in it but the tensors."""
 
     name: str
     shard: dict[str, Any]
     tensors: dict[str, dict[str, Any]]
-    module: StateDict
-    groups: list[StateDict]
-    fingerprints: dict[str, list[int] | None]
-    state: dict[str, StateDict]
-    class_state: StateDict | None
+    share: RankShare
     random: StateDict | None
 
 
@@ -64,23 +60,13 @@ def write_share(
         key: {
             "shard": name,
             "shape": list(tensor.shape),
-            "dtype": dtype_name(tensor),
+            "dtype": dtype_name(tensor.dtype),
             "order": axis_order(tensor),
         }
         for key, tensor in share.tensors.items()
     }
     shard = {"sha256": sha256(file), "bytes": file.stat().st_size}
-    return Written(
-        name,
-        shard,
-        index,
-        share.module,
-        share.groups,
-        share.fingerprints,
-        share.state,
-        share.class_state,
-        random,
-    )
+    return Written(name, shard, index, replace(share, tensors={}), random)
 
 
 def write_manifest(folder: Path, parts: list[Written], about: dict[str, Any], extra: str) -> None:
@@ -92,18 +78,19 @@ def write_manifest(folder: Path, parts: list[Written], about: dict[str, Any], ex
         about: The step and the optimizer's class.
         extra: JSON text.
     """
+    shares = [part.share for part in parts]
     manifest = Manifest(
         **about,
         world_size=len(parts),
         versions=_versions(),
         extra=json.loads(extra),
-        groups=parts[0].groups,
-        fingerprints=parts[0].fingerprints,
+        groups=shares[0].groups,
+        fingerprints=shares[0].fingerprints,
         shards={part.name: Shard(**part.shard) for part in parts},
         tensors={key: Stored(**value) for part in parts for key, value in part.tensors.items()},
-        module=parts[0].module,
-        state={name: state for part in parts for name, state in part.state.items()},
-        class_state=[ClassState(**own) for part in parts if (own := part.class_state) is not None],
+        module=shares[0].module,
+        state={name: state for share in shares for name, state in share.state.items()},
+        class_state=[ClassState(**s.class_state) for s in shares if s.class_state is not None],
         random=[part.random for part in parts if part.random is not None],
     )
     with atomic_write(folder / MANIFEST) as temporary:

@@ -16,6 +16,7 @@ from torch.export import ExportedProgram
 from opdf_compile.artefacts import CheckData, Sample
 from opdf_compile.errors import ExportError, first_line
 from opdf_compile.graph import AxisNames, CallArguments
+from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.evidence.function_noise import Moved, Watched, has_limited_functions
 from opdf_compile.io.evidence.half_range import NumberChange, changes_of, fit_numbers
 from opdf_compile.io.evidence.randomness import UNKNOWN, Generators, find_draws, has_moved
@@ -149,9 +150,7 @@ class _Measure:
             for name in self._outputs
         }
         truths = {name: as_array(value) for name, value in exact.items()}
-        self.output_dtypes = {
-            name: str(value.dtype).removeprefix("torch.") for name, value in computed.items()
-        }
+        self.output_dtypes = {name: dtype_name(value.dtype) for name, value in computed.items()}
         sample = Sample(
             inputs=dict(zip(self._inputs, map(as_array, tensors), strict=True)),
             outputs=truths,

@@ -26,6 +26,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from opdf_compile.graph import all_graphs
+from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.evidence.places import node_place, operator_name
 from opdf_compile.io.evidence.rebuilt import rebuilt
 
@@ -118,7 +119,7 @@ def changes_of(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> tuple[Numbe
         finite = tensor.detach()[tensor.isfinite()]
         value = finite[finite.abs().argmax()]
         became = float(narrowed(value, dtype))
-        found.append(NumberChange(f"the tensor {name!r}", float(value), became, _word(dtype)))
+        found.append(NumberChange(f"the tensor {name!r}", float(value), became, dtype_name(dtype)))
     return tuple(found)
 
 
@@ -152,7 +153,7 @@ def _edits(graph: GraphModule, program: ExportedProgram) -> Iterator[_Edit]:
         for argument, name, value in _numbers(node):
             became = _fitted(value, dtype, _is_epsilon(node, name))
             if became != value:
-                change = NumberChange(node_place(node), float(value), became, _word(dtype))
+                change = NumberChange(node_place(node), float(value), became, dtype_name(dtype))
                 yield _Edit(node, argument, change)
 
 
@@ -168,7 +169,7 @@ def _edit_of_constant(node: Node, name: str, constants: Mapping[str, Any]) -> It
     if became != value:
         reader = next(iter(node.users))
         place = f"a constant ({node_place(reader)})"
-        yield _Edit(node, 0, NumberChange(place, value, became, _word(dtype)), name)
+        yield _Edit(node, 0, NumberChange(place, value, became, dtype_name(dtype)), name)
 
 
 def _half_of(node: Node) -> torch.dtype | None:
@@ -230,7 +231,3 @@ def _fitted(value: float, dtype: torch.dtype, epsilon: bool) -> float:
     if epsilon and 0 < value <= smallest / 2:
         return smallest
     return value
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

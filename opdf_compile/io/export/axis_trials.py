@@ -25,6 +25,7 @@ from opdf_compile.graph import AxisNames, CallArguments, evaluated, is_out_of_me
 from opdf_compile.io.evidence.evaluating import as_array
 from opdf_compile.io.evidence.free_sizes import FreeSize, InputAxis, Resized
 from opdf_compile.io.evidence.truth import graph_of, run_module
+from opdf_compile.io.export.lowering import FATAL_ONLY, unoptimised_session
 from opdf_compile.io.export.save import weight_bytes
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 # A second copy of the weights goes into the runtime's session; above this it is not made.
 LARGEST = 1 << 30
-_FATAL_ONLY = 4
 _LOG = logging.getLogger("opdf_compile")
 _Call = Callable[[CallArguments], list[Tensor]]
 
@@ -212,30 +212,19 @@ class _File:
 
     def __init__(self, model: ir.Model) -> None:
         import onnx_ir
-        import onnxruntime as ort
 
-        options = ort.SessionOptions()
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = _FATAL_ONLY
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        text = onnx_ir.serde.serialize_model(model).SerializeToString()
-        self._session = ort.InferenceSession(text, options, providers=["CPUExecutionProvider"])
+        self._session = unoptimised_session(onnx_ir.serde.serialize_model(model))
         self._names = [value.name for value in self._session.get_inputs()]
 
     def __call__(self, inputs: CallArguments) -> list[Any]:
+        import onnxruntime as ort
+
         tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        options = _run_options()
+        options = ort.RunOptions()
+        options.log_severity_level = FATAL_ONLY
         feed = dict(zip(self._names, map(as_array, tensors), strict=True))
         outputs: list[Any] = self._session.run(None, feed, options)
         return outputs
-
-
-def _run_options() -> Any:
-    import onnxruntime as ort
-
-    options = ort.RunOptions()
-    options.log_severity_level = _FATAL_ONLY
-    return options
 
 
 def _unit(exact: Any) -> float:

@@ -32,6 +32,7 @@ from opdf_compile.graph import (
     trace,
     widen_axes,
 )
+from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.evidence.evaluating import gather_check_data
 from opdf_compile.io.evidence.free_sizes import InputAxis
 from opdf_compile.io.evidence.half_range import fit_numbers, narrowed, too_large
@@ -39,7 +40,7 @@ from opdf_compile.io.evidence.retype import cast_leaf, retyped
 from opdf_compile.io.evidence.truth import graph_of
 from opdf_compile.io.export.axis_trials import try_free_axes
 from opdf_compile.io.export.experts import batched_experts
-from opdf_compile.io.export.student_export import file_and_check, onnx_student_of
+from opdf_compile.io.export.student_export import file_and_check, most_numbers, onnx_student_of
 from opdf_compile.io.export.translate import export_program
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def build_export(
         (traced.args, traced.kwargs),
         axis_names=_names(traced),
         output_names=[str(value.name) for value in translated.graph.outputs],
-        dtype=_own_dtype(program, wanted),
+        dtype=dtype_name(wanted or most_numbers(program.state_dict.values())),
         originals=originals,
     )
     return Export(translated, check, (*traced.notes, *filter(None, [note])), found)
@@ -278,7 +279,7 @@ def _trace_module(
         return _trace_eval(converted, converted_inputs, dynamic)
     except TraceError as error:
         raise ExportError(
-            f"the model does not run in {str(wanted).removeprefix('torch.')} ({error}), wanted a "
+            f"the model does not run in {dtype_name(wanted)} ({error}), wanted a "
             "forward without hard-coded dtypes; leave --dtype out"
         ) from error
 
@@ -317,7 +318,7 @@ def _retrace(traced: Traced, wanted: torch.dtype | None) -> Traced:
         return _exported_again(traced, _to(wanted), traced.axis_names)
     except Exception as error:  # The graph's own operations raise whatever they like.
         raise ExportError(
-            f"the program does not run in {str(wanted).removeprefix('torch.')} "
+            f"the program does not run in {dtype_name(wanted)} "
             f"({first_line(error)}), wanted a graph without mixed dtypes; export the module "
             "itself with a dtype"
         ) from error
@@ -352,17 +353,6 @@ def _to(wanted: torch.dtype) -> dict[torch.dtype, torch.dtype]:
 
 def _changes(tensors: Any, wanted: torch.dtype) -> bool:
     return any(tensor.dtype in _FLOATS and tensor.dtype is not wanted for tensor in tensors)
-
-
-def _own_dtype(program: ExportedProgram, wanted: torch.dtype | None) -> str:
-    """The dtype of most parameters by size, the one that the error is measured in."""
-    if wanted is None:
-        counts: dict[torch.dtype, int] = {torch.float32: 0}
-        for tensor in program.state_dict.values():
-            if tensor.dtype in _FLOATS:
-                counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
-        wanted = max(counts, key=lambda dtype: counts[dtype])
-    return str(wanted).removeprefix("torch.")
 
 
 def _refuse_training_graph(program: ExportedProgram) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from opdf_compile.artefacts import Interface, Port
 from opdf_compile.errors import InputError
 from opdf_compile.graph import CallArguments, bind_forward
+from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.models.example_inputs import input_arrays
 
 Arrays = Mapping[str, Any]
@@ -98,7 +99,7 @@ def _array(port: Port, given: Any, source: Path) -> Tensor:
     # Rounding a float moves truth and candidate alike; a changed integer is another input.
     same_kind = kind(tensor.dtype) == kind(wanted)
     if not same_kind or (kind(wanted) == "integer" and not torch.equal(cast.long(), tensor.long())):
-        wrong = wrong or f"dtype {str(tensor.dtype).removeprefix('torch.')}"
+        wrong = wrong or f"dtype {dtype_name(tensor.dtype)}"
     if wrong:
         raise InputError(f"the input {port.name!r} has {wrong}, {source} takes {port}; give it so")
     return cast

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from opdf_compile.artefacts import CheckData
 from opdf_compile.errors import ExportError
 from opdf_compile.graph import CallArguments, Dynamic, Traced, trace
+from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.evidence.evaluating import gather_check_data
 from opdf_compile.io.export.student_graph import write_back
 from opdf_compile.io.onnx_student.examples import trace_drawn
@@ -71,7 +73,7 @@ def file_and_check(
         (traced.args, traced.kwargs),
         axis_names={names[name]: traced.axis_names.get(name, {}) for name in traced.input_names},
         output_names=student.source.output_names,
-        dtype=_dtype(student),
+        dtype=dtype_name(most_numbers((*student.parameters(), *student.buffers()))),
     )
     return model, _with_fixed(check, student)
 
@@ -89,11 +91,10 @@ def _with_fixed(check: CheckData, student: OnnxStudent) -> CheckData:
     return dataclasses.replace(check, input_names=(*check.input_names, *fixed), samples=samples)
 
 
-def _dtype(student: OnnxStudent) -> str:
-    """The floating dtype of most numbers in the file."""
-    counts: dict[str, int] = {"float32": 0}
-    for tensor in (*student.parameters(), *student.buffers()):
+def most_numbers(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The floating dtype of most numbers, the one that the error is measured in."""
+    counts: Counter[torch.dtype] = Counter({torch.float32: 0})
+    for tensor in tensors:
         if tensor.dtype.is_floating_point:
-            name = str(tensor.dtype).removeprefix("torch.")
-            counts[name] = counts.get(name, 0) + tensor.numel()
-    return max(counts, key=lambda name: counts[name])
+            counts[tensor.dtype] += tensor.numel()
+    return counts.most_common(1)[0][0]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from opdf_compile.artefacts import Constant, link, replace_record
 from opdf_compile.errors import ExportError
+from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.onnx_student.student import OnnxStudent, read_tensor
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _fitting(constant: Constant, key: str, tensor: Tensor, name: str) -> Tensor:
 
 
 def _form(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
+    return f"{dtype_name(tensor.dtype)}{list(tensor.shape)}"
 
 
 def _bits(tensor: Tensor) -> bytes:

@@ -12,7 +12,7 @@ from torch.export.graph_signature import TensorArgument
 
 from opdf_compile.artefacts import record_of
 from opdf_compile.errors import ExportError, error_line
-from opdf_compile.graph import quiet_libraries
+from opdf_compile.graph import memory_key, quiet_libraries
 from opdf_compile.io.export.attention import translations
 from opdf_compile.io.export.constants import without_constants
 from opdf_compile.io.export.defaults import LOWEST_OPSET, leave_out_defaults
@@ -96,8 +96,7 @@ def tied_groups(state: Mapping[str, torch.Tensor]) -> list[tuple[str, ...]]:
     """Names of a state dict that are views of the same memory in the same way."""
     groups: dict[Any, list[str]] = {}
     for name, tensor in state.items():
-        if tensor.numel() and not tensor.is_sparse:
-            key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+        if not tensor.is_sparse and (key := memory_key(tensor)) is not None:
             groups.setdefault(key, []).append(name)
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
@@ -151,7 +150,7 @@ def _translate(program: ExportedProgram, opset: int | None) -> ir.Model:
         try:
             return _run_exporter(program, opset)
         except Exception as error:  # The exporter wraps whatever a translation rule raises.
-            if _STRIDES not in str(_root(error)):
+            if _STRIDES not in str(_chain(error)[-1]):
                 raise ExportError(_sentence(error)) from error
         try:
             return _run_exporter(with_free_views(program), opset)
@@ -171,10 +170,6 @@ def _run_exporter(program: ExportedProgram, opset: int | None) -> ir.Model:
     if translated is None:
         raise RuntimeError("it returned nothing")
     return translated.model
-
-
-def _root(error: BaseException) -> BaseException:
-    return _chain(error)[-1]
 
 
 def _chain(error: BaseException) -> list[BaseException]:

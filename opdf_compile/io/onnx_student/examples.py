@@ -12,6 +12,7 @@ from torch import Tensor
 
 from opdf_compile.errors import InputError, first_line
 from opdf_compile.graph import MODULE_RUNG, PHASES, Dynamic, Phase, Traced, trace
+from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.onnx_student.student import OnnxStudent
 
 # Sizes to try for an axis that the file leaves open: many networks take only some of them, such as
@@ -144,4 +145,4 @@ def _hint(student: OnnxStudent) -> str:
 
 
 def _option(sizes: Iterable[int], dtype: torch.dtype) -> str:
-    return f"{'x'.join(map(str, sizes)) or 'scalar'}:{str(dtype).removeprefix('torch.')}"
+    return f"{'x'.join(map(str, sizes)) or 'scalar'}:{dtype_name(dtype)}"

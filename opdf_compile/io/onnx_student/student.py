@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from opdf_compile.artefacts import Address, Constant, LinkedModel, dense, element_type, link
 from opdf_compile.errors import ArtefactError
 from opdf_compile.graph import Match, Refusal
+from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.onnx_student.constant_roles import ConstantRole, roles
 from opdf_compile.io.onnx_student.interpreter import Interpreter
 from opdf_compile.io.onnx_student.operands import (
@@ -118,7 +119,7 @@ class OnnxStudent(nn.Module):
             Match(
                 key=name,
                 shape=tuple(p.shape),
-                dtype=str(p.dtype).removeprefix("torch."),
+                dtype=dtype_name(p.dtype),
                 transposed=name in self._columns and p.ndim == 2,
                 kernel=math.prod(p.shape[2:]),
             )

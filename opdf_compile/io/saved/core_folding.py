@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import FoldError, PlanError
 from opdf_compile.graph import Match, bare, layer_rows, match, names_of_parameters
+from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.parametrizations import WeightForm, registered, registered_names
 from opdf_compile.passes import core_key
 from opdf_compile.planning import Plan, PlanEntry
@@ -171,7 +172,7 @@ def _from_shapes(key: str, cores: list[Tensor]) -> PlanEntry:
             "give the student with --model"
         )
     shape = (prod(c.shape[1] for c in cores), prod(c.shape[2] for c in cores))
-    dtype = str(cores[0].dtype).removeprefix("torch.")
+    dtype = dtype_name(cores[0].dtype)
     try:
         form = WeightForm(shape, dtype)
     except PlanError as error:

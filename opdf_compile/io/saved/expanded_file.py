@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from opdf_compile.errors import ArtefactError, FoldError, OpdfError, error_line
+from opdf_compile.graph import names_of_parameters
 from opdf_compile.io.models.program_archive import (
     EVAL,
     MODEL,
@@ -204,7 +205,8 @@ def _aliases(
     extra: Mapping[str, str], model: nn.Module | None, source: Path
 ) -> dict[str, list[str]]:
     if model is not None:
-        return _tied(model)
+        groups = names_of_parameters(model).values()
+        return {first: list(others) for first, *others in groups if others}
     try:
         aliases = json.loads(extra.get(NOTES_FILE, "{}")).get("aliases", {})
         texts = [text for key, names in aliases.items() for text in (key, *names)]
@@ -229,13 +231,6 @@ def _name_also(state: dict[str, Tensor], key: str, names: Iterable[str], source:
                 "with --model"
             )
         state[name] = state[key]
-
-
-def _tied(model: nn.Module) -> dict[str, list[str]]:
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return {group[0]: group[1:] for group in names.values() if len(group) > 1}
 
 
 def _as_model(state: dict[str, Tensor], model: nn.Module, source: Path) -> dict[str, Tensor]:
