@@ -20,6 +20,7 @@ import enum
 import functools
 import io
 import logging
+import operator
 import random
 import types
 from collections import OrderedDict, deque
@@ -76,11 +77,19 @@ def class_as_before(cls: type) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undone(undo: list[PutBack]) -> Iterator[None]:
-    """Call all of these at the end, whichever of them fails."""
-    with contextlib.ExitStack() as stack:
-        for put_back in undo:
-            stack.callback(put_back)
+    """Call all of these at the end, the last first, whichever of them fails."""
+    try:
         yield
+    finally:
+        failed: list[Exception] = []
+        # By hand: an ExitStack makes two objects for each of thousands.
+        for put_back in reversed(undo):
+            try:
+                put_back()
+            except Exception as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
 
 class _Notes:
@@ -90,12 +99,13 @@ class _Notes:
         self.undo: list[PutBack] = [*_global_randomness()]
         # Holding on to what was seen keeps its id from being given to something else.
         self._seen: dict[int, object] = {}
+        self._slots: dict[type, tuple[str, ...]] = {}
         self._left: list[tuple[Any, int]] = [(model, 0)]
         while self._left:
             self._visit(*self._left.pop())
 
     def _visit(self, value: Any, depth: int) -> None:
-        if type(value) in _PLAIN or id(value) in self._seen:
+        if id(value) in self._seen:
             return
         self._seen[id(value)] = value
         if isinstance(value, _NOT_ENTERED):
@@ -115,7 +125,7 @@ class _Notes:
 
     def _more(self, values: Any, depth: int) -> None:
         if len(values) <= _MOST_ENTRIES:
-            self._left.extend((value, depth) for value in values)
+            self._left += [(value, depth) for value in values if type(value) not in _PLAIN]
 
     def _object(self, value: Any, depth: int) -> None:
         generator = _generator(value)
@@ -139,14 +149,21 @@ class _Notes:
                 self._class(cls, depth)
 
     def _attributes(self, value: Any, depth: int) -> None:
-        slots = {name: getattr(value, name, _EMPTY) for name in _slots(type(value))}
-        self.undo.extend(functools.partial(_set_slot, value, *slot) for slot in slots.items())
-        self._more([entry for entry in slots.values() if entry is not _EMPTY], depth)
+        for name in self._slots_of(type(value)):
+            entry = getattr(value, name, _EMPTY)
+            self.undo.append(functools.partial(_set_slot, value, name, entry))
+            if entry is not _EMPTY:
+                self._more((entry,), depth)
         if type(value).__dictoffset__ == 0:
             return
         own = object.__getattribute__(value, "__dict__")
         self.undo.append(_container(own))
         self._more(own.values(), depth)
+
+    def _slots_of(self, cls: type) -> tuple[str, ...]:
+        if cls not in self._slots:
+            self._slots[cls] = tuple(_slots(cls))
+        return self._slots[cls]
 
     def _class(self, cls: type, depth: int) -> None:
         if id(cls) in self._seen or _is_of_torch(cls):
@@ -200,12 +217,12 @@ def _container(value: Any) -> PutBack:
 
     def put_back() -> None:
         now = _content(value)
-        if len(now) == len(before) and all(a is b for a, b in zip(now, before, strict=True)):
+        if len(now) == len(before) and all(map(operator.is_, now, before)):
             return
         if isinstance(value, dict):
-            kind = _kind(value)
+            kind, count = _kind(value), len(before) // 2
             kind.clear(value)
-            for key, entry in zip(before[::2], before[1::2], strict=True):
+            for key, entry in zip(before[:count], before[count:], strict=True):
                 kind.__setitem__(value, key, entry)
         elif isinstance(value, list):
             list.__setitem__(value, slice(None), before)
@@ -220,9 +237,10 @@ def _container(value: Any) -> PutBack:
 
 
 def _content(value: Any) -> list[Any]:
-    """The entries of a container; of a dict key, value, key, value, .."""
+    """The entries of a container; of a dict its keys, and then its values."""
     if isinstance(value, dict):
-        return [part for pair in _kind(value).items(value) for part in pair]
+        kind = _kind(value)
+        return [*kind.keys(value), *kind.values(value)]
     return list(value)
 
 
