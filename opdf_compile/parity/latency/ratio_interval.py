@@ -109,16 +109,7 @@ class Spread:
 
 
 def bootstrap(log_ratios: _Array, rng: np.random.Generator, *, draws: int = _DRAWS) -> Spread:
-    """Resample sessions and their blocks.
-
-    Args:
-        log_ratios: Paired log-ratios, shape (sessions, blocks).
-        rng: Where the resampling takes its chance from.
-        draws: Bootstrap draws.
-
-    Returns:
-        The estimate with its bootstrap distribution.
-    """
+    """Resample sessions and their blocks; the log-ratios have the shape (sessions, blocks)."""
     sessions, blocks = log_ratios.shape
     locations = location(log_ratios)
     centre = float(locations.mean())
@@ -164,13 +155,7 @@ def decide(main: Interval, control: Interval, *, margin: float, rule: LatencyRul
 
     The control (reference against reference) shows what the machine's noise alone produces. If even
     that does not fit the margin, nothing can pass; and a slowdown counts only where it lies beyond
-    what the control shows.
-
-    Args:
-        main: Interval of candidate / reference.
-        control: Interval of reference / reference under the same protocol.
-        margin: Allowed relative difference.
-        rule: "no-slower" looks at one side, "equal" at both.
+    what the control shows. "no-slower" looks at one side, "equal" at both.
     """
     reach = Interval(1.0, 1.0, 1.0) if control.fits(margin) else control
     if main.low > (1.0 + margin) * max(1.0, reach.high):

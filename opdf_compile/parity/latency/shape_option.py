@@ -51,9 +51,6 @@ def parse_shapes(options: Sequence[str]) -> tuple[dict[str, Shape], ...]:
     Args:
         options: One "name=2x3,4x5" for each input.
 
-    Returns:
-        The shapes to measure; each holds the inputs that were named.
-
     Raises:
         InputError: An option cannot be read, or inputs are given different numbers of shapes.
     """
@@ -99,15 +96,7 @@ def declared_inputs(model: onnx.ModelProto) -> tuple[Declared, ...]:
 def fit_shapes(
     asked: Mapping[str, Shape], declared: Sequence[Declared], model: Path
 ) -> dict[str, int]:
-    """Check one row of shapes against the model.
-
-    Args:
-        asked: Shapes of the inputs that the user named.
-        declared: The model's inputs.
-        model: Its file, for messages.
-
-    Returns:
-        The sizes of named axes.
+    """Check one row of shapes against the model; return the sizes of its named axes.
 
     Raises:
         InputError: An unknown input, a wrong rank, a fixed axis, or one axis of two sizes.

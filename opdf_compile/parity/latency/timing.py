@@ -50,11 +50,7 @@ def warm_up(session: BoundSession) -> float:
 
 
 def runs_per_block(seconds: float) -> int:
-    """How many runs make one block long enough for the clock.
-
-    Args:
-        seconds: Time of one run.
-    """
+    """How many runs of so many seconds make one block long enough for the clock."""
     return max(1, min(MOST_RUNS, round(BLOCK_SECONDS / max(seconds, 1e-9))))
 
 
@@ -63,11 +59,7 @@ def calm_seconds(session: BoundSession, runs: int, single: float) -> float:
 
     A block that was interrupted timed another process as well, and is measured again. Both sides of
     a ratio are treated alike. On a machine where calm blocks are rare the last one counts.
-
-    Args:
-        session: What to time.
-        runs: Runs in the block.
-        single: Seconds that one run takes, about.
+    `single` is about what one run takes, in seconds.
     """
     if single < _FILLS_CACHES:
         session.run()

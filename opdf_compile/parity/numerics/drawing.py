@@ -20,9 +20,6 @@ _FIRST_WITH_INPUTS, _FIRST_WITHOUT_IS_TEST = 12, 7
 def drawing_outputs(model: PathLike) -> dict[str, str]:
     """By output that depends on random numbers, the nodes that draw them.
 
-    Args:
-        model: An ONNX file.
-
     Raises:
         ArtefactError: It is no valid ONNX model.
     """

@@ -97,14 +97,7 @@ class Floor:
 
 
 def own_floor(samples: Sequence[Sample], name: str, truths: Sequence[Array], dtype: str) -> Floor:
-    """The part of the noise floor that the check data alone gives.
-
-    Args:
-        samples: The usable samples.
-        name: The output.
-        truths: Its truth, per sample.
-        dtype: The exported dtype.
-    """
+    """The part of an output's noise floor that its check data alone gives."""
     sizes = [truth.size for truth in truths]
     real = truths[0].dtype.kind == "f"
     unit = ROUNDOFF.get(dtype, ROUNDOFF["float32"]) if real else 0.0

@@ -28,14 +28,7 @@ from opdf_compile.parity.numerics.numerics_result import Element, OutputError, u
 def judge_output(
     name: str, data: CheckData, values: Sequence[Array], peer: Peer | None = None
 ) -> OutputError:
-    """Judge what the runtime computed for one output.
-
-    Args:
-        name: The output.
-        data: The check data.
-        values: What was computed, one array per sample.
-        peer: The reference's errors on the same output.
-    """
+    """Judge what the runtime computed for one output; `peer` has the reference's errors on it."""
     truths = [np.asarray(sample.outputs[name]) for sample in data.samples]
     # Where torch overflows in the exported dtype, its error says nothing about rounding.
     draws = data.random.get(name, "")

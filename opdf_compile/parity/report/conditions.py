@@ -16,13 +16,7 @@ _LIBRARIES = ("torch", "numpy", "onnx")
 def describe_environment(
     device: Device, options: Mapping[str, Any], notes: Sequence[str]
 ) -> dict[str, Any]:
-    """The report's `environment`.
-
-    Args:
-        device: Where sessions ran.
-        options: What the caller asked for.
-        notes: Sentences that a reader of the verdict should know.
-    """
+    """The report's `environment`; the notes are what a reader of the verdict should know."""
     return {
         "versions": _versions(),
         "platform": {

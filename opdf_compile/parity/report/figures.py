@@ -41,10 +41,6 @@ def require_installed(what: str, *packages: str) -> None:
 def plot_latency(result: LatencyResult, path: Path) -> None:
     """Draw a measurement, a row for each shape, and write it whole or not at all.
 
-    Args:
-        result: A measurement, with its series.
-        path: A .png, .svg or .pdf file.
-
     Raises:
         ArtefactError: The path cannot be written.
         InternalError: The result holds no measurement.

@@ -41,12 +41,7 @@ STYLE: Any = {
 
 
 def latency_figure(result: LatencyResult, shapes: Sequence[ShapeResult]) -> Figure:
-    """A row of two plots for each shape.
-
-    Args:
-        result: The measurement.
-        shapes: Those of its shapes that are drawn.
-    """
+    """A row of two plots for each of these shapes of a measurement."""
     figure = new_figure((11.0, 4.6 * len(shapes)))
     rows = figure.subfigures(len(shapes), 1, squeeze=False)[:, 0]
     for part, shape in zip(rows, shapes, strict=True):

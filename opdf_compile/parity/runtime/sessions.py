@@ -72,12 +72,7 @@ def resolve_device(device: str = "auto") -> Device:
 def open_session(
     path: PathLike, device: Device, *, threads: int | None = None
 ) -> onnxruntime.InferenceSession:
-    """Make a session for a file that was parsed and checked before.
-
-    Args:
-        path: The ONNX file.
-        device: From `resolve_device`.
-        threads: Threads within one operator; None leaves the choice to the runtime.
+    """Parse and check a file, then make a session for it with so many threads in one operator.
 
     Raises:
         ArtefactError: The file is missing, no ONNX model, or the runtime refuses the graph.
@@ -132,11 +127,6 @@ def create_session(
     path: PathLike, device: Device, options: onnxruntime.SessionOptions
 ) -> onnxruntime.InferenceSession:
     """Make a session on exactly this device and translate the runtime's refusals.
-
-    Args:
-        path: The ONNX file, checked before.
-        device: Where it must run.
-        options: From `session_options`.
 
     Raises:
         ArtefactError: The runtime refuses the graph.

@@ -99,10 +99,6 @@ def compare_structure(candidate: PathLike, reference: PathLike) -> StructureResu
     names, is taken to have its floating-point initialisers of more than one element as parameters,
     and a note says so.
 
-    Args:
-        candidate: The file that is to ship.
-        reference: The export of the untouched student.
-
     Raises:
         ArtefactError: A file is no valid ONNX model.
     """

@@ -62,16 +62,7 @@ class Surroundings:
 def frame_difference(
     difference: Difference, candidate: LinkedModel, reference: LinkedModel
 ) -> tuple[Surroundings, Surroundings]:
-    """Collect the neighbourhood of a difference on both sides.
-
-    Args:
-        difference: Where to look.
-        candidate: The candidate's linked graph.
-        reference: The reference's linked graph.
-
-    Returns:
-        The candidate's side and the reference's.
-    """
+    """Collect the neighbourhood of a difference on both sides, the candidate's first."""
     centres = [
         node or _centre(view, name)
         for node, view, name in zip(

@@ -29,13 +29,7 @@ _LARGEST_INLINE = 1 << 30
 def compare_optimised(raw: StructureResult, candidate: PathLike, device: Device) -> StructureResult:
     """Compare two files of one structure after ONNX Runtime's optimisation for one provider.
 
-    Args:
-        raw: The comparison of the files, which found no difference.
-        candidate: The file that is to ship.
-        device: The provider whose optimisations run.
-
-    Returns:
-        The verdict on the optimised graphs, all constants compared by value.
+    All constants are compared by value, parameters too.
 
     Raises:
         ArtefactError: The runtime refuses a file.

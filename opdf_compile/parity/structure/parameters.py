@@ -26,11 +26,6 @@ def note_of_lost(record: frozenset[str] | None, view: LinkedModel, name: str) ->
 
     A tool that rewrites a file (fuses a batch norm into a convolution, quantises) keeps the
     metadata and gives what it made of the weights other names.
-
-    Args:
-        record: What the exporter recorded.
-        view: The file.
-        name: The file's name for the message.
     """
     lost = sorted((record or frozenset()) - named_constants(view).keys())
     if not record or not lost:

@@ -44,11 +44,7 @@ class Neighbourhood:
     reference: Surroundings
 
     def draw(self, figure: Figure) -> None:
-        """Draw both sides onto an empty figure; about 11 by 6 inches suit.
-
-        Args:
-            figure: A matplotlib Figure (or SubFigure) without axes.
-        """
+        """Draw both sides onto an empty figure; about 11 by 6 inches suit."""
         import textwrap
 
         left, right = figure.subplots(1, 2)
