@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opdf_compile.cli import options as o
-from opdf_compile.cli.tables import shape, table
+from opdf_compile.cli.tables import dimensions, table
 from opdf_compile.cli.terminal import Terminal, opened
 from opdf_compile.errors import InputError, RunInterrupted, UserError
 
@@ -185,7 +185,7 @@ def layer_table(job: Job, student: nn.Module) -> Table:
     assert job.teacher is not None
     theirs = dict(job.teacher.named_parameters(remove_duplicate=False))
     for mine, other in job.layer_map or ():
-        made.add_row(mine, shape(ours[mine].shape), other, shape(theirs[other].shape))
+        made.add_row(mine, dimensions(ours[mine].shape), other, dimensions(theirs[other].shape))
     return made
 
 

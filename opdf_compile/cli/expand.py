@@ -42,7 +42,7 @@ def command(
     ] = None,
     weights: o.Weights = None,
     input: o.Input = None,
-    inputs: o.Inputs = None,
+    inputs: o.InputFile = None,
     size: o.Size = None,
     trust_pickle: o.TrustPickle = False,
     json: o.Json = None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from opdf_compile.cli import options as o
 from opdf_compile.cli.loading import ModelOptions, ladder, load_traced
-from opdf_compile.cli.tables import count, shape, table
+from opdf_compile.cli.tables import count, dimensions, table
 from opdf_compile.cli.terminal import opened
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def command(
     model: o.Model,
     weights: o.Weights = None,
     input: o.Input = None,
-    inputs: o.Inputs = None,
+    inputs: o.InputFile = None,
     size: o.Size = None,
     trust_pickle: o.TrustPickle = False,
     json: o.Json = None,
@@ -53,7 +53,7 @@ def matches(report: MatchReport) -> Table:
         rows.add_row(
             " = ".join((found.key, *found.aliases)),
             found.reading,
-            shape(found.shape),
+            dimensions(found.shape),
             f"{found.parameters:,}",
             count(found.flops),
             str(uses),
@@ -67,7 +67,7 @@ def refusals(report: MatchReport) -> list[Table]:
         return []
     rows = table("Refusals", "weight", "shape", "reason")
     for refused in report.refusals:
-        rows.add_row(refused.key, shape(refused.shape), refused.reason)
+        rows.add_row(refused.key, dimensions(refused.shape), refused.reason)
     return [rows]
 
 

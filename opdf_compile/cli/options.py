@@ -38,7 +38,7 @@ Input = Annotated[
         rich_help_panel=_MODEL_PANEL,
     ),
 ]
-Inputs = Annotated[
+InputFile = Annotated[
     Path | None,
     typer.Option(
         "--inputs",

@@ -9,7 +9,7 @@ import typer
 
 from opdf_compile.cli import options as o
 from opdf_compile.cli.loading import ModelOptions, ladder, load_traced
-from opdf_compile.cli.tables import count, shape, table
+from opdf_compile.cli.tables import count, dimensions, table
 from opdf_compile.cli.terminal import opened
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def command(
     ] = None,
     weights: o.Weights = None,
     input: o.Input = None,
-    inputs: o.Inputs = None,
+    inputs: o.InputFile = None,
     size: o.Size = None,
     trust_pickle: o.TrustPickle = False,
     json: o.Json = None,
@@ -107,7 +107,7 @@ def plan_table(plan: Plan) -> Table:
         rows.add_row(
             entry.key,
             entry.parametrization,
-            shape(entry.spec.shape),
+            dimensions(entry.spec.shape),
             entry.modes,
             f"{entry.deployed:,}",
             f"{entry.cost.parameters:,}",

@@ -31,7 +31,7 @@ def table(title: str, *columns: str, numbers: Sequence[str] = ()) -> Table:
     return made
 
 
-def shape(sizes: Sequence[int]) -> str:
+def dimensions(sizes: Sequence[int]) -> str:
     """A shape as people write it: 64x3x7x7."""
     return "x".join(map(str, sizes))
 

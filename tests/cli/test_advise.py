@@ -11,8 +11,8 @@ import pytest
 
 from opdf_compile.cli import main
 from opdf_compile.distill.advise import Advice
+from opdf_compile.distill.advise.advice import Side, Tried
 from opdf_compile.distill.advise.significance import paired
-from opdf_compile.distill.advise.value import Side, Tried
 
 RECIPE = """\
 [student]

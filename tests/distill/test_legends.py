@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import opdf_compile as opdf
-from opdf_compile.distill.demo import plots as demo_plots
-from opdf_compile.distill.run import plots as run_plots
+from opdf_compile.distill.demo import training_plots
+from opdf_compile.distill.run import curves
 from opdf_compile.parity.report.latency_plots import legend_below, new_figure
 
 
@@ -46,8 +46,8 @@ def test_the_curves_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         made.append(new_figure(size))
         return made[-1]
 
-    monkeypatch.setattr(run_plots, "new_figure", kept)
-    run_plots.plot_curves(entries(), "accuracy", 8, tmp_path / "curves.png")
+    monkeypatch.setattr(curves, "new_figure", kept)
+    curves.plot_curves(entries(), "accuracy", 8, tmp_path / "curves.png")
     assert made[0].axes[0].get_legend() is not None
     assert problems(made[0]) == []
 
@@ -59,9 +59,9 @@ def test_the_parameters_of_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         legend_below(axes, columns)
         seen.append(axes.figure)
 
-    monkeypatch.setattr(demo_plots, "legend_below", kept)
+    monkeypatch.setattr(training_plots, "legend_below", kept)
     model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.Linear(32, 10))
-    demo_plots.plot_parameters(opdf.plan(model), model, tmp_path / "parameters.png")
+    training_plots.plot_parameters(opdf.plan(model), model, tmp_path / "parameters.png")
     assert problems(seen[0]) == []
 
 

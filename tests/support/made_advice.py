@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from opdf_compile.distill.advise.advice import Advice, Side
 from opdf_compile.distill.advise.significance import paired
-from opdf_compile.distill.advise.value import Advice, Side
 
 
 def side(method: str, scores: list[float | None], *, at_edge: bool = False) -> Side:

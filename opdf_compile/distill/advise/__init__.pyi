@@ -1,10 +1,10 @@
-from .plots import plot_advice as plot_advice
-from .plots import require_picture as require_picture
+from .advice import Advice as Advice
+from .advice import Side as Side
+from .advice import Tried as Tried
+from .advice_plot import plot_advice as plot_advice
+from .advice_plot import require_picture as require_picture
 from .racing import advise as advise
 from .racing import require_limits as require_limits
 from .sentences import advice_json as advice_json
 from .sentences import recipe_lines as recipe_lines
 from .sentences import recommendation as recommendation
-from .value import Advice as Advice
-from .value import Side as Side
-from .value import Tried as Tried

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from opdf_compile.distill.advise.value import Side
+from opdf_compile.distill.advise.advice import Side
 from opdf_compile.distill.engine import whole_run
 from opdf_compile.distill.recipe import Job
 

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from opdf_compile.distill.advise.contenders import PLAIN, Contender, contenders
+from opdf_compile.distill.advise.advice import Advice, Side, Tried
+from opdf_compile.distill.advise.entrants import PLAIN, Entrant, entrants
 from opdf_compile.distill.advise.final import PairOfRuns, final
 from opdf_compile.distill.advise.grid import Grid, grid_of
 from opdf_compile.distill.advise.holdouts import Holdout, Holdouts
@@ -34,7 +35,6 @@ from opdf_compile.distill.advise.timetable import (
     timetable,
 )
 from opdf_compile.distill.advise.trainer import Clock, OutOfTime, Trained, Trainer
-from opdf_compile.distill.advise.value import Advice, Side, Tried
 from opdf_compile.distill.engine import Say, whole_run
 from opdf_compile.distill.recipe import Job
 from opdf_compile.errors import InputError
@@ -110,7 +110,7 @@ class _Race:
         self._end = (1 - _CLOSING_SHARE) * given.budget
         self._progress = progress
         self._say("tracing and planning the student")
-        self._contenders = {method.name: method for method in contenders(job)}
+        self._entrants = {method.name: method for method in entrants(job)}
         self._grid: Grid = grid_of(job.recipe.optimizer)
         self._holdouts = Holdouts(job)
         try:
@@ -120,7 +120,7 @@ class _Race:
                 f"the budget of {given.budget:g} s is too little time: the teacher's outputs alone "
                 "take longer; give a larger --budget"
             ) from None
-        self._runs: dict[str, list[Trained]] = {name: [] for name in self._contenders}
+        self._runs: dict[str, list[Trained]] = {name: [] for name in self._entrants}
 
     @property
     def used(self) -> float:
@@ -134,7 +134,7 @@ class _Race:
         whole = whole_run(self._job)
         spent, pairs = self._given.spent, self._given.most_pairs
         table = timetable(self._budget, self.used, whole, paces, most_pairs=pairs, spent=spent)
-        over = [name for name in self._contenders if name != PLAIN]
+        over = [name for name in self._entrants if name != PLAIN]
         sides = [
             _Tuning(PLAIN, Search([PLAIN], self._grid)),
             _Tuning("over-parameterised", Search(over, self._grid)),
@@ -158,7 +158,7 @@ class _Race:
         for turn in range(_CALIBRATION_ROUNDS):
             # The first round is not counted: first uses import, allocate and choose algorithms.
             steps = _CALIBRATION_STEPS if turn else 1
-            for method in self._contenders.values():
+            for method in self._entrants.values():
                 self._say(f"measuring the cost of a step: {method.name}")
                 try:
                     run = self._trainer.run(method, lr, 0.0, holdout=holdout, seed=0, steps=steps)
@@ -191,7 +191,7 @@ class _Race:
         lr, decay = self._grid.lr(point), self._grid.weight_decay(point)
         self._say(f"tuning, rung {trial.rung + 1}: {point.method}, lr {lr:g}, decay {decay:g}")
         run = self._trainer.run(
-            self._contenders[point.method],
+            self._entrants[point.method],
             lr,
             decay,
             holdout=self._holdouts.tuning(),
@@ -231,9 +231,9 @@ class _Race:
             say=self._say,
         )
 
-    def _chosen(self, side: _Tuning) -> tuple[Contender, float, float]:
+    def _chosen(self, side: _Tuning) -> tuple[Entrant, float, float]:
         best = side.search.best
-        return self._contenders[best.method], self._grid.lr(best), self._grid.weight_decay(best)
+        return self._entrants[best.method], self._grid.lr(best), self._grid.weight_decay(best)
 
     def _advice(self, sides: list[_Tuning], table: Timetable, pairs: list[PairOfRuns]) -> Advice:
         paces, metric, up = self._paces(), self._job.metric, self._job.metric.higher_is_better

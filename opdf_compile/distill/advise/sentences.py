@@ -6,9 +6,9 @@ import json
 import math
 from typing import Any
 
-from opdf_compile.distill.advise.contenders import PLAIN
+from opdf_compile.distill.advise.advice import Advice, Side
+from opdf_compile.distill.advise.entrants import PLAIN
 from opdf_compile.distill.advise.significance import sign_test
-from opdf_compile.distill.advise.value import Advice, Side
 
 SCHEMA = "opdf-advise/1"
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from opdf_compile.distill.advise.contenders import PLAIN
+from opdf_compile.distill.advise.entrants import PLAIN
 from opdf_compile.distill.advise.trainer import Trained
 from opdf_compile.errors import InputError
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from opdf_compile.distill.advise.contenders import Contender
+from opdf_compile.distill.advise.entrants import Entrant
 from opdf_compile.distill.advise.holdouts import Holdout, Holdouts
 from opdf_compile.distill.engine import (
     Batches,
@@ -92,7 +92,7 @@ class Trainer:
 
     def run(
         self,
-        method: Contender,
+        method: Entrant,
         lr: float,
         weight_decay: float,
         *,

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.distill.alignment import saved
+from opdf_compile.distill.alignment import core_labels
+from opdf_compile.distill.alignment.alignment_report import AlignmentReport, AlignmentRow
 from opdf_compile.distill.alignment.pairs import (
     Pair,
     TeacherWeights,
@@ -25,7 +26,6 @@ from opdf_compile.distill.alignment.pairs import (
     weights_of,
 )
 from opdf_compile.distill.alignment.pulls import Pulls, shares
-from opdf_compile.distill.alignment.report import AlignmentReport, AlignmentRow
 from opdf_compile.distill.alignment.turning import composed, put_cores, teacher_cores, turned
 from opdf_compile.errors import InputError
 from opdf_compile.planning import Plan
@@ -190,7 +190,7 @@ class CoreAlignment:
 
     def state_by_name(self) -> dict[str, dict[str, Any]]:
         """The teacher's cores as the student was aligned to them, by the student's weights."""
-        return saved.by_name(self._targets)
+        return core_labels.by_name(self._targets)
 
     def require_state(self, states: States) -> None:
         """Refuse a state without the cores that the student was aligned to.
@@ -198,11 +198,11 @@ class CoreAlignment:
         Raises:
             InputError: One is missing or has another shape.
         """
-        saved.require(states, self._targets)
+        core_labels.require(states, self._targets)
 
     def load_state_by_name(self, states: States) -> None:
         """Take the teacher's cores over, so that the loss goes on as it was."""
-        self._targets = saved.restored(states, self._targets)
+        self._targets = core_labels.restored(states, self._targets)
         self._terms = None
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -219,7 +219,7 @@ class CoreAlignment:
         Raises:
             InputError: A core is missing or has another shape.
         """
-        self.load_state_by_name(saved.unflattened(state))
+        self.load_state_by_name(core_labels.unflattened(state))
 
     def __str__(self) -> str:
         return str(self.report)

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from opdf_compile.distill.alignment.alignment_report import AlignmentReport, AlignmentRow
 from opdf_compile.distill.alignment.pairs import Pair, TeacherWeights, alike, pair_up, pairs_of
-from opdf_compile.distill.alignment.report import AlignmentReport, AlignmentRow
 from opdf_compile.errors import InputError, PlanError
 from opdf_compile.graph import Traced, match
 from opdf_compile.parametrizations import MatrixSpec, MpoSpec

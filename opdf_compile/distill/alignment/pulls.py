@@ -16,7 +16,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from opdf_compile.distill.alignment.saved import Targets
+from opdf_compile.distill.alignment.core_labels import Targets
 from opdf_compile.training import Unit
 
 # Entries whose differences are held at once: 64 MiB of float32.

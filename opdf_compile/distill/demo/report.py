@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import fmean
 from typing import Any
 
-from opdf_compile.distill.demo.value import METHODS, NAMES, Outcome, Outcomes
+from opdf_compile.distill.demo.outcomes import METHODS, NAMES, MethodRuns, Outcomes
 from opdf_compile.parity import ParityReport, plain
 from opdf_compile.tables import markdown_table
 
@@ -18,8 +18,8 @@ def demo_json(race: Outcomes) -> dict[str, Any]:
         "schema": SCHEMA,
         "images": race.sizes,
         "teacher_accuracy": race.teacher_accuracy,
-        "plain": _outcome_json(race.plain),
-        "overparam": _outcome_json(race.overparam),
+        "plain": _method_json(race.plain),
+        "overparam": _method_json(race.overparam),
         "differences": race.differences,
         "finding": finding(race),
         "plan": race.plan.to_json()["totals"],
@@ -27,7 +27,7 @@ def demo_json(race: Outcomes) -> dict[str, Any]:
     return {key: plain(value) for key, value in values.items()}
 
 
-def _outcome_json(outcome: Outcome) -> dict[str, Any]:
+def _method_json(outcome: MethodRuns) -> dict[str, Any]:
     return {
         "rate": outcome.rate,
         "rate_at_edge_of_grid": outcome.at_edge,
@@ -146,7 +146,7 @@ def _time(race: Outcomes) -> str:
     )
 
 
-def _validation(outcome: Outcome, rate: float) -> str:
+def _validation(outcome: MethodRuns, rate: float) -> str:
     text = f"{fmean(outcome.validation[rate]):.2%}"
     return f"**{text}**" if rate == outcome.rate else text
 

@@ -3,6 +3,10 @@ from .checks import TRACKERS as TRACKERS
 from .checks_optimizer import optimizer_class as optimizer_class
 from .checks_optimizer import optimizer_options as optimizer_options
 from .digits import load_digits as load_digits
+from .examples import DATA_PARTS as DATA_PARTS
+from .examples import Chained as Chained
+from .examples import Chosen as Chosen
+from .examples import examples_at as examples_at
 from .job import Batch as Batch
 from .job import Data as Data
 from .job import Examples as Examples
@@ -15,9 +19,5 @@ from .reading import read_recipe as read_recipe
 from .schema import OptimizerSection as OptimizerSection
 from .schema import Recipe as Recipe
 from .schema import TrainingSection as TrainingSection
-from .tables import DATA_PARTS as DATA_PARTS
-from .tables import Chained as Chained
-from .tables import Chosen as Chosen
-from .tables import examples_at as examples_at
 from .template import digits_recipe as digits_recipe
 from .template import write_template as write_template

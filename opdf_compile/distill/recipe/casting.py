@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from opdf_compile.distill.recipe.examples import DATA_PARTS, Table
 from opdf_compile.distill.recipe.job import Batch, Data
 from opdf_compile.distill.recipe.schema import Recipe
-from opdf_compile.distill.recipe.tables import DATA_PARTS, Table
 from opdf_compile.errors import RecipeError
 from opdf_compile.graph import phase_flags
 

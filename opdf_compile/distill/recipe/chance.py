@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from opdf_compile.distill.recipe.examples import IGNORED_LABEL
 from opdf_compile.distill.recipe.job import Job, Outputs
-from opdf_compile.distill.recipe.tables import IGNORED_LABEL
 
 _EXAMPLES = 512
 _SCATTERS = 2.0

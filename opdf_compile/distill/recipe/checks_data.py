@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from opdf_compile.distill.recipe.examples import DATA_PARTS, IGNORED_LABEL, Table
 from opdf_compile.distill.recipe.job import Data, Outputs
 from opdf_compile.distill.recipe.loss_schema import TaskSection
 from opdf_compile.distill.recipe.schema import Recipe
-from opdf_compile.distill.recipe.tables import DATA_PARTS, IGNORED_LABEL, Table
 from opdf_compile.errors import RecipeError
 
 

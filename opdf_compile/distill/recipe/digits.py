@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import torch
 
+from opdf_compile.distill.recipe.examples import Table, split_off
 from opdf_compile.distill.recipe.job import Examples
-from opdf_compile.distill.recipe.tables import Table, split_off
 from opdf_compile.errors import UserError
 
 # A large test part, because its size limits how small a difference of accuracies can be seen.

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from opdf_compile.distill.recipe.axes import export_axes
 from opdf_compile.distill.recipe.casting import fitting, float_dtype
 from opdf_compile.distill.recipe.checks_data import require_fitting_data
+from opdf_compile.distill.recipe.data_parts import load_data
 from opdf_compile.distill.recipe.job import Batch, Data, Job, named_outputs
-from opdf_compile.distill.recipe.layers import make_layer_map, warm_started
-from opdf_compile.distill.recipe.loading import load_data
 from opdf_compile.distill.recipe.loss_terms import make_losses, try_losses
 from opdf_compile.distill.recipe.metrics import make_metric, try_metric
 from opdf_compile.distill.recipe.models import fresh_student, load_teacher, placed
 from opdf_compile.distill.recipe.optimizing import make_optimizer, parameter_groups
 from opdf_compile.distill.recipe.planning import make_plan
 from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.distill.recipe.warm_start import make_layer_map, warm_started
 from opdf_compile.errors import RecipeError, UserError, error_line
 from opdf_compile.graph import phase_flags
 from opdf_compile.planning import Plan

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from opdf_compile.distill.recipe.digits import load_digits
+from opdf_compile.distill.recipe.examples import DATA_PARTS, Table
 from opdf_compile.distill.recipe.job import Batch, Examples
 from opdf_compile.distill.recipe.paths import located, located_model
 from opdf_compile.distill.recipe.problems import suggestion
-from opdf_compile.distill.recipe.tables import DATA_PARTS, Table
 from opdf_compile.errors import ArtefactError, InputError, UserError, first_line
 from opdf_compile.io import call_callable, fixed_randomness, names_code, parse_query
 

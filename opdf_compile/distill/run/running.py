@@ -21,7 +21,7 @@ from opdf_compile.distill.run.events import Finished, Started, Watch, silent
 from opdf_compile.distill.run.finishing import End, finish, require_runtime
 from opdf_compile.distill.run.folder import RunFolder, only_run, open_folder
 from opdf_compile.distill.run.lock import lock_of
-from opdf_compile.distill.run.report import read_result, write_report
+from opdf_compile.distill.run.run_report import read_result, write_report
 from opdf_compile.distill.run.training import Training
 from opdf_compile.io import RankGroup
 

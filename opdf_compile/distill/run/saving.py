@@ -11,8 +11,8 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from opdf_compile.distill.engine import Setup
+from opdf_compile.distill.run.counters import Counters
 from opdf_compile.distill.run.plain_state import PlainState
-from opdf_compile.distill.run.state import Counters
 from opdf_compile.errors import ArtefactError
 from opdf_compile.io import (
     Checkpoint,

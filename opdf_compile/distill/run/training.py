@@ -12,11 +12,11 @@ from torch import Tensor
 
 from opdf_compile.distill.engine import Evaluation, Setup, Teaching, TrainingStep
 from opdf_compile.distill.run.accelerator import added_up, processes
+from opdf_compile.distill.run.counters import Counters
 from opdf_compile.distill.run.events import Saved, Stepped, Validated, Watch
 from opdf_compile.distill.run.folder import Log, RunFolder
 from opdf_compile.distill.run.interrupts import Stop, stoppable
 from opdf_compile.distill.run.saving import Saving
-from opdf_compile.distill.run.state import Counters
 from opdf_compile.errors import RunInterrupted, UserError
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from made_advice import BASE, BETTER, advice
 from planted_jobs import job
 
-from opdf_compile.distill.advise.contenders import Contender, contenders
+from opdf_compile.distill.advise.entrants import Entrant, entrants
 from opdf_compile.distill.advise.sentences import recipe_lines
 from opdf_compile.distill.recipe import parse_recipe
 
@@ -42,14 +42,14 @@ RECIPES = {
 }
 
 
-def raced(text: str) -> tuple[Contender, ...]:
+def raced(text: str) -> tuple[Entrant, ...]:
     given = job("hurts", 0)
     recipe = parse_recipe(text)
     # Globs of another student would fit no weight of this one.
     plan = recipe.plan.model_copy(update={"exclude": []})
     aligned = (lambda: None) if recipe.alignment else None
     asked = recipe.model_copy(update={"plan": plan})
-    return contenders(replace(given, recipe=asked, alignment=aligned))
+    return entrants(replace(given, recipe=asked, alignment=aligned))
 
 
 def pasted(text: str, lines: str) -> str:
@@ -124,5 +124,5 @@ def test_lines_say_what_has_to_go() -> None:
 def test_methods_keep_the_recipes_globs() -> None:
     given = job("hurts", 0)
     plan = given.recipe.plan.model_copy(update={"include": ["weight"]})
-    made = contenders(replace(given, recipe=given.recipe.model_copy(update={"plan": plan})))
+    made = entrants(replace(given, recipe=given.recipe.model_copy(update={"plan": plan})))
     assert [method.lines.get("include") for method in made] == [None, ["weight"], ["weight"]]

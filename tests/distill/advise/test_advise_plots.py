@@ -7,8 +7,8 @@ from pathlib import Path
 
 from made_advice import BASE, BETTER, advice
 
-from opdf_compile.distill.advise.plots import draw, plot_advice
-from opdf_compile.distill.advise.value import Advice, Tried
+from opdf_compile.distill.advise.advice import Advice, Tried
+from opdf_compile.distill.advise.advice_plot import draw, plot_advice
 
 
 def shown(found: Advice) -> Advice:

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from opdf_compile.artefacts.bundle import changed_files, is_bundle
-from opdf_compile.distill.demo import DemoResult, run_demo, running
-from opdf_compile.distill.demo.plots import plot_training
+from opdf_compile.distill.demo import DemoResult, run_demo, whole_job
+from opdf_compile.distill.demo.outcomes import Budget, MethodRuns, Outcomes
 from opdf_compile.distill.demo.report import demo_json, finding
-from opdf_compile.distill.demo.value import Budget, Outcome, Outcomes
+from opdf_compile.distill.demo.training_plots import plot_training
 from opdf_compile.distill.recipe.digits import load_digits
-from opdf_compile.distill.recipe.tables import Table
+from opdf_compile.distill.recipe.examples import Table
 from opdf_compile.errors import ArtefactError, InputError, UserError
 
 TINY = Budget(rates=(0.01, 0.03), seeds=(0, 1), epochs=2, teacher_epochs=2)
@@ -156,7 +156,7 @@ def test_a_former_demo_may_be_replaced_and_other_folders_may_not(
     done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert is_bundle(done.out)
-    monkeypatch.setattr(running, "race", _no_training)
+    monkeypatch.setattr(whole_job, "race", _no_training)
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(ArtefactError, match="holds other files") as caught:
         run_demo(tmp_path, budget=TINY)
@@ -184,7 +184,7 @@ def test_bad_arguments_are_refused_before_training(
     error: type[UserError],
     words: str,
 ) -> None:
-    monkeypatch.setattr(running, "race", _no_training)
+    monkeypatch.setattr(whole_job, "race", _no_training)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(error, match=words):
         run_demo(tmp_path / place, budget=TINY, latency_budget=budget)
@@ -201,7 +201,7 @@ def test_without_scikit_learn_nothing_is_written(
 
 
 def _with(race: Outcomes, plain: tuple[float, ...], overparam: tuple[float, ...]) -> Outcomes:
-    def other(outcome: Outcome, accuracies: tuple[float, ...]) -> Outcome:
+    def other(outcome: MethodRuns, accuracies: tuple[float, ...]) -> MethodRuns:
         return dataclasses.replace(outcome, accuracies=accuracies)
 
     return dataclasses.replace(

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from opdf_compile.distill.demo import racing
-from opdf_compile.distill.demo.racing import digits_job, run_race
-from opdf_compile.distill.demo.value import Budget, Curve, Outcomes, choose_rate
+from opdf_compile.distill.demo import comparing
+from opdf_compile.distill.demo.comparing import digits_job, run_race
+from opdf_compile.distill.demo.outcomes import Budget, Curve, Outcomes, choose_rate
 from opdf_compile.distill.engine import Setup, set_up
 from opdf_compile.distill.recipe import Job
-from opdf_compile.distill.recipe.tables import Table, pick
+from opdf_compile.distill.recipe.examples import Table, pick
 from opdf_compile.training.optimizer.overparam import Overparam
 
 TINY = Budget(rates=(0.01, 0.02), seeds=(0, 1), epochs=4, teacher_epochs=1)
@@ -90,7 +90,7 @@ def test_both_methods_start_equal_and_see_the_same_images(
         starts.append({n: t.clone() for n, t in setups[-1].student.state_dict().items()})
         return setups[-1]
 
-    monkeypatch.setattr(racing, "set_up", kept)
+    monkeypatch.setattr(comparing, "set_up", kept)
     raced(job)
     assert len(setups) == TINY.runs
     for place in range(0, TINY.runs, 2):
@@ -126,12 +126,12 @@ def test_the_callers_random_state_and_threads_come_back(
     state, threads = torch.random.get_rng_state(), torch.get_num_threads()
     raced(job)
     assert torch.equal(torch.random.get_rng_state(), state)
-    monkeypatch.setattr(racing, "digits_job", lambda _budget: job)
-    monkeypatch.setattr(racing, "run_race", stops)
+    monkeypatch.setattr(comparing, "digits_job", lambda _budget: job)
+    monkeypatch.setattr(comparing, "run_race", stops)
     torch.set_num_threads(threads + 1)
     try:
         with pytest.raises(RuntimeError, match="stop"):
-            racing.race(TINY, lambda text, share: None)
+            comparing.race(TINY, lambda text, share: None)
         assert (seen, torch.get_num_threads()) == ([1], threads + 1)
     finally:
         torch.set_num_threads(threads)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.distill.advise import trainer
-from opdf_compile.distill.advise.contenders import PLAIN, contenders
+from opdf_compile.distill.advise.entrants import PLAIN, entrants
 from opdf_compile.distill.advise.holdouts import Holdouts
 from opdf_compile.distill.engine import Machine, Setup, Teaching, TrainingStep, set_up
 from opdf_compile.distill.recipe import Job
@@ -71,7 +71,7 @@ def tensors(value: Any) -> list[Tensor]:
 def raced(job: Job, seed: int = 0, lr: float = 0.02) -> trainer.Trained:
     """A run of `advise` as the recipe asks for it."""
     name, holdouts = "n = 2" if job.recipe.plan.enabled else PLAIN, Holdouts(job)
-    (method,) = (method for method in contenders(job) if method.name == name)
+    (method,) = (method for method in entrants(job) if method.name == name)
     racing = trainer.Trainer(job, holdouts, time.perf_counter, math.inf)
     return racing.run(method, lr, 0.1, holdout=holdouts.tuning(), seed=seed, steps=5)
 

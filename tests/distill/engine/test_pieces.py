@@ -12,7 +12,7 @@ from opdf_compile.distill.engine.objective import Divisors, Objective, weighted
 from opdf_compile.distill.engine.order import ExampleOrder, shard
 from opdf_compile.distill.engine.schedule import share_of_peak
 from opdf_compile.distill.losses import HintonKD, TaskLoss, Term, WeightedSum
-from opdf_compile.distill.run.state import Counters
+from opdf_compile.distill.run.counters import Counters
 from opdf_compile.errors import ArtefactError, InputError
 
 

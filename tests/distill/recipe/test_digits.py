@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from opdf_compile.distill.recipe.digits import load_digits
-from opdf_compile.distill.recipe.tables import Table, fingerprint, split_off
+from opdf_compile.distill.recipe.examples import Table, fingerprint, split_off
 from opdf_compile.errors import UserError
 
 

@@ -14,9 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from opdf_compile.distill.recipe.digits import load_digits
-from opdf_compile.distill.recipe.job import Examples
-from opdf_compile.distill.recipe.sources import load_source
-from opdf_compile.distill.recipe.tables import (
+from opdf_compile.distill.recipe.examples import (
     DATA_PARTS,
     Chained,
     Chosen,
@@ -26,6 +24,8 @@ from opdf_compile.distill.recipe.tables import (
     fingerprint,
     split_off,
 )
+from opdf_compile.distill.recipe.job import Examples
+from opdf_compile.distill.recipe.sources import load_source
 from opdf_compile.errors import UserError
 
 X, Y = torch.randn(60, 3), torch.arange(60) % 3

@@ -21,7 +21,7 @@ from opdf_compile.distill.run import (
     run,
 )
 from opdf_compile.distill.run.folder import RunFolder
-from opdf_compile.distill.run.report import read_result
+from opdf_compile.distill.run.run_report import read_result
 from opdf_compile.errors import ArtefactError, UserError
 from opdf_compile.io.models.weight_loading import load_weights
 

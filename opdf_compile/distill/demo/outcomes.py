@@ -55,7 +55,7 @@ class Curve:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class MethodRuns:
     """What one method reached.
 
     Attributes:
@@ -103,8 +103,8 @@ class Outcomes:
         example: Images for export.
     """
 
-    plain: Outcome
-    overparam: Outcome
+    plain: MethodRuns
+    overparam: MethodRuns
     plan: Plan
     teacher_accuracy: float
     sizes: Mapping[str, int]

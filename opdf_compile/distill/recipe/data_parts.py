@@ -7,13 +7,13 @@ from pathlib import Path
 
 from torch import nn
 
+from opdf_compile.distill.recipe.examples import DATA_PARTS, Padded, Table, fingerprint, split_off
 from opdf_compile.distill.recipe.job import Data, Examples
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.paths import located
 from opdf_compile.distill.recipe.problems import suggestion
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.distill.recipe.sources import load_source, read_columns, table_of
-from opdf_compile.distill.recipe.tables import DATA_PARTS, Padded, Table, fingerprint, split_off
 from opdf_compile.errors import RecipeError
 from opdf_compile.io import importing_from
 

@@ -13,11 +13,11 @@ from typing import Any
 
 from opdf_compile.distill.engine import Setup
 from opdf_compile.distill.recipe import Job
+from opdf_compile.distill.run.counters import Counters
+from opdf_compile.distill.run.curves import plot_curves
 from opdf_compile.distill.run.finishing import End
 from opdf_compile.distill.run.folder import RunFolder, read_log
 from opdf_compile.distill.run.lock import read_lock
-from opdf_compile.distill.run.plots import plot_curves
-from opdf_compile.distill.run.state import Counters
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import atomic_write
 from opdf_compile.parity import plain

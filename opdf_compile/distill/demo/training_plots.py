@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from opdf_compile.distill.demo.value import METHODS, NAMES, Method, Outcomes
+from opdf_compile.distill.demo.outcomes import METHODS, NAMES, Method, Outcomes
 from opdf_compile.parity import STYLE, legend_below, new_figure
 from opdf_compile.planning import Plan
 

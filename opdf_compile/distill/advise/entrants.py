@@ -18,7 +18,7 @@ _CORES = (2, 3)
 
 
 @dataclass(frozen=True, eq=False)
-class Contender:
+class Entrant:
     """One way to train the student.
 
     Attributes:
@@ -36,7 +36,7 @@ class Contender:
     without: tuple[str, ...] = ()
 
 
-def contenders(job: Job) -> tuple[Contender, ...]:
+def entrants(job: Job) -> tuple[Entrant, ...]:
     """The methods that race for a job; the first is plain.
 
     They are the plain student, 2 and 3 cores per weight, what the recipe asks for where that is
@@ -51,20 +51,20 @@ def contenders(job: Job) -> tuple[Contender, ...]:
     batch = Batches(job.data, torch.device("cpu"), machine.double).moved(job.example)
     args, kwargs = job.data.arguments(batch)
     traced = trace(student, args, kwargs, phases=("train",))
-    made = [Contender(PLAIN, None, lines={"enabled": False}, without=_without(job, plain=True))]
+    made = [Entrant(PLAIN, None, lines={"enabled": False}, without=_without(job, plain=True))]
     globs = asked.model_dump(include={"include", "exclude"}, exclude_defaults=True)
     without = _without(job, plain=False)
     for cores in _CORES:
         plan = choose_plan(traced, cores=cores, include=asked.include, exclude=asked.exclude)
         lines = {"enabled": True, "parametrization": "mpo", "cores": cores, **globs}
-        made.append(Contender(f"n = {cores}", plan, lines=lines, without=without))
+        made.append(Entrant(f"n = {cores}", plan, lines=lines, without=without))
     usual = asked.parametrization == "mpo" and asked.cores in (None, *_CORES)
     sized = asked.scale is not None or asked.overhead is not None
     if asked.enabled and (not usual or sized):
-        made.append(Contender("the recipe's plan", job.plan(student), without=without))
+        made.append(Entrant("the recipe's plan", job.plan(student), without=without))
     if asked.enabled and job.alignment is not None:
         name = "the recipe's plan, aligned"
-        made.append(Contender(name, job.plan(student), aligned=True))
+        made.append(Entrant(name, job.plan(student), aligned=True))
     return tuple(made)
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from opdf_compile.artefacts import is_bundle
-from opdf_compile.distill.demo.plots import plot_parameters, plot_training
-from opdf_compile.distill.demo.racing import race
+from opdf_compile.distill.demo.comparing import race
+from opdf_compile.distill.demo.outcomes import Budget, Outcomes
 from opdf_compile.distill.demo.report import demo_json, demo_markdown
-from opdf_compile.distill.demo.value import Budget, Outcomes
+from opdf_compile.distill.demo.training_plots import plot_parameters, plot_training
 from opdf_compile.distill.engine import Say
 from opdf_compile.files import atomic_folder
 from opdf_compile.io import build_export, write_bundle

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.distill.demo.value import (
+from opdf_compile.distill.demo.outcomes import (
     METHODS,
     NAMES,
     Budget,
     Curve,
     Method,
-    Outcome,
+    MethodRuns,
     Outcomes,
     choose_rate,
 )
@@ -150,14 +150,14 @@ class _Racing:
         evaluation = Evaluation(self._job, self._batches, self._teaching, size)
         return evaluation.of(model, part, alone=True)
 
-    def outcome(self, method: Method, runs: Sequence[_Run]) -> Outcome:
+    def outcome(self, method: Method, runs: Sequence[_Run]) -> MethodRuns:
         """Choose a method's rate, and look at the test part."""
         by_rate: dict[float, list[Curve]] = {}
         for run in runs:
             by_rate.setdefault(run.rate, []).append(run.curve)
         rate = choose_rate(by_rate)
         students = [run.setup.deployed().eval() for run in runs if run.rate == rate]
-        return Outcome(
+        return MethodRuns(
             method=method,
             validation={r: tuple(c.accuracy[-1] for c in curves) for r, curves in by_rate.items()},
             rate=rate,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opdf_compile.distill.advise.value import Advice, Side
+from opdf_compile.distill.advise.advice import Advice, Side
 from opdf_compile.errors import InputError
 from opdf_compile.parity import STYLE, new_figure
 
