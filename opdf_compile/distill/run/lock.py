@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import platform
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from opdf_compile.distill.recipe import Job
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import read_failure
-from opdf_compile.version import __version__
+from opdf_compile.version import __version__, installed_version
 
 SCHEMA = "opdf-run/1"
 OWN = "opdf-compile"
@@ -66,12 +65,8 @@ def module_hash(module: nn.Module) -> str:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), OWN: __version__}
-    for package in (*_PACKAGES, *_MODEL_PACKAGES):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    others = {name: installed_version(name) for name in (*_PACKAGES, *_MODEL_PACKAGES)}
+    return found | {name: version for name, version in others.items() if version is not None}
 
 
 def read_lock(file: Path) -> dict[str, Any]:
