@@ -42,35 +42,19 @@ class Terminal:
     """What a command may say, and where.
 
     Attributes:
-        quiet: Only errors are printed.
+        animated: Whether bars and live tables are drawn: on a terminal, unless quiet.
+        progress_console: Where bars are drawn.
     """
 
     def __init__(self, stdout: TextIO, *, json_target: str | None, quiet: bool) -> None:
         """Opens both consoles; `stdout` is the real one, also while it is redirected."""
-        self.quiet = quiet
-        self._stdout = stdout
-        self._json_target = json_target
-        self._out = _console(stdout)
-        self._err = _console(sys.stderr)
-
-    @property
-    def json_on_stdout(self) -> bool:
-        """Whether the standard output belongs to the JSON alone."""
-        return self._json_target == "-"
-
-    @property
-    def animated(self) -> bool:
-        """Whether bars and live tables are drawn: on a terminal, unless quiet."""
-        return not self.quiet and self._err.is_terminal
-
-    @property
-    def progress_console(self) -> Console:
-        """Where bars are drawn."""
-        return self._err
+        self._quiet, self._stdout, self._json_target = quiet, stdout, json_target
+        self._out, self.progress_console = _console(stdout), _console(sys.stderr)
+        self.animated = not quiet and self.progress_console.is_terminal
 
     def show(self, *renderables: RenderableType) -> None:
         """Prints tables or text for a person; nothing when quiet or when JSON goes to stdout."""
-        if self.quiet or self.json_on_stdout:
+        if self._quiet or self._json_target == "-":
             return
         for renderable in renderables:
             # Tables are laid out; a line stays one line, so that it can be copied and searched.
@@ -79,8 +63,8 @@ class Terminal:
 
     def warn(self, message: str) -> None:
         """Prints a warning to stderr; unlike the log's, it is part of the command's result."""
-        if not self.quiet:
-            self._err.print(
+        if not self._quiet:
+            self.progress_console.print(
                 Text.assemble(("warning: ", "yellow"), printable(message)), soft_wrap=True
             )
 
@@ -93,7 +77,7 @@ class Terminal:
         if self._json_target is None:
             return
         text = json.dumps(payload, indent=2, allow_nan=False) + "\n"
-        if self.json_on_stdout:
+        if self._json_target == "-":
             self._stdout.write(text)
             self._stdout.flush()
             return
@@ -108,14 +92,9 @@ class Terminal:
 
         Told what is being done now and the share that is, it shows a bar.
         """
-        columns = (
-            SpinnerColumn(),
-            Description(),
-            BarColumn(),
-            TimeElapsedColumn(),
-        )
-        hidden = not self.animated
-        with Progress(*columns, console=self._err, transient=True, disable=hidden) as progress:
+        columns = (SpinnerColumn(), Description(), BarColumn(), TimeElapsedColumn())
+        screen, hidden = self.progress_console, not self.animated
+        with Progress(*columns, console=screen, transient=True, disable=hidden) as progress:
             task = progress.add_task(what, total=None)
             yield lambda text, share: progress.update(
                 task, description=text, completed=share, total=1.0
