@@ -178,6 +178,7 @@ class Trainer:
         return {part: Remembered(self._kept, places.tolist()) for part, places in parts.items()}
 
     def _now(self) -> float:
+        # A GPU works on after a call has returned: without waiting, another step would pay for it.
         if self._machine.device.type == "cuda":
             torch.cuda.synchronize(self._machine.device)
         return self._clock()

@@ -155,6 +155,8 @@ class CoreAlignment:
         self._terms = None
         if isinstance(program, WeightProgram):
             program.require_unchanged()
+            # Read before the ranks part: sharded weights are gathered by all of them. Then each
+            # turns what it holds, and what is wrong on one is raised on every one.
             weights = program.weights(wanted)
             program.ranks.together(partial(self._turn, program, weights))
         else:
@@ -162,6 +164,7 @@ class CoreAlignment:
 
     def add_gradients(self, program: WeightProgram) -> None:
         """Add weight dL/dcore to the cores that have a gradient, and set `last`."""
+        # A batch may be taken apart, or the student moved, between any two steps.
         if self._terms is None or not self._terms.fit(program.units):
             self._move_targets(program)
             self._terms = Pulls(program.units, self._targets, self._count)

@@ -46,7 +46,7 @@ def turned(
     """
     assert pair.spec is not None
     chain = pair.spec.chain
-    if is_canonical(cores, chain):
+    if is_canonical(cores, chain):  # As decompose leaves most: not again.
         start: _Cores = tuple(core.detach().double() for core in cores)
     else:
         start = canonical(pair.spec.matrix(weight), chain)
@@ -67,6 +67,6 @@ def put_cores(model: WeightProgram | Expanded, key: str, cores: _Cores) -> None:
         entry = next(entry for entry in model.plan.entries if entry.key == key)
         model.fill(dict(zip(entry.core_names, cores, strict=True)))
         return
-    with torch.no_grad():
+    with torch.no_grad():  # In place: an optimizer may hold these Parameters already.
         for stored, core in zip(model.cores(key), cores, strict=True):
             stored.copy_(core)

@@ -129,6 +129,7 @@ class _Made:
             }
             arguments = self.data.arguments(example)
             self._plan = make_plan(self.recipe, student, arguments, self.teacher, self.layer_map)
+        # A plan remembers which student it is for; the decision is the same for all of them.
         return self._plan.made_for(student)
 
     def optimizer(self, student: nn.Module, plan: Plan | None, **given: Any) -> Optimizer:
