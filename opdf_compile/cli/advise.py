@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opdf_compile.cli import options as o
+from opdf_compile.cli.loading import load_job
 from opdf_compile.cli.tables import table
 from opdf_compile.cli.terminal import Terminal, opened, require_folder
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from opdf_compile.distill.advise import Advice, Side, Tried
-    from opdf_compile.distill.recipe import Job
 
 NAME = "advise"
 EXAMPLES = (
@@ -70,7 +70,7 @@ def command(
             require_folder(plot)
 
         require_limits(budget, pairs)
-        job = _job(terminal, recipe)
+        job = load_job(terminal, recipe)
         with terminal.busy(f"advice on {recipe}") as say:
             advice = advise(
                 job,
@@ -84,14 +84,6 @@ def command(
         if plot is not None:
             plot_advice(advice, plot)
             terminal.show("", f"Wrote {plot}")
-
-
-def _job(terminal: Terminal, file: Path) -> Job:
-    from opdf_compile.distill.recipe import prepare, read_recipe
-
-    recipe = read_recipe(file)
-    with terminal.busy(f"loading what {file.name} names"):
-        return prepare(recipe, base=file.parent)
 
 
 def _show(terminal: Terminal, advice: Advice) -> None:

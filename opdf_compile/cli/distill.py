@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opdf_compile.cli import options as o
+from opdf_compile.cli.loading import load_job
 from opdf_compile.cli.tables import dimensions, table
 from opdf_compile.cli.terminal import Terminal, opened
 from opdf_compile.errors import InputError, RunInterrupted, UserError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from opdf_compile.distill.recipe import Job, Recipe
+    from opdf_compile.distill.recipe import Job
     from opdf_compile.distill.run import RunResult
     from opdf_compile.planning import Plan
 
@@ -77,13 +78,13 @@ def command(
         if init:
             return _init(terminal, recipe, check=check)
         try:
-            asked, job = _prepared(terminal, recipe)
+            job = load_job(terminal, recipe)
         except UserError as error:
             # All processes find the same mistake; one sentence is enough.
             if first:
                 raise
             return error.exit_code
-        plan = _shown(terminal, asked, job)
+        plan = _shown(terminal, job)
         if check:
             _require_ready(job)
             _warn_of_the_teacher(terminal, job)
@@ -128,18 +129,10 @@ def _init(terminal: Terminal, recipe: Path, *, check: bool) -> int:
     return 0
 
 
-def _prepared(terminal: Terminal, file: Path) -> tuple[Recipe, Job]:
-    from opdf_compile.distill.recipe import prepare, read_recipe
-
-    recipe = read_recipe(file)
-    with terminal.busy(f"loading what {file.name} names"):
-        return recipe, prepare(recipe, base=file.parent)
-
-
-def _shown(terminal: Terminal, recipe: Recipe, job: Job) -> Plan | None:
+def _shown(terminal: Terminal, job: Job) -> Plan | None:
     """Print what will be trained; the plan of it."""
     with terminal.busy("planning"):
-        student = job.make_student(recipe.training.seed)
+        student = job.make_student(job.recipe.training.seed)
         plan = job.plan(student)
     terminal.show(job_table(job))
     if job.layer_map is not None:

@@ -1,4 +1,4 @@
-"""From the MODEL argument and its options to a loaded and traced model."""
+"""From the MODEL argument and its options to a loaded and traced model; from a recipe to a job."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from opdf_compile.cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from opdf_compile.distill.recipe import Job
     from opdf_compile.graph import Traced
     from opdf_compile.io import LoadedModel
 
@@ -56,6 +57,19 @@ def load_traced(terminal: Terminal, options: ModelOptions) -> Traced:
         if loaded.drawn and isinstance(loaded.model, OnnxStudent):
             return trace_drawn(loaded.model)
         return trace(loaded.model, loaded.args, loaded.kwargs, dynamic=loaded.dynamic)
+
+
+def load_job(terminal: Terminal, file: Path) -> Job:
+    """Reads a recipe and loads what it names.
+
+    Raises:
+        UserError: The recipe is wrong, or something that it names cannot be used.
+    """
+    from opdf_compile.distill.recipe import prepare, read_recipe
+
+    recipe = read_recipe(file)
+    with terminal.busy(f"loading what {file.name} names"):
+        return prepare(recipe, base=file.parent)
 
 
 def ladder(traced: Traced) -> list[str]:

@@ -256,7 +256,7 @@ class _Race:
             self._given.most_pairs,
             self._holdouts.size_of(self._holdouts.parts(table.pairs)),
             self._holdouts.mixed,
-            tuple(race_notes(self._job, table.steps, plain, over)),
+            race_notes(self._job, table.steps, plain, over),
         )
 
     def _side(self, side: _Tuning, runs: Sequence[Trained], paces: dict[str, Pace]) -> Side:

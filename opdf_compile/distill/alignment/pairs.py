@@ -84,8 +84,7 @@ def pair_up(
     transposed = _transposed(teacher)
     made: dict[str, Pair] = {}
     for key, name in pairs:
-        if name not in weights:
-            raise InputError(_unknown(name, weights))
+        _require_known(name, weights, "teacher")
         entry = entries.get(key)
         label = key if entry is None else entry.key
         if label in made and made[label].teacher == name:
@@ -164,18 +163,23 @@ def compared_cores(student: MpoSpec, teacher: MpoSpec) -> tuple[int, ...]:
 
 
 def require_parameters(student: nn.Module, pairs: Iterable[Pair]) -> None:
-    """Refuse a map that names what the student does not have.
+    """Refuse a map that names a student's weight that is not there.
 
     Raises:
-        InputError: With the first name.
+        InputError: It names one.
     """
-    known = [name for name, _ in student.named_parameters(remove_duplicate=False)]
-    for key in (pair.key for pair in pairs):
-        if key not in known:
-            raise InputError(
-                f"layer_map names the student's weight {key!r}, the student has no such "
-                f"parameter{did_you_mean(key, known)}; correct the map"
-            )
+    known = dict(student.named_parameters(remove_duplicate=False))
+    for pair in pairs:
+        _require_known(pair.key, known, "student")
+
+
+def _require_known(name: str, known: Mapping[str, Tensor], whose: str) -> None:
+    if name in known:
+        return
+    raise InputError(
+        f"layer_map names the {whose}'s weight {name!r}, the {whose} has no such parameter"
+        f"{did_you_mean(name, known)}; correct the map"
+    )
 
 
 def _pair(
@@ -213,10 +217,3 @@ def _transposed(teacher: TeacherWeights) -> dict[str, bool]:
     if not isinstance(teacher, nn.Module):
         return {}
     return {n: m.transposed for m in match(teacher).matches for n in (m.key, *m.aliases)}
-
-
-def _unknown(name: str, weights: Mapping[str, Tensor]) -> str:
-    return (
-        f"layer_map names the teacher's weight {name!r}, the teacher has no such parameter"
-        f"{did_you_mean(name, weights)}; correct the map"
-    )

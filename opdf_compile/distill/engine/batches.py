@@ -31,13 +31,10 @@ class Batches:
 
     def moved(self, batch: Batch) -> dict[str, Tensor]:
         """A batch on the device."""
-        return {
-            name: tensor.to(self.device, torch.float64 if self._wide(tensor) else None)
-            for name, tensor in batch.items()
-        }
-
-    def _wide(self, tensor: Tensor) -> bool:
-        return self.double and tensor.is_floating_point()
+        moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        if not self.double:
+            return moved
+        return {n: t.double() if t.is_floating_point() else t for n, t in moved.items()}
 
 
 def spans(examples: int, batch: int) -> Iterator[list[int]]:

@@ -116,7 +116,7 @@ def set_up(
     options = {} if pulling is None else {"alignment": pulling()}
     optimizer = job.optimizer(student, plan, lr=lr, weight_decay=weight_decay, **options)
     remember_peaks(optimizer)
-    whole = whole_run(job)
+    whole, warmup = whole_run(job), job.recipe.schedule.warmup
     return Setup(
         job=job,
         machine=machine,
@@ -129,7 +129,8 @@ def set_up(
         batches=Batches(job.data, machine.device, machine.double),
         order=example_order(job, seed),
         steps=whole if steps is None else steps,
-        warmup=_share(job.recipe.schedule.warmup, whole),
+        # Steps of warm-up are those of a whole run; a shorter one has as large a share of it.
+        warmup=warmup if warmup < 1 else warmup / whole,
     )
 
 
@@ -143,11 +144,6 @@ def whole_run(job: Job) -> int:
     """Optimizer steps of the recipe."""
     training = job.recipe.training
     return training.steps or (training.epochs or 1) * example_order(job, 0).steps_per_epoch
-
-
-def _share(warmup: float, whole: int) -> float:
-    """Steps of warm-up are those of a whole run; a shorter one has as large a share of it."""
-    return warmup if warmup < 1 else warmup / whole
 
 
 def _side(job: Job, losses: WeightedSum) -> Optimizer | None:

@@ -71,7 +71,10 @@ class TrainingStep:
             This process's part of each loss before its weight, and whether any process was told.
         """
         setup, processes = self._setup, self._processes
-        self._set_rates(number)
+        schedule = self._recipe.schedule.kind
+        share = share_of_peak(number, setup.steps, schedule, setup.warmup)
+        for optimizer in setup.optimizers:
+            set_rates(optimizer, share)
         places = [
             shard(batch, processes.rank, processes.size) for batch in setup.order.batches(number)
         ]
@@ -95,12 +98,6 @@ class TrainingStep:
                 parts[name] = parts.get(name, 0.0) + value.detach().double() / divisors[name]
         self._apply()
         return parts, told
-
-    def _set_rates(self, number: int) -> None:
-        setup = self._setup
-        share = share_of_peak(number, setup.steps, self._recipe.schedule.kind, setup.warmup)
-        for optimizer in setup.optimizers:
-            set_rates(optimizer, share)
 
     def _travelling(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients travel between processes once per step.

@@ -11,6 +11,7 @@ from .job import Batch as Batch
 from .job import Data as Data
 from .job import Examples as Examples
 from .job import Job as Job
+from .job import Metric as Metric
 from .job import Outputs as Outputs
 from .models import placed as placed
 from .preparing import prepare as prepare

@@ -45,11 +45,8 @@ def load_source(source: str, base: Path) -> dict[str, Examples]:
         return _saved_dataset(located(source.removeprefix("hf:"), base), source)
     if names_code(source):
         return _parts(call_callable(located_model(source, base)), source)
-    raise InputError(f'source "{source}" has no known form, wanted {_FORMS}{_advice(source)}')
-
-
-def _advice(source: str) -> str:
-    return suggestion(source, ("digits", "mnist1d"), "save arrays with numpy.savez and name that")
+    advice = suggestion(source, ("digits", "mnist1d"), "save arrays with numpy.savez and name that")
+    raise InputError(f'source "{source}" has no known form, wanted {_FORMS}{advice}')
 
 
 def read_columns(file: Path) -> dict[str, Tensor]:

@@ -118,18 +118,16 @@ def wanted(schema: dict[str, Any]) -> str:
     return _TYPES.get(kind, "a value")
 
 
+_LIMITS = {
+    "minimum": "of {:g} or more",
+    "exclusiveMinimum": "above {:g}",
+    "maximum": "of at most {:g}",
+    "exclusiveMaximum": "below {:g}",
+}
+
+
 def _limits(schema: dict[str, Any]) -> str:
-    low, above = schema.get("minimum"), schema.get("exclusiveMinimum")
-    high, below = schema.get("maximum"), schema.get("exclusiveMaximum")
-    if low is not None and high is not None:
-        return f" from {low:g} to {high:g}"
-    words = []
-    if low is not None:
-        words.append(f"of {low:g} or more")
-    if above is not None:
-        words.append(f"above {above:g}")
-    if high is not None:
-        words.append(f"of at most {high:g}")
-    if below is not None:
-        words.append(f"below {below:g}")
-    return "".join(f" {word}" for word in [" and ".join(words)] if word)
+    if "minimum" in schema and "maximum" in schema:
+        return f" from {schema['minimum']:g} to {schema['maximum']:g}"
+    words = [text.format(schema[name]) for name, text in _LIMITS.items() if name in schema]
+    return f" {' and '.join(words)}" if words else ""

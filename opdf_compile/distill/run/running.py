@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,7 +96,7 @@ def run(
     ranks = RankGroup()
     tell = watch if watch is not None and ranks.rank == 0 else silent
     place = ranks.together(lambda: _opened(job, path, ranks, resume=resume))
-    with _held(place, ranks):
+    with contextlib.nullcontext() if ranks.rank else only_run(place):
         value = ranks.together(lambda: read_result(place))
         if value is None:
             value = _train(job, place, accelerator, ranks, tell)
@@ -111,15 +111,6 @@ def _opened(job: Job, path: Path, ranks: RankGroup, *, resume: bool) -> RunFolde
         return RunFolder(path)
     lock = lock_of(job, job.make_student(job.recipe.training.seed))
     return open_folder(path, lock, job.recipe.text, resume=resume)
-
-
-@contextmanager
-def _held(place: RunFolder, ranks: RankGroup) -> Iterator[None]:
-    if ranks.rank:
-        yield
-        return
-    with only_run(place):
-        yield
 
 
 def _train(
