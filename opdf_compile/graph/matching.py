@@ -16,7 +16,7 @@ from opdf_compile.graph.flops import weight_op_flops
 from opdf_compile.graph.flow import Flow, Meeting, meetings
 from opdf_compile.graph.layout import orientation
 from opdf_compile.graph.module_match import bare, layer_rows, module_rows
-from opdf_compile.graph.ops import FUNCTION, LOOKUP
+from opdf_compile.graph.ops import FROZEN, FUNCTION, LOOKUP, NOT_DENSE, TIED
 from opdf_compile.graph.provenance import example_shape
 from opdf_compile.graph.rows import Match, MatchReport, Refusal, Use
 from opdf_compile.graph.sharing import is_weight_dtype, names_of_parameters
@@ -195,7 +195,7 @@ def _reason(seen: _Sighting, uses: list[tuple[Phase, Meeting]]) -> tuple[str | N
     """Why a weight with linear uses is left alone, and whether a plan may include it."""
     weight = seen.parameter
     if not is_weight_dtype(weight):
-        return f"has dtype {weight.dtype}, only dense floating-point weights are factorised", False
+        return NOT_DENSE.format(weight.dtype), False
     if weight.ndim < 2:
         return "has one axis: there is nothing to factorise", False
     if weight.numel() == 0:
@@ -203,14 +203,9 @@ def _reason(seen: _Sighting, uses: list[tuple[Phase, Meeting]]) -> tuple[str | N
     if seen.never:
         return seen.never[0].reason, False
     if not weight.requires_grad:
-        return "is frozen (requires_grad=False): extra parameters would not be trained", False
+        return FROZEN, False
     if seen.lookups:
-        rows = weight.shape[0]
-        return (
-            f"is tied to an embedding of {rows} rows: cores would cost a product over the whole "
-            "vocabulary in every step (include= takes it all the same)",
-            True,
-        )
+        return TIED.format(weight.shape[0]), True
     functions = [m.origin.function if m.origin else "" for _phase, m in uses]
     if all(functions):
         return FUNCTION.format(uses[0][1].node.target, f"aten.{functions[0]}"), True

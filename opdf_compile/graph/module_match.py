@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from opdf_compile.graph.ops import BILINEAR, FUNCTION, FUSED_RECURRENT
+from opdf_compile.graph.ops import (
+    BILINEAR,
+    FROZEN,
+    FUNCTION,
+    FUSED_RECURRENT,
+    NOT_DENSE,
+    TIED,
+)
 from opdf_compile.graph.rows import Match, MatchReport, Refusal
 from opdf_compile.graph.sharing import is_weight_dtype, names_of_parameters
 
@@ -201,7 +208,7 @@ def _row(
         reason = FUSED_RECURRENT if isinstance(module, nn.RNNBase) else BILINEAR
         return Refusal(names[0], reason, shape=shape)
     if not is_weight_dtype(weight):
-        return Refusal(names[0], f"has dtype {weight.dtype}, not a dense float weight", shape=shape)
+        return Refusal(names[0], NOT_DENSE.format(weight.dtype), shape=shape)
     convolution = isinstance(module, _CONVOLUTIONS)
     found = Match(
         key=names[0],
@@ -213,13 +220,11 @@ def _row(
         row_axes=1 if convolution else max(len(shape) - 1, 1),
     )
     if not weight.requires_grad:
-        reason = "is frozen (requires_grad=False): extra parameters would not be trained"
-        return Refusal(names[0], reason, shape=shape)
+        return Refusal(names[0], FROZEN, shape=shape)
     function = _function(module, name)
     if function is not None:
         reason = FUNCTION.format("the layer", function)
         return Refusal(names[0], reason, shape=shape, offer=found)
     if tied:
-        reason = f"is tied to an embedding of {shape[0]} rows (include= takes it all the same)"
-        return Refusal(names[0], reason, shape=shape, offer=found)
+        return Refusal(names[0], TIED.format(shape[0]), shape=shape, offer=found)
     return found

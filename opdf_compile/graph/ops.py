@@ -134,6 +134,12 @@ _GROUPED = "transformers.grouped_mm_fallback.default"
 FUSED_RECURRENT = "is a recurrent weight: the fused kernel wants its weights in one flat buffer"
 BILINEAR = "is a stack of bilinear forms: two inputs meet in it, so it is no map from in to out"
 NO_INPUT = "is multiplied with another weight, not with an input"
+NOT_DENSE = "has dtype {}, only dense floating-point weights are factorised"
+FROZEN = "is frozen (requires_grad=False): extra parameters would not be trained"
+TIED = (
+    "is tied to an embedding of {} rows: cores would cost a product over the whole vocabulary in "
+    "every step (include= takes it all the same)"
+)
 LOOKUP = "is a lookup table, not a matrix factor"
 FUNCTION = (
     "reaches {} through {}, a function of the whole matrix: what its factors are, the weight's "
