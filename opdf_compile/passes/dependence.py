@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from opdf_compile.graph import attribute
+from opdf_compile.graph import nested_graphs
 
 
 class Dependence:
@@ -100,30 +100,19 @@ def _written(node: Node) -> list[Node]:
 
 
 def _written_inside(node: Node) -> list[Node]:
-    """The operands that the nested graphs of a higher-order op write to.
-
-    A nested graph's placeholders stand for the last operands: before them come the graphs
-    themselves, flags and predicates.
-    """
-    owner: Any = node.graph.owning_module
-    nested, operands = [], []
-    for operand in node.all_input_nodes:
-        value = None
-        if owner is not None and operand.op == "get_attr":
-            value = attribute(owner, str(operand.target))
-        if isinstance(value, GraphModule):
-            nested.append(value.graph)
-        else:
-            operands.append(operand)
-    return [operand for graph in nested for operand in _outer(graph, operands)]
-
-
-def _outer(graph: Graph, operands: list[Node]) -> list[Node]:
-    """Of the operands of a nested graph those that it writes to."""
-    places = [node for node in graph.nodes if node.op == "placeholder"]
-    written = {_base(o) for node in graph.nodes if varies_by_itself(node) for o in _written(node)}
-    stands_for = zip(reversed(places), reversed(operands), strict=False)
-    return [operand for place, operand in stands_for if place in written]
+    """The operands that the nested graphs of a higher-order op write to."""
+    owner = node.graph.owning_module
+    found: list[Node] = []
+    for nested in nested_graphs(owner, node) if isinstance(owner, GraphModule) else ():
+        inner = nested.module.graph.nodes
+        places = [n for n in inner if n.op == "placeholder"]
+        written = {_base(o) for n in inner if varies_by_itself(n) for o in _written(n)}
+        if nested.operands is None:  # Nothing tells which operand it is.
+            found.extend(node.all_input_nodes if not written.isdisjoint(places) else ())
+            continue
+        given = [o for place, o in zip(places, nested.operands, strict=True) if place in written]
+        found.extend(operand for operand in given if isinstance(operand, Node))
+    return found
 
 
 def _base(node: Node) -> Node:
