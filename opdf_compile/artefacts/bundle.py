@@ -25,7 +25,7 @@ STUDENT, REFERENCE = "student.onnx", "reference.onnx"
 REFERENCE_FOLDER = "reference"
 PLAN, MANIFEST = "plan.json", "manifest.json"
 # A name and a hash for each file.
-LARGEST_MANIFEST = 1 << 20
+_MOST_BYTES = 1 << 20
 # What other commands put beside a bundle; a new export replaces these with the bundle.
 _ADDED = ("report.html", "report.json", "report.md", "*.png")
 
@@ -37,9 +37,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ArtefactError: The folder has none, or one of another schema.
     """
     file = path / MANIFEST
-    manifest = load_json(
-        file, "a bundle's manifest.json", most=LARGEST_MANIFEST, remedy="export again"
-    )
+    manifest = load_json(file, "a bundle's manifest.json", most=_MOST_BYTES, remedy="export again")
     schema = manifest.get("schema") if isinstance(manifest, dict) else None
     if schema not in READABLE or not isinstance(manifest.get("files"), dict):
         raise ArtefactError(f"{file} has the schema {schema!r}, wanted {SCHEMA!r}; export again")

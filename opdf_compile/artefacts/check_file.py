@@ -133,7 +133,10 @@ def read_check(path: Path) -> CheckData:
         ArtefactError: The file is missing, no check data, incomplete, or of another schema.
     """
     existing_file(path, wanted="a .check.npz file")
-    arrays = _load(path)
+    try:
+        arrays = read_npz(path)
+    except DAMAGE as error:
+        raise _no_check_data(path, error) from error
     schema = str(arrays.get("schema", "none"))
     if schema != SCHEMA:
         raise ArtefactError(
@@ -147,13 +150,6 @@ def read_check(path: Path) -> CheckData:
             "model again"
         ) from error
     except (TypeError, ValueError) as error:
-        raise _no_check_data(path, error) from error
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        return read_npz(path)
-    except DAMAGE as error:
         raise _no_check_data(path, error) from error
 
 

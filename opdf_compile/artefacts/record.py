@@ -52,7 +52,8 @@ def replace_record(model: onnx.ModelProto, parameters: Sequence[str]) -> None:
     """
     metadata = _metadata(model)
     entries = record_of(parameters, exporter_of(metadata))
-    kept = {key: text for key, text in metadata.items() if not _is_own(key)}
+    own = (RECORD, *_OLD.values())
+    kept = {k: text for k, text in metadata.items() if k not in own and not k.startswith(EXPORT)}
     del model.metadata_props[:]
     for key, text in (kept | entries).items():
         model.metadata_props.add(key=key, value=text)
@@ -143,10 +144,6 @@ def _parsed(text: str) -> Any:
 
 def _is_list(key: str) -> bool:
     return key == RECORD or key.startswith(EXPORT)
-
-
-def _is_own(key: str) -> bool:
-    return _is_list(key) or key in _OLD.values()
 
 
 def _metadata(model: onnx.ModelProto) -> dict[str, str]:

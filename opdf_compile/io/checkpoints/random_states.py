@@ -23,17 +23,14 @@ _LOG = logging.getLogger("opdf_compile")
 def random_states() -> dict[str, Any]:
     """The states as tensors and numbers, by the name of the generator."""
     version, words, gauss = random.getstate()
+    # Asking for its state would initialise CUDA in a process that does not use it.
+    uses_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return {
         "torch": torch.get_rng_state(),
-        # Asking would initialise CUDA in a process that does not use it.
-        "cuda": torch.cuda.get_rng_state_all() if _uses_cuda() else [],
+        "cuda": torch.cuda.get_rng_state_all() if uses_cuda else [],
         "python": [version, torch.tensor(words, dtype=torch.int64), gauss],
         "numpy": _numpy_state(),
     }
-
-
-def _uses_cuda() -> bool:
-    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def restorer(states: dict[str, Any], source: str) -> Callable[[], None]:

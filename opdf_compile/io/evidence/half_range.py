@@ -151,7 +151,8 @@ def _edits(graph: GraphModule, program: ExportedProgram) -> Iterator[_Edit]:
         if dtype is None or not hasattr(node.target, "_schema"):
             continue
         for argument, name, value in _numbers(node):
-            became = _fitted(value, dtype, _is_epsilon(node, name))
+            is_epsilon = _EPSILONS.get(operator_name(node).rstrip("_")) == name
+            became = _fitted(value, dtype, is_epsilon)
             if became != value:
                 change = NumberChange(node_place(node), float(value), became, dtype_name(dtype))
                 yield _Edit(node, argument, change)
@@ -216,10 +217,6 @@ def _numbers(node: Node) -> Iterator[tuple[int | str, str, float]]:
         kind = str(argument.type).removeprefix("Optional[").removesuffix("]")
         if kind in ("number", "Tensor") or argument.name in _ELEMENTS.get(operator, ()):
             yield (place if given else argument.name), argument.name, value
-
-
-def _is_epsilon(node: Node, argument: str) -> bool:
-    return _EPSILONS.get(operator_name(node).rstrip("_")) == argument
 
 
 def _fitted(value: float, dtype: torch.dtype, epsilon: bool) -> float:

@@ -32,6 +32,7 @@ _KEEP = frozenset(
         *("unflatten", "split_with_sizes", "movedim", "squeeze_", "cat", "stack", "getitem"),
     )
 )
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _COMPARE = frozenset({"eq", "ne"})
 _LOSSES = frozenset({"cross_entropy_loss", "nll_loss", "nll_loss_nd"})
 _SHIFTS: Mapping[str, int] = {"add": 1, "sub": -1}
@@ -104,23 +105,16 @@ def id_ranges(program: ExportedProgram, names: Sequence[str]) -> dict[str, IdRan
     values: dict[Node, tuple[_Value, ...]] = {
         node: (_Value(name),)
         for node, name in zip(tensors, names, strict=True)
-        if _is_integer(node.meta["val"])
+        if node.meta["val"].dtype in _INTEGERS
     }
     search.follow(graph, values)
-    return {name: _closed(found) for name, found in search.found.items() if _is_closed(found)}
+    closed = {name: _closed(found) for name, found in search.found.items()}
+    return {name: span for name, span in closed.items() if span is not None}
 
 
-def _is_integer(value: Tensor) -> bool:
-    return not (
-        value.dtype.is_floating_point or value.dtype.is_complex or value.dtype is torch.bool
-    )
-
-
-def _is_closed(found: _Found) -> bool:
-    return math.isfinite(found.low) and math.isfinite(found.high) and found.low <= found.high
-
-
-def _closed(found: _Found) -> IdRange:
+def _closed(found: _Found) -> IdRange | None:
+    if not (math.isfinite(found.low) and math.isfinite(found.high) and found.low <= found.high):
+        return None
     low, high = int(found.low), int(found.high)
     special = frozenset(value for value in found.special if low <= value <= high)
     # A range of special values only is a range of ordinary ones.

@@ -140,7 +140,9 @@ def _join(node: Node, shared: dict[Node, list[Node]]) -> None:
     schema = getattr(node.target, "_schema", None)
     if node.target is operator.getitem:
         relatives = [node.all_input_nodes[0]]
-    if node.op == "call_function" and schema is not None and _returns_alias(schema):
+    if node.op != "call_function":
+        schema = None
+    if schema is not None and any(result.alias_info for result in schema.returns):
         names = [a.name for a in schema.arguments if a.alias_info]
         relatives = [v for v in (_value(node, schema, name) for name in names) if v is not None]
     for relative in relatives:
@@ -149,10 +151,6 @@ def _join(node: Node, shared: dict[Node, list[Node]]) -> None:
             merged.extend(shared[node])
             for member in shared[node]:
                 shared[member] = merged
-
-
-def _returns_alias(schema: Any) -> bool:
-    return any(result.alias_info for result in schema.returns)
 
 
 def _tensor_outputs(graph: GraphModule) -> list[Node]:

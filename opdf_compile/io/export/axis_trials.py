@@ -25,7 +25,7 @@ from opdf_compile.graph import AxisNames, CallArguments, evaluated, is_out_of_me
 from opdf_compile.io.evidence.evaluating import as_array
 from opdf_compile.io.evidence.free_sizes import FreeSize, InputAxis, Resized
 from opdf_compile.io.evidence.truth import graph_of, run_module
-from opdf_compile.io.export.lowering import FATAL_ONLY, unoptimised_session
+from opdf_compile.io.export.lowering import unoptimised
 from opdf_compile.io.export.save import weight_bytes
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 LARGEST = 1 << 30
 _LOG = logging.getLogger("opdf_compile")
 _Call = Callable[[CallArguments], list[Tensor]]
+_File = Callable[[CallArguments], list[Any]]
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,8 @@ class _Judge:
         except Exception as error:  # onnxruntime's own classes have no common base.
             return f"does not ({first_line(error)})"
         for (found, exact), usual in zip(pairs, self._gaps, strict=True):
-            gap, unit = _gap(found, exact), _unit(exact)
+            gap = _gap(found, exact)
+            unit = float(np.finfo(exact.dtype).eps) if exact.dtype.kind == "f" else 0.0
             # Half of the digits: rounding is far below it, another size of anything far above.
             # Outputs that differ at the example's own sizes (drawn at random) say nothing.
             if usual <= unit**0.5 < gap and gap > 100 * usual:
@@ -186,7 +188,7 @@ def _first_that_runs(
     Raises:
         Exception: The file does not run on the example; the error of the last attempt.
     """
-    file = _File(model)
+    file = _file(model)
     graph = graph_of(program)
     calls: list[tuple[_Call, bool]] = [(lambda inputs: run_module(graph, *inputs), False)]
     if isinstance(source, nn.Module):
@@ -207,28 +209,18 @@ def _first_that_runs(
     raise AssertionError("there is always an attempt")
 
 
-class _File:
-    """A model in memory as a function of inputs, on the CPU, as it is written."""
+def _file(model: ir.Model) -> _File:
+    """A model in memory as a function of inputs, as it is written."""
+    import onnx_ir
 
-    def __init__(self, model: ir.Model) -> None:
-        import onnx_ir
+    run = unoptimised(onnx_ir.serde.serialize_model(model))
+    names = [str(value.name) for value in model.graph.inputs]
 
-        self._session = unoptimised_session(onnx_ir.serde.serialize_model(model))
-        self._names = [value.name for value in self._session.get_inputs()]
+    def call(inputs: CallArguments) -> list[Any]:
+        tensors = (leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor))
+        return run(dict(zip(names, map(as_array, tensors), strict=True)))
 
-    def __call__(self, inputs: CallArguments) -> list[Any]:
-        import onnxruntime as ort
-
-        tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
-        options = ort.RunOptions()
-        options.log_severity_level = FATAL_ONLY
-        feed = dict(zip(self._names, map(as_array, tensors), strict=True))
-        outputs: list[Any] = self._session.run(None, feed, options)
-        return outputs
-
-
-def _unit(exact: Any) -> float:
-    return float(np.finfo(exact.dtype).eps) if exact.dtype.kind == "f" else 0.0
+    return call
 
 
 def _gap(found: Any, exact: Any) -> float:

@@ -32,7 +32,10 @@ def without_constants(program: ExportedProgram) -> ExportedProgram:
     if not any(_is_constant(spec) for spec in specs):
         return program
     signature = copy.copy(program.graph_signature)
-    signature.output_specs = [_emptied(spec) if _is_constant(spec) else spec for spec in specs]
+    signature.output_specs = [
+        OutputSpec(s.kind, ConstantArgument(s.arg.name, None), s.target) if _is_constant(s) else s
+        for s in specs
+    ]
     graph = _emptied_graph(program, specs)
     return rebuilt(program, program.graph_module, graph, signature=signature)
 
@@ -41,10 +44,6 @@ def _is_constant(spec: OutputSpec) -> bool:
     if isinstance(spec.arg, ConstantArgument):
         return spec.arg.value is not None
     return isinstance(spec.arg, SymIntArgument | SymFloatArgument | SymBoolArgument)
-
-
-def _emptied(spec: OutputSpec) -> OutputSpec:
-    return OutputSpec(spec.kind, ConstantArgument(spec.arg.name, None), spec.target)
 
 
 def _emptied_graph(program: ExportedProgram, specs: list[OutputSpec]) -> Graph:

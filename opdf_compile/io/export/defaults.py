@@ -23,11 +23,7 @@ _CHANGED = frozenset({("RoiAlign", "coordinate_transformation_mode")})
 
 
 def leave_out_defaults(model: ir.Model) -> None:
-    """Drop later attributes that have their default value.
-
-    Args:
-        model: Changed in place.
-    """
+    """Drop later attributes that have their default value, in place."""
     opset = model.opset_imports.get("", 0)
     for node in model.graph.all_nodes():
         if node.domain:

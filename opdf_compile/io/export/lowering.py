@@ -9,6 +9,7 @@ the same bits from both files, operator by operator.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 # What the runtime says of a model that it does not take is in its exception, too.
-FATAL_ONLY = 4
+_FATAL_ONLY = 4
 # The sum became different five opsets earlier.
 _REDUCTIONS = frozenset(
     f"Reduce{name}"
@@ -160,7 +161,7 @@ def _compare(
     arrays = [as_array(leaf) for leaf in leaves if isinstance(leaf, Tensor)]
     feeds = dict(zip((port.name for port in before.graph.input), arrays, strict=True))
     try:
-        pairs = zip(_run(before, feeds), _run(after, feeds), strict=True)
+        pairs = zip(unoptimised(before)(feeds), unoptimised(after)(feeds), strict=True)
     except ImportError as error:
         raise ExportError(
             f"opset {opset} was asked for, which is checked by running both files, and onnxruntime "
@@ -181,11 +182,7 @@ def _compare(
             )
 
 
-def _run(proto: onnx.ModelProto, feeds: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
-    return [np.asarray(value) for value in unoptimised_session(proto).run(None, feeds)]
-
-
-def unoptimised_session(proto: onnx.ModelProto) -> Any:
+def unoptimised(proto: onnx.ModelProto) -> Callable[[Mapping[str, Any]], list[Any]]:
     """The runtime on the CPU, operator by operator, so that no optimisation makes a difference.
 
     Raises:
@@ -194,10 +191,10 @@ def unoptimised_session(proto: onnx.ModelProto) -> Any:
     """
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
+    options, run_options = ort.SessionOptions(), ort.RunOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = FATAL_ONLY
+    options.log_severity_level = run_options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(
-        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
+    text = proto.SerializeToString()
+    session = ort.InferenceSession(text, options, providers=["CPUExecutionProvider"])
+    return lambda feeds: [np.asarray(v) for v in session.run(None, dict(feeds), run_options)]

@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
 
 def mask_directly(model: ir.Model) -> None:
-    """Replace the exporter's NaN test of every masked softmax by its mask.
+    """Replace the exporter's NaN test of every masked softmax by its mask, in place.
 
-    Args:
-        model: Changed in place, before nodes that nobody reads are dropped.
+    Nodes that nobody reads are dropped afterwards.
     """
     for node in list(model.graph.all_nodes()):
         mask = _mask_behind(node)

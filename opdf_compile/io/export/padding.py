@@ -18,11 +18,7 @@ _DATA, _PADS, _VALUE, _AXES = range(4)
 
 
 def keep_padding(model: ir.Model) -> None:
-    """Name the axes of every constant Pad that only a max-pool reads.
-
-    Args:
-        model: Changed in place.
-    """
+    """Name the axes of every constant Pad that only a max-pool reads, in place."""
     for node in list(model.graph.all_nodes()):
         if _is_constant_pad(node) and _feeds_max_pool(node):
             _name_axes(model, node)

@@ -95,7 +95,8 @@ class OnnxStudent(nn.Module):
         self._columns: set[str] = set()
         self._paths: dict[Address, tuple[list[str], str]] = {}
         self._fill(train_all)
-        self.__signature__ = _signature(source.inputs)
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        self.__signature__ = inspect.Signature([inspect.Parameter(n, kind) for n in source.inputs])
 
     @property
     def dynamic(self) -> dict[str, tuple[str | int | None, ...]]:
@@ -168,7 +169,10 @@ class OnnxStudent(nn.Module):
         tensors = {a: read_tensor(c, self.source.name) for a, c in constants.items()}
         # A sparse tensor keeps its numbers: the file has no room for what training makes of zeros.
         ranks = {
-            a: t.ndim for a, t in tensors.items() if _may_train(t) and not constants[a].is_sparse
+            address: tensor.ndim
+            for address, tensor in tensors.items()
+            if tensor.dtype.is_floating_point and tensor.numel() > 1
+            if not constants[address].is_sparse
         }
         known = roles(self.source.model.main, ranks, train_all=train_all)
         for address, tensor in tensors.items():
@@ -197,11 +201,6 @@ class OnnxStudent(nn.Module):
             module.register_buffer(name, tensor)
         else:
             module.register_parameter(name, nn.Parameter(tensor, requires_grad=role != "frozen"))
-
-
-def _signature(names: Mapping[str, str]) -> inspect.Signature:
-    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-    return inspect.Signature([inspect.Parameter(name, kind) for name in names])
 
 
 def read_tensor(constant: Constant, name: str) -> Tensor:
@@ -233,10 +232,6 @@ def read_tensor(constant: Constant, name: str) -> Tensor:
             f"{name} holds {constant.name!r} with data that does not fill its shape "
             f"{list(proto.dims)} ({error}); export the model again"
         ) from error
-
-
-def _may_train(tensor: Tensor) -> bool:
-    return tensor.dtype.is_floating_point and tensor.numel() > 1
 
 
 def _is_small(tensor: Tensor) -> bool:

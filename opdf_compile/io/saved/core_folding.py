@@ -100,10 +100,11 @@ def _planned(plan: str) -> dict[str, PlanEntry]:
 def _inferred(groups: Mapping[str, list[Tensor]], model: nn.Module | None) -> dict[str, PlanEntry]:
     if model is None:
         return {key: _from_shapes(key, cores) for key, cores in groups.items()}
-    report = match(model)
+    report, layers = match(model), layer_rows(bare(model))
     offers = [r.offer for r in report.refusals if r.offer is not None]
+    of_layers = (*layers.matches, *(r.offer for r in layers.refusals if r.offer is not None))
     # Of a Parameter that no layer holds, modules do not tell which axis is which.
-    raw = {offer.key for offer in offers} - {m.key for m in _of_layers(model)}
+    raw = {offer.key for offer in offers} - {found.key for found in of_layers}
     known: dict[str, Match] = {m.key: m for m in (*report.matches, *offers)}
     return {
         key: _entry(known[key], cores, sure=key not in raw)
@@ -138,11 +139,6 @@ def _entry(found: Match, cores: list[Tensor], *, sure: bool) -> PlanEntry:
         "wanted shapes that tell the weight; fold the file that opdf-compile expand wrote, which "
         "has the plan"
     )
-
-
-def _of_layers(model: nn.Module) -> list[Match]:
-    report = layer_rows(bare(model))
-    return [*report.matches, *(r.offer for r in report.refusals if r.offer is not None)]
 
 
 def _ways(found: Match, *, sure: bool) -> tuple[bool, ...]:

@@ -21,6 +21,7 @@ import re
 import types
 import typing
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from opdf_compile.io.screening.guards import check_guard
@@ -71,10 +72,6 @@ def _input_texts(inputs: Any) -> None:
             check_safe_text(value["as_string"])
 
 
-def _in_spec(text: Any) -> None:
-    check_treespec(text, keywords=True)
-
-
 def _refuse_object(_: Any) -> None:
     raise NotPlain("a custom object was found, which only code can rebuild")
 
@@ -114,7 +111,7 @@ TEXT_RULES: dict[tuple[str, str], Check] = {
     ("ParameterMutationSpec", "parameter_name"): _dotted,
     ("GradientToParameterSpec", "parameter_name"): _dotted,
     ("ModuleCallSignature", "forward_arg_names"): _each(_identifier),
-    ("ModuleCallSignature", "in_spec"): _in_spec,
+    ("ModuleCallSignature", "in_spec"): partial(check_treespec, keywords=True),
     ("ModuleCallSignature", "out_spec"): check_treespec,
     ("NamedTupleDef", "field_names"): _each(_identifier),
     ("PayloadConfig", "config"): _each(_dotted),

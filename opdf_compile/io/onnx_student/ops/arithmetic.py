@@ -121,14 +121,11 @@ def folded(call: Call, *tensors: Tensor) -> Tensor:
 def clip(call: Call, x: Tensor, low: Operand | None = None, high: Operand | None = None) -> Tensor:
     """Limits by attribute below opset 11, then by input."""
     if call.version < 11:
-        return torch.clamp(x, call.get("min"), call.get("max")) if _limited(call) else x
+        limits = (call.get("min"), call.get("max"))
+        return x if limits == (None, None) else torch.clamp(x, *limits)
     if low is not None:
         x = x.clamp(min=_limit(low))
     return x if high is None else x.clamp(max=_limit(high))
-
-
-def _limited(call: Call) -> bool:
-    return call.get("min") is not None or call.get("max") is not None
 
 
 def _limit(value: Operand) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from opdf_compile.errors import InputError
-from opdf_compile.io.onnx_student.operands import Host, Operand, only_number
+from opdf_compile.io.onnx_student.operands import Host, Operand, as_tensor, only_number
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _SCATTER = {"add": "sum", "mul": "prod", "max": "amax", "min": "amin"}
@@ -21,26 +21,18 @@ def gather(call: Call, x: Tensor, indices: Operand) -> Tensor:
     axis = call.get("axis", 0) % x.ndim
     if isinstance(indices, Host) and indices.array.ndim == 0:
         return x.select(axis, only_number(indices))
-    places = _tensor(indices, x.device)
-    if axis == 0 and x.ndim == 2 and x.dtype.is_floating_point and indices_may_wrap(indices):
-        # The matcher knows a lookup table by its op.
-        return F.embedding(_wrapped(places, x.shape[0]), x)
+    places = as_tensor(indices, x.device)
     if axis == 0 and x.ndim == 2 and x.dtype.is_floating_point:
-        return F.embedding(places, x)
+        # The matcher knows a lookup table by its op.
+        return F.embedding(_wrapped(places, x.shape[0]) if _may_wrap(indices) else places, x)
     flat = _wrapped(places, x.shape[axis]).reshape(-1)
     taken = x.index_select(axis, flat)
     return taken.reshape(*x.shape[:axis], *places.shape, *x.shape[axis + 1 :])
 
 
-def indices_may_wrap(indices: Operand) -> bool:
+def _may_wrap(indices: Operand) -> bool:
     """Whether a place may be negative: constants are looked at, data may always be."""
     return not isinstance(indices, Host) or any(item < 0 for item in indices.items())
-
-
-def _tensor(value: Operand, device: torch.device) -> Tensor:
-    from opdf_compile.io.onnx_student.operands import as_tensor
-
-    return as_tensor(value, device)
 
 
 def _wrapped(indices: Tensor, size: Any) -> Tensor:
@@ -99,7 +91,7 @@ def scatter_nd(call: Call, x: Tensor, indices: Tensor, updates: Tensor) -> Tenso
 def one_hot(call: Call, indices: Tensor, depth: Operand, values: Operand) -> Tensor:
     """A new axis with the second value at the index and the first elsewhere."""
     size = int(only_number(depth))
-    off_on = _tensor(values, indices.device)
+    off_on = as_tensor(values, indices.device)
     axis = call.get("axis", -1) % (indices.ndim + 1)
     wrapped = _wrapped(indices, size).unsqueeze(axis)
     shape = [1] * (indices.ndim + 1)

@@ -50,7 +50,8 @@ def recurrent(
         cell = c0 if c0 is not None else torch.zeros_like(state)
         out, *states = torch.lstm(steps, (state, cell), *options)
     else:
-        kernel = torch.gru if call.op == "GRU" else _rnn(activations)
+        rnn = torch.rnn_relu if activations[:1] == ["Relu"] else torch.rnn_tanh
+        kernel: Any = torch.gru if call.op == "GRU" else rnn
         out, *states = kernel(steps, state, *options)
     out = out.flip(0) if backward else out
     # torch joins the directions in the last axis, ONNX gives them one of their own.
@@ -58,10 +59,6 @@ def recurrent(
     if flipped:
         every, states = every.permute(2, 0, 1, 3), [s.transpose(0, 1) for s in states]
     return every, *states
-
-
-def _rnn(activations: list[str]) -> Any:
-    return torch.rnn_relu if activations[:1] == ["Relu"] else torch.rnn_tanh
 
 
 def _weights(call: Call, w: Tensor, r: Tensor, b: Tensor | None, direction: int) -> list[Tensor]:
