@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -194,15 +193,17 @@ def test_good_input_through_the_same_commands(line: str, run: Run, tmp_path: Pat
         pytest.param("export folded.pt2 -o full", marks=pytest.mark.slow),
     ],
 )
-def test_disk_full_leaves_nothing(line: str, bad: Path) -> None:
+def test_disk_full_leaves_nothing(line: str, bad: Path, run: Run, capsys: Capture) -> None:
     before = snapshot(bad)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     # A limit on file sizes ends a write where a full disk would.
-    limited = f"ulimit -f 4; exec {sys.executable} -B -m opdf_compile {line}"
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(
-        ["bash", "-c", limited], cwd=bad, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 2, done.stderr
-    assert "cannot write" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        code = run(line)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    told = capsys.readouterr().err
+    assert code == 2, told
+    assert "cannot write" in told.splitlines()[-1]
+    assert "Traceback" not in told
     assert snapshot(bad) == before

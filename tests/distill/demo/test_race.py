@@ -59,8 +59,11 @@ def test_the_rate_is_chosen_by_mean_validation_accuracy(
 
 
 def test_the_same_race_gives_the_same_accuracies(job: Job, found: Outcomes) -> None:
+    """And leaves the caller's random state as it was."""
     torch.manual_seed(1234)
+    state = torch.random.get_rng_state()
     again = raced(job)
+    assert torch.equal(torch.random.get_rng_state(), state)
     for one, other in ((found.plain, again.plain), (found.overparam, again.overparam)):
         assert one.accuracies == other.accuracies
         assert one.validation == other.validation
@@ -113,19 +116,14 @@ def test_the_over_parameterised_student_comes_back_as_the_class_it_was(found: Ou
     assert found.plan.cost.parameters > found.plan.deployed
 
 
-def test_the_callers_random_state_and_threads_come_back(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_callers_threads_come_back(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
     def stops(*_args: Any) -> Outcomes:
         seen.append(torch.get_num_threads())
         raise RuntimeError("stop")
 
-    torch.manual_seed(5)
-    state, threads = torch.random.get_rng_state(), torch.get_num_threads()
-    raced(job)
-    assert torch.equal(torch.random.get_rng_state(), state)
+    threads = torch.get_num_threads()
     monkeypatch.setattr(comparing, "digits_job", lambda _budget: job)
     monkeypatch.setattr(comparing, "run_race", stops)
     torch.set_num_threads(threads + 1)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,10 +98,13 @@ def files(tmp_path_factory: pytest.TempPathFactory, student: Student) -> dict[st
     made = {name: folder / name for name in ("expanded.pt2", "trained.safetensors", "again.pt2")}
     made["script"] = folder / "trainer.py"
     made["script"].write_text(TRAINER)
-    save_expanded(grow(student, ["*"]), made["expanded.pt2"])
+    expanded = grow(student, ["*"])
+    save_expanded(expanded, made["expanded.pt2"])
     command = [sys.executable, "-I", *map(str, (made["script"], *list(made.values())[:3]))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    made["expanded.safetensors"] = folder / "expanded.safetensors"
+    save_expanded(expanded, made["expanded.safetensors"])
     return made
 
 
@@ -116,13 +121,16 @@ def plain(tmp_path_factory: pytest.TempPathFactory, student: Student) -> dict[st
     return made
 
 
-def trained_copy(student: Student, weights: Path) -> Student:
-    """The oracle: the trained cores put into an Expanded in this process, and folded."""
+@pytest.fixture(scope="module")
+def oracle(files: dict[str, Path], student: Student) -> Iterator[Student]:
+    """The trained cores put into an Expanded in this process, and folded; nobody changes it."""
     expanded = grow(student, ["*"])
-    expanded.load_state_dict(load_file(weights))
+    expanded.load_state_dict(load_file(files["trained.safetensors"]))
     folded = opdf.fold(expanded)
     assert isinstance(folded, Student)
-    return folded.eval()
+    before = copy.deepcopy(folded.eval().state_dict())
+    yield folded
+    equal_states(folded.state_dict(), before)
 
 
 def equal_states(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -133,11 +141,10 @@ def equal_states(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 
 
 def test_a_strangers_training_is_folded_with_weights(
-    files: dict[str, Path], student: Student, tmp_path: Path
+    files: dict[str, Path], student: Student, oracle: Student, tmp_path: Path
 ) -> None:
     folded = fold_file(files["expanded.pt2"], weights=files["trained.safetensors"])
     assert folded.notes == ()
-    oracle = trained_copy(student, files["trained.safetensors"])
     equal_states(folded.state, oracle.state_dict())
     assert not torch.equal(folded.state["body.weight"], student.body.weight)
     assert folded.state["norm.num_batches_tracked"] >= 4
@@ -157,33 +164,33 @@ def test_a_strangers_training_is_folded_with_weights(
     torch.testing.assert_close(wider["logits"], oracle(longer)["logits"])
 
 
-def test_the_comparison_can_fail(files: dict[str, Path], student: Student) -> None:
+def test_the_comparison_can_fail(files: dict[str, Path], oracle: Student) -> None:
     folded = fold_file(files["expanded.pt2"], weights=files["trained.safetensors"])
-    oracle = trained_copy(student, files["trained.safetensors"]).state_dict()
+    wanted = oracle.state_dict()
     folded.state["body.weight"] = folded.state["body.weight"] * 1.01
     with pytest.raises(AssertionError, match="body.weight"):
-        equal_states(folded.state, oracle)
+        equal_states(folded.state, wanted)
 
 
 def test_a_program_that_was_exported_again_is_folded_without_its_plan(
-    files: dict[str, Path], student: Student
+    files: dict[str, Path], student: Student, oracle: Student
 ) -> None:
     assert "plan.json" not in read_programs(files["again.pt2"]).extra
     folded = fold_file(files["again.pt2"])
-    oracle = trained_copy(student, files["trained.safetensors"]).state_dict()
+    wanted = oracle.state_dict()
     # The other name of the tied weight rode along with the plan, and is lost with it.
-    equal_states({**folded.state, "head.weight": folded.state["table.weight"]}, oracle)
+    equal_states({**folded.state, "head.weight": folded.state["table.weight"]}, wanted)
     assert "holds the training graph only" in folded.notes[0]
     whole = fold_file(files["again.pt2"], model=student)
-    equal_states(whole.state, oracle)
+    equal_states(whole.state, wanted)
     assert list(whole.state) == list(student.state_dict())
 
 
 def test_the_program_that_was_exported_again_gives_the_weights(
-    files: dict[str, Path], student: Student
+    files: dict[str, Path], oracle: Student
 ) -> None:
     folded = fold_file(files["expanded.pt2"], weights=files["again.pt2"])
-    equal_states(folded.state, trained_copy(student, files["trained.safetensors"]).state_dict())
+    equal_states(folded.state, oracle.state_dict())
 
 
 def test_a_program_saved_again_as_it_is(
@@ -231,9 +238,10 @@ def test_axis_names_survive_expand_and_fold(files: dict[str, Path], tmp_path: Pa
 # safetensors
 
 
-def test_safetensors_with_the_plan_in_the_header(student: Student, tmp_path: Path) -> None:
-    save_expanded(grow(student, ["*"]), tmp_path / "expanded.safetensors")
-    folded = fold_file(tmp_path / "expanded.safetensors")
+def test_safetensors_with_the_plan_in_the_header(
+    files: dict[str, Path], student: Student, tmp_path: Path
+) -> None:
+    folded = fold_file(files["expanded.safetensors"])
     assert folded.notes == ()
     equal_states(folded.state, opdf.fold(grow(student, ["*"])).state_dict())
     assert folded.state["mix.weight"].shape == (16, 16, 3)
@@ -242,24 +250,23 @@ def test_safetensors_with_the_plan_in_the_header(student: Student, tmp_path: Pat
     assert not (tmp_path / "student.pt2").exists()
 
 
-def test_safetensors_with_trained_weights(
-    files: dict[str, Path], student: Student, tmp_path: Path
+def test_safetensors_with_trained_weights(files: dict[str, Path], oracle: Student) -> None:
+    folded = fold_file(files["expanded.safetensors"], weights=files["trained.safetensors"])
+    equal_states(folded.state, oracle.state_dict())
+
+
+def test_bare_tensors_fold_with_the_student(
+    files: dict[str, Path], student: Student, oracle: Student
 ) -> None:
-    save_expanded(grow(student, ["*"]), tmp_path / "expanded.safetensors")
-    folded = fold_file(tmp_path / "expanded.safetensors", weights=files["trained.safetensors"])
-    equal_states(folded.state, trained_copy(student, files["trained.safetensors"]).state_dict())
-
-
-def test_bare_tensors_fold_with_the_student(files: dict[str, Path], student: Student) -> None:
     folded = fold_file(files["trained.safetensors"], model=student)
-    equal_states(folded.state, trained_copy(student, files["trained.safetensors"]).state_dict())
+    equal_states(folded.state, oracle.state_dict())
     assert list(folded.state) == list(student.state_dict())
 
 
-def test_bare_tensors_fold_as_matrices_and_say_so(files: dict[str, Path], student: Student) -> None:
+def test_bare_tensors_fold_as_matrices_and_say_so(files: dict[str, Path], oracle: Student) -> None:
     folded = fold_file(files["trained.safetensors"])
-    oracle = trained_copy(student, files["trained.safetensors"]).state_dict()
-    torch.testing.assert_close(folded.state["body.weight"], oracle["body.weight"])
+    wanted = oracle.state_dict()
+    torch.testing.assert_close(folded.state["body.weight"], wanted["body.weight"])
     assert folded.state["mix.weight"].shape == (16, 48)
     assert "holds no plan: each weight is taken as a matrix" in folded.notes[0]
     assert "(--model)" in folded.notes[0]
