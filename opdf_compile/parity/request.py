@@ -91,6 +91,7 @@ def checked_request(
     asked = _asked(only)
     number = _margin(margin)
     target = None if plot is None else _plot_target(Path(plot), asked)
+    # Last, since it may start a session on the device.
     where = resolve_device(device)
     return Request(
         device=where,

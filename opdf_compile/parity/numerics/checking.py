@@ -62,6 +62,7 @@ def check_numerics(
     theirs = None
     if reference is not None and reference_check is not None:
         theirs = read_evidence(reference, reference_check)
+    # The reference first: what it shows against its own truth is what the candidate may show.
     beside = () if theirs is None else _judged(theirs, device, {})
     peers = {} if theirs is None else _peers(beside, theirs.data)
     found = _judged(ours, device, peers)

@@ -51,9 +51,11 @@ def stop_of(
     if not ran:
         return _stop(groups, samples[index].inputs, ports, error)
     base, other = samples[ran[0]].inputs, samples[index].inputs
+    # Only an axis whose size differs from that of a sample that runs can be to blame.
     moved = [group for group in groups if _size(base, group) != _size(other, group)]
     if not moved:
         return None
+    # One at a time, so that an axis which is innocent is not named beside the guilty one.
     for group in moved:
         alone = _alone(runner, base, group, _size(other, group))
         if alone is not None:

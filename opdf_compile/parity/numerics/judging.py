@@ -72,6 +72,7 @@ def judge_output(
 def _widened(own: Floor, peer: Peer | None, scale: float) -> tuple[float, float]:
     if peer is None:
         return own.largest, own.rms
+    # Capped, because a reference that is wrong itself must not excuse a wrong candidate.
     return (
         max(own.largest, min(peer.max_rel * scale, ORDER_FACTOR * own.largest)),
         max(own.rms, min(peer.rms_rel * scale, ORDER_FACTOR * own.rms)),
@@ -132,6 +133,7 @@ def _worst(
     truths: Sequence[Array],
     tolerance: float,
 ) -> Element | None:
+    # The worst by its absolute error, over all samples: what a reader can look up in both files.
     tops = [float(error.max(initial=0.0)) for error in errors]
     place = tops.index(max(tops))
     if not errors[place].size:

@@ -159,6 +159,7 @@ def _marked(side: Surroundings, other: Surroundings, itself: bool) -> Surroundin
     """Mark what has no like on the other side, and the centre where it is what differs."""
     if not other.vertices:
         return side
+    # Like boxes pair off by number: of two equal ones here and one there, the second differs.
     spare = Counter(vertex.meaning for vertex in other.vertices)
     vertices = []
     for place, vertex in enumerate(side.vertices):

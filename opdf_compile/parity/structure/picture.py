@@ -78,6 +78,8 @@ def _layers(side: Surroundings) -> dict[str, tuple[float, float]]:
     slots = {(e.source, e.target): e.slot for e in reversed(side.edges)}
     places: dict[str, tuple[float, float]] = {}
     for level in sorted(rows):
+        # Above the middle of its readers; a tenth of a place for each input keeps the operands of a
+        # reader in the order in which it takes them.
         wish = {
             key: _mean([places[b][0] + 0.1 * slots[key, b] for b in graph.successors(key)])
             for key in rows[level]
