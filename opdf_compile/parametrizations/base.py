@@ -150,7 +150,7 @@ class Parametrization(ABC, Generic[S]):
         Raises:
             PlanError: The values are no spec, or contradict each other.
         """
-        return matrix_spec.from_json(self.spec_type, self.name, data)
+        return matrix_spec.from_json(self.spec_type, f"the spec of {self.name}", data)
 
     def spec_of(self, shapes: TensorShapes, form: WeightForm) -> S:
         """The spec that tensors of these shapes would have, if any: the usual one of their number.

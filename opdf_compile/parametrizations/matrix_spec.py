@@ -135,30 +135,28 @@ def to_json(spec: MatrixSpec) -> dict[str, object]:
 _Spec = TypeVar("_Spec", bound=MatrixSpec)
 
 
-def from_json(kind: type[_Spec], name: str, data: Mapping[str, object]) -> _Spec:
+def from_json(kind: type[_Spec], noun: str, data: Mapping[str, object]) -> _Spec:
     """The spec of JSON values; the constructor checks them.
 
     Args:
         kind: The class of the spec.
-        name: What to call the parametrization in messages.
+        noun: What to call it in messages: "the spec of svd".
         data: A JSON object; only `row_axes` may be left out.
 
     Raises:
         PlanError: A key is missing or unknown, or a value does not fit.
     """
     if not isinstance(data, Mapping):
-        raise PlanError(f"a spec of {name} is a JSON object, found {type(data).__name__}")
+        raise PlanError(f"{noun} is a JSON object, found {type(data).__name__}")
     known = [field.name for field in fields(kind)]
     needed = [key for key in known if key != "row_axes"]
     missing = [key for key in needed if key not in data]
     unknown = sorted(str(key) for key in data if key not in known)
     if missing:
-        raise PlanError(
-            f"the spec of {name} lacks {', '.join(missing)}; it needs {', '.join(needed)}"
-        )
+        raise PlanError(f"{noun} lacks {', '.join(missing)}; it needs {', '.join(needed)}")
     if unknown:
         raise PlanError(
-            f"the spec of {name} has unknown keys: {', '.join(unknown)}; it has {', '.join(known)}"
+            f"{noun} has unknown keys: {', '.join(unknown)}; remove them, it has {', '.join(known)}"
         )
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in data.items()

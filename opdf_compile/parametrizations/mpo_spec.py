@@ -9,14 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from opdf_compile.errors import InputError, PlanError
-from opdf_compile.parametrizations.matrix_spec import MatrixSpec, to_json
+from opdf_compile.parametrizations.matrix_spec import MatrixSpec, from_json, to_json
 from opdf_compile.tensor import Chain, Modes
-
-_REQUIRED = ("shape", "dtype", "transposed", "out_modes", "in_modes")
-_OPTIONAL = ("row_axes", "bonds")
 
 
 @dataclass(frozen=True)
@@ -70,22 +67,15 @@ def spec_from_json(data: Mapping[str, object]) -> MpoSpec:
     """
     if not isinstance(data, Mapping):
         raise PlanError(f"an MPO spec is a JSON object, found {type(data).__name__}")
-    missing = [key for key in _REQUIRED if key not in data]
-    unknown = sorted(str(key) for key in data if key not in (*_REQUIRED, *_OPTIONAL))
-    if missing:
-        raise PlanError(f"the MPO spec lacks {', '.join(missing)}; it needs {', '.join(_REQUIRED)}")
-    if unknown:
-        raise PlanError(f"the MPO spec has unknown keys: {', '.join(unknown)}; remove them")
-    dtype, transposed = data["dtype"], data["transposed"]
+    for key in ("shape", "out_modes", "in_modes", "bonds"):
+        _require_integers(key, data.get(key, ()))
+    dtype, transposed = data.get("dtype", ""), data.get("transposed", False)
     if type(dtype) is not str or type(transposed) is not bool:
         found = f"{dtype!r} and {transposed!r}"
         raise PlanError(f"dtype must be a string and transposed true or false, found {found}")
-    shape, out_modes, in_modes = (
-        _integers(data, key) for key in ("shape", "out_modes", "in_modes")
-    )
-    row_axes: Any = data.get("row_axes", 1)
-    spec = MpoSpec(shape, dtype, transposed, row_axes, out_modes, in_modes)
-    if "bonds" in data and _integers(data, "bonds") != spec.chain.bonds:
+    own = {key: value for key, value in data.items() if key != "bonds"}
+    spec = from_json(MpoSpec, "the MPO spec", own)
+    if "bonds" in data and tuple(data["bonds"]) != spec.chain.bonds:  # type: ignore[arg-type]
         raise PlanError(
             f"bonds are {data['bonds']}, and OPDF never truncates: the full bonds of these modes"
             f" are {list(spec.chain.bonds)}; write those or leave bonds out"
@@ -93,13 +83,11 @@ def spec_from_json(data: Mapping[str, object]) -> MpoSpec:
     return spec
 
 
-def _integers(data: Mapping[str, object], key: str) -> tuple[int, ...]:
-    value = data[key]
+def _require_integers(key: str, value: object) -> None:
     is_list = isinstance(value, Sequence) and not isinstance(value, str | bytes)
     # bool is a subclass of int; a JSON true is no size.
     if not is_list or any(type(entry) is not int or entry < 1 for entry in value):  # type: ignore[attr-defined]
         raise PlanError(f"{key} must be a list of positive integers, found {value!r}")
-    return tuple(value)  # type: ignore[arg-type]
 
 
 def _require_product(
