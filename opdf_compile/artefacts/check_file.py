@@ -126,9 +126,6 @@ def write_check(path: Path, data: CheckData) -> None:
 def read_check(path: Path) -> CheckData:
     """Read check data; nothing in the file can run code.
 
-    Args:
-        path: A ``.check.npz`` file.
-
     Raises:
         ArtefactError: The file is missing, no check data, incomplete, or of another schema.
     """

@@ -26,9 +26,6 @@ _IN_MEMORY = "_ORT_MEM_ADDR_"
 def read_onnx(path: str | os.PathLike[str]) -> onnx.ModelProto:
     """Parse an ONNX file; external tensors are located and measured, but not read.
 
-    Args:
-        path: The `.onnx` file (binary protobuf).
-
     Returns:
         The model; its external tensors still point into the file's folder.
 

@@ -72,10 +72,6 @@ def version_of(metadata: Mapping[str, str]) -> str | None:
 def recorded_parameters(model: onnx.ModelProto, name: str) -> frozenset[str] | None:
     """Read the names of parameters that were recorded; None without a record.
 
-    Args:
-        model: The model.
-        name: The file's name for messages.
-
     Raises:
         ArtefactError: A record is damaged.
     """

@@ -103,11 +103,6 @@ def atomic_folder(
 def sha256_of_part(path: str | os.PathLike[str], offset: int, length: int) -> bytes:
     """Digest of `length` bytes from `offset` on, read in pieces.
 
-    Args:
-        path: An existing file.
-        offset: Where the part begins, in bytes.
-        length: How long it is, in bytes.
-
     Raises:
         OSError: The file cannot be read, or ends before the part does.
     """

@@ -28,7 +28,7 @@ from .models.safetensors_file import write_student as write_student
 from .models.safetensors_file import write_tensors as write_tensors
 from .models.spec import load_model as load_model
 from .models.weight_loading import load_weights as load_weights
-from .onnx_student.examples import trace_drawn as trace_drawn
+from .onnx_student.drawn_examples import trace_drawn as trace_drawn
 from .onnx_student.onnx_loading import load_onnx as load_onnx
 from .onnx_student.student import OnnxStudent as OnnxStudent
 from .saved.expanded_file import fold_file as fold_file

@@ -76,7 +76,7 @@ def test_weights_go_back_into_the_model(run: Run, tmp_path: Path) -> None:
     assert run(f"verify {out} --reference reference.onnx --only structure,numerics -q") == 0
 
 
-# tests/io/models/test_programs.py has the quick one, without the command line.
+# tests/io/models/test_program_archive.py has the quick one, without the command line.
 @pytest.mark.slow
 def test_expanded_file_trains_without_this_package(made: Path, tmp_path: Path, run: Run) -> None:
     trained = tmp_path / "trained.safetensors"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import InputError
 from opdf_compile.graph import memory_key
-from opdf_compile.io.checkpoints.packing import pack
+from opdf_compile.io.checkpoints.json_values import pack
 from opdf_compile.io.checkpoints.rank_group import RankGroup
 from opdf_compile.training import StateDict, checksum, is_sharded, local, whole
 

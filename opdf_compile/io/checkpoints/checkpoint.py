@@ -32,13 +32,13 @@ from opdf_compile.io.checkpoints.give import (
     read_module,
     read_state,
 )
+from opdf_compile.io.checkpoints.json_values import json_text, pack, unpack
 from opdf_compile.io.checkpoints.manifest import (
     Manifest,
     Shards,
     check_hash,
     read_checkpoint_manifest,
 )
-from opdf_compile.io.checkpoints.packing import json_text, pack, unpack
 from opdf_compile.io.checkpoints.random_states import random_states, restorer
 from opdf_compile.io.checkpoints.rank_group import RankGroup
 from opdf_compile.io.checkpoints.step_folders import (

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from opdf_compile.errors import ArtefactError
 from opdf_compile.graph import memory_key
 from opdf_compile.io.checkpoints.capture import Optimizer, is_core
+from opdf_compile.io.checkpoints.json_values import TENSOR
 from opdf_compile.io.checkpoints.manifest import Manifest
-from opdf_compile.io.checkpoints.packing import TENSOR
 from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.training import StateDict, is_sharded
 

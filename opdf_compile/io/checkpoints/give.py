@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError, OpdfError, first_line
 from opdf_compile.io.checkpoints.capture import Optimizer, is_core
+from opdf_compile.io.checkpoints.json_values import unpack
 from opdf_compile.io.checkpoints.manifest import Manifest
-from opdf_compile.io.checkpoints.packing import unpack
 from opdf_compile.io.checkpoints.rank_group import RankGroup
 from opdf_compile.training import StateDict, checksum, is_sharded, local, own
 

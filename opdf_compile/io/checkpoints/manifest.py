@@ -19,7 +19,7 @@ from torch import Tensor
 
 from opdf_compile.errors import ArtefactError, first_line
 from opdf_compile.files import load_json, sha256
-from opdf_compile.io.checkpoints.packing import check_packed
+from opdf_compile.io.checkpoints.json_values import check_packed
 from opdf_compile.io.checkpoints.step_folders import MANIFEST
 from opdf_compile.io.dtypes import dtype_name
 
@@ -150,12 +150,7 @@ def check_hash(folder: Path, name: str, shard: Shard) -> None:
 
 
 class Shards:
-    """Reads single tensors of a checkpoint, each at most once.
-
-    Args:
-        folder: The checkpoint.
-        manifest: Its manifest.
-    """
+    """Reads single tensors of a checkpoint, each at most once."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         """Open nothing yet."""

@@ -38,13 +38,7 @@ class Draw:
     whole: bool = False
 
     def like(self, name: str, leaf: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """A tensor of another shape with values such as the example's.
-
-        Args:
-            name: The input's name.
-            leaf: The example.
-            shape: The shape wanted.
-        """
+        """A tensor of another shape with values such as the example's."""
         values = leaf.detach().cpu()
         if values.dtype.is_complex:
             parts = self.like(name, torch.view_as_real(values), (*shape, 2))

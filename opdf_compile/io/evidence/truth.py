@@ -46,10 +46,6 @@ class Truth:
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
         """Run on inputs of the model's own dtypes.
 
-        Args:
-            args: Positional inputs.
-            kwargs: Keyword inputs.
-
         Returns:
             The tensor outputs in order; floating ones in float64.
         """

@@ -16,7 +16,7 @@ from opdf_compile.graph import CallArguments, Dynamic, Traced, trace
 from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.evidence.evaluating import gather_check_data
 from opdf_compile.io.export.student_graph import write_back
-from opdf_compile.io.onnx_student.examples import trace_drawn
+from opdf_compile.io.onnx_student.drawn_examples import trace_drawn
 from opdf_compile.io.onnx_student.operands import as_tensor
 from opdf_compile.io.onnx_student.student import OnnxStudent
 

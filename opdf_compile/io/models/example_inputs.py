@@ -27,16 +27,11 @@ _AXIS = re.compile(r"[0-9]+|[A-Z][0-9]*|[a-wyz]")
 _AXES = re.compile(r"(?:[0-9]+|[A-Z][0-9]*|[a-wyz])(?:x(?:[0-9]+|[A-Z][0-9]*|[a-wyz]))*")
 MOST_DRAWN = 1 << 31
 _DTYPES: dict[str, torch.dtype] = {
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "int8": torch.int8,
-    "int16": torch.int16,
-    "int32": torch.int32,
-    "int64": torch.int64,
-    "uint8": torch.uint8,
-    "bool": torch.bool,
+    name: getattr(torch, name)
+    for name in (
+        *("float16", "bfloat16", "float32", "float64"),
+        *("int8", "int16", "int32", "int64", "uint8", "bool"),
+    )
 }
 _SHORT = {
     "fp16": "float16",

@@ -54,12 +54,7 @@ def _entry_problem(entry: zipfile.ZipInfo) -> str | None:
 
 
 def record_size(reader: Any, name: str) -> int:
-    """Bytes of a member, as torch's own reader sees it.
-
-    Args:
-        reader: A `torch._C.PyTorchFileReader`.
-        name: The member.
-    """
+    """Bytes of a member, as torch's own reader sees it."""
     # torch 2.11's reader does not tell sizes. Members are stored as they are, so reading one costs
     # no more memory than the file is long.
     told = getattr(reader, "get_record_size", None)

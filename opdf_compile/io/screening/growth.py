@@ -44,9 +44,6 @@ class _Bound:
 def check_growth(tree: ast.AST) -> None:
     """Refuse a size whose computation would take absurdly long.
 
-    Args:
-        tree: A syntax tree that sizes.py accepted.
-
     Raises:
         NotPlain: The number would be too long, or too many are compared.
     """

@@ -22,7 +22,7 @@ from opdf_compile.io.checkpoints.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from opdf_compile.io.checkpoints.packing import pack
+from opdf_compile.io.checkpoints.json_values import pack
 from opdf_compile.io.checkpoints.random_states import random_states, restorer
 from opdf_compile.io.checkpoints.rank_group import RankGroup
 from opdf_compile.io.checkpoints.write import write_share

@@ -26,9 +26,6 @@ _MOST_TRACED = 3
 def example_inputs(student: OnnxStudent) -> dict[str, Tensor]:
     """Inputs that the student runs on; the same on every call.
 
-    Args:
-        student: The student.
-
     Raises:
         InputError: No size that was tried runs.
     """

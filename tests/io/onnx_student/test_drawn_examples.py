@@ -12,7 +12,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import opdf_compile as opdf
 from opdf_compile.cli import main
-from opdf_compile.io.onnx_student.examples import example_inputs, trace_drawn
+from opdf_compile.io.onnx_student.drawn_examples import example_inputs, trace_drawn
 
 FLOAT, BOOL = TensorProto.FLOAT, TensorProto.BOOL
 Shape = list[int | str | None]
