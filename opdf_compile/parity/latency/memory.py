@@ -12,7 +12,7 @@ libraries' own tables and kernels, fall on whichever session comes first.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from opdf_compile.parity.runtime.cuda import DRIVER, load_library
@@ -35,7 +35,7 @@ def growth(device: str | None) -> Iterator[Growth]:
     if device is None:
         yield found
         return
-    used = _meter(device)
+    used = _device_used if device.startswith("cuda") else _heap_used
     before = used()
     yield found
     after = used()
@@ -63,10 +63,6 @@ class _MallocInfo(ctypes.Structure):
             *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
         )
     )
-
-
-def _meter(device: str) -> Callable[[], int | None]:
-    return _device_used if device.startswith("cuda") else _heap_used
 
 
 def _heap_used() -> int | None:

@@ -99,14 +99,12 @@ def _alone(runner: ArraySession, base: _Inputs, group: _Group, size: int) -> Run
 def _stop(
     groups: Sequence[_Group], inputs: _Inputs, ports: Sequence[Port], error: RunFailed
 ) -> StopsAtSize:
-    names = {port.name: port.axes for port in ports}
+    letters = {
+        (p.name, axis): f" ({letter})" for p in ports for axis, letter in enumerate(p.axes or ())
+    }
     where = " and ".join(
-        f"axis {axis} of {name!r}{_letter(names[name], axis)} is {_size(inputs, group)}"
+        f"axis {axis} of {name!r}{letters.get((name, axis), '')} is {_size(inputs, group)}"
         for group in groups
         for name, axis in group
     )
     return StopsAtSize(f"is not computed where {where}, which the file leaves free: {error.reason}")
-
-
-def _letter(axes: tuple[int | str, ...] | None, axis: int) -> str:
-    return f" ({axes[axis]})" if axes is not None else ""

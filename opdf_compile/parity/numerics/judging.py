@@ -54,6 +54,9 @@ def judge_output(
     scale = scale_of(exact)
     largest, rms = _widened(own, peer, scale)
     wide = factor(rows)
+    left = math.inf
+    if peer is not None and data.dtype in HALF_DTYPES and peer.dtype == data.dtype:
+        left = budget(own, peer, rows)
     return OutputError(
         output=name,
         max_abs=max(float(error.max(initial=0.0)) for error in errors),
@@ -65,7 +68,7 @@ def judge_output(
         element=_worst(name, kept, errors, values, truths, wide * largest),
         rows=rows,
         own_rms=own.rms,
-        budget_rms=_budget(own, peer, rows, data.dtype),
+        budget_rms=left,
     )
 
 
@@ -77,12 +80,6 @@ def _widened(own: Floor, peer: Peer | None, scale: float) -> tuple[float, float]
         max(own.largest, min(peer.max_rel * scale, ORDER_FACTOR * own.largest)),
         max(own.rms, min(peer.rms_rel * scale, ORDER_FACTOR * own.rms)),
     )
-
-
-def _budget(own: Floor, peer: Peer | None, rows: int, dtype: str) -> float:
-    if peer is None or dtype not in HALF_DTYPES or peer.dtype != dtype:
-        return math.inf
-    return budget(own, peer, rows)
 
 
 def _problem(

@@ -156,19 +156,10 @@ def _draw_ratios(axes: Axes, result: ShapeResult, margin: float) -> None:
         )
     axes.axhline(groups + 0.6, color=_FAINT, linewidth=0.8)
     axes.set_ylim(groups + 0.7 + 2 * step, 0.3)
-    axes.set_yticks(_group_ticks(groups))
+    axes.set_yticks(range(1, groups + 1, max(1, round(groups / 8))))
     axes.set_ylabel("group of sessions")
     axes.set_xlabel(f"ratio to the reference (shaded: margin ±{margin:g})")
     axes.set_title("ratio per group, and the 90 % intervals")
-    _frame(axes, margin)
-
-
-def _frame(axes: Axes, margin: float) -> None:
-    """Show the margin on both sides and every interval, with room around them."""
+    # The margin on both sides and every interval, with room around them.
     low, high = axes.get_xlim()
     axes.set_xlim(min(low, 1 - 1.6 * margin), max(high, 1 + 1.6 * margin))
-
-
-def _group_ticks(groups: int) -> list[int]:
-    step = max(1, round(groups / 8))
-    return list(range(1, groups + 1, step))

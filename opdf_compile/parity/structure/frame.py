@@ -138,10 +138,7 @@ class _Collector:
         key = _node_key(node)
         readers = [(reader, slot) for v in node.outputs for reader, slot in v.readers]
         for reader, slot in readers[:WIDEST]:
-            below = _node_key(reader)
-            text = Vertex(below, "node", reader.op, _attributes(reader))
-            self.vertices.setdefault(below, text)
-            self.edges.append(Edge(key, below, slot))
+            self.edges.append(Edge(key, self._up(reader, 0), slot))
             if steps > 1:
                 self._down(reader, steps - 1)
         if len(readers) > WIDEST:
