@@ -1,5 +1,6 @@
 from .choose import DEFAULT_CORES as DEFAULT_CORES
 from .choose import DEFAULT_MIN_SIZE as DEFAULT_MIN_SIZE
+from .choose import at_most_one as at_most_one
 from .choose import plan as plan
 from .dear import cost_warning as cost_warning
 from .dear import dearest as dearest

@@ -91,16 +91,7 @@ def plan(
 def _request(
     cores: int | None, scale: float | None, overhead: float | None, usual: int
 ) -> dict[str, Any]:
-    given = {
-        name: value
-        for name, value in (("cores", cores), ("scale", scale), ("overhead", overhead))
-        if value is not None
-    }
-    if len(given) > 1:
-        raise PlanError(
-            f"{' and '.join(given)} are given together, wanted one of cores, scale, overhead; "
-            "each of them fixes the plan"
-        )
+    given = at_most_one(cores=cores, scale=scale, overhead=overhead)
     if not given:
         return {"cores": usual}
     name, value = next(iter(given.items()))
@@ -113,6 +104,21 @@ def _request(
         good = type(value) in (int, float) and 1 < value < float("inf")
     if not good:
         raise PlanError(f"{name} is {value!r}, wanted {wanted}; the default is cores={usual}")
+    return given
+
+
+def at_most_one(**asked: Any) -> dict[str, Any]:
+    """What is asked for, by name, of what excludes each other.
+
+    Raises:
+        PlanError: Two are given.
+    """
+    given = {name: value for name, value in asked.items() if value is not None}
+    if len(given) > 1:
+        raise PlanError(
+            f"{' and '.join(given)} are given together, wanted one of {', '.join(asked)}; each of "
+            "them fixes the plan"
+        )
     return given
 
 

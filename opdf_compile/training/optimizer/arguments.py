@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError, PlanError
-from opdf_compile.planning import Plan
+from opdf_compile.planning import Plan, at_most_one
 from opdf_compile.planning import plan as make_plan
 from opdf_compile.training.hoisted.batching import Batched
 from opdf_compile.training.hoisted.binding import unwrap, validate
@@ -124,13 +124,7 @@ def plan_of(
         PlanError: Two plans are asked for, the plan is for another module, or a planned weight is
             in no group.
     """
-    given = (("plan", plan), ("cores", cores), ("scale", scale))
-    asked = [name for name, value in given if value is not None]
-    if len(asked) > 1:
-        raise PlanError(
-            f"{' and '.join(asked)} are given together, wanted one of plan, cores, scale; each of "
-            "them fixes the plan"
-        )
+    at_most_one(plan=plan, cores=cores, scale=scale)
     if plan is not None and not isinstance(plan, Plan):
         raise InputError(
             f"plan is a {type(plan).__name__}, wanted a Plan; make one with opdf.plan(student), or "
