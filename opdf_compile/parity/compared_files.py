@@ -60,7 +60,7 @@ class ComparedFiles:
         }
 
 
-def find_artefacts(
+def find_files(
     candidate: PathLike,
     reference: PathLike | None,
     check: PathLike | None,
@@ -100,16 +100,16 @@ def find_artefacts(
     )
 
 
-def require_reference(artefacts: ComparedFiles, asked: tuple[str, ...]) -> None:
+def require_reference(files: ComparedFiles, asked: tuple[str, ...]) -> None:
     """Refuse to go on where a part needs a reference and there is none.
 
     Raises:
         InputError: There is none.
     """
     needy = [part for part in asked if part != "numerics"]
-    if needy and artefacts.reference is None:
+    if needy and files.reference is None:
         raise InputError(
-            f"{' and '.join(needy)} of {artefacts.candidate} cannot be checked without the export "
+            f"{' and '.join(needy)} of {files.candidate} cannot be checked without the export "
             "of the untouched student; give reference= (--reference), or ask for numerics only"
         )
 

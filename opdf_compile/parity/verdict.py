@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from opdf_compile.errors import UserError
-from opdf_compile.parity.compared_files import ComparedFiles, find_artefacts, require_reference
+from opdf_compile.parity.compared_files import ComparedFiles, find_files, require_reference
 from opdf_compile.parity.latency.latency_result import LatencyResult
 from opdf_compile.parity.latency.measure import Progress, measure_latency
 from opdf_compile.parity.model_file import PathLike
@@ -81,7 +81,7 @@ def verify(
     request = checked_request(
         device, margin, latency, on_inconclusive, budget, only, shapes, plot, progress
     )
-    files = find_artefacts(candidate, reference, check, reference_check)
+    files = find_files(candidate, reference, check, reference_check)
     require_reference(files, request.asked)
     structure, notes = _structure(files, request)
     numerics = _numerics(files, request)
