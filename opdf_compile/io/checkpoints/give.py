@@ -83,7 +83,7 @@ def read_state(
     parameters = dict(optimizer.program.module.named_parameters(remove_duplicate=False))
     states = {
         name: {
-            key: cut_like(unpack(value, tensor), None if is_core(key) else parameters.get(name))
+            key: _cut_like(unpack(value, tensor), None if is_core(key) else parameters.get(name))
             for key, value in manifest.state[name].items()
         }
         for name in optimizer.owned_names()
@@ -117,7 +117,7 @@ def _fingerprint(saved: list[int] | None, whole: Tensor, like: Tensor) -> list[i
     unchanged = saved == now
     if not is_sharded(like):
         return now if unchanged else saved or _other(now)
-    part: list[int] = checksum(local(cut_like(whole, like))).tolist()
+    part: list[int] = checksum(local(_cut_like(whole, like))).tolist()
     return part if unchanged else _other(part)
 
 
@@ -140,15 +140,15 @@ def read_module(manifest: Manifest, tensor: _ReadTensor) -> StateDict:
 def give_module(module: nn.Module, state: Mapping[str, Any]) -> None:
     """Load what was compared with the module, name by name, and so fits."""
     present = module.state_dict(keep_vars=True)
-    module.load_state_dict({key: cut_like(value, present[key]) for key, value in state.items()})
+    module.load_state_dict({key: _cut_like(value, present[key]) for key, value in state.items()})
 
 
-def cut_like(value: Any, like: Any) -> Any:
+def _cut_like(value: Any, like: Any) -> Any:
     """Tensors cut as FSDP2 cut the parameter that they belong to; any other value as it is."""
     if isinstance(value, dict):
-        return {key: cut_like(item, like) for key, item in value.items()}
+        return {key: _cut_like(item, like) for key, item in value.items()}
     if isinstance(value, list):
-        return [cut_like(item, like) for item in value]
+        return [_cut_like(item, like) for item in value]
     if not is_sharded(like) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     from torch.distributed.tensor import distribute_tensor

@@ -50,7 +50,7 @@ def make_folder(directory: Path) -> None:
         raise ArtefactError(write_failure(directory, error)) from error
 
 
-def complete_steps(directory: Path) -> dict[int, Path]:
+def _complete_steps(directory: Path) -> dict[int, Path]:
     """The checkpoints in a folder by step, oldest first.
 
     Raises:
@@ -84,7 +84,7 @@ def latest_checkpoint(directory: str | os.PathLike[str]) -> Path | None:
         >>> if opdf.latest_checkpoint("run/"):
         ...     step = opdf.load_checkpoint("run/", optimizer).step
     """
-    steps = complete_steps(Path(directory))
+    steps = _complete_steps(Path(directory))
     return steps[max(steps)] if steps else None
 
 
@@ -108,7 +108,7 @@ def prune(directory: Path, step: int, keep: int) -> None:
     Raises:
         ArtefactError: A checkpoint cannot be moved.
     """
-    older = [path for number, path in complete_steps(directory).items() if number < step]
+    older = [path for number, path in _complete_steps(directory).items() if number < step]
     for path in older[: max(0, len(older) - (keep - 1))]:
         hidden = path.with_name(f".{path.name}.pruned")
         # Hidden in one step first: a deletion that is interrupted must not leave half a checkpoint.

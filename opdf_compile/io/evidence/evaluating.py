@@ -24,9 +24,9 @@ from opdf_compile.io.evidence.samples import ENOUGH_ROWS, MOST_SAMPLES, ORDINARY
 from opdf_compile.io.evidence.truth import Truth, graph_of, run_module
 
 # More rows than the ordinary samples have are worth this much of a file.
-MOST_BYTES = 64 << 20
+_MOST_BYTES = 64 << 20
 # A model that takes none of so many drawn samples in a row takes none.
-MOST_FAILURES = 3
+_MOST_FAILURES = 3
 _LOG = logging.getLogger("opdf_compile")
 
 
@@ -67,10 +67,11 @@ def gather_check_data(
     samples = [sample for sample, blind in own if not blind]
     row_bytes = _bytes(own[0][0]) // max(1, _fewest_rows(own[0][0]))
     rest = drawn_samples(
-        program, example, axis_names, seed=seed, largest_batch=MOST_BYTES // max(1, row_bytes)
+        program, example, axis_names, seed=seed, largest_batch=_MOST_BYTES // max(1, row_bytes)
     )
+    # Where the user's own sample is all finite, drawn values that give NaN are no fair question.
     usual, failures = _not_finite(own[0][0]), 0
-    while _wants_more(samples) and failures < MOST_FAILURES:
+    while _wants_more(samples) and failures < _MOST_FAILURES:
         drawn = _first_that_runs(measure, next(rest), usual)
         failures = failures + 1 if drawn is None else 0
         samples.extend([] if drawn is None else [drawn])
@@ -89,7 +90,7 @@ def gather_check_data(
     )
 
 
-class NumbersDoNotFitError(ExportError):
+class _NumbersDoNotFitError(ExportError):
     """A number of the model is outside the exported dtype, and the nearest inside is no match."""
 
 
@@ -171,7 +172,7 @@ class _Measure:
             off, _ = _errors(found, right)
             allowed = self._unit / 2 * scale if right.is_floating_point() else 0.0
             if off > allowed:
-                raise NumbersDoNotFitError(
+                raise _NumbersDoNotFitError(
                     f"{'; '.join(map(str, self.changes[:3]))}, which changes the output {name!r} "
                     f"by {off:.2g} (its largest number is {scale:.2g}), wanted numbers that the "
                     "dtype holds: torch.finfo(x.dtype).min or -inf for a mask, a larger epsilon, "
@@ -193,7 +194,7 @@ class _Measure:
 def _of_user(measure: _Measure, inputs: CallArguments) -> tuple[Sample, int]:
     try:
         return measure(inputs)
-    except NumbersDoNotFitError:
+    except _NumbersDoNotFitError:
         raise
     except Exception as error:  # Whatever the user's own graph raises on the user's own example.
         raise ExportError(
@@ -209,7 +210,7 @@ def _first_that_runs(
     for inputs in candidates:
         try:
             sample, blind = measure(inputs)
-        except NumbersDoNotFitError:  # The example alone may hide it: of zeros, all is 0.
+        except _NumbersDoNotFitError:  # The example alone may hide it: of zeros, all is 0.
             raise
         except Exception as error:  # A size or value that this model does not take.
             _LOG.debug("a drawn sample does not run: %s", first_line(error))
@@ -226,7 +227,7 @@ def _wants_more(samples: Sequence[Sample]) -> bool:
     if len(samples) < ORDINARY:
         return True
     rows = sum(_fewest_rows(sample) for sample in samples)
-    small = sum(map(_bytes, samples)) < MOST_BYTES
+    small = sum(map(_bytes, samples)) < _MOST_BYTES
     return rows < ENOUGH_ROWS and small and len(samples) < MOST_SAMPLES
 
 

@@ -108,7 +108,7 @@ def build_export(
         TraceError: torch.export cannot hold the model.
         InputError: The example inputs do not fit.
     """
-    wanted = parse_dtype(dtype)
+    wanted = _parse_dtype(dtype)
     student = onnx_student_of(model)
     if student is not None:
         given = normalise_inputs(args, kwargs)
@@ -150,6 +150,8 @@ def _with_true_axes(
         trials = try_free_axes(translated, program, example, _names(traced), traced.source)
         if not trials.broken:
             return translated, traced, fixed, trials.note
+        # An axis that is fixed may change which others are free, so all are tried again; the loop
+        # ends because each round fixes one at least.
         more = {place: b.sentence for b in trials.broken for place in b.places}
         traced, fixed = _fix(traced, more), {**fixed, **more}
 
@@ -195,7 +197,7 @@ def tensors_of(model: Any) -> dict[str, Tensor]:
     return {**model.state_dict, **constants}
 
 
-def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+def _parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """Read the `dtype` option.
 
     Raises:

@@ -72,7 +72,7 @@ def export_onnx(
         >>> opdf.export_onnx(student, (x,), "student.onnx")
         >>> opdf.export_onnx(student, batch, "out/", reference=untouched)
     """
-    require_room(path, plan, extra_files)
+    _require_room(path, plan, extra_files)
     options: dict[str, Any] = {"dynamic": dynamic, "opset": opset, "dtype": dtype}
     exports = exported(model, args, kwargs, reference=reference, **options)
     for sentence in dict.fromkeys(exports[0].fixed.values()):
@@ -93,6 +93,7 @@ def exported(
     if reference is None:
         return student, None
     untouched = build_export(reference, args, kwargs, fixed=student.fixed, **options)
+    # A verdict needs two files with the same free axes, and the reference may bear fewer of them.
     if untouched.fixed.keys() != student.fixed.keys():
         student = build_export(model, args, kwargs, fixed=untouched.fixed, **options)
     return student, untouched
@@ -116,7 +117,7 @@ def write(
     return target
 
 
-def require_room(
+def _require_room(
     path: str | os.PathLike[str], plan: object, extra_files: Sequence[str | os.PathLike[str]]
 ) -> None:
     """Refuse a plan or extra files for a path that is one file.

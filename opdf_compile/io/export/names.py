@@ -43,7 +43,7 @@ def name_graph(
     """
     graph = model.graph
     _check_counts(graph, inputs, outputs)
-    _rename_axes(model, axes_mapping(graph, inputs, axes))
+    _rename_axes(model, _axes_mapping(graph, inputs, axes))
     _separate_outputs(graph)
     outputs = _free_of_clashes(inputs, outputs)
     taken = [*zip(graph.inputs, inputs, strict=True), *zip(graph.outputs, outputs, strict=True)]
@@ -53,7 +53,7 @@ def name_graph(
     return tuple(outputs)
 
 
-def axes_mapping(
+def _axes_mapping(
     graph: ir.Graph, inputs: Sequence[str], axes: Mapping[str, Mapping[int, str]]
 ) -> dict[str, str]:
     """The public name of every symbol that an input's shape holds.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 # A protobuf message ends at 2 GiB; the graph itself needs some of that.
-SINGLE_FILE_BYTES = 2_000_000_000
+_SINGLE_FILE_BYTES = 2_000_000_000
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -25,7 +25,7 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def data_name(path: Path) -> str:
+def _data_name(path: Path) -> str:
     """The name of the file that holds the weights of a model too large for one file."""
     return f"{path.name}.data"
 
@@ -35,7 +35,7 @@ def stage(
     path: Path,
     stack: ExitStack,
     *,
-    limit: int = SINGLE_FILE_BYTES,
+    limit: int = _SINGLE_FILE_BYTES,
 ) -> Path:
     """Write a checked model under a temporary name; it becomes `path` when `stack` closes.
 
@@ -74,12 +74,12 @@ def _stage_in_two(model: ir.Model, path: Path, stack: ExitStack) -> Path:
 
     # The stack closes in reverse: the weights are renamed first, then the model that needs them.
     temporary = stack.enter_context(atomic_write(path))
-    weights = stack.enter_context(atomic_write(path.with_name(data_name(path))))
+    weights = stack.enter_context(atomic_write(path.with_name(_data_name(path))))
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.stem}."))
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    ir.save(model, folder / path.name, external_data=data_name(path))
+    ir.save(model, folder / path.name, external_data=_data_name(path))
     _check(str(folder / path.name))
-    (folder / data_name(path)).replace(weights)
+    (folder / _data_name(path)).replace(weights)
     (folder / path.name).replace(temporary)
     return temporary
 

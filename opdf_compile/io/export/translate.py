@@ -73,15 +73,19 @@ def export_program(
     model = _translate(known, asked)
     _check_version(model, asked)
     state = frozenset(program.state_dict)
-    merge_tied(model, tied_groups(program.state_dict))
+    # The order matters. What is one value (a tied weight, a shared size) becomes one before equal
+    # subexpressions are shared, and the mask's former nodes are dropped by the same clean-up.
+    merge_tied(model, _tied_groups(program.state_dict))
     read_sizes_from_first_input(model)
     mask_directly(model)
     with quiet_libraries():
         optimise(model, state)
+    # Only folding makes the amounts of a padding constants.
     keep_padding(model)
     leave_out_defaults(model)
     parameters = [value for name, value in model.graph.initializers.items() if name in state]
     store_transposed(parameters)
+    # Names come last: until here sizes are known by torch.export's symbols, and passes make names.
     name_graph(model, inputs=input_names, outputs=tensors, axes=axis_names)
     _strip_metadata(model)
     names = [str(value.name) for value in parameters]
@@ -92,7 +96,7 @@ def export_program(
     return model
 
 
-def tied_groups(state: Mapping[str, torch.Tensor]) -> list[tuple[str, ...]]:
+def _tied_groups(state: Mapping[str, torch.Tensor]) -> list[tuple[str, ...]]:
     """Names of a state dict that are views of the same memory in the same way."""
     groups: dict[Any, list[str]] = {}
     for name, tensor in state.items():

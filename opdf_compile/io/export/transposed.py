@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-SUFFIX = ".T"
+_SUFFIX = ".T"
 
 
 def store_transposed(parameters: Sequence[ir.Value]) -> None:
@@ -39,7 +39,7 @@ def store_transposed(parameters: Sequence[ir.Value]) -> None:
             if node.graph is not None:
                 node.graph.remove(node, safe=True)
         # No module can own a parameter and, under its name, another one called "T".
-        weight.name = f"{weight.name}{SUFFIX}"
+        weight.name = f"{weight.name}{_SUFFIX}"
 
 
 def _only_swapped(weight: ir.Value, readers: Sequence[Any]) -> bool:

@@ -117,6 +117,7 @@ def read_programs(path: str | os.PathLike[str], *, trust_pickle: bool = False) -
         )
     for program in programs.values():
         program._guards_code = []
+    # Ties are found by memory, so all programs must hold the same tensors first.
     _share(file, programs)
     ties = retie(programs[MODEL])
     for name, program in programs.items():

@@ -31,7 +31,7 @@ from opdf_compile.io.models.weight_loading import load_weights
 _LOG = logging.getLogger("opdf_compile")
 
 _FORMS = "file.pt2, file.onnx, package.module:callable, file.py:callable, timm:NAME or hf:DIR"
-ONNX_FILE = re.compile(r"(?P<path>.+\.onnx)(?:\?(?P<query>.*))?", re.DOTALL)
+_ONNX_FILE = re.compile(r"(?P<path>.+\.onnx)(?:\?(?P<query>.*))?", re.DOTALL)
 _PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -84,7 +84,7 @@ def _dispatch(spec: str, options: InputOptions, trust_pickle: bool) -> LoadedMod
         from opdf_compile.io.models.from_hf import load_hf
 
         return load_hf(spec, options, trust_pickle=trust_pickle)
-    if in_onnx := ONNX_FILE.fullmatch(spec):
+    if in_onnx := _ONNX_FILE.fullmatch(spec):
         from opdf_compile.io.models.from_onnx import load_onnx_model
 
         return load_onnx_model(in_onnx, options)

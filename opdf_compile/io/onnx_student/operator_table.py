@@ -102,6 +102,7 @@ def find(node: Node) -> Operator:
     Raises:
         InputError: There is none.
     """
+    # The families import this module to enter themselves, so it cannot import them above.
     ops.enter_all()
     entry = _OPERATORS.get((node.domain, node.op))
     if entry is None:

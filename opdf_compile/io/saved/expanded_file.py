@@ -41,7 +41,7 @@ from opdf_compile.io.saved.core_folding import fold_state
 from opdf_compile.passes import Fold, core_key
 from opdf_compile.training import Expanded, fold_program, programs_of
 
-PLAN_FILE = "plan.json"
+_PLAN_FILE = "plan.json"
 
 
 def save_expanded(expanded: Expanded, path: str | os.PathLike[str]) -> None:
@@ -53,7 +53,7 @@ def save_expanded(expanded: Expanded, path: str | os.PathLike[str]) -> None:
     target = Path(path)
     plan = json.dumps(expanded.plan.to_json())
     if target.suffix == ".pt2":
-        extra = {PLAN_FILE: plan, NOTES_FILE: json.dumps(_notes(expanded))}
+        extra = {_PLAN_FILE: plan, NOTES_FILE: json.dumps(_notes(expanded))}
         write_programs(target, programs_of(expanded), extra)
     elif target.suffix == ".safetensors":
         write_tensors(target, unshared(expanded.state_dict()), {"opdf.plan": plan})
@@ -158,7 +158,7 @@ def _fold_programs(
 ) -> FoldedFile:
     archive = read_programs(source, trust_pickle=trust_pickle)
     programs = {n: p for n, p in archive.programs.items() if n in (MODEL, EVAL)}
-    _require_cores(archive.model.state_dict, PLAN_FILE in archive.extra, source)
+    _require_cores(archive.model.state_dict, _PLAN_FILE in archive.extra, source)
     if trained is not None:
         for program in programs.values():
             _load(program, trained, source)
@@ -275,6 +275,8 @@ def _merge(
     if trained is None:
         return own
     unknown = [name for name in trained if name not in own]
+    # What else a trainer left out (a counter, a frozen bias) is the file's; a weight without one of
+    # its cores would be folded from trained and untrained ones.
     missing = [name for name in own if "_cores." in name and name not in trained]
     shapes = [n for n, t in trained.items() if n in own and t.shape != own[n].shape]
     if unknown or missing or shapes:
