@@ -120,8 +120,8 @@ def save_checkpoint(
     random = pack(random_states(), f"random/{ranks.rank}", share.tensors) if rng else None
     base = Path(directory)
     target = step_folder(base, step)
-    # The lock is held until the new checkpoint has its name and older ones are gone: another process
-    # would take a folder that is being written for a leftover.
+    # The lock is held until the new checkpoint has its name and older ones are gone: to another
+    # process a folder that is being written is a leftover.
     with ExitStack() as lock, ExitStack() as writing:
         opened = ranks.together(partial(_open, target, ranks, lock, writing))
         folder = ranks.gather(opened)[0]
