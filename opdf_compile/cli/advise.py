@@ -17,7 +17,7 @@ from opdf_compile.cli.terminal import Terminal, opened, require_folder
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from opdf_compile.distill.advise import Advice, Side, Tried
+    from opdf_compile.distill.advise import Advice, Side
 
 NAME = "advise"
 EXAMPLES = (
@@ -111,21 +111,18 @@ def tried_table(side: Side, name: str, metric: str) -> Table:
     for rung, group in groupby(side.tried, key=lambda row: row.rung):
         rows = list(group)
         for place, row in enumerate(rows[:_SHOWN]):
-            made.add_row("" if place else str(rung), *_tried_cells(row))
+            made.add_row(
+                "" if place else str(rung),
+                row.method,
+                f"{row.lr:g}",
+                f"{row.weight_decay:g}",
+                str(row.steps),
+                str(row.seeds),
+                _score(row.score),
+            )
         if len(rows) > _SHOWN:
             made.add_row("", f"and {len(rows) - _SHOWN} more")
     return made
-
-
-def _tried_cells(row: Tried) -> tuple[str, ...]:
-    return (
-        row.method,
-        f"{row.lr:g}",
-        f"{row.weight_decay:g}",
-        str(row.steps),
-        str(row.seeds),
-        _score(row.score),
-    )
 
 
 def sides_table(advice: Advice) -> Table:

@@ -1,6 +1,5 @@
 from .advice import Advice as Advice
 from .advice import Side as Side
-from .advice import Tried as Tried
 from .advice_plot import plot_advice as plot_advice
 from .advice_plot import require_picture as require_picture
 from .racing import advise as advise

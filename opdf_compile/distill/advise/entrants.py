@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,7 +48,8 @@ def entrants(job: Job) -> tuple[Entrant, ...]:
     machine, asked = machine_for(job.recipe.training), job.recipe.plan
     student = machine.widened(job.make_student(0))
     # On the CPU, where students are made; the plan fits them on every device.
-    batch = Batches(job.data, torch.device("cpu"), machine.double).moved(job.example)
+    beside = replace(machine, device=torch.device("cpu"))
+    batch = Batches(job.data, beside).moved(job.example)
     args, kwargs = job.data.arguments(batch)
     traced = trace(student, args, kwargs, phases=("train",))
     made = [Entrant(PLAIN, None, lines={"enabled": False}, without=_without(job, plain=True))]

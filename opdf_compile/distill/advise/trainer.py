@@ -163,7 +163,7 @@ class Trainer:
         if teacher is None or section is None or not section.cache:
             return {}
         teaching = Teaching(job, teacher, self._machine)
-        batches = Batches(job.data, self._machine.device, self._machine.double)
+        batches = Batches(job.data, self._machine)
         pieces = []
         for indices in torch.split(torch.arange(len(self._holdouts.pool)), job.recipe.data.batch):
             found = teaching.outputs(teacher, batches.of(self._holdouts.pool, indices.tolist()))

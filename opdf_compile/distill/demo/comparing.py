@@ -115,7 +115,7 @@ class _Racing:
     def __init__(self, job: Job) -> None:
         assert job.teacher is not None
         self._job, self._machine = job, Machine(torch.device("cpu"))
-        self._batches = Batches(job.data, self._machine.device)
+        self._batches = Batches(job.data, self._machine)
         traced = trace(job.make_student(0), (images(job, job.data.train),))
         self.plan = choose_plan(traced, cores=job.recipe.plan.cores)
         teaching = Teaching(job, job.teacher, self._machine)

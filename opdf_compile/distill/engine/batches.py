@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from opdf_compile.distill.engine.machine import Machine
 from opdf_compile.distill.recipe import Batch, Data, Examples, examples_at
 
 
@@ -17,13 +18,11 @@ class Batches:
 
     Attributes:
         data: Knows how to collate.
-        device: Where they go.
-        double: Whether floating-point columns become float64.
+        machine: Where they go, and in which precision.
     """
 
     data: Data
-    device: torch.device
-    double: bool = False
+    machine: Machine
 
     def of(self, part: Examples, indices: Sequence[int]) -> dict[str, Tensor]:
         """The batch of these examples."""
@@ -31,8 +30,8 @@ class Batches:
 
     def moved(self, batch: Batch) -> dict[str, Tensor]:
         """A batch on the device."""
-        moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        if not self.double:
+        moved = {name: tensor.to(self.machine.device) for name, tensor in batch.items()}
+        if not self.machine.double:
             return moved
         return {n: t.double() if t.is_floating_point() else t for n, t in moved.items()}
 

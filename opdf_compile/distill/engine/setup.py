@@ -126,7 +126,7 @@ def set_up(
         losses=losses,
         side=_side(job, losses),
         average=average,
-        batches=Batches(job.data, machine.device, machine.double),
+        batches=Batches(job.data, machine),
         order=example_order(job, seed),
         steps=whole if steps is None else steps,
         # Steps of warm-up are those of a whole run; a shorter one has as large a share of it.

@@ -58,31 +58,18 @@ def copy_layers(student: nn.Module, teacher: nn.Module, layer_map: LayerMap) -> 
     with torch.no_grad():
         for name, tensor in mine.items():
             source = partners.get(name, name)
-            reason = _obstacle(name, source, tensor, theirs, partners, layer_map)
-            if reason:
-                kept.append((name, reason))
+            given = theirs.get(source)
+            if name not in partners and _in_a_row(name, layer_map):
+                kept.append((name, "its block is not in the layer map"))
+            elif given is None:
+                kept.append((name, f"the teacher has no {source!r}"))
+            elif given.shape != tensor.shape:
+                shapes = f"{tuple(tensor.shape)} is {tuple(given.shape)}"
+                kept.append((name, f"its shape {shapes} in the teacher"))
             else:
-                tensor.copy_(theirs[source])
+                tensor.copy_(given)
                 copied.append((name, source))
     return CopyReport(tuple(copied), tuple(kept))
-
-
-def _obstacle(
-    name: str,
-    source: str,
-    tensor: Tensor,
-    theirs: Mapping[str, Tensor],
-    partners: Mapping[str, str],
-    layer_map: LayerMap,
-) -> str:
-    """Why a tensor cannot be copied; empty if it can."""
-    if name not in partners and _in_a_row(name, layer_map):
-        return "its block is not in the layer map"
-    if source not in theirs:
-        return f"the teacher has no {source!r}"
-    if theirs[source].shape != tensor.shape:
-        return f"its shape {tuple(tensor.shape)} is {tuple(theirs[source].shape)} in the teacher"
-    return ""
 
 
 def _partners(

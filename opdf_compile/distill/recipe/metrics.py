@@ -34,8 +34,10 @@ def make_metric(
     name = recipe.training.metric
     if ":" in name:
         return _custom(recipe, base, name)
-    if name == "auto":
-        name = _usual(recipe, losses, labels, batch)
+    if name == "auto" and labels is not None:
+        name = "mse" if batch[labels].is_floating_point() else "accuracy"
+    elif name == "auto":
+        name = "cosine" if recipe.loss[0].kind in ("hidden", "cosine") else "kl"
     if name in _NEED_LABELS and labels is None:
         raise RecipeError(
             f"{recipe.place('training', 'metric')}: the metric {name} compares with labels and the "
@@ -73,13 +75,6 @@ def try_metric(
         "wanted a callable of (student outputs, teacher outputs or None, batch) that returns a sum "
         "over examples and their number; correct it"
     )
-
-
-def _usual(recipe: Recipe, losses: kinds.WeightedSum, labels: str | None, batch: Batch) -> str:
-    if labels is not None:
-        return "mse" if batch[labels].is_floating_point() else "accuracy"
-    first = recipe.loss[0].kind
-    return "cosine" if first in ("hidden", "cosine") else "kl"
 
 
 def _custom(recipe: Recipe, base: Path, name: str) -> Metric:

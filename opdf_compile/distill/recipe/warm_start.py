@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -40,21 +39,16 @@ def make_layer_map(
         if isinstance(given, dict):
             return LayerMap.from_mapping(given)
         if given == "every-kth":
-            return _by_rule(lambda: every_kth(student, teacher))
+            try:
+                return every_kth(student, teacher)
+            except InputError as error:  # Its advice is for programmers.
+                raise InputError(
+                    f'{str(error).partition("; ")[0]}; write layer_map = "found" in [student], '
+                    "which looks at the graphs, or a table of names"
+                ) from error
         from opdf_compile.graph import trace
 
         return found_map(trace(student, *arguments), trace(teacher, *arguments))
-
-
-def _by_rule(rule: Callable[[], LayerMap]) -> LayerMap:
-    """The rule's map; its advice for programmers becomes one for recipes."""
-    try:
-        return rule()
-    except InputError as error:
-        raise InputError(
-            f'{str(error).partition("; ")[0]}; write layer_map = "found" in [student], which '
-            "looks at the graphs, or a table of names"
-        ) from error
 
 
 def _reader(recipe: Recipe) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
@@ -135,9 +136,7 @@ def processes(accelerator: Accelerator, setup: Setup, teaching: Teaching) -> Pro
         prepared: nn.Module = accelerator.prepare_model(objective)
         return prepared
 
-    def add_up(vector: Tensor) -> Tensor:
-        return added_up(accelerator, vector)
-
+    add_up = functools.partial(added_up, accelerator)
     return Processes(accelerator.process_index, accelerator.num_processes, add_up, wrap)
 
 

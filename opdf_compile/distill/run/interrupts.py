@@ -12,30 +12,20 @@ from typing import Any
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Stop:
-    """Whether this process was told to stop."""
-
-    def __init__(self) -> None:
-        self.told = False
-
-    def __bool__(self) -> bool:
-        return self.told
-
-
 @contextmanager
-def stoppable() -> Iterator[Stop]:
-    """Note the first signal; a second one acts as it did before, so that nobody is held up.
+def stoppable() -> Iterator[threading.Event]:
+    """An event that the first signal sets; a second acts as before, so that nobody is held up.
 
     Only the main thread may handle signals; elsewhere they act as ever.
     """
-    stop = Stop()
+    stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def note(number: int, frame: FrameType | None) -> None:
-        stop.told = True
+        stop.set()
         _put_back(before)
 
     for number in _SIGNALS:

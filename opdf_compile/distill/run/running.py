@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opdf_compile.distill.engine import Machine, Setup, Teaching, set_up
+from opdf_compile.distill.engine import Machine, Teaching, set_up
 from opdf_compile.distill.recipe import Job
 from opdf_compile.distill.run.accelerator import (
     open_accelerator,
@@ -132,7 +132,18 @@ def _train(
     # builds again, takes those of its checkpoint.
     set_seed(seed, device_specific=True)
     training.resume()
-    tell(_started(job, setup, accelerator, training.progress.step, notes))
+    tell(
+        Started(
+            step=training.progress.step,
+            steps=setup.steps,
+            steps_per_epoch=setup.order.steps_per_epoch,
+            device=str(accelerator.device),
+            processes=accelerator.num_processes,
+            metric=job.metric.name,
+            higher_is_better=job.metric.higher_is_better,
+            notes=(*job.notes, *notes),
+        )
+    )
     training.run()
     kept = training.saving.kept
 
@@ -145,21 +156,6 @@ def _train(
     value = ranks.gather(ranks.together(end))[0]
     accelerator.end_training()
     return value
-
-
-def _started(
-    job: Job, setup: Setup, accelerator: Accelerator, step: int, notes: tuple[str, ...]
-) -> Started:
-    return Started(
-        step=step,
-        steps=setup.steps,
-        steps_per_epoch=setup.order.steps_per_epoch,
-        device=str(accelerator.device),
-        processes=accelerator.num_processes,
-        metric=job.metric.name,
-        higher_is_better=job.metric.higher_is_better,
-        notes=(*job.notes, *notes),
-    )
 
 
 def _result(value: Mapping[str, Any], place: RunFolder) -> RunResult:

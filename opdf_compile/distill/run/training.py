@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from opdf_compile.distill.run.accelerator import added_up, processes
 from opdf_compile.distill.run.counters import Counters
 from opdf_compile.distill.run.events import Saved, Stepped, Validated, Watch
 from opdf_compile.distill.run.folder import Log, RunFolder
-from opdf_compile.distill.run.interrupts import Stop, stoppable
+from opdf_compile.distill.run.interrupts import stoppable
 from opdf_compile.distill.run.saving import Saving
 from opdf_compile.errors import RunInterrupted, UserError
 
@@ -40,15 +41,11 @@ class Training:
         job = setup.job
         self._job, self._setup, self._accelerator = job, setup, accelerator
         self._folder, self._watch = folder, watch
+        self._first = bool(accelerator.is_main_process)  # Which writes and tells.
         self._step = TrainingStep(setup, teaching, processes(accelerator, setup, teaching))
         self.evaluation = Evaluation(job, setup.batches, teaching)
         self.saving = Saving(setup, self._step.scaler)
         self.progress = Counters()
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the process that writes and tells."""
-        return bool(self._accelerator.is_main_process)
 
     def resume(self) -> None:
         """Take the run up at its newest checkpoint, if there is one."""
@@ -63,7 +60,7 @@ class Training:
             RunInterrupted: Told to stop; where the run was is saved.
             UserError: The loss is no number any more.
         """
-        self._log = Log(self._folder.log, self.progress.step) if self.first else None
+        self._log = Log(self._folder.log, self.progress.step) if self._first else None
         self._started = time.perf_counter()
         with stoppable() as stop:
             while not self._done():
@@ -77,10 +74,10 @@ class Training:
     def _done(self) -> bool:
         return self.progress.stopped or self.progress.step >= self._setup.steps
 
-    def _one_step(self, stop: Stop) -> bool:
+    def _one_step(self, stop: threading.Event) -> bool:
         """A step and what is due after it; whether any process was told to stop."""
         due = self._due(self.progress.step + 1)
-        parts, told = self._step(self.progress.step, stop=bool(stop))
+        parts, told = self._step(self.progress.step, stop=stop.is_set())
         self.progress.step += 1
         if any(due.values()):
             self._report(self._summed(parts), log=due["log"] or due["validate"])
@@ -147,7 +144,7 @@ class Training:
 
     def _save(self) -> None:
         path = self.saving.save(self._folder.checkpoints, self.progress, self._job.recipe.training)
-        if path is not None and self.first:
+        if path is not None and self._first:
             self._watch(Saved(self.progress.step, path))
 
     def _told(self, name: str, event: Stepped | Validated, values: dict[str, Any]) -> None:
