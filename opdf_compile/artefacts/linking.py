@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from opdf_compile.artefacts.onnx_graph import Constant, FunctionKey, Graph, LinkedModel, Node, Value
-from opdf_compile.artefacts.onnx_nodes import constant_of, opsets_of, plain_domain
+from opdf_compile.artefacts.onnx_nodes import constant_of, graphs_in, opsets_of, plain_domain
 
 if TYPE_CHECKING:
     import onnx
@@ -104,7 +104,7 @@ class _Linker:
                 graph.define(value)
             # The recursion is bounded: protobuf parses no more than 100 levels.
             for attribute in proto.attribute:
-                inner = [attribute.g] if attribute.HasField("g") else list(attribute.graphs)
+                inner = list(graphs_in(attribute))
                 if inner:
                     path = (*graph.path, f"{next(iter(proto.output), '')}.{attribute.name}")
                     node.subgraphs[attribute.name] = tuple(

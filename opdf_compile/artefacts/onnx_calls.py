@@ -66,7 +66,7 @@ def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
     while waiting:
         node = waiting.pop()
         yield node
-        waiting.extend(inner for graph in graphs_in(node) for inner in graph.node)
+        waiting.extend(inner for graph in graphs_in(*node.attribute) for inner in graph.node)
 
 
 def _key(node: onnx.NodeProto) -> _Key:

@@ -6,12 +6,14 @@ words, so the file is parsed with onnx and every external tensor is located here
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opdf_compile.artefacts.onnx_calls import check_calls
+from opdf_compile.artefacts.onnx_nodes import graphs_in
 from opdf_compile.artefacts.wholeness import check_whole
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import existing_file, read_failure
@@ -100,34 +102,26 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
     holders: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
     while holders:
         holder = holders.pop()
-        tensors: list[onnx.TensorProto] = []
+        # A function has no initialisers; its attributes have defaults.
+        lists = [node.attribute for node in holder.node]
         if isinstance(holder, onnx.GraphProto):
-            tensors.extend(holder.initializer)
-            for sparse in holder.sparse_initializer:
-                tensors.extend((sparse.values, sparse.indices))
+            yield from holder.initializer
+            yield from _parts(holder.sparse_initializer)
         else:
-            # The defaults of a function's attributes.
-            _collect(holder.attribute_proto, tensors, holders)
-        for node in holder.node:
-            _collect(node.attribute, tensors, holders)
-        yield from tensors
+            lists.append(holder.attribute_proto)
+        for attribute in itertools.chain.from_iterable(lists):
+            if attribute.HasField("t"):
+                yield attribute.t
+            yield from attribute.tensors
+            if attribute.HasField("sparse_tensor"):
+                yield from _parts([attribute.sparse_tensor])
+            yield from _parts(attribute.sparse_tensors)
+            holders.extend(graphs_in(attribute))
 
 
-def _collect(
-    attributes: Iterable[onnx.AttributeProto],
-    tensors: list[onnx.TensorProto],
-    holders: list[onnx.GraphProto | onnx.FunctionProto],
-) -> None:
-    for attribute in attributes:
-        if attribute.HasField("t"):
-            tensors.append(attribute.t)
-        tensors.extend(attribute.tensors)
-        one = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
-        for sparse in (*one, *attribute.sparse_tensors):
-            tensors.extend((sparse.values, sparse.indices))
-        if attribute.HasField("g"):
-            holders.append(attribute.g)
-        holders.extend(attribute.graphs)
+def _parts(tensors: Iterable[onnx.SparseTensorProto]) -> Iterator[onnx.TensorProto]:
+    for sparse in tensors:
+        yield from (sparse.values, sparse.indices)
 
 
 def _check_external(tensor: onnx.TensorProto, file: Path) -> None:

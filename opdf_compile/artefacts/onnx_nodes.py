@@ -21,9 +21,9 @@ def opsets_of(imports: Iterable[onnx.OperatorSetIdProto]) -> dict[str, int]:
     return {plain_domain(entry.domain): entry.version for entry in imports}
 
 
-def graphs_in(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs that a node holds in its attributes."""
-    for attribute in node.attribute:
+def graphs_in(*attributes: onnx.AttributeProto) -> Iterator[onnx.GraphProto]:
+    """The graphs that attributes hold."""
+    for attribute in attributes:
         if attribute.HasField("g"):
             yield attribute.g
         yield from attribute.graphs

@@ -120,7 +120,7 @@ def _constants(graph: onnx.GraphProto) -> Iterator[str]:
     for node in graph.node:
         if node.op_type == "Constant":
             yield from node.output
-        for inner in graphs_in(node):
+        for inner in graphs_in(*node.attribute):
             yield from _constants(inner)
 
 

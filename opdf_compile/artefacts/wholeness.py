@@ -96,14 +96,14 @@ def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionP
     while waiting:
         graph = waiting.pop()
         yield graph
-        waiting.extend(inner for node in graph.node for inner in graphs_in(node))
+        waiting.extend(inner for node in graph.node for inner in graphs_in(*node.attribute))
 
 
 def _reads(node: onnx.NodeProto) -> set[str]:
     """All names that a node reads, also from within its nested graphs."""
     names = set(node.input)
     # The recursion is bounded: protobuf parses no more than 100 levels.
-    for graph in graphs_in(node):
+    for graph in graphs_in(*node.attribute):
         inner = {value.name for value in graph.output}
         inner.update(name for part in graph.node for name in _reads(part))
         own = {value.name for value in (*graph.input, *graph.initializer)}
