@@ -36,6 +36,8 @@ SITE := $(VENV)/site
 BARE := $(VENV)/bare
 ASSETS := $(VENV)/assets/.fetched
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Each worker begins with a run of folders of its own, so that it makes what they share once.
+SHARED := -n $(WORKERS) --dist worksteal
 COVERAGE := --cov=opdf_compile --cov-report=term
 
 .PHONY: help setup demo test test-all assets check bench zoo optimizers study docs site wheel wheel-check clean
@@ -86,10 +88,10 @@ demo: $(USER_STAMP)
 	@$(BIN)/opdf-compile demo -o $(DEMO_OUT)
 
 test: $(DEV_STAMP)
-	@$(PYTEST) -n $(WORKERS) -m "not slow"
+	@$(PYTEST) $(SHARED) -m "not slow"
 
 test-all: $(DEV_STAMP) assets
-	@$(PYTEST) -n $(WORKERS) $(COVERAGE)
+	@$(PYTEST) $(SHARED) $(COVERAGE)
 
 # Only files are read out of these wheels: what they require would replace this environment's torch.
 assets: $(ASSETS)

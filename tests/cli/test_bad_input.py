@@ -169,17 +169,21 @@ GOOD = (
     "inspect student.py:build",
     "inspect folded.pt2",
     "inspect student.py:bare --input image=Bx3x8x8:float32 --size B=2",
+    "fold cores.safetensors -o {tmp}/o2.safetensors",
+    "verify student.onnx --reference reference.onnx --only structure,numerics",
+)
+# The fixture `made` and test_commands.py run these, too.
+SEEN_ELSEWHERE = (
     "plan student.py:build -o {tmp}/o.json --cores 3",
     "expand student.py:build --plan plan.json -o {tmp}/o.pt2",
     "fold expanded.pt2 -o {tmp}/o.safetensors",
-    "fold cores.safetensors -o {tmp}/o2.safetensors",
     "export folded.pt2 -o {tmp}/o.onnx",
     "export student.py:build --weights folded.safetensors -o {tmp}/bundle",
-    "verify student.onnx --reference reference.onnx --only structure,numerics",
 )
+SHOWN = (*GOOD, *(pytest.param(line, marks=pytest.mark.slow) for line in SEEN_ELSEWHERE))
 
 
-@pytest.mark.parametrize("line", GOOD)
+@pytest.mark.parametrize("line", SHOWN)
 def test_good_input_through_the_same_commands(line: str, run: Run, tmp_path: Path) -> None:
     assert run(line.format(tmp=tmp_path)) == 0
 

@@ -145,7 +145,11 @@ def test_a_model_that_is_half_already(tmp_path: Path) -> None:
     assert len(notes_of(file)) == 1 and opdf.verify(file, only="numerics", device="cpu")
 
 
-@pytest.mark.parametrize("name", ["masked_fill", "added", "a tensor"])
+@pytest.mark.parametrize(
+    "name",
+    # A number of the graph, and a tensor of the program.
+    ["masked_fill", pytest.param("added", marks=pytest.mark.slow), "a tensor"],
+)
 def test_a_program_without_its_module(tmp_path: Path, name: str) -> None:
     program = torch.export.export(Attention(MASKINGS[name]).eval(), inputs(), strict=False)
     before = str(program.graph)
