@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,28 +39,15 @@ _File = Callable[[CallArguments], list[Any]]
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A free axis that the file does not bear.
-
-    Attributes:
-        places: (input, axis) of the axes that are one size.
-        sentence: What was tried and seen.
-    """
-
-    places: tuple[InputAxis, ...]
-    sentence: str
-
-
-@dataclass(frozen=True)
 class Trials:
     """What running the file at other sizes showed.
 
     Attributes:
-        broken: The axes that are not free.
+        broken: Each axis that is not free, with a sentence on what was tried and seen.
         note: Why nothing could be run; empty where it was.
     """
 
-    broken: tuple[Broken, ...] = ()
+    broken: Mapping[InputAxis, str] = field(default_factory=dict)
     note: str = ""
 
 
@@ -93,12 +80,17 @@ def try_free_axes(
             raise
         reason = first_line(error)
         return Trials(note=f"the free axes were not run at other sizes: {reason}")
-    found = (_tried(free, judge, resized) for free in resized.sizes)
-    return Trials(tuple(broken for broken in found if broken is not None))
+    broken: dict[InputAxis, str] = {}
+    for free in resized.sizes:
+        problem = _problem(free, judge, resized)
+        if problem:
+            sentence = f"{free} is fixed at {free.size}: {problem}"
+            broken.update(dict.fromkeys(free.places, sentence))
+    return Trials(broken)
 
 
-def _tried(free: FreeSize, judge: _Judge, resized: Resized) -> Broken | None:
-    """Two other sizes of one free size; the first that the file does not bear."""
+def _problem(free: FreeSize, judge: _Judge, resized: Resized) -> str:
+    """Why a size is not free, found at two other sizes; empty where the file bears them."""
     taken = []
     candidates = free.others(within=not judge.asks_module)
     for sizes in candidates:
@@ -110,14 +102,12 @@ def _tried(free: FreeSize, judge: _Judge, resized: Resized) -> Broken | None:
             taken.append(size)
             problem = judge(inputs, wanted)
             if problem:
-                text = f"at {size} the model runs and its ONNX file {problem}"
-                return Broken(free.places, f"{free} is fixed at {free.size}: {text}")
+                return f"at {size} the model runs and its ONNX file {problem}"
             break
     if taken:
-        return None
+        return ""
     tried = ", ".join(str(size) for sizes in candidates for size in sizes)
-    text = f"the model itself takes none of the sizes {tried}"
-    return Broken(free.places, f"{free} is fixed at {free.size}: {text}")
+    return f"the model itself takes none of the sizes {tried}"
 
 
 def _or_none(call: _Call, inputs: CallArguments) -> list[Tensor] | None:

@@ -152,8 +152,7 @@ def _with_true_axes(
             return translated, traced, fixed, trials.note
         # An axis that is fixed may change which others are free, so all are tried again; the loop
         # ends because each round fixes one at least.
-        more = {place: b.sentence for b in trials.broken for place in b.places}
-        traced, fixed = _fix(traced, more), {**fixed, **more}
+        traced, fixed = _fix(traced, trials.broken), {**fixed, **trials.broken}
 
 
 def _names(traced: Traced) -> AxisNames:
