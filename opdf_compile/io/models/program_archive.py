@@ -44,22 +44,15 @@ class Programs:
         programs: "model" and optionally "eval" (other names are kept as they are). Tensors with one
             name are one object in all of them, and tied weights are one Parameter.
         extra: The texts that ride along, by name ("plan.json").
-        tied: Groups of names that are one Parameter, in the order of the state dict.
     """
 
     programs: dict[str, ExportedProgram]
     extra: dict[str, str] = field(default_factory=dict)
-    tied: tuple[tuple[str, ...], ...] = ()
 
     @property
     def model(self) -> ExportedProgram:
         """The training graph, or the only graph."""
         return self.programs[MODEL]
-
-    @property
-    def eval(self) -> ExportedProgram | None:
-        """The evaluation graph, if the archive holds one."""
-        return self.programs.get(EVAL)
 
 
 def write_programs(
@@ -119,11 +112,9 @@ def read_programs(path: str | os.PathLike[str], *, trust_pickle: bool = False) -
         program._guards_code = []
     # Ties are found by memory, so all programs must hold the same tensors first.
     _share(file, programs)
-    ties = retie(programs[MODEL])
-    for name, program in programs.items():
-        if name != MODEL:
-            retie(program)
-    return Programs(programs, extra, ties)
+    for program in programs.values():
+        retie(program)
+    return Programs(programs, extra)
 
 
 def retie(program: ExportedProgram) -> tuple[tuple[str, ...], ...]:

@@ -65,8 +65,7 @@ def test_both_phases_come_back(archive: tuple[Path, Student]) -> None:
     assert list(loaded.programs) == ["model", "eval"]
     assert loaded.extra == {"plan.json": '{"a": "\u00e9"}'}
     ids = torch.arange(6)
-    assert loaded.eval is not None
-    got = loaded.eval.module()(ids)["logits"]
+    got = loaded.programs["eval"].module()(ids)["logits"]
     assert torch.equal(got, model.eval()(ids)["logits"])
     train = loaded.model.module()
     assert not torch.equal(train(ids)["logits"], train(ids)["logits"])
@@ -75,17 +74,15 @@ def test_both_phases_come_back(archive: tuple[Path, Student]) -> None:
 
 def test_programs_share_parameters_and_buffers(archive: tuple[Path, Student]) -> None:
     loaded = read_programs(archive[0])
-    assert loaded.eval is not None
-    model, evaluation = loaded.model.state_dict, loaded.eval.state_dict
+    model, evaluation = (loaded.programs[name].state_dict for name in ("model", "eval"))
     assert set(model) == set(evaluation)
     assert all(model[name] is evaluation[name] for name in model)
-    assert loaded.model.constants["scale"] is loaded.eval.constants["scale"]
+    assert loaded.model.constants["scale"] is loaded.programs["eval"].constants["scale"]
     assert not model["a.weight"].requires_grad and model["embed.weight"].requires_grad
 
 
 def test_invariant_3_ties_survive_the_file(archive: tuple[Path, Student]) -> None:
     loaded = read_programs(archive[0])
-    assert loaded.tied == (("embed.weight", "head.weight"),)
     state = loaded.model.state_dict
     assert state["embed.weight"] is state["head.weight"]
     graph = loaded.model.module()
@@ -143,8 +140,9 @@ def test_old_torch_packs_weights_twice_and_reads_the_same(
     monkeypatch.delattr(_package, "_package_extra_files")
     write_programs(tmp_path / "both.pt2", programs, {"a": "b"})
     loaded = read_programs(tmp_path / "both.pt2")
-    assert loaded.extra == {"a": "b"} and loaded.eval is not None
-    assert loaded.model.state_dict["weight"] is loaded.eval.state_dict["weight"]
+    assert loaded.extra == {"a": "b"}
+    both = loaded.programs["eval"].state_dict
+    assert loaded.model.state_dict["weight"] is both["weight"]
 
 
 ALONE = """
@@ -175,8 +173,9 @@ def test_a_process_without_opdf_compile_opens_trains_and_saves(
     assert run.returncode == 0, run.stderr
     assert run.stdout.strip() == "(5, 16)"
     loaded = read_programs(again)
-    assert list(loaded.programs) == ["model"] and loaded.eval is None
-    assert loaded.tied == (("embed.weight", "head.weight"),)
+    assert list(loaded.programs) == ["model"]
+    state = loaded.model.state_dict
+    assert state["embed.weight"] is state["head.weight"]
 
 
 def test_programs_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
