@@ -124,14 +124,11 @@ def sha256(path: str | os.PathLike[str]) -> str:
     Raises:
         ArtefactError: The file cannot be read.
     """
-    digest = hashlib.sha256()
     try:
         with Path(path).open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
+            return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise ArtefactError(read_failure(path, error)) from error
-    return digest.hexdigest()
 
 
 def existing_file(path: str | os.PathLike[str], *, wanted: str = "a file") -> Path:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -238,9 +239,7 @@ def _draw(
     spec: _Spec, name: str, sizes: Mapping[str, int], generator: torch.Generator, hints: Hints
 ) -> Tensor:
     shape = [sizes[axis] if isinstance(axis, str) else axis for axis in spec.axes]
-    elements = 1
-    for size in shape:
-        elements *= size
+    elements = math.prod(shape)
     if elements > MOST_DRAWN:
         raise InputError(
             f"--input {spec.text!r} has {elements} elements, at most {MOST_DRAWN} are drawn; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -70,10 +71,8 @@ def lp_pool(call: Call, x: Tensor) -> Any:
     pads = _rounded_up(call, x, explicit_pads(call, x, kernel, strides, dilations))
     p = call.get("p", 2)
     powers = F.pad(x.abs() ** p, flat(pads))
-    count = 1
-    for size in kernel:
-        count *= size
-    return (_window_means(powers, kernel, strides, dilations) * count) ** (1.0 / p)
+    means = _window_means(powers, kernel, strides, dilations)
+    return (means * math.prod(kernel)) ** (1.0 / p)
 
 
 def _windows(call: Call) -> tuple[list[int], list[int], list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -75,14 +76,7 @@ def flatten(call: Call, x: Tensor) -> Tensor:
         return x.reshape(1, -1)
     if axis == 1 and x.ndim > 1:
         return x.flatten(1)
-    return x.reshape(_product(x.shape[:axis]), _product(x.shape[axis:]))
-
-
-def _product(sizes: Any) -> Any:
-    total: Any = 1
-    for size in sizes:
-        total = total * size
-    return total
+    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
 
 
 @operator("Transpose")

@@ -37,10 +37,7 @@ def shape(call: Call, x: Operand) -> Host:
 @operator("Size", either=(0,))
 def size(_: Call, x: Operand) -> Host:
     """The number of elements."""
-    total: Any = 1
-    for one in operand_shape(x):
-        total = total * one
-    return host(total)
+    return host(math.prod(operand_shape(x)))
 
 
 def _divide(a: Any, b: Any) -> Any:
