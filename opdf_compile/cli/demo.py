@@ -52,7 +52,18 @@ def command(
             f"  {out}/report.html   the verdict with its plots: open it in a browser",
             f"  {out}/report.md     what was trained, and how well it does",
         )
-        terminal.result(_payload(result, out))
+        race = result.race
+        terminal.result(
+            {
+                "schema": "opdf-demo/1",
+                "out": str(out),
+                "teacher_accuracy": race.teacher_accuracy,
+                "plain_accuracy": race.plain.accuracy,
+                "overparam_accuracy": race.overparam.accuracy,
+                "files": [str(file) for file in result.files],
+                "report": result.to_json(),
+            }
+        )
         # The demo shows what this machine can show: a noisy one does not make it a failure.
         return 1 if result.report.verdict == "fail" else 0
 
@@ -67,15 +78,3 @@ def accuracy_table(result: DemoResult) -> Table:
     for row in accuracy_rows(result.race):
         made.add_row(*row)
     return made
-
-
-def _payload(result: DemoResult, out: Path) -> dict[str, object]:
-    return {
-        "schema": "opdf-demo/1",
-        "out": str(out),
-        "teacher_accuracy": result.race.teacher_accuracy,
-        "plain_accuracy": result.race.plain.accuracy,
-        "overparam_accuracy": result.race.overparam.accuracy,
-        "files": [str(file) for file in result.files],
-        "report": result.to_json(),
-    }

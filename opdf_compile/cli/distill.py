@@ -164,7 +164,8 @@ def job_table(job: Job) -> Table:
     )
     length = recipe.training
     many = f"{length.epochs} epochs" if length.epochs else f"{length.steps} steps"
-    rows.add_row("training", f"{many} of batch {data_batch(job)}, {length.precision}")
+    times = "" if length.accumulation == 1 else f" x {length.accumulation}"
+    rows.add_row("training", f"{many} of batch {recipe.data.batch}{times}, {length.precision}")
     rate = f"lr {recipe.optimizer.lr:g}"
     rows.add_row("optimizer", f"{recipe.optimizer.name}, {rate}, {recipe.schedule.kind}")
     rows.add_row("metric", job.metric.name)
@@ -180,12 +181,6 @@ def layer_table(job: Job, student: nn.Module) -> Table:
     for mine, other in job.layer_map or ():
         made.add_row(mine, dimensions(ours[mine].shape), other, dimensions(theirs[other].shape))
     return made
-
-
-def data_batch(job: Job) -> str:
-    """Examples per optimizer step."""
-    batch, times = job.recipe.data.batch, job.recipe.training.accumulation
-    return str(batch) if times == 1 else f"{batch} x {times}"
 
 
 def _checked(recipe: Path, job: Job, plan: Plan | None) -> dict[str, Any]:

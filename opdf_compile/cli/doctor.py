@@ -6,16 +6,11 @@ and 1 when something must be mended first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from rich.text import Text
 
 from opdf_compile.cli import options as o
 from opdf_compile.cli.tables import table
 from opdf_compile.cli.terminal import opened
-
-if TYPE_CHECKING:
-    from opdf_compile.cli.environment import Finding
 
 NAME = "doctor"
 EXAMPLES = "$ opdf-compile doctor\n\n$ opdf-compile doctor --json -"
@@ -45,7 +40,7 @@ def command(
         for finding in findings:
             rows.add_row(_MARKS[finding.level], finding.name, finding.found)
         remedies = [f"{f.name}: {f.remedy}" for f in findings if f.remedy]
-        usable = is_usable(findings)
+        usable = all(finding.level != "problem" for finding in findings)
         terminal.show(rows, *remedies, "ready" if usable else "not ready: see above")
         terminal.result(
             {
@@ -55,8 +50,3 @@ def command(
             }
         )
         return 0 if usable else 1
-
-
-def is_usable(findings: list[Finding]) -> bool:
-    """Whether nothing stands in the way of the main job."""
-    return all(finding.level != "problem" for finding in findings)

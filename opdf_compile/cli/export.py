@@ -14,7 +14,7 @@ from opdf_compile.cli.tables import size_of_file, table
 from opdf_compile.cli.terminal import Terminal, opened
 
 if TYPE_CHECKING:
-    from opdf_compile.io import Export, LoadedModel
+    from opdf_compile.io import Export
 
 NAME = "export"
 EXAMPLES = (
@@ -77,7 +77,9 @@ def command(
                 opset=opset,
                 dtype=dtype,
             )
-            extra = () if out.suffix == ".onnx" else _carried(loaded, untouched)
+            # A bundle gets configuration and tokenizer of the first model that has any.
+            brought = (model.extra_files for model in (loaded, untouched) if model)
+            extra = () if out.suffix == ".onnx" else next(filter(None, brought), ())
             write(out, student, plain, extra_files=extra)
         _tell(terminal, model, out, student)
 
@@ -109,8 +111,3 @@ def written(out: Path) -> list[Path]:
         return sorted(file for file in out.rglob("*") if file.is_file())
     suffixes = (".onnx", ".check.npz", ".reference.onnx", ".reference.check.npz")
     return [file for suffix in suffixes if (file := out.with_suffix(suffix)).exists()]
-
-
-def _carried(*models: LoadedModel | None) -> tuple[Path, ...]:
-    """Configuration and tokenizer of the first model that has any, for a bundle."""
-    return next((model.extra_files for model in models if model and model.extra_files), ())

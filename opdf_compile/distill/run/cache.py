@@ -10,6 +10,7 @@ first missing file and gets the same bits.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -72,7 +73,8 @@ def cached_parts(
             "same next time: the teacher runs at every step",
         )
     precision = job.recipe.training.precision
-    key = cache_key(job.data.fingerprint, module_hash(teacher), precision, *names)
+    whole = "\0".join((job.data.fingerprint, module_hash(teacher), precision, *names))
+    key = hashlib.sha256(whole.encode()).hexdigest()[:24]
 
     def part(name: str) -> PartToKeep:
         examples: Examples = getattr(job.data, name)
@@ -93,28 +95,20 @@ def cached_parts(
     return {name: cached(place.cache / key, part(name), say) for name in wanted}, ()
 
 
-def cache_key(*parts: str) -> str:
-    """A name for the cache of these data, teacher, precision and outputs."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
-
-
 def require_repeatable(part: PartToKeep) -> None:
     """Read some examples twice: a cache would freeze data that augments.
 
     Raises:
         InputError: They differ.
     """
+    same = functools.partial(torch.allclose, rtol=0.0, atol=0.0, equal_nan=True)
     for index in sorted({0, len(part.examples) // 2, len(part.examples) - 1}):
         first, second = part.examples[index], part.examples[index]
-        if any(not _same(first[column], second[column]) for column in first):
+        if not all(same(first[column], second[column]) for column in first):
             raise InputError(
                 f"example {index} of the {part.name} part is another each time it is read, so the "
                 "teacher's outputs on it cannot be kept; write [teacher] cache = false"
             )
-
-
-def _same(first: Tensor, second: Tensor) -> bool:
-    return torch.allclose(first, second, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 def cached(folder: Path, part: PartToKeep, say: Say) -> Cached:
