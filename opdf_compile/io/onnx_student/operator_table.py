@@ -50,6 +50,11 @@ class Call:
         """An attribute, or its default."""
         return self.node.attributes.get(name, default)
 
+    def refusal(self, found: str, remedy: str = "") -> InputError:
+        """What a node has that no torch code here computes, as one sentence."""
+        instead = remedy or "give the PyTorch model that the file was exported from"
+        return InputError(f"the node {self.node} {found}; {instead}")
+
 
 @dataclass(frozen=True)
 class Operator:

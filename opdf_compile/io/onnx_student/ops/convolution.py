@@ -7,7 +7,6 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from opdf_compile.errors import InputError
 from opdf_compile.io.onnx_student.operands import sym_max
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
@@ -109,8 +108,5 @@ def flat(pads: Pads) -> list[Any]:
 def _rank(call: Call, weight: Tensor) -> int:
     rank = weight.ndim - 2
     if rank not in _CONV:
-        raise InputError(
-            f"the node {call.node} has a kernel of {rank} axes, wanted one to three; give the "
-            "PyTorch model that the file was exported from"
-        )
+        raise call.refusal(f"has a kernel of {rank} axes, wanted one to three")
     return rank

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from opdf_compile.errors import InputError
 from opdf_compile.io.onnx_student.operands import Host, Operand, as_tensor, only_number
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
@@ -81,10 +80,7 @@ def scatter_nd(call: Call, x: Tensor, indices: Tensor, updates: Tensor) -> Tenso
     places = tuple(_wrapped(indices[..., k], x.shape[k]).long() for k in range(depth))
     if how in ("none", "add"):
         return x.index_put(places, updates, accumulate=how == "add")
-    raise InputError(
-        f"the node {call.node} scatters with the reduction {how!r}, wanted none or add; give the "
-        "PyTorch model that the file was exported from"
-    )
+    raise call.refusal(f"scatters with the reduction {how!r}, wanted none or add")
 
 
 @operator("OneHot", either=(1, 2))

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from opdf_compile.errors import InputError
 from opdf_compile.io.onnx_student.operands import torch_dtype
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
@@ -19,9 +18,9 @@ def batch_norm(
 ) -> Tensor:
     """Scale and shift by the stored statistics."""
     if call.get("training_mode", 0):
-        raise InputError(
-            f"the node {call.node} is in training mode, wanted a file for inference; export the "
-            "model after model.eval()"
+        raise call.refusal(
+            "is in training mode, wanted a file for inference",
+            "export the model after model.eval()",
         )
     if call.get("spatial", 1) == 0:
         factor = scale / torch.sqrt(variance + call.get("epsilon", 1e-5))
@@ -101,7 +100,4 @@ def dropout(call: Call, x: Tensor, *_ratio_and_mode: Any) -> Any:
 
 def _only_first(call: Call) -> None:
     if any(call.node.proto.output[1:]):
-        raise InputError(
-            f"the node {call.node} also gives its statistics, which have no form here; give the "
-            "PyTorch model that the file was exported from"
-        )
+        raise call.refusal("also gives its statistics, which have no form here")

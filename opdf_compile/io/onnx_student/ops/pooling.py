@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from opdf_compile.errors import InputError
 from opdf_compile.io.onnx_student.operands import sym_max
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 from opdf_compile.io.onnx_student.ops.convolution import Pads, explicit_pads, flat, sizes
@@ -31,10 +30,7 @@ def global_pool(call: Call, x: Tensor) -> Any:
 def max_pool(call: Call, x: Tensor) -> Any:
     """The maximum of each window; padding counts as minus infinity."""
     if len(call.node.proto.output) > 1:
-        raise InputError(
-            f"the node {call.node} also gives the places of the maxima, which have no form here; "
-            "give the PyTorch model that the file was exported from"
-        )
+        raise call.refusal("also gives the places of the maxima, which have no form here")
     kernel, strides, dilations = _windows(call)
     pads = _rounded_up(call, x, explicit_pads(call, x, kernel, strides, dilations))
     integral = not x.dtype.is_floating_point
@@ -78,10 +74,7 @@ def lp_pool(call: Call, x: Tensor) -> Any:
 def _windows(call: Call) -> tuple[list[int], list[int], list[int]]:
     kernel = list(call.get("kernel_shape"))
     if len(kernel) not in _MAX:
-        raise InputError(
-            f"the node {call.node} has windows of {len(kernel)} axes, wanted one to three; give "
-            "the PyTorch model that the file was exported from"
-        )
+        raise call.refusal(f"has windows of {len(kernel)} axes, wanted one to three")
     return kernel, sizes(call, "strides", len(kernel)), sizes(call, "dilations", len(kernel))
 
 

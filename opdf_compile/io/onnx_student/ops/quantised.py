@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from opdf_compile.errors import InputError
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 
@@ -42,9 +41,9 @@ def matmul_integer(
 ) -> Tensor:
     """A product of integers; float64 holds it exactly."""
     if a_zero is not None and a_zero.ndim or b_zero is not None and b_zero.ndim > 1:
-        raise InputError(
-            f"the node {call.node} has a zero point per row, wanted one per tensor or column; "
-            "give the model before it was quantised"
+        raise call.refusal(
+            "has a zero point per row, wanted one per tensor or column",
+            "give the model before it was quantised",
         )
     left = a.double() if a_zero is None else a.double() - a_zero.double()
     right = b.double() if b_zero is None else b.double() - b_zero.double()
@@ -55,9 +54,9 @@ def _along(call: Call, x: Tensor, given: Tensor | None) -> Tensor:
     if given is None:
         return torch.zeros((), device=x.device)
     if given.ndim > 1 or call.get("block_size", 0):
-        raise InputError(
-            f"the node {call.node} quantises in blocks, which has no torch form here; give the "
-            "model before it was quantised"
+        raise call.refusal(
+            "quantises in blocks, which has no torch form here",
+            "give the model before it was quantised",
         )
     if given.ndim == 0 or given.shape[0] == 1:
         return given.reshape(())

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.errors import InputError
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
 _ORDER = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
@@ -93,8 +92,5 @@ def _require_plain(call: Call, lengths: Any, peepholes: Any) -> list[str]:
         if found
     ]
     if odd:
-        raise InputError(
-            f"the node {call.node} has {odd[0]}, which torch's kernel does not compute; give the "
-            "PyTorch model that the file was exported from"
-        )
+        raise call.refusal(f"has {odd[0]}, which torch's kernel does not compute")
     return list(given)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.errors import InputError
 from opdf_compile.io.onnx_student.operands import Operand, numbers, sym_int, sym_max
 from opdf_compile.io.onnx_student.operator_table import Call, operator
 
@@ -65,10 +64,9 @@ def _require_plain(call: Call) -> None:
     ]
     how = call.get("coordinate_transformation_mode", "half_pixel")
     if odd or how not in _EXACT:
-        raise InputError(
-            f"the node {call.node} resizes with {odd[0] if odd else how}, which has no torch form "
-            f"here, wanted one of {', '.join(_EXACT)}; give the PyTorch model that the file was "
-            "exported from"
+        raise call.refusal(
+            f"resizes with {odd[0] if odd else how}, which has no torch form here, wanted one of "
+            f"{', '.join(_EXACT)}"
         )
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from opdf_compile.errors import InputError
 from opdf_compile.io.onnx_student.operands import (
     Operand,
     as_host,
@@ -48,9 +47,9 @@ def wanted_dtype(call: Call, code: int) -> torch.dtype:
     """
     dtype = torch_dtype(code)
     if dtype is None:
-        raise InputError(
-            f"the node {call.node} wants the ONNX element type {code}, which torch does not "
-            "calculate in; export the model in float32, float16 or bfloat16"
+        raise call.refusal(
+            f"wants the ONNX element type {code}, which torch does not calculate in",
+            "export the model in float32, float16 or bfloat16",
         )
     return dtype
 
@@ -277,9 +276,9 @@ def reverse_sequence(call: Call, x: Tensor, lengths: Tensor) -> Tensor:
     """The first so many elements of each sequence, backwards."""
     batch, time = call.get("batch_axis", 1), call.get("time_axis", 0)
     if {batch, time} != {0, 1}:
-        raise InputError(
-            f"the node {call.node} has the axes {batch} and {time}, wanted 0 and 1; export the "
-            "model with ONNX's checker on"
+        raise call.refusal(
+            f"has the axes {batch} and {time}, wanted 0 and 1",
+            "export the model with ONNX's checker on",
         )
     rows = x.movedim(time, 1) if time == 0 else x
     steps = torch.arange(rows.shape[1], device=x.device)[None, :]
