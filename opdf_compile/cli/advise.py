@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opdf_compile.cli import options as o
+from opdf_compile.cli.formats import table
 from opdf_compile.cli.loading import load_job
-from opdf_compile.cli.tables import table
 from opdf_compile.cli.terminal import Terminal, opened, require_folder
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opdf_compile.cli import options as o
+from opdf_compile.cli.formats import size_of_file, table
 from opdf_compile.cli.loading import ModelOptions, load
-from opdf_compile.cli.tables import size_of_file, table
 from opdf_compile.cli.terminal import opened
 
 if TYPE_CHECKING:

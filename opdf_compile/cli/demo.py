@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opdf_compile.cli import options as o
-from opdf_compile.cli.tables import table
+from opdf_compile.cli.formats import table
 from opdf_compile.cli.terminal import opened
 from opdf_compile.cli.verify import details, verdict_line, verdict_table
 

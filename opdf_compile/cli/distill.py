@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opdf_compile.cli import options as o
+from opdf_compile.cli.formats import dimensions, table
 from opdf_compile.cli.loading import load_job
-from opdf_compile.cli.tables import dimensions, table
 from opdf_compile.cli.terminal import Terminal, opened
 from opdf_compile.errors import InputError, RunInterrupted, UserError
 

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from opdf_compile.cli.tables import table
+from opdf_compile.cli.formats import table
 from opdf_compile.cli.terminal import Description, Terminal
 from opdf_compile.distill.run import Finished, Saved, Stage, Started, Stepped, Validated
 

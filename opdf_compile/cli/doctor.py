@@ -9,7 +9,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from opdf_compile.cli import options as o
-from opdf_compile.cli.tables import table
+from opdf_compile.cli.formats import table
 from opdf_compile.cli.terminal import opened
 
 NAME = "doctor"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from opdf_compile.cli import options as o
+from opdf_compile.cli.formats import size_of_file
 from opdf_compile.cli.loading import ModelOptions, load_traced
-from opdf_compile.cli.tables import size_of_file
 from opdf_compile.cli.terminal import opened
 from opdf_compile.errors import InputError
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from opdf_compile.cli import options as o
+from opdf_compile.cli.formats import count, dimensions, table
 from opdf_compile.cli.loading import ModelOptions, ladder, load_traced
-from opdf_compile.cli.tables import count, dimensions, table
 from opdf_compile.cli.terminal import opened
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import typer
 from rich.text import Text
 
 from opdf_compile.cli import options as o
-from opdf_compile.cli.tables import table
+from opdf_compile.cli.formats import table
 from opdf_compile.cli.terminal import opened, require_folder
 
 if TYPE_CHECKING:

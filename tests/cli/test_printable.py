@@ -6,8 +6,8 @@ import logging
 
 import pytest
 
+from opdf_compile.cli.formats import table
 from opdf_compile.cli.printable import printable
-from opdf_compile.cli.tables import table
 from opdf_compile.cli.terminal import opened
 
 

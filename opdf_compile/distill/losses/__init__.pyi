@@ -1,8 +1,8 @@
-from .base import Loss as Loss
 from .correlation import CorrelationLoss as CorrelationLoss
 from .hidden import CosineLoss as CosineLoss
 from .hidden import HiddenStateLoss as HiddenStateLoss
 from .hinton import HintonKD as HintonKD
+from .loss import Loss as Loss
 from .projection import Projection as Projection
 from .skew import ReverseSkewKL as ReverseSkewKL
 from .skew import SkewKL as SkewKL

@@ -16,8 +16,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from opdf_compile.distill.losses.base import Loss, Reduction, over_columns
 from opdf_compile.distill.losses.logs import FLOOR, log_softmax
+from opdf_compile.distill.losses.loss import Loss, Reduction, over_columns
 from opdf_compile.errors import InputError
 
 MOST_RANKED = 1024

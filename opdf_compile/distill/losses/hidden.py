@@ -7,7 +7,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from opdf_compile.distill.losses.base import Loss, Reduction, check_floats
+from opdf_compile.distill.losses.loss import Loss, Reduction, check_floats
 from opdf_compile.distill.losses.projection import Projection
 from opdf_compile.errors import InputError
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from opdf_compile.distill.losses.base import Loss, Reduction
 from opdf_compile.distill.losses.logs import divergence, log_softmax
+from opdf_compile.distill.losses.loss import Loss, Reduction
 from opdf_compile.errors import InputError
 
 

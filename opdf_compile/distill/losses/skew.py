@@ -14,8 +14,8 @@ import math
 import torch
 from torch import Tensor
 
-from opdf_compile.distill.losses.base import Loss, Reduction
 from opdf_compile.distill.losses.logs import divergence, log_softmax
+from opdf_compile.distill.losses.loss import Loss, Reduction
 from opdf_compile.errors import InputError
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from opdf_compile.distill.losses.base import Loss, Reduction
+from opdf_compile.distill.losses.loss import Loss, Reduction
 from opdf_compile.errors import InputError
 
 _Kind = Literal["cross_entropy", "mse", "binary_cross_entropy"]

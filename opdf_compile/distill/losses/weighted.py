@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.distill.losses.base import Loss, both
+from opdf_compile.distill.losses.loss import Loss, both
 from opdf_compile.distill.losses.task import TaskLoss
 from opdf_compile.errors import InputError
 
