@@ -2,6 +2,7 @@ from .folding import fold as fold
 from .hoisted.binding import is_sharded as is_sharded
 from .hoisted.binding import local as local
 from .hoisted.binding import reshard as reshard
+from .hoisted.binding import sharded_as as sharded_as
 from .hoisted.binding import whole as whole
 from .hoisted.checksums import checksum as checksum
 from .hoisted.hoisting import hoist as hoist

@@ -18,7 +18,7 @@ from opdf_compile.io.checkpoints.capture import Optimizer, is_core
 from opdf_compile.io.checkpoints.json_values import unpack
 from opdf_compile.io.checkpoints.manifest import Manifest
 from opdf_compile.io.checkpoints.rank_group import RankGroup
-from opdf_compile.training import StateDict, checksum, is_sharded, local, own
+from opdf_compile.training import StateDict, checksum, is_sharded, local, own, sharded_as
 
 _ReadTensor = Callable[[str], Tensor]
 
@@ -151,11 +151,7 @@ def _cut_like(value: Any, like: Any) -> Any:
         return [_cut_like(item, like) for item in value]
     if not is_sharded(like) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
-    from torch.distributed.tensor import distribute_tensor
-
-    # Every rank has read the whole value, so none needs to be sent.
-    whole = value.to(like.device)
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+    return sharded_as(value.to(like.device), like)
 
 
 def _as_now(saved: Any, now: Any) -> Any:

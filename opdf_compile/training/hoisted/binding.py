@@ -174,13 +174,15 @@ def local(tensor: Tensor) -> Tensor:
 
 def cut(value: Tensor, *, like: Tensor) -> Tensor:
     """This rank's share of a whole value that every rank has, laid out as `like` is."""
-    mesh = getattr(like, "device_mesh", None)
-    if mesh is None:
-        return value
+    return local(sharded_as(value, like)) if is_sharded(like) else value
+
+
+def sharded_as(value: Tensor, like: Any) -> Tensor:
+    """A whole value as a DTensor that is cut as another one is."""
     from torch.distributed.tensor import distribute_tensor
 
-    placed: Any = like
-    return local(distribute_tensor(value, mesh, placed.placements, src_data_rank=None))
+    # Every rank has the whole value, so none needs to be sent.
+    return distribute_tensor(value, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def is_sharded(tensor: Any) -> bool:

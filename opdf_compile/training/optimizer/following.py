@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from opdf_compile.graph import owner
+from opdf_compile.training.hoisted.binding import is_sharded, sharded_as
 from opdf_compile.training.optimizer.groups import Group, tensors
 
 
@@ -85,11 +86,6 @@ def hand_over(inner: Optimizer, by: Mapping[Tensor, nn.Parameter]) -> None:
 
 def _laid_out(value: Any, old: Tensor, new: Tensor) -> Any:
     """A value of a parameter's state as it belongs to one that may be sharded now."""
-    mesh = getattr(new, "device_mesh", None)
-    if mesh is None or not isinstance(value, Tensor) or value.shape != old.shape:
+    if not is_sharded(new) or not isinstance(value, Tensor) or value.shape != old.shape:
         return value
-    from torch.distributed.tensor import distribute_tensor
-
-    placed: Any = new
-    value = value.detach().to(new.device)
-    return distribute_tensor(value, mesh, placed.placements, src_data_rank=None)
+    return sharded_as(value.detach().to(new.device), new)
