@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +20,6 @@ if TYPE_CHECKING:
 
 # What a bar shows is linear up to the tolerance; beyond it, that it is beyond.
 _FULL_BAR = 100.0
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure of the page.
-
-    Attributes:
-        title: Its heading.
-        svg: The drawing.
-        words: What it shows, for readers who cannot see it.
-    """
-
-    title: str
-    svg: str
-    words: str
 
 
 def page(report: ParityResult) -> str:
@@ -59,10 +43,7 @@ def page(report: ParityResult) -> str:
         facts=findings.facts(report),
         command=findings.verify_command(report),
         # A drawing is ours; all that came out of a file was escaped when it was drawn.
-        pictures=[
-            (picture.title, markupsafe.Markup(picture.svg), picture.words)
-            for picture in _pictures(report)
-        ],
+        pictures=[(title, markupsafe.Markup(svg), said) for title, svg, said in _pictures(report)],
         environment=_flat(report.environment),
         notes=findings.footnotes(report),
         files=findings.file_rows(report.files),
@@ -86,17 +67,18 @@ def _output(error: OutputError) -> dict[str, Any]:
     }
 
 
-def _pictures(report: ParityResult) -> Iterator[Picture]:
+def _pictures(report: ParityResult) -> Iterator[tuple[str, str, str]]:
+    """Heading, drawing, and what it shows for readers who cannot see it."""
     difference = report.structure.picture
     if difference is not None:
-        yield Picture(
+        yield (
             "The first difference",
             figures.difference_svg(difference),
             "The graphs around the first difference, reference and candidate side by side; the "
             "differences are listed above in words.",
         )
     for shape in report.latency.per_shape:
-        yield Picture(
+        yield (
             f"Latency at {shape_text(shape.shape)}",
             figures.latency_svg(report.latency, shape),
             f"Times of the blocks, and the ratio of each group of sessions: {shape.ratio:.3f}, "

@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,10 +38,6 @@ class OptimisedGraphs:
     nodes: int | None = None
     differences: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """The values under the report's keys."""
-        return _values(self)
-
 
 @dataclass(frozen=True)
 class StructurePart:
@@ -63,9 +59,12 @@ class StructurePart:
 
     def to_json(self) -> dict[str, Any]:
         """The values under the report's keys."""
-        optimised = None if self.optimised is None else self.optimised.to_json()
-        values = {name: value for name, value in _values(self).items() if name != "picture"}
-        return {**values, "optimised": optimised}
+        return {
+            "verdict": self.verdict,
+            "nodes": self.nodes,
+            "differences": self.differences,
+            "optimised": None if self.optimised is None else asdict(self.optimised),
+        }
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,3 @@ def plain(value: Any) -> Any:
         return os.fspath(value)
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-def _values(part: Any) -> dict[str, Any]:
-    return {entry.name: getattr(part, entry.name) for entry in fields(part)}

@@ -16,6 +16,7 @@ from opdf_compile.artefacts import LinkedModel, link, recorded_parameters
 from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.structure.declarations import compare_interfaces, compare_opsets
 from opdf_compile.parity.structure.differences import MOST_DIFFERENCES, Difference
+from opdf_compile.parity.structure.frame import frame_difference
 from opdf_compile.parity.structure.parameters import (
     NOTE_GUESSED,
     NOTE_WITHOUT_RECORD,
@@ -24,7 +25,7 @@ from opdf_compile.parity.structure.parameters import (
     named_constants,
     note_of_lost,
 )
-from opdf_compile.parity.structure.picture import Neighbourhood, picture_of
+from opdf_compile.parity.structure.picture import Neighbourhood
 from opdf_compile.parity.structure.unreached import compare_unreached
 from opdf_compile.parity.structure.walk import Walk
 
@@ -68,7 +69,8 @@ class StructureResult:
         # A renamed input has no node to show; the first difference inside the graph has.
         inner = (d for d in self.differences if d.candidate or d.reference)
         first = next(inner, self.differences[0])
-        return picture_of(first, self.candidate, self.reference)
+        sides = frame_difference(first, self.candidate, self.reference)
+        return Neighbourhood(first.sentence, *sides)
 
     def __bool__(self) -> bool:
         """Whether the structure is the same."""

@@ -11,9 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from opdf_compile.artefacts import LinkedModel
-from opdf_compile.parity.structure.differences import Difference
-from opdf_compile.parity.structure.frame import Edge, Surroundings, Vertex, frame_difference
+from opdf_compile.parity.structure.frame import Edge, Surroundings, Vertex
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,13 +51,6 @@ class Neighbourhood:
         width = max(60, int(figure.bbox.width / figure.dpi * 13))
         text = "\n".join(textwrap.wrap(self.sentence, width)[:3])
         figure.suptitle(text, x=0.012, ha="left", fontsize=10.5, color=_INK)
-
-
-def picture_of(
-    difference: Difference, candidate: LinkedModel, reference: LinkedModel
-) -> Neighbourhood:
-    """Collect the neighbourhood of a difference on both sides of a comparison."""
-    return Neighbourhood(difference.sentence, *frame_difference(difference, candidate, reference))
 
 
 def _layers(side: Surroundings) -> dict[str, tuple[float, float]]:
