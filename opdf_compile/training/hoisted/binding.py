@@ -174,7 +174,8 @@ def local(tensor: Tensor) -> Tensor:
 
 def cut(value: Tensor, *, like: Tensor) -> Tensor:
     """This rank's share of a whole value that every rank has, laid out as `like` is."""
-    return local(sharded_as(value, like)) if is_sharded(like) else value
+    # What `is_sharded` asks, without its call: this is once per weight and step.
+    return local(sharded_as(value, like)) if hasattr(like, "device_mesh") else value
 
 
 def sharded_as(value: Tensor, like: Any) -> Tensor:
