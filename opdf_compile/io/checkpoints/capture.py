@@ -178,15 +178,3 @@ def _pack_module(state: StateDict, tensors: dict[str, Tensor]) -> StateDict:
 def is_core(key: str) -> bool:
     """Whether a state key is a core, or what the wrapped optimizer keeps of one."""
     return key.startswith("cores.")
-
-
-def own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of tensors that share memory, which safetensors cannot express."""
-    seen: set[int] = set()
-    apart = {}
-    for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        # A row of a stack of cores is a view of the whole stack.
-        apart[name] = tensor.to("cpu", copy=place in seen)
-        seen.add(place)
-    return apart

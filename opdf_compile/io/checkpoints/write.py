@@ -12,7 +12,7 @@ import torch
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import atomic_write, sha256
-from opdf_compile.io.checkpoints.capture import RankShare, own_memory
+from opdf_compile.io.checkpoints.capture import RankShare
 from opdf_compile.io.checkpoints.manifest import (
     ClassState,
     Manifest,
@@ -24,7 +24,7 @@ from opdf_compile.io.checkpoints.manifest import (
 from opdf_compile.io.checkpoints.rank_group import RankGroup
 from opdf_compile.io.checkpoints.step_folders import MANIFEST
 from opdf_compile.io.dtypes import dtype_name
-from opdf_compile.io.models.safetensors_file import write_tensors
+from opdf_compile.io.models.safetensors_file import unshared, write_tensors
 from opdf_compile.training import StateDict
 from opdf_compile.version import __version__
 
@@ -55,7 +55,7 @@ def write_share(
         )
     name = shard_name(ranks.rank, ranks.size)
     file = folder / name
-    write_tensors(file, own_memory(share.tensors))
+    write_tensors(file, unshared(share.tensors))
     index = {
         key: {
             "shard": name,

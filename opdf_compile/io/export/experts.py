@@ -27,10 +27,8 @@ def batched_experts(model: nn.Module) -> Iterator[None]:
     """
     switch: Any = getattr(model, "set_experts_implementation", None)
     config: Any = getattr(model, "config", None)
-    if switch is None or getattr(config, "_experts_implementation", None) != _GROUPED:
-        yield
-        return
-    if not any(type(part).__name__.endswith("Experts") for part in model.modules()):
+    grouped = switch is not None and getattr(config, "_experts_implementation", None) == _GROUPED
+    if not grouped or not any(type(m).__name__.endswith("Experts") for m in model.modules()):
         yield
         return
     _LOG.info("export: the experts are exported as batched products, grouped ones have no ONNX")

@@ -17,7 +17,6 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 from torch.export import ExportedProgram
-from torch.export.graph_signature import TensorArgument
 
 from opdf_compile.artefacts import (
     CheckData,
@@ -35,6 +34,7 @@ from opdf_compile.io.evidence.half_range import too_large
 from opdf_compile.io.export.build import EXPORT_DTYPES, Exportable, as_traced, tensors_of
 from opdf_compile.io.export.foreign_inputs import Arrays, fitted, kind, samples_of
 from opdf_compile.io.export.student_export import onnx_student_of
+from opdf_compile.io.export.translate import tensor_outputs
 from opdf_compile.io.models.from_archive import model_input_names, program_input_names
 
 
@@ -180,13 +180,7 @@ def _as_floats(call: CallArguments, traced: Traced) -> CallArguments:
 
 def _output_names(traced: Traced, face: Interface, source: Path) -> list[str]:
     """The file's name of each tensor that the model returns; its own where the file has none."""
-    specs = traced.programs["eval"].graph_signature.output_specs
-    user = [spec for spec in specs if spec.kind.name == "USER_OUTPUT"]
-    own = [
-        name
-        for name, spec in zip(traced.output_names, user, strict=True)
-        if isinstance(spec.arg, TensorArgument)
-    ]
+    own = tensor_outputs(traced.programs["eval"], traced.output_names)
     wanted = [port.name for port in face.outputs]
     if set(wanted) <= set(own):
         return own

@@ -66,7 +66,12 @@ def export_program(
             contradict the model.
     """
     require_opset(opset)
-    tensors = _tensor_outputs(program, output_names)
+    tensors = tensor_outputs(program, output_names)
+    if not tensors:
+        raise ExportError(
+            "the model returns no tensor, wanted at least one; return what the ONNX file should "
+            "compute"
+        )
     with quiet_libraries():
         known = with_known_forms(without_constants(program))
     asked = None if opset is None else max(opset, _TRANSLATED)
@@ -105,20 +110,11 @@ def _tied_groups(state: Mapping[str, torch.Tensor]) -> list[tuple[str, ...]]:
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
-def _tensor_outputs(program: ExportedProgram, names: Sequence[str]) -> list[str]:
-    """The names of the outputs that are tensors; constants and None are no ONNX outputs."""
+def tensor_outputs(program: ExportedProgram, names: Sequence[str]) -> list[str]:
+    """Of the names of all outputs those of tensors: constants and None are no ONNX outputs."""
     specs = [s for s in program.graph_signature.output_specs if s.kind.name == "USER_OUTPUT"]
-    tensors = [
-        name
-        for name, spec in zip(names, specs, strict=True)
-        if isinstance(spec.arg, TensorArgument)
-    ]
-    if not tensors:
-        raise ExportError(
-            "the model returns no tensor, wanted at least one; return what the ONNX file should "
-            "compute"
-        )
-    return tensors
+    named = zip(names, specs, strict=True)
+    return [name for name, spec in named if isinstance(spec.arg, TensorArgument)]
 
 
 def require_opset(opset: int | None) -> None:

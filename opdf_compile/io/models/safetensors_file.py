@@ -93,8 +93,17 @@ def write_student(path: str | os.PathLike[str], state: Mapping[str, Tensor]) -> 
 
 
 def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Contiguous tensors without common memory, on the CPU: safetensors refuses tied ones."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    """The tensors on the CPU, each in memory of its own: the format cannot express shared memory.
+
+    Of a tied weight's names, and of the rows of one stack of cores, all but the first are copied.
+    """
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.detach().to("cpu", copy=place in seen)
+        seen.add(place)
+    return apart
 
 
 def _refuse_shared(target: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -156,11 +156,10 @@ def test_a_strangers_training_is_folded_with_weights(
     fresh.load_state_dict(stored)
     torch.testing.assert_close(fresh(IDS)["logits"], oracle(IDS)["logits"], rtol=0, atol=0)
     archive = read_programs(tmp_path / "student.pt2")
-    assert archive.eval is not None
-    result = archive.eval.module(check_guards=False)(IDS)
+    result = archive.programs["eval"].module(check_guards=False)(IDS)
     torch.testing.assert_close(result["logits"], oracle(IDS)["logits"])
     longer = torch.cat([IDS, IDS], dim=1)
-    wider = archive.eval.module(check_guards=False)(longer)
+    wider = archive.programs["eval"].module(check_guards=False)(longer)
     torch.testing.assert_close(wider["logits"], oracle(longer)["logits"])
 
 
