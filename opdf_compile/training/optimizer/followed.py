@@ -28,12 +28,7 @@ from opdf_compile.training.optimizer.inner_state import is_bound, labels_of, sta
 from opdf_compile.training.optimizer.rates import core_rates
 from opdf_compile.training.optimizer.regrouping import (
     GroupPlaces,
-    Members,
-    listed,
-    members_of,
     move,
-    put_aside,
-    put_back,
     stepped,
     uneven_places,
 )
@@ -57,7 +52,7 @@ class Followed(Optimizer):
     _make: Callable[..., Optimizer]
     _aside: dict[Tensor, named.StateDict]
     # None until the optimizer is built.
-    _laid: tuple[Members, frozenset[int]] | None = None
+    _laid: tuple[list[list[int]], frozenset[int]] | None = None
 
     def held(self) -> tuple[str, ...]:
         """Names of the planned weights that a param group holds; no others are stepped."""
@@ -139,8 +134,10 @@ class Followed(Optimizer):
             return frozenset()
         return frozenset(place for place, group in enumerate(groups) if not decays(group))
 
-    def _as_laid(self) -> tuple[Members, frozenset[int]]:
-        return members_of(self.param_groups), self._whole(self.param_groups)
+    def _as_laid(self) -> tuple[list[list[int]], frozenset[int]]:
+        """What tells whether parameters were moved since the last look."""
+        members = [[id(parameter) for parameter in tensors(group)] for group in self.param_groups]
+        return members, self._whole(self.param_groups)
 
     def _follow_parameters(self) -> None:
         """Go after what others have done to parameters and to param groups since the last call.
@@ -149,7 +146,9 @@ class Followed(Optimizer):
         """
         reshard(self.program.module)
         for group in self.param_groups:
-            listed(group)
+            given = group["params"]
+            if not isinstance(given, list):  # Made by hand: torch would have made a list of it.
+                group["params"] = [given] if isinstance(given, Tensor) else list(given)
         if self._laid == self._as_laid():
             return  # What has replaced a Parameter is in a group, or is not followed.
         new = self._names.replaced(self.param_groups)
@@ -186,13 +185,22 @@ class Followed(Optimizer):
 
     @contextlib.contextmanager
     def _all_states(self) -> Iterator[None]:
-        """With the states of what is in no group back in the wrapped optimizer."""
-        put_back(self.inner, self._aside)
+        """With the states of what is in no group back in the wrapped optimizer.
+
+        At other times they are put aside, because torch could not save them. What a class keeps
+        for tensors of its own (masters in another dtype) always stays.
+        """
+        self.inner.state.update(self._aside)
+        self._aside.clear()
         try:
             yield
         finally:
+            state = self.inner.state
+            held = {id(p) for group in self.inner.param_groups for p in group["params"]}
             cores = (core for unit in self.program.units for core in unit.storage)
-            put_aside(self.inner, self._aside, [*cores, *self.program.module.parameters()])
+            for parameter in (*cores, *self.program.module.parameters()):
+                if id(parameter) not in held and parameter in state:
+                    self._aside[parameter] = state.pop(parameter)
 
     def _go_over(self, new: dict[str, nn.Parameter]) -> None:
         """Go over to Parameters that have replaced others, as `prepare(model, optimizer)` does."""

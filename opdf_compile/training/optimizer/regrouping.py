@@ -5,37 +5,23 @@
 A trainer may assign `param_groups` (Lightning's BackboneFinetuning does when it resumes), take a
 weight out, or move it to another group. The inner groups go after them, found by the parameters
 that they hold: each keeps what the wrapped optimizer wrote into it, and its list of parameters
-stays the same object, because some optimizers hold it elsewhere too. The state of what is in no
-group is put aside until it comes back.
+stays the same object, because some optimizers hold it elsewhere too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.hoisted.unit import Unit
-from opdf_compile.training.optimizer.groups import Group, Links, tensors
-from opdf_compile.training.optimizer.weight_state import StateDict, own
+from opdf_compile.training.optimizer.groups import Group, Links
+from opdf_compile.training.optimizer.weight_state import own
 
-Members = list[list[int]]
 # For each planned weight the place of its outer group; None where no group holds it.
 GroupPlaces = dict[str, int | None]
-
-
-def members_of(groups: Sequence[Group]) -> Members:
-    """What tells whether parameters were moved since the last look."""
-    return [[id(parameter) for parameter in tensors(group)] for group in groups]
-
-
-def listed(group: Group) -> None:
-    """Give a group that somebody made by hand the list that torch would have made of it."""
-    given = group["params"]
-    if not isinstance(given, list):
-        group["params"] = [given] if isinstance(given, Tensor) else list(given)
 
 
 def uneven_places(units: Sequence[Unit], places: GroupPlaces) -> list[Unit]:
@@ -138,21 +124,3 @@ def _claims(wanted: Sequence[Group], home: dict[int, int]) -> dict[int, int]:
         if place not in claims and source not in claims.values():
             claims[place] = source
     return claims
-
-
-def put_aside(inner: Optimizer, aside: dict[Tensor, StateDict], known: Iterable[Tensor]) -> None:
-    """Take the state of what is in no group out of the optimizer; torch could not save it.
-
-    What a class keeps for tensors of its own (masters in another dtype) stays: only cores and
-    the student's parameters are `known`.
-    """
-    held = {id(p) for group in inner.param_groups for p in group["params"]}
-    for parameter in known:
-        if id(parameter) not in held and parameter in inner.state:
-            aside[parameter] = inner.state.pop(parameter)
-
-
-def put_back(inner: Optimizer, aside: dict[Tensor, StateDict]) -> None:
-    """The inverse of `put_aside`."""
-    inner.state.update(aside)
-    aside.clear()
