@@ -22,7 +22,6 @@ from torch.fx import GraphModule, Node
 from opdf_compile.graph import ops
 from opdf_compile.graph.edit import attribute
 from opdf_compile.graph.equations import labelled_operands
-from opdf_compile.graph.layout import own_layout
 from opdf_compile.graph.provenance import (
     FED,
     NOTHING,
@@ -125,7 +124,7 @@ class Flow:
         reader = next(iter(node.users), None)
         if reader is not None:
             self.read.setdefault(id(found), reader)
-        origin = Origin(found, target, own_layout(found.ndim))
+        origin = Origin(found, target, tuple((axis,) for axis in range(found.ndim)))
         if nested:
             self.meetings.append(Meeting("never", node, origin, reason=NESTED))
         return Provenance(origins={id(found): origin})

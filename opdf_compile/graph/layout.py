@@ -22,11 +22,6 @@ Layout = tuple[tuple[int, ...], ...]
 Sizes = tuple[int, ...]
 
 
-def own_layout(axes: int) -> Layout:
-    """The layout of the Parameter itself."""
-    return tuple((axis,) for axis in range(axes))
-
-
 def followed(node: Node, layout: Layout, old: Sizes, new: Sizes, sizes: Sizes) -> Layout:
     """The layout after an op that is no product.
 

@@ -247,11 +247,6 @@ def labels_of(units: Iterable[Unit], names: Mapping[int, str]) -> Labels:
     return labels
 
 
-def layout_of(inner: Optimizer, labels: Labels) -> ParameterLayout:
-    """The names of an optimizer's parameters, group by group."""
-    return [[labels.get(id(p), "?") for p in group["params"]] for group in inner.param_groups]
-
-
 def require_layout(saved: ParameterLayout, present: ParameterLayout, name: str) -> None:
     """Refuse a state that was kept for other groups, another order or other stacks.
 

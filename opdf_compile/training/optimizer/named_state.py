@@ -15,7 +15,6 @@ from opdf_compile.training.optimizer.groups import Group
 from opdf_compile.training.optimizer.inner_state import (
     InnerState,
     bound,
-    layout_of,
     split_state,
 )
 from opdf_compile.training.optimizer.plain_reading import PlainReader
@@ -108,7 +107,8 @@ class NamedState(Followed):
     def layout(self) -> list[list[str]]:
         """The names of the parameters that the wrapped optimizer steps here, group by group."""
         self._follow_parameters()
-        return layout_of(self.inner, self.labels())
+        labels, groups = self.labels(), self.inner.param_groups
+        return [[labels.get(id(p), "?") for p in group["params"]] for group in groups]
 
     def _taken(self) -> InnerState:
         return split_state(self.inner, self.labels())

@@ -198,4 +198,4 @@ def _require_cores(optimizer: NamedState, key: str, state: named.StateDict) -> d
             f"the state holds cores of shapes {found} for {key!r}, wanted {wanted}; build the "
             "optimizer with the plan of that state"
         )
-    return named.cores_of_state(entry.core_names, state)
+    return {name: state[f"cores.{place}"] for place, name in enumerate(entry.core_names)}

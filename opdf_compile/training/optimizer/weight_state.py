@@ -189,8 +189,3 @@ def _own_tensor(value: Tensor) -> Tensor:
         copies, context, value.size(), value.stride()
     )
     return made
-
-
-def cores_of_state(names: Sequence[str], state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The cores of one weight by name, out of its state."""
-    return {name: state[f"cores.{place}"] for place, name in enumerate(names)}
