@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,8 @@ def test_products_of_a_chain_by_hand(plan: Plan):
 def test_products_of_unequal_sizes_keep_their_layouts():
     plan = opdf.plan(nn.Linear(6, 35, bias=False), cores=2)
     (entry,) = plan.entries
-    (left, right) = entry.spec.chain.core_shapes
+    spec: Any = entry.spec
+    (left, right) = spec.chain.core_shapes
     rows, bond, cols = left[1] * left[2], left[3], right[1] * right[2]
     assert compose_products(plan) == {
         Product(rows, bond, cols, "nn"): 1,

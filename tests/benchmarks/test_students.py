@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from bench import students
@@ -15,7 +17,8 @@ CPU = torch.device("cpu")
 
 def test_bert_has_the_12_matrices_at_scale_3_25():
     plan = opdf.plan(students.bert(2), cores=5)
-    modes = {(e.spec.shape, e.spec.out_modes, e.spec.in_modes) for e in plan.entries}
+    specs: list[Any] = [entry.spec for entry in plan.entries]
+    modes = {(spec.shape, spec.out_modes, spec.in_modes) for spec in specs}
     assert len(plan.entries) == 12 and plan.scale == pytest.approx(3.25, abs=1e-3)
     assert modes == {
         ((768, 768), (32, 1, 1, 1, 24), (32, 1, 1, 1, 24)),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from snapshots import snapshot
 
 from opdf_compile.cli import main
 
@@ -51,8 +52,8 @@ def number():
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The student and one good file of each kind; tests read it and leave it as it is."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The student and one good file of each kind, which tests leave as they are."""
     folder = tmp_path_factory.mktemp("made")
     (folder / "student.py").write_text(STUDENT, encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
@@ -68,7 +69,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "export folded.pt2 -o bundle --reference student.py:build",
         ):
             assert main([*line.split(), "-q"]) == 0, line
-    return folder
+    before = snapshot(folder)
+    yield folder
+    # Tests may add files of their own.
+    assert before.items() <= snapshot(folder).items()
 
 
 @pytest.fixture

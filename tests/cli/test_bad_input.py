@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import resource
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from snapshots import snapshot
 
 Capture = pytest.CaptureFixture[str]
 Run = Callable[[str], int]
@@ -45,14 +45,6 @@ def bad(made: Path) -> Path:
     (made / "broken.json").write_text('{"schema": ')
     (made / "syntax.py").write_text("def build(:\n")
     return made
-
-
-def snapshot(folder: Path) -> dict[str, str]:
-    return {
-        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
-        for file in folder.rglob("*")
-        if file.is_file() and "__pycache__" not in file.parts
-    }
 
 
 BAD = {

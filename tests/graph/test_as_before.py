@@ -93,6 +93,9 @@ def _counting_hook() -> tuple[Callable[..., None], Callable[[], int]]:
     return hook, lambda: count
 
 
+LATE: Tensor
+
+
 def _make_globally(_m: Case, y: Tensor) -> None:
     global LATE
     LATE = y
@@ -335,7 +338,7 @@ def _clean() -> Any:
     Case.default = None
     positions.cache_clear()
     if "late" in vars(Case):
-        del Case.late
+        delattr(Case, "late")
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ def test_names_of_quick_cases_are_in_the_table() -> None:
     assert {case.name for case in CASES} >= QUICK
 
 
-def cases(given: list[Case]) -> list[object]:
+def cases(given: list[Case]) -> list[Any]:
     """The table as parameters; what `make test` leaves out is marked slow."""
     slow = pytest.mark.slow
     return [pytest.param(c, id=c.name, marks=() if c.name in QUICK else slow) for c in given]

@@ -163,7 +163,7 @@ class Unused(nn.Linear):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: Callable[..., nn.RNNBase]) -> None:
         super().__init__()
         self.rnn = kind(8, 8, batch_first=True)
 

@@ -100,7 +100,7 @@ def weights(model: nn.Module) -> set[int]:
 
 
 def rows(report: MatchReport) -> list[str]:
-    return [row.key for row in (*report.matches, *report.refusals)]
+    return [*(row.key for row in report.matches), *(row.key for row in report.refusals)]
 
 
 @settings(max_examples=30)

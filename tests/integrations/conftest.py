@@ -72,6 +72,8 @@ def make_trainer(tmp_path: Path, sentences: list[dict[str, Tensor]]) -> Callable
         class Recording(Trainer):
             """Keeps the batches that it trained on, in order."""
 
+            batches: list[dict[str, Any]]
+
             def training_step(self, model: Any, inputs: Any, *rest: Any, **named: Any) -> Any:
                 self.batches.append(dict(inputs))
                 return super().training_step(model, inputs, *rest, **named)

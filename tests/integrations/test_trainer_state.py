@@ -55,7 +55,7 @@ def scores(*values: float) -> Callable[[Any], dict[str, float]]:
 
 
 @pytest.fixture
-def best_of_three(bert: Make, make_trainer: Make) -> tuple[Any, nn.Module, dict[str, Any]]:
+def best_of_three(bert: Make, make_trainer: Make) -> tuple[Any, nn.Module, dict[int, Any]]:
     """A run whose second of three checkpoints is the best; and all three, from their files."""
     student = bert()
     trainer = make_trainer(
@@ -107,7 +107,8 @@ def test_a_checkpoint_is_an_ordinary_model(
 ) -> None:
     trainer, student, files = best_of_three
     folder = Path(trainer.args.output_dir) / "checkpoint-6"
-    loaded = type(student).from_pretrained(folder)
+    made: Any = type(student)
+    loaded = made.from_pretrained(folder)
     assert list(loaded.state_dict()) == list(student.state_dict())
     assert compare.equal(compare.weights(loaded), files[6])
 

@@ -21,7 +21,7 @@ def weight(*shape: int) -> torch.Tensor:
 @pytest.mark.parametrize(("rows", "cols"), [(48, 30), (30, 48), (24, 24)])
 def test_the_factors_are_those_of_the_matrix(rows: int, cols: int) -> None:
     matrix = weight(rows, cols)
-    spec = SVD.propose(WeightForm((rows, cols)))
+    spec = SVD.propose(WeightForm((rows, cols)), cores=2)
     left, right = (core.squeeze().numpy() for core in SVD.decompose(matrix, spec))
     inner = min(rows, cols)
     assert (left.shape, right.shape) == ((rows, inner), (inner, cols))
@@ -36,17 +36,17 @@ def test_the_factors_are_those_of_the_matrix(rows: int, cols: int) -> None:
 
 def test_an_mpo_of_two_cores_factorises_another_arrangement() -> None:
     matrix = weight(48, 30)
-    ours = SVD.decompose(matrix, SVD.propose(WeightForm((48, 30))))
+    ours = SVD.decompose(matrix, SVD.propose(WeightForm((48, 30)), cores=2))
     theirs = MPO.decompose(matrix, MPO.propose(WeightForm((48, 30)), cores=2))
     assert [core.shape for core in ours] != [core.shape for core in theirs]
 
 
 def test_a_transposed_weight_and_a_kernel() -> None:
     matrix = weight(48, 30)
-    plain = SVD.decompose(matrix, SVD.propose(WeightForm((48, 30))))
-    stored = SVD.decompose(matrix.mT, SVD.propose(WeightForm((30, 48), transposed=True)))
+    plain = SVD.decompose(matrix, SVD.propose(WeightForm((48, 30)), cores=2))
+    stored = SVD.decompose(matrix.mT, SVD.propose(WeightForm((30, 48), transposed=True), cores=2))
     assert all(torch.equal(a, b) for a, b in zip(plain, stored, strict=True))
-    spec = SVD.propose(WeightForm((16, 6, 3, 3), kernel=9))
+    spec = SVD.propose(WeightForm((16, 6, 3, 3), kernel=9), cores=2)
     assert SVD.shapes(spec) == ((1, 16, 1, 16), (16, 1, 54, 1))
     assert SVD.describe(spec) == "16x16 16x54"
 

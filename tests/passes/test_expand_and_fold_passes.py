@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,7 +76,8 @@ def test_expand_in_text_and_fold_back_in_text() -> None:
     model = nn.Linear(4, 6)
     graph = trace(model, (torch.randn(2, 4),)).graphs["eval"]
     made = plan(model, cores=2, min_size=1)
-    assert (made.entries[0].spec.out_modes, made.entries[0].spec.in_modes) == ((3, 2), (2, 2))
+    spec: Any = made.entries[0].spec
+    assert (spec.out_modes, spec.in_modes) == ((3, 2), (2, 2))
     result = Expand(made, cores_of(model, made))(graph)
     assert text(graph) == PLAIN
     assert text(result.module) == EXPANDED

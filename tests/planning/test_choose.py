@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import pytest
 import torch
@@ -52,7 +53,8 @@ def brute_force(value: Plan) -> tuple[int, int]:
     """(trained, deployed), counted on the shapes themselves."""
     trained = deployed = 0
     for entry in value.entries:
-        modes = list(zip(entry.spec.out_modes, entry.spec.in_modes, strict=True))
+        spec: Any = entry.spec
+        modes = list(zip(spec.out_modes, spec.in_modes, strict=True))
         sizes = [i * j for i, j in modes]
         bonds = [min(prod(sizes[:k]), prod(sizes[k:])) for k in range(len(sizes) + 1)]
         trained += sum(bonds[k] * s * bonds[k + 1] for k, s in enumerate(sizes))
@@ -223,7 +225,7 @@ def test_opdf_plan_and_verify_stay_functions() -> None:
     assert opdf.Plan is Plan
     assert "plan" in dir(opdf)
     with pytest.raises(AttributeError, match="opdf_compile.*nothing"):
-        _ = opdf.nothing
+        _ = opdf.nothing  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("request_", [{"overhead": 1.5}, {"scale": 2.0}, {"cores": 3}], ids=str)

@@ -127,7 +127,8 @@ def test_a_hand_edit_that_is_right(made: Plan) -> None:
     plan_json["entries"][0]["spec"].update(out_modes=[4, 6], in_modes=[2, 8])
     del plan_json["entries"][0]["spec"]["bonds"]
     edited = Plan.from_json(plan_json)
-    assert edited.entries[0].spec.out_modes == (4, 6)
+    spec: Any = edited.entries[0].spec
+    assert spec.out_modes == (4, 6)
     edited.validate(match(model()))
 
 

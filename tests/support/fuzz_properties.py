@@ -88,7 +88,7 @@ def _check_plan(run: Run, plan: opdf.Plan, folder: Path | None) -> None:
 
 def check_no_silent_skip(run: Run) -> None:
     """5: what is multiplied with an input, and what a layer holds, is a match or a refusal."""
-    rows = [row.key for row in (*run.report.matches, *run.report.refusals)]
+    rows = [*(row.key for row in run.report.matches), *(row.key for row in run.report.refusals)]
     assert len(rows) == len(set(rows)), "a weight is reported twice"
     used = products(run.model, run.args, run.kwargs)
     silent = (used | layer_weights(run.model)) - set(rows)

@@ -212,7 +212,7 @@ class Packed(nn.Module):
 
 
 class Recurrent(nn.Module):
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self, kind: Callable[..., nn.RNNBase]) -> None:
         super().__init__()
         self.rnn, self.head = kind(WIDTH, 4, batch_first=True), nn.Linear(4, 4)
 

@@ -261,7 +261,8 @@ def bert(folder: Path) -> Model:
         num_attention_heads=2,
         intermediate_size=32,
         max_position_embeddings=32,
-        attn_implementation="eager",
+        # An argument of every configuration, which its signature does not name.
+        **{"attn_implementation": "eager"},
     )
     module = BertModel(config, add_pooling_layer=False).eval()
     ids = torch.randint(0, 50, (2, 7))

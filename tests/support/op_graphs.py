@@ -107,12 +107,12 @@ def save(
     weights: Mapping[str, np.ndarray] | None = None,
 ) -> Path:
     """Write a graph; values are given as name -> (dtype, shape)."""
-    values = [
+    read, given = (
         [helper.make_tensor_value_info(name, PROTO[dtype], shape) for name, (dtype, shape) in side]
         for side in (inputs.items(), outputs.items())
-    ]
+    )
     constants = [numpy_helper.from_array(value, name) for name, value in (weights or {}).items()]
-    graph = helper.make_graph(list(nodes), "graph", *values, constants)
+    graph = helper.make_graph(list(nodes), "graph", read, given, constants)
     onnx.save(
         helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path
     )

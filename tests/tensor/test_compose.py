@@ -104,7 +104,7 @@ class Composed(torch.nn.Module):
 # The tracers see the function as shipped, without the tests' shape checks.
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compose, "compose", compose.compose.__wrapped__)
+    monkeypatch.setattr(compose, "compose", compose.compose.__wrapped__)  # type: ignore[attr-defined]
 
 
 @pytest.mark.usefixtures("plain")

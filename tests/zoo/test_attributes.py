@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ class Keeper(nn.Module):
         super().__init__()
         self.inner = nn.Linear(4, 4)
         self.register_buffer("grid", torch.arange(4.0))
-        self.cached = {"sizes": [(1, 2)], "mask": torch.zeros(2)}
+        self.cached: dict[str, Any] = {"sizes": [(1, 2)], "mask": torch.zeros(2)}
         self.table = np.arange(3)
         self.config = SimpleNamespace(depth=2, nested=SimpleNamespace(name="a"))
         self.seen = {1}

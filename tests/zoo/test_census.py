@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,7 +59,8 @@ def test_a_matcher_that_skips_a_weight_is_found():
     net, report, _found = taken()
     ids = torch.randint(0, 20, (2, 6))
     counted = census(net, lambda: net(ids))
-    for row in (*report.matches, *report.refusals):
+    rows: list[Any] = [*report.matches, *report.refusals]
+    for row in rows:
         short = dataclasses.replace(
             report,
             matches=tuple(m for m in report.matches if m is not row),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from typing import Any
 
 import psutil
@@ -58,6 +59,7 @@ def test_a_run_that_is_left_kills_what_it_started():
     left = run(["zoo/good", "zoo/slow"], lambda name: {}, jobs=2, limits=LIMITS, target=obey)
     assert next(left)["name"] == "zoo/good"
     assert _children()
+    assert isinstance(left, Generator)
     left.close()
     assert not _children()
 

@@ -49,7 +49,7 @@ def trained_fleet(kind: str, form: forms.Form, optimizer: str) -> Fleet:
         student(kind),
         form,
         torch.stack([form.start(weights)] * len(OPTIONS)),
-        Settings(*columns, torch.arange(len(OPTIONS))),
+        Settings(*(*columns, torch.arange(len(OPTIONS)))),
         data(kind),
         optimizer=optimizer,
         steps=STEPS,

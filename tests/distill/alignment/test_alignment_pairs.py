@@ -69,7 +69,8 @@ def test_convolutions_are_aligned_with_their_kernel_whole(width: int) -> None:
         student, torch.optim.AdamW, lr=1e-3, plan=joint.plan, alignment=alignment
     )
     for entry in joint.plan.entries:
-        assert entry.spec.in_modes[-1] % 9 == 0
+        spec: Any = entry.spec
+        assert spec.in_modes[-1] % 9 == 0
         assert sorted(alignment.targets[entry.key]) == [0, 2]
     student(torch.randn(2, 8, 9, 9)).square().mean().backward()
     optimizer.step()

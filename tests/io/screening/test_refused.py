@@ -95,6 +95,8 @@ def guards() -> dict[str, tuple[str, range]]:
                 continue
             telling = function.returns and ast.unparse(function.returns) == "str | None"
             for node in ast.walk(function):
+                if not isinstance(node, ast.stmt):
+                    continue
                 value = node.exc if isinstance(node, ast.Raise) else None
                 if telling and isinstance(node, ast.Return):
                     value = node.value if _is_text(node.value) else None

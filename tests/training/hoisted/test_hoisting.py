@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.errors import FoldError, InputError, PlanError
+from opdf_compile.training.hoisted import hoisting
 
 
 class Net(nn.Module):
@@ -127,7 +128,7 @@ def test_cores_of_a_batch_are_views_by_their_own_names() -> None:
 
 def test_what_separates_is_never_batched_together() -> None:
     model = Net()
-    program = opdf.training.hoisted.hoisting.hoist(
+    program = hoisting.hoist(
         model, planned(model), batched=True, separate=lambda key: key == "second.weight"
     )
     assert [unit.keys for unit in program.units] == [

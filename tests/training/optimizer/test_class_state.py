@@ -210,7 +210,8 @@ def through_file(state: Any) -> Any:
 
 
 def by_state_dict(first: Made, second: Made, folder: Path) -> None:
-    for left, right in zip(first, second, strict=True):
+    pairs: Any = zip(first, second, strict=True)
+    for left, right in pairs:
         right.load_state_dict(through_file(left.state_dict()))
 
 
@@ -264,7 +265,8 @@ def test_the_bits_tell_a_resume_without_it(name: str, caplog: pytest.LogCaptureF
 
 
 def other_setting(state: Any, opt: opdf.Overparam) -> None:
-    opt.inner.scheme = b"another"
+    inner: Any = opt.inner
+    inner.scheme = b"another"
 
 
 def no_rest(state: Any, opt: opdf.Overparam) -> None:
@@ -378,7 +380,8 @@ def test_absorbed_weights_start_anew_where_the_form_is_the_classs_own(
         for mine, its in zip(opt.program.cores(key), other.program.cores(key), strict=True):
             its.detach().copy_(mine.detach())
     held = [p for group in other.inner.param_groups for p in group["params"]]
-    other.inner.slow = [p.detach().clone() for p in held]
+    inner: Any = other.inner
+    inner.slow = [p.detach().clone() for p in held]
     train(student, opt, 3)
     train(twin, other, 3)
     assert apart(student, twin) == 0.0, "neither slow weights nor moments are left"
@@ -468,6 +471,8 @@ def test_the_state_of_a_quantised_tensor(tmp_path: Path) -> None:
 
 class Halves(Tensor):
     """A tensor kept in half precision; it knows no clone."""
+
+    half_part: Tensor
 
     @staticmethod
     def __new__(cls, half: Tensor) -> Halves:

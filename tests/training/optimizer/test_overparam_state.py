@@ -83,7 +83,7 @@ def same_state(left: opdf.Overparam, right: opdf.Overparam) -> bool:
     return left.fingerprints() == right.fingerprints()
 
 
-OPTIMIZERS = {
+OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
     "AdamW": (torch.optim.AdamW, {}),
     "AdamW amsgrad": (torch.optim.AdamW, {"amsgrad": True}),
     "AdamW lr tensor": (torch.optim.AdamW, {"lr": torch.tensor(0.05)}),
@@ -101,8 +101,8 @@ ORDERS = ["model first", "optimizer first"]
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_resume_is_equal_to_the_bit(name: str, order: str) -> None:
-    make, options = OPTIMIZERS[name]
-    options = {k: v.clone() if isinstance(v, Tensor) else v for k, v in options.items()}
+    make, given = OPTIMIZERS[name]
+    options = {k: v.clone() if isinstance(v, Tensor) else v for k, v in given.items()}
     student = network()
     opt, schedule = built(student, make, **options)
     train(student, opt, schedule, 3)

@@ -27,9 +27,13 @@ READER = PlainReader({"0.weight_cores.0": CORE})
 class Pair(Tensor):
     """A tensor of two others, which knows no clone, as quantised states are."""
 
+    codes: Tensor
+    scale: Tensor
+    signed: bool
+
     @staticmethod
     def __new__(cls, codes: Tensor, scale: Tensor, signed: bool) -> Pair:
-        made = Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
+        made: Pair = Tensor._make_wrapper_subclass(cls, codes.shape, dtype=torch.float32)
         made.codes, made.scale, made.signed = codes, scale, signed
         return made
 

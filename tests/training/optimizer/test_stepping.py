@@ -159,6 +159,7 @@ def test_every_core_climbs() -> None:
     loss_of(model).backward()
     opt.step(closure_of(model, opt))
     stepped = [p for group in opt.inner.param_groups for p in group["params"]]
+    assert isinstance(opt.inner, Climbs)
     assert opt.inner.climbed == len(stepped) > len(list(model.parameters()))
 
 
@@ -249,7 +250,9 @@ def test_a_step_that_failed_has_not_decayed(rate: float, closure: bool) -> None:
     for core, value in zip(opt.program.cores("0.weight"), cores, strict=True):
         # Divided out again a core may miss its last bit.
         assert torch.allclose(core, value, rtol=2.3e-16, atol=0)
-    opt.inner.fails = straight.inner.fails = None
+    for inner in (opt.inner, straight.inner):
+        assert isinstance(inner, Flaky)
+        inner.fails = None
     opt.step(*given)
     straight.step()
     for found, wanted, start in zip(weights(model), weights(twin), at_first, strict=True):
@@ -262,7 +265,8 @@ def test_a_step_that_failed_half_way_leaves_w_the_weight_of_its_cores() -> None:
     opt = opdf.Overparam(model, Flaky, lr=0.1, weight_decay=1.0, cores=3, batched=False)
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
-    opt.inner.fails = "after the first"
+    inner: Any = opt.inner
+    inner.fails = "after the first"
     before = weights(model)
     with pytest.raises(RuntimeError, match="out of luck"):
         opt.step()
@@ -270,7 +274,7 @@ def test_a_step_that_failed_half_way_leaves_w_the_weight_of_its_cores() -> None:
     assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [False, True]
     for found, wanted in zip(after, opdf.fold(opt).parameters(), strict=True):
         assert torch.allclose(found, wanted)
-    opt.inner.fails = None
+    inner.fails = None
     opt.step()
 
 
