@@ -75,6 +75,13 @@ def unmeasured(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def pytest_collection_finish() -> None:
+    # What is imported by now stays: no collection needs to look at it again, those that a benchmark
+    # asks for included.
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_runtest_setup() -> None:
     # Not before the first export, whose imports take seconds.
     if "torch.onnx._internal.exporter._registration" in sys.modules:
