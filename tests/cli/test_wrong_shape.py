@@ -115,6 +115,8 @@ def test_debug_shows_what_torch_said(
     assert "Traceback" in capsys.readouterr().err
 
 
+# The tests above listen to the same loggers, and one of them shows that they hear them.
+@pytest.mark.slow
 def test_the_same_in_a_process_of_its_own(folder: Path) -> None:
     command = [sys.executable, "-m", "opdf_compile", *COMMANDS["plan"]]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
