@@ -149,6 +149,7 @@ class Links:
             found.setdefault((rate, shares.get(id(core), 0.0)), []).append(core)
         laid: list[Laid] = []
         for (rate, share), params in found.items():
+            # The class decays by its own rate too: over it, what is left is the share of W's decay.
             factors = dict(bare) if share == 0.0 else {"weight_decay": share / rate}
             laid.append((params, factors if rate == 1.0 else {"lr": rate, **factors}))
         return laid[0], laid[1:]
@@ -260,6 +261,7 @@ class Links:
             estimated: What `estimated` gave when the state was saved; left out where the groups
                 were laid out otherwise then, as on another number of ranks.
         """
+        # Forgotten, so that every option counts as changed.
         self._seen = [{} for _ in self._seen]
         self.push(outer, inner, apart=True)
         for places, saved in zip(self.places, estimated, strict=True):
