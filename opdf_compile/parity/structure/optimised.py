@@ -61,9 +61,10 @@ def _with_candidate_values(raw: StructureResult) -> onnx.ModelProto:
     protos = {node: copy.proto for node, copy in zip(raw.reference.nodes, copies, strict=True)}
     names: dict[int, str] = {}
     added: Tensors = {}
-    # What is still read under its own name; a weight that is not would double the file.
-    ends = (value for graph in raw.reference.graphs for value in (*graph.inputs, *graph.outputs))
-    kept = {value.name for value in ends}
+    # What is still read under its own name; a weight that is not would double the file. One that an
+    # old file lists as an input would be an input without it.
+    kept = {value.name for graph in raw.reference.graphs for value in graph.outputs}
+    kept.update(info.name for info in source.graph.input)
     for c_node, r_node in raw.walk.nodes.items():
         if _in_function(r_node):
             continue

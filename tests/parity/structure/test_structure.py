@@ -617,6 +617,19 @@ def test_values_that_the_runtime_folds_by_do_not_refute_a_graph(tmp_path: Path) 
     assert result.nodes == 2
 
 
+def test_weights_that_an_old_file_lists_as_inputs_are_none_after_optimisation(
+    tmp_path: Path,
+) -> None:
+    paths = []
+    for value in (0.3, 0.7):
+        x, w, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [4]) for n in "xwy")
+        weight = numpy_helper.from_array(np.full(4, value, np.float32), "w")
+        graph = helper.make_graph([helper.make_node("Mul", "xw", "y")], "g", [x, w], [y], [weight])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 9)], ir_version=3)
+        paths.append(saved(model, tmp_path / f"{value}.onnx"))
+    assert optimised_on_cpu(*paths).differences == ()
+
+
 def test_the_copy_of_a_graph_has_no_weights_before_it_is_given_some(reference: Path) -> None:
     """A large model has room for few copies."""
     model = onnx.load(reference)
