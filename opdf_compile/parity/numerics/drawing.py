@@ -48,7 +48,9 @@ def _is_quiet(node: Node) -> bool:
     """Whether a dropout keeps everything."""
     opset = node.graph.opsets.get("", _FIRST_WITH_INPUTS)
     if not node.proto.domain and opset < _FIRST_WITH_INPUTS:
-        return opset >= _FIRST_WITHOUT_IS_TEST or bool(node.attributes.get("is_test", 0))
+        # Not `node.attributes`: in a function's body the caller may give the value.
+        flags = {a.name: a.i for a in node.proto.attribute}
+        return opset >= _FIRST_WITHOUT_IS_TEST or bool(flags.get("is_test", 0))
     mode = _number(node, 2, absent=0.0)
     return mode == 0.0 or _number(node, 1, absent=0.5) == 0.0
 

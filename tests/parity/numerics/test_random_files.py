@@ -202,6 +202,17 @@ def test_dropouts_of_old_operator_sets(
     assert drawing_outputs(file) == ({"y": "Dropout 'd'"} if draws else {})
 
 
+def test_a_dropout_whose_caller_says_what_it_drops_draws(tmp_path: Path) -> None:
+    drop = helper.make_node("Dropout", ["a"], ["b"], "d")
+    drop.attribute.add(name="ratio", type=onnx.AttributeProto.FLOAT, ref_attr_name="ratio")
+    body = helper.make_function(
+        "own", "Drop", ["a"], ["b"], [drop], [helper.make_opsetid("", 6)], ["ratio"]
+    )
+    call = helper.make_node("Drop", ["x"], ["y"], "f", domain="own", ratio=0.1)
+    file = saved([call], {}, tmp_path / "m.onnx", functions=(body,), opset=6)
+    assert drawing_outputs(file) == {"y": "Dropout 'd'"}
+
+
 def evidence(file: Path, error: float) -> Path:
     """Check data of the identity, with an error that torch is said to have."""
     x = np.random.default_rng(0).standard_normal((16, 8)).astype(np.float32)
