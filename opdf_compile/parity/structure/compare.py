@@ -41,20 +41,25 @@ class StructureResult:
         candidate: The file that is to ship.
         reference: The export of the untouched student.
         walk: The pairs of nodes.
-        differences: At most 20, nearest to the outputs first; empty when the verdict is "pass".
+        found: Every difference, those of the interface first, then nearest to the outputs first.
         notes: What limits the verdict.
     """
 
     candidate: LinkedModel
     reference: LinkedModel
     walk: Walk
-    differences: tuple[Difference, ...]
+    found: tuple[Difference, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def differences(self) -> tuple[Difference, ...]:
+        """The first ones, at most 20; empty when the verdict is "pass"."""
+        return self.found[:MOST_DIFFERENCES]
 
     @property
     def verdict(self) -> Literal["pass", "fail"]:
         """What the differences say."""
-        return "fail" if self.differences else "pass"
+        return "fail" if self.found else "pass"
 
     @property
     def nodes(self) -> int:
@@ -64,17 +69,17 @@ class StructureResult:
     @property
     def picture(self) -> Neighbourhood | None:
         """Both neighbourhoods of the first difference; None where there is none."""
-        if not self.differences:
+        if not self.found:
             return None
         # A renamed input has no node to show; the first difference inside the graph has.
-        inner = (d for d in self.differences if d.candidate or d.reference)
-        first = next(inner, self.differences[0])
+        inner = (d for d in self.found if d.candidate or d.reference)
+        first = next(inner, self.found[0])
         sides = frame_difference(first, self.candidate, self.reference)
         return Neighbourhood(first.sentence, *sides)
 
     def __bool__(self) -> bool:
         """Whether the structure is the same."""
-        return not self.differences
+        return not self.found
 
 
 @contextmanager
@@ -156,5 +161,5 @@ def compare_views(
     walk.enter(candidate.main, reference.main)
     walk.run()
     unreached = compare_unreached(candidate, reference, walk)
-    differences = (*interface, *walk.differences, *unreached)
-    return StructureResult(candidate, reference, walk, differences[:MOST_DIFFERENCES], notes)
+    found = (*interface, *walk.differences, *unreached)
+    return StructureResult(candidate, reference, walk, found, notes)

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from onnx import ModelProto, TensorProto, helper
 
 from opdf_compile.parity.structure.compare import compare_structure
+from opdf_compile.parity.structure.differences import MOST_DIFFERENCES
 from opdf_compile.parity.structure.frame import Surroundings
 from opdf_compile.parity.structure.picture import Neighbourhood
 
@@ -76,6 +77,22 @@ def test_an_added_node_is_marked_on_its_side(tmp_path: Path) -> None:
     extra: Row = ("Identity", "i", ("c",), {})
     found = picture((*CHAIN[:3], extra, ("Softmax", "d", ("i",), {"axis": 1}), CHAIN[4]), tmp_path)
     assert "Identity" in marked(found.candidate)
+
+
+def test_it_shows_a_node_however_many_inputs_are_renamed(tmp_path: Path) -> None:
+    paths = []
+    for name, operator in (("c", "Sum"), ("r", "Max")):
+        infos = [
+            helper.make_tensor_value_info(n, TensorProto.FLOAT, [4])
+            for n in (*(f"{name}{place}" for place in range(MOST_DIFFERENCES)), "y")
+        ]
+        node = helper.make_node(operator, [info.name for info in infos[:-1]], ["y"])
+        model = helper.make_model(helper.make_graph([node], "g", infos[:-1], infos[-1:]))
+        paths.append(tmp_path / f"{name}.onnx")
+        paths[-1].write_bytes(model.SerializeToString())
+    result = compare_structure(*paths)
+    assert len(result.differences) == MOST_DIFFERENCES
+    assert result.picture is not None and "Sum" in result.picture.sentence
 
 
 @pytest.mark.parametrize("width", [4.0, 11.0])
