@@ -25,8 +25,9 @@ def stoppable() -> Iterator[threading.Event]:
     before = {number: signal.getsignal(number) for number in _SIGNALS}
 
     def note(number: int, frame: FrameType | None) -> None:
-        stop.set()
+        # First: noting a second signal within `set` would wait for the lock that `set` holds.
         _put_back(before)
+        stop.set()
 
     for number in _SIGNALS:
         signal.signal(number, note)
