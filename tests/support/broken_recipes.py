@@ -195,7 +195,10 @@ WRITTEN = {
         "", 'metric = "acuracy"\n', 34, ('"acuracy"', "did you mean accuracy?")
     ),
     "unknown tracker": Broken(
-        "", 'log_with = ["tensorbord"]\n', 34, ('"tensorbord"', "tensorboard?")
+        "",
+        'log_with = ["tensorbord"]\n',
+        34,
+        ('"tensorbord"', "swanlab, tensorboard, trackio", "mean tensorboard?"),
     ),
     "two starts": Broken(
         "[teacher]",

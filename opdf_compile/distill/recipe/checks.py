@@ -216,8 +216,8 @@ def _training(recipe: Recipe) -> Iterator[Problem]:
         if tracker not in TRACKERS:
             yield Problem(
                 ("training", "log_with", place),
-                f'log_with in [training] names "{tracker}", wanted one of {", ".join(TRACKERS)}'
-                f"{suggestion(tracker, TRACKERS, 'remove it')}",
+                f'log_with in [training] names "{tracker}", wanted one of '
+                f"{', '.join(sorted(TRACKERS))}{suggestion(tracker, TRACKERS, 'remove it')}",
             )
 
 
