@@ -95,6 +95,7 @@ def most_numbers(tensors: Iterable[Tensor]) -> torch.dtype:
     """The floating dtype of most numbers, the one that the error is measured in."""
     counts: Counter[torch.dtype] = Counter({torch.float32: 0})
     for tensor in tensors:
-        if tensor.dtype.is_floating_point:
+        # A float of one byte is stored so and computed in a wider one.
+        if tensor.dtype.is_floating_point and tensor.dtype.itemsize > 1:
             counts[tensor.dtype] += tensor.numel()
     return counts.most_common(1)[0][0]

@@ -316,6 +316,21 @@ def test_half_precision_runs(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, data.samples[0].outputs["output"], atol=5e-3)
 
 
+def test_floats_of_one_byte_are_not_what_is_computed_in(tmp_path: Path) -> None:
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("weight", torch.randn(8, 8).to(torch.float8_e4m3fn))
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.head(x @ self.weight.to(torch.float32))
+            return found
+
+    path = export_onnx(Packed(), (torch.rand(2, 8),), tmp_path / "m.onnx")
+    assert read_check(path.with_suffix(".check.npz")).dtype == "float32"
+
+
 def test_program_changes_dtype_without_its_module(tmp_path: Path) -> None:
     program = torch.export.export(ConvNet().eval(), (torch.rand(2, 3, 8, 8),))
     path = export_onnx(program, (), tmp_path / "m.onnx", dtype="fp16")
