@@ -41,7 +41,8 @@ class StructureResult:
         candidate: The file that is to ship.
         reference: The export of the untouched student.
         walk: The pairs of nodes.
-        found: Every difference, those of the interface first, then nearest to the outputs first.
+        found: What differs: the interface, then what is nearest to the outputs; the walk gives up
+            after 20.
         notes: What limits the verdict.
     """
 
