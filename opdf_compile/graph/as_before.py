@@ -81,12 +81,12 @@ def _undone(undo: list[PutBack]) -> Iterator[None]:
     try:
         yield
     finally:
-        failed: list[Exception] = []
+        failed: list[BaseException] = []
         # By hand: an ExitStack makes two objects for each of thousands.
         for put_back in reversed(undo):
             try:
                 put_back()
-            except Exception as error:
+            except BaseException as error:  # An interrupt, too, leaves nothing half put back.
                 failed.append(error)
         if failed:
             raise failed[0]

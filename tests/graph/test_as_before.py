@@ -424,19 +424,26 @@ def test_the_generators_of_devices_are_put_back(monkeypatch: pytest.MonkeyPatch)
 class Stuck(random.Random):
     """A generator that cannot be put back."""
 
+    error: type[BaseException] = RuntimeError
+
     def setstate(self, state: Any) -> None:
-        raise RuntimeError("stuck")
+        raise self.error("stuck")
 
 
+class Interrupted(Stuck):
+    error = KeyboardInterrupt
+
+
+@pytest.mark.parametrize("kind", [Stuck, Interrupted])
 @pytest.mark.parametrize("order", [1, -1])
-def test_all_else_is_put_back_where_something_cannot_be(order: int) -> None:
+def test_all_else_is_put_back_where_something_cannot_be(order: int, kind: type[Stuck]) -> None:
     def prepare(m: Case) -> None:
-        places = {"first": [0], "draw": Stuck(3), "last": [0]}
+        places = {"first": [0], "draw": kind(3), "last": [0]}
         for name, value in list(places.items())[::order]:
             setattr(m, name, value)
 
     model = Case(prepare, lambda m, _y: [m.first.append(1), m.last.append(1)])
-    with pytest.raises(RuntimeError, match="stuck"), as_before(model):
+    with pytest.raises(kind.error, match="stuck"), as_before(model):
         model(X)
     assert (model.first, model.last) == ([0], [0])
 
