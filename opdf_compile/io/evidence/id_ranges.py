@@ -137,6 +137,8 @@ class _Search:
                     mine: values[n] for mine, n in given if isinstance(n, Node) and n in values
                 }
                 self.follow(nested.module, known)
+            if getattr(node.target, "namespace", "aten") != "aten":
+                continue  # An operator of another library may share a name, and nothing else.
             self._compare(node, values)
             for index, size in _indexed(node):
                 for value in values.get(index, ()):

@@ -40,6 +40,17 @@ def indexed(m: Reads, ids: Tensor) -> Tensor:
     return m.table.weight[ids]
 
 
+@torch.library.custom_op("opdf_tests::gather", mutates_args=())
+def gathered(ids: Tensor) -> Tensor:
+    """An operator with the name of one of torch's, and with other arguments."""
+    return ids.clone()
+
+
+@gathered.register_fake
+def _(ids: Tensor) -> Tensor:
+    return torch.empty_like(ids)
+
+
 # A way from ids to a table of 20 rows (and another of 7), and what the ids may be.
 WAYS: dict[str, tuple[Callable[[Reads, Tensor], Tensor], IdRange | None]] = {
     "embedding": (lambda m, ids: m.table(ids), IdRange(0, 19)),
@@ -52,6 +63,7 @@ WAYS: dict[str, tuple[Callable[[Reads, Tensor], Tensor], IdRange | None]] = {
         lambda m, ids: m.table.weight.sum(1).expand(ids.shape[0], 20).gather(1, ids),
         IdRange(0, 19),
     ),
+    "another library's gather": (lambda m, ids: m.table(gathered(ids)), None),
     "cast": (lambda m, ids: m.table(ids.to(torch.int32)), IdRange(0, 19)),
     "views": (
         lambda m, ids: m.table(ids.reshape(-1).unsqueeze(0).transpose(0, 1)[:, 0]),
