@@ -135,13 +135,16 @@ def to_json(spec: MatrixSpec) -> dict[str, object]:
 _Spec = TypeVar("_Spec", bound=MatrixSpec)
 
 
-def from_json(kind: type[_Spec], noun: str, data: Mapping[str, object]) -> _Spec:
+def from_json(
+    kind: type[_Spec], noun: str, data: Mapping[str, object], derived: tuple[str, ...] = ()
+) -> _Spec:
     """The spec of JSON values; the constructor checks them.
 
     Args:
         kind: The class of the spec.
         noun: What to call it in messages: "the spec of svd".
-        data: A JSON object; only `row_axes` may be left out.
+        data: A JSON object; only `row_axes` and what is derived may be left out.
+        derived: Keys that follow from the others; the caller checks their values.
 
     Raises:
         PlanError: A key is missing or unknown, or a value does not fit.
@@ -151,15 +154,19 @@ def from_json(kind: type[_Spec], noun: str, data: Mapping[str, object]) -> _Spec
     known = [field.name for field in fields(kind)]
     needed = [key for key in known if key != "row_axes"]
     missing = [key for key in needed if key not in data]
-    unknown = sorted(str(key) for key in data if key not in known)
+    allowed = (*known, *derived)
+    unknown = sorted(str(key) for key in data if key not in allowed)
     if missing:
         raise PlanError(f"{noun} lacks {', '.join(missing)}; it needs {', '.join(needed)}")
     if unknown:
         raise PlanError(
-            f"{noun} has unknown keys: {', '.join(unknown)}; remove them, it has {', '.join(known)}"
+            f"{noun} has unknown keys: {', '.join(unknown)}; remove them, it has "
+            f"{', '.join(allowed)}"
         )
     values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in data.items()
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in data.items()
+        if key in known
     }
     return kind(**values)
 

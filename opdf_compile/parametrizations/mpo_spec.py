@@ -73,8 +73,7 @@ def spec_from_json(data: Mapping[str, object]) -> MpoSpec:
     if type(dtype) is not str or type(transposed) is not bool:
         found = f"{dtype!r} and {transposed!r}"
         raise PlanError(f"dtype must be a string and transposed true or false, found {found}")
-    own = {key: value for key, value in data.items() if key != "bonds"}
-    spec = from_json(MpoSpec, "the MPO spec", own)
+    spec = from_json(MpoSpec, "the MPO spec", data, derived=("bonds",))
     if "bonds" in data and tuple(data["bonds"]) != spec.chain.bonds:  # type: ignore[arg-type]
         raise PlanError(
             f"bonds are {data['bonds']}, and OPDF never truncates: the full bonds of these modes"

@@ -59,7 +59,7 @@ def test_bonds_may_be_left_out() -> None:
         ({"dtype": "int8"}, "dtype is 'int8'; an MPO weight has one of float16"),
         ({"dtype": 32}, "dtype must be a string"),
         ({"transposed": 0}, "transposed true or false"),
-        ({"rank": 3}, "unknown keys: rank"),
+        ({"rank": 3}, "unknown keys: rank; remove them, it has shape, .*, in_modes, bonds"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, Any], sentence: str) -> None:
