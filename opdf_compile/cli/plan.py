@@ -45,7 +45,7 @@ def command(
         str,
         typer.Option(
             metavar="NAME",
-            help="mpo, or another of the registry: powerprop, shared, spectral, svd.",
+            help="mpo, or another of the registry: powerprop, shared, spectral, svd, wide.",
         ),
     ] = "mpo",
     include: Annotated[

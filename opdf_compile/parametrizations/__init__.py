@@ -13,5 +13,6 @@ from opdf_compile.parametrizations import powerprop as powerprop
 from opdf_compile.parametrizations import shared as shared
 from opdf_compile.parametrizations import spectral as spectral
 from opdf_compile.parametrizations import svd as svd
+from opdf_compile.parametrizations import wide as wide
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

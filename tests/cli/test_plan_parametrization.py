@@ -26,5 +26,5 @@ def test_an_unknown_name_is_told_first(
 ) -> None:
     assert run(f"plan no_such_file.py:build -o {tmp_path}/p.json --parametrization tucker") == 2
     error = capsys.readouterr().err
-    assert "'tucker' is not known; use one of: mpo, powerprop, shared, spectral, svd" in error
+    assert "'tucker' is not known; use one of: mpo, powerprop, shared, spectral, svd, wide" in error
     assert not list(tmp_path.iterdir())

@@ -21,7 +21,7 @@ from opdf_compile.parametrizations import registry
 from opdf_compile.parametrizations.matrix_spec import WeightForm
 from opdf_compile.parametrizations.registry import registered
 
-NAMES = ("mpo", "powerprop", "shared", "spectral", "svd")
+NAMES = ("mpo", "powerprop", "shared", "spectral", "svd", "wide")
 
 # Weight shape, transposed, kernel, row_axes: the cases that modules bring.
 WEIGHTS: dict[str, tuple[tuple[int, ...], bool, int, int]] = {
@@ -339,6 +339,9 @@ def changed(name: str, **values: Any) -> None:
         ("spectral", {"rank": True}, "rank is True"),
         ("spectral", {"depth": 1}, "depth is 1, wanted 2 to 63"),
         ("spectral", {"outer_rate": 0}, "outer_rate is 0, wanted a positive number"),
+        ("wide", {"expansion": 0}, "expansion is 0, wanted a whole number from 1 to 16"),
+        ("wide", {"expansion": 4.0}, "expansion is 4.0"),
+        ("wide", {"expansion": 17}, "expansion is 17"),
         ("shared", {"blocks": 5}, "blocks is 5, wanted a divisor of the 48 rows"),
         ("shared", {"out_modes": (48, 1)}, "make a block of 48 x 30, wanted two modes each for 12"),
         ("shared", {"in_modes": (30,)}, "the blocks' modes are no chain: each core needs"),
@@ -350,7 +353,16 @@ def test_choices_that_do_not_fit(name: str, values: dict[str, Any], sentence: st
 
 
 @pytest.mark.parametrize(
-    ("name", "cores"), [("powerprop", 2), ("shared", 2), ("shared", 4), ("spectral", 2), ("svd", 3)]
+    ("name", "cores"),
+    [
+        ("powerprop", 2),
+        ("shared", 2),
+        ("shared", 4),
+        ("spectral", 2),
+        ("svd", 3),
+        ("wide", 1),
+        ("wide", 3),
+    ],
 )
 def test_numbers_of_cores_that_there_are_not(name: str, cores: int) -> None:
     with pytest.raises(PlanError, match=f"found cores={cores}"):
