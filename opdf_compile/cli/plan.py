@@ -45,7 +45,7 @@ def command(
         str,
         typer.Option(
             metavar="NAME",
-            help="mpo, or another of the registry: powerprop, shared, spectral, svd, wide.",
+            help="mpo, or another of the registry: gains, powerprop, shared, spectral, svd, wide.",
         ),
     ] = "mpo",
     include: Annotated[

@@ -134,6 +134,13 @@ class Parametrization(ABC, Generic[S]):
         """
         return (1.0,) * len(self.shapes(spec))
 
+    def outside_clip_norm(self, spec: S) -> tuple[int, ...]:
+        """Places of the tensors whose gradients a clip norm should not count.
+
+        A clip under `Overparam` sees dL/dW and no tensor. See `Expanded.clip_norm_parameters`.
+        """
+        return ()
+
     def describe(self, spec: S) -> str:
         """The spec in short, for tables: its modes, ``[64,1,48]x[32,1,24]``, if it has any."""
         values: dict[str, Any] = dict(self.spec_to_json(spec))

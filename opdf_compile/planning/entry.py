@@ -70,6 +70,11 @@ class PlanEntry:
         """Of each core the factor of its learning rate."""
         return tuple(self.by.rates(self.spec))
 
+    @property
+    def outside_clip_norm(self) -> frozenset[str]:
+        """Names of the cores whose gradients a clip norm should not count."""
+        return frozenset(self.core_names[k] for k in self.by.outside_clip_norm(self.spec))
+
     @cached_property
     def terms(self) -> tuple[ScalingTerm, ...] | None:
         """What scales the weight, see `Parametrization.terms`; None where nothing says so."""

@@ -149,13 +149,16 @@ def test_its_cores_are_folded_with_and_without_a_plan(made: Any) -> None:
 def test_what_it_does_not_say_is_the_default(made: Any) -> None:
     (entry, _) = opdf.plan(network(), parametrization="halves").entries
     assert (entry.terms, entry.rates, entry.modes) == (None, (1.0, 1.0), "")
+    assert entry.outside_clip_norm == frozenset()
     assert opdf.plan(network(), parametrization="halves").request == {"cores": 2}
     made.multilinear = True
     made.rates = lambda spec: (1.0, 3.0)
     made.describe = lambda spec: "two halves"
+    made.outside_clip_norm = lambda spec: (1,)
     (entry, _) = opdf.plan(network(), parametrization="halves").entries
     assert (entry.terms, entry.rates) == (({0: 0.5, 1: 0.5},), (1.0, 3.0))
     assert entry.modes == "two halves"
+    assert entry.outside_clip_norm == {"0.weight_cores.1"}
 
 
 def test_a_fold_is_exact_and_rounded_once(made: Any) -> None:

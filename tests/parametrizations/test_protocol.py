@@ -21,7 +21,7 @@ from opdf_compile.parametrizations import registry
 from opdf_compile.parametrizations.matrix_spec import WeightForm
 from opdf_compile.parametrizations.registry import registered
 
-NAMES = ("mpo", "powerprop", "shared", "spectral", "svd", "wide")
+NAMES = ("gains", "mpo", "powerprop", "shared", "spectral", "svd", "wide")
 
 # Weight shape, transposed, kernel, row_axes: the cases that modules bring.
 WEIGHTS: dict[str, tuple[tuple[int, ...], bool, int, int]] = {
@@ -178,8 +178,8 @@ def test_the_cost_is_exact(name: str, form: tuple[Any, ...]) -> None:
         leaves = [torch.zeros(s, requires_grad=True) for s in registered(name).shapes(spec)]
         assert cost.parameters == sum(leaf.numel() for leaf in leaves)
         assert cost.added == cost.parameters - math.prod(form[0])
-        if name == "powerprop":
-            continue  # No product: its entries are counted by hand.
+        if name in ("gains", "powerprop"):
+            continue  # No matrix product: its entries are counted by hand.
         added = math.prod(form[0]) if name == "spectral" else 0
         with FlopCounterMode(display=False) as forward:
             weight = registered(name).compose(leaves, spec)
@@ -332,6 +332,9 @@ def changed(name: str, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "sentence"),
     [
+        ("gains", {"decay_share": 0.5}, "decay_share is 0.5, wanted a number from 0 to below 0.5"),
+        ("gains", {"decay_share": float("nan")}, "decay_share is nan"),
+        ("gains", {"decay_share": "0"}, "decay_share is '0'"),
         ("powerprop", {"exponent": 1}, "exponent is 1, wanted a number above 1 and at most 8"),
         ("powerprop", {"exponent": float("nan")}, "exponent is nan"),
         ("powerprop", {"exponent": "2"}, "exponent is '2'"),
@@ -355,6 +358,7 @@ def test_choices_that_do_not_fit(name: str, values: dict[str, Any], sentence: st
 @pytest.mark.parametrize(
     ("name", "cores"),
     [
+        ("gains", 2),
         ("powerprop", 2),
         ("shared", 2),
         ("shared", 4),

@@ -92,6 +92,20 @@ class WeightProgram:
             if parameter.requires_grad and id(parameter) not in matched:
                 yield parameter
 
+    def clip_norm_parameters(self) -> list[nn.Parameter]:
+        """Those of `parameters()` whose gradients make a clip norm: all but gains.
+
+        For loops that clip between `backward` and the step; see `Expanded.clip_norm_parameters`.
+        """
+        left_out = {name for entry in self.plan.entries for name in entry.outside_clip_norm}
+        gains = {
+            id(core)
+            for unit in self.units
+            for name, core in zip(unit.members[0], unit.storage, strict=True)
+            if name in left_out
+        }
+        return [p for p in self.parameters() if id(p) not in gains]
+
     def cores(self, key: str) -> tuple[Tensor, ...]:
         """The cores of one weight, in order.
 
