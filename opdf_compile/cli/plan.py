@@ -45,7 +45,8 @@ def command(
         str,
         typer.Option(
             metavar="NAME",
-            help="mpo, or another of the registry: gains, powerprop, shared, spectral, svd, wide.",
+            help="mpo, or another of the registry: do_conv, gains, powerprop, shared, spectral, "
+            "svd, wide.",
         ),
     ] = "mpo",
     include: Annotated[

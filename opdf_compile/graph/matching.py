@@ -16,7 +16,14 @@ from opdf_compile.graph.flops import weight_op_flops
 from opdf_compile.graph.flow import Flow, Meeting, meetings
 from opdf_compile.graph.layout import orientation
 from opdf_compile.graph.module_match import bare, layer_rows, module_rows
-from opdf_compile.graph.ops import FROZEN, FUNCTION, LOOKUP, NOT_DENSE, TIED
+from opdf_compile.graph.ops import (
+    FROZEN,
+    FUNCTION,
+    LOOKUP,
+    NOT_DENSE,
+    TIED,
+    convolution_groups,
+)
 from opdf_compile.graph.provenance import example_shape
 from opdf_compile.graph.rows import Match, MatchReport, Refusal, Use
 from opdf_compile.graph.sharing import is_weight_dtype, names_of_parameters
@@ -159,6 +166,7 @@ def _match(key: str, seen: _Sighting, uses: list[tuple[Phase, Meeting]]) -> Matc
         kernel=kernel,
         aliases=seen.aliases,
         row_axes=rows,
+        groups=convolution_groups(first.node),
     )
 
 

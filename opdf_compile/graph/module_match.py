@@ -218,6 +218,7 @@ def _row(
         kernel=prod(shape[2:]) if convolution else 1,
         aliases=names[1:],
         row_axes=1 if convolution else max(len(shape) - 1, 1),
+        groups=getattr(module, "groups", 1) if convolution else 1,
     )
     if not weight.requires_grad:
         return Refusal(names[0], FROZEN, shape=shape)

@@ -223,6 +223,16 @@ def operand(node: Node, place: OperandPlace) -> Any:
     return node.kwargs.get(place.name)
 
 
+def convolution_groups(node: Node) -> int:
+    """The groups of a convolution; 1 of every other op."""
+    schema = getattr(node.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema else []
+    if "weight" not in names or "groups" not in names:
+        return 1
+    found = operand(node, OperandPlace(names.index("groups"), "groups", ""))
+    return found if isinstance(found, int) else 1
+
+
 def short_name(node: Node) -> str:
     """The operator without its library and overload: "linear", "batch_norm"."""
     return _name(node.target)

@@ -46,6 +46,7 @@ class Match:
         aliases: Other names of the same Parameter (tied weights).
         row_axes: How many leading axes are the rows of the matrix; the others are its columns. A
             stack (experts, out, in) is one matrix of experts * out rows.
+        groups: Groups of the convolution that reads it; 1 of what is none, or where nothing tells.
     """
 
     key: str
@@ -56,6 +57,7 @@ class Match:
     kernel: int = 1
     aliases: tuple[str, ...] = ()
     row_axes: int = 1
+    groups: int = 1
 
     @property
     def parameters(self) -> int:

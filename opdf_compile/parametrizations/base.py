@@ -106,6 +106,13 @@ class Parametrization(ABC, Generic[S]):
             PlanError: The weight cannot be parametrized so.
         """
 
+    def why_not(self, form: WeightForm) -> str | None:
+        """Why no weight of this form is parametrized so, read on from its name; None if it is.
+
+        A plan leaves such weights alone and lists them with the reason.
+        """
+        return None
+
     def candidates(self, form: WeightForm) -> tuple[S, ...]:
         """Specs to choose from, strictly increasing in added parameters; else the usual one."""
         return (self.propose(form, cores=self.usual_cores),)

@@ -90,9 +90,11 @@ class WeightForm(MatrixSpec):
 
     Attributes:
         kernel: Product of the kernel sizes of a convolution.
+        groups: Groups of a convolution.
     """
 
     kernel: int = 1
+    groups: int = 1
 
     def __post_init__(self) -> None:
         """Take a tensor's own shape too, which is no plain tuple."""
@@ -102,7 +104,8 @@ class WeightForm(MatrixSpec):
     @classmethod
     def matched(cls, found: Match) -> Self:
         """The form of a match's weight."""
-        return cls(found.shape, found.dtype, found.transposed, found.row_axes, found.kernel)
+        matrix = (found.shape, found.dtype, found.transposed, found.row_axes)
+        return cls(*matrix, kernel=found.kernel, groups=found.groups)
 
 
 def checked_matrix(weight: Tensor, spec: MatrixSpec) -> Tensor:

@@ -68,12 +68,14 @@ def plan(
     flops = step_flops(graph) if graph is not None else 0
     report = match(model)
     chosen, refusals = select(report, include, exclude, min_size)
-    specs = dict(_specs(chosen, request, flops, by))
+    unfit = {found.key: by.why_not(WeightForm.matched(found)) for found in chosen}
+    fitting = [found for found in chosen if unfit[found.key] is None]
+    specs = dict(_specs(fitting, request, flops, by))
     entries: list[PlanEntry] = []
     for found in chosen:
         spec = specs.get(found.key)
         if spec is None:
-            reason = "does not fit into the overhead asked for"
+            reason = unfit[found.key] or "does not fit into the overhead asked for"
         elif not _adds(spec, by):
             reason = "has sizes that allow no bond: cores would add nothing"
         else:

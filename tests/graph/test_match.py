@@ -89,6 +89,7 @@ def test_convolutions(
     kernel = torch.Size(shape[2:]).numel()
     assert (row.key, row.shape, row.transposed, row.kernel) == ("weight", shape, False, kernel)
     assert row.flops == flops
+    assert row.groups == only(match(layer)).groups == layer.groups
 
 
 def test_a_shared_module_is_one_match_with_all_its_uses() -> None:

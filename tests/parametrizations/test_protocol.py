@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -21,7 +21,7 @@ from opdf_compile.parametrizations import registry
 from opdf_compile.parametrizations.matrix_spec import WeightForm
 from opdf_compile.parametrizations.registry import registered
 
-NAMES = ("gains", "mpo", "powerprop", "shared", "spectral", "svd", "wide")
+NAMES = ("do_conv", "gains", "mpo", "powerprop", "shared", "spectral", "svd", "wide")
 
 # Weight shape, transposed, kernel, row_axes: the cases that modules bring.
 WEIGHTS: dict[str, tuple[tuple[int, ...], bool, int, int]] = {
@@ -35,8 +35,31 @@ WEIGHTS: dict[str, tuple[tuple[int, ...], bool, int, int]] = {
     "ConvTranspose2d": ((6, 16, 3, 3), False, 9, 1),
     "stack of experts": ((3, 12, 20), False, 1, 2),
 }
+# Of the same 48 x 30 numbers as "Linear", for what takes kernels only.
+KERNEL = ((48, 5, 3, 2), False, 6, 1)
+KERNELS_ONLY = ("do_conv",)
 named = pytest.mark.parametrize("name", NAMES)
-of_weights = pytest.mark.parametrize("form", WEIGHTS.values(), ids=WEIGHTS)
+
+
+def takes(name: str, form: tuple[Any, ...]) -> bool:
+    return name not in KERNELS_ONLY or form[2] > 1
+
+
+def of_each(*cases: str) -> pytest.MarkDecorator:
+    """Each name with each of these weights that it takes."""
+    rows = [(name, case) for name in NAMES for case in cases if takes(name, WEIGHTS[case])]
+    made = [pytest.param(name, WEIGHTS[case], id=f"{name}, {case}") for name, case in rows]
+    return pytest.mark.parametrize(("name", "form"), made)
+
+
+of_weights = of_each(*WEIGHTS)
+# One of each kind, and another for those that take no matrix.
+of_kinds = of_each("Linear", "addmm operand", "Conv2d", "Conv2d, depthwise", "stack of experts")
+
+
+def example(name: str) -> tuple[Any, ...]:
+    """The form of a 48 x 30 weight that it takes."""
+    return KERNEL if name in KERNELS_ONLY else WEIGHTS["Linear"]
 
 
 def test_these_are_the_registered_ones() -> None:
@@ -73,7 +96,6 @@ def error_of(name: str, weight: Tensor, spec: Any) -> float:
     return float(max(errors))
 
 
-@named
 @of_weights
 def test_there_and_back(name: str, form: tuple[Any, ...]) -> None:
     weight, spec = random(form[0]), usual(name, form)
@@ -85,7 +107,11 @@ def test_there_and_back(name: str, form: tuple[Any, ...]) -> None:
     assert (composed.shape, composed.dtype) == (weight.shape, weight.dtype)
     assert composed.is_contiguous()
     assert error_of(name, weight, spec) <= 1e-6
-    wrong = registered(name).compose([*tensors[:-1], tensors[-1] * 1.01], spec)
+    # The last tensor of do_conv starts at zero.
+    place = 0 if name == "do_conv" else len(tensors) - 1
+    wrong = registered(name).compose(
+        [t * 1.01 if k == place else t for k, t in enumerate(tensors)], spec
+    )
     assert (wrong - weight).norm() > 1e-3 * weight.norm(), "the control"
     assert not any(t.requires_grad for t in tensors)
     assert all(t.is_contiguous() for t in tensors)
@@ -106,8 +132,9 @@ HARD: dict[str, Callable[[], Tensor]] = {
 @named
 @pytest.mark.parametrize("case", HARD)
 def test_invariant_1_hard_weights(name: str, case: str) -> None:
-    weight = HARD[case]()
-    for spec in candidates(name, ((24, 36), False, 1, 1))[::3]:
+    form = ((24, 4, 3, 3), False, 9, 1) if name in KERNELS_ONLY else ((24, 36), False, 1, 1)
+    weight = HARD[case]().reshape(form[0])
+    for spec in candidates(name, form)[::3]:
         tensors = registered(name).decompose(weight, spec)
         assert all(bool(torch.isfinite(t).all()) for t in tensors)
         assert error_of(name, weight, spec) <= 1e-6
@@ -123,7 +150,7 @@ def test_invariant_1_hard_weights(name: str, case: str) -> None:
 @named
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 def test_dtypes(name: str, dtype: str) -> None:
-    form = WEIGHTS["Linear"]
+    form = example(name)
     weight = random(form[0]).to(getattr(torch, dtype))
     spec = usual(name, form, dtype)
     tensors = registered(name).decompose(weight, spec)
@@ -140,7 +167,7 @@ def test_dtypes(name: str, dtype: str) -> None:
 
 @named
 def test_the_same_weight_gives_the_same_tensors(name: str) -> None:
-    weight, spec = random((48, 30)), usual(name, WEIGHTS["Linear"])
+    weight, spec = random(example(name)[0]), usual(name, example(name))
     first = registered(name).decompose(weight, spec)
     torch.randn(100)
     again = registered(name).decompose(weight.clone(), spec)
@@ -149,7 +176,6 @@ def test_the_same_weight_gives_the_same_tensors(name: str) -> None:
     assert not all(map(torch.equal, first, other)), "the control"
 
 
-@named
 @of_weights
 def test_json_and_infer(name: str, form: tuple[Any, ...]) -> None:
     shape, transposed, _kernel, _axes = form
@@ -170,7 +196,6 @@ def test_json_and_infer(name: str, form: tuple[Any, ...]) -> None:
             registered(name).infer(shapes, unknown)
 
 
-@named
 @of_weights
 def test_the_cost_is_exact(name: str, form: tuple[Any, ...]) -> None:
     for spec in candidates(name, form)[:4]:
@@ -180,7 +205,7 @@ def test_the_cost_is_exact(name: str, form: tuple[Any, ...]) -> None:
         assert cost.added == cost.parameters - math.prod(form[0])
         if name in ("gains", "powerprop"):
             continue  # No matrix product: its entries are counted by hand.
-        added = math.prod(form[0]) if name == "spectral" else 0
+        added = math.prod(form[0]) if name in ("spectral", "do_conv") else 0
         with FlopCounterMode(display=False) as forward:
             weight = registered(name).compose(leaves, spec)
         assert forward.get_total_flops() == cost.forward_flops - added
@@ -203,6 +228,7 @@ def test_candidates_rise_in_added_parameters(
     name: str, shape: tuple[int, ...], turned: bool
 ) -> None:
     form = (shape, turned and len(shape) == 2, math.prod(shape[2:]), 1)
+    assume(takes(name, form))
     specs = candidates(name, form, "float16")
     added = [registered(name).cost(spec).added for spec in specs]
     assert 0 < len(specs) <= 40
@@ -215,7 +241,7 @@ def test_candidates_rise_in_added_parameters(
 
 @named
 def test_the_traced_graph_and_its_gradients(name: str) -> None:
-    form = WEIGHTS["addmm operand"]
+    form = KERNEL if name in KERNELS_ONLY else WEIGHTS["addmm operand"]
     spec = usual(name, form, "bfloat16")
     tensors = registered(name).decompose(random(form[0]).bfloat16(), spec)
     graph = make_fx(lambda *t: registered(name).compose(t, spec))(*tensors)
@@ -225,10 +251,8 @@ def test_the_traced_graph_and_its_gradients(name: str) -> None:
     assert not any(n.op == "get_attr" for n in graph.graph.nodes)
 
 
-@named
-@pytest.mark.parametrize("case", ["Linear", "addmm operand", "Conv2d", "stack of experts"])
-def test_gradients_are_those_of_finite_differences(name: str, case: str) -> None:
-    form = WEIGHTS[case]
+@of_kinds
+def test_gradients_are_those_of_finite_differences(name: str, form: tuple[Any, ...]) -> None:
     spec = usual(name, (form[0], *form[1:]), "float64")
     leaves = [
         t.requires_grad_() for t in registered(name).decompose(random(form[0]).double(), spec)
@@ -246,11 +270,9 @@ def test_gradients_are_those_of_finite_differences(name: str, case: str) -> None
         assert slope == pytest.approx(float((grads[k] * step).sum()), rel=1e-6, abs=1e-12)
 
 
-@named
-@pytest.mark.parametrize("case", ["Linear", "addmm operand", "Conv2d", "stack of experts"])
-def test_compose_goes_through_vmap(name: str, case: str) -> None:
+@of_kinds
+def test_compose_goes_through_vmap(name: str, form: tuple[Any, ...]) -> None:
     """Replicas of one student, each with tensors of its own, composed together."""
-    form = WEIGHTS[case]
     spec = usual(name, form)
     made = [registered(name).decompose(random(form[0], seed), spec) for seed in range(3)]
     stacks = tuple(torch.stack(row) for row in zip(*made, strict=True))
@@ -272,9 +294,11 @@ def test_compose_goes_through_vmap(name: str, case: str) -> None:
 def test_decay_terms_scale_the_weight(name: str) -> None:
     from opdf_compile.planning.entry import PlanEntry
 
-    spec = usual(name, WEIGHTS["Linear"], "float64")
+    spec = usual(name, example(name), "float64")
     entry = PlanEntry("weight", name, spec)
-    tensors = list(registered(name).decompose(random((48, 30)).double(), spec))
+    tensors = list(registered(name).decompose(random(example(name)[0]).double(), spec))
+    # Away from the start, where a tensor may be zero.
+    tensors = [t + 0.1 * random(tuple(t.shape), k).double() for k, t in enumerate(tensors)]
     weight = registered(name).compose(tensors, spec)
     assert entry.terms is not None
     assert sorted(k for term in entry.terms for k in term) == list(range(len(tensors)))
@@ -293,14 +317,16 @@ def test_decay_terms_scale_the_weight(name: str) -> None:
 @pytest.mark.parametrize(
     ("weight", "sentence"),
     [
-        (torch.ones(30, 48), r"shape \[30, 48\] was found, \[48, 30\] is wanted"),
+        (torch.ones(30, 48), r"shape \[30, 48\] was found, \[48, (30|5, 3, 2)\] is wanted"),
         (torch.ones(48, 30) / 0, "1440 of 1440 entries are NaN or infinite"),
         (torch.ones(48, 30, device="meta"), "it has no values"),
     ],
 )
 def test_weights_that_cannot_be_decomposed(name: str, weight: Tensor, sentence: str) -> None:
+    form = example(name)
+    fitted = weight.reshape(form[0]) if weight.shape[0] == form[0][0] else weight
     with pytest.raises(InputError, match=sentence):
-        registered(name).decompose(weight, usual(name, WEIGHTS["Linear"]))
+        registered(name).decompose(fitted, usual(name, form))
 
 
 @named
@@ -316,7 +342,7 @@ def test_weights_that_cannot_be_decomposed(name: str, weight: Tensor, sentence: 
     ],
 )
 def test_json_that_is_no_spec(name: str, change: dict[str, Any], sentence: str) -> None:
-    good = registered(name).spec_to_json(usual(name, WEIGHTS["Linear"]))
+    good = registered(name).spec_to_json(usual(name, example(name)))
     with pytest.raises(PlanError, match=sentence):
         registered(name).spec_from_json({**good, **change})
     with pytest.raises(PlanError, match="lacks shape"):
@@ -326,12 +352,20 @@ def test_json_that_is_no_spec(name: str, change: dict[str, Any], sentence: str) 
 
 
 def changed(name: str, **values: Any) -> None:
-    replace(usual(name, WEIGHTS["Linear"]), **values)
+    replace(usual(name, example(name)), **values)
 
 
 @pytest.mark.parametrize(
     ("name", "values", "sentence"),
     [
+        ("do_conv", {"groups": 5}, "groups is 5, wanted a divisor of the first axis of a weight"),
+        ("do_conv", {"groups": True}, "groups is True"),
+        (
+            "do_conv",
+            {"shape": (48, 30)},
+            "kernel of more than one element, found a weight of shape",
+        ),
+        ("do_conv", {"shape": (48, 30, 1, 1)}, "kernel of more than one element"),
         ("gains", {"decay_share": 0.5}, "decay_share is 0.5, wanted a number from 0 to below 0.5"),
         ("gains", {"decay_share": float("nan")}, "decay_share is nan"),
         ("gains", {"decay_share": "0"}, "decay_share is '0'"),
@@ -358,6 +392,8 @@ def test_choices_that_do_not_fit(name: str, values: dict[str, Any], sentence: st
 @pytest.mark.parametrize(
     ("name", "cores"),
     [
+        ("do_conv", 1),
+        ("do_conv", 3),
         ("gains", 2),
         ("powerprop", 2),
         ("shared", 2),
@@ -370,4 +406,4 @@ def test_choices_that_do_not_fit(name: str, values: dict[str, Any], sentence: st
 )
 def test_numbers_of_cores_that_there_are_not(name: str, cores: int) -> None:
     with pytest.raises(PlanError, match=f"found cores={cores}"):
-        registered(name).propose(WeightForm((48, 30)), cores=cores)
+        registered(name).propose(weight(example(name)), cores=cores)
