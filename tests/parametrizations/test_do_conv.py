@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -158,6 +159,19 @@ def test_the_graph_tells_the_groups_as_the_layer_does(
     (entry,) = plans[0].entries
     form = WeightForm(shapes[0], "float64")
     assert DO_CONV.infer(shapes, form) == entry.spec, "shapes tell the groups, without a plan"
+
+
+def test_an_onnx_student_has_the_groups_of_its_file(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8))
+    x = torch.randn(2, 4, 9, 9)
+    path = opdf.export_onnx(net.eval(), (x,), tmp_path / "m.onnx")
+    student = opdf.load_onnx(path)
+    traced = opdf.trace(student, (x,), dynamic=student.dynamic)
+    plans = [opdf.plan(m, parametrization="do_conv") for m in (student, traced)]
+    assert [entry.modes for entry in plans[0].entries] == ["D 4x9x9", "D 8x9x9"]
+    assert plans[0].entries == plans[1].entries
+    folded = opdf.export_onnx(opdf.fold(opdf.expand(traced, plans[1])), (x,), tmp_path / "f.onnx")
+    assert opdf.verify(folded, path, only="structure,numerics")
 
 
 class Turned(nn.Module):

@@ -32,6 +32,7 @@ class _Readers:
     table: bool = False
     other_weight: bool = False
     value: bool = False
+    groups: int = 1
 
 
 @dataclass
@@ -70,6 +71,7 @@ class _Walk:
             beside = node.inputs[1 - place]
             readers.product |= beside in self.fed
             readers.columns |= _columns(node, place)
+            readers.groups = node.attributes.get("group", 1)
             readers.other_weight |= beside not in self.fed
         elif node.op in RECURRENT_OPS and place in (1, 2) or node.op == "Einsum":
             readers.other_weight = True
@@ -89,7 +91,7 @@ def _columns(node: Node, place: int) -> bool:
 
 def roles(
     graph: Graph, ranks: Mapping[Address, int], *, train_all: bool
-) -> dict[Address, tuple[ConstantRole, bool]]:
+) -> dict[Address, tuple[ConstantRole, bool, int]]:
     """The role of every floating-point constant of more than one element.
 
     Args:
@@ -98,14 +100,14 @@ def roles(
         train_all: Whether biases and norm scales are trained too.
 
     Returns:
-        The role, and whether a weight's out features are its columns.
+        The role, whether a weight's out features are its columns, and a convolution's groups.
     """
     walk = _Walk()
     walk.graph(graph)
     found = {address: walk.found.get(address, _Readers()) for address in ranks}
     return {
-        address: (_role(found[address], rank, train_all), found[address].columns)
-        for address, rank in ranks.items()
+        address: (_role(seen, ranks[address], train_all), seen.columns, seen.groups)
+        for address, seen in found.items()
     }
 
 

@@ -91,7 +91,8 @@ class OnnxStudent(nn.Module):
         self.source = source
         self.notes: tuple[str, ...] = ()
         self._hosts: dict[Address, Host] = {}
-        self._products: set[str] = set()
+        # Weights of products, with the groups of those that are convolutions.
+        self._products: dict[str, int] = {}
         self._columns: set[str] = set()
         self._paths: dict[Address, tuple[list[str], str]] = {}
         self._fill(train_all)
@@ -123,6 +124,7 @@ class OnnxStudent(nn.Module):
                 dtype=dtype_name(p.dtype),
                 transposed=name in self._columns and p.ndim == 2,
                 kernel=math.prod(p.shape[2:]),
+                groups=self._products[name],
             )
             for name, p in self.named_parameters()
             if p.requires_grad and name in self._products
@@ -176,9 +178,9 @@ class OnnxStudent(nn.Module):
         }
         known = roles(self.source.model.main, ranks, train_all=train_all)
         for address, tensor in tensors.items():
-            role, columns = known.get(address, ("buffer", False))
+            role, columns, groups = known.get(address, ("buffer", False, 1))
             if role == "weight":
-                self._products.add(self.source.keys[address])
+                self._products[self.source.keys[address]] = groups
             if role == "weight" and columns:
                 self._columns.add(self.source.keys[address])
             if role == "buffer" and _is_small(tensor):
