@@ -22,5 +22,10 @@ def test_a_second_signal_acts_as_before_from_the_first_ones_handler_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(threading, "Event", _Interrupted)
-    with pytest.raises(KeyboardInterrupt), interrupts.stoppable():
-        signal.raise_signal(signal.SIGTERM)
+    # A shell lets its background jobs ignore SIGINT.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts.stoppable():
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGINT, former)
