@@ -10,7 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from long_tail import CASES, NESTED, Case
+from long_tail import CASES, NESTED, Case, Untracked
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,16 +31,6 @@ class AsImage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.convolution(x.reshape(*x.shape, *(1,) * self._rank)).flatten(1)
-
-
-class Detached(nn.Module):
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.inner(x)
 
 
 class Idle(nn.Module):
@@ -78,7 +68,7 @@ trees = st.recursive(
     leaves,
     lambda inner: st.one_of(
         st.lists(inner, min_size=1, max_size=3).map(lambda parts: nn.Sequential(*parts)),
-        inner.map(Detached),
+        inner.map(Untracked),
         inner.map(Idle),
         inner.map(lambda part: nn.Sequential(part, nn.ReLU(), part)),
     ),
