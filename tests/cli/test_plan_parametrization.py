@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from opdf_compile.parametrizations import registered_names
 
 Run = Callable[[str], int]
 
@@ -29,3 +32,12 @@ def test_an_unknown_name_is_told_first(
     known = "do_conv, gains, mpo, powerprop, shared, spectral, svd, wide"
     assert f"'tucker' is not known; use one of: {known}" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_the_help_names_the_whole_registry(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert run("plan --help") == 0
+    (line,) = re.findall(r"mpo, or another of the registry: (.*?)\.", capsys.readouterr().out)
+    assert line.split(", ") == [name for name in registered_names() if name != "mpo"]
