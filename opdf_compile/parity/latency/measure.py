@@ -203,7 +203,8 @@ def _cold_start(bench: SessionBench) -> Interval:
 
 def _notes(race: Race, found: Sequence[ShapeResult], margin: float) -> list[str]:
     """What a reader of the verdict should know, beside how the race ended."""
-    notes = [f"{', '.join(str(track.runs) for track in race.tracks)} runs per block"]
+    runs = ", ".join(str(track.runs) for track in race.tracks)
+    notes = [f"{runs} run{'' if runs == '1' else 's'} per block"]
     for shape in found:
         where = f" at {shape_text(shape.shape)}" if len(found) > 1 else ""
         if shape.verdict != "inconclusive":

@@ -6,6 +6,7 @@ import itertools
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from opdf_compile.parity.latency import race as race_module
 from opdf_compile.parity.latency import timing as timing_module
 from opdf_compile.parity.latency.inputs import BATCH, IMAGE, LENGTH, latency_inputs
 from opdf_compile.parity.latency.latency_result import SESSION_ROLES, LatencyResult
-from opdf_compile.parity.latency.measure import measure_latency
+from opdf_compile.parity.latency.measure import _notes, measure_latency
 from opdf_compile.parity.latency.race import LEAST_GROUPS, LEAST_ROUNDS, LOOKS
 from opdf_compile.parity.latency.shape_option import declared_inputs, parse_shapes
 from opdf_compile.parity.runtime import bound_session as binding_module
@@ -342,3 +343,11 @@ def test_cuda_binds_inputs_and_outputs_on_the_device(tmp_path: Path, reference: 
     result = measure_latency(twin, reference, resolve_device("cuda"), margin=0.5, budget=5)
     assert result.provider == "CUDAExecutionProvider"
     assert result.verdict != "fail"
+
+
+@pytest.mark.parametrize(
+    ("runs", "note"), [([1], "1 run per block"), ([1, 8], "1, 8 runs per block")]
+)
+def test_the_note_counts_runs_in_words_that_agree(runs: list[int], note: str) -> None:
+    race: Any = SimpleNamespace(tracks=[SimpleNamespace(runs=number) for number in runs])
+    assert _notes(race, [], 0.05) == [note]
