@@ -3,6 +3,11 @@ from .canonical_form import is_canonical as is_canonical
 from .chain import Chain as Chain
 from .composition import compose as compose
 from .composition import contraction_order as contraction_order
+from .convolutions import Convolution as Convolution
+from .convolutions import Normalization as Normalization
+from .convolutions import average as average
+from .convolutions import chained as chained
+from .convolutions import identity as identity
 from .cost import Cost as Cost
 from .cost import chain_cost as chain_cost
 from .decomposition import balanced_factors as balanced_factors
