@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from opdf_compile.distill.recipe.muon_adamw import MuonAdamW
 from opdf_compile.distill.recipe.problems import Problem, suggestion
 from opdf_compile.distill.recipe.schema import OptimizerSection, Recipe
 
@@ -20,23 +21,26 @@ _UNFIT = {
     "SparseAdam": "takes sparse gradients only",
 }
 _OWN = ("params", "lr", "weight_decay")
+# What torch does not have in one class.
+_OURS: dict[str, type[Optimizer]] = {"MuonAdamW": MuonAdamW}
 
 
 def optimizer_names() -> tuple[str, ...]:
-    """The classes of torch.optim that a recipe can name."""
-    return tuple(
+    """The classes that a recipe can name: those of torch.optim, and ours."""
+    theirs = [
         name
-        for name, value in sorted(vars(torch.optim).items())
+        for name, value in vars(torch.optim).items()
         if isinstance(value, type)
         and issubclass(value, Optimizer)
         and value is not Optimizer
         and name not in _UNFIT
-    )
+    ]
+    return tuple(sorted({*theirs, *_OURS}))
 
 
 def optimizer_class(section: OptimizerSection) -> type[Optimizer]:
     """The class that a checked section names."""
-    found: type[Optimizer] = getattr(torch.optim, section.name)
+    found: type[Optimizer] = _OURS.get(section.name) or getattr(torch.optim, section.name)
     return found
 
 
@@ -68,7 +72,7 @@ def optimizer_problems(recipe: Recipe) -> Iterator[Problem]:
         advice = suggestion(section.name, optimizer_names(), 'write name = "AdamW"')
         yield Problem(
             place,
-            f'name in [optimizer] is "{section.name}", wanted a class of torch.optim '
+            f'name in [optimizer] is "{section.name}", wanted a class of torch.optim or MuonAdamW '
             f"({', '.join(optimizer_names())}){advice}",
         )
         return

@@ -109,7 +109,10 @@ class OptimizerSection(Section):
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
 
-    name: Text = Field("AdamW", description="A class of torch.optim.")
+    name: Text = Field(
+        "AdamW",
+        description="A class of torch.optim, or MuonAdamW: Muon for matrices, AdamW for the rest.",
+    )
     lr: Positive = Field(description="Peak learning rate.", examples=[0.001])
     weight_decay: AtLeastZero = Field(0.0, description="Weight decay.")
     decay: Literal["weight", "cores"] = Field(
