@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 NAME = "plan"
 EXAMPLES = (
     "$ opdf-compile plan 'timm:resnet18?num_classes=10' -o plan.json --scale 2\n\n"
-    "$ opdf-compile plan student.pt2 -o plan.json --cores 3 --exclude 'head.*'"
+    "$ opdf-compile plan student.pt2 -o plan.json --cores 3 --exclude 'head.*'\n\n"
+    "$ opdf-compile plan student.pt2 -o plan.json --parametrization 'spectral(rank=8)'"
 )
 
 
@@ -46,7 +47,7 @@ def command(
         typer.Option(
             metavar="NAME",
             help="mpo, or another of the registry: do_conv, gains, powerprop, shared, spectral, "
-            "svd, wide.",
+            "svd, wide. Options stand in brackets: 'wide(expansion=8)'.",
         ),
     ] = "mpo",
     include: Annotated[
@@ -72,10 +73,10 @@ def command(
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         asked = ModelOptions(model, weights, tuple(input or ()), inputs, size, trust_pickle)
-        from opdf_compile.parametrizations import registered
+        from opdf_compile.parametrizations import requested
         from opdf_compile.planning import cost_warning, plan
 
-        registered(parametrization)  # A name that is not known is told before the model is traced.
+        requested(parametrization)  # What is not known is told before the model is traced.
         traced = load_traced(terminal, asked)
 
         with terminal.busy("planning"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Generic, Protocol, Self, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from opdf_compile.errors import FoldError, PlanError
 from opdf_compile.parametrizations import matrix_spec
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm
+from opdf_compile.parametrizations.request import Option
 from opdf_compile.tensor import Cost, core_dtype
 
 
@@ -59,12 +61,16 @@ class Parametrization(ABC, Generic[S]):
         multilinear: Whether it is linear in each of its tensors, so that decay of the weight can
             be carried by them (see `training.optimizer.decay`).
         usual_cores: Number of tensors where nobody asks for one.
+        options: What may be asked for in brackets, as in ``wide(expansion=8)``. `propose` and
+            `candidates` get what was given as keywords, checked against these; ``cores``, if it is
+            among them, is that of `propose`.
     """
 
     name: str
     spec_type: type[S]
     multilinear: bool = False
     usual_cores: int = 3
+    options: ClassVar[Mapping[str, Option]] = MappingProxyType({})
 
     @abstractmethod
     def decompose(
@@ -99,8 +105,8 @@ class Parametrization(ABC, Generic[S]):
         """Exact cost of composing the weight once."""
 
     @abstractmethod
-    def propose(self, form: WeightForm, *, cores: int) -> S:
-        """The usual spec with this many tensors.
+    def propose(self, form: WeightForm, *, cores: int, **options: Any) -> S:
+        """The usual spec with this many tensors, and with the options that were given.
 
         Raises:
             PlanError: The weight cannot be parametrized so.
@@ -113,9 +119,12 @@ class Parametrization(ABC, Generic[S]):
         """
         return None
 
-    def candidates(self, form: WeightForm) -> tuple[S, ...]:
-        """Specs to choose from, strictly increasing in added parameters; else the usual one."""
-        return (self.propose(form, cores=self.usual_cores),)
+    def candidates(self, form: WeightForm, **options: Any) -> tuple[S, ...]:
+        """Specs to choose from, strictly increasing in added parameters; else the usual one.
+
+        All of them have the options that were given.
+        """
+        return (self.propose(form, cores=self.usual_cores, **options),)
 
     def core_names(self, key: str, spec: S) -> tuple[str, ...]:
         """`<key>_cores.<i>`, entries of a ParameterList beside the weight."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -135,7 +136,7 @@ class DoConv(Parametrization[DoConvSpec]):
             None if fits else "is no convolution kernel of more than one element, as do_conv needs"
         )
 
-    def propose(self, form: WeightForm, *, cores: int = 2) -> DoConvSpec:
+    def propose(self, form: WeightForm, *, cores: int = 2, **options: Any) -> DoConvSpec:
         """With the convolution's groups; without, where the weight's first axis has none of them.
 
         Raises:
@@ -146,7 +147,7 @@ class DoConv(Parametrization[DoConvSpec]):
                 f"do_conv has 2 tensors, found cores={cores!r}; leave cores out, there is one form"
             )
         divided = form.shape[0] % form.groups == 0
-        return DoConvSpec.of(form, groups=form.groups if divided else 1)
+        return DoConvSpec.of(form, groups=form.groups if divided else 1, **options)
 
     def spec_of(self, shapes: TensorShapes, form: WeightForm) -> DoConvSpec:
         """The groups that so many matrices have.

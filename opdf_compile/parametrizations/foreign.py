@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opdf_compile.parametrizations.base import Parametrization
 from opdf_compile.parametrizations.matrix_spec import WeightForm
+from opdf_compile.parametrizations.request import Option
 
 # Members that take a form, which such a class takes apart.
 _FORMED = ("propose", "candidates", "infer")
@@ -32,17 +33,19 @@ class Foreign(Parametrization[Any]):
     def __getattribute__(self, name: str) -> Any:
         if name == "own" or name in _FORMED or name.startswith("__"):
             return super().__getattribute__(name)
+        if name == "options":
+            return _options(self.own)
         if name in Parametrization.__abstractmethods__ or hasattr(self.own, name):
             return getattr(self.own, name)
         return super().__getattribute__(name)
 
-    def propose(self, form: WeightForm, *, cores: int) -> Any:
+    def propose(self, form: WeightForm, *, cores: int, **options: Any) -> Any:
         """Its usual spec."""
-        return self.own.propose(form.shape, cores=cores, **_keywords(form))
+        return self.own.propose(form.shape, cores=cores, **_keywords(form), **options)
 
-    def candidates(self, form: WeightForm) -> tuple[Any, ...]:
+    def candidates(self, form: WeightForm, **options: Any) -> tuple[Any, ...]:
         """Its specs to choose from."""
-        return tuple(self.own.candidates(form.shape, **_keywords(form)))
+        return tuple(self.own.candidates(form.shape, **_keywords(form), **options))
 
     def infer(self, shapes: Sequence[Sequence[int]], form: WeightForm) -> Any:
         """Its spec that has tensors of these shapes."""
@@ -52,3 +55,11 @@ class Foreign(Parametrization[Any]):
 def _keywords(form: WeightForm) -> dict[str, Any]:
     stack = {"row_axes": form.row_axes} if form.row_axes != 1 else {}
     return {"dtype": form.dtype, "transposed": form.transposed, "kernel": form.kernel, **stack}
+
+
+def _options(own: Any) -> Mapping[str, Option]:
+    """Its options; something else of that name is a member that means something else."""
+    found = getattr(own, "options", None)
+    if not isinstance(found, Mapping) or not all(isinstance(o, Option) for o in found.values()):
+        return {}
+    return found

@@ -25,6 +25,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +36,7 @@ from opdf_compile.parametrizations import matrix_spec
 from opdf_compile.parametrizations.base import Parametrization, ScalingTerm, TensorShapes
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm
 from opdf_compile.parametrizations.registry import register
+from opdf_compile.parametrizations.request import Option
 from opdf_compile.tensor import Cost
 
 # Of the decay of W, what r and c have each; a plan may have another.
@@ -73,6 +76,13 @@ class Gains(Parametrization[GainsSpec]):
 
     name = "gains"
     spec_type = GainsSpec
+    options = MappingProxyType(
+        {
+            "decay_share": Option(
+                float, USUAL_DECAY_SHARE, "of the decay of W, what r and c have each; below 0.5"
+            )
+        }
+    )
 
     def decompose(
         self, weight: Tensor, spec: GainsSpec, *, device: torch.device | str | None = None
@@ -120,8 +130,8 @@ class Gains(Parametrization[GainsSpec]):
             largest_intermediate=entries,
         )
 
-    def propose(self, form: WeightForm, *, cores: int = 3) -> GainsSpec:
-        """The usual share of decay; another one is written into the plan.
+    def propose(self, form: WeightForm, *, cores: int = 3, **options: Any) -> GainsSpec:
+        """The usual share of decay, or the one given.
 
         Raises:
             PlanError: Another number of cores is wanted.
@@ -131,7 +141,7 @@ class Gains(Parametrization[GainsSpec]):
                 f"gains has 3 tensors, found cores={cores!r}; leave cores out, or take the "
                 "parametrization 'mpo' for chains"
             )
-        return GainsSpec.of(form)
+        return GainsSpec.of(form, **options)
 
 
 register(Gains())

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +23,7 @@ from opdf_compile.parametrizations.base import Parametrization, TensorShapes
 from opdf_compile.parametrizations.matrix_spec import WeightForm, checked_matrix
 from opdf_compile.parametrizations.mpo_spec import MpoSpec
 from opdf_compile.parametrizations.registry import register
+from opdf_compile.parametrizations.request import Option
 from opdf_compile.tensor import (
     Chain,
     Cost,
@@ -49,6 +52,9 @@ class Mpo(Parametrization[MpoSpec]):
     name: str = "mpo"
     spec_type: type[MpoSpec] = MpoSpec
     multilinear: bool = True
+    options: ClassVar[Mapping[str, Option]] = MappingProxyType(
+        {"cores": Option(int, 3, "cores per weight, 2 to 64")}
+    )
 
     def decompose(
         self, weight: Tensor, spec: MpoSpec, *, device: torch.device | str | None = None
@@ -70,7 +76,7 @@ class Mpo(Parametrization[MpoSpec]):
         """Exact cost of composing the weight once."""
         return chain_cost(spec.chain)
 
-    def propose(self, form: WeightForm, *, cores: int) -> MpoSpec:
+    def propose(self, form: WeightForm, *, cores: int, **options: Any) -> MpoSpec:
         """The chain family with this many cores: the paper's shapes.
 
         Raises:
@@ -78,9 +84,9 @@ class Mpo(Parametrization[MpoSpec]):
         """
         with _naming(form):
             modes = chain_modes(form.rows, form.cols, cores, kernel=form.kernel)
-        return MpoSpec.of(form, out_modes=modes[0], in_modes=modes[1])
+        return MpoSpec.of(form, out_modes=modes[0], in_modes=modes[1], **options)
 
-    def candidates(self, form: WeightForm) -> tuple[MpoSpec, ...]:
+    def candidates(self, form: WeightForm, **options: Any) -> tuple[MpoSpec, ...]:
         """At most 40 specs, strictly increasing in added parameters.
 
         The paper's shapes with 2 to 10 cores are always among them; other divisor splits and the
@@ -88,7 +94,9 @@ class Mpo(Parametrization[MpoSpec]):
         """
         with _naming(form):
             chains = _candidate_chains(form.rows, form.cols, form.kernel)
-        return tuple(MpoSpec.of(form, out_modes=out, in_modes=inner) for out, inner in chains)
+        return tuple(
+            MpoSpec.of(form, out_modes=out, in_modes=inner, **options) for out, inner in chains
+        )
 
     def spec_to_json(self, spec: MpoSpec) -> dict[str, object]:
         """The spec as JSON values; see `mpo_spec.spec_to_json`."""

@@ -16,6 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ from opdf_compile.parametrizations import matrix_spec
 from opdf_compile.parametrizations.base import Parametrization, ScalingTerm, TensorShapes
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm
 from opdf_compile.parametrizations.registry import register
+from opdf_compile.parametrizations.request import Option
 from opdf_compile.tensor import Cost
 
 USUAL_EXPONENT = 2.0
@@ -61,6 +64,9 @@ class Powerprop(Parametrization[PowerSpec]):
     name = "powerprop"
     spec_type = PowerSpec
     usual_cores = 1
+    options = MappingProxyType(
+        {"exponent": Option(float, USUAL_EXPONENT, "the power, above 1 and at most 8")}
+    )
 
     def decompose(
         self, weight: Tensor, spec: PowerSpec, *, device: torch.device | str | None = None
@@ -108,18 +114,18 @@ class Powerprop(Parametrization[PowerSpec]):
             largest_intermediate=entries,
         )
 
-    def propose(self, form: WeightForm, *, cores: int = 1) -> PowerSpec:
-        """The exponent 2; another one is written into the plan.
+    def propose(self, form: WeightForm, *, cores: int = 1, **options: Any) -> PowerSpec:
+        """The exponent 2, or the one given.
 
         Raises:
             PlanError: More than one tensor is wanted.
         """
         if cores != 1:
             raise PlanError(
-                f"powerprop has one tensor, found cores={cores!r}; leave cores out, and write "
-                "another exponent into the plan"
+                f"powerprop has one tensor, found cores={cores!r}; leave cores out, and ask for "
+                "another exponent by powerprop(exponent=3)"
             )
-        return PowerSpec.of(form)
+        return PowerSpec.of(form, **options)
 
     def spec_of(self, shapes: TensorShapes, form: WeightForm) -> PowerSpec:
         """Nothing: a shape does not tell the exponent, and a wrong one would give wrong weights.

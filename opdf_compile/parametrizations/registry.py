@@ -7,6 +7,7 @@ from typing import Any
 from opdf_compile.errors import InternalError, PlanError
 from opdf_compile.parametrizations.base import Parametrization
 from opdf_compile.parametrizations.foreign import Foreign
+from opdf_compile.parametrizations.request import Request
 from opdf_compile.spelling import nearest
 
 _REGISTERED: dict[str, Parametrization[Any]] = {}
@@ -49,6 +50,16 @@ def registered(name: str) -> Parametrization[Any]:
             f"parametrization '{name}' is not known; use one of: {', '.join(known)}{hint}"
         )
     return _REGISTERED[name]
+
+
+def requested(text: str) -> Request:
+    """What a text such as ``mpo`` or ``mpo(cores=5)`` asks for, with options that there are.
+
+    Raises:
+        PlanError: It cannot be read, or its name, an option or a value is not known.
+    """
+    request = Request.parse(text)
+    return request.checked(registered(request.name).options)
 
 
 def registered_names() -> tuple[str, ...]:

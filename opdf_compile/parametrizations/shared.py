@@ -20,6 +20,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ from opdf_compile.parametrizations import matrix_spec
 from opdf_compile.parametrizations.base import Parametrization, TensorShapes
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm, as_weight
 from opdf_compile.parametrizations.registry import register
+from opdf_compile.parametrizations.request import Option
 from opdf_compile.tensor import Chain, Cost, chain_modes, decompose, divisors
 
 # A matrix that is no stack is cut into so many blocks, or the next smaller number that divides it.
@@ -90,6 +93,13 @@ class Shared(Parametrization[SharedSpec]):
     name = "shared"
     spec_type = SharedSpec
     multilinear = True
+    options = MappingProxyType(
+        {
+            "blocks": Option(
+                int, USUAL_BLOCKS, "blocks of a matrix that is no stack, or the next divisor below"
+            )
+        }
+    )
 
     def decompose(
         self, weight: Tensor, spec: SharedSpec, *, device: torch.device | str | None = None
@@ -140,23 +150,28 @@ class Shared(Parametrization[SharedSpec]):
             largest_intermediate=max(entries, spec.blocks * side * bond),
         )
 
-    def propose(self, form: WeightForm, *, cores: int = 3) -> SharedSpec:
+    def propose(self, form: WeightForm, *, cores: int = 3, **options: Any) -> SharedSpec:
         """A block for each matrix of a stack; otherwise four, or as many as divide the rows.
 
         Raises:
-            PlanError: Another number of cores is wanted.
+            PlanError: Another number of cores is wanted, or less than one block.
         """
         if cores != 3:
             raise PlanError(
                 f"shared has 3 cores, found cores={cores!r}; leave cores out, or take the "
                 "parametrization 'mpo' for other chains"
             )
-        cuts = [count for count in divisors(form.rows) if count <= USUAL_BLOCKS]
+        most = options.get("blocks", USUAL_BLOCKS)
+        if most < 1:
+            raise PlanError(f"the option blocks of shared is {most}, wanted 1 or more; 4 is usual")
+        cuts = [count for count in divisors(form.rows) if count <= most]
         stacked = _stacked(form)
         return _cut(form, stacked if stacked > 1 else cuts[-1])
 
-    def candidates(self, form: WeightForm) -> tuple[SharedSpec, ...]:
+    def candidates(self, form: WeightForm, **options: Any) -> tuple[SharedSpec, ...]:
         """One spec for each number of blocks up to 16, and that of the stack."""
+        if "blocks" in options:
+            return super().candidates(form, **options)
         counts = [n for n in divisors(form.rows) if n <= _MOST_BLOCKS or n == _stacked(form)]
         # Of equal costs the usual one stays.
         specs = [*(_cut(form, count) for count in counts), self.propose(form)]

@@ -21,6 +21,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +32,7 @@ from opdf_compile.parametrizations import matrix_spec
 from opdf_compile.parametrizations.base import Parametrization, ScalingTerm, TensorShapes
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm
 from opdf_compile.parametrizations.registry import register
+from opdf_compile.parametrizations.request import Option
 from opdf_compile.tensor import (
     MAX_CORES,
     Cost,
@@ -95,6 +98,15 @@ class Spectral(Parametrization[SpectralSpec]):
     name = "spectral"
     spec_type = SpectralSpec
     usual_cores = 1 + USUAL_DEPTH
+    options = MappingProxyType(
+        {
+            "cores": Option(int, usual_cores, "the residual and the factors, 3 to 64"),
+            "rank": Option(int, None, "inner size; a quarter of the full rank if not given"),
+            "outer_rate": Option(
+                float, USUAL_OUTER_RATE, "rate of the thin factors over the others'"
+            ),
+        }
+    )
 
     def decompose(
         self, weight: Tensor, spec: SpectralSpec, *, device: torch.device | str | None = None
@@ -158,7 +170,9 @@ class Spectral(Parametrization[SpectralSpec]):
             largest_intermediate=max(entries, *(step.result for step in order)),
         )
 
-    def propose(self, form: WeightForm, *, cores: int = 1 + USUAL_DEPTH) -> SpectralSpec:
+    def propose(
+        self, form: WeightForm, *, cores: int = 1 + USUAL_DEPTH, **options: Any
+    ) -> SpectralSpec:
         """A quarter of the full rank; the residual counts as one of the cores.
 
         Raises:
@@ -169,13 +183,16 @@ class Spectral(Parametrization[SpectralSpec]):
                 f"spectral has a residual and 2 factors or more, found cores={cores!r}; give 3 to "
                 f"{MAX_CORES}, or leave cores out"
             )
-        return SpectralSpec.of(form, rank=max(1, min(form.stored) // _THIN), depth=cores - 1)
+        usual = {"rank": max(1, min(form.stored) // _THIN)}
+        return SpectralSpec.of(form, depth=cores - 1, **usual | options)
 
-    def candidates(self, form: WeightForm) -> tuple[SpectralSpec, ...]:
-        """Three factors at ranks from 1 to the full one, at about equal ratios."""
+    def candidates(self, form: WeightForm, **options: Any) -> tuple[SpectralSpec, ...]:
+        """The usual depth at ranks from 1 to the full one, at about equal ratios; else as given."""
+        if "rank" in options:
+            return super().candidates(form, **options)
         full = min(form.stored)
         ranks = {round(full ** (k / _FILL)) for k in range(1 + _FILL)} | {max(1, full // _THIN)}
-        return tuple(SpectralSpec.of(form, rank=rank) for rank in sorted(ranks))
+        return tuple(SpectralSpec.of(form, rank=rank, **options) for rank in sorted(ranks))
 
     def spec_of(self, shapes: TensorShapes, form: WeightForm) -> SpectralSpec:
         """Rank and depth of a residual and a chain, with the usual rates.

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ class Svd(Parametrization[SvdSpec]):
         """The factors' sizes: ``48x30 30x30``."""
         return f"{spec.rows}x{spec.inner} {spec.inner}x{spec.cols}"
 
-    def propose(self, form: WeightForm, *, cores: int = 2) -> SvdSpec:
+    def propose(self, form: WeightForm, *, cores: int = 2, **options: Any) -> SvdSpec:
         """The one spec there is.
 
         Raises:
@@ -86,7 +87,7 @@ class Svd(Parametrization[SvdSpec]):
                 f"svd has 2 factors, found cores={cores!r}; leave cores out, or take the "
                 "parametrization 'mpo' for longer chains"
             )
-        return SvdSpec.of(form)
+        return SvdSpec.of(form, **options)
 
 
 register(Svd())

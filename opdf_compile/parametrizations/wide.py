@@ -31,6 +31,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,6 +46,7 @@ from opdf_compile.parametrizations.matrix_spec import (
     checked_matrix,
 )
 from opdf_compile.parametrizations.registry import register
+from opdf_compile.parametrizations.request import Option
 from opdf_compile.tensor import Cost, balanced_factors
 
 # The paper's.
@@ -86,6 +89,9 @@ class Wide(Parametrization[WideSpec]):
     spec_type = WideSpec
     multilinear = True
     usual_cores = 2
+    options = MappingProxyType(
+        {"expansion": Option(int, USUAL_EXPANSION, "inner width over the larger side, 1 to 16")}
+    )
 
     def decompose(
         self, weight: Tensor, spec: WideSpec, *, device: torch.device | str | None = None
@@ -129,21 +135,23 @@ class Wide(Parametrization[WideSpec]):
             largest_intermediate=entries,
         )
 
-    def propose(self, form: WeightForm, *, cores: int = 2) -> WideSpec:
-        """The paper's expansion, 4; another one is written into the plan.
+    def propose(self, form: WeightForm, *, cores: int = 2, **options: Any) -> WideSpec:
+        """The paper's expansion, 4, or the one given.
 
         Raises:
             PlanError: Another number of cores is wanted.
         """
         if cores != 2:
             raise PlanError(
-                f"wide has 2 factors, found cores={cores!r}; leave cores out, and write another "
-                "expansion into the plan"
+                f"wide has 2 factors, found cores={cores!r}; leave cores out, and ask for another "
+                "width by wide(expansion=8)"
             )
-        return WideSpec.of(form)
+        return WideSpec.of(form, **options)
 
-    def candidates(self, form: WeightForm) -> tuple[WideSpec, ...]:
-        """Every expansion from 1 to 16."""
+    def candidates(self, form: WeightForm, **options: Any) -> tuple[WideSpec, ...]:
+        """Every expansion from 1 to 16; the one given alone."""
+        if "expansion" in options:
+            return super().candidates(form, **options)
         return tuple(WideSpec.of(form, expansion=r) for r in range(1, 1 + LARGEST_EXPANSION))
 
     def spec_of(self, shapes: TensorShapes, form: WeightForm) -> WideSpec:

@@ -16,10 +16,11 @@ from torch import nn
 
 from opdf_compile.errors import PlanError
 from opdf_compile.graph import Match, MatchReport, Refusal, Traced, bare, match, step_flops
-from opdf_compile.parametrizations import Parametrization, Spec, WeightForm, registered
+from opdf_compile.parametrizations import Parametrization, Spec, WeightForm, requested
 from opdf_compile.planning.entry import PlanEntry
 from opdf_compile.planning.globs import Globs
 from opdf_compile.planning.plans import Plan
+from opdf_compile.planning.rules import Rule
 from opdf_compile.tensor import Cost
 
 DEFAULT_CORES = 3
@@ -49,7 +50,7 @@ def plan(
             that is left alone otherwise.
         exclude: Globs over weight names that are left alone.
         min_size: Weights with fewer parameters are left alone.
-        parametrization: Name in the registry.
+        parametrization: Name in the registry, with options in brackets: "wide(expansion=8)".
 
     Returns:
         The plan.
@@ -62,15 +63,16 @@ def plan(
         >>> round(plan(torch.nn.Linear(768, 3072), cores=3).scale, 3)
         2.125
     """
-    by = registered(parametrization)
-    request = _request(cores, scale, overhead, by.usual_cores)
+    rule = Rule("*", requested(parametrization))
+    by = rule.by
+    request = _request(rule, cores, scale, overhead)
     graph = model.graph if isinstance(model, Traced) else None
     flops = step_flops(graph) if graph is not None else 0
     report = match(model)
     chosen, refusals = select(report, include, exclude, min_size)
     unfit = {found.key: by.why_not(WeightForm.matched(found)) for found in chosen}
     fitting = [found for found in chosen if unfit[found.key] is None]
-    specs = dict(_specs(fitting, request, flops, by))
+    specs = dict(_specs(fitting, request, flops, rule))
     entries: list[PlanEntry] = []
     for found in chosen:
         spec = specs.get(found.key)
@@ -79,7 +81,7 @@ def plan(
         elif not _adds(spec, by):
             reason = "has sizes that allow no bond: cores would add nothing"
         else:
-            entries.append(PlanEntry(found.key, parametrization, spec, found.aliases))
+            entries.append(PlanEntry(found.key, rule.request.name, spec, found.aliases))
             continue
         refusals.append(Refusal(found.key, reason, shape=found.shape))
     if not entries:
@@ -91,11 +93,19 @@ def plan(
 
 
 def _request(
-    cores: int | None, scale: float | None, overhead: float | None, usual: int
+    rule: Rule, cores: int | None, scale: float | None, overhead: float | None
 ) -> dict[str, Any]:
+    usual, asked = rule.by.usual_cores, str(rule.request)
+    if rule.cores is not None:
+        if cores is not None:
+            raise PlanError(
+                f"cores is given twice, as {cores!r} and in {asked!r}, wanted it once; remove one"
+            )
+        cores = rule.cores
     given = at_most_one(cores=cores, scale=scale, overhead=overhead)
+    words = {"parametrization": asked} if rule.request.options else {}
     if not given:
-        return {"cores": usual}
+        return {"cores": usual} | words
     name, value = next(iter(given.items()))
     whole = name == "cores"
     least = min(2, usual)
@@ -106,7 +116,7 @@ def _request(
         good = type(value) in (int, float) and 1 < value < float("inf")
     if not good:
         raise PlanError(f"{name} is {value!r}, wanted {wanted}; the default is cores={usual}")
-    return given
+    return given | words
 
 
 def at_most_one(**asked: Any) -> dict[str, Any]:
@@ -162,29 +172,27 @@ def _left_out(found: Match, include: Globs, exclude: Globs, min_size: int) -> st
 
 
 def _specs(
-    chosen: list[Match], request: dict[str, Any], flops: int, by: Parametrization[Any]
+    chosen: list[Match], request: dict[str, Any], flops: int, rule: Rule
 ) -> Iterator[tuple[str, Spec]]:
     if not chosen:
         return  # No request can be wrong for them: `plan` says that there are none.
     if "cores" in request:
         for found in chosen:
-            yield found.key, by.propose(WeightForm.matched(found), cores=request["cores"])
+            yield found.key, rule.proposed(found, request["cores"])
     elif "scale" in request:
-        yield from _by_scale(chosen, by, float(request["scale"]))
+        yield from _by_scale(chosen, rule, float(request["scale"]))
     else:
         if not flops:
             raise PlanError(
                 "overhead needs the FLOPs of the student's step, found a module without a graph; "
                 "pass opdf.trace(model, args) if a graph can hold it, or ask for cores= or scale="
             )
-        yield from _by_overhead(chosen, by, (request["overhead"] - 1) * flops)
+        yield from _by_overhead(chosen, rule, (request["overhead"] - 1) * flops)
 
 
-def _options(
-    chosen: list[Match], by: Parametrization[Any]
-) -> Iterator[tuple[Match, list[tuple[Cost, Spec]]]]:
+def _options(chosen: list[Match], rule: Rule) -> Iterator[tuple[Match, list[tuple[Cost, Spec]]]]:
     for found in chosen:
-        yield found, [(by.cost(s), s) for s in by.candidates(WeightForm.matched(found))]
+        yield found, [(rule.by.cost(s), s) for s in rule.candidates(found)]
 
 
 def _adds(spec: Spec, by: Parametrization[Any]) -> bool:
@@ -196,10 +204,8 @@ def _adds(spec: Spec, by: Parametrization[Any]) -> bool:
     return tensors == 1 or by.cost(spec).added >= tensors
 
 
-def _by_scale(
-    chosen: list[Match], by: Parametrization[Any], scale: float
-) -> Iterator[tuple[str, Spec]]:
-    options = {m.key: [(cost.added, s) for cost, s in rows] for m, rows in _options(chosen, by)}
+def _by_scale(chosen: list[Match], rule: Rule, scale: float) -> Iterator[tuple[str, Spec]]:
+    options = {m.key: [(cost.added, s) for cost, s in rows] for m, rows in _options(chosen, rule)}
     deployed = sum(m.parameters for m in chosen)
     most = 1 + sum(max(a for a, _ in o) for o in options.values()) / max(deployed, 1)
     least = 1 + sum(min(a for a, _ in o) for o in options.values()) / max(deployed, 1)
@@ -217,12 +223,10 @@ def _by_scale(
         yield found.key, spec
 
 
-def _by_overhead(
-    chosen: list[Match], by: Parametrization[Any], budget: float
-) -> Iterator[tuple[str, Spec]]:
+def _by_overhead(chosen: list[Match], rule: Rule, budget: float) -> Iterator[tuple[str, Spec]]:
     options = {
         m.key: [(cost.added / m.parameters, cost.step_flops, spec) for cost, spec in rows]
-        for m, rows in _options(chosen, by)
+        for m, rows in _options(chosen, rule)
     }
     best = _highest_ratio(options, budget)
     # Of the options up to this ratio each weight takes the one that adds most.

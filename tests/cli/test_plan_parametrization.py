@@ -24,6 +24,23 @@ def test_the_name_reaches_the_plan(
     assert " svd " in capsys.readouterr().out
 
 
+def test_options_stand_in_brackets(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "p.json"
+    assert run(f"plan student.py:build -o {out} --parametrization wide(expansion=2)") == 0
+    written = json.loads(out.read_text())
+    assert {entry["spec"]["expansion"] for entry in written["entries"]} == {2}
+    assert written["request"] == {"cores": 2, "parametrization": "wide(expansion=2)"}
+
+
+def test_an_unknown_option_is_told_first(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = "wide(expnasion=2)"
+    assert run(f"plan no_such_file.py:build -o {tmp_path}/p.json --parametrization {asked}") == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "wide has no option 'expnasion' (did you mean 'expansion'?); it has expansion" in error
+
+
 def test_an_unknown_name_is_told_first(
     run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,9 +18,15 @@ import torch
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.errors import FoldError, InternalError
+from opdf_compile.errors import FoldError, InternalError, PlanError
 from opdf_compile.io.saved.core_folding import fold_state
-from opdf_compile.parametrizations import MatrixSpec, Parametrization, WeightForm, registry
+from opdf_compile.parametrizations import (
+    MatrixSpec,
+    Option,
+    Parametrization,
+    WeightForm,
+    registry,
+)
 from opdf_compile.tensor import Cost
 
 
@@ -187,6 +193,20 @@ def test_a_stranger_is_asked_by_keywords_and_of_stacks_only_where_there_is_one(m
     assert made.asked == [{**plain, "kernel": 9}, {**plain, "kernel": 1}]
     registry.registered("halves").propose(WeightForm((2, 4, 8), row_axes=2), cores=2)
     assert made.asked[-1] == {**plain, "kernel": 1, "row_axes": 2}
+
+
+@pytest.mark.parametrize("made", [Stranger], indirect=True)
+def test_a_stranger_may_have_options(made: Any) -> None:
+    with pytest.raises(PlanError, match="halves has no option 'share'; it has none"):
+        opdf.plan(network(), parametrization="halves(share=0.5)")
+    made.options = "a member of its own that was there before"
+    assert len(opdf.plan(network(), parametrization="halves").entries) == 2
+    made.options = {"share": Option(float, 0.5, "of the weight, what the first half has")}
+    plan = opdf.plan(network(), parametrization="halves(share=0.25)")
+    assert [form["share"] for form in made.asked[-2:]] == [0.25, 0.25]
+    assert plan.request == {"cores": 2, "parametrization": "halves(share=0.25)"}
+    opdf.plan(network(), parametrization="halves(share=0.125)", scale=2.0)
+    assert made.asked[-1]["share"] == 0.125
 
 
 @pytest.mark.parametrize("made", [Stranger], indirect=True)

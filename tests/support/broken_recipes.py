@@ -157,6 +157,18 @@ WRITTEN = {
     "unknown parametrization": Broken(
         "cores = 3", 'parametrization = "mpoo"', 12, ('"mpoo"', "did you mean mpo?")
     ),
+    "unknown option of a parametrization": Broken(
+        "cores = 3",
+        'parametrization = "wide(expnasion=2)"',
+        12,
+        ('"wide(expnasion=2)"', "no option 'expnasion' (did you mean 'expansion'?)"),
+    ),
+    "cores of a plan and of its parametrization": Broken(
+        "cores = 3",
+        'cores = 3\nparametrization = "mpo(cores=4)"',
+        12,
+        ('cores and parametrization = "mpo(cores=4)"', "remove cores"),
+    ),
     "unknown optimizer": Broken(
         '"AdamW"', '"AdamX"', 24, ('"AdamX"', "torch.optim", "did you mean")
     ),

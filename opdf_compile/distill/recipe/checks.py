@@ -13,6 +13,7 @@ from opdf_compile.distill.recipe.checks_optimizer import optimizer_problems
 from opdf_compile.distill.recipe.loss_schema import CorrelationSection, TaskSection
 from opdf_compile.distill.recipe.problems import Problem, suggestion
 from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.errors import PlanError
 
 METRICS = ("auto", "accuracy", "agreement", "cosine", "kl", "mse")
 NEED_TEACHER = ("agreement", "cosine", "kl")
@@ -71,16 +72,20 @@ def _plan(recipe: Recipe) -> Iterator[Problem]:
             f"[plan] has {' and '.join(sizes)}, wanted one of cores, scale, overhead, as each "
             f"fixes the plan; remove {sizes[1]}",
         )
-    from opdf_compile.parametrizations import registered_names
+    from opdf_compile.parametrizations import requested
 
-    if plan.parametrization not in registered_names():
-        advice = suggestion(
-            plan.parametrization, registered_names(), 'write parametrization = "mpo"'
-        )
+    try:
+        asked = requested(plan.parametrization)
+        if sizes and "cores" in asked.options:
+            yield Problem(
+                ("plan", sizes[0]),
+                f'[plan] has {sizes[0]} and parametrization = "{asked}", wanted one size, as each '
+                f"fixes the plan; remove {sizes[0]}",
+            )
+    except PlanError as error:
         yield Problem(
             ("plan", "parametrization"),
-            f'parametrization in [plan] is "{plan.parametrization}", wanted one of '
-            f"{', '.join(registered_names())}{advice}",
+            f'parametrization in [plan] is "{plan.parametrization}": {error}',
         )
 
 

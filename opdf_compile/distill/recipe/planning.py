@@ -28,17 +28,20 @@ def make_plan(
     """
     from opdf_compile.distill.alignment import joint_plan
     from opdf_compile.graph import trace
+    from opdf_compile.parametrizations import requested
     from opdf_compile.planning import DEFAULT_CORES, plan
 
     section = recipe.plan
     try:
         traced = trace(student, *arguments, phases=("train",))
-        if _joint(recipe) and teacher is not None and layer_map is not None:
+        asked = requested(section.parametrization)
+        if _joint(recipe, asked.name) and teacher is not None and layer_map is not None:
+            own: Any = asked.options.get("cores", DEFAULT_CORES)
             joint = joint_plan(
                 traced,
                 teacher,
                 layer_map,
-                section.cores or DEFAULT_CORES,
+                section.cores or own,
                 include=section.include,
                 exclude=section.exclude,
             )
@@ -67,8 +70,8 @@ def _blamed(recipe: Recipe, message: str) -> str:
     return next((name for name in ("scale", "overhead", "cores") if name in given), "enabled")
 
 
-def _joint(recipe: Recipe) -> bool:
+def _joint(recipe: Recipe, name: str) -> bool:
     """Whether modes are chosen for student and teacher together: where cores are aligned."""
     section = recipe.plan
     sized = section.scale is not None or section.overhead is not None
-    return recipe.alignment is not None and section.parametrization == "mpo" and not sized
+    return recipe.alignment is not None and name == "mpo" and not sized

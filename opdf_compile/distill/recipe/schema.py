@@ -82,7 +82,9 @@ class PlanSection(Section):
     """How the student's weights are over-parameterised."""
 
     enabled: bool = Field(True, description="false distils the plain student.")
-    parametrization: Text = Field("mpo", description="A name in the registry.")
+    parametrization: Text = Field(
+        "mpo", description="A name in the registry, with options in brackets: wide(expansion=8)."
+    )
     cores: int | None = Field(
         None, ge=2, le=64, description="Cores per weight; 3 by default.", examples=[3]
     )
