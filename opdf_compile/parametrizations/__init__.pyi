@@ -8,5 +8,4 @@ from .registry import register as register
 from .registry import registered as registered
 from .registry import registered_names as registered_names
 from .registry import requested as requested
-from .request import Option as Option
 from .request import Request as Request

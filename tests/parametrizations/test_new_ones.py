@@ -20,13 +20,8 @@ from torch import Tensor, nn
 import opdf_compile as opdf
 from opdf_compile.errors import FoldError, InternalError, PlanError
 from opdf_compile.io.saved.core_folding import fold_state
-from opdf_compile.parametrizations import (
-    MatrixSpec,
-    Option,
-    Parametrization,
-    WeightForm,
-    registry,
-)
+from opdf_compile.parametrizations import MatrixSpec, Parametrization, WeightForm, registry
+from opdf_compile.parametrizations.request import Option
 from opdf_compile.tensor import Cost
 
 

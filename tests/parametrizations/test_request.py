@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from opdf_compile.errors import PlanError
-from opdf_compile.parametrizations import Option, Request, registered, registered_names, requested
+from opdf_compile.parametrizations import Request, registered, registered_names, requested
 from opdf_compile.parametrizations.matrix_spec import WeightForm
+from opdf_compile.parametrizations.request import Option
 
 READ = [
     ("mpo", "mpo", {}, "mpo"),
