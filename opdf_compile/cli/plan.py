@@ -46,8 +46,8 @@ def command(
         str,
         typer.Option(
             metavar="NAME",
-            help="mpo, or another of the registry: do_conv, gains, powerprop, shared, spectral, "
-            "svd, wide. Options stand in brackets: 'wide(expansion=8)'.",
+            help="mpo, or another of the registry: do_conv, gains, orepa, powerprop, shared, "
+            "spectral, svd, wide. Options stand in brackets: 'wide(expansion=8)'.",
         ),
     ] = "mpo",
     include: Annotated[

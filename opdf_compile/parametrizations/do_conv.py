@@ -24,51 +24,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from opdf_compile.errors import FoldError, PlanError
 from opdf_compile.parametrizations.base import Parametrization, ScalingTerm, TensorShapes
-from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm, checked_matrix
+from opdf_compile.parametrizations.kernel_spec import KernelSpec, why_no_kernel
+from opdf_compile.parametrizations.matrix_spec import WeightForm, checked_matrix
 from opdf_compile.parametrizations.registry import register
 from opdf_compile.tensor import Cost
 
 
 @dataclass(frozen=True)
-class DoConvSpec(MatrixSpec):
-    """A kernel and the groups that have matrices of their own.
+class DoConvSpec(KernelSpec):
+    """A kernel and the groups that have matrices of their own; 1 shares D."""
 
-    Attributes:
-        groups: g, a divisor of the weight's first axis; the convolution's, or 1 to share D.
-
-    Raises:
-        PlanError: The weight is no kernel of a convolution, or the groups do not divide it.
-    """
-
-    groups: int = 1
-
-    def __post_init__(self) -> None:
-        """Refuse what has no kernel."""
-        super().__post_init__()
-        if self.row_axes != 1:
-            raise PlanError(f"row_axes is {self.row_axes}, wanted 1 for a convolution's kernel")
-        if self.kernel == 1:
-            raise PlanError(
-                "do_conv takes a convolution's kernel of more than one element, found a weight of "
-                f"shape {list(self.shape)}; leave it plain, or take another parametrization"
-            )
-        if type(self.groups) is not int or self.groups < 1 or self.shape[0] % self.groups:
-            raise PlanError(
-                f"groups is {self.groups!r}, wanted a divisor of the first axis of a weight of "
-                f"shape {list(self.shape)}"
-            )
-
-    @property
-    def kernel(self) -> int:
-        """M, the elements of the kernel."""
-        return math.prod(self.shape[2:])
+    _owner: ClassVar[str] = "do_conv"
 
     @property
     def channels(self) -> int:
@@ -131,10 +104,7 @@ class DoConv(Parametrization[DoConvSpec]):
 
     def why_not(self, form: WeightForm) -> str | None:
         """Only kernels of more than one element, stored as convolutions store them."""
-        fits = form.row_axes == 1 and 1 < form.kernel == math.prod(form.shape[2:])
-        return (
-            None if fits else "is no convolution kernel of more than one element, as do_conv needs"
-        )
+        return why_no_kernel(form, self.name)
 
     def propose(self, form: WeightForm, *, cores: int = 2, **options: Any) -> DoConvSpec:
         """With the convolution's groups; without, where the weight's first axis has none of them.
@@ -146,8 +116,7 @@ class DoConv(Parametrization[DoConvSpec]):
             raise PlanError(
                 f"do_conv has 2 tensors, found cores={cores!r}; leave cores out, there is one form"
             )
-        divided = form.shape[0] % form.groups == 0
-        return DoConvSpec.of(form, groups=form.groups if divided else 1, **options)
+        return DoConvSpec.grouped(form, **options)
 
     def spec_of(self, shapes: TensorShapes, form: WeightForm) -> DoConvSpec:
         """The groups that so many matrices have.

@@ -47,7 +47,7 @@ from opdf_compile.parametrizations.matrix_spec import (
 )
 from opdf_compile.parametrizations.registry import register
 from opdf_compile.parametrizations.request import Option
-from opdf_compile.tensor import Cost, balanced_factors
+from opdf_compile.tensor import Cost, balanced_factors, cosine_frame
 
 # The paper's.
 USUAL_EXPANSION = 4
@@ -103,7 +103,7 @@ class Wide(Parametrization[WideSpec]):
             padding = spec.inner - left.shape[1]
             length = torch.linalg.vector_norm(left) / math.sqrt(left.shape[1])
             factors = (
-                torch.cat([left, length * _distinct_columns(spec.rows, padding, left)], 1),
+                torch.cat([left, length * cosine_frame(spec.rows, padding, left)], 1),
                 torch.cat([right, right.new_zeros(padding, spec.cols)]),
             )
             dtype = self.core_dtype(spec)
@@ -163,13 +163,6 @@ class Wide(Parametrization[WideSpec]):
         if [len(shape) for shape in shapes] != [2, 2]:
             raise FoldError(f"two matrices are wanted, found shapes {list(shapes)}")
         return WideSpec.of(form, expansion=shapes[0][1] // max(form.rows, form.cols))
-
-
-def _distinct_columns(rows: int, columns: int, like: Tensor) -> Tensor:
-    """P: a corner of the orthogonal matrix of the DCT-IV."""
-    size = max(rows, columns)
-    i, j = (torch.arange(n, dtype=like.dtype, device=like.device) + 0.5 for n in (rows, columns))
-    return math.sqrt(2 / size) * torch.cos(math.pi / size * torch.outer(i, j))
 
 
 register(Wide())

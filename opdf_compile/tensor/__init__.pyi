@@ -8,6 +8,7 @@ from .convolutions import Normalization as Normalization
 from .convolutions import average as average
 from .convolutions import chained as chained
 from .convolutions import identity as identity
+from .cosine_frames import cosine_frame as cosine_frame
 from .cost import Cost as Cost
 from .cost import chain_cost as chain_cost
 from .decomposition import balanced_factors as balanced_factors

@@ -26,9 +26,12 @@ named = pytest.mark.parametrize("name", NAMES)
 WEIGHTS = ("convolution.weight", "first.weight", "second.weight")
 
 
+KERNELS_ONLY = ("do_conv", "orepa")
+
+
 def planned(name: str) -> tuple[str, ...]:
-    """The weights of the student that it takes; do_conv takes kernels only."""
-    return WEIGHTS[:1] if name == "do_conv" else WEIGHTS
+    """The weights of the student that it takes."""
+    return WEIGHTS[:1] if name in KERNELS_ONLY else WEIGHTS
 
 
 class Student(nn.Module):
@@ -199,7 +202,7 @@ def test_small_weights_of_one_form_are_batched(name: str) -> None:
     models = []
     for batched in (False, True):
         torch.manual_seed(0)
-        kernels = name == "do_conv"
+        kernels = name in KERNELS_ONLY
         layers = [nn.Conv1d(6, 6, 3, padding=1) if kernels else nn.Linear(16, 16) for _ in range(3)]
         model = nn.Sequential(*layers).double()
         plan = opdf.plan(model, parametrization=name)

@@ -21,7 +21,7 @@ from opdf_compile.parametrizations import registry
 from opdf_compile.parametrizations.matrix_spec import WeightForm
 from opdf_compile.parametrizations.registry import registered
 
-NAMES = ("do_conv", "gains", "mpo", "powerprop", "shared", "spectral", "svd", "wide")
+NAMES = ("do_conv", "gains", "mpo", "orepa", "powerprop", "shared", "spectral", "svd", "wide")
 
 # Weight shape, transposed, kernel, row_axes: the cases that modules bring.
 WEIGHTS: dict[str, tuple[tuple[int, ...], bool, int, int]] = {
@@ -37,7 +37,9 @@ WEIGHTS: dict[str, tuple[tuple[int, ...], bool, int, int]] = {
 }
 # Of the same 48 x 30 numbers as "Linear", for what takes kernels only.
 KERNEL = ((48, 5, 3, 2), False, 6, 1)
-KERNELS_ONLY = ("do_conv",)
+KERNELS_ONLY = ("do_conv", "orepa")
+# FLOPs per entry of the weight that are in no matrix product.
+SUMS = {"spectral": 1, "do_conv": 1, "orepa": 7}
 named = pytest.mark.parametrize("name", NAMES)
 
 
@@ -107,8 +109,8 @@ def test_there_and_back(name: str, form: tuple[Any, ...]) -> None:
     assert (composed.shape, composed.dtype) == (weight.shape, weight.dtype)
     assert composed.is_contiguous()
     assert error_of(name, weight, spec) <= 1e-6
-    # The last tensor of do_conv starts at zero.
-    place = 0 if name == "do_conv" else len(tensors) - 1
+    # The last tensor of those that take kernels starts without an effect.
+    place = 0 if name in KERNELS_ONLY else len(tensors) - 1
     wrong = registered(name).compose(
         [t * 1.01 if k == place else t for k, t in enumerate(tensors)], spec
     )
@@ -205,7 +207,9 @@ def test_the_cost_is_exact(name: str, form: tuple[Any, ...]) -> None:
         assert cost.added == cost.parameters - math.prod(form[0])
         if name in ("gains", "powerprop"):
             continue  # No matrix product: its entries are counted by hand.
-        added = math.prod(form[0]) if name in ("spectral", "do_conv") else 0
+        added = SUMS.get(name, 0) * math.prod(form[0])
+        if name == "orepa":
+            added += 3 * form[0][0] * form[0][1]  # The gains of the 1 x 1 branches.
         with FlopCounterMode(display=False) as forward:
             weight = registered(name).compose(leaves, spec)
         assert forward.get_total_flops() == cost.forward_flops - added
@@ -366,6 +370,9 @@ def changed(name: str, **values: Any) -> None:
             "kernel of more than one element, found a weight of shape",
         ),
         ("do_conv", {"shape": (48, 30, 1, 1)}, "kernel of more than one element"),
+        ("orepa", {"groups": 5}, "groups is 5, wanted a divisor of the first axis of a weight"),
+        ("orepa", {"shape": (48, 30)}, "orepa takes a convolution's kernel of more than one"),
+        ("orepa", {"start": "random"}, "start is 'random', wanted one of weight, paper"),
         ("gains", {"decay_share": 0.5}, "decay_share is 0.5, wanted a number from 0 to below 0.5"),
         ("gains", {"decay_share": float("nan")}, "decay_share is nan"),
         ("gains", {"decay_share": "0"}, "decay_share is '0'"),
@@ -395,6 +402,7 @@ def test_choices_that_do_not_fit(name: str, values: dict[str, Any], sentence: st
         ("do_conv", 1),
         ("do_conv", 3),
         ("gains", 2),
+        ("orepa", 6),
         ("powerprop", 2),
         ("shared", 2),
         ("shared", 4),
