@@ -46,7 +46,7 @@ def command(
         str,
         typer.Option(
             metavar="NAME",
-            help="mpo, or another of the registry: do_conv, gains, orepa, powerprop, shared, "
+            help="mpo, or another of the registry: do_conv, gains, md, orepa, powerprop, shared, "
             "spectral, svd, wide. Options stand in brackets: 'wide(expansion=8)'.",
         ),
     ] = "mpo",

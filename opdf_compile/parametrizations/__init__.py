@@ -10,6 +10,7 @@ import lazy_loader
 
 from opdf_compile.parametrizations import do_conv as do_conv
 from opdf_compile.parametrizations import gains as gains
+from opdf_compile.parametrizations import md as md
 from opdf_compile.parametrizations import mpo as mpo
 from opdf_compile.parametrizations import orepa as orepa
 from opdf_compile.parametrizations import powerprop as powerprop

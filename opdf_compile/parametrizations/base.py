@@ -64,6 +64,7 @@ class Parametrization(ABC, Generic[S]):
         options: What may be asked for in brackets, as in ``wide(expansion=8)``. `propose` and
             `candidates` get what was given as keywords, checked against these; ``cores``, if it is
             among them, is that of `propose`.
+        retracts: Whether `retract` does something.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Parametrization(ABC, Generic[S]):
     multilinear: bool = False
     usual_cores: int = 3
     options: ClassVar[Mapping[str, Option]] = MappingProxyType({})
+    retracts: bool = False
 
     @abstractmethod
     def decompose(
@@ -137,7 +139,8 @@ class Parametrization(ABC, Generic[S]):
     def terms(self, spec: S) -> tuple[ScalingTerm, ...] | None:
         """What scales the weight: every summand of it, which is odd in the first tensor named.
 
-        None where nothing says so; a multilinear weight is one summand.
+        None where nothing says so; a multilinear weight is one summand. Without any summand the
+        weight takes no decay: with decay="weight" it is left out.
         """
         count = len(self.shapes(spec))
         return (dict.fromkeys(range(count), 1 / count),) if self.multilinear else None
@@ -149,6 +152,18 @@ class Parametrization(ABC, Generic[S]):
         user who does.
         """
         return (1.0,) * len(self.shapes(spec))
+
+    def untrained(self, spec: S) -> tuple[int, ...]:
+        """Places of the tensors that no optimizer steps: they are kept, saved and loaded."""
+        return ()
+
+    def retract(self, tensors: Sequence[Tensor], spec: S) -> None:
+        """Bring the tensors of one weight, in place, to where a step must leave them.
+
+        `Overparam` and `WeightProgram.refresh` call it after the optimizer's step and before the
+        weight is composed, in the inline form the user does (`Expanded.retract`). What is there
+        already stays there but for rounding.
+        """
 
     def outside_clip_norm(self, spec: S) -> tuple[int, ...]:
         """Places of the tensors whose gradients a clip norm should not count.

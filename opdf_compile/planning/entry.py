@@ -75,6 +75,11 @@ class PlanEntry:
         """Names of the cores whose gradients a clip norm should not count."""
         return frozenset(self.core_names[k] for k in self.by.outside_clip_norm(self.spec))
 
+    @property
+    def untrained(self) -> frozenset[str]:
+        """Names of the cores that no optimizer steps."""
+        return frozenset(self.core_names[k] for k in self.by.untrained(self.spec))
+
     @cached_property
     def terms(self) -> tuple[ScalingTerm, ...] | None:
         """What scales the weight, see `Parametrization.terms`; None where nothing says so."""
@@ -105,6 +110,11 @@ class PlanEntry:
                 f"the weight {self.key!r} cannot be factorised: {error}; repair the weight, or "
                 f"exclude it (exclude=[{self.key!r}])"
             ) from error
+
+    def retract(self, cores: Iterable[Tensor]) -> None:
+        """Bring the cores, in place, to where a step must leave them."""
+        with torch.no_grad():
+            self.by.retract(tuple(cores), self.spec)
 
     def compose(self, cores: Iterable[Tensor]) -> Tensor:
         """The weight in the cores' own dtype; differentiable."""

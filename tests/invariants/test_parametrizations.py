@@ -69,6 +69,8 @@ def train(model: Any, optimizer: Any, steps: int = 3) -> None:
         optimizer.zero_grad()
         model(X).square().mean().backward()
         optimizer.step()
+        if isinstance(model, opdf.Expanded):
+            model.retract()
 
 
 def groups_of(expanded: opdf.Expanded, lr: float) -> list[dict[str, Any]]:
@@ -194,7 +196,9 @@ def test_weight_decay_is_that_of_the_weight(name: str) -> None:
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     opt.step()
-    torch.testing.assert_close(model.state_dict()[key], start * 0.97, rtol=1e-12, atol=1e-13)
+    # What holds a norm is left out.
+    kept = 1.0 if name == "md" else 0.97
+    torch.testing.assert_close(model.state_dict()[key], start * kept, rtol=1e-12, atol=1e-13)
 
 
 @named

@@ -21,7 +21,7 @@ from opdf_compile.parametrizations import registry
 from opdf_compile.parametrizations.matrix_spec import WeightForm
 from opdf_compile.parametrizations.registry import registered
 
-NAMES = ("do_conv", "gains", "mpo", "orepa", "powerprop", "shared", "spectral", "svd", "wide")
+NAMES = ("do_conv", "gains", "md", "mpo", "orepa", "powerprop", "shared", "spectral", "svd", "wide")
 
 # Weight shape, transposed, kernel, row_axes: the cases that modules bring.
 WEIGHTS: dict[str, tuple[tuple[int, ...], bool, int, int]] = {
@@ -109,8 +109,8 @@ def test_there_and_back(name: str, form: tuple[Any, ...]) -> None:
     assert (composed.shape, composed.dtype) == (weight.shape, weight.dtype)
     assert composed.is_contiguous()
     assert error_of(name, weight, spec) <= 1e-6
-    # The last tensor of those that take kernels starts without an effect.
-    place = 0 if name in KERNELS_ONLY else len(tensors) - 1
+    # The last tensor of those that take kernels starts without an effect, and no weight reads md's.
+    place = 0 if name in KERNELS_ONLY else 2 if name == "md" else len(tensors) - 1
     wrong = registered(name).compose(
         [t * 1.01 if k == place else t for k, t in enumerate(tensors)], spec
     )
@@ -205,7 +205,7 @@ def test_the_cost_is_exact(name: str, form: tuple[Any, ...]) -> None:
         leaves = [torch.zeros(s, requires_grad=True) for s in registered(name).shapes(spec)]
         assert cost.parameters == sum(leaf.numel() for leaf in leaves)
         assert cost.added == cost.parameters - math.prod(form[0])
-        if name in ("gains", "powerprop"):
+        if name in ("gains", "md", "powerprop"):
             continue  # No matrix product: its entries are counted by hand.
         added = SUMS.get(name, 0) * math.prod(form[0])
         if name == "orepa":
@@ -294,7 +294,11 @@ def test_compose_goes_through_vmap(name: str, form: tuple[Any, ...]) -> None:
     torch.testing.assert_close(per_replica[1], wanted, rtol=1e-4, atol=1e-5)
 
 
-@named
+def test_a_weight_whose_norm_is_held_takes_no_decay() -> None:
+    assert registered("md").terms(usual("md", example("md"))) == ()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "md"])
 def test_decay_terms_scale_the_weight(name: str) -> None:
     from opdf_compile.planning.entry import PlanEntry
 

@@ -60,6 +60,7 @@ def make_units(
         raise InputError(f"batched is {batched!r}, wanted True, False or 'auto'")
     cost = {entry.key: entry.cost.step_flops for entry in plan.entries}
     rates = {entry.key: entry.rates for entry in plan.entries}
+    untrained = {name for entry in plan.entries for name in entry.untrained}
 
     def apart(part: ProgramPart) -> Hashable:
         key = part.keys[0]
@@ -77,6 +78,8 @@ def make_units(
                 raise
             _LOG.info("composed one by one: %s", error)
             units.extend(_unit((part,), cores, bounds, matrices) for part in members)
+    for unit in units:
+        unit.hold_still(untrained)
     return units
 
 

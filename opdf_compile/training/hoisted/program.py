@@ -86,7 +86,7 @@ class WeightProgram:
         """What an optimizer steps: the cores, and everything trainable that is not matched."""
         reshard(self.module)
         for unit in self.units:
-            yield from unit.storage
+            yield from unit.trained
         matched = {id(bound.parameter) for bound in self._bounds.values()}
         for parameter in self.module.parameters():
             if parameter.requires_grad and id(parameter) not in matched:
@@ -183,7 +183,21 @@ class WeightProgram:
         self.require_held()
         if source is None:
             self.require_unchanged()
+        self.retract(moved=True)
         self.write()
+
+    def retract(self, *, moved: bool = False) -> None:
+        """Bring cores to where a step must leave them (md: the norm that is held), in place.
+
+        `refresh` does it, and `Overparam` after each step; for most parametrizations there is
+        nothing to do.
+
+        Args:
+            moved: Only those that something wrote to since the last refresh.
+        """
+        for unit in self.units:
+            if unit.moved or not moved:
+                unit.retract()
 
     def write(self, keys: Collection[str] | None = None) -> None:
         """What `refresh` does, for callers that have checked the weights already.

@@ -86,6 +86,27 @@ class Unit:
         pairs = zip(self.storage, self.shapes, strict=True)
         return [core if core.shape == shape else core.view(shape) for core, shape in pairs]
 
+    @property
+    def trained(self) -> tuple[nn.Parameter, ...]:
+        """The cores that an optimizer steps."""
+        return tuple(core for core in self.storage if core.requires_grad)
+
+    def hold_still(self, names: Collection[str]) -> None:
+        """Take these cores for untrained; names of other units are passed over."""
+        for name, core in zip(self.members[0], self.storage, strict=True):
+            if name in names:
+                core.requires_grad_(False)
+
+    def retract(self) -> None:
+        """Bring the cores to where a step must leave them, as their parametrization says."""
+        entries = [bound.entry for bound in self.weights if bound.entry.by.retracts]
+        if not entries:
+            return
+        with torch.no_grad():
+            named = self.named_cores()
+        for entry in entries:
+            entry.retract(named[name] for name in entry.core_names)
+
     def fill(self, values: Mapping[str, Tensor]) -> None:
         """Overwrite cores by name; names of other units are passed over."""
         with torch.no_grad():

@@ -6,7 +6,7 @@ eval()   ->  eval graph         own names; the cores of W are called W_cores.0, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Self
 
 import torch
@@ -27,9 +27,18 @@ class CoreList(nn.ParameterList):
     move the composed weight (its closing cast) and leave the cores in float32.
     """
 
-    def __init__(self, tensors: Iterable[Tensor], *, requires_grad: bool = True) -> None:
-        """Take ownership of the tensors as Parameters."""
-        super().__init__([nn.Parameter(t, requires_grad=requires_grad) for t in tensors])
+    def __init__(
+        self,
+        tensors: Iterable[Tensor],
+        *,
+        requires_grad: bool = True,
+        untrained: Collection[int] = (),
+    ) -> None:
+        """Take ownership of the tensors as Parameters; those at the places `untrained` stay."""
+        super().__init__(
+            nn.Parameter(t, requires_grad=requires_grad and place not in untrained)
+            for place, t in enumerate(tensors)
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         def keep_precision(tensor: Tensor) -> Tensor:
@@ -133,6 +142,16 @@ class Expanded(nn.Module):
         """
         left_out = {name for entry in self.plan.entries for name in entry.outside_clip_norm}
         return [p for name, p in self.named_parameters() if name not in left_out]
+
+    def retract(self) -> None:
+        """Bring cores to where a step must leave them (md: the norm that is held), in place.
+
+        To be called after each step of an optimizer. For most parametrizations there is nothing to
+        do; in the hoisted form it is done for you.
+        """
+        for entry in self.plan.entries:
+            if entry.by.retracts:
+                entry.retract(self.cores(entry.key))
 
     def weight(self, key: str) -> Tensor:
         """One weight composed now, in the cores' dtype; differentiable."""

@@ -74,7 +74,8 @@ def expand(
         tell(entry.key, index, len(plan.entries))
         weight = tensors.weight(entry)
         made = entry.decompose(weight, device=device)
-        cores[entry.key] = CoreList(made, requires_grad=weight.requires_grad)
+        still = entry.by.untrained(entry.spec)
+        cores[entry.key] = CoreList(made, requires_grad=weight.requires_grad, untrained=still)
     passes = Pipeline([Expand(plan, cores), CheckShapes(plan)])
     graphs = {phase: passes.rewrite(traced.graphs[phase]).module for phase in PHASES}
     names = {phase: _own_names(traced, phase) for phase in PHASES}

@@ -54,7 +54,10 @@ def decay(unit: Unit, factor: float, keys: Collection[str]) -> Callable[[], None
     if factor == 1.0 or not any(key in keys for key in unit.keys):
         return None
     scales = [1.0] * len(unit.storage)
-    for term in _terms(unit):
+    terms = _terms(unit)
+    if not terms:
+        return None  # Its weights take no decay.
+    for term in terms:
         for place, share in term.items():
             scales[place] *= abs(factor) ** share
         if factor < 0:

@@ -49,7 +49,7 @@ def stepped(
     for unit in units:
         place = places[unit.keys[0]]
         if place is not None:
-            found[place].extend(unit.storage)
+            found[place].extend(unit.trained)
     return found
 
 

@@ -1,6 +1,6 @@
 """One step of an Overparam, from the gradients of W to its new values.
 
-    pull dL/dW to the cores  ->  decay  ->  wrapped optimizer  ->  W <- compose(cores)
+    pull dL/dW to the cores  ->  decay  ->  wrapped optimizer  ->  retract  ->  W <- compose(cores)
 
 Under a closure the gradients come while the wrapped optimizer is at work, and it may ask for them
 more than once, each time at other cores. If it fails, the step leaves what a plain optimizer would:
@@ -76,6 +76,7 @@ class CoreStep:
                 raise InputError(_without_graph(type(inner).__name__, error)) from error
             raise
         self._drop_gradients()
+        self._retract()
         self._write()
         return loss
 
@@ -177,6 +178,18 @@ class CoreStep:
             self._program.refuse(self._changed)
         if not self._changed:
             self._program.write(keys)
+
+    def _retract(self) -> None:
+        """Once in a step: what it evaluates in between are points of the wrapped optimizer's own.
+
+        Of a class that writes to cores by ways that do not count, those with a gradient moved.
+        """
+        if self._changed:
+            return
+        moved = self._pulled | self._moved()
+        for unit in self._program.units:
+            if not moved.isdisjoint(unit.keys):
+                unit.retract()
 
     def _moved(self) -> set[str]:
         return {key for unit in self._program.units if unit.moved for key in unit.keys}

@@ -67,6 +67,7 @@ def _single(plan: Plan, unit: Unit, row: int) -> Unit:
     value = dict(zip(names, (stack.detach()[row] for stack in unit.storage), strict=True))
     storage = [nn.Parameter(value[name].clone()) for name in part.cores]
     single = Unit(part.graph, (part.cores,), storage, (bound,), batched=False)
+    single.hold_still(bound.entry.untrained)
     if unit.compiled_with is not None:
         single.compile(**unit.compiled_with)
     return single
