@@ -46,6 +46,8 @@ class MatrixSpec:
     row_axes: int = 1
 
     _noun: ClassVar[str] = "a weight"
+    # Fields that plans leave out where they have their default: older plans do not know them.
+    _later: ClassVar[tuple[str, ...]] = ("row_axes",)
 
     def __post_init__(self) -> None:
         """Refuse what no weight can be."""
@@ -128,10 +130,12 @@ def as_weight(matrix: Tensor, spec: MatrixSpec) -> Tensor:
 
 
 def to_json(spec: MatrixSpec) -> dict[str, object]:
-    """The spec as JSON values; one row axis is left out."""
-    values = {field.name: getattr(spec, field.name) for field in fields(spec)}
-    if values["row_axes"] == 1:
-        del values["row_axes"]
+    """The spec as JSON values; what plans may leave out is left out."""
+    values = {
+        field.name: getattr(spec, field.name)
+        for field in fields(spec)
+        if field.name not in spec._later or getattr(spec, field.name) != field.default
+    }
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
@@ -146,7 +150,8 @@ def from_json(
     Args:
         kind: The class of the spec.
         noun: What to call it in messages: "the spec of svd".
-        data: A JSON object; only `row_axes` and what is derived may be left out.
+        data: A JSON object; only `row_axes`, what a spec got later and what is derived may be
+            left out.
         derived: Keys that follow from the others; the caller checks their values.
 
     Raises:
@@ -155,7 +160,7 @@ def from_json(
     if not isinstance(data, Mapping):
         raise PlanError(f"{noun} is a JSON object, found {type(data).__name__}")
     known = [field.name for field in fields(kind)]
-    needed = [key for key in known if key != "row_axes"]
+    needed = [key for key in known if key not in kind._later]
     missing = [key for key in needed if key not in data]
     allowed = (*known, *derived)
     unknown = sorted(str(key) for key in data if key not in allowed)

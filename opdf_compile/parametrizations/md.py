@@ -89,8 +89,8 @@ class Md(Parametrization[MatrixSpec]):
         return ()
 
     def outside_clip_norm(self, spec: MatrixSpec) -> tuple[int, ...]:
-        """Both gains, and the norm."""
-        return (0, 1, 3)
+        """Both gains."""
+        return (0, 1)
 
     def describe(self, spec: MatrixSpec) -> str:
         """The numbers of gains: ``48 x 30 gains, norm held``."""
@@ -99,13 +99,14 @@ class Md(Parametrization[MatrixSpec]):
 
     def cost(self, spec: MatrixSpec) -> Cost:
         """Those of `gains`, and a norm and a product to hold it."""
-        entries, added = math.prod(spec.shape), sum(spec.stored) + 1
+        entries, added = math.prod(spec.shape), sum(spec.stored)
         return Cost(
             parameters=entries + added,
             added=added,
             forward_flops=5 * entries,
             backward_flops=6 * entries,
             largest_intermediate=entries,
+            untrained=1,
         )
 
     def propose(self, form: WeightForm, *, cores: int = 4, **options: Any) -> MatrixSpec:

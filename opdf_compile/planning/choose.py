@@ -201,7 +201,8 @@ def _adds(spec: Spec, by: Parametrization[Any]) -> bool:
     One tensor has no neighbour: it adds nothing, and changes only how the weight moves.
     """
     tensors = len(by.shapes(spec))
-    return tensors == 1 or by.cost(spec).added >= tensors
+    cost = by.cost(spec)
+    return tensors == 1 or cost.added + cost.untrained >= tensors
 
 
 def _by_scale(chosen: list[Match], rule: Rule, scale: float) -> Iterator[tuple[str, Spec]]:

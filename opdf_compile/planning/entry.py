@@ -75,7 +75,7 @@ class PlanEntry:
         """Names of the cores whose gradients a clip norm should not count."""
         return frozenset(self.core_names[k] for k in self.by.outside_clip_norm(self.spec))
 
-    @property
+    @cached_property
     def untrained(self) -> frozenset[str]:
         """Names of the cores that no optimizer steps."""
         return frozenset(self.core_names[k] for k in self.by.untrained(self.spec))

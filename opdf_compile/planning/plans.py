@@ -3,7 +3,8 @@
 trained  = sum of the cores' parameters          deployed = sum of the weights' parameters
 scale    = trained / deployed
 step     = (student step FLOPs + compose step FLOPs) / student step FLOPs
-memory   = cores x (value, gradient, two AdamW moments) + composed weights + largest intermediate
+memory   = cores x (value, gradient, two AdamW moments) + untrained cores + composed weights
+           + largest intermediate
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ class Plan:
         cost, total = self.cost, 0
         for entry in self.entries:
             core = entry.core_dtype.itemsize
-            total += _STATES * core * entry.cost.parameters + core * entry.deployed
+            held = _STATES * entry.cost.parameters + entry.cost.untrained
+            total += core * (held + entry.deployed)
         return total + 4 * cost.largest_intermediate
 
     def validate(self, report: MatchReport) -> None:

@@ -17,12 +17,13 @@ class Cost:
     """The cost of composing weights once, forward and backward.
 
     Attributes:
-        parameters: Entries of the cores.
-        added: Entries of the cores minus entries of the weight.
+        parameters: Entries of the cores that are trained.
+        added: `parameters` minus the entries of the weight; below 0 where most of it is frozen.
         forward_flops: FLOPs of compose.
         backward_flops: FLOPs of its backward.
         largest_intermediate: Entries of the largest tensor that compose makes, the weight included.
             Of a sum of costs it is the maximum: weights are composed one after the other.
+        untrained: Entries of the cores that are kept and not trained.
     """
 
     parameters: int = 0
@@ -30,6 +31,7 @@ class Cost:
     forward_flops: int = 0
     backward_flops: int = 0
     largest_intermediate: int = 0
+    untrained: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         """The cost of both; `sum(costs, Cost())` adds up a whole plan."""
@@ -39,6 +41,7 @@ class Cost:
             self.forward_flops + other.forward_flops,
             self.backward_flops + other.backward_flops,
             max(self.largest_intermediate, other.largest_intermediate),
+            self.untrained + other.untrained,
         )
 
     @property

@@ -16,22 +16,35 @@ import torch
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.errors import FoldError
+from opdf_compile.errors import FoldError, PlanError
 from opdf_compile.io.saved.core_folding import fold_state
 from opdf_compile.io.saved.expanded_file import fold_file, save_expanded
 from opdf_compile.parametrizations import registry
 
-NAMES = registry.registered_names()
+# Those whose decay of W is refused, because a part of it is not trained.
+FROZEN = ("spectral(residual=frozen)",)
+NAMES = (*registry.registered_names(), "orepa(start=paper)", "spectral(residual=none)", *FROZEN)
+# Of these the shapes alone do not tell all.
+UNTOLD = {
+    "powerprop": "do not tell the exponent of powerprop",
+    "spectral(residual=none)": "4 matrices of 16 x 16 may be a residual and a chain",
+}
 named = pytest.mark.parametrize("name", NAMES)
 WEIGHTS = ("convolution.weight", "first.weight", "second.weight")
 
 
-KERNELS_ONLY = ("do_conv", "orepa")
+KERNELS_ONLY = ("do_conv", "orepa", "orepa(start=paper)")
 
 
 def planned(name: str) -> tuple[str, ...]:
     """The weights of the student that it takes."""
     return WEIGHTS[:1] if name in KERNELS_ONLY else WEIGHTS
+
+
+def adam(model: nn.Module, name: str, lr: float) -> opdf.Overparam:
+    """With weight decay, as AdamW has it by default."""
+    rule: Any = {"decay": "cores"} if name in FROZEN else {}
+    return opdf.Overparam(model, torch.optim.AdamW, plan=plan_of(model, name), lr=lr, **rule)
 
 
 class Student(nn.Module):
@@ -60,7 +73,7 @@ def student(dtype: torch.dtype = torch.float64) -> Student:
 def plan_of(model: nn.Module | opdf.Traced, name: str) -> opdf.Plan:
     plan = opdf.plan(model, parametrization=name)
     assert {entry.key for entry in plan.entries} == set(planned(name))
-    assert {entry.parametrization for entry in plan.entries} == {name}
+    assert {entry.parametrization for entry in plan.entries} == {name.partition("(")[0]}
     return plan
 
 
@@ -124,14 +137,14 @@ def test_both_forms_train_alike_and_fold(name: str, traced: opdf.Traced, tmp_pat
     other = student()
     train(other, opdf.Overparam(other, torch.optim.SGD, plan=plan, lr=0.06, momentum=0.9))
     assert (other.state_dict()[key] - trained).abs().max() > 1e-5, "the control"
-    alone(inline, folded)
+    alone(name, inline, folded)
 
 
-def alone(inline: opdf.Expanded, folded: nn.Module) -> None:
+def alone(name: str, inline: opdf.Expanded, folded: nn.Module) -> None:
     """Out of the tensors and the student, without a plan."""
     tensors = {key: value.detach() for key, value in inline.state_dict().items()}
-    if inline.plan.entries[0].parametrization == "powerprop":
-        with pytest.raises(FoldError, match="do not tell the exponent of powerprop"):
+    if name in UNTOLD:
+        with pytest.raises(FoldError, match=UNTOLD[name]):
             fold_state(tensors, None, folded)
         return
     require_equal(fold_state(tensors, None, folded), folded)
@@ -163,7 +176,7 @@ def test_a_checkpoint_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     runs = []
     for interrupted in (False, True):
         model = student(torch.float32)
-        opt = opdf.Overparam(model, torch.optim.AdamW, plan=plan_of(model, name), lr=0.01)
+        opt = adam(model, name, 0.01)
         loss = X.float()
         for step in range(4):
             opt.zero_grad()
@@ -173,8 +186,7 @@ def test_a_checkpoint_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
                 opdf.save_checkpoint(tmp_path / "run", opt, step=step)
                 torch.manual_seed(9)
                 model = Student()
-                plan = plan_of(model, name)
-                opt = opdf.Overparam(model, torch.optim.AdamW, plan=plan, lr=0.5)
+                opt = adam(model, name, 0.5)
                 found = opdf.latest_checkpoint(tmp_path / "run")
                 assert found is not None
                 opdf.load_checkpoint(found, opt)
@@ -184,7 +196,7 @@ def test_a_checkpoint_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     assert not torch.equal(runs[0][key], student(torch.float32).state_dict()[key])
 
 
-@named
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in FROZEN])
 def test_weight_decay_is_that_of_the_weight(name: str) -> None:
     """AdamW decays by default, so every parametrization must be able to."""
     model = student()
@@ -199,6 +211,52 @@ def test_weight_decay_is_that_of_the_weight(name: str) -> None:
     # What holds a norm is left out.
     kept = 1.0 if name == "md" else 0.97
     torch.testing.assert_close(model.state_dict()[key], start * kept, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_decay_of_a_weight_that_is_trained_in_part_is_refused(name: str) -> None:
+    model = student()
+    with pytest.raises(PlanError, match="of 'convolution.weight' a part is frozen; give decay='co"):
+        opdf.Overparam(model, torch.optim.AdamW, plan=plan_of(model, name), weight_decay=0.1)
+    opt = opdf.Overparam(model, torch.optim.AdamW, plan=plan_of(model, name), weight_decay=0.0)
+    for group in opt.param_groups:
+        group["weight_decay"] = 0.1
+    with pytest.raises(PlanError, match="or weight_decay=0"):
+        opt.step()
+
+
+@named
+def test_what_is_not_trained_stays_and_is_kept(
+    name: str, traced: opdf.Traced, tmp_path: Path
+) -> None:
+    """In both forms and in files: no gradient, no step, no state, and its bits as they were."""
+    inline = opdf.expand(traced, plan_of(traced, name))
+    still = {core for entry in inline.plan.entries for core in entry.untrained}
+    assert {n for n, p in inline.named_parameters() if not p.requires_grad} == still
+    before = {n: p.detach().clone() for n, p in inline.named_parameters()}
+    optimizer = torch.optim.SGD(inline.parameters(), lr=0.05, momentum=0.9, weight_decay=0.1)
+    train(inline, optimizer)
+    assert {n for n, p in inline.named_parameters() if torch.equal(p, before[n])} >= still
+    counted = {id(p) for p in inline.clip_norm_parameters()}
+    assert all(id(p) not in counted for n, p in inline.named_parameters() if n in still)
+    model = student()
+    hoisted = opdf.Overparam(model, torch.optim.SGD, plan=inline.plan, lr=0.05, momentum=0.9)
+    program = hoisted.program
+    train(model, hoisted)
+    held = {n: core for unit in program.units for n, core in unit.named_cores().items()}
+    assert all(torch.equal(held[n], before[n]) for n in still)
+    size = sum(p.numel() for p in program.parameters())
+    matched = set(program.matched().values())
+    others = sum(p.numel() for p in model.parameters() if p not in matched)
+    assert size == inline.plan.cost.parameters + others
+    assert sum(held[n].numel() for n in still) == inline.plan.cost.untrained
+    kept = [k for state in hoisted.inner.state_dict()["state"].values() for k in state]
+    assert len(kept) == sum(1 for p in program.parameters())
+    if not still:
+        return
+    save_expanded(inline, tmp_path / "trained.pt2")
+    loaded = torch.export.load(tmp_path / "trained.pt2").module()
+    assert {n for n, p in loaded.named_parameters() if not p.requires_grad} == still
 
 
 @named
@@ -237,7 +295,7 @@ def test_half_students_keep_their_bits(name: str, dtype: torch.dtype) -> None:
 def test_what_is_exported_is_the_untouched_students_graph(name: str, tmp_path: Path) -> None:
     model = student(torch.float32).train()
     untouched = copy.deepcopy(model)
-    opt = opdf.Overparam(model, torch.optim.AdamW, plan=plan_of(model, name), lr=0.01)
+    opt = adam(model, name, 0.01)
     model(X.float()).square().mean().backward()
     opt.step()
     bundle = tmp_path / "bundle"

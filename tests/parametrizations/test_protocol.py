@@ -203,7 +203,9 @@ def test_the_cost_is_exact(name: str, form: tuple[Any, ...]) -> None:
     for spec in candidates(name, form)[:4]:
         cost = registered(name).cost(spec)
         leaves = [torch.zeros(s, requires_grad=True) for s in registered(name).shapes(spec)]
-        assert cost.parameters == sum(leaf.numel() for leaf in leaves)
+        kept = [leaves[place].numel() for place in registered(name).untrained(spec)]
+        assert cost.untrained == sum(kept)
+        assert cost.parameters == sum(leaf.numel() for leaf in leaves) - sum(kept)
         assert cost.added == cost.parameters - math.prod(form[0])
         if name in ("gains", "md", "powerprop"):
             continue  # No matrix product: its entries are counted by hand.

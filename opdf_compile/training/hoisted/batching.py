@@ -59,7 +59,7 @@ def make_units(
     if batched not in (True, False, "auto"):
         raise InputError(f"batched is {batched!r}, wanted True, False or 'auto'")
     cost = {entry.key: entry.cost.step_flops for entry in plan.entries}
-    rates = {entry.key: entry.rates for entry in plan.entries}
+    steps = {entry.key: (entry.rates, entry.by.untrained(entry.spec)) for entry in plan.entries}
     untrained = {name for entry in plan.entries for name in entry.untrained}
 
     def apart(part: ProgramPart) -> Hashable:
@@ -67,7 +67,7 @@ def make_units(
         wanted = cost[key] <= SMALL if batched == "auto" else batched
         wanted = wanted and not matrices
         # A part of its own kind stays alone.
-        return (separate(key), rates[key], None if wanted else part.keys)
+        return (separate(key), steps[key], None if wanted else part.keys)
 
     units = []
     for members in group(parts, cores, apart):

@@ -83,7 +83,7 @@ class WeightProgram:
         return {key: bound.parameter for key, bound in self._bounds.items()}
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """What an optimizer steps: the cores, and everything trainable that is not matched."""
+        """What an optimizer steps: the cores that are trained, and what is not matched."""
         reshard(self.module)
         for unit in self.units:
             yield from unit.trained

@@ -134,13 +134,13 @@ class Expanded(nn.Module):
         return tuple(found)
 
     def clip_norm_parameters(self) -> list[nn.Parameter]:
-        """The parameters whose gradients make a clip norm: all but gains.
+        """The parameters whose gradients make a clip norm: all but gains and what is untrained.
 
         `clip_grad_norm_` of these leaves the others as they are. To scale all of them by a norm of
         these, as a clip of dL/dW does in the hoisted form, take torch's `get_total_norm` of their
         gradients and `clip_grads_with_norm_` of `parameters()`.
         """
-        left_out = {name for entry in self.plan.entries for name in entry.outside_clip_norm}
+        left_out = {n for e in self.plan.entries for n in e.outside_clip_norm | e.untrained}
         return [p for name, p in self.named_parameters() if name not in left_out]
 
     def retract(self) -> None:

@@ -31,6 +31,12 @@ def require_multilinear(plan: Plan) -> None:
         PlanError: With the name of the first one.
     """
     for entry in plan.entries:
+        if entry.terms is None and entry.untrained:
+            raise PlanError(
+                f"weight_decay is not 0, decay='weight' scales the weight through its cores, and of"
+                f" {entry.key!r} a part is frozen; give decay='cores', which decays those that are "
+                "trained towards that part alone, or weight_decay=0"
+            )
         if entry.terms is None:
             raise PlanError(
                 f"weight_decay is not 0, decay='weight' scales every core, and the parametrization "

@@ -301,7 +301,7 @@ class Overparam(SavedState):
             decay="W" if self._split else decayed,
             recompute=program.recompute,
             rank=(program.ranks.rank, program.ranks.size),
-            held=sum(core.numel() for unit in units for core in unit.storage),
+            held=sum(core.numel() for unit in units for core in unit.trained),
         )
 
 

@@ -22,7 +22,7 @@ class Summary:
         decay: What weight decay acts on.
         recompute: Whether compose runs again in the backward.
         rank: This rank and the number of ranks that share the program.
-        held: Core parameters on this rank.
+        held: Core parameters that are trained on this rank.
     """
 
     plan: Plan
@@ -94,6 +94,8 @@ class Summary:
         if rates:
             some = ", ".join(f"{rate:g}" for rate in rates)
             lines.append(f"some cores learn at a rate of their own: {some} times the group's")
+        if cost.untrained:
+            lines.append(f"{cost.untrained:,} entries of cores are kept and not trained")
         if self.rank[1] > 1:
             lines.append(
                 f"rank {self.rank[0]} of {self.rank[1]} holds {self.held:,} of "

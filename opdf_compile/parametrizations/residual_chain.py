@@ -1,0 +1,149 @@
+"""A chain of thin factors beside a part of the weight's own size, or alone.
+
+    W = R + F_1 F_2 .. F_L          F_1 (rows, r),  F_2 .. F_(L-1) (r, r),  F_L (r, cols)
+
+The matrix is the weight as it is stored: the sum does not ask which axis is called rows. Where it
+starts, and what R is for, says the parametrization: `spectral`, `delta`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from opdf_compile.errors import PlanError
+from opdf_compile.parametrizations.base import Parametrization, ScalingTerm, TensorShapes
+from opdf_compile.parametrizations.matrix_spec import MatrixSpec
+from opdf_compile.tensor import MAX_CORES, Cost, compose, contraction_order
+
+USUAL_DEPTH = 3
+# What R may be: stepped like the chain, kept as it is, or not there.
+RESIDUALS = ("trained", "frozen", "none")
+
+
+@dataclass(frozen=True)
+class ChainSpec(MatrixSpec):
+    """A chain, and the part beside it.
+
+    Attributes:
+        rank: r, at most the smaller size of the matrix.
+        depth: L, the number of factors, 2 or more.
+        residual: "trained", "frozen" or "none".
+
+    Raises:
+        PlanError: A number is out of its range.
+    """
+
+    rank: int = 1
+    depth: int = USUAL_DEPTH
+    residual: str = "trained"
+
+    _later: ClassVar[tuple[str, ...]] = (*MatrixSpec._later, "residual")
+
+    def __post_init__(self) -> None:
+        """Refuse what is no chain."""
+        super().__post_init__()
+        bounds = (("rank", self.rank, 1, min(self.stored)), ("depth", self.depth, 2, MAX_CORES - 1))
+        for name, value, least, most in bounds:
+            if type(value) is not int or not least <= value <= most:
+                raise PlanError(
+                    f"{name} is {value!r}, wanted {least} to {most} for a weight of shape "
+                    f"{list(self.shape)}"
+                )
+
+    @property
+    def beside(self) -> int:
+        """Number of tensors beside the chain: 1 or 0."""
+        return int(self.residual != "none")
+
+    @property
+    def bonds(self) -> tuple[int, ...]:
+        """d_0 .. d_L of the chain: the rank between factors, 1 at both ends."""
+        return (1, *(self.rank,) * (self.depth - 1), 1)
+
+    @property
+    def products(self) -> tuple[int, ...]:
+        """Open sizes of the chain's factors."""
+        return (self.stored[0], *(1,) * (self.depth - 2), self.stored[1])
+
+
+C = TypeVar("C", bound=ChainSpec)
+
+
+class ResidualChain(Parametrization[C]):
+    """W = R + F_1 .. F_L: what does not depend on where it starts."""
+
+    def compose(self, tensors: Sequence[Tensor], spec: C) -> Tensor:
+        """The weight: the chain multiplied out in the cheapest order, and R added."""
+        matrix = product(tensors[spec.beside :], spec)
+        if spec.beside:
+            matrix = tensors[0] + matrix
+        return matrix.reshape(spec.shape).contiguous().to(getattr(torch, spec.dtype))
+
+    def shapes(self, spec: C) -> TensorShapes:
+        """(rows, cols), (rows, r), (r, r) .., (r, cols); the first one only where there is R."""
+        (rows, cols), rank = spec.stored, spec.rank
+        chain = ((rows, rank), *((rank, rank),) * (spec.depth - 2), (rank, cols))
+        return ((rows, cols), *chain) if spec.beside else chain
+
+    def untrained(self, spec: C) -> tuple[int, ...]:
+        """R, where it is to stay as it is."""
+        return (0,) if spec.residual == "frozen" else ()
+
+    def terms(self, spec: C) -> tuple[ScalingTerm, ...] | None:
+        """R by itself, the factors evenly; nothing scales a weight of which a part is frozen."""
+        if spec.residual == "frozen":
+            return None
+        factors = range(spec.beside, spec.beside + spec.depth)
+        return (*({0: 1.0},) * spec.beside, dict.fromkeys(factors, 1 / spec.depth))
+
+    def cost(self, spec: C) -> Cost:
+        """Exact cost of composing the weight once; adding R is one FLOP per entry."""
+        order = contraction_order(spec.bonds, spec.products)
+        entries = math.prod(spec.shape)
+        frozen = entries if spec.residual == "frozen" else 0
+        parameters = sum(math.prod(shape) for shape in self.shapes(spec)) - frozen
+        return Cost(
+            parameters=parameters,
+            added=parameters - entries,
+            forward_flops=2 * order.multiply_adds + spec.beside * entries,
+            backward_flops=4 * order.multiply_adds,
+            largest_intermediate=max(entries, *(step.result for step in order)),
+            untrained=frozen,
+        )
+
+
+def product(chain: Sequence[Tensor], spec: ChainSpec) -> Tensor:
+    """The factors multiplied out: an MPO whose outer cores have one open mode each."""
+    (rows, cols), rank = spec.stored, spec.rank
+    first, *middle, last = chain
+    cores = [
+        first.reshape(1, rows, 1, rank),
+        *(factor.reshape(rank, 1, 1, rank) for factor in middle),
+        last.reshape(rank, 1, cols, 1),
+    ]
+    return compose(cores)
+
+
+def completed(
+    matrix: Tensor, chain: Sequence[Tensor], spec: ChainSpec, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
+    """What the matrix has beside the rounded chain, and the chain; copies, all of one dtype.
+
+    The first is there also where the spec has no place for it.
+
+    Args:
+        matrix: The weight as it is stored, in float64.
+        chain: The factors, in float64; some may be one tensor.
+        spec: The choice made for the weight.
+        dtype: What the tensors are rounded to.
+    """
+    rounded = [factor.to(dtype) for factor in chain]
+    rest = matrix - product([factor.double() for factor in rounded], spec)
+    made = (rest.to(dtype), *rounded)
+    return tuple(tensor.clone(memory_format=torch.contiguous_format) for tensor in made)
