@@ -198,11 +198,12 @@ def _options(chosen: list[Match], rule: Rule) -> Iterator[tuple[Match, list[tupl
 def _adds(spec: Spec, by: Parametrization[Any]) -> bool:
     """Whether the cores hold more freedom than one scalar for each pair of neighbours.
 
-    One tensor has no neighbour: it adds nothing, and changes only how the weight moves.
+    One tensor has no neighbour: it adds nothing, and changes only how the weight moves. Fewer
+    entries than the weight's are a compressed form, which somebody has asked for as such.
     """
-    tensors = len(by.shapes(spec))
-    cost = by.cost(spec)
-    return tensors == 1 or cost.added + cost.untrained >= tensors
+    tensors, cost = len(by.shapes(spec)), by.cost(spec)
+    added = cost.added + cost.untrained
+    return tensors == 1 or added < 0 or added >= tensors
 
 
 def _by_scale(chosen: list[Match], rule: Rule, scale: float) -> Iterator[tuple[str, Spec]]:
