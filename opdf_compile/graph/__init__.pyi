@@ -42,6 +42,11 @@ from .signature import forward_names as forward_names
 from .signature import normalise_inputs as normalise_inputs
 from .signature import path_name as path_name
 from .signature import plain_spec as plain_spec
+from .sites import Site as Site
+from .sites import SiteNodes as SiteNodes
+from .sites import SiteView as SiteView
+from .sites import find_sites as find_sites
+from .sites import site_of as site_of
 from .traced import MODULE_RUNG as MODULE_RUNG
 from .traced import PHASES as PHASES
 from .traced import Phase as Phase

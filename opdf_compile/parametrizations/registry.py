@@ -6,6 +6,7 @@ from typing import Any
 
 from opdf_compile.errors import InternalError, PlanError
 from opdf_compile.parametrizations.base import Parametrization
+from opdf_compile.parametrizations.branches.forms import COMMON_OPTIONS, branch_forms
 from opdf_compile.parametrizations.foreign import Foreign
 from opdf_compile.parametrizations.request import Request
 from opdf_compile.spelling import nearest
@@ -43,7 +44,7 @@ def registered(name: str) -> Parametrization[Any]:
         PlanError: There is none.
     """
     if name not in _REGISTERED:
-        known = registered_names()
+        known = (*registered_names(), *branch_forms())
         near = nearest(name, known)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise PlanError(
@@ -59,7 +60,9 @@ def requested(text: str) -> Request:
         PlanError: It cannot be read, or its name, an option or a value is not known.
     """
     request = Request.parse(text)
-    return request.checked(registered(request.name).options)
+    form = branch_forms().get(request.name)
+    known = registered(request.name).options if form is None else {**form.options, **COMMON_OPTIONS}
+    return request.checked(known)
 
 
 def registered_names() -> tuple[str, ...]:

@@ -1,11 +1,14 @@
 from .batch import batched as batched
 from .batch import group as group
+from .branch import AddBranches as AddBranches
 from .check import CheckShapes as CheckShapes
 from .compose_graph import WEIGHT_MARK as WEIGHT_MARK
 from .compose_graph import WEIGHT_OP as WEIGHT_OP
 from .contract import Pipeline as Pipeline
 from .expand import Expand as Expand
 from .fold import Fold as Fold
+from .fold_sites import FoldSites as FoldSites
+from .fold_sites import branch_key as branch_key
 from .hoist import Hoist as Hoist
 from .hoist import HoistResult as HoistResult
 from .hoist import ProgramPart as ProgramPart

@@ -8,3 +8,4 @@ from .dear import flops_text as flops_text
 from .entry import PlanEntry as PlanEntry
 from .entry import rounded_weight as rounded_weight
 from .plans import Plan as Plan
+from .site_entry import SiteEntry as SiteEntry

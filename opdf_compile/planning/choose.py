@@ -21,6 +21,7 @@ from opdf_compile.planning.entry import PlanEntry
 from opdf_compile.planning.globs import Globs
 from opdf_compile.planning.plans import Plan
 from opdf_compile.planning.rules import Rule
+from opdf_compile.planning.sites import site_entries
 from opdf_compile.tensor import Cost
 
 DEFAULT_CORES = 3
@@ -64,12 +65,21 @@ def plan(
         2.125
     """
     rule = Rule("*", requested(parametrization))
-    by = rule.by
-    request = _request(rule, cores, scale, overhead)
     graph = model.graph if isinstance(model, Traced) else None
     flops = step_flops(graph) if graph is not None else 0
     report = match(model)
     chosen, refusals = select(report, include, exclude, min_size)
+    if rule.of_sites:
+        _no_sizes(rule, cores=cores, scale=scale, overhead=overhead)
+        sites, others = site_entries(model, [(found, rule.request) for found in chosen])
+        refusals += others
+        if not sites:
+            raise PlanError(_nothing(report, refusals))
+        words = {"parametrization": str(rule.request)}
+        made = Plan((), tuple(refusals), flops, words, report.rung, report.notes, tuple(sites))
+        return _made_for(made, model)
+    by = rule.by
+    request = _request(rule, cores, scale, overhead)
     unfit = {found.key: by.why_not(WeightForm.matched(found)) for found in chosen}
     fitting = [found for found in chosen if unfit[found.key] is None]
     specs = dict(_specs(fitting, request, flops, rule))
@@ -88,8 +98,21 @@ def plan(
         raise PlanError(_nothing(report, refusals))
     rung, notes = report.rung, report.notes
     made = Plan(tuple(entries), tuple(refusals), flops, request, rung=rung, notes=notes)
+    return _made_for(made, model)
+
+
+def _made_for(made: Plan, model: Traced | nn.Module) -> Plan:
     source = model.source if isinstance(model, Traced) else bare(model)
     return made.made_for(source) if isinstance(source, nn.Module) else made
+
+
+def _no_sizes(rule: Rule, **asked: Any) -> None:
+    """Refuse what sizes chains and says nothing of branches."""
+    for name, value in at_most_one(**asked).items():
+        raise PlanError(
+            f"{name}={value!r} is given for {rule.request}, which puts branches beside "
+            "convolutions and has no cores; leave it out"
+        )
 
 
 def _request(

@@ -8,8 +8,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from opdf_compile.errors import PlanError
-from opdf_compile.parametrizations import registered
+from opdf_compile.parametrizations import SiteSpec, registered
 from opdf_compile.planning.entry import SCHEMA, PlanEntry
+from opdf_compile.planning.site_entry import SiteEntry
 
 
 class EntryModel(BaseModel):
@@ -20,6 +21,19 @@ class EntryModel(BaseModel):
     aliases: list[str] = []
     parametrization: str
     spec: dict[str, Any]
+    cost: dict[str, int] | None = Field(None, description="Written for the reader, not read back.")
+
+
+class SiteModel(BaseModel):
+    """One site of a plan file."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    key: str = Field(min_length=1, max_length=1000)
+    norm: dict[str, str]
+    parametrization: str
+    spec: dict[str, Any]
+    bias: str | None = None
+    outputs: int = Field(0, ge=0, le=2**53)
     cost: dict[str, int] | None = Field(None, description="Written for the reader, not read back.")
 
 
@@ -40,6 +54,7 @@ class PlanModel(BaseModel):
     rung: str = "module"
     notes: list[str] = []
     entries: list[EntryModel]
+    sites: list[SiteModel] = []
     refusals: list[RefusalModel] = []
     totals: dict[str, Any] = Field({}, description="Written for the reader; computed anew.")
 
@@ -56,6 +71,21 @@ class PlanModel(BaseModel):
                 place = f"entries.{index} ({entry.key})"
                 raise PlanError(f"the plan is wrong at {place}: {error}") from error
             yield PlanEntry(entry.key, entry.parametrization, spec, tuple(entry.aliases))
+
+    def planned_sites(self) -> Iterator[SiteEntry]:
+        """The sites.
+
+        Raises:
+            PlanError: A spec fits no site; with its place.
+        """
+        for index, site in enumerate(self.sites):
+            try:
+                spec = SiteSpec.from_json(site.spec)
+                names = (site.key, site.norm, site.parametrization)
+                yield SiteEntry(*names, spec, site.bias, site.outputs)
+            except PlanError as error:
+                place = f"sites.{index} ({site.key})"
+                raise PlanError(f"the plan is wrong at {place}: {error}") from error
 
 
 def parsed_plan(value: Any) -> PlanModel:

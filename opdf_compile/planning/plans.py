@@ -5,23 +5,26 @@ scale    = trained / deployed
 step     = (student step FLOPs + compose step FLOPs) / student step FLOPs
 memory   = cores x (value, gradient, two AdamW moments) + untrained cores + composed weights
            + largest intermediate
+           + branches x (value, gradient, two AdamW moments) + their activations
 """
 
 from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from opdf_compile.errors import PlanError
-from opdf_compile.graph import MatchReport, Refusal
+from opdf_compile.graph import MatchReport, Refusal, Site
 from opdf_compile.planning.entry import SCHEMA, PlanEntry
+from opdf_compile.planning.site_entry import SiteEntry
 from opdf_compile.spelling import did_you_mean
 from opdf_compile.tables import html_table, text_table
 from opdf_compile.tensor import Cost
@@ -43,6 +46,7 @@ class Plan:
         rung: The rung of the tracer's ladder that the model stood on; "module" where it was planned
             without a graph. Two plans that differ only here are equal.
         notes: What the tracer had to give up, in sentences.
+        sites: Of each convolution that gets branches beside itself and its BatchNorm.
     """
 
     entries: tuple[PlanEntry, ...]
@@ -51,6 +55,7 @@ class Plan:
     request: dict[str, Any] = field(default_factory=dict)
     rung: str = field(default="module", compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    sites: tuple[SiteEntry, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a weight that is planned twice.
@@ -59,13 +64,18 @@ class Plan:
             PlanError: Two entries have one key.
         """
         seen: set[str] = set()
-        for entry in self.entries:
+        for entry in self.decisions:
             if entry.key in seen:
                 raise PlanError(
                     f"the plan names {entry.key!r} twice, wanted each weight once; "
                     "remove one of the entries"
                 )
             seen.add(entry.key)
+
+    @property
+    def decisions(self) -> tuple[PlanEntry | SiteEntry, ...]:
+        """The entries of both kinds: weights of cores, and sites with branches."""
+        return (*self.entries, *self.sites)
 
     @property
     def model(self) -> nn.Module | None:
@@ -89,18 +99,18 @@ class Plan:
 
     @property
     def cost(self) -> Cost:
-        """The cost of composing all weights once."""
-        return sum((entry.cost for entry in self.entries), Cost())
+        """The cost of composing all weights once, and of all branches on the example batch."""
+        return sum((entry.cost for entry in self.decisions), Cost())
 
     @property
     def deployed(self) -> int:
         """Parameters of the folded weights."""
-        return sum(entry.deployed for entry in self.entries)
+        return sum(entry.deployed for entry in self.decisions)
 
     @property
     def scale(self) -> float:
         """Training parameters over deployed parameters, over the planned weights."""
-        return self.cost.parameters / self.deployed if self.entries else 1.0
+        return self.cost.parameters / self.deployed if self.decisions else 1.0
 
     @property
     def overhead(self) -> float | None:
@@ -117,7 +127,19 @@ class Plan:
             core = entry.core_dtype.itemsize
             held = _STATES * entry.cost.parameters + entry.cost.untrained
             total += core * (held + entry.deployed)
+        for site in self.sites:
+            size = getattr(torch, site.spec.dtype).itemsize
+            total += _STATES * size * site.added + site.activation_bytes
         return total + 4 * cost.largest_intermediate
+
+    def validate_sites(self, found: Mapping[str, Site | str]) -> None:
+        """Check that every site is one of the model at hand, see `find_sites`.
+
+        Raises:
+            PlanError: It is none there, or has another geometry.
+        """
+        for site in self.sites:
+            site.require_site(found.get(site.key))
 
     def validate(self, report: MatchReport) -> None:
         """Check that every entry fits a match of the model at hand.
@@ -145,9 +167,10 @@ class Plan:
             "rung": self.rung,
             "notes": list(self.notes),
             "entries": [entry.to_json() for entry in self.entries],
+            **({"sites": [site.to_json() for site in self.sites]} if self.sites else {}),
             "refusals": [{"key": r.key, "reason": r.reason} for r in self.refusals],
             "totals": {
-                "weights": len(self.entries),
+                "weights": len(self.decisions),
                 "deployed": self.deployed,
                 "trained": self.cost.parameters,
                 "scale": self.scale,
@@ -176,6 +199,7 @@ class Plan:
             request=given.request,
             rung=given.rung,
             notes=tuple(given.notes),
+            sites=tuple(given.planned_sites()),
         )
 
     def dumps(self) -> str:
@@ -211,14 +235,14 @@ class Plan:
                 f"{entry.cost.parameters:,}",
                 f"{entry.cost.step_flops:,}",
             )
-            for entry in self.entries
+            for entry in self.decisions
         ]
 
     def totals(self) -> str:
         """One line: weights, parameters, scale, predicted step and memory."""
         step = f"{self.overhead:.2f}x" if self.overhead else "unknown without a graph"
         return (
-            f"{len(self.entries)} weights: {self.deployed:,} parameters deployed, "
+            f"{len(self.decisions)} weights: {self.deployed:,} parameters deployed, "
             f"{self.cost.parameters:,} trained (scale {self.scale:.2f}); "
             f"predicted step {step}, memory {self.peak_bytes / 2**20:,.1f} MiB"
         )

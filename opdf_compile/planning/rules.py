@@ -7,7 +7,14 @@ from functools import cached_property
 from typing import Any
 
 from opdf_compile.graph import Match
-from opdf_compile.parametrizations import Parametrization, Request, Spec, WeightForm, registered
+from opdf_compile.parametrizations import (
+    Parametrization,
+    Request,
+    Spec,
+    WeightForm,
+    branch_forms,
+    registered,
+)
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,11 @@ class Rule:
     def by(self) -> Parametrization[Any]:
         """The parametrization."""
         return registered(self.request.name)
+
+    @property
+    def of_sites(self) -> bool:
+        """Whether branches beside convolutions are asked for, not cores of weights."""
+        return self.request.name in branch_forms()
 
     @property
     def cores(self) -> int | None:

@@ -1,3 +1,5 @@
+from .branched.branching import branch as branch
+from .branched.branching import has_branches as has_branches
 from .folding import fold as fold
 from .hoisted.binding import is_sharded as is_sharded
 from .hoisted.binding import local as local

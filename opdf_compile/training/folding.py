@@ -15,6 +15,7 @@ from torch.export import ExportedProgram
 
 from opdf_compile.errors import FoldError
 from opdf_compile.graph import deep_copy, named_tensors
+from opdf_compile.training.branched.branching import fold_branches, has_branches
 from opdf_compile.training.inline.expanded import Expanded
 
 
@@ -36,20 +37,20 @@ def fold(
 
 
 @overload
-def fold(expanded: Expanded) -> nn.Module | ExportedProgram: ...
+def fold(expanded: nn.Module) -> Any: ...
 
 
 def fold(
-    expanded: Expanded | Hoisted,
+    expanded: Expanded | Hoisted | nn.Module,
     *,
     source: Literal["cores", "weights"] | None = None,
     into: nn.Module | None = None,
 ) -> nn.Module | ExportedProgram:
-    """Multiply the cores out and put the weights back into the student.
+    """Multiply the cores out, add the branches up, and put the weights back into the student.
 
     Args:
-        expanded: What was trained: an Expanded, a WeightProgram or an Overparam; it is left as it
-            is.
+        expanded: What was trained: an Expanded, a WeightProgram, an Overparam, or what
+            `opdf.branch` returned; it is left as it is.
         source: Of a hoisted form whose weights something else has changed: "cores" folds the
             cores, "weights" takes the weights as they are now.
         into: A plain student to fill, in place of a copy of the module; a hoisted form of a
@@ -65,15 +66,7 @@ def fold(
         WeightsChanged: Something else changed the weights of a hoisted form.
     """
     if not isinstance(expanded, Expanded):
-        folder = getattr(expanded, "fold", None)
-        if folder is None or isinstance(expanded, nn.Module):
-            raise FoldError(
-                f"fold got a {type(expanded).__name__}, wanted the module that opdf.expand "
-                "returned, a WeightProgram or an Overparam; torch.compile wraps it: fold the "
-                "module that was compiled"
-            )
-        student: nn.Module = folder(source=source, into=into)
-        return student
+        return _fold_other(expanded, source, into)
     if source is not None or into is not None:
         raise FoldError(
             "source and into are for hoisted forms, found an Expanded: it owns its cores and its "
@@ -88,6 +81,22 @@ def fold(
     return copied
 
 
+def _fold_other(trained: Hoisted | nn.Module, source: Any, into: nn.Module | None) -> nn.Module:
+    """What is no Expanded: a hoisted form, or a student with branches beside its modules."""
+    if has_branches(trained) and source is into is None:
+        assert isinstance(trained, nn.Module)
+        return fold_branches(trained)
+    folder = getattr(trained, "fold", None)
+    if folder is None or isinstance(trained, nn.Module):
+        raise FoldError(
+            f"fold got a {type(trained).__name__}, wanted the module that opdf.expand or "
+            "opdf.branch returned, a WeightProgram or an Overparam; torch.compile wraps it: fold "
+            "the module that was compiled"
+        )
+    student: nn.Module = folder(source=source, into=into)
+    return fold_branches(student) if has_branches(student) else student
+
+
 def folded_state(expanded: Expanded) -> dict[str, Tensor]:
     """Every tensor of the folded student by name, aliases of tied weights included."""
     values: dict[str, Tensor] = {}
@@ -95,8 +104,11 @@ def folded_state(expanded: Expanded) -> dict[str, Tensor]:
         weight = entry.fold(expanded.cores(entry.key))
         values.update(dict.fromkeys((entry.key, *entry.aliases), weight))
     cores = {name for entry in expanded.plan.entries for name in entry.core_names}
-    named = named_tensors(expanded).items()
-    values.update({name: tensor.detach() for name, tensor in named if name not in cores})
+    named = {n: tensor.detach() for n, tensor in named_tensors(expanded).items() if n not in cores}
+    beside = tuple(f"{site.branches_name}." for site in expanded.plan.sites)
+    values.update({name: tensor for name, tensor in named.items() if not name.startswith(beside)})
+    for site in expanded.plan.sites:
+        values.update(site.fold(named))
     return values
 
 

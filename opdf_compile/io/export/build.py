@@ -42,6 +42,7 @@ from opdf_compile.io.export.axis_trials import try_free_axes
 from opdf_compile.io.export.experts import batched_experts
 from opdf_compile.io.export.student_export import file_and_check, most_numbers, onnx_student_of
 from opdf_compile.io.export.translate import export_program
+from opdf_compile.passes import branch_key
 
 if TYPE_CHECKING:
     import onnx
@@ -236,12 +237,17 @@ def as_traced(
 
 
 def _refuse_expanded(model: nn.Module) -> None:
-    from opdf_compile.training import Expanded
+    from opdf_compile.training import Expanded, has_branches
 
     if isinstance(model, Expanded):
         raise ExportError(
             "the model is an Expanded whose weights are still cores, wanted the student itself; "
             "fold it first: opdf.fold(model)"
+        )
+    if has_branches(model):
+        raise ExportError(
+            "the model has branches beside its convolutions, wanted the student itself; fold it "
+            "first: opdf.fold(model)"
         )
 
 
@@ -259,6 +265,12 @@ def _require_graph(traced: Traced) -> None:
 def _refuse_cores(program: ExportedProgram) -> None:
     """An expanded program would run, and ship the whole over-parameterised network."""
     for key in program.state_dict:
+        beside = branch_key(key, program.state_dict)
+        if beside:
+            raise ExportError(
+                f"the program holds branches ({key}) beside the weight {beside[0]}, wanted the "
+                "student itself; fold it first: opdf-compile fold"
+            )
         found = _CORE.fullmatch(key)
         if found and found[1] not in program.state_dict:
             raise ExportError(

@@ -16,7 +16,7 @@ from opdf_compile.errors import FoldError, PlanError
 from opdf_compile.graph import Match, bare, layer_rows, match, names_of_parameters
 from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.parametrizations import WeightForm, registered, registered_names
-from opdf_compile.passes import core_key
+from opdf_compile.passes import branch_key, core_key
 from opdf_compile.planning import Plan, PlanEntry
 
 
@@ -34,9 +34,20 @@ def fold_state(
         FoldError: Cores are missing, or nothing tells the shape of a weight.
         PlanError: The plan is damaged.
     """
-    groups = _groups(tensors)
-    entries = _planned(plan) if plan else _inferred(groups, model)
-    state = {name: t for name, t in tensors.items() if core_key(name) is None}
+    groups, beside = _groups(tensors), _beside(tensors)
+    if not groups and not beside:
+        raise FoldError(
+            "the file holds no cores (names such as weight_cores.0), wanted what opdf-compile "
+            "expand wrote; this student is folded already"
+        )
+    read = _planned(plan) if plan else None
+    entries = {e.key: e for e in read.entries} if read else _inferred(groups, model)
+    state = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if core_key(name) is None and branch_key(name, tensors) is None
+    }
+    state.update(_without_branches(tensors, beside, read))
     for key, cores in groups.items():
         if key not in entries:
             raise FoldError(
@@ -46,6 +57,30 @@ def fold_state(
         entry = entries[key]
         state.update(dict.fromkeys((key, *entry.aliases), entry.fold(cores)))
     return state if model is None else _ordered(state, model)
+
+
+def _beside(tensors: Mapping[str, Tensor]) -> set[str]:
+    """The weights beside which branches stand."""
+    found = (branch_key(name, tensors) for name in tensors)
+    return {place[0] for place in found if place is not None}
+
+
+def _without_branches(
+    tensors: Mapping[str, Tensor], beside: set[str], plan: Plan | None
+) -> dict[str, Tensor]:
+    """The tensors of every site, its branches folded into them."""
+    sites = {site.key: site for site in plan.sites} if plan else {}
+    unknown = sorted(beside - sites.keys())
+    if unknown:
+        raise FoldError(
+            f"branches stand beside {unknown[0]!r}, and no plan says where their BatchNorm is: "
+            "fold the .safetensors that expand wrote, whose header has it (--weights takes the "
+            "trained state), or a .pt2, whose graph tells"
+        )
+    state: dict[str, Tensor] = {}
+    for site in sites.values():
+        state.update(site.fold(tensors))
+    return state
 
 
 def _ordered(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
@@ -72,11 +107,6 @@ def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
         place = core_key(name)
         if place is not None:
             found.setdefault(place[0], {})[place[1]] = tensor
-    if not found:
-        raise FoldError(
-            "the file holds no cores (names such as weight_cores.0), wanted what opdf-compile "
-            "expand wrote; this student is folded already"
-        )
     for key, cores in found.items():
         if sorted(cores) != list(range(len(cores))):
             raise FoldError(
@@ -86,7 +116,7 @@ def _groups(tensors: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
     return {key: [cores[i] for i in range(len(cores))] for key, cores in found.items()}
 
 
-def _planned(plan: str) -> dict[str, PlanEntry]:
+def _planned(plan: str) -> Plan:
     try:
         value = json.loads(plan)
     except (ValueError, RecursionError) as error:
@@ -94,7 +124,7 @@ def _planned(plan: str) -> dict[str, PlanEntry]:
             f"the plan in the file's header is damaged ({error}), wanted JSON; give the student "
             "with --model"
         ) from error
-    return {entry.key: entry for entry in Plan.from_json(value).entries}
+    return Plan.from_json(value)
 
 
 def _inferred(groups: Mapping[str, list[Tensor]], model: nn.Module | None) -> dict[str, PlanEntry]:

@@ -38,7 +38,7 @@ from opdf_compile.io.models.safetensors_file import (
     write_tensors,
 )
 from opdf_compile.io.saved.core_folding import fold_state
-from opdf_compile.passes import Fold, core_key
+from opdf_compile.passes import Fold, FoldSites, Pipeline, branch_key, core_key
 from opdf_compile.training import Expanded, fold_program, programs_of
 
 _PLAN_FILE = "plan.json"
@@ -182,7 +182,7 @@ def _fold_programs(
 
 def _folded(program: ExportedProgram, source: Path) -> ExportedProgram:
     try:
-        return fold_program(program, Fold())
+        return fold_program(program, Pipeline((Fold(), FoldSites())))
     except OpdfError:
         raise
     except Exception as error:  # The product of the cores is computed as the file says.
@@ -194,7 +194,8 @@ def _folded(program: ExportedProgram, source: Path) -> ExportedProgram:
 
 def _require_cores(names: Iterable[str], planned: bool, source: Path) -> None:
     """A file without cores is not an expanded one; to pass it through would hide a wrong path."""
-    if not planned and not any(core_key(name) for name in names):
+    known = set(names)
+    if not planned and not any(core_key(name) or branch_key(name, known) for name in known):
         raise FoldError(
             f"{source} holds no cores, wanted a file that expand wrote; give that file, or use "
             "this one as it is"
@@ -277,14 +278,16 @@ def _merge(
     unknown = [name for name in trained if name not in own]
     # What else a trainer left out (a counter, a frozen bias) is the file's; a weight without one of
     # its cores would be folded from trained and untrained ones.
-    missing = [name for name in own if "_cores." in name and name not in trained]
+    apart = [n for n in own if "_cores." in n or branch_key(n, own)]
+    missing = [name for name in apart if name not in trained]
     shapes = [n for n, t in trained.items() if n in own and t.shape != own[n].shape]
     if unknown or missing or shapes:
         first = (unknown or missing or shapes)[0]
+        parts = "cores" if all(map(core_key, missing)) else "cores or branches"
         raise ArtefactError(
             f"the trained weights do not belong to {source}: {first!r} ({len(unknown)} unknown, "
-            f"{len(missing)} cores missing, {len(shapes)} of other shape); give the state dict of "
-            "the program that was trained from this file"
+            f"{len(missing)} {parts} missing, {len(shapes)} of other shape); give the state dict "
+            "of the program that was trained from this file"
         )
     return {name: trained.get(name, tensor) for name, tensor in own.items()}
 

@@ -20,15 +20,17 @@ from opdf_compile.graph import (
     attribute,
     deep_copy,
     drop_dtype_checks,
+    find_sites,
     get_attrs,
     is_persistent,
     match,
     out_spec,
     set_attribute,
 )
-from opdf_compile.passes import CheckShapes, Expand, Pipeline
-from opdf_compile.planning import Plan, PlanEntry
+from opdf_compile.passes import AddBranches, CheckShapes, Expand, Pipeline
+from opdf_compile.planning import Plan, PlanEntry, SiteEntry
 from opdf_compile.training.announcing import WeightProgress, announced
+from opdf_compile.training.branched.layers import branch_layers
 from opdf_compile.training.inline.calling import convention
 from opdf_compile.training.inline.expanded import CoreList, Expanded
 from opdf_compile.training.inline.phase import PhaseGraph
@@ -66,6 +68,8 @@ def expand(
     """
     _require_graphs(traced)
     plan.validate(match(traced))
+    if plan.sites:
+        plan.validate_sites(find_sites(traced))
     tensors = _Tensors(traced, plan)
     _refuse_hooks(plan, tensors)
     tell = announced(plan, progress)
@@ -76,8 +80,11 @@ def expand(
         made = entry.decompose(weight, device=device)
         still = entry.by.untrained(entry.spec)
         cores[entry.key] = CoreList(made, requires_grad=weight.requires_grad, untrained=still)
-    passes = Pipeline([Expand(plan, cores), CheckShapes(plan)])
-    graphs = {phase: passes.rewrite(traced.graphs[phase]).module for phase in PHASES}
+    layers = _branches(plan, tensors)
+    graphs = {}
+    for phase in PHASES:
+        steps = (AddBranches(plan, phase, layers), Expand(plan, cores), CheckShapes(plan))
+        graphs[phase] = Pipeline(steps).rewrite(traced.graphs[phase]).module
     names = {phase: _own_names(traced, phase) for phase in PHASES}
     forward = traced.source.forward if isinstance(traced.source, nn.Module) else None
     expanded = Expanded(
@@ -95,6 +102,8 @@ def expand(
         tensors.register_all(expanded.tree, traced.graphs[phase], names[phase])
     for key, entry_cores in cores.items():
         set_attribute(expanded.tree, f"{key}_cores", entry_cores)
+    for site in plan.sites:
+        set_attribute(expanded.tree, site.branches_name, layers[site.key])
     if isinstance(traced.source, nn.Module):
         expanded.train(traced.source.training)
     return expanded
@@ -130,6 +139,14 @@ def _refuse_hooks(plan: Plan, tensors: _Tensors) -> None:
             )
 
 
+def _branches(plan: Plan, tensors: _Tensors) -> dict[str, nn.ModuleDict]:
+    """The branches of every site, one set for both phases."""
+    return {
+        site.key: branch_layers(site.key, site.spec, tensors.weight(site).device)
+        for site in plan.sites
+    }
+
+
 def _skeleton(source: nn.Module | ExportedProgram, plan: Plan) -> nn.Module | ExportedProgram:
     """A copy of what was traced, for `fold` to fill.
 
@@ -154,7 +171,7 @@ class _Tensors:
         self._graphs = [traced.graphs[phase] for phase in PHASES]
         self._copies: dict[int, Any] = {}
 
-    def weight(self, entry: PlanEntry) -> Tensor:
+    def weight(self, entry: PlanEntry | SiteEntry) -> Tensor:
         for graph in self._graphs:
             for name in (entry.key, *entry.aliases):
                 found = attribute(graph, name)

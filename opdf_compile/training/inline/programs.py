@@ -27,7 +27,7 @@ from opdf_compile.graph import (
     recorded_inputs,
     recorded_request,
 )
-from opdf_compile.passes import Fold
+from opdf_compile.passes import Pipeline
 from opdf_compile.training.inline.expanded import Expanded
 
 
@@ -90,8 +90,8 @@ def export_graph(
         return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
-def fold_program(program: ExportedProgram, fold: Fold) -> ExportedProgram:
-    """A program whose compose subgraphs are folded into plain weights.
+def fold_program(program: ExportedProgram, fold: Pipeline) -> ExportedProgram:
+    """A program that passes fold: its compose subgraphs, or its branches.
 
     The expanded program is left as it is.
     """

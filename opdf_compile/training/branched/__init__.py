@@ -1,0 +1,1 @@
+"""The module form of branches: beside the student's own modules while it trains."""
