@@ -65,7 +65,7 @@ def command(
         from opdf_compile.training import expand
 
         chosen = Plan.load(plan) if plan else decide(traced)
-        factorising = f"factorising {len(chosen.entries)} weights"
+        factorising = f"expanding {len(chosen.decisions)} weights"
         with terminal.busy(factorising) as say:
             expanded = expand(
                 traced, chosen, progress=lambda _key, done, total: say(factorising, done / total)
@@ -73,7 +73,7 @@ def command(
         with terminal.busy(f"writing {out}"):
             save_expanded(expanded, out)
         figures = {
-            "weights": len(chosen.entries),
+            "weights": len(chosen.decisions),
             "deployed_parameters": deployed_parameters(traced),
             "training_parameters": sum(p.numel() for p in expanded.parameters()),
         }

@@ -105,7 +105,7 @@ def plan_table(plan: Plan) -> Table:
     """One row per weight: its modes, and what it costs."""
     head = ("weight", "by", "shape", "modes (out x in)", "deployed", "trained", "FLOPs/step")
     rows = table("Plan", *head, numbers=head[4:])
-    for entry in plan.entries:
+    for entry in plan.decisions:
         rows.add_row(
             entry.key,
             entry.parametrization,

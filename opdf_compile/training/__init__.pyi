@@ -1,5 +1,6 @@
 from .branched.branching import branch as branch
 from .branched.branching import has_branches as has_branches
+from .branched.branching import names_in_student as names_in_student
 from .folding import fold as fold
 from .hoisted.binding import is_sharded as is_sharded
 from .hoisted.binding import local as local

@@ -26,7 +26,19 @@ class Net(nn.Module):
     def forward(self, x):
         return self.second(self.drop(torch.tanh(self.norm(self.first(x)))))
 
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv1d(1, 6, 3, padding=1), nn.BatchNorm1d(6)
+        self.conv2, self.bn2 = nn.Conv1d(6, 6, 3, padding=1), nn.BatchNorm1d(6)
+        self.head = nn.Linear(6 * 8, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.bn1(self.conv1(x[:, None])))
+        return self.head(torch.relu(self.bn2(self.conv2(x))).flatten(1))
+
 def student(): return Net(16)
+def blocks(): return Blocks()
 def shaky(): return Net(16, drop=0.3, norm=True)
 def teacher(): return Net(24)
 

@@ -18,7 +18,7 @@ from opdf_compile.distill.losses import WeightedSum
 from opdf_compile.distill.recipe import Job, optimizer_class, optimizer_options
 from opdf_compile.io import fixed_randomness, seeded
 from opdf_compile.planning import Plan
-from opdf_compile.training import Overparam
+from opdf_compile.training import Overparam, branch, fold, has_branches
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,8 @@ class Setup:
     Attributes:
         job: What it is for.
         machine: Where it trains.
-        student: On the device, in the precision of the recipe.
+        student: On the device, in the precision of the recipe; with branches where the plan has
+            sites.
         plan: What is over-parameterised, or None.
         optimizer: Of the student.
         losses: The weighted sum, with its learned projections.
@@ -71,8 +72,8 @@ class Setup:
     def deployed(self) -> nn.Module:
         """The student that ships: the average of its weights, or itself, folded."""
         if self.average is None and isinstance(self.optimizer, Overparam):
-            return self.optimizer.fold()
-        return self.measured
+            return fold(self.optimizer)
+        return fold(self.measured) if has_branches(self.measured) else self.measured
 
 
 def set_up(
@@ -102,6 +103,8 @@ def set_up(
     """
     training = job.recipe.training
     student.to(machine.device)
+    if plan is not None and plan.sites:
+        student = branch(student, plan)
     # A loss of one's own may draw start weights: the same, whatever the student's took before it.
     with seeded(seed), fixed_randomness():
         losses = job.losses()

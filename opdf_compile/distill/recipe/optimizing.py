@@ -13,7 +13,7 @@ from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import RecipeError
 from opdf_compile.planning import Plan
-from opdf_compile.training import Overparam
+from opdf_compile.training import Overparam, names_in_student
 
 if TYPE_CHECKING:
     from opdf_compile.training import Alignment
@@ -38,7 +38,13 @@ def make_optimizer(
     options = {"lr": rate, **optimizer_options(section, weight_decay)}
     groups = parameter_groups(recipe, student)
     kind = optimizer_class(section)
-    if plan is None:
+    if plan is None or not plan.entries:
+        if alignment is not None:
+            raise RecipeError(
+                f"{recipe.place('alignment')}: no weight of the plan is made of cores, and "
+                "alignment pulls cores; remove [alignment], or choose another parametrization in "
+                "[plan]"
+            )
         return kind(groups, **options)
     pulled: dict[str, Any] = {} if alignment is None else {"alignment": alignment}
     with placed(recipe, "optimizer", "name"):
@@ -53,7 +59,8 @@ def parameter_groups(recipe: Recipe, student: nn.Module) -> list[dict[str, Any]]
     Raises:
         RecipeError: A glob names no parameter.
     """
-    named = [(name, p) for name, p in student.named_parameters() if p.requires_grad]
+    own = names_in_student(student)
+    named = [(own[name], p) for name, p in student.named_parameters() if p.requires_grad]
     globs = recipe.optimizer.no_decay
     for place, glob in enumerate(globs):
         if not any(fnmatchcase(name, glob) for name, _ in named):

@@ -27,14 +27,16 @@ def make_plan(
         RecipeError: No such plan exists.
     """
     from opdf_compile.distill.alignment import joint_plan
-    from opdf_compile.graph import trace
-    from opdf_compile.parametrizations import requested
+    from opdf_compile.graph import PHASES, Phase, trace
+    from opdf_compile.parametrizations import branch_forms, requested
     from opdf_compile.planning import DEFAULT_CORES, plan
 
     section = recipe.plan
     try:
-        traced = trace(student, *arguments, phases=("train",))
         asked = requested(section.parametrization)
+        # Branches fold only where both phases have the site; cores need one graph to count by.
+        phases: tuple[Phase, ...] = PHASES if asked.name in branch_forms() else ("train",)
+        traced = trace(student, *arguments, phases=phases)
         if _joint(recipe, asked.name) and teacher is not None and layer_map is not None:
             own: Any = asked.options.get("cores", DEFAULT_CORES)
             joint = joint_plan(

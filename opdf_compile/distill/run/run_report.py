@@ -148,7 +148,7 @@ def _tables(job: Job, setup: Setup, end: End, value: Mapping[str, Any]) -> list[
         tables.append(_Section("Parity with the untouched student", ("part", "verdict"), rows))
     if setup.plan is not None:
         weights = tuple(
-            (e.key, f"{e.deployed:,}", f"{e.cost.parameters:,}") for e in setup.plan.entries
+            (e.key, f"{e.deployed:,}", f"{e.cost.parameters:,}") for e in setup.plan.decisions
         )
         head = ("weight", "deployed parameters", "in training")
         tables.append(_Section("Over-parameterised weights", head, weights))

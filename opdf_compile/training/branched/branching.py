@@ -153,6 +153,22 @@ def has_branches(module: object) -> bool:
     return any(isinstance(part, BranchedSite) for part in module.modules())
 
 
+def names_in_student(training: nn.Module) -> dict[str, str]:
+    """Of every parameter the name that it goes by in the student.
+
+    What names a convolution or a norm means the convolutions and norms of its branches, too.
+    """
+    names = {name: name for name, _parameter in training.named_parameters()}
+    for place, site in training.named_modules():
+        if not isinstance(site, BranchedSite):
+            continue
+        for name, _parameter in site.named_parameters():
+            of_norm = any(part.startswith("norm") for part in name.split(".")[:-1])
+            home = site.norm_place if of_norm else _place(site.key)
+            names[f"{place}.{name}"] = f"{home}.{name.rpartition('.')[2]}"
+    return names
+
+
 def fold_branches(training: nn.Module) -> nn.Module:
     """A copy of what `branch` gave, without branches.
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import skip_init
 
 from opdf_compile.parametrizations import (
     Average,
@@ -87,7 +88,10 @@ def _layer(step: Conv | Norm | Average, spec: SiteSpec) -> nn.Module:
     else:
         kind = (_PLUS if step.plus_input else _CONVS)[axes]
         channels = step.shape[1] * step.groups
-        made = kind(
+        # Numbers that torch draws here would be taken from what the caller draws next.
+        without: Any = skip_init
+        made = without(
+            kind,
             channels,
             step.shape[0],
             step.shape[2:],

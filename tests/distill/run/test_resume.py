@@ -19,6 +19,11 @@ from opdf_compile.io.checkpoints import checkpoint
 Outcome = Callable[[Path], dict[str, Any]]
 KINDS = {
     "overparam": {"plan": "cores = 2"},
+    "branches": {
+        "student": "blocks",
+        "plan": 'parametrization = "repvgg(start=published)"',
+        "training": "epochs = 3\\ncheckpoint_every = 3",
+    },
     "plain": {"optimizer": "SGD", "options": "momentum = 0.9"},
     "early": {"training": "epochs = 5\\nearly_stopping = 1\\naccumulation = 2\\nclip = 0.5"},
 }
@@ -37,7 +42,12 @@ def dies_at(step: int) -> Callable[[Any], None]:
 
 
 @pytest.mark.parametrize(
-    "kind", ["overparam", *(pytest.param(k, marks=pytest.mark.slow) for k in ("plain", "early"))]
+    "kind",
+    [
+        "overparam",
+        "branches",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("plain", "early")),
+    ],
 )
 def test_three_interruptions_leave_the_bits_alone(
     kind: str, make: Any, tmp_path: Path, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
