@@ -25,6 +25,7 @@ from .planning import plan as plan
 from .training import Expanded as Expanded
 from .training import Overparam as Overparam
 from .training import WeightProgram as WeightProgram
+from .training import attach as attach
 from .training import branch as branch
 from .training import expand as expand
 from .training import fold as fold

@@ -46,8 +46,9 @@ def command(
         str,
         typer.Option(
             metavar="NAME",
-            help="mpo, or another of the registry: do_conv, gains, md, orepa, powerprop, shared, "
-            "spectral, svd, wide. Options stand in brackets: 'wide(expansion=8)'.",
+            help="mpo, or another of the registry: do_conv, gains, ham, hyperball, md, orepa, "
+            "powerprop, repopt, shared, spectral, svd, wide. Options stand in brackets: "
+            "'wide(expansion=8)'.",
         ),
     ] = "mpo",
     include: Annotated[

@@ -10,10 +10,13 @@ import lazy_loader
 
 from opdf_compile.parametrizations import do_conv as do_conv
 from opdf_compile.parametrizations import gains as gains
+from opdf_compile.parametrizations import ham as ham
+from opdf_compile.parametrizations import hyperball as hyperball
 from opdf_compile.parametrizations import md as md
 from opdf_compile.parametrizations import mpo as mpo
 from opdf_compile.parametrizations import orepa as orepa
 from opdf_compile.parametrizations import powerprop as powerprop
+from opdf_compile.parametrizations import repopt as repopt
 from opdf_compile.parametrizations import shared as shared
 from opdf_compile.parametrizations import spectral as spectral
 from opdf_compile.parametrizations import svd as svd

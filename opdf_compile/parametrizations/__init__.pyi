@@ -15,6 +15,9 @@ from .branches.steps import Norm as Norm
 from .branches.steps import branch_of as branch_of
 from .matrix_spec import MatrixSpec as MatrixSpec
 from .matrix_spec import WeightForm as WeightForm
+from .metric import MetricParametrization as MetricParametrization
+from .metric import MetricStep as MetricStep
+from .metric import Scaling as Scaling
 from .mpo_spec import MpoSpec as MpoSpec
 from .registry import register as register
 from .registry import registered as registered

@@ -65,6 +65,8 @@ class Parametrization(ABC, Generic[S]):
             `candidates` get what was given as keywords, checked against these; ``cores``, if it is
             among them, is that of `propose`.
         retracts: Whether `retract` does something.
+        metric: Whether it holds no cores, and the wrapped optimizer steps the weight itself; see
+            `metric.MetricParametrization`.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Parametrization(ABC, Generic[S]):
     usual_cores: int = 3
     options: ClassVar[Mapping[str, Option]] = MappingProxyType({})
     retracts: bool = False
+    metric: bool = False
 
     @abstractmethod
     def decompose(

@@ -75,6 +75,11 @@ class PlanEntry:
         """Names of the cores whose gradients a clip norm should not count."""
         return frozenset(self.core_names[k] for k in self.by.outside_clip_norm(self.spec))
 
+    @property
+    def metric(self) -> bool:
+        """Whether it holds no cores: the optimizer steps the weight itself."""
+        return self.by.metric
+
     @cached_property
     def untrained(self) -> frozenset[str]:
         """Names of the cores that no optimizer steps."""

@@ -126,7 +126,9 @@ class Plan:
         for entry in self.entries:
             core = entry.core_dtype.itemsize
             held = _STATES * entry.cost.parameters + entry.cost.untrained
-            total += core * (held + entry.deployed)
+            # Beside a weight that is stepped itself there is at most a copy, during the step.
+            beside = entry.deployed if getattr(entry.by, "copies", True) else 0
+            total += core * (held + beside)
         for site in self.sites:
             size = getattr(torch, site.spec.dtype).itemsize
             total += _STATES * size * site.added + site.activation_bytes

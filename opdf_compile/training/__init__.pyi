@@ -17,6 +17,7 @@ from .inline.programs import fold_program as fold_program
 from .inline.programs import programs_of as programs_of
 from .optimizer.alignment import Alignment as Alignment
 from .optimizer.alignment import States as States
+from .optimizer.attaching import attach as attach
 from .optimizer.inner_state import joined_state as joined_state
 from .optimizer.inner_state import split_state as split_state
 from .optimizer.overparam import Overparam as Overparam

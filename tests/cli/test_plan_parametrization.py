@@ -46,7 +46,10 @@ def test_an_unknown_name_is_told_first(
 ) -> None:
     assert run(f"plan no_such_file.py:build -o {tmp_path}/p.json --parametrization tucker") == 2
     error = capsys.readouterr().err
-    known = "do_conv, gains, md, mpo, orepa, powerprop, shared, spectral, svd, wide"
+    known = (
+        "do_conv, gains, ham, hyperball, md, mpo, orepa, powerprop, repopt, shared, spectral, svd, "
+        "wide"
+    )
     assert f"'tucker' is not known; use one of: {known}" in error
     assert not list(tmp_path.iterdir())
 

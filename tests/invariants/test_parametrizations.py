@@ -23,7 +23,9 @@ from opdf_compile.parametrizations import registry
 
 # Those whose decay of W is refused, because a part of it is not trained.
 FROZEN = ("spectral(residual=frozen)",)
-NAMES = (*registry.registered_names(), "orepa(start=paper)", "spectral(residual=none)", *FROZEN)
+# Those without cores have no inline form, and tests of their own in tests/training/metric.
+CORED = (n for n in registry.registered_names() if not registry.registered(n).metric)
+NAMES = (*CORED, "orepa(start=paper)", "spectral(residual=none)", *FROZEN)
 # Of these the shapes alone do not tell all.
 UNTOLD = {
     "powerprop": "do not tell the exponent of powerprop",

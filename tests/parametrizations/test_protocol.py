@@ -65,7 +65,8 @@ def example(name: str) -> tuple[Any, ...]:
 
 
 def test_these_are_the_registered_ones() -> None:
-    assert registry.registered_names() == NAMES
+    cored = tuple(name for name in registry.registered_names() if not registered(name).metric)
+    assert cored == NAMES
 
 
 def weight(form: tuple[Any, ...], dtype: str = "float32") -> WeightForm:

@@ -120,7 +120,8 @@ def test_the_options_of_every_parametrization_reach_its_spec(name: str) -> None:
     for key, option in by.options.items():
         assert option.doc
         assert option.default is None or option.accepts(option.default)
-        requested(f"{name}({key}={'2' if option.default is None else option.default})")
+        given = "2" if option.default is None else str(option.default)
+        requested(f"{name}({key}={given.lower() if option.kind is bool else given})")
         if key == "cores":
             assert option.default == by.usual_cores
         elif option.default is not None:

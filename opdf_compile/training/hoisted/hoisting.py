@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from opdf_compile.training.announcing import WeightProgress, announced
 from opdf_compile.training.folding import fold
 from opdf_compile.training.hoisted.batching import Batched, make_units
 from opdf_compile.training.hoisted.binding import Bound, reshard, unwrap, validate
+from opdf_compile.training.hoisted.direct import Direct
 from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.hoisted.ranks import ProgramRanks, share_out
 from opdf_compile.training.inline.expanded import Expanded
@@ -88,12 +90,13 @@ def hoist(
     plan = make_plan(module) if plan is None else plan
     validate(plan, module)
     reshard(module)  # A root that an eval forward left unsharded may hold stale shards.
-    bounds = {entry.key: Bound(module, entry) for entry in plan.entries}
+    composed = replace(plan, entries=tuple(e for e in plan.entries if not e.metric))
+    bounds = {entry.key: Bound(module, entry) for entry in composed.entries}
     devices = {key: bound.device for key, bound in bounds.items()}
     # The program follows from the plan alone. Nothing is traced, so that a student whose forward
     # no graph can hold is hoisted like any other.
-    parts = program_parts(weight_program(plan, devices), list(bounds))
-    ranks = share_out(parts, plan, process_group)
+    parts = program_parts(weight_program(composed, devices), list(bounds))
+    ranks = share_out(parts, composed, process_group)
     mine = [part for part in parts if ranks.mine(part)]
     wanted = {key for part in mine for key in part.keys}
     ranks.require_same(bounds)
@@ -102,12 +105,19 @@ def hoist(
     weights = {key: weight for key, weight in reading if key in wanted}
     # The log is the same on all ranks; a caller's own `progress` may want to know its rank.
     tell = announced(plan, progress) if ranks.rank == 0 else progress
-    cores = ranks.together(lambda: _decomposed(plan, weights, tell))
+    cores = ranks.together(lambda: _decomposed(composed, weights, tell))
     units = make_units(
-        mine, plan, cores, bounds, batched=batched, separate=separate, matrices=matrices
+        mine, composed, cores, bounds, batched=batched, separate=separate, matrices=matrices
     )
-    _LOG.debug("hoist: %d weights in %d units", len(wanted), len(units))
-    return WeightProgram(module, plan, units, bounds, ranks, recompute=recompute)
+    direct = [_direct(Bound(module, entry)) for entry in plan.entries if entry.metric]
+    _LOG.debug("hoist: %d weights in %d units, %d direct", len(wanted), len(units), len(direct))
+    return WeightProgram(module, plan, units, bounds, ranks, recompute=recompute, direct=direct)
+
+
+def _direct(bound: Bound) -> Direct:
+    """A weight without cores; every rank has it, and reads it whole where anything is kept."""
+    kept = bound.entry.decompose(bound.read()) if bound.entry.core_names else ()
+    return Direct(bound, kept)
 
 
 def _decomposed(

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import FoldError, InputError, WeightsChanged
 from opdf_compile.graph import deep_copy, named_tensors
-from opdf_compile.planning import Plan
+from opdf_compile.planning import Plan, PlanEntry
 from opdf_compile.training.folding import overwrite, require_same_names
 from opdf_compile.training.hoisted.binding import Bound, is_sharded, reshard, whole
 from opdf_compile.training.hoisted.checksums import checksum, differing
+from opdf_compile.training.hoisted.direct import Direct, strays
 from opdf_compile.training.hoisted.ranks import ProgramRanks
 from opdf_compile.training.hoisted.unit import Unit
 
@@ -37,6 +38,8 @@ class WeightProgram:
         plan: What is over-parameterised, and how.
         units: What this rank composes.
         ranks: Who composes what.
+        direct: The weights whose methods hold no cores; every rank has them all.
+        attached: Whether an optimizer steps these as their methods want it, see `opdf.attach`.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class WeightProgram:
         ranks: ProgramRanks,
         *,
         recompute: bool,
+        direct: Iterable[Direct] = (),
     ) -> None:
         """Use `hoist`; this only stores its parts and records the weights as they are."""
         self.module = module
@@ -56,8 +60,15 @@ class WeightProgram:
         self.recompute = recompute
         self._bounds = dict(bounds)
         self.ranks = ranks
+        self.direct = tuple(direct)
+        self.attached = False
         self._recorded: dict[str, Tensor] = {}
         self._record()
+
+    @property
+    def entries(self) -> tuple[PlanEntry, ...]:
+        """The plan's entries that have cores."""
+        return tuple(entry for entry in self.plan.entries if not entry.metric)
 
     @property
     def process_group(self) -> Any:
@@ -71,10 +82,10 @@ class WeightProgram:
     def owned(self) -> tuple[str, ...]:
         """Names of the weights whose cores this rank holds, in the plan's order."""
         mine = {key for unit in self.units for key in unit.keys}
-        return tuple(entry.key for entry in self.plan.entries if entry.key in mine)
+        return tuple(entry.key for entry in self.entries if entry.key in mine)
 
     def matched(self) -> dict[str, nn.Parameter]:
-        """The planned weights as the student holds them now, by name.
+        """The planned weights that have cores, as the student holds them now, by name.
 
         Raises:
             InputError: The student was rebuilt since, see `require_held`.
@@ -97,7 +108,7 @@ class WeightProgram:
 
         For loops that clip between `backward` and the step; see `Expanded.clip_norm_parameters`.
         """
-        left_out = {name for entry in self.plan.entries for name in entry.outside_clip_norm}
+        left_out = {name for entry in self.entries for name in entry.outside_clip_norm}
         gains = {
             id(core)
             for unit in self.units
@@ -107,11 +118,14 @@ class WeightProgram:
         return [p for p in self.parameters() if id(p) not in gains]
 
     def cores(self, key: str) -> tuple[Tensor, ...]:
-        """The cores of one weight, in order.
+        """The cores of one weight, in order; of a method without cores what it keeps.
 
         Raises:
             InputError: The plan has no such weight, or another rank holds its cores.
         """
+        direct = next((d for d in self.direct if d.key == key), None)
+        if direct is not None:
+            return direct.tensors()
         entry = next((e for e in self.plan.entries if e.key == key), None)
         unit = next((u for u in self.units if key in u.keys), None)
         if entry is None or unit is None:
@@ -160,7 +174,7 @@ class WeightProgram:
         Raises:
             InputError: A planned weight is gone, of another layer or of another shape.
         """
-        for bound in self._bounds.values():
+        for bound in (*self._bounds.values(), *(direct.bound for direct in self.direct)):
             bound.require_held()
 
     def refresh(self, source: FoldSource | None = None) -> None:
@@ -181,6 +195,13 @@ class WeightProgram:
             raise FoldError(f"source is {source!r}, wanted one of 'cores'")
         reshard(self.module)
         self.require_held()
+        if self.direct and not self.attached:
+            first = self.direct[0]
+            raise InputError(
+                f"{first.entry.parametrization}, planned for {first.key!r}, acts around the step "
+                "of an optimizer, and none was attached; call opdf.attach(program, optimizer) "
+                "before the first step, or use opdf.Overparam"
+            )
         if source is None:
             self.require_unchanged()
         self.retract(moved=True)
@@ -237,7 +258,16 @@ class WeightProgram:
                 unit.fill(cores)
                 unit.drop_grad(changed)
         self._record()
-        return changed
+        return changed + self._absorb_direct()
+
+    def _absorb_direct(self) -> tuple[str, ...]:
+        """What methods without cores keep is made anew of weights that it no longer fits."""
+        odd = strays(self.direct)
+        for direct in (direct for direct in self.direct if direct.key in odd):
+            direct.kept.update(
+                zip(direct.kept, direct.entry.decompose(direct.bound.read()), strict=True)
+            )
+        return odd
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of the cores, of the matched weights and of everything else."""
@@ -330,6 +360,7 @@ class WeightProgram:
         The tensors are the live ones, as in any state_dict.
         """
         state = {n: c.detach() for unit in self.units for n, c in unit.named_cores().items()}
+        state.update({name: kept for direct in self.direct for name, kept in direct.kept.items()})
         state.update({f"{key}_checksum": value for key, value in self._recorded.items()})
         return state
 
@@ -340,6 +371,7 @@ class WeightProgram:
             InputError: A core is missing or has another shape; nothing is changed then.
         """
         wanted = {n: c for unit in self.units for n, c in unit.named_cores().items()}
+        wanted.update({name: kept for direct in self.direct for name, kept in direct.kept.items()})
         for name, core in wanted.items():
             shape = tuple(state[name].shape) if name in state else None
             if shape != tuple(core.shape):
@@ -347,8 +379,7 @@ class WeightProgram:
                     f"the state holds {name!r} with shape {shape}, wanted {tuple(core.shape)}; "
                     "load a state that was saved with this plan"
                 )
-        for unit in self.units:
-            unit.fill({name: state[name] for name in wanted})
+        self.fill({name: state[name] for name in wanted})
         sums = {key: state.get(f"{key}_checksum") for key in self._bounds}
         self.expect({key: value for key, value in sums.items() if value is not None})
 
@@ -361,6 +392,10 @@ class WeightProgram:
         """Overwrite cores by name; the weights stay as they are until the next refresh."""
         for unit in self.units:
             unit.fill(cores)
+        for direct in self.direct:
+            for name, kept in direct.kept.items():
+                if name in cores:
+                    kept.copy_(cores[name])
 
     def fold(self, source: FoldSource | None = None, into: nn.Module | None = None) -> nn.Module:
         """The student with plain weights; see `opdf.fold`."""
@@ -381,7 +416,7 @@ class WeightProgram:
         values = {name: whole(tensor.detach()) for name, tensor in named_tensors(module).items()}
         if source != "weights":
             folded = self.folded_weights()
-            for entry in self.plan.entries:
+            for entry in self.entries:
                 values.update(dict.fromkeys((entry.key, *entry.aliases), folded[entry.key]))
         student = deep_copy(module) if into is None else into
         tensors = named_tensors(student)
@@ -390,7 +425,7 @@ class WeightProgram:
         return student
 
     def folded_weights(self) -> dict[str, Tensor]:
-        """Every planned weight by name: composed in float64, rounded once; on all ranks."""
+        """Every weight that has cores, by name: composed in float64, rounded once; on all ranks."""
         mine = [self._bounds[key] for key in self.owned()]
         folded = self.ranks.together(lambda: {b.key: _folded(b, self.cores(b.key)) for b in mine})
         return self.ranks.gather(folded, self._bounds)

@@ -68,6 +68,7 @@ def expand(
     """
     _require_graphs(traced)
     plan.validate(match(traced))
+    _refuse_metric(plan)
     if plan.sites:
         plan.validate_sites(find_sites(traced))
     tensors = _Tensors(traced, plan)
@@ -125,6 +126,17 @@ def _require_graphs(traced: Traced) -> None:
         "torch.export can hold; train the module itself in the hoisted form: "
         "opdf.Overparam(model, torch.optim.AdamW, plan=plan), or opdf.hoist(model, plan)"
     )
+
+
+def _refuse_metric(plan: Plan) -> None:
+    """A method that acts around an optimizer's step has nothing in a graph."""
+    entry = next((entry for entry in plan.entries if entry.metric), None)
+    if entry is not None:
+        raise PlanError(
+            f"{entry.parametrization}, planned for {entry.key!r}, acts around the step of an "
+            "optimizer, which no graph holds, wanted a parametrization with cores; train it in the "
+            "hoisted form (opdf.Overparam), or plan the weight otherwise"
+        )
 
 
 def _refuse_hooks(plan: Plan, tensors: _Tensors) -> None:

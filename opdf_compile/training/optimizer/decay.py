@@ -17,10 +17,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 
 import torch
+from torch import Tensor
 
 from opdf_compile.errors import PlanError
 from opdf_compile.parametrizations import ScalingTerm
 from opdf_compile.planning import Plan
+from opdf_compile.training.hoisted.binding import local
+from opdf_compile.training.hoisted.direct import Direct
 from opdf_compile.training.hoisted.unit import Unit
 
 
@@ -72,35 +75,54 @@ def decay(unit: Unit, factor: float, keys: Collection[str]) -> Callable[[], None
     return _scale(unit, scales)
 
 
+def decay_direct(direct: Direct, factor: float) -> Callable[[], object] | None:
+    """Scale a weight that has no cores, in place; returns what takes it back, as `decay` does."""
+    if factor == 1.0 or not direct.by.decays:
+        return None
+    return _scaled([local(direct.parameter.detach())], [factor])
+
+
 def _scale(unit: Unit, scales: list[float]) -> Callable[[], None]:
-    """Multiply each core; returns what takes it back where nobody wrote to the core since.
+    """Multiply each core; returns what takes it back where nobody wrote to the core since."""
+    settled = None if unit.moved else unit.settled
+    take_back = _scaled([core.detach() for core in unit.storage], scales)
+
+    def undo() -> None:
+        # Unless W was written in between, of the scaled cores: then it must be written again.
+        if take_back() and unit.settled == settled:
+            unit.settle()
+
+    return undo
+
+
+def _scaled(cores: list[Tensor], scales: list[float]) -> Callable[[], bool]:
+    """Multiply tensors; returns what takes it back and tells whether it could with all of them.
 
     The quotient of a rounded product is the core again, but for the last bit of about 1 - s of its
     entries. Where s is far from 1 that is many of them, and all is lost for s = 0: then, and only
     then, copies are kept until the step is done.
     """
-    cores = [core.detach() for core in unit.storage]
-    settled = None if unit.moved else unit.settled
     kept = {k: cores[k].clone() for k, scale in enumerate(scales) if abs(scale) < 0.5}
     for scale in dict.fromkeys(scales):
         alike = [core for core, own in zip(cores, scales, strict=True) if own == scale]
         torch._foreach_mul_(alike, scale)
     versions = [core._version for core in cores]
 
-    def undo() -> None:
+    def undo() -> bool:
         untouched = [k for k, core in enumerate(cores) if core._version == versions[k]]
         for k in untouched:
             cores[k].copy_(kept[k] if k in kept else cores[k] / scales[k])
-        # Unless W was written in between, of the scaled cores: then it must be written again.
-        if unit.settled == settled and len(untouched) == len(cores):
-            unit.settle()
+        return len(untouched) == len(cores)
 
     return undo
 
 
-def shares_of(units: Iterable[Unit]) -> dict[int, float]:
-    """By id of a core the share of the decay of W that scales it; they add up to 1 in a product."""
-    shares: dict[int, float] = {}
+def shares_of(units: Iterable[Unit], direct: Iterable[Direct]) -> dict[int, float]:
+    """By id of a core the share of the decay of W that scales it; they add up to 1 in a product.
+
+    A weight that has no cores takes all of it, or none.
+    """
+    shares = {id(weight.parameter): float(weight.by.decays) for weight in direct}
     for unit in units:
         for term in _terms(unit):
             for place, share in term.items():

@@ -126,7 +126,7 @@ class _Trial:
 def _rule(trial: _Trial) -> DecayRule:
     # A copy of the parameter is told by its values, while neither moves: no decay, no gradient.
     still = trial.steps(0.0, 0.0)
-    if still is not None and any(_shadows(value, trial.start) for value in still.kept.values()):
+    if still is not None and any(shadows(value, trial.start) for value in still.kept.values()):
         return DecayRule.OWN
     count = _first_that_moves(trial)
     decayed = [trial.steps(_DECAY, slope, count) for slope in _SLOPES]
@@ -153,7 +153,7 @@ def _first_that_moves(trial: _Trial) -> int:
     return 0
 
 
-def _shadows(value: Any, start: Tensor) -> bool:
+def shadows(value: Any, start: Tensor) -> bool:
     """Whether a value that is kept is a copy of the parameter."""
     if type(value) is not Tensor or value.shape != start.shape:
         return False

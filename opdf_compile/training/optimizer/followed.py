@@ -32,6 +32,7 @@ from opdf_compile.training.optimizer.regrouping import (
     stepped,
     uneven_places,
 )
+from opdf_compile.training.optimizer.step_facts import StepFacts
 from opdf_compile.training.optimizer.unbatching import take_apart
 
 
@@ -48,6 +49,7 @@ class Followed(Optimizer):
     _place_of: GroupPlaces
     _split: bool
     _rule: DecayRule
+    facts: StepFacts
     _by_entry: bool
     _make: Callable[..., Optimizer]
     _aside: dict[Tensor, named.StateDict]
@@ -70,7 +72,8 @@ class Followed(Optimizer):
             Names of the weights that had changed.
         """
         self._follow_parameters()
-        changed = set(self.program.absorb())
+        taken = self.program.absorb()
+        changed = {entry.key for entry in self.program.entries}.intersection(taken)
         whole = bool(changed) and is_bound(self.inner, self.labels())
         with self._all_states():
             for unit in self.program.units if not whole else ():
@@ -82,7 +85,7 @@ class Followed(Optimizer):
             if changed:
                 start_anew(self.inner, self._make, None if whole else anew)
         self._show_cores()
-        return tuple(e.key for e in self.plan.entries if e.key in changed)
+        return tuple(e.key for e in self.plan.entries if e.key in taken)
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a group; its parameters are stepped as they are, without cores.
@@ -113,15 +116,15 @@ class Followed(Optimizer):
         return any(self.inner.state.get(core) for unit in units for core in unit.storage)
 
     def _laid_out(self, groups: list[Group], places: GroupPlaces, whole: Collection[int]) -> Links:
-        units, module = self.program.units, self.program.module
+        units, module, direct = self.program.units, self.program.module, self.program.direct
         return Links(
             groups,
-            stepped(groups, units, places),
+            stepped(groups, units, direct, places),
             {id(standing(module, entry.key)) for entry in self.plan.entries},
             split=self._split,
             whole=whole,
             rates=core_rates(units),
-            shares=shares_of(units) if self._rule is DecayRule.OWN else None,
+            shares=shares_of(units, direct) if self._rule is DecayRule.OWN else None,
         )
 
     def _whole(self, groups: list[Group]) -> frozenset[int]:
@@ -217,13 +220,14 @@ class Followed(Optimizer):
         self._show_cores()
 
     def matched(self) -> list[nn.Parameter]:
-        """The matched weights as the student holds them now.
+        """The matched weights that have cores, as the student holds them now.
 
         Raises:
             InputError: One is not what the param groups hold: clipping and zero_grad would miss it.
         """
         found = self.program.matched()
-        for key, weight in found.items():
+        direct = {d.key: d.parameter for d in self.program.direct}
+        for key, weight in {**found, **direct}.items():
             if weight not in self._names:
                 raise InputError(
                     f"the student's {key!r} is another Parameter now, wanted the one that the "

@@ -143,12 +143,13 @@ class Links:
         """The cores by what their options are times: those with the usual rate, and the others."""
         bare = {"weight_decay": 0.0} if split else {}
         shares = self._share_of if split else {}
-        found: dict[tuple[float, float], list[Tensor]] = {(1.0, 0.0): []}
+        found: dict[tuple[float, float, bool], list[Tensor]] = {(1.0, 0.0, False): []}
         for core in cores:
-            rate = self._rate_of.get(id(core), 1.0)
-            found.setdefault((rate, shares.get(id(core), 0.0)), []).append(core)
+            rate, share = self._rate_of.get(id(core), 1.0), shares.get(id(core), 0.0)
+            # A weight that is stepped itself may be sharded, which no core is.
+            found.setdefault((rate, share, is_sharded(core)), []).append(core)
         laid: list[Laid] = []
-        for (rate, share), params in found.items():
+        for (rate, share, _sharded), params in found.items():
             # The class decays by its own rate too: over it, what is left is the share of W's decay.
             factors = dict(bare) if share == 0.0 else {"weight_decay": share / rate}
             laid.append((params, factors if rate == 1.0 else {"lr": rate, **factors}))

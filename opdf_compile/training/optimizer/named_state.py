@@ -2,6 +2,7 @@
 
 matched weight W:   {"cores.k": T_k, "cores.k.exp_avg": .., .., and what an alignment keeps}
 other parameter:    what the wrapped optimizer keeps
+  planned, no cores:  that, and as "cores.k" what its method keeps
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class NamedState(Followed):
     def owned_names(self) -> tuple[str, ...]:
         """Names of the parameters whose state this rank holds."""
         self._follow_parameters()
-        matched, held = {entry.key for entry in self.plan.entries}, self.held()
+        matched, held = {entry.key for entry in self.program.entries}, self.held()
         mine = (key for key in self.program.owned() if key in held)
         listed = (self._name(p) for group in self.param_groups for p in group["params"])
         return (*mine, *(name for name in listed if name not in matched))
@@ -126,10 +127,13 @@ class NamedState(Followed):
             states.update(named.weight_states(unit, kept))
         for name, more in (self.alignment.state_by_name() if self.alignment else {}).items():
             states.get(name, {}).update(more)
-        matched = {entry.key for entry in self.plan.entries}
+        matched = {entry.key for entry in self.program.entries}
+        kept_of = {direct.key: direct.tensors() for direct in self.program.direct}
         for group in self.param_groups:
             for parameter in group["params"]:
                 name = self._name(parameter)
                 if name not in matched:
                     states[name] = dict(kept.get(parameter, {}))
+                    own = enumerate(kept_of.get(name, ()))
+                    states[name].update({f"cores.{place}": tensor for place, tensor in own})
         return states

@@ -23,7 +23,6 @@ from opdf_compile.training.hoisted.batching import Batched
 from opdf_compile.training.hoisted.binding import reshard, unwrap
 from opdf_compile.training.hoisted.hoisting import hoist
 from opdf_compile.training.hoisted.program import FoldSource, WeightProgram
-from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer.alignment import Alignment, require_alignable
 from opdf_compile.training.optimizer.arguments import (
     ELEMENTWISE,
@@ -45,6 +44,7 @@ from opdf_compile.training.optimizer.groups import Group, decays, outer_groups
 from opdf_compile.training.optimizer.probing import build_inner, probe, require_others
 from opdf_compile.training.optimizer.regrouping import GroupPlaces
 from opdf_compile.training.optimizer.saved_state import SavedState
+from opdf_compile.training.optimizer.step_facts import facts_of
 from opdf_compile.training.optimizer.stepping import CoreStep
 from opdf_compile.training.optimizer.summary import Summary
 from opdf_compile.training.optimizer.switching import switch, watch
@@ -72,7 +72,8 @@ class Overparam(SavedState):
         decay: "weight": `weight_decay` is plain decoupled decay of W, whatever the wrapped
             optimizer makes of it otherwise, at the step size that it finds where it finds one.
             "cores": the wrapped optimizer decays the cores.
-            Parameters without cores decay as the wrapped optimizer does it.
+            Weights whose method holds a norm (md, hyperball) do not decay by "weight". Parameters
+            that are not planned decay as the wrapped optimizer does it.
         batched: Compose weights of one form together; "auto" takes the small ones, and only for
             optimizers that work entry by entry. A batch is taken apart when only some of its
             weights have a gradient.
@@ -143,7 +144,9 @@ class Overparam(SavedState):
             else DecayRule.RATE
         )
         self._require_decay(shown, class_name(optimizer_class))
-        require_others(optimizer_class, options, groups, matched, student)
+        self.facts = facts_of(self.plan, optimizer_class, options, shown)
+        cored = {weights[entry.key] for entry in self.plan.entries if not entry.metric}
+        require_others(optimizer_class, options, groups, cored, student)
         if self._split and not self._by_entry:
             warn_of_halves(optimizer_class, options, halved(groups, shown, matched))
         if alignment is not None:
@@ -158,6 +161,7 @@ class Overparam(SavedState):
             separate=self._place_of.__getitem__,
             matrices=probed.matrices,
         )
+        self.program.attached = True  # What their methods do around a step is in `CoreStep`.
         self.alignment = alignment
         if alignment is not None:
             alignment.attach(self.program)
@@ -228,9 +232,9 @@ class Overparam(SavedState):
                 "a number; give decay='cores', which leaves decay to the wrapped optimizer"
             )
 
-    def decay_factor(self, unit: Unit) -> float:
-        """What decay takes the weights of a unit times in this step."""
-        place = self._place_of[unit.keys[0]]
+    def decay_factor(self, key: str) -> float:
+        """What decay takes a weight times in this step."""
+        place = self._place_of[key]
         if place is None or self._rule is DecayRule.OWN:
             return 1.0
         group = self.param_groups[place]

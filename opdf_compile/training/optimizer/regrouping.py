@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
+from opdf_compile.training.hoisted.direct import Direct
 from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer.groups import Group, Links
 from opdf_compile.training.optimizer.weight_state import own
@@ -42,14 +43,18 @@ def uneven_places(units: Sequence[Unit], places: GroupPlaces) -> list[Unit]:
 
 
 def stepped(
-    groups: Sequence[Group], units: Sequence[Unit], places: GroupPlaces
+    groups: Sequence[Group], units: Sequence[Unit], direct: Sequence[Direct], places: GroupPlaces
 ) -> list[list[nn.Parameter]]:
-    """The cores that each outer group stands for."""
+    """The cores that each outer group stands for, and the planned weights that have none."""
     found: list[list[nn.Parameter]] = [[] for _ in groups]
     for unit in units:
         place = places[unit.keys[0]]
         if place is not None:
             found[place].extend(unit.trained)
+    for weight in direct:
+        place = places[weight.key]
+        if place is not None:
+            found[place].append(weight.parameter)
     return found
 
 

@@ -132,6 +132,9 @@ def _load(
     cores: dict[str, Tensor] = {}
     for key in (key for unit in optimizer.units() for key in unit.keys):
         cores.update(_require_cores(optimizer, key, states.get(key, {})))
+    held = set(optimizer.held())
+    for key in (direct.key for direct in program.direct if direct.key in held):
+        cores.update(_require_cores(optimizer, key, states.get(key, {})))
     if optimizer.alignment is not None:
         optimizer.alignment.require_state(states)
     for unit in optimizer.units():
@@ -141,10 +144,15 @@ def _load(
     for unit in optimizer.units():
         inner.update(named.core_states(unit, states))
     parameters = dict(program.module.named_parameters(remove_duplicate=False))
-    matched = {entry.key for entry in optimizer.plan.entries}
+    matched = {entry.key for entry in program.entries}
     for name in optimizer.owned_names():
         if name not in matched and states.get(name):
-            inner[parameters[name]] = {k: named.own(v) for k, v in states[name].items()}
+            inner[parameters[name]] = {
+                # What a method without cores keeps was read above.
+                key: named.own(value)
+                for key, value in states[name].items()
+                if not key.startswith("cores.")
+            }
     rest = class_state["rest"] if class_state is not None else None
     state = joined_state(optimizer.inner, inner, rest, optimizer.labels())
     options = optimizer.read_options(groups)

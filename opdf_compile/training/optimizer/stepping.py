@@ -2,6 +2,7 @@
 
     pull dL/dW to the cores  ->  decay  ->  wrapped optimizer  ->  retract  ->  W <- compose(cores)
 
+A weight whose method holds no cores is stepped itself, between `take` and `finish` of a DirectStep.
 Under a closure the gradients come while the wrapped optimizer is at work, and it may ask for them
 more than once, each time at other cores. If it fails, the step leaves what a plain optimizer would:
 what had not moved yet is as before, decay included, and W is the weight of its cores. (Where cores
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.hoisted.binding import reshard
-from opdf_compile.training.hoisted.unit import Unit
-from opdf_compile.training.optimizer.decay import decay
+from opdf_compile.training.hoisted.direct import DirectStep
+from opdf_compile.training.optimizer.decay import decay, decay_direct
 from opdf_compile.training.optimizer.followed import Followed
 from opdf_compile.training.optimizer.unbatching import uneven
 
@@ -29,22 +30,24 @@ class CoreStep:
 
     Args:
         optimizer: Whose step it is.
-        decay_factor: What decay takes the weights of a unit times.
+        decay_factor: What decay takes a weight times, by its name.
         early: Whether the wrapped optimizer uses the gradients that are there, or moves parameters,
             before it calls the closure.
     """
 
     def __init__(
-        self, optimizer: Followed, decay_factor: Callable[[Unit], float], *, early: bool
+        self, optimizer: Followed, decay_factor: Callable[[str], float], *, early: bool
     ) -> None:
         """Look at the weights; nothing moves."""
         self._optimizer = optimizer
         self._decay_factor = decay_factor
         self._program = optimizer.program
         self._early = early
+        scaling = optimizer.facts.scaling
+        self._direct = DirectStep(optimizer.program.direct, optimizer.inner, scaling)
         # Of a weight without a gradient the cores do not move, and it keeps its very bits.
         self._pulled: set[str] = set()
-        self._undo: list[Callable[[], None]] = []
+        self._undo: list[Callable[[], object]] = []
         self._decayed = False
         self._evaluations = 0
         self._versions: dict[int, int] = {}
@@ -75,15 +78,17 @@ class CoreStep:
             if self._with_graph and isinstance(error, RuntimeError):
                 raise InputError(_without_graph(type(inner).__name__, error)) from error
             raise
+        self._direct.give_back()
         self._drop_gradients()
         self._retract()
+        self._direct.finish()
         self._write()
         return loss
 
     def _require_unchanged(self) -> None:
         if not self._changed:
             return
-        weights = zip(self._optimizer.plan.entries, self._optimizer.matched(), strict=True)
+        weights = zip(self._program.entries, self._optimizer.matched(), strict=True)
         pulls = any(w.grad is not None for entry, w in weights if entry.key in self._held)
         if pulls or self._program.cast(self._changed):
             self._program.refuse(self._changed)
@@ -97,11 +102,13 @@ class CoreStep:
         optimizer, program = self._optimizer, self._program
         reshard(program.module)
         self._require_unchanged()
+        if not self._decayed:
+            self._direct.require_own()
         self._drop_gradients()
         for unit in [unit for unit in program.units if uneven(unit)]:
             optimizer.take_apart(unit)
         kept = [(weight, weight.grad) for weight in optimizer.matched()]
-        for entry, (weight, grad) in zip(optimizer.plan.entries, kept, strict=True):
+        for entry, (weight, grad) in zip(program.entries, kept, strict=True):
             if entry.key not in self._held:
                 weight.grad = None
             elif grad is not None and grad.is_sparse:
@@ -118,22 +125,26 @@ class CoreStep:
         self._versions = {id(core): core.grad._version for core in cores}  # type: ignore[union-attr]
         self._decay(found)
         self._pulled.update(found)
+        self._direct.take()
 
     def _decay(self, found: tuple[str, ...]) -> None:
         """Once in a step, however often it evaluates."""
-        if self._decayed or not found:
+        moving = self._direct.moving()
+        if self._decayed or not (found or moving):
             return
         self._decayed = True
-        for unit in self._program.units:
-            undo = decay(unit, self._decay_factor(unit), found)
-            if undo is not None:
-                self._undo.append(undo)
+        undos = [
+            *(decay(u, self._decay_factor(u.keys[0]), found) for u in self._program.units),
+            *(decay_direct(direct, self._decay_factor(direct.key)) for direct in moving),
+        ]
+        self._undo.extend(undo for undo in undos if undo is not None)
 
     def _evaluation(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def evaluate() -> Any:
             if self._evaluations or self._early or self._moved():
                 self._clear_as_inner()
                 self._write()
+            self._direct.give_back()
             before = self._gradients() if self._changed else []
             with torch.enable_grad():
                 loss = closure()
@@ -161,7 +172,7 @@ class CoreStep:
             if not self._pulled.isdisjoint(unit.keys) and all(map(self._is_cleared, unit.storage))
             for key in unit.keys
         }
-        entries = self._optimizer.plan.entries
+        entries = self._program.entries
         for entry, weight in zip(entries, self._optimizer.matched(), strict=True):
             if entry.key in cleared:
                 weight.grad = None
@@ -202,6 +213,7 @@ class CoreStep:
     def _fail(self) -> None:
         for undo in self._undo:
             undo()
+        self._direct.give_back()
         self._drop_gradients()
         moved = self._moved()
         # Ranks that share the program send together, and the others know of no failure.

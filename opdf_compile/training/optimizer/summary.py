@@ -77,9 +77,11 @@ class Summary:
     def lines(self) -> list[str]:
         """What is said under the table."""
         cost = self.plan.cost
+        direct = [entry.parametrization for entry in self.plan.entries if entry.metric]
+        stepped = "the weights" if direct and len(direct) == len(self.plan.entries) else "the cores"
         lines = [
             f"{self.trained:,} parameters trained, {self.deployed:,} deployed; "
-            f"{self.optimizer} steps the cores, weight decay acts on {self.decay}",
+            f"{self.optimizer} steps {stepped}, weight decay acts on {self.decay}",
             f"a step adds {flops_text(cost.step_flops)}, whatever the batch, in {self.units[0]} "
             f"{'product' if self.units[0] == 1 else 'products'} of cores ({self.units[1]} batched)"
             + (", composed again in the backward" if self.recompute else ""),
@@ -90,6 +92,9 @@ class Summary:
                 for entry in dearest(self.plan)
             )
             lines.append("dearest to compose: " + ", ".join(shares))
+        if direct:
+            methods = ", ".join(sorted(set(direct)))
+            lines.append(f"weights without cores, stepped as they are: {len(direct)} ({methods})")
         rates = sorted({rate for e in self.plan.entries for rate in e.rates if rate != 1})
         if rates:
             some = ", ".join(f"{rate:g}" for rate in rates)
