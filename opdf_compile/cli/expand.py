@@ -9,7 +9,7 @@ import typer
 
 from opdf_compile.cli import options as o
 from opdf_compile.cli.formats import size_of_file
-from opdf_compile.cli.loading import ModelOptions, load_traced
+from opdf_compile.cli.loading import ModelOptions, load_traced, rules_given
 from opdf_compile.cli.terminal import opened
 from opdf_compile.errors import InputError
 
@@ -40,6 +40,7 @@ def command(
         Path | None,
         typer.Option("--plan", metavar="plan.json", help="The plan; without it, the default one."),
     ] = None,
+    rule: o.Rule = None,
     weights: o.Weights = None,
     input: o.Input = None,
     inputs: o.InputFile = None,
@@ -57,14 +58,22 @@ def command(
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         require_suffix(out, _SUFFIXES)
+        rules = rules_given(rule)
+        if plan is not None and rules:
+            raise InputError(
+                f"--plan {plan} and --rule are given together, wanted one of them, as the plan "
+                "says already what each weight becomes; remove --rule, or edit the plan"
+            )
         asked = ModelOptions(model, weights, tuple(input or ()), inputs, size, trust_pickle)
+        from opdf_compile.planning import Plan, Rules
+
+        Rules.of(rules)  # What is not known is told before the model is traced.
         traced = load_traced(terminal, asked)
         from opdf_compile.io import save_expanded
-        from opdf_compile.planning import Plan
         from opdf_compile.planning import plan as decide
         from opdf_compile.training import expand
 
-        chosen = Plan.load(plan) if plan else decide(traced)
+        chosen = Plan.load(plan) if plan else decide(traced, rules=rules)
         factorising = f"expanding {len(chosen.decisions)} weights"
         with terminal.busy(factorising) as say:
             expanded = expand(

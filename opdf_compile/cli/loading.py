@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opdf_compile.cli.terminal import Terminal
+from opdf_compile.errors import InputError
 
 if TYPE_CHECKING:
     from opdf_compile.distill.recipe import Job
@@ -78,3 +80,25 @@ def ladder(traced: Traced) -> list[str]:
     if len(set(rungs.values())) == 1:
         return [f"rung: {traced.rung}", *traced.notes]
     return ["rung: " + ", ".join(f"{rungs[phase]} ({phase})" for phase in rungs), *traced.notes]
+
+
+def rules_given(texts: Sequence[str] | None) -> dict[str, str]:
+    """The rules of ``--rule GLOB=NAME``, in order.
+
+    Raises:
+        InputError: One has no glob or nothing behind it, or a glob comes twice.
+    """
+    rules: dict[str, str] = {}
+    for text in texts or ():
+        glob, _, name = (part.strip() for part in text.partition("="))
+        if not glob or not name:
+            raise InputError(
+                f"--rule {text!r} is no rule, wanted GLOB=NAME, such as --rule 'head.*=gains'"
+            )
+        if glob in rules:
+            raise InputError(
+                f"--rule gives {glob!r} twice, as {rules[glob]!r} and {name!r}, wanted it once; "
+                "remove one"
+            )
+        rules[glob] = name
+    return rules

@@ -20,6 +20,15 @@ Model = Annotated[
         show_default=False,
     ),
 ]
+Rule = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rule",
+        metavar="GLOB=NAME",
+        help="What these weights become, such as 'head.*=spectral(rank=8)' or 'head.*=none'; "
+        "repeatable, the first that names a weight counts.",
+    ),
+]
 Weights = Annotated[
     Path | None,
     typer.Option(

@@ -9,7 +9,7 @@ import typer
 
 from opdf_compile.cli import options as o
 from opdf_compile.cli.formats import count, dimensions, table
-from opdf_compile.cli.loading import ModelOptions, ladder, load_traced
+from opdf_compile.cli.loading import ModelOptions, ladder, load_traced, rules_given
 from opdf_compile.cli.terminal import opened
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ NAME = "plan"
 EXAMPLES = (
     "$ opdf-compile plan 'timm:resnet18?num_classes=10' -o plan.json --scale 2\n\n"
     "$ opdf-compile plan student.pt2 -o plan.json --cores 3 --exclude 'head.*'\n\n"
-    "$ opdf-compile plan student.pt2 -o plan.json --parametrization 'spectral(rank=8)'"
+    "$ opdf-compile plan student.pt2 -o plan.json --parametrization 'spectral(rank=8)'\n\n"
+    "$ opdf-compile plan student.pt2 -o plan.json --rule 'head.*=none' --rule 'blocks.*=gains'"
 )
 
 
@@ -48,9 +49,10 @@ def command(
             metavar="NAME",
             help="mpo, or another of the registry: do_conv, gains, ham, hyperball, md, orepa, "
             "powerprop, repopt, shared, spectral, svd, wide. Options stand in brackets: "
-            "'wide(expansion=8)'.",
+            "'wide(expansion=8)'. For the weights that no --rule names.",
         ),
     ] = "mpo",
+    rule: o.Rule = None,
     include: Annotated[
         list[str] | None,
         typer.Option(metavar="GLOB", help="Take these weights only; repeatable."),
@@ -74,10 +76,10 @@ def command(
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         asked = ModelOptions(model, weights, tuple(input or ()), inputs, size, trust_pickle)
-        from opdf_compile.parametrizations import requested
-        from opdf_compile.planning import cost_warning, plan
+        from opdf_compile.planning import Rules, cost_warning, plan
 
-        requested(parametrization)  # What is not known is told before the model is traced.
+        rules = rules_given(rule)
+        Rules.of(rules, parametrization)  # What is not known is told before the model is traced.
         traced = load_traced(terminal, asked)
 
         with terminal.busy("planning"):
@@ -89,6 +91,7 @@ def command(
                 include=tuple(include or ()),
                 exclude=tuple(exclude or ()),
                 parametrization=parametrization,
+                rules=rules,
             )
         made.save(out)
         left = len(made.refusals)

@@ -8,4 +8,5 @@ from .dear import flops_text as flops_text
 from .entry import PlanEntry as PlanEntry
 from .entry import rounded_weight as rounded_weight
 from .plans import Plan as Plan
+from .rules import Rules as Rules
 from .site_entry import SiteEntry as SiteEntry

@@ -1,28 +1,25 @@
-"""Choose a spec for every match: by number of cores, by scale, or by overhead.
+"""Decide for every match what it becomes: its rule says what, the size that is asked for how much.
 
-cores     every weight gets the parametrization's usual spec with so many cores.
-scale     sum of added parameters = (S - 1) x deployed. Weights are taken from the largest down;
-          what one weight misses is carried to the next, so the total is met within one small step.
-overhead  compose FLOPs per optimizer step <= (R - 1) x FLOPs of the student's step on the example
-          batch. The largest common ratio of added to own parameters that fits is taken.
+See `rules` and `sizing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from opdf_compile.errors import PlanError
 from opdf_compile.graph import Match, MatchReport, Refusal, Traced, bare, match, step_flops
-from opdf_compile.parametrizations import Parametrization, Spec, WeightForm, requested
+from opdf_compile.parametrizations import Parametrization, Spec
 from opdf_compile.planning.entry import PlanEntry
 from opdf_compile.planning.globs import Globs
 from opdf_compile.planning.plans import Plan
-from opdf_compile.planning.rules import Rule
+from opdf_compile.planning.rules import USUAL, Rules
+from opdf_compile.planning.site_entry import SiteEntry
 from opdf_compile.planning.sites import site_entries
-from opdf_compile.tensor import Cost
+from opdf_compile.planning.sizing import Asked, sized
 
 DEFAULT_CORES = 3
 DEFAULT_MIN_SIZE = 64
@@ -37,21 +34,26 @@ def plan(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     min_size: int = DEFAULT_MIN_SIZE,
-    parametrization: str = "mpo",
+    parametrization: str = USUAL,
+    rules: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decide how each weight is over-parameterised.
 
     Args:
         model: A traced model; a bare module is accepted (module-level matches, no FLOPs).
         cores: Cores per weight; if nothing else is asked for 3, or what the parametrization is
-            usually given (svd: 2).
+            usually given (svd: 2). Among rules it speaks to those that take a number of cores and
+            do not say their own.
         scale: Training parameters over deployed parameters, above 1.
         overhead: Predicted FLOPs of a training step over the plain student's, above 1.
         include: Globs over weight names; only these are planned. Names a vocabulary-sized weight
             that is left alone otherwise.
         exclude: Globs over weight names that are left alone.
         min_size: Weights with fewer parameters are left alone.
-        parametrization: Name in the registry, with options in brackets: "wide(expansion=8)".
+        parametrization: Name in the registry, with options in brackets: "wide(expansion=8)"; or
+            "none", which leaves weights alone.
+        rules: Globs over weight names, and the parametrization of each; the first that names a
+            weight counts. `parametrization` is that of all others.
 
     Returns:
         The plan.
@@ -63,83 +65,94 @@ def plan(
         >>> import torch
         >>> round(plan(torch.nn.Linear(768, 3072), cores=3).scale, 3)
         2.125
+        >>> student = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 8))
+        >>> mixed = plan(student, rules={"0.*": "gains"}, parametrization="svd")
+        >>> [(entry.key, entry.parametrization) for entry in mixed.entries]
+        [('0.weight', 'gains'), ('1.weight', 'svd')]
     """
-    rule = Rule("*", requested(parametrization))
+    by_rule = Rules.of(rules, parametrization)
+    request = _request(by_rule, cores, scale, overhead)
+    if cores is not None:
+        by_rule = by_rule.hearing(cores)
     graph = model.graph if isinstance(model, Traced) else None
     flops = step_flops(graph) if graph is not None else 0
     report = match(model)
     chosen, refusals = select(report, include, exclude, min_size)
-    if rule.of_sites:
-        _no_sizes(rule, cores=cores, scale=scale, overhead=overhead)
-        sites, others = site_entries(model, [(found, rule.request) for found in chosen])
-        refusals += others
-        if not sites:
-            raise PlanError(_nothing(report, refusals))
-        words = {"parametrization": str(rule.request)}
-        made = Plan((), tuple(refusals), flops, words, report.rung, report.notes, tuple(sites))
-        return _made_for(made, model)
-    by = rule.by
-    request = _request(rule, cores, scale, overhead)
-    unfit = {found.key: by.why_not(WeightForm.matched(found)) for found in chosen}
-    fitting = [found for found in chosen if unfit[found.key] is None]
-    specs = dict(_specs(fitting, request, flops, rule))
+    by_rule.require_used(_everything(report).values())
+    asked = [(found, by_rule.rule(found)) for found in chosen]
+    beside = [(found, rule.request) for found, rule in asked if rule.of_sites]
+    sites, no_sites = site_entries(model, beside) if beside else ([], [])
+    entries, plain = _weights(
+        [(found, rule) for found, rule in asked if not rule.of_sites], request, flops, sites
+    )
+    refusals += [*no_sites, *plain]
+    if not entries and not sites:
+        raise PlanError(_nothing(report, refusals))
+    made = Plan(
+        tuple(entries),
+        tuple(refusals),
+        flops,
+        request,
+        rung=report.rung,
+        notes=report.notes,
+        sites=tuple(sites),
+    )
+    source = model.source if isinstance(model, Traced) else bare(model)
+    return made.made_for(source) if isinstance(source, nn.Module) else made
+
+
+def _weights(
+    asked: Asked, request: dict[str, Any], flops: int, sites: Sequence[SiteEntry]
+) -> tuple[list[PlanEntry], list[Refusal]]:
+    """An entry or a refusal for each weight that is asked to become cores, or nothing."""
+    unfit = {found.key: rule.why_not(found) for found, rule in asked}
+    fitting = [(found, rule) for found, rule in asked if unfit[found.key] is None]
+    specs = sized(fitting, request, flops, sites)
     entries: list[PlanEntry] = []
-    for found in chosen:
+    refusals: list[Refusal] = []
+    for found, rule in asked:
         spec = specs.get(found.key)
         if spec is None:
             reason = unfit[found.key] or "does not fit into the overhead asked for"
-        elif not _adds(spec, by):
+        elif not _adds(spec, rule.by):
             reason = "has sizes that allow no bond: cores would add nothing"
         else:
             entries.append(PlanEntry(found.key, rule.request.name, spec, found.aliases))
             continue
         refusals.append(Refusal(found.key, reason, shape=found.shape))
-    if not entries:
-        raise PlanError(_nothing(report, refusals))
-    rung, notes = report.rung, report.notes
-    made = Plan(tuple(entries), tuple(refusals), flops, request, rung=rung, notes=notes)
-    return _made_for(made, model)
-
-
-def _made_for(made: Plan, model: Traced | nn.Module) -> Plan:
-    source = model.source if isinstance(model, Traced) else bare(model)
-    return made.made_for(source) if isinstance(source, nn.Module) else made
-
-
-def _no_sizes(rule: Rule, **asked: Any) -> None:
-    """Refuse what sizes chains and says nothing of branches."""
-    for name, value in at_most_one(**asked).items():
-        raise PlanError(
-            f"{name}={value!r} is given for {rule.request}, which puts branches beside "
-            "convolutions and has no cores; leave it out"
-        )
+    return entries, refusals
 
 
 def _request(
-    rule: Rule, cores: int | None, scale: float | None, overhead: float | None
+    rules: Rules, cores: int | None, scale: float | None, overhead: float | None
 ) -> dict[str, Any]:
-    usual, asked = rule.by.usual_cores, str(rule.request)
-    if rule.cores is not None:
-        if cores is not None:
-            raise PlanError(
-                f"cores is given twice, as {cores!r} and in {asked!r}, wanted it once; remove one"
-            )
-        cores = rule.cores
+    """The size that is asked for, and the rules in words where there is more than a name."""
     given = at_most_one(cores=cores, scale=scale, overhead=overhead)
-    words = {"parametrization": asked} if rule.request.options else {}
-    if not given:
-        return {"cores": usual} | words
-    name, value = next(iter(given.items()))
-    whole = name == "cores"
-    least = min(2, usual)
-    wanted = f"a whole number from {least} to 64" if whole else "a number above 1"
-    if whole:
-        good = type(value) is int and least <= value <= 64
-    else:
-        good = type(value) in (int, float) and 1 < value < float("inf")
-    if not good:
-        raise PlanError(f"{name} is {value!r}, wanted {wanted}; the default is cores={usual}")
-    return given | words
+    for name in ("scale", "overhead"):
+        value = given.get(name, 2)
+        if type(value) not in (int, float) or not 1 < value < float("inf"):
+            raise PlanError(
+                f"{name} is {value!r}, wanted a number above 1; leave it out for the usual cores"
+            )
+    if given and not any(rule.of_weights for rule in rules):
+        name, value = next(iter(given.items()))
+        raise PlanError(
+            f"{name}={value!r} is given for {', '.join(rules.words().values())}, which puts "
+            "branches beside convolutions or leaves weights alone and has no cores; leave it out"
+        )
+    (rule, *others) = rules
+    if others:
+        return given | {"rules": rules.words()}
+    word = str(rule.request)
+    if given and rule.of_weights and rule.own_cores is not None:
+        raise PlanError(
+            f"{next(iter(given))} is given beside {word!r}, which says how much by itself; remove "
+            "one of them"
+        )
+    if not rule.of_weights:
+        return {"parametrization": word}
+    words = {"parametrization": word} if rule.request.options else {}
+    return (given or {"cores": rule.cores}) | words
 
 
 def at_most_one(**asked: Any) -> dict[str, Any]:
@@ -167,8 +180,8 @@ def select(
     """
     wanted, unwanted = Globs(include), Globs(exclude)
     refused = {r.key: r.reason for r in report.refusals}
-    offers = {r.key: r.offer for r in report.refusals if r.offer is not None}
-    everything = {m.key: m for m in report.matches} | offers
+    everything = _everything(report)
+    offers = {r.key for r in report.refusals if r.offer is not None}
     for globs in (wanted, unwanted):
         globs.require_used(everything.values())
     chosen: list[Match] = []
@@ -184,6 +197,12 @@ def select(
     return chosen, refusals
 
 
+def _everything(report: MatchReport) -> dict[str, Match]:
+    """All weights that globs can name: the matches, and what is taken only if it is named."""
+    offers = {r.key: r.offer for r in report.refusals if r.offer is not None}
+    return {m.key: m for m in report.matches} | offers
+
+
 def _left_out(found: Match, include: Globs, exclude: Globs, min_size: int) -> str | None:
     if include and not include.name(found):
         return "is not named by include"
@@ -192,30 +211,6 @@ def _left_out(found: Match, include: Globs, exclude: Globs, min_size: int) -> st
     if found.parameters < min_size:
         return f"has {found.parameters} parameters, fewer than min_size={min_size}"
     return None
-
-
-def _specs(
-    chosen: list[Match], request: dict[str, Any], flops: int, rule: Rule
-) -> Iterator[tuple[str, Spec]]:
-    if not chosen:
-        return  # No request can be wrong for them: `plan` says that there are none.
-    if "cores" in request:
-        for found in chosen:
-            yield found.key, rule.proposed(found, request["cores"])
-    elif "scale" in request:
-        yield from _by_scale(chosen, rule, float(request["scale"]))
-    else:
-        if not flops:
-            raise PlanError(
-                "overhead needs the FLOPs of the student's step, found a module without a graph; "
-                "pass opdf.trace(model, args) if a graph can hold it, or ask for cores= or scale="
-            )
-        yield from _by_overhead(chosen, rule, (request["overhead"] - 1) * flops)
-
-
-def _options(chosen: list[Match], rule: Rule) -> Iterator[tuple[Match, list[tuple[Cost, Spec]]]]:
-    for found in chosen:
-        yield found, [(rule.by.cost(s), s) for s in rule.candidates(found)]
 
 
 def _adds(spec: Spec, by: Parametrization[Any]) -> bool:
@@ -227,59 +222,6 @@ def _adds(spec: Spec, by: Parametrization[Any]) -> bool:
     tensors, cost = len(by.shapes(spec)), by.cost(spec)
     added = cost.added + cost.untrained
     return tensors == 1 or added < 0 or added >= tensors
-
-
-def _by_scale(chosen: list[Match], rule: Rule, scale: float) -> Iterator[tuple[str, Spec]]:
-    options = {m.key: [(cost.added, s) for cost, s in rows] for m, rows in _options(chosen, rule)}
-    deployed = sum(m.parameters for m in chosen)
-    most = 1 + sum(max(a for a, _ in o) for o in options.values()) / max(deployed, 1)
-    least = 1 + sum(min(a for a, _ in o) for o in options.values()) / max(deployed, 1)
-    # Half a per cent of slack: a request for the printed maximum is not refused for its rounding.
-    if not least * 0.995 <= scale <= most * 1.005:
-        raise PlanError(
-            f"scale {scale:g} cannot be reached, these weights allow {least:.2f} to {most:.2f}; "
-            "ask for a scale between them"
-        )
-    carry = 0.0
-    for found in sorted(chosen, key=lambda m: (-m.parameters, m.key)):
-        target = (scale - 1) * found.parameters + carry
-        added, spec = min(options[found.key], key=lambda option: abs(option[0] - target))
-        carry = target - added
-        yield found.key, spec
-
-
-def _by_overhead(chosen: list[Match], rule: Rule, budget: float) -> Iterator[tuple[str, Spec]]:
-    options = {
-        m.key: [(cost.added / m.parameters, cost.step_flops, spec) for cost, spec in rows]
-        for m, rows in _options(chosen, rule)
-    }
-    best = _highest_ratio(options, budget)
-    # Of the options up to this ratio each weight takes the one that adds most.
-    for key, rows in options.items():
-        fitting = [row for row in rows if row[0] <= best]
-        if fitting:
-            yield key, max(fitting, key=lambda row: row[0])[2]
-
-
-def _highest_ratio(options: dict[str, list[tuple[float, int, Spec]]], budget: float) -> float:
-    """The largest common ratio whose FLOPs fit; -inf where none does.
-
-    One walk upwards through all options, the sum of FLOPs kept up to date: a model of many
-    different layers has as many ratios as options.
-    """
-    steps = sorted(
-        ((ratio, flops, key) for key, rows in options.items() for ratio, flops, _spec in rows),
-        key=lambda step: step[0],
-    )
-    taken: dict[str, int] = {}
-    total, best = 0, float("-inf")
-    for place, (ratio, flops, key) in enumerate(steps):
-        total += flops - taken.get(key, 0)
-        taken[key] = flops
-        last = place + 1 == len(steps) or steps[place + 1][0] > ratio
-        if last and total <= budget:
-            best = ratio
-    return best
 
 
 def _nothing(report: MatchReport, refusals: list[Refusal]) -> str:

@@ -199,9 +199,15 @@ BAD = [
     ({"min_size": 10**9}, "no weight is left to plan .*fewer than min_size"),
     ({"parametrization": "fourier"}, "fourier"),
     ({"parametrization": "mpo(cors=4)"}, r"mpo has no option 'cors' \(did you mean 'cores'\?\)"),
-    ({"parametrization": "mpo(cores=4)", "cores": 3}, "cores is given twice, as 3 and in 'mpo"),
-    ({"parametrization": "mpo(cores=4)", "scale": 2.0}, "cores and scale are given together"),
-    ({"parametrization": "mpo(cores=65)"}, "cores is 65, wanted a whole number from 2 to 64"),
+    (
+        {"parametrization": "mpo(cores=4)", "cores": 3},
+        "cores is given beside 'mpo\\(cores=4\\)', wh",
+    ),
+    (
+        {"parametrization": "mpo(cores=4)", "scale": 2.0},
+        "scale is given beside 'mpo\\(cores=4\\)', wh",
+    ),
+    ({"parametrization": "mpo(cores=65)"}, "number of cores .* from 2 to 64, found 65"),
     ({"parametrization": "wide(expansion=17)"}, "expansion is 17, wanted a whole number from 1"),
     ({"parametrization": "shared(blocks=0)"}, "blocks of shared is 0, wanted 1 or more"),
     ({"parametrization": "spectral(rank=0)"}, "rank is 0, wanted 1 to"),

@@ -169,6 +169,28 @@ WRITTEN = {
         12,
         ('cores and parametrization = "mpo(cores=4)"', "remove cores"),
     ),
+    "rule of an unknown parametrization": Broken(
+        "cores = 3",
+        '[plan.rules]\n"fc1.*" = "svd"\n"fc2.*" = "gain"',
+        14,
+        ("[plan.rules] cannot be followed: the rule 'fc2.*'", "did you mean gains?"),
+    ),
+    "rule whose glob is no text": Broken(
+        "cores = 3",
+        '[plan.rules]\nfc1.weight = "svd"',
+        13,
+        (
+            "rules in [plan] is a table",
+            "wanted a table of texts",
+            'write rules = {"head.*" = "none"}',
+        ),
+    ),
+    "rules and a rule for all others": Broken(
+        "cores = 3",
+        'parametrization = "svd"\nrules = {"*" = "gains"}',
+        13,
+        ("parametrization='svd' is given beside a rule for '*'", "remove one"),
+    ),
     "unknown optimizer": Broken(
         '"AdamW"', '"AdamX"', 24, ('"AdamX"', "torch.optim", "did you mean")
     ),

@@ -59,7 +59,8 @@ def entrants(job: Job) -> tuple[Entrant, ...]:
         plan = choose_plan(traced, cores=cores, include=asked.include, exclude=asked.exclude)
         lines = {"enabled": True, "parametrization": "mpo", "cores": cores, **globs}
         made.append(Entrant(f"n = {cores}", plan, lines=lines, without=without))
-    usual = asked.parametrization == "mpo" and asked.cores in (None, *_CORES)
+    chains = asked.parametrization == "mpo" and not asked.rules
+    usual = chains and asked.cores in (None, *_CORES)
     sized = asked.scale is not None or asked.overhead is not None
     if asked.enabled and (not usual or sized):
         made.append(Entrant("the recipe's plan", job.plan(student), without=without))

@@ -7,12 +7,12 @@ place of the key that is easiest to change.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from opdf_compile.distill.recipe.checks_optimizer import optimizer_problems
 from opdf_compile.distill.recipe.loss_schema import CorrelationSection, TaskSection
 from opdf_compile.distill.recipe.problems import Problem, suggestion
-from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.distill.recipe.schema import PlanSection, Recipe
 from opdf_compile.errors import PlanError
 
 METRICS = ("auto", "accuracy", "agreement", "cosine", "kl", "mse")
@@ -72,20 +72,30 @@ def _plan(recipe: Recipe) -> Iterator[Problem]:
             f"[plan] has {' and '.join(sizes)}, wanted one of cores, scale, overhead, as each "
             f"fixes the plan; remove {sizes[1]}",
         )
-    from opdf_compile.parametrizations import requested
+    yield from _rules(plan, sizes)
 
+
+def _rules(plan: PlanSection, sizes: Sequence[str]) -> Iterator[Problem]:
+    """What each weight becomes."""
+    from opdf_compile.planning import Rules
+
+    word = plan.parametrization
     try:
-        asked = requested(plan.parametrization)
-        if sizes and "cores" in asked.options:
-            yield Problem(
-                ("plan", sizes[0]),
-                f'[plan] has {sizes[0]} and parametrization = "{asked}", wanted one size, as each '
-                f"fixes the plan; remove {sizes[0]}",
-            )
+        alone = Rules.of(None, word)
     except PlanError as error:
+        sentence = f'parametrization in [plan] is "{word}": {error}'
+        yield Problem(("plan", "parametrization"), sentence)
+        return
+    try:
+        Rules.of(plan.rules, word)
+    except PlanError as error:
+        glob = next((glob for glob in plan.rules if repr(glob) in str(error)), "*")
+        yield Problem(("plan", "rules", glob), f"[plan.rules] cannot be followed: {error}")
+    if sizes and not plan.rules and "cores" in alone.given[0].request.options:
         yield Problem(
-            ("plan", "parametrization"),
-            f'parametrization in [plan] is "{plan.parametrization}": {error}',
+            ("plan", sizes[0]),
+            f'[plan] has {sizes[0]} and parametrization = "{word}", wanted one size, as each '
+            f"fixes the plan; remove {sizes[0]}",
         )
 
 

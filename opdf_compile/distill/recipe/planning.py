@@ -8,7 +8,7 @@ from torch import nn
 
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import RecipeError, UserError
-from opdf_compile.planning import Plan
+from opdf_compile.planning import Plan, Rules
 
 if TYPE_CHECKING:
     from opdf_compile.distill.layer_map import LayerMap
@@ -28,22 +28,21 @@ def make_plan(
     """
     from opdf_compile.distill.alignment import joint_plan
     from opdf_compile.graph import PHASES, Phase, trace
-    from opdf_compile.parametrizations import branch_forms, requested
     from opdf_compile.planning import DEFAULT_CORES, plan
 
     section = recipe.plan
     try:
-        asked = requested(section.parametrization)
+        rules = Rules.of(section.rules, section.parametrization)
         # Branches fold only where both phases have the site; cores need one graph to count by.
-        phases: tuple[Phase, ...] = PHASES if asked.name in branch_forms() else ("train",)
+        sites = any(rule.of_sites for rule in rules)
+        phases: tuple[Phase, ...] = PHASES if sites else ("train",)
         traced = trace(student, *arguments, phases=phases)
-        if _joint(recipe, asked.name) and teacher is not None and layer_map is not None:
-            own: Any = asked.options.get("cores", DEFAULT_CORES)
+        if _joint(recipe, rules) and teacher is not None and layer_map is not None:
             joint = joint_plan(
                 traced,
                 teacher,
                 layer_map,
-                section.cores or own,
+                section.cores or rules.given[0].own_cores or DEFAULT_CORES,
                 include=section.include,
                 exclude=section.exclude,
             )
@@ -56,6 +55,7 @@ def make_plan(
             include=section.include,
             exclude=section.exclude,
             parametrization=section.parametrization,
+            rules=section.rules,
         )
     except UserError as error:
         place = recipe.place("plan", _blamed(recipe, str(error)))
@@ -65,15 +65,16 @@ def make_plan(
 def _blamed(recipe: Recipe, message: str) -> str:
     """The key of [plan] that a message is about."""
     section = recipe.plan
-    for name in ("include", "exclude"):
+    for name in ("include", "exclude", "rules"):
         if any(repr(glob) in message for glob in getattr(section, name)):
             return name
     given = section.model_fields_set
     return next((name for name in ("scale", "overhead", "cores") if name in given), "enabled")
 
 
-def _joint(recipe: Recipe, name: str) -> bool:
+def _joint(recipe: Recipe, rules: Rules) -> bool:
     """Whether modes are chosen for student and teacher together: where cores are aligned."""
     section = recipe.plan
     sized = section.scale is not None or section.overhead is not None
-    return recipe.alignment is not None and name == "mpo" and not sized
+    chains = not rules.mixed and rules.given[0].request.name == "mpo"
+    return recipe.alignment is not None and chains and not sized

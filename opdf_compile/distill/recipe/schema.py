@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr, field_serializer
 
 from opdf_compile.distill.recipe.loss_schema import LossSection
 from opdf_compile.distill.recipe.section import (
@@ -85,6 +85,11 @@ class PlanSection(Section):
     parametrization: Text = Field(
         "mpo", description="A name in the registry, with options in brackets: wide(expansion=8)."
     )
+    rules: dict[Text, Text] = Field(
+        {},
+        description="Globs in quotes and what they become; the first that names a weight counts.",
+        examples=[{"head.*": "none"}],
+    )
     cores: int | None = Field(
         None, ge=2, le=64, description="Cores per weight; 3 by default.", examples=[3]
     )
@@ -98,6 +103,11 @@ class PlanSection(Section):
         [], description="Globs; only these weights.", examples=[["encoder.*"]]
     )
     exclude: list[Text] = Field([], description="Globs; not these weights.", examples=[["head.*"]])
+
+    @field_serializer("rules")
+    def _in_order(self, rules: dict[str, str]) -> list[list[str]]:
+        """As pairs: the order of rules means something, that of a table's keys does not."""
+        return [list(rule) for rule in rules.items()]
 
 
 class AlignmentSection(Section):

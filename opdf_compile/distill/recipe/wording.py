@@ -61,6 +61,9 @@ def loss_kinds() -> tuple[str, ...]:
 
 def as_toml(value: Any) -> str:
     """A simple value as TOML; JSON's texts, numbers, booleans and lists are TOML's too."""
+    if isinstance(value, dict):
+        pairs = (f"{as_toml(key)} = {as_toml(item)}" for key, item in value.items())
+        return "{" + ", ".join(pairs) + "}"
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -115,6 +118,8 @@ def wanted(schema: dict[str, Any]) -> str:
         return ("a whole number" if kind == "integer" else "a number") + _limits(schema)
     if kind == "array":
         return "a list of texts"
+    if kind == "object" and dict(schema.get("additionalProperties") or {}).get("type") == "string":
+        return "a table of texts"
     return _TYPES.get(kind, "a value")
 
 

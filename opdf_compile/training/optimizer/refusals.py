@@ -12,7 +12,7 @@ from opdf_compile.training.optimizer.arguments import Maker, class_name
 from opdf_compile.training.optimizer.groups import Group, options_of
 
 # What opdf.plan takes and Overparam does not.
-_PLANS = ("overhead", "include", "exclude", "min_size", "parametrization")
+_PLANS = ("overhead", "include", "exclude", "min_size", "parametrization", "rules")
 # What a class calls its first argument that reads the parameters out of a module by itself.
 _MODELS = ("model", "module")
 

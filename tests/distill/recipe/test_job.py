@@ -223,6 +223,24 @@ def test_a_student_has_the_plan_of_another_as_its_own(make: Make) -> None:
     assert make(more="[plan]\nenabled = false").plan(first) is None
 
 
+def test_rules_say_what_each_weight_becomes(make: Make) -> None:
+    rules = '[plan.rules]\n"blocks.*" = "gains"\n"head.*" = "wide(expansion=2)"\n'
+    job = make(more=rules)
+    plan = job.plan(job.make_student(0))
+    found = {entry.key: entry.parametrization for entry in plan.entries}
+    assert found == {"blocks.0.weight": "gains", "blocks.1.weight": "gains"}
+    assert list(plan.request["rules"]) == ["blocks.*", "head.*", "*"]
+    # The order is part of a run's lock: two rules may name one weight.
+    pairs = [["blocks.*", "gains"], ["head.*", "wide(expansion=2)"]]
+    assert job.recipe.model_dump(mode="json")["plan"]["rules"] == pairs
+
+
+def test_a_rule_for_nothing_names_its_line(make: Make) -> None:
+    job = make(more='[plan.rules]\n"block.*" = "gains"\n')
+    with pytest.raises(RecipeError, match=r"^recipe.toml:\d+: the glob 'block\.\*' names none of"):
+        job.plan(job.make_student(0))
+
+
 def test_an_alignment_pulls_the_cores(make: Make) -> None:
     job = make(student='layer_map = "every-kth"', more="[alignment]\nweight = 2.0")
     student = job.make_student(0)

@@ -134,7 +134,7 @@ def test_only_cores_without_state_follow(monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
 
-@pytest.mark.parametrize("name", ["overhead", "include", "min_size"])
+@pytest.mark.parametrize("name", ["overhead", "include", "min_size", "rules"])
 def test_options_of_plan_are_named(name: str) -> None:
     with pytest.raises(
         InputError, match=rf"{name} is an option of plan.*plan=opdf.plan\(student, "
