@@ -1,30 +1,36 @@
-"""`opdf-compile advise`: whether over-parameterisation pays for a recipe, by a race."""
+"""`opdf-compile advise`: what pays for a recipe, by a race on its own data."""
 
 from __future__ import annotations
 
 import time
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
 from opdf_compile.cli import options as o
+from opdf_compile.cli.contest import show_ruling
 from opdf_compile.cli.formats import table
 from opdf_compile.cli.loading import load_job
 from opdf_compile.cli.terminal import Terminal, opened, require_folder
+from opdf_compile.errors import InputError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from opdf_compile.distill.advise import Advice, Side
+    from opdf_compile.distill.recipe import Job
 
 NAME = "advise"
 EXAMPLES = (
     "$ opdf-compile distill --init digits.toml\n\n"
     "$ opdf-compile advise digits.toml\n\n"
-    "$ opdf-compile advise digits.toml --budget 1800 --json advice.json --plot advice.png"
+    "$ opdf-compile advise digits.toml --budget 1800 --json advice.json --plot advice.png\n\n"
+    "$ opdf-compile advise digits.toml --contenders plain,gains,muon,gains+muon --after int8"
 )
+Equal = Literal["steps", "time", "both"]
+After = Literal["int8"]
 _SHOWN = 3
 _SIDES = ("plain", "over-parameterised")
 
@@ -34,6 +40,22 @@ def command(
         Path,
         typer.Argument(metavar="RECIPE.toml", help="What would be trained.", show_default=False),
     ],
+    contenders: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="Race these against plain: parametrizations, adamw, sgd, muon, recipe (its own "
+            "plan), joined by + (gains+muon), with more steps by @ (plain@2x).",
+        ),
+    ] = None,
+    equal: Annotated[
+        Equal | None,
+        typer.Option(help="What contenders have as much of as plain; both by default."),
+    ] = None,
+    after: Annotated[
+        After | None,
+        typer.Option(help="Also measure what quantisation costs each contender."),
+    ] = None,
     budget: Annotated[
         float, typer.Option(metavar="SECONDS", help="Time that the whole race may take.")
     ] = 600.0,
@@ -52,38 +74,83 @@ def command(
     """Race plain against over-parameterised training on a recipe's own student and data.
 
     Both sides get the same time to find their best learning rate and weight decay, and the same
-    time for each run. Fresh seeds and fresh examples then compare the two. The recipe stays as it
-    is: the advice is printed.
+    time for each run. Fresh seeds and fresh examples then compare the two. With --contenders any
+    number of ways to train race, at equal steps and at equal time, and more steps of the plain
+    student beside them. The recipe stays as it is: the advice is printed.
     """
     started = time.perf_counter()
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
-        from opdf_compile.distill.advise import (
-            advice_json,
-            advise,
-            plot_advice,
-            require_limits,
-            require_picture,
-        )
+        from opdf_compile.distill.advise import parse_contenders, require_limits, require_picture
 
         if plot is not None:
             require_picture(plot)
             require_folder(plot)
 
         require_limits(budget, pairs)
+        if contenders is None:
+            _require_contenders(equal=equal, after=after)
+        else:
+            parse_contenders(contenders)
         job = load_job(terminal, recipe)
-        with terminal.busy(f"advice on {recipe}") as say:
-            advice = advise(
-                job,
-                budget_seconds=budget,
-                most_pairs=pairs,
-                spent_seconds=time.perf_counter() - started,
-                progress=say,
+        limits: dict[str, Any] = {"budget_seconds": budget, "most_pairs": pairs}
+        asked = _Asked(job, recipe, plot, started, limits)
+        if contenders is None:
+            _race(terminal, asked)
+        else:
+            _referee(terminal, asked, contenders, equal or "both", after)
+
+
+class _Asked(NamedTuple):
+    """What both kinds of race are given."""
+
+    job: Job
+    recipe: Path
+    plot: Path | None
+    started: float
+    limits: dict[str, Any]
+
+
+def _race(terminal: Terminal, asked: _Asked) -> None:
+    from opdf_compile.distill.advise import advice_json, advise, plot_advice
+
+    with terminal.busy(f"advice on {asked.recipe}") as say:
+        spent = time.perf_counter() - asked.started
+        advice = advise(asked.job, **asked.limits, spent_seconds=spent, progress=say)
+    _show(terminal, advice)
+    terminal.result({**advice_json(advice), "recipe": str(asked.recipe)})
+    if asked.plot is not None:
+        plot_advice(advice, asked.plot)
+        terminal.show("", f"Wrote {asked.plot}")
+
+
+def _referee(
+    terminal: Terminal, asked: _Asked, contenders: str, equal: Equal, after: After | None
+) -> None:
+    from opdf_compile.distill.advise import plot_ruling, referee, ruling_json
+
+    options: dict[str, Any] = {"equal": equal, "after": after, **asked.limits}
+    with terminal.busy(f"advice on {asked.recipe}") as say:
+        spent = time.perf_counter() - asked.started
+        ruling = referee(asked.job, contenders, **options, spent_seconds=spent, progress=say)
+    show_ruling(terminal, ruling)
+    terminal.result({**ruling_json(ruling), "recipe": str(asked.recipe)})
+    if asked.plot is not None:
+        plot_ruling(ruling, asked.plot)
+        terminal.show("", f"Wrote {asked.plot}")
+
+
+def _require_contenders(**options: str | None) -> None:
+    """Refuse what is about contenders where none are named.
+
+    Raises:
+        InputError: With what to add.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(
+                f"--{name} {value} is about contenders and none are named, wanted some; add "
+                "--contenders plain,gains,muon, or leave it out"
             )
-        _show(terminal, advice)
-        terminal.result({**advice_json(advice), "recipe": str(recipe)})
-        if plot is not None:
-            plot_advice(advice, plot)
-            terminal.show("", f"Wrote {plot}")
 
 
 def _show(terminal: Terminal, advice: Advice) -> None:

@@ -12,6 +12,8 @@ from .export.exporting import exported as exported
 from .export.exporting import write as write
 from .export.foreign_check import write_check_data as write_check_data
 from .export.foreign_inputs import example_of as example_of
+from .export.int8 import quantise as quantise
+from .export.int8 import require_quantiser as require_quantiser
 from .export.student_fold import save_onnx as save_onnx
 from .export.translate import require_opset as require_opset
 from .models.example_inputs import InputOptions as InputOptions

@@ -10,6 +10,9 @@ helps    W* has rank 1 and there are 40 examples for 64 unknowns. Gradient desce
 hurts    W* is orthogonal: all its singular values are equal. There are 300 examples, so that the
          problem is well conditioned and plain gradient descent is there in a few steps; A and B
          start near the saddle at zero, which slows them in every direction.
+more     As hurts, with inputs whose columns are of very different sizes: along the small ones
+         gradient descent is slow, at any rate that the large ones bear, so that more steps help and
+         more factors do not.
 nothing  The labels are noise: there is nothing to gain by anything.
 """
 
@@ -85,7 +88,7 @@ def job(case: str, seed: int, clock: StepClock | None = None, **training: Any) -
     """A planted job.
 
     Args:
-        case: helps, hurts or nothing.
+        case: helps, hurts, more or nothing.
         seed: Of the target and the examples.
         clock: Moved by each step; None where the race has a real clock.
         **training: Keys of the recipe's section.
@@ -93,6 +96,8 @@ def job(case: str, seed: int, clock: StepClock | None = None, **training: Any) -
     generator = torch.Generator().manual_seed(seed)
     count = 40 if case == "helps" else 300
     inputs = torch.randn(count + VALIDATION, SIDE * SIDE, generator=generator)
+    if case == "more":
+        inputs = inputs * torch.logspace(0, -1.3, SIDE * SIDE)
     noise = torch.randn(len(inputs), 1, generator=generator)
     labels = noise if case == "nothing" else inputs @ target(case, generator).T + NOISE * noise
     rows = Rows(inputs[:count], labels[:count]), Rows(inputs[count:], labels[count:])

@@ -2,6 +2,8 @@
 
 advice = advise(job, budget_seconds=600)
 advice.verdict          # "use", "do-not-use", "no-difference" or "undecided"
+ruling = referee(job, "gains,muon", budget_seconds=600)
+ruling.verdict          # "more-steps", too
 """
 
 from __future__ import annotations

@@ -2,6 +2,15 @@ from .advice import Advice as Advice
 from .advice import Side as Side
 from .advice_plot import plot_advice as plot_advice
 from .advice_plot import require_picture as require_picture
+from .contest.contenders import parse_contenders as parse_contenders
+from .contest.figure import plot_ruling as plot_ruling
+from .contest.refereeing import referee as referee
+from .contest.ruling import Bout as Bout
+from .contest.ruling import Ruling as Ruling
+from .contest.ruling import Standing as Standing
+from .contest.wording import ruling_json as ruling_json
+from .contest.wording import ruling_lines as ruling_lines
+from .contest.wording import ruling_words as ruling_words
 from .racing import advise as advise
 from .racing import require_limits as require_limits
 from .sentences import advice_json as advice_json

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from opdf_compile.distill.advise.significance import CONFIDENCE, Paired, sign_test
+from opdf_compile.distill.advise.significance import Duel, Paired
 
 _Verdict = Literal["use", "do-not-use", "no-difference", "undecided"]
 
@@ -133,24 +132,16 @@ class Advice:
 
         A run that diverged has no place in a mean, but it has lost: then wins are counted.
         """
-        if self.over.diverged or self.plain.diverged:
-            wins, losses = self.wins
-            return (sign_test(wins, losses) < 1 - CONFIDENCE) * ((wins > losses) - (wins < losses))
-        if self.comparison is None:
-            return 0
-        return (self.comparison.low > 0) - (self.comparison.high < 0)
+        return self._duel.shown()
 
     @property
     def wins(self) -> tuple[int, int]:
         """Pairs that the over-parameterised side won and lost; ties count for neither."""
-        pairs = zip(self.over.scores, self.plain.scores, strict=True)
-        merits = [(self._merit(over), self._merit(plain)) for over, plain in pairs]
-        return sum(o > p for o, p in merits), sum(o < p for o, p in merits)
+        return self._duel.wins
 
-    def _merit(self, score: float | None) -> float:
-        if score is None:
-            return -math.inf
-        return score if self.higher_is_better else -score
+    @property
+    def _duel(self) -> Duel:
+        return Duel(self.over.scores, self.plain.scores, self.higher_is_better)
 
     @property
     def final_share(self) -> float:

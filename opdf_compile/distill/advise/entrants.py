@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
 
 from opdf_compile.distill.engine import Batches, machine_for
 from opdf_compile.distill.recipe import Job
-from opdf_compile.graph import trace
+from opdf_compile.graph import Traced, trace
 from opdf_compile.planning import Plan
 from opdf_compile.planning import plan as choose_plan
 
@@ -27,6 +30,7 @@ class Entrant:
         aligned: Whether its cores are pulled towards the teacher's.
         lines: The recipe's section `plan` that asks for it; empty where that stays as it is.
         without: What the recipe has and this does not: "[alignment]", "decay in [optimizer]".
+        optimizer: Makes its optimizer, as `Job.optimizer` does; None where that one does.
     """
 
     name: str
@@ -34,6 +38,7 @@ class Entrant:
     aligned: bool = False
     lines: dict[str, Any] = field(default_factory=dict)
     without: tuple[str, ...] = ()
+    optimizer: Callable[..., Optimizer] | None = None
 
 
 def entrants(job: Job) -> tuple[Entrant, ...]:
@@ -45,16 +50,11 @@ def entrants(job: Job) -> tuple[Entrant, ...]:
     Raises:
         UserError: The student cannot be traced, or has no weight that can be planned.
     """
-    machine, asked = machine_for(job.recipe.training), job.recipe.plan
-    student = machine.widened(job.make_student(0))
-    # On the CPU, where students are made; the plan fits them on every device.
-    beside = replace(machine, device=torch.device("cpu"))
-    batch = Batches(job.data, beside).moved(job.example)
-    args, kwargs = job.data.arguments(batch)
-    traced = trace(student, args, kwargs, phases=("train",))
-    made = [Entrant(PLAIN, None, lines={"enabled": False}, without=_without(job, plain=True))]
+    student, asked = student_of(job), job.recipe.plan
+    traced = traced_student(job, student)
+    made = [plain_entrant(job)]
     globs = asked.model_dump(include={"include", "exclude"}, exclude_defaults=True)
-    without = _without(job, plain=False)
+    without = left_out(job, plain=False)
     for cores in _CORES:
         plan = choose_plan(traced, cores=cores, include=asked.include, exclude=asked.exclude)
         lines = {"enabled": True, "parametrization": "mpo", "cores": cores, **globs}
@@ -70,7 +70,29 @@ def entrants(job: Job) -> tuple[Entrant, ...]:
     return tuple(made)
 
 
-def _without(job: Job, *, plain: bool) -> tuple[str, ...]:
+def plain_entrant(job: Job) -> Entrant:
+    """The plain student of a job."""
+    return Entrant(PLAIN, None, lines={"enabled": False}, without=left_out(job, plain=True))
+
+
+def student_of(job: Job) -> nn.Module:
+    """A student of a job to make plans for, in the recipe's precision."""
+    return machine_for(job.recipe.training).widened(job.make_student(0))
+
+
+def traced_student(job: Job, student: nn.Module) -> Traced:
+    """A student's train graph, traced on the CPU; a plan made of it fits on every device.
+
+    Raises:
+        UserError: It cannot be traced.
+    """
+    beside = replace(machine_for(job.recipe.training), device=torch.device("cpu"))
+    batch = Batches(job.data, beside).moved(job.example)
+    args, kwargs = job.data.arguments(batch)
+    return trace(student, args, kwargs, phases=("train",))
+
+
+def left_out(job: Job, *, plain: bool) -> tuple[str, ...]:
     """What a recipe has to lose before it trains a method without alignment."""
     recipe = job.recipe
     maps = "layer_map" in recipe.student.model_fields_set and not recipe.student.warm_start

@@ -16,13 +16,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, NamedTuple
 
-from opdf_compile.distill.advise.advice import Advice, Side, Tried
+from opdf_compile.distill.advise.advice import Advice, Side
 from opdf_compile.distill.advise.entrants import PLAIN, Entrant, entrants
 from opdf_compile.distill.advise.final import PairOfRuns, final
 from opdf_compile.distill.advise.grid import Grid, grid_of
-from opdf_compile.distill.advise.holdouts import Holdout, Holdouts
+from opdf_compile.distill.advise.holdouts import Holdout
 from opdf_compile.distill.advise.notes import race_notes
 from opdf_compile.distill.advise.search import Search, Trial
 from opdf_compile.distill.advise.significance import paired
@@ -30,21 +29,14 @@ from opdf_compile.distill.advise.timetable import (
     MOST_PAIRS,
     Pace,
     Timetable,
-    pace_of,
     steps_of,
     timetable,
 )
-from opdf_compile.distill.advise.trainer import Clock, OutOfTime, Trained, Trainer
+from opdf_compile.distill.advise.track import Track
+from opdf_compile.distill.advise.trainer import Clock, OutOfTime, Trained
 from opdf_compile.distill.engine import Say, whole_run
 from opdf_compile.distill.recipe import Job
 from opdf_compile.errors import InputError
-
-_CALIBRATION_STEPS = 6
-_CALIBRATION_ROUNDS = 3
-# What calibration may cost, as a share of the budget; one round there always is.
-_CALIBRATION_SHARE = 0.05
-# What is kept back for the statistics after the last run.
-_CLOSING_SHARE = 0.01
 
 
 def advise(
@@ -74,21 +66,8 @@ def advise(
         InputError: The budget has no meaning, or is too small: the sentence says what is needed.
     """
     require_limits(budget_seconds, most_pairs)
-    if spent_seconds >= budget_seconds:
-        raise InputError(
-            f"the budget of {budget_seconds:g} s is too little time: loading what the recipe names "
-            f"took {spent_seconds:.1f} s; give a larger --budget"
-        )
-    given = _Given(budget_seconds, spent_seconds, most_pairs)
-    return _Race(job, given, clock, progress or (lambda *_: None)).advice()
-
-
-class _Given(NamedTuple):
-    """What the caller allows: seconds in all, seconds that are gone, pairs."""
-
-    budget: float
-    spent: float
-    most_pairs: int
+    track = Track(job, budget_seconds, spent_seconds, clock, progress)
+    return _Race(job, track, most_pairs).advice()
 
 
 @dataclass
@@ -104,36 +83,19 @@ class _Tuning:
 
 
 class _Race:
-    def __init__(self, job: Job, given: _Given, clock: Clock, progress: Say) -> None:
-        self._started, self._clock = clock() - given.spent, clock
-        self._job, self._given, self._budget = job, given, given.budget
-        self._end = (1 - _CLOSING_SHARE) * given.budget
-        self._progress = progress
-        self._say("tracing and planning the student")
+    def __init__(self, job: Job, track: Track, most_pairs: int) -> None:
+        self._job, self._track, self._most_pairs = job, track, most_pairs
         self._entrants = {method.name: method for method in entrants(job)}
         self._grid: Grid = grid_of(job.recipe.optimizer)
-        self._holdouts = Holdouts(job)
-        try:
-            self._trainer = Trainer(job, self._holdouts, clock, self._started + self._end)
-        except OutOfTime:
-            raise InputError(
-                f"the budget of {given.budget:g} s is too little time: the teacher's outputs alone "
-                "take longer; give a larger --budget"
-            ) from None
-        self._runs: dict[str, list[Trained]] = {name: [] for name in self._entrants}
-
-    @property
-    def used(self) -> float:
-        """Seconds of the budget that are gone."""
-        return self._clock() - self._started
 
     def advice(self) -> Advice:
         """Run the stages."""
-        self._calibrate()
-        paces = self._paces()
+        track, rate = self._track, self._grid.rate
+        track.calibrate({name: (method, rate) for name, method in self._entrants.items()})
+        paces = track.paces()
         whole = whole_run(self._job)
-        spent, pairs = self._given.spent, self._given.most_pairs
-        table = timetable(self._budget, self.used, whole, paces, most_pairs=pairs, spent=spent)
+        spent, pairs = track.spent, self._most_pairs
+        table = timetable(track.budget, track.used, whole, paces, most_pairs=pairs, spent=spent)
         over = [name for name in self._entrants if name != PLAIN]
         sides = [
             _Tuning(PLAIN, Search([PLAIN], self._grid)),
@@ -144,33 +106,9 @@ class _Race:
             if found := self._final(sides, table):
                 return self._advice(sides, table, found)
         raise InputError(
-            f"the budget of {self._budget:g} s ended before a pair of final runs did: the "
+            f"the budget of {track.budget:g} s ended before a pair of final runs did: the "
             "machine became slower meanwhile; give a larger --budget"
         )
-
-    def _paces(self) -> dict[str, Pace]:
-        """What runs have cost so far."""
-        return {name: pace_of(runs) for name, runs in self._runs.items()}
-
-    def _calibrate(self) -> None:
-        """Short runs of every method in turns, so that a busy moment hits all of them."""
-        holdout, lr = self._holdouts.tuning(), self._grid.rate
-        for turn in range(_CALIBRATION_ROUNDS):
-            # The first round is not counted: first uses import, allocate and choose algorithms.
-            steps = _CALIBRATION_STEPS if turn else 1
-            for method in self._entrants.values():
-                self._say(f"measuring the cost of a step: {method.name}")
-                try:
-                    run = self._trainer.run(method, lr, 0.0, holdout=holdout, seed=0, steps=steps)
-                except OutOfTime:
-                    raise InputError(
-                        f"the budget of {self._budget:g} s is too little time: it ended while the "
-                        "cost of a step was measured; give a larger --budget"
-                    ) from None
-                if turn:
-                    self._runs[method.name].append(run)
-            if turn and self.used - self._given.spent > _CALIBRATION_SHARE * self._budget:
-                return
 
     def _tune(self, sides: list[_Tuning], table: Timetable, paces: dict[str, Pace]) -> None:
         """Give the next run to the side that has used less time, until both have used theirs."""
@@ -189,12 +127,14 @@ class _Race:
     def _try(self, side: _Tuning, trial: Trial, steps: int) -> None:
         point = trial.point
         lr, decay = self._grid.lr(point), self._grid.weight_decay(point)
-        self._say(f"tuning, rung {trial.rung + 1}: {point.method}, lr {lr:g}, decay {decay:g}")
-        run = self._trainer.run(
+        self._track.say(
+            f"tuning, rung {trial.rung + 1}: {point.method}, lr {lr:g}, decay {decay:g}"
+        )
+        run = self._track.run(
+            point.method,
             self._entrants[point.method],
-            lr,
-            decay,
-            holdout=self._holdouts.tuning(),
+            (lr, decay),
+            holdout=self._track.holdouts.tuning(),
             seed=trial.seed,
             steps=steps,
         )
@@ -202,15 +142,14 @@ class _Race:
         side.runs += 1
         side.steps[point.method, trial.rung] = steps
         side.search.tell(trial, run.score)
-        self._runs[point.method].append(run)
 
     def _final(self, sides: list[_Tuning], table: Timetable) -> list[PairOfRuns]:
-        chosen = [self._chosen(side) for side in sides]
+        chosen, track = [self._chosen(side) for side in sides], self._track
 
         def steps(ahead: float) -> list[int]:
             # All runs so far say what a step costs. Where that was wrong, on a machine that others
             # use too, the next run makes up for it.
-            paces = self._paces()
+            paces = track.paces()
             return [
                 table.steps,
                 steps_of(chosen[1][0].name, table.steps, paces, ahead=ahead),
@@ -218,17 +157,17 @@ class _Race:
 
         def run(place: int, holdout: Holdout, seed: int, count: int) -> Trained:
             method, lr, decay = chosen[place]
-            trained = self._trainer.run(method, lr, decay, holdout=holdout, seed=seed, steps=count)
-            self._runs[method.name].append(trained)
-            return trained
+            return track.run(
+                method.name, method, (lr, decay), holdout=holdout, seed=seed, steps=count
+            )
 
         return final(
             run,
             steps,
-            self._holdouts,
-            parts=self._holdouts.parts(table.pairs),
-            left=lambda: self._end - self.used,
-            say=self._say,
+            track.holdouts,
+            parts=track.holdouts.parts(table.pairs),
+            left=lambda: track.left,
+            say=track.say,
         )
 
     def _chosen(self, side: _Tuning) -> tuple[Entrant, float, float]:
@@ -236,7 +175,8 @@ class _Race:
         return self._entrants[best.method], self._grid.lr(best), self._grid.weight_decay(best)
 
     def _advice(self, sides: list[_Tuning], table: Timetable, pairs: list[PairOfRuns]) -> Advice:
-        paces, metric, up = self._paces(), self._job.metric, self._job.metric.higher_is_better
+        track, metric = self._track, self._job.metric
+        paces, up = track.paces(), metric.higher_is_better
         plain, over = (
             self._side(side, [pair.runs[place] for pair in pairs], paces)
             for place, side in enumerate(sides)
@@ -250,12 +190,12 @@ class _Race:
             metric.name,
             up,
             table.whole,
-            self._budget,
-            self.used,
-            self._given.spent,
-            self._given.most_pairs,
-            self._holdouts.size_of(self._holdouts.parts(table.pairs)),
-            self._holdouts.mixed,
+            track.budget,
+            track.used,
+            track.spent,
+            self._most_pairs,
+            track.holdouts.size_of(track.holdouts.parts(table.pairs)),
+            track.holdouts.mixed,
             race_notes(self._job, table.steps, plain, over),
         )
 
@@ -268,40 +208,15 @@ class _Race:
             lr,
             decay,
             side.search.at_edge(side.search.best),
-            tuple(self._tried(side)),
+            tuple(self._track.tried(side.search, self._grid, side.steps)),
             side.runs,
             side.seconds,
             sum(run.cost for run in runs),
             round(fmean(run.steps for run in runs)),
             paces[method.name].step,
             paces[method.name].setup,
-            tuple(self._shown(run.score.value) for run in runs),
+            tuple(self._track.shown(run.score.value) for run in runs),
         )
-
-    def _tried(self, side: _Tuning) -> list[Tried]:
-        search = side.search
-        return [
-            Tried(
-                rung + 1,
-                point.method,
-                self._grid.lr(point),
-                self._grid.weight_decay(point),
-                side.steps[point.method, rung],
-                len(search.scores[rung][point]),
-                self._shown(search.mean(rung, point).value),
-            )
-            for rung in range(len(search.scores))
-            for point in search.ranking(rung)
-        ]
-
-    def _shown(self, value: float) -> float | None:
-        """A score as the metric itself; None where it diverged."""
-        if value == float("-inf"):
-            return None
-        return value if self._job.metric.higher_is_better else -value
-
-    def _say(self, text: str, *_: Any) -> None:
-        self._progress(text, min(1.0, self.used / self._budget))
 
 
 def require_limits(seconds: float, pairs: int = MOST_PAIRS) -> None:

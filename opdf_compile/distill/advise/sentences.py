@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from opdf_compile.distill.advise.advice import Advice, Side
 from opdf_compile.distill.advise.entrants import PLAIN
-from opdf_compile.distill.advise.significance import sign_test
+from opdf_compile.distill.advise.significance import Paired, sign_test
 
 SCHEMA = "opdf-advise/1"
 
@@ -61,16 +62,16 @@ def advice_json(advice: Advice) -> dict[str, Any]:
         "recipe_lines": recipe_lines(advice),
         "metric": advice.metric,
         "higher_is_better": advice.higher_is_better,
-        "comparison": _comparison_json(advice),
-        "plain": _side_json(advice.plain),
-        "over_parameterised": _side_json(advice.over),
+        "comparison": comparison_json(advice.comparison, advice.seeds, advice.seconds_needed),
+        "plain": side_json(advice.plain),
+        "over_parameterised": side_json(advice.over),
         "run": {"plain_steps": advice.plain.final_steps, "recipe_steps": advice.whole},
         "budget_seconds": advice.budget,
         "seconds": advice.seconds,
         "loading_seconds": advice.spent,
         "final_share": advice.final_share,
         "examples_per_pair": advice.scored,
-        "folds": "parts of the training part" if advice.mixed else "half of the validation part",
+        "folds": folds(advice.mixed),
         "notes": list(advice.notes),
     }
 
@@ -114,8 +115,10 @@ def _needed(advice: Advice) -> str:
     )
 
 
-def _comparison_json(advice: Advice) -> dict[str, Any] | None:
-    found = advice.comparison
+def comparison_json(
+    found: Paired | None, seeds: Sequence[int], seconds_needed: float | None
+) -> dict[str, Any] | None:
+    """A paired comparison as plain values; None where no seed has both scores."""
     if found is None:
         return None
     return {
@@ -125,16 +128,22 @@ def _comparison_json(advice: Advice) -> dict[str, Any] | None:
         "p_t": found.p_t,
         "p_sign_flip": found.p_sign_flip,
         "differences": list(found.differences),
-        "seeds": list(advice.seeds),
+        "seeds": list(seeds),
         "seeds_needed": found.seeds_needed,
-        "seconds_needed": advice.seconds_needed,
+        "seconds_needed": seconds_needed,
     }
 
 
-def _side_json(side: Side) -> dict[str, Any]:
+def side_json(side: Side) -> dict[str, Any]:
+    """A side as plain values."""
     values = {name: value for name, value in vars(side).items() if name != "tried"}
     values |= {"lines": dict(side.lines), "scores": list(side.scores)}
     return {**values, "tried": [vars(row) for row in side.tried]}
+
+
+def folds(mixed: bool) -> str:
+    """What the final comparison was scored on."""
+    return "parts of the training part" if mixed else "half of the validation part"
 
 
 def _finite(value: float) -> float | None:

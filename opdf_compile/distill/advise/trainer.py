@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -27,6 +27,8 @@ from opdf_compile.distill.recipe import Batch, Job
 from opdf_compile.graph import phase_flags
 
 Clock = Callable[[], float]
+# What is done with a student that was trained.
+Then = Callable[[Setup, Teaching], None]
 # The last part of a run whose mean training loss breaks ties of the score.
 _TAIL = 0.1
 
@@ -54,6 +56,7 @@ class Trained:
         seconds: Seconds of training, `setup` included.
         around: Seconds to make the student and to score it.
         step_seconds: Seconds of each step.
+        wall: All seconds of the run on the clock of the budget.
     """
 
     score: Score
@@ -62,6 +65,7 @@ class Trained:
     seconds: float
     around: float
     step_seconds: tuple[float, ...]
+    wall: float = 0.0
 
     @property
     def cost(self) -> float:
@@ -81,11 +85,20 @@ class Trainer:
         holdouts: Its examples.
         clock: Seconds; where the race's time comes from.
         deadline: When the clock passes it, a run ends with `OutOfTime`.
+        meter: Seconds that a run is said to cost, where that is another clock.
     """
 
-    def __init__(self, job: Job, holdouts: Holdouts, clock: Clock, deadline: float) -> None:
+    def __init__(
+        self,
+        job: Job,
+        holdouts: Holdouts,
+        clock: Clock,
+        deadline: float,
+        meter: Clock | None = None,
+    ) -> None:
         """Move the teacher to the device, and compute its outputs if the recipe keeps them."""
         self._job, self._holdouts, self._clock, self._deadline = job, holdouts, clock, deadline
+        self._meter = clock if meter is None else meter
         self._machine = machine_for(job.recipe.training)
         self._teacher = self._machine.teacher(job.teacher)
         self._kept = self._remembered()
@@ -99,16 +112,20 @@ class Trainer:
         holdout: Holdout,
         seed: int,
         steps: int,
+        then: Then | None = None,
     ) -> Trained:
         """Train one student from the start, and score it.
 
-        The seed fixes start weights, order of examples and dropout, whatever the method.
+        The seed fixes start weights, order of examples and dropout, whatever the method. `then` is
+        shown the trained student, after the last of the seconds that count.
 
         Raises:
             OutOfTime: The deadline passed.
         """
         job, machine = self._holdouts.job(holdout), self._machine
-        started = self._now()
+        if method.optimizer is not None:
+            job = replace(job, optimizer=method.optimizer)
+        begun, started = self._clock(), self._now()
         student = machine.widened(job.make_student(seed)).to(machine.device)
         made = self._now()
         setup = set_up(
@@ -135,13 +152,17 @@ class Trainer:
         trained = self._now()
         value = self._score(setup, teaching)
         tail = losses[-max(1, round(_TAIL * steps)) :]
+        around, wall = made - started + self._now() - trained, self._clock() - begun
+        if then is not None:
+            then(setup, teaching)
         return Trained(
             Score(_finite(value), _finite(-float(torch.stack(tail).mean()))),
             steps,
             setup=ready - made,
             seconds=trained - made,
-            around=made - started + self._now() - trained,
+            around=around,
             step_seconds=tuple(b - a for a, b in zip(marks, marks[1:], strict=False)),
+            wall=wall,
         )
 
     def _score(self, setup: Setup, teaching: Teaching) -> float:
@@ -181,11 +202,11 @@ class Trainer:
         # A GPU works on after a call has returned: without waiting, another step would pay for it.
         if self._machine.device.type == "cuda":
             torch.cuda.synchronize(self._machine.device)
-        return self._clock()
+        return self._meter()
 
     def _check(self) -> float:
         now = self._now()
-        if now > self._deadline:
+        if self._clock() > self._deadline:
             raise OutOfTime
         return now
 

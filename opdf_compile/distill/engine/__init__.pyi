@@ -1,6 +1,8 @@
 from .batches import Batches as Batches
 from .batches import spans as spans
 from .evaluation import Evaluation as Evaluation
+from .exported import arrays_of as arrays_of
+from .exported import exported_forward as exported_forward
 from .fitting import Say as Say
 from .fitting import fit as fit
 from .fitting import take_all as take_all

@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from opdf_compile.artefacts import STUDENT, changed_files, is_bundle
-from opdf_compile.distill.engine import Batches, Evaluation, Setup
-from opdf_compile.distill.recipe import Batch, Job, placed
+from opdf_compile.distill.engine import Batches, Evaluation, Setup, exported_forward
+from opdf_compile.distill.recipe import Job, placed
 from opdf_compile.distill.run.events import Stage, Watch
 from opdf_compile.distill.run.folder import RunFolder
 from opdf_compile.errors import UserError
 from opdf_compile.io import export_onnx, require_opset, write_student
-from opdf_compile.parity import ArraySession, ParityReport, resolve_device, verify
+from opdf_compile.parity import ParityReport, verify
 
 _LOG = logging.getLogger("opdf_compile")
 LATENCY_PLOT = "latency.png"
@@ -164,24 +163,4 @@ def _exported(job: Job, batches: Batches, student: nn.Module, bundle: Path) -> A
         return None
     if job.recipe.export.dtype not in (None, "fp32"):
         return None  # Its inputs have another dtype than the data.
-    runner = ArraySession(bundle / STUDENT, resolve_device("cpu"))
-    with torch.no_grad():
-        names = list(job.forward(student, batches.moved(job.example)))
-
-    def forward(batch: Batch) -> dict[str, Tensor]:
-        columns = [batch[name] for name in job.data.inputs]
-        own = runner.input_names if len(columns) == 1 else job.data.inputs
-        arrays = {name: _plain(job, name, c) for name, c in zip(own, columns, strict=True)}
-        found = runner(arrays)
-        device = columns[0].device
-        values = [torch.from_numpy(found[name]).to(device) for name in runner.output_names]
-        keys = runner.output_names if set(names) == set(runner.output_names) else names
-        return dict(zip(keys, values, strict=True))
-
-    return forward
-
-
-def _plain(job: Job, name: str, column: Tensor) -> Any:
-    """A column as the export takes it: a run in float64 exports the model as it is made."""
-    like = job.example.get(name, job.example[job.data.inputs[0]])
-    return column.to("cpu", like.dtype).numpy()
+    return exported_forward(job, batches, student, bundle / STUDENT)

@@ -9,6 +9,8 @@ import pytest
 from scipy import stats
 
 from opdf_compile.distill.advise.significance import (
+    Duel,
+    holm,
     paired,
     seeds_needed,
     sign_flip,
@@ -66,3 +68,26 @@ def test_sign_test_agrees_with_scipy() -> None:
     for wins, losses in ((5, 0), (9, 1), (4, 6), (3, 3)):
         expected = stats.binomtest(wins, wins + losses).pvalue
         assert sign_test(wins, losses) == pytest.approx(expected)
+
+
+def test_holm_by_hand() -> None:
+    """In order .01 .02 .03 .9: 4 x .01, 3 x .02, 2 x .03, .9, each no less than the one before."""
+    assert holm([0.03, 0.9, 0.01, 0.02]) == pytest.approx([0.06, 0.9, 0.04, 0.06])
+    assert holm([0.5, 0.6]) == [1.0, 1.0]
+    assert holm([0.02]) == [0.02]
+    assert holm([]) == []
+
+
+def test_a_duel_is_the_paired_test_turned_so_that_more_is_better() -> None:
+    ours, theirs = (1.0, 1.2, 1.5, None), (1.1, 1.31, 1.6, 2.0)
+    up, down = (Duel(ours[:3], theirs[:3], way) for way in (True, False))
+    assert up.comparison is not None and up.p == pytest.approx(
+        stats.ttest_rel(ours[:3], theirs[:3]).pvalue
+    )
+    assert (up.direction, down.direction) == (-1, 1)
+    assert (up.wins, down.wins) == ((0, 3), (3, 0))
+    assert down.shown() == 1 and down.shown(0.06) == 0
+    # The run that diverged has lost: four losses of four.
+    lost = Duel(ours, theirs, True)
+    assert (lost.wins, lost.direction, lost.shown()) == ((0, 4), -1, 0)
+    assert lost.p == pytest.approx(stats.binomtest(0, 4).pvalue)

@@ -1,0 +1,115 @@
+"""Static int8: what is written, how far off it may be, and what is refused."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx.numpy_helper import to_array
+from torch import nn
+
+from opdf_compile.errors import ExportError, InputError
+from opdf_compile.io import build_export, quantise
+from opdf_compile.parity import ArraySession, resolve_device
+
+
+class Network(nn.Module):
+    """A convolution with a batch norm, whose channels differ in size by far, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 3)
+        with torch.no_grad():
+            self.conv.weight.mul_(torch.tensor([1.0, 0.1, 10.0, 0.01])[:, None, None, None])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+        return found
+
+
+@pytest.fixture(scope="module")
+def inputs() -> torch.Tensor:
+    return torch.randn(64, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def written(
+    inputs: torch.Tensor, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[nn.Module, Path]:
+    torch.manual_seed(0)
+    network = Network().train()
+    network(inputs)  # Statistics of a batch.
+    file = tmp_path_factory.mktemp("int8") / "a.onnx"
+    quantise(build_export(network.eval(), (inputs[:2],)).model, feeds(inputs), file)
+    return network, file
+
+
+def feeds(inputs: torch.Tensor) -> Iterator[dict[str, Any]]:
+    for some in inputs.split(16):
+        yield {"x": some.numpy()}
+
+
+def test_weights_are_int8_by_output_channel(written: tuple[nn.Module, Path]) -> None:
+    network, file = written
+    graph = onnx.load(file).graph
+    ops = [node.op_type for node in graph.node]
+    assert {"QuantizeLinear", "DequantizeLinear", "Conv"} <= set(ops)
+    assert "BatchNormalization" not in ops
+    stored = {i.name: to_array(i) for i in graph.initializer}
+    (kernel,) = (a for a in stored.values() if a.dtype == np.int8 and a.shape == (4, 2, 3, 3))
+    # Symmetric: in every channel the largest entry is 127, however small the channel is.
+    assert (abs(kernel.astype(int)).max(axis=(1, 2, 3)) == 127).all()
+    assert network.conv.weight.abs().amax((1, 2, 3)).max() > 100 * (
+        network.conv.weight.abs().amax((1, 2, 3)).min()
+    )
+
+
+def test_outputs_are_off_by_steps_of_int8(
+    written: tuple[nn.Module, Path], inputs: torch.Tensor
+) -> None:
+    """A tensor of range r has steps of r / 255; four roundings on the way, and their weights'."""
+    network, file = written
+    with torch.no_grad():
+        wanted = network(inputs).numpy()
+    (found,) = ArraySession(file, resolve_device("cpu"))({"x": inputs.numpy()}).values()
+    spread = wanted.max() - wanted.min()
+    error = abs(found - wanted).max()
+    assert 0 < error < 8 * spread / 255
+
+
+def test_ranges_of_other_inputs_are_seen_in_the_error(
+    written: tuple[nn.Module, Path], inputs: torch.Tensor, tmp_path: Path
+) -> None:
+    """The measure can fail: calibrated on inputs a tenth as large, values are cut off."""
+    network, _ = written
+    file = tmp_path / "b.onnx"
+    quantise(build_export(network, (inputs[:2],)).model, feeds(0.1 * inputs), file)
+    with torch.no_grad():
+        wanted = network(inputs).numpy()
+    (found,) = ArraySession(file, resolve_device("cpu"))({"x": inputs.numpy()}).values()
+    assert abs(found - wanted).max() > 16 * (wanted.max() - wanted.min()) / 255
+
+
+def test_a_missing_runtime_is_named_with_its_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+
+    def without(name: str, *rest: Any) -> Any:
+        return None if name == "onnxruntime" else find(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", without)
+    with pytest.raises(InputError, match=r"onnxruntime, which is not installed; install it with"):
+        quantise(onnx.ModelProto(), [], tmp_path / "a.onnx")
+
+
+def test_what_cannot_be_quantised_is_said_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="cannot quantise the model to int8"):
+        quantise(onnx.ModelProto(), [], tmp_path / "a.onnx")
+    assert list(tmp_path.iterdir()) == []
