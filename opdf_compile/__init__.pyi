@@ -17,6 +17,7 @@ from .io import load_checkpoint as load_checkpoint
 from .io import load_onnx as load_onnx
 from .io import save_checkpoint as save_checkpoint
 from .io import write_check_data as write_check_data
+from .parametrizations import list_parametrizations as list_parametrizations
 from .parametrizations import register as register
 from .parity import ParityReport as ParityReport
 from .parity import verify as verify

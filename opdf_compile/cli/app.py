@@ -29,6 +29,7 @@ from opdf_compile.cli import (
     export,
     fold,
     inspect,
+    parametrizations,
     plan,
     verify,
 )
@@ -79,6 +80,7 @@ def _options(
 
 for _module in (
     inspect,
+    parametrizations,
     plan,
     expand,
     fold,

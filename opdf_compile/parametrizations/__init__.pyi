@@ -13,6 +13,7 @@ from .branches.steps import Branch as Branch
 from .branches.steps import Conv as Conv
 from .branches.steps import Norm as Norm
 from .branches.steps import branch_of as branch_of
+from .listing import list_parametrizations as list_parametrizations
 from .matrix_spec import MatrixSpec as MatrixSpec
 from .matrix_spec import WeightForm as WeightForm
 from .metric import MetricParametrization as MetricParametrization

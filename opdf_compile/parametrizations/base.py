@@ -57,6 +57,9 @@ class Parametrization(ABC, Generic[S]):
 
     Attributes:
         name: The name by which plans refer to it.
+        summary: What the weight becomes, in a few words; see `listing`.
+        adds: The parameters that it adds, in symbols or words.
+        source: The paper.
         spec_type: The class of its specs.
         multilinear: Whether it is linear in each of its tensors, so that decay of the weight can
             be carried by them (see `training.optimizer.decay`).
@@ -70,6 +73,9 @@ class Parametrization(ABC, Generic[S]):
     """
 
     name: str
+    summary: ClassVar[str] = ""
+    adds: ClassVar[str] = ""
+    source: ClassVar[str] = ""
     spec_type: type[S]
     multilinear: bool = False
     usual_cores: int = 3

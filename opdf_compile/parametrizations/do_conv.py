@@ -53,6 +53,9 @@ class DoConv(Parametrization[DoConvSpec]):
     """W = W' + D W', two tensors: the kernel, and a matrix for each of its input channels."""
 
     name = "do_conv"
+    summary = "sum_s (D_i + I)[m, s] W'[o, i, s], kernels only"
+    adds = "M^2 per input channel, M the kernel's elements"
+    source = "DO-Conv, arXiv 2006.12030"
     spec_type = DoConvSpec
     usual_cores = 2
 

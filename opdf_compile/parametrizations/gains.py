@@ -75,6 +75,9 @@ class Gains(Parametrization[GainsSpec]):
     """
 
     name = "gains"
+    summary = "r_i V_ij c_j, a gain per row and column"
+    adds = "rows + cols"
+    source = "learnable multipliers, arXiv 2601.04890"
     spec_type = GainsSpec
     options = MappingProxyType(
         {

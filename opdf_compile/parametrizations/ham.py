@@ -59,6 +59,9 @@ class Ham(MetricParametrization[HamSpec]):
     """Every entry times a power after the step."""
 
     name = "ham"
+    summary = "W itself; each entry times a power after the step"
+    adds = "nothing"
+    source = "HAM, arXiv 2506.02630"
     spec_type = HamSpec
     reads_rate = True
     options = MappingProxyType(

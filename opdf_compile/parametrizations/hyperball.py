@@ -42,6 +42,9 @@ class Hyperball(MetricParametrization[MatrixSpec]):
     """The norm held, and the length of a step; what is kept is R."""
 
     name = "hyperball"
+    summary = "W itself, its norm held, the step of length lr times it"
+    adds = "nothing"
+    source = "Hyperball, arXiv 2606.16899"
     spec_type = MatrixSpec
     reads_rate = True
     decays = False

@@ -43,6 +43,9 @@ class Md(Parametrization[MatrixSpec]):
     """W = diag(g_r) V diag(g_c), |V| held; the tensors are t_r, t_c, V and n, in this order."""
 
     name = "md"
+    summary = "g_i V_ij h_j, gains softplus(s), the norm of V held"
+    adds = "rows + cols + 1"
+    source = "magnitude and direction, arXiv 2606.25971"
     spec_type = MatrixSpec
     usual_cores = 4
     retracts = True

@@ -50,6 +50,9 @@ class Mpo(Parametrization[MpoSpec]):
     """The MPO."""
 
     name: str = "mpo"
+    summary: ClassVar[str] = "chain of n cores over modes"
+    adds: ClassVar[str] = "(n - 1) D^2"
+    source: ClassVar[str] = "OPDF, arXiv 2411.06448"
     spec_type: type[MpoSpec] = MpoSpec
     multilinear: bool = True
     options: ClassVar[Mapping[str, Option]] = MappingProxyType(

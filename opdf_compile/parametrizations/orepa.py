@@ -111,6 +111,12 @@ class Orepa(Parametrization[OrepaSpec]):
     """
 
     name = "orepa"
+    summary = "six branches with a gain per output, kernels only"
+    adds = (
+        "another kernel (two in more than 4 groups), 6 per output, 11 per pair of "
+        "channels, 8 M + T per input channel"
+    )
+    source = "OREPA, arXiv 2204.00826"
     spec_type = OrepaSpec
     usual_cores = 7
     options = MappingProxyType(

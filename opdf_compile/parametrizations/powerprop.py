@@ -62,6 +62,9 @@ class Powerprop(Parametrization[PowerSpec]):
     """w = t |t|^(a-1), one tensor."""
 
     name = "powerprop"
+    summary = "t abs(t)^(a-1), entry by entry"
+    adds = "nothing"
+    source = "Powerpropagation, arXiv 2110.00296"
     spec_type = PowerSpec
     usual_cores = 1
     options = MappingProxyType(

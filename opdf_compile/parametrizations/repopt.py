@@ -92,6 +92,9 @@ class RepOpt(MetricParametrization[RepOptSpec]):
     """A gradient, or a move, times constants."""
 
     name = "repopt"
+    summary = "W itself; a gradient times constants, kernels only"
+    adds = "nothing"
+    source = "RepOptimizer, arXiv 2205.15242"
     spec_type = RepOptSpec
     asks_scaling = True
     copies = True

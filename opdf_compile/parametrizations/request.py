@@ -50,6 +50,12 @@ class Option:
             return f"one of {', '.join(self.kind)}"
         return _WANTED[self.kind]
 
+    def written(self, key: str) -> str:
+        """How it is given: ``expansion=4``, ``rank=..`` where its default follows from a weight."""
+        if isinstance(self.kind, tuple):
+            return f"{key}={'|'.join(self.kind)}"
+        return f"{key}={'..' if self.default is None else _written(self.default)}"
+
     def accepts(self, value: Value) -> bool:
         """Whether it may be this value; a whole number is a number, true is none."""
         if isinstance(self.kind, tuple):

@@ -91,6 +91,9 @@ class Shared(Parametrization[SharedSpec]):
     """W_b = A_b C B_b, three tensors: all A_b, C, all B_b."""
 
     name = "shared"
+    summary = "blocks of rows A_b C B_b, one C for all"
+    adds = "B (ac + bd) D + D^2 less the weight"
+    source = "arXiv 2303.16753"
     spec_type = SharedSpec
     multilinear = True
     options = MappingProxyType(

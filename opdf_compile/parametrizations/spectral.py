@@ -87,6 +87,9 @@ class Spectral(ResidualChain[SpectralSpec]):
     """W = R + F_1 .. F_L, 1 + L matrices; L without a residual."""
 
     name = "spectral"
+    summary = "R + F_1 F_2 .. F_L, inner size r"
+    adds = "r (rows + cols) + (L - 2) r^2"
+    source = "arXiv 2311.05061"
     spec_type = SpectralSpec
     usual_cores = 1 + USUAL_DEPTH
     options = MappingProxyType(

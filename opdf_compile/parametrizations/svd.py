@@ -50,6 +50,9 @@ class Svd(Parametrization[SvdSpec]):
     """W = A B; the factors are cores (1, rows, 1, r) and (r, 1, cols, 1)."""
 
     name = "svd"
+    summary = "A B, of the plain matrix"
+    adds = "min(rows, cols)^2"
+    source = "OPDF, arXiv 2411.06448"
     spec_type = SvdSpec
     multilinear = True
     usual_cores = 2

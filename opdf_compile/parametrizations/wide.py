@@ -86,6 +86,9 @@ class Wide(Parametrization[WideSpec]):
     """W = A B, with factors (rows, h) and (h, cols)."""
 
     name = "wide"
+    summary = "A B, inner size h = r max(rows, cols)"
+    adds = "h (rows + cols) less the weight"
+    source = "ExpandNets, arXiv 1811.10495"
     spec_type = WideSpec
     multilinear = True
     usual_cores = 2

@@ -51,6 +51,7 @@ def test_plan_writes_and_prints_the_plan(run: Run, tmp_path: Path, capsys: Captu
         ("fold expanded.pt2 -o {tmp}/f.pt2", "opdf-fold/1"),
         pytest.param("export folded.pt2 -o {tmp}/s.onnx", "opdf-export/1", marks=SLOW),
         ("verify bundle --only structure,numerics", "opdf-report/1"),
+        ("parametrizations", "opdf-parametrizations/1"),
         ("doctor", "opdf-doctor/1"),
     ],
 )

@@ -35,12 +35,14 @@ class BranchForm(ABC):
     Attributes:
         name: The name by which plans refer to it.
         summary: What stands beside the convolution, in a few words.
+        adds: The parameters that it adds: I channels to O in g groups, M elements of the kernel.
         source: Of the idea.
         options: What may be asked for in brackets beside `COMMON_OPTIONS`; `wanted` gets them.
     """
 
     name: ClassVar[str]
     summary: ClassVar[str]
+    adds: ClassVar[str]
     source: ClassVar[str]
     options: ClassVar[Mapping[str, Option]] = MappingProxyType({})
 
@@ -88,6 +90,7 @@ class RepVgg(BranchForm):
 
     name = "repvgg"
     summary = "1x1 and identity beside k x k"
+    adds = "O I / g + 4 O"
     source = "RepVGG, arXiv 2101.03697"
 
     def wanted(self, form: SiteForm, **options: Any) -> tuple[str, ...]:
@@ -100,6 +103,7 @@ class AcNet(BranchForm):
 
     name = "acnet"
     summary = "1xk and kx1 beside k x k"
+    adds = "2 k O I / g + 4 O, of a k x k kernel"
     source = "ACNet, arXiv 1908.03930"
 
     def wanted(self, form: SiteForm, **options: Any) -> tuple[str, ...]:
@@ -112,6 +116,7 @@ class MobileOne(BranchForm):
 
     name = "mobileone"
     summary = "copies of k x k, 1x1 and identity"
+    adds = "((n - 1) M + 1) O I / g + 2 (n + 1) O, of n copies"
     source = "MobileOne, arXiv 2206.04040"
     options = MappingProxyType(
         {"copies": Option(int, USUAL_COPIES, "convolutions of the site's size, its own included")}
@@ -132,6 +137,7 @@ class Dbb(BranchForm):
 
     name = "dbb"
     summary = "1x1, 1x1-kxk and 1x1-mean beside k x k"
+    adds = "(M + 2) O I / g + I^2 / g + 8 O + 2 I"
     source = "Diverse Branch Block, arXiv 2103.13425"
 
     def wanted(self, form: SiteForm, **options: Any) -> tuple[str, ...]:
@@ -158,6 +164,7 @@ class Dilated(BranchForm):
 
     name = "dilated"
     summary = "smaller dilated kernels beside a large depthwise one"
+    adds = "the kernels, and 2 O for each"
     source = "UniRepLKNet, arXiv 2311.15599"
 
     def wanted(self, form: SiteForm, **options: Any) -> tuple[str, ...]:
