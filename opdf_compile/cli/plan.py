@@ -47,8 +47,8 @@ def command(
         str,
         typer.Option(
             metavar="NAME",
-            help="mpo, or another of the registry: do_conv, gains, ham, hyperball, md, orepa, "
-            "powerprop, repopt, shared, spectral, svd, wide. Options stand in brackets: "
+            help="mpo, or another of the registry: delta, do_conv, gains, ham, hyperball, md, "
+            "orepa, powerprop, repopt, shared, spectral, svd, wide. Options stand in brackets: "
             "'wide(expansion=8)'. For the weights that no --rule names.",
         ),
     ] = "mpo",

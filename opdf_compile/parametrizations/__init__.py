@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import lazy_loader
 
+from opdf_compile.parametrizations import delta as delta
 from opdf_compile.parametrizations import do_conv as do_conv
 from opdf_compile.parametrizations import gains as gains
 from opdf_compile.parametrizations import ham as ham

@@ -70,6 +70,7 @@ class Parametrization(ABC, Generic[S]):
         retracts: Whether `retract` does something.
         metric: Whether it holds no cores, and the wrapped optimizer steps the weight itself; see
             `metric.MetricParametrization`.
+        seeds: Whether `seeded` does something.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Parametrization(ABC, Generic[S]):
     options: ClassVar[Mapping[str, Option]] = MappingProxyType({})
     retracts: bool = False
     metric: bool = False
+    seeds: bool = False
 
     @abstractmethod
     def decompose(
@@ -97,6 +99,27 @@ class Parametrization(ABC, Generic[S]):
         Raises:
             InputError: The weight does not fit the spec, or holds NaN or infinity.
         """
+
+    def seeded(
+        self,
+        weight: Tensor,
+        gradient: Tensor,
+        spec: S,
+        *,
+        device: torch.device | str | None = None,
+    ) -> tuple[Tensor, ...]:
+        """The tensors of a weight that start along its gradient; without loss, as `decompose`.
+
+        Args:
+            weight: Tensor of shape `spec.shape`.
+            gradient: Of a loss with respect to it, in any scale.
+            spec: The choice made for it.
+            device: As in `decompose`.
+
+        Raises:
+            InputError: The weight or the gradient holds NaN or infinity.
+        """
+        return self.decompose(weight, spec, device=device)
 
     @abstractmethod
     def compose(self, tensors: Sequence[Tensor], spec: S) -> Tensor:

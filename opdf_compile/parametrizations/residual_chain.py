@@ -11,29 +11,28 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from opdf_compile.errors import PlanError
+from opdf_compile.errors import FoldError, PlanError
 from opdf_compile.parametrizations.base import Parametrization, ScalingTerm, TensorShapes
-from opdf_compile.parametrizations.matrix_spec import MatrixSpec
+from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm
 from opdf_compile.tensor import MAX_CORES, Cost, compose, contraction_order
 
 USUAL_DEPTH = 3
-# What R may be: stepped like the chain, kept as it is, or not there.
-RESIDUALS = ("trained", "frozen", "none")
+# So many steps from rank 1 to the full rank.
+_FILL = 23
 
 
 @dataclass(frozen=True)
 class ChainSpec(MatrixSpec):
-    """A chain, and the part beside it.
+    """A chain; a child says what is beside it.
 
     Attributes:
         rank: r, at most the smaller size of the matrix.
         depth: L, the number of factors, 2 or more.
-        residual: "trained", "frozen" or "none".
 
     Raises:
         PlanError: A number is out of its range.
@@ -41,9 +40,6 @@ class ChainSpec(MatrixSpec):
 
     rank: int = 1
     depth: int = USUAL_DEPTH
-    residual: str = "trained"
-
-    _later: ClassVar[tuple[str, ...]] = (*MatrixSpec._later, "residual")
 
     def __post_init__(self) -> None:
         """Refuse what is no chain."""
@@ -59,7 +55,12 @@ class ChainSpec(MatrixSpec):
     @property
     def beside(self) -> int:
         """Number of tensors beside the chain: 1 or 0."""
-        return int(self.residual != "none")
+        return 1
+
+    @property
+    def still(self) -> bool:
+        """Whether R is kept as it is."""
+        return False
 
     @property
     def bonds(self) -> tuple[int, ...]:
@@ -93,11 +94,11 @@ class ResidualChain(Parametrization[C]):
 
     def untrained(self, spec: C) -> tuple[int, ...]:
         """R, where it is to stay as it is."""
-        return (0,) if spec.residual == "frozen" else ()
+        return (0,) if spec.still else ()
 
     def terms(self, spec: C) -> tuple[ScalingTerm, ...] | None:
         """R by itself, the factors evenly; nothing scales a weight of which a part is frozen."""
-        if spec.residual == "frozen":
+        if spec.still:
             return None
         factors = range(spec.beside, spec.beside + spec.depth)
         return (*({0: 1.0},) * spec.beside, dict.fromkeys(factors, 1 / spec.depth))
@@ -106,7 +107,7 @@ class ResidualChain(Parametrization[C]):
         """Exact cost of composing the weight once; adding R is one FLOP per entry."""
         order = contraction_order(spec.bonds, spec.products)
         entries = math.prod(spec.shape)
-        frozen = entries if spec.residual == "frozen" else 0
+        frozen = entries if spec.still else 0
         parameters = sum(math.prod(shape) for shape in self.shapes(spec)) - frozen
         return Cost(
             parameters=parameters,
@@ -116,6 +117,30 @@ class ResidualChain(Parametrization[C]):
             largest_intermediate=max(entries, *(step.result for step in order)),
             untrained=frozen,
         )
+
+
+def usual_ranks(form: WeightForm, usual: int) -> list[int]:
+    """Ranks from 1 to the full one at about equal ratios, and the usual one among them."""
+    full = min(form.stored)
+    return sorted({round(full ** (k / _FILL)) for k in range(1 + _FILL)} | {usual})
+
+
+def rank_and_depth(shapes: TensorShapes, form: WeightForm) -> tuple[int, int] | None:
+    """Of a chain beside a matrix of the weight's size; None of matrices that are none.
+
+    Raises:
+        FoldError: They are no matrices, or all of one square size, which a longer chain has too.
+    """
+    if len(shapes) < 3 or any(len(shape) != 2 for shape in shapes):
+        raise FoldError(f"3 matrices or more are wanted, found {list(shapes)}")
+    if set(shapes) == {form.stored}:
+        raise FoldError(
+            f"{len(shapes)} matrices of {' x '.join(map(str, form.stored))} may be a residual and "
+            "a chain of the full rank, or a longer chain without a residual; fold the file that "
+            "opdf-compile expand wrote, which has the plan"
+        )
+    beside = shapes[0] == form.stored and shapes[1][0] == form.stored[0]
+    return (shapes[1][1], len(shapes) - 1) if beside else None
 
 
 def product(chain: Sequence[Tensor], spec: ChainSpec) -> Tensor:

@@ -25,23 +25,24 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from opdf_compile.errors import FoldError, InputError, PlanError
+from opdf_compile.errors import InputError, PlanError
 from opdf_compile.parametrizations import matrix_spec
 from opdf_compile.parametrizations.base import TensorShapes
 from opdf_compile.parametrizations.matrix_spec import WeightForm
 from opdf_compile.parametrizations.registry import register
 from opdf_compile.parametrizations.request import Option
 from opdf_compile.parametrizations.residual_chain import (
-    RESIDUALS,
     USUAL_DEPTH,
     ChainSpec,
     ResidualChain,
     completed,
+    rank_and_depth,
+    usual_ranks,
 )
 from opdf_compile.tensor import MAX_CORES, balanced_factors
 
@@ -49,8 +50,7 @@ from opdf_compile.tensor import MAX_CORES, balanced_factors
 USUAL_OUTER_RATE = 5.0
 # The usual rank is the smaller size over this.
 _THIN = 4
-# So many steps from rank 1 to the full rank.
-_FILL = 23
+RESIDUALS = ("trained", "frozen", "none")
 # What a chain alone may lose of a weight's norm.
 _LOST = 1e-6
 
@@ -60,13 +60,17 @@ class SpectralSpec(ChainSpec):
     """A residual and a chain.
 
     Attributes:
+        residual: "trained", "frozen" or "none".
         outer_rate: Learning rate of the first and the last factor over that of all others.
 
     Raises:
         PlanError: The rate is no positive number, or the residual is none of the three.
     """
 
+    residual: str = "trained"
     outer_rate: float = USUAL_OUTER_RATE
+
+    _later: ClassVar[tuple[str, ...]] = (*ChainSpec._later, "residual")
 
     def __post_init__(self) -> None:
         """Refuse what is no rate and no residual."""
@@ -81,6 +85,16 @@ class SpectralSpec(ChainSpec):
                 "two factors without a residual are the parametrization svd, wanted 3 or more; "
                 "take svd"
             )
+
+    @property
+    def beside(self) -> int:
+        """Whether there is a residual."""
+        return int(self.residual != "none")
+
+    @property
+    def still(self) -> bool:
+        """Whether the residual is kept as it is."""
+        return self.residual == "frozen"
 
 
 class Spectral(ResidualChain[SpectralSpec]):
@@ -163,9 +177,8 @@ class Spectral(ResidualChain[SpectralSpec]):
         """
         if "rank" in options or options.get("residual") == "none":
             return super().candidates(form, **options)
-        full = min(form.stored)
-        ranks = {round(full ** (k / _FILL)) for k in range(1 + _FILL)} | {max(1, full // _THIN)}
-        return tuple(SpectralSpec.of(form, rank=rank, **options) for rank in sorted(ranks))
+        ranks = usual_ranks(form, max(1, min(form.stored) // _THIN))
+        return tuple(SpectralSpec.of(form, rank=rank, **options) for rank in ranks)
 
     def spec_of(self, shapes: TensorShapes, form: WeightForm) -> SpectralSpec:
         """Rank and depth of a residual and a chain, or of a chain, with the usual rates.
@@ -175,16 +188,9 @@ class Spectral(ResidualChain[SpectralSpec]):
         Raises:
             FoldError: They are no such matrices, or all of one square size, which both have.
         """
-        if len(shapes) < 3 or any(len(shape) != 2 for shape in shapes):
-            raise FoldError(f"a residual and 2 matrices or more are wanted, found {list(shapes)}")
-        if set(shapes) == {form.stored}:
-            raise FoldError(
-                f"{len(shapes)} matrices of {' x '.join(map(str, form.stored))} may be a residual "
-                "and a chain of the full rank, or a longer chain without a residual; fold the file "
-                "that opdf-compile expand wrote, which has the plan"
-            )
-        if shapes[0] == form.stored and shapes[1][0] == form.stored[0]:
-            return SpectralSpec.of(form, rank=shapes[1][1], depth=len(shapes) - 1)
+        found = rank_and_depth(shapes, form)
+        if found is not None:
+            return SpectralSpec.of(form, rank=found[0], depth=found[1])
         return SpectralSpec.of(form, rank=shapes[0][1], depth=len(shapes), residual="none")
 
 

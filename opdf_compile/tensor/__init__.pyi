@@ -15,6 +15,7 @@ from .decomposition import balanced_factors as balanced_factors
 from .decomposition import core_dtype as core_dtype
 from .decomposition import decompose as decompose
 from .decomposition import require_values as require_values
+from .decomposition import singular_frames as singular_frames
 from .gauge import aligned as aligned
 from .gauge import distance as distance
 from .modes import MAX_CORES as MAX_CORES

@@ -174,6 +174,20 @@ def balanced_factors(
     return left, right
 
 
+def singular_frames(
+    matrix: Float[Tensor, "left right"], rank: int
+) -> tuple[Float[Tensor, "left rank"], Float[Tensor, "rank right"]]:
+    """U_r and V_r^T of the leading singular values, orthonormal, with signs fixed; also of zeros.
+
+    Args:
+        matrix: In float64.
+        rank: r, at most the smaller of its sizes.
+    """
+    left, _values, right = _singular_triplets(_scale(matrix)[0])
+    left, right = _fix_signs(left, right)
+    return left[:, :rank], right[:rank]
+
+
 def _scale(matrix: Float[Tensor, "left right"]) -> tuple[Float[Tensor, "left right"], float]:
     """(M / r^2, r) with r a power of two and the largest entry near 1, so that no square overflows.
 

@@ -84,8 +84,8 @@ def test_an_unknown_name_is_told_first(
     assert run(f"plan no_such_file.py:build -o {tmp_path}/p.json --parametrization tucker") == 2
     error = capsys.readouterr().err
     known = (
-        "do_conv, gains, ham, hyperball, md, mpo, orepa, powerprop, repopt, shared, spectral, svd, "
-        "wide"
+        "delta, do_conv, gains, ham, hyperball, md, mpo, orepa, powerprop, repopt, shared, "
+        "spectral, svd, wide"
     )
     assert f"'tucker' is not known; use one of: {known}" in error
     assert not list(tmp_path.iterdir())

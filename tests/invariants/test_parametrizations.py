@@ -22,7 +22,10 @@ from opdf_compile.io.saved.expanded_file import fold_file, save_expanded
 from opdf_compile.parametrizations import registry
 
 # Those whose decay of W is refused, because a part of it is not trained.
-FROZEN = ("spectral(residual=frozen)",)
+FROZEN = (
+    "delta(base=frozen)",
+    "spectral(residual=frozen)",
+)
 # Those without cores have no inline form, and tests of their own in tests/training/metric.
 CORED = (n for n in registry.registered_names() if not registry.registered(n).metric)
 NAMES = (*CORED, "orepa(start=paper)", "spectral(residual=none)", *FROZEN)

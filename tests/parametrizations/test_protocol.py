@@ -21,7 +21,19 @@ from opdf_compile.parametrizations import registry
 from opdf_compile.parametrizations.matrix_spec import WeightForm
 from opdf_compile.parametrizations.registry import registered
 
-NAMES = ("do_conv", "gains", "md", "mpo", "orepa", "powerprop", "shared", "spectral", "svd", "wide")
+NAMES = (
+    "delta",
+    "do_conv",
+    "gains",
+    "md",
+    "mpo",
+    "orepa",
+    "powerprop",
+    "shared",
+    "spectral",
+    "svd",
+    "wide",
+)
 
 # Weight shape, transposed, kernel, row_axes: the cases that modules bring.
 WEIGHTS: dict[str, tuple[tuple[int, ...], bool, int, int]] = {
@@ -39,7 +51,7 @@ WEIGHTS: dict[str, tuple[tuple[int, ...], bool, int, int]] = {
 KERNEL = ((48, 5, 3, 2), False, 6, 1)
 KERNELS_ONLY = ("do_conv", "orepa")
 # FLOPs per entry of the weight that are in no matrix product.
-SUMS = {"spectral": 1, "do_conv": 1, "orepa": 7}
+SUMS = {"delta": 1, "spectral": 1, "do_conv": 1, "orepa": 7}
 named = pytest.mark.parametrize("name", NAMES)
 
 
@@ -110,8 +122,9 @@ def test_there_and_back(name: str, form: tuple[Any, ...]) -> None:
     assert (composed.shape, composed.dtype) == (weight.shape, weight.dtype)
     assert composed.is_contiguous()
     assert error_of(name, weight, spec) <= 1e-6
-    # The last tensor of those that take kernels starts without an effect, and no weight reads md's.
-    place = 0 if name in KERNELS_ONLY else 2 if name == "md" else len(tensors) - 1
+    # The last tensor of some starts without an effect, or with a small one; no weight reads md's.
+    places = {"md": 2, "delta": 0, **dict.fromkeys(KERNELS_ONLY, 0)}
+    place = places.get(name, len(tensors) - 1)
     wrong = registered(name).compose(
         [t * 1.01 if k == place else t for k, t in enumerate(tensors)], spec
     )
@@ -369,6 +382,10 @@ def changed(name: str, **values: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "values", "sentence"),
     [
+        ("delta", {"rank": 31}, "rank is 31, wanted 1 to 30"),
+        ("delta", {"base": "none"}, "base is 'none', wanted one of trained, frozen"),
+        ("delta", {"size": 0}, "size is 0, wanted a number above 0 and at most 1"),
+        ("delta", {"size": True}, "size is True"),
         ("do_conv", {"groups": 5}, "groups is 5, wanted a divisor of the first axis of a weight"),
         ("do_conv", {"groups": True}, "groups is True"),
         (
@@ -406,6 +423,7 @@ def test_choices_that_do_not_fit(name: str, values: dict[str, Any], sentence: st
 @pytest.mark.parametrize(
     ("name", "cores"),
     [
+        ("delta", 2),
         ("do_conv", 1),
         ("do_conv", 3),
         ("gains", 2),

@@ -39,5 +39,5 @@ def test_a_name_is_taken_once() -> None:
 
 
 def test_an_unknown_name_is_refused() -> None:
-    with pytest.raises(PlanError, match="'tucker' is not known; use one of: do_conv, gains, ham"):
+    with pytest.raises(PlanError, match="'tucker' is not known; use one of: delta, do_conv, gains"):
         registry.registered("tucker")

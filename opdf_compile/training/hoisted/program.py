@@ -11,6 +11,7 @@ The module keeps its class, its forward and its plain weights; nothing is regist
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import compress
 from typing import Any, Literal, NoReturn
 
@@ -25,6 +26,7 @@ from opdf_compile.training.hoisted.binding import Bound, is_sharded, reshard, wh
 from opdf_compile.training.hoisted.checksums import checksum, differing
 from opdf_compile.training.hoisted.direct import Direct, strays
 from opdf_compile.training.hoisted.ranks import ProgramRanks
+from opdf_compile.training.hoisted.remaking import remake, seed
 from opdf_compile.training.hoisted.unit import Unit
 
 FoldSource = Literal["cores", "weights"]
@@ -245,18 +247,10 @@ class WeightProgram:
         """
         changed = self.changed()
         self.ranks.require_same(self._bounds)
-        owned = self.owned()
         # A sharded weight is gathered by all ranks together, also by those without cores.
-        reading = ((self._bounds[key].entry, self._bounds[key].read()) for key in changed)
-        found = [(entry, value) for entry, value in reading if entry.key in owned]
-        made = self.ranks.together(lambda: [entry.decompose(value) for entry, value in found])
-        cores: dict[str, Tensor] = {}
-        for (entry, _value), parts in zip(found, made, strict=True):
-            cores.update(zip(entry.core_names, parts, strict=True))
-        for unit in self.units:
-            if not set(changed).isdisjoint(unit.keys):
-                unit.fill(cores)
-                unit.drop_grad(changed)
+        reading = ((bound.entry, bound.read()) for bound in map(self._bounds.__getitem__, changed))
+        making = ((entry, partial(entry.decompose, weight)) for entry, weight in reading)
+        remake(self.units, self.ranks, making)
         self._record()
         return changed + self._absorb_direct()
 
@@ -268,6 +262,22 @@ class WeightProgram:
                 zip(direct.kept, direct.entry.decompose(direct.bound.read()), strict=True)
             )
         return odd
+
+    def seed(self) -> tuple[str, ...]:
+        """Start along the gradients that the weights hold now, where a parametrization can (delta).
+
+        It belongs between the first backward and the first step, before `backward`. Weights and
+        their gradients stay as they are, and so do the cores of weights without a gradient.
+
+        Returns:
+            Names of the weights whose cores are others now; an optimizer's state of them is stale.
+
+        Raises:
+            WeightsChanged: Something else has changed the weights.
+            InputError: A gradient holds NaN or infinity; nothing is changed then.
+        """
+        self.require_unchanged()
+        return seed(self.units, self._bounds, self.ranks)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of the cores, of the matched weights and of everything else."""

@@ -72,7 +72,23 @@ class Followed(Optimizer):
             Names of the weights that had changed.
         """
         self._follow_parameters()
-        taken = self.program.absorb()
+        return self._made_anew(self.program.absorb)
+
+    def seed(self) -> tuple[str, ...]:
+        """Start along the first gradient, where a parametrization can (delta); see the program's.
+
+        Between the first backward and the first step: later it starts anew from the weights as they
+        are, and what the optimizer kept of their cores is dropped.
+
+        Returns:
+            Names of the weights that start anew.
+        """
+        self._follow_parameters()
+        return self._made_anew(self.program.seed)
+
+    def _made_anew(self, make: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
+        """Make cores anew, and drop what the optimizer kept of them; names of their weights."""
+        taken = make()
         changed = {entry.key for entry in self.program.entries}.intersection(taken)
         whole = bool(changed) and is_bound(self.inner, self.labels())
         with self._all_states():
