@@ -4,6 +4,7 @@ bert    2 layers of BERT-base (hidden 768, 12 heads, FFN 3072), random weights, 
 resnet  ResNet-18 of timm, random weights, batch 32 x 3 x 64 x 64
 llama   one LLaMA-shaped block: RMSNorm, grouped-query attention with rotary positions, SwiGLU;
         hidden 1024, FFN 2816, 16 heads, 4 of them for keys and values, batch 8 x 512
+mobilenet  MobileNetV3-small of timm, random weights, batch 16 x 3 x 64 x 64
 tiny    a network of two small layers, for the tests
 
 The loss is the mean squared distance to a fixed random target, as in distillation. A loss without
@@ -120,6 +121,16 @@ def _resnet() -> _Parts:
     return timm.create_model("resnet18"), (torch.randn(32, 3, 64, 64),), {}, 3
 
 
+def _mobilenet() -> _Parts:
+    from opdf_compile.io.torchvision_shim import prepare_torchvision
+
+    prepare_torchvision()
+    import timm
+
+    model = timm.create_model("mobilenetv3_small_100")
+    return model, (torch.randn(16, 3, 64, 64),), {}, 3
+
+
 def _llama() -> _Parts:
     return Block(1024, 2816, heads=16, kv_heads=4), (torch.randn(8, 512, 1024),), {}, 3
 
@@ -133,6 +144,7 @@ _BUILDERS: dict[str, Callable[[], _Parts]] = {
     "bert": _bert,
     "resnet": _resnet,
     "llama": _llama,
+    "mobilenet": _mobilenet,
     "tiny": _tiny,
 }
 NAMES = tuple(_BUILDERS)

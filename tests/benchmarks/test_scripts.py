@@ -12,7 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from bench.blocks import stack
 from bench.forms import FORMS
+
+import opdf_compile as opdf
 
 ROOT = Path(__file__).parents[2]
 SHARED = {"model", "form", "accumulation", "cores", "ratio", "ci_low", "ci_high", "floor"}
@@ -48,6 +51,40 @@ def report(script: str, schema: str, *words: str, path: Path) -> list[dict[str, 
     """Run a benchmark in this process and read its JSON."""
     importlib.import_module(script).main([*TINY, *words, "--json", str(path)])
     return require_rows(json.loads(path.read_text()), schema)
+
+
+def test_methods_step(tmp_path: Path):
+    path = tmp_path / "methods.json"
+    words = ("--methods", "gains,repvgg", "--rounds", "3")
+    rows = report("methods_step", "opdf-methods-step/1", *words, path=path)
+    assert [(row["form"], row["against"]) for row in rows] == [("gains", "plain")]
+    # A network of linear layers has no site, and the report says so.
+    assert "branches" in json.loads(path.read_text())["refused"]["tiny"]["repvgg"]
+
+
+@pytest.mark.slow
+def test_methods_step_of_blocks(tmp_path: Path):
+    words = ("--models", "blocks", "--rounds", "3")
+    rows = report("methods_step", "opdf-methods-step/1", *words, path=tmp_path / "methods.json")
+    assert {row["form"]: row["against"] for row in rows} == {
+        "repvgg, by hand": "plain",
+        "repvgg, modules": "repvgg, by hand",
+        "repvgg, inline": "repvgg, by hand",
+        "mobileone, by hand": "plain",
+        "mobileone, modules": "mobileone, by hand",
+        "mobileone, inline": "mobileone, by hand",
+    }
+
+
+def test_blocks_by_hand_have_the_layers_of_the_branches():
+    """So that they are compared with their like: parameters, and outputs of equal weights."""
+    torch.manual_seed(0)
+    plain = stack((4, 4, 8))
+    x = torch.randn(2, 3, 8, 8)
+    plan = opdf.plan(opdf.trace(plain, (x,)), parametrization="mobileone(copies=2)", min_size=1)
+    branched, by_hand = opdf.branch(plain, plan), stack((4, 4, 8), 2)
+    counts = [sum(p.numel() for p in model.parameters()) for model in (branched, by_hand)]
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize(
