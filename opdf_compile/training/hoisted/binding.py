@@ -17,6 +17,7 @@ from opdf_compile.errors import InputError, PlanError
 from opdf_compile.graph import bare, names_of_parameters, owner
 from opdf_compile.planning import PlanEntry
 from opdf_compile.spelling import did_you_mean
+from opdf_compile.training.branched.site import BranchedSite
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -42,13 +43,27 @@ def _is_adapter(module: nn.Module) -> bool:
     return any(cls.__module__.split(".")[0] == "peft" for cls in type(module).__mro__)
 
 
+def _require_branches(plan: Any, module: nn.Module) -> None:
+    """Branches run on the batch, so that only the module itself can have them."""
+    there = {part.key for part in module.modules() if isinstance(part, BranchedSite)}
+    missing = [site.key for site in plan.sites if site.key not in there]
+    if missing:
+        more = f" and {len(missing) - 1} more" if missing[1:] else ""
+        raise PlanError(
+            f"the plan puts branches beside {missing[0]!r}{more}, which the student does not have "
+            "and no optimizer can add; train opdf.branch(student, plan), with the same plan here, "
+            "or leave them out of the plan"
+        )
+
+
 def validate(plan: Any, module: nn.Module) -> None:
     """Check that every planned weight is a Parameter of the module, as the plan says.
 
     Raises:
-        PlanError: A name, shape, dtype or tie differs.
+        PlanError: A name, shape, dtype or tie differs, or the module lacks the plan's branches.
         InputError: A weight is on the meta device.
     """
+    _require_branches(plan, module)
     names = names_of_parameters(module)
     owned = dict(module.named_parameters(remove_duplicate=False))
     for entry in plan.entries:

@@ -85,6 +85,12 @@ def hoist(
                 "an Expanded's cores stay where and as they are, found batched or process_group; "
                 "fold it and hoist the student that comes out"
             )
+        if student.plan.sites:
+            raise InputError(
+                f"the Expanded has branches beside {len(student.plan.sites)} convolutions, which "
+                "run on the batch and cannot leave the forward; train it as it is, or hoist "
+                "opdf.branch(student, plan)"
+            )
         return _from_expanded(student, recompute)
     module = unwrap(student)
     plan = make_plan(module) if plan is None else plan

@@ -11,7 +11,7 @@ from sites import Stack, batch, steps, stirred
 from torch import Tensor, nn
 
 import opdf_compile as opdf
-from opdf_compile.errors import FoldError, PlanError
+from opdf_compile.errors import FoldError, InputError, PlanError
 
 FORMS = ("repvgg", "acnet", "mobileone(copies=2)", "dbb")
 
@@ -135,6 +135,26 @@ def test_half_a_plan_by_cores() -> None:
     folded = opdf.fold(opt)
     assert type(folded.body[0]) is nn.Conv2d
     torch.testing.assert_close(folded(batch()), wanted, **CLOSE)
+
+
+def test_an_optimizer_adds_no_branches() -> None:
+    """A plan's sites are never left out without a word."""
+    plain = student()
+    traced = opdf.trace(plain, (batch(),))
+    plan = opdf.plan(traced, rules={"body.*": "repvgg", "head.*": "gains"}, min_size=1)
+    for use in (
+        lambda: opdf.Overparam(plain, torch.optim.SGD, plan=plan, lr=0.05),
+        lambda: opdf.hoist(plain, plan),
+    ):
+        with pytest.raises(PlanError, match=r"branches beside 'body.0.weight' and 1 more, which"):
+            use()
+    half = opdf.Plan(plan.entries, sites=plan.sites[1:])
+    with pytest.raises(PlanError, match="branches beside 'body.0.weight', which the student does"):
+        opdf.hoist(opdf.branch(plain, half), plan)
+    with pytest.raises(InputError, match="Expanded has branches beside 2 .* train it as it is"):
+        opdf.hoist(opdf.expand(traced, plan))
+    training = opdf.branch(plain, plan)
+    assert opdf.Overparam(training, torch.optim.SGD, plan=plan, lr=0.05).plan == plan
 
 
 class ActNorm(nn.BatchNorm2d):
