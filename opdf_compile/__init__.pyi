@@ -4,6 +4,8 @@ from .distill.alignment import joint_plan as joint_plan
 from .errors import OpdfError as OpdfError
 from .errors import UserError as UserError
 from .errors import WeightsChanged as WeightsChanged
+from .foreign import FoldedModel as FoldedModel
+from .foreign import fold_model as fold_model
 from .graph import Match as Match
 from .graph import MatchReport as MatchReport
 from .graph import Refusal as Refusal

@@ -46,6 +46,10 @@ class FoldError(UserError):
     """Cores and student do not belong together."""
 
 
+class NoCores(FoldError):
+    """A file was to be folded from its cores, and holds none."""
+
+
 class WeightsChanged(UserError):
     """Weights hold something else than their cores last made of them."""
 

@@ -15,6 +15,10 @@ from .check_file import Sample as Sample
 from .check_file import check_path as check_path
 from .check_file import read_check as read_check
 from .check_file import write_check as write_check
+from .fold_evidence import FoldRecord as FoldRecord
+from .fold_evidence import fold_record as fold_record
+from .fold_evidence import held_of as held_of
+from .fold_evidence import read_fold_record as read_fold_record
 from .interface import Interface as Interface
 from .interface import Port as Port
 from .interface import declared_axis as declared_axis

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from opdf_compile.artefacts.fold_evidence import ENTRY, FoldRecord, parsed
 from opdf_compile.errors import ArtefactError, first_line
 from opdf_compile.files import DAMAGE, existing_file, read_npz
 
@@ -68,6 +69,8 @@ class CheckData:
         random: By output that depends on random numbers of the torch model, what draws them and
             where; nothing can be judged there.
         notes: What a reader of the verdict should know of the export, in sentences.
+        folded: Where branches were folded, what the file must no longer hold; the truth is then
+            that of the model as it was before.
     """
 
     input_names: tuple[str, ...]
@@ -78,6 +81,7 @@ class CheckData:
     output_dtypes: Mapping[str, str] = field(default_factory=dict)
     random: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    folded: FoldRecord | None = None
 
 
 def check_path(onnx_path: Path) -> Path:
@@ -105,6 +109,8 @@ def write_check(path: Path, data: CheckData) -> None:
     arrays |= {f"random.{name}": np.array(words) for name, words in data.random.items()}
     if data.notes:
         arrays["notes"] = np.array(data.notes, dtype=np.str_)
+    if data.folded is not None:
+        arrays[ENTRY] = np.array(data.folded.to_text())
     for index, sample in enumerate(data.samples):
         for name, value in sample.inputs.items():
             arrays.update(_stored(f"s{index}.in.{name}", value))
@@ -140,7 +146,7 @@ def read_check(path: Path) -> CheckData:
             f"{path} has the schema {schema!r}, wanted {SCHEMA!r}; export the model again"
         )
     try:
-        return _assemble(arrays)
+        return _assemble(arrays, path)
     except KeyError as error:
         raise ArtefactError(
             f"{path} lacks the entry {error.args[0]!r}, wanted complete check data; export the "
@@ -157,7 +163,7 @@ def _no_check_data(path: Path, error: Exception) -> ArtefactError:
     )
 
 
-def _assemble(arrays: Mapping[str, Any]) -> CheckData:
+def _assemble(arrays: Mapping[str, Any], path: Path) -> CheckData:
     inputs = tuple(str(name) for name in arrays["input_names"])
     outputs = tuple(str(name) for name in arrays["output_names"])
     samples: list[Sample] = []
@@ -192,6 +198,7 @@ def _assemble(arrays: Mapping[str, Any]) -> CheckData:
         dict(zip(outputs, dtypes, strict=True)) if dtypes else {},
         {n: str(arrays[f"random.{n}"]) for n in outputs if f"random.{n}" in arrays},
         tuple(str(note) for note in arrays.get("notes", ())),
+        parsed(str(arrays[ENTRY]), path) if ENTRY in arrays else None,
     )
 
 

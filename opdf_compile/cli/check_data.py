@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,12 +13,15 @@ from opdf_compile.cli.loading import ModelOptions, load
 from opdf_compile.cli.terminal import opened
 
 if TYPE_CHECKING:
+    from opdf_compile.artefacts import FoldRecord
+    from opdf_compile.foreign import By
     from opdf_compile.io import LoadedModel
 
 NAME = "check-data"
 EXAMPLES = (
     "$ opdf-compile check-data 'timm:resnet18' --onnx theirs.onnx\n\n"
     "$ opdf-compile check-data model.py:build --onnx theirs.onnx --inputs samples.npz\n\n"
+    "$ opdf-compile check-data model.py:unfolded --onnx merged.onnx --folded auto\n\n"
     "$ opdf-compile verify theirs.onnx --reference reference.onnx"
 )
 
@@ -46,6 +49,14 @@ def command(
             "several samples.",
         ),
     ] = None,
+    folded: Annotated[
+        Literal["auto", "graph", "method"] | None,
+        typer.Option(
+            "--folded",
+            help="The other tool folded MODEL's branches, and verify shall refute a file in which "
+            "it did not; MODEL is folded here, by this way, to know what must be gone.",
+        ),
+    ] = None,
     weights: o.Weights = None,
     input: o.Input = None,
     size: o.Size = None,
@@ -69,8 +80,9 @@ def command(
         from opdf_compile.io import write_check_data
 
         given = _example(loaded, onnx) if inputs is None else inputs
+        record = None if folded is None else _record(loaded, folded)
         with terminal.busy(f"computing the float64 truth of {loaded.name}"):
-            written = write_check_data(loaded.model, onnx, given, out)
+            written = write_check_data(loaded.model, onnx, given, out, folded=record)
         data = read_check(written)
         rows = table("Written", "file", "size", "samples", numbers=("size", "samples"))
         rows.add_row(str(written), size_of_file(written.stat().st_size), str(len(data.samples)))
@@ -84,10 +96,19 @@ def command(
                 "out": str(written),
                 "dtype": data.dtype,
                 "samples": len(data.samples),
+                "folded": folded,
                 "inputs": list(data.input_names),
                 "outputs": list(data.output_names),
             }
         )
+
+
+def _record(loaded: LoadedModel, by: By) -> FoldRecord:
+    """What a file of the model must no longer hold once its branches are folded."""
+    from opdf_compile.foreign import fold_model
+
+    model, args, kwargs = loaded.model, loaded.args, loaded.kwargs
+    return fold_model(model, args, kwargs, dynamic=loaded.dynamic, by=by).record
 
 
 def _example(loaded: LoadedModel, onnx: Path) -> dict[str, Any]:

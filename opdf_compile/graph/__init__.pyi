@@ -22,6 +22,7 @@ from .flow import meetings as meetings
 from .matching import match as match
 from .module_match import bare as bare
 from .module_match import layer_rows as layer_rows
+from .ops import is_view as is_view
 from .ops import short_name as short_name
 from .phases import phase_flags as phase_flags
 from .probe import evaluated as evaluated

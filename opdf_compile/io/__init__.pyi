@@ -4,7 +4,11 @@ from .checkpoints.checkpoint import save_checkpoint as save_checkpoint
 from .checkpoints.rank_group import RankGroup as RankGroup
 from .checkpoints.step_folders import latest_checkpoint as latest_checkpoint
 from .checkpoints.step_folders import step_folder as step_folder
+from .evidence.evaluating import as_array as as_array
+from .evidence.truth import Truth as Truth
 from .export.build import Export as Export
+from .export.build import Exportable as Exportable
+from .export.build import as_traced as as_traced
 from .export.build import build_export as build_export
 from .export.bundling import write_bundle as write_bundle
 from .export.exporting import export_onnx as export_onnx
@@ -14,6 +18,8 @@ from .export.foreign_check import write_check_data as write_check_data
 from .export.foreign_inputs import example_of as example_of
 from .export.int8 import quantise as quantise
 from .export.int8 import require_quantiser as require_quantiser
+from .export.own_check import check_data_of as check_data_of
+from .export.own_check import example_with as example_with
 from .export.student_fold import save_onnx as save_onnx
 from .export.translate import require_opset as require_opset
 from .models.example_inputs import InputOptions as InputOptions
@@ -25,6 +31,7 @@ from .models.from_callable import parse_query as parse_query
 from .models.loaded import LoadedModel as LoadedModel
 from .models.loaded import fixed_randomness as fixed_randomness
 from .models.loaded import seeded as seeded
+from .models.program_archive import write_programs as write_programs
 from .models.safetensors_file import read_tensors as read_tensors
 from .models.safetensors_file import write_student as write_student
 from .models.safetensors_file import write_tensors as write_tensors
@@ -33,6 +40,7 @@ from .models.weight_loading import load_weights as load_weights
 from .onnx_student.drawn_examples import trace_drawn as trace_drawn
 from .onnx_student.onnx_loading import load_onnx as load_onnx
 from .onnx_student.student import OnnxStudent as OnnxStudent
+from .saved.expanded_file import FoldedFile as FoldedFile
 from .saved.expanded_file import fold_file as fold_file
 from .saved.expanded_file import save_expanded as save_expanded
 from .torchvision_shim import prepare_torchvision as prepare_torchvision

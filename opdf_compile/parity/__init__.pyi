@@ -1,6 +1,7 @@
 from .latency.measure import check_budget as check_budget
 from .latency.student_t import t_below as t_below
 from .latency.student_t import t_quantile as t_quantile
+from .numerics.judging import judge_output as judge_output
 from .report.figures import SUFFIXES as SUFFIXES
 from .report.figures import require_installed as require_installed
 from .report.findings import cost_rows as cost_rows

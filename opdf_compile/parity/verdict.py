@@ -24,6 +24,7 @@ from opdf_compile.parity.report.parity_result import (
 from opdf_compile.parity.request import Request, ShapeOption, checked_request
 from opdf_compile.parity.structure.compare import StructureResult, compare_structure
 from opdf_compile.parity.structure.optimised import compare_optimised
+from opdf_compile.parity.unfolded import unfolded
 
 _LOG = logging.getLogger("opdf_compile")
 
@@ -119,9 +120,9 @@ def _draw(structure: StructurePart, speed: LatencyResult, path: Path | None) -> 
 
 
 def _structure(files: ComparedFiles, request: Request) -> tuple[StructurePart, tuple[str, ...]]:
-    tampered = files.tampered
+    # A file that is not what it claims to be is refuted, whatever was asked for.
+    tampered = (*files.tampered, *unfolded(files))
     if "structure" not in request.asked or files.reference is None:
-        # A file that is not what was exported refutes a bundle, whatever was asked for.
         return StructurePart("fail", None, tampered) if tampered else StructurePart(), ()
     request.progress("structure", 0.0)
     found = compare_structure(files.candidate, files.reference)

@@ -18,6 +18,8 @@ from .decomposition import require_values as require_values
 from .decomposition import singular_frames as singular_frames
 from .gauge import aligned as aligned
 from .gauge import distance as distance
+from .linear_maps import LinearMap as LinearMap
+from .linear_maps import pointwise as pointwise
 from .modes import MAX_CORES as MAX_CORES
 from .modes import Modes as Modes
 from .modes import balanced_modes as balanced_modes

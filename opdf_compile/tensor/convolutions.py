@@ -6,7 +6,7 @@ Everything that a branch of linear layers does to an input is of this form, so t
 
     after a norm, in eval mode   K <- s K, b <- s (b - mean) + beta          s = gamma / sigma
     side by side                 K <- sum K_i, b <- sum b_i                  of kernels of one size
-    one after the other          K <- K_2 . K_1, b <- K_2 b_1 + b_2          see `chained`
+    one after the other          K <- K_2 . K_1, b <- K_2 b_1 + b_2    see `chained`, `composed`
 
 All of it is exact but for rounding; callers who fold give float64. Sums of kernels of unlike sizes
 need them `centred`: zeros around a kernel change nothing where the padding grows alike
@@ -146,6 +146,32 @@ def chained(first: Convolution, second: Convolution, groups: int = 1) -> Convolu
     two = per_group(second, groups, inner)
     kernel = torch.einsum("gom...,gmi->goi...", two, one).flatten(0, 1)
     reach = two.flatten(3).sum(3) if two.ndim > 3 else two
+    bias = torch.einsum("gom,gm->go", reach, first.bias.reshape(groups, inner)).flatten()
+    return Convolution(kernel, bias + second.bias)
+
+
+def composed(first: Convolution, second: Convolution, groups: int = 1) -> Convolution:
+    """Two convolutions of any sizes, of the same groups, the second one without padding.
+
+        K[o, i, t] = sum over m and t_1 + t_2 = t of K_2[o, m, t_2] K_1[m, i, t_1]
+
+    which is what a transposed convolution of K_1 with K_2 adds up. The sizes add to k_1 + k_2 - 1.
+
+    Args:
+        first: (middle, in / groups, *k_1).
+        second: (out, middle / groups, *k_2); dilation written out, that by the first one's stride
+            included.
+        groups: Of both.
+    """
+    axes, inner = first.kernel.ndim - 2, second.kernel.shape[1]
+    one, two = first.kernel.transpose(0, 1), per_group(second, groups, inner)
+    reach = two.flatten(3).sum(3) if two.ndim > 3 else two
+    two = two.transpose(1, 2).flatten(0, 1)
+    if axes == 0:  # Linear layers, as kernels of one tap.
+        one, two = one.unsqueeze(-1), two.unsqueeze(-1)
+    transposed = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[max(axes, 1) - 1]
+    kernel = transposed(one, two, groups=groups).transpose(0, 1)
+    kernel = kernel if axes else kernel.squeeze(-1)
     bias = torch.einsum("gom,gm->go", reach, first.bias.reshape(groups, inner)).flatten()
     return Convolution(kernel, bias + second.bias)
 

@@ -90,6 +90,7 @@ def build_export(
     opset: int | None = None,
     dtype: str | torch.dtype | None = None,
     fixed: Mapping[InputAxis, str] | None = None,
+    truth: Traced | None = None,
 ) -> Export:
     """Trace, translate, try the free axes, gather evidence; the source stays as it is.
 
@@ -103,6 +104,8 @@ def build_export(
         dtype: "fp32", "fp16" or "bf16" converts a copy; None keeps the model's own dtypes.
         fixed: (input, axis) of axes that are not to be free, whatever `dynamic` says, each with a
             sentence.
+        truth: The same function in another form, traced alike: the model before its branches were
+            folded. The check data is then its own.
 
     Raises:
         ExportError: The model is still expanded, is a training graph, or has no ONNX form.
@@ -122,7 +125,8 @@ def build_export(
     if not isinstance(traced.source, nn.Module):
         _refuse_training_graph(traced.programs["eval"])
     translated, traced, found, note = _with_true_axes(traced, opset, dict(fixed or {}))
-    program = traced.programs["eval"]
+    told = traced if truth is None else _fix(truth, found)
+    program = told.programs["eval"]
     check = gather_check_data(
         program,
         (traced.args, traced.kwargs),

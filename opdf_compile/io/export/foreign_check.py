@@ -20,6 +20,7 @@ from torch.export import ExportedProgram
 
 from opdf_compile.artefacts import (
     CheckData,
+    FoldRecord,
     Interface,
     Sample,
     check_path,
@@ -43,6 +44,8 @@ def write_check_data(
     onnx_path: str | os.PathLike[str],
     inputs: Arrays | Sequence[Arrays] | str | os.PathLike[str],
     path: str | os.PathLike[str] | None = None,
+    *,
+    folded: FoldRecord | None = None,
 ) -> Path:
     """Write check data for an ONNX file that another tool exported from a torch model.
 
@@ -53,6 +56,8 @@ def write_check_data(
             a list of mappings, or an `.npz` file of them: `NAME`, or `NAME@0`, `NAME@1`, ... for
             several samples (a plain `NAME` beside them belongs to all). Further samples are drawn.
         path: Where to write; ``X.check.npz`` beside ``X.onnx`` by default.
+        folded: What the file must no longer hold where the other tool folded the model's branches
+            (`FoldedModel.record`).
 
     Returns:
         The file that was written.
@@ -75,7 +80,8 @@ def write_check_data(
     originals = too_large(tensors_of(model), _half_of(model, face))
     data = _gathered(traced, calls, names, face, source, originals)
     with atomic_write(target) as temporary:
-        write_check(temporary, dataclasses.replace(data, onnx_sha256=sha256(source)))
+        whole = dataclasses.replace(data, onnx_sha256=sha256(source), folded=folded)
+        write_check(temporary, whole)
     return target
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from opdf_compile.errors import ArtefactError, FoldError, OpdfError, error_line
+from opdf_compile.errors import ArtefactError, NoCores, OpdfError, error_line
 from opdf_compile.graph import names_of_parameters
 from opdf_compile.io.models.program_archive import (
     EVAL,
@@ -129,6 +129,7 @@ def fold_file(
 
     Raises:
         ArtefactError: A file cannot be read, or is of another kind.
+        NoCores: It holds no cores.
         FoldError: Cores are missing, or do not fit together.
     """
     source = Path(expanded)
@@ -182,7 +183,7 @@ def _fold_programs(
 
 def _folded(program: ExportedProgram, source: Path) -> ExportedProgram:
     try:
-        return fold_program(program, Pipeline((Fold(), FoldSites())))
+        return fold_program(program, Pipeline((Fold(), FoldSites())))[0]
     except OpdfError:
         raise
     except Exception as error:  # The product of the cores is computed as the file says.
@@ -196,7 +197,7 @@ def _require_cores(names: Iterable[str], planned: bool, source: Path) -> None:
     """A file without cores is not an expanded one; to pass it through would hide a wrong path."""
     known = set(names)
     if not planned and not any(core_key(name) or branch_key(name, known) for name in known):
-        raise FoldError(
+        raise NoCores(
             f"{source} holds no cores, wanted a file that expand wrote; give that file, or use "
             "this one as it is"
         )

@@ -27,7 +27,7 @@ from opdf_compile.graph import (
     recorded_inputs,
     recorded_request,
 )
-from opdf_compile.passes import Pipeline
+from opdf_compile.passes import GraphPass, PassResult, Pipeline
 from opdf_compile.training.inline.expanded import Expanded
 
 
@@ -90,15 +90,21 @@ def export_graph(
         return torch.export.export(module, args, kwargs, dynamic_shapes=shapes, strict=False)
 
 
-def fold_program(program: ExportedProgram, fold: Pipeline) -> ExportedProgram:
-    """A program that passes fold: its compose subgraphs, or its branches.
+def fold_program(
+    program: ExportedProgram, fold: Pipeline | GraphPass
+) -> tuple[ExportedProgram, PassResult]:
+    """A program that passes fold (its compose subgraphs, or its branches), and what was done.
 
-    The expanded program is left as it is.
+    Args:
+        program: It is left as it is.
+        fold: `Fold` and `FoldSites`, or `FoldBranches`.
     """
-    folded = fold(program.module(check_guards=False)).module
+    result = fold(program.module(check_guards=False))
+    folded = result.module
     spec, convention_names = program.call_spec, _argument_names(program)
     module = graph_module(folded, folded.graph, convention_names, spec.in_spec, spec.out_spec)
-    return export_graph(module, recorded_inputs(program), recorded_request(program))
+    made = export_graph(module, recorded_inputs(program), recorded_request(program))
+    return made, result
 
 
 def _argument_names(program: ExportedProgram) -> list[str]:
