@@ -27,7 +27,7 @@ EXAMPLES = (
     "$ opdf-compile distill --init digits.toml\n\n"
     "$ opdf-compile advise digits.toml\n\n"
     "$ opdf-compile advise digits.toml --budget 1800 --json advice.json --plot advice.png\n\n"
-    "$ opdf-compile advise digits.toml --contenders plain,gains,muon,gains+muon --after int8"
+    "$ opdf-compile advise digits.toml --contenders plain,repvgg,gains,muon --after int8"
 )
 Equal = Literal["steps", "time", "both"]
 After = Literal["int8"]

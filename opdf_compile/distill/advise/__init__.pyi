@@ -8,8 +8,8 @@ from .contest.refereeing import referee as referee
 from .contest.ruling import Bout as Bout
 from .contest.ruling import Ruling as Ruling
 from .contest.ruling import Standing as Standing
-from .contest.wording import ruling_json as ruling_json
-from .contest.wording import ruling_lines as ruling_lines
+from .contest.values import ruling_json as ruling_json
+from .contest.values import ruling_lines as ruling_lines
 from .contest.wording import ruling_words as ruling_words
 from .racing import advise as advise
 from .racing import require_limits as require_limits

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from opdf_compile.distill.engine import Batches, machine_for
 from opdf_compile.distill.recipe import Job
-from opdf_compile.graph import Traced, trace
+from opdf_compile.graph import Phase, Traced, trace
 from opdf_compile.planning import Plan
 from opdf_compile.planning import plan as choose_plan
 
@@ -80,8 +80,8 @@ def student_of(job: Job) -> nn.Module:
     return machine_for(job.recipe.training).widened(job.make_student(0))
 
 
-def traced_student(job: Job, student: nn.Module) -> Traced:
-    """A student's train graph, traced on the CPU; a plan made of it fits on every device.
+def traced_student(job: Job, student: nn.Module, phases: tuple[Phase, ...] = ("train",)) -> Traced:
+    """A student's graphs, traced on the CPU; a plan made of them fits on every device.
 
     Raises:
         UserError: It cannot be traced.
@@ -89,7 +89,7 @@ def traced_student(job: Job, student: nn.Module) -> Traced:
     beside = replace(machine_for(job.recipe.training), device=torch.device("cpu"))
     batch = Batches(job.data, beside).moved(job.example)
     args, kwargs = job.data.arguments(batch)
-    return trace(student, args, kwargs, phases=("train",))
+    return trace(student, args, kwargs, phases=phases)
 
 
 def left_out(job: Job, *, plain: bool) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+from torch import nn
 from torch.optim import Optimizer
 
 from opdf_compile.distill.advise.entrants import (
@@ -27,7 +28,8 @@ from opdf_compile.distill.advise.entrants import (
 )
 from opdf_compile.distill.recipe import Job, OptimizerSection, make_optimizer
 from opdf_compile.errors import InputError, UserError
-from opdf_compile.parametrizations import registered_names
+from opdf_compile.graph import PHASES, Traced
+from opdf_compile.parametrizations import branch_forms, registered_names, requested
 from opdf_compile.planning import Plan
 from opdf_compile.planning import plan as choose_plan
 from opdf_compile.spelling import did_you_mean
@@ -119,7 +121,7 @@ def _parsed(name: str) -> Contender:
 
 
 def _require_known(part: str) -> None:
-    known = [PLAIN, RECIPE, *_OPTIMIZERS, *registered_names()]
+    known = [PLAIN, RECIPE, *_OPTIMIZERS, *registered_names(), *branch_forms()]
     if part.partition("(")[0].strip() not in known:
         raise InputError(
             f"the contender {part!r} is not known{did_you_mean(part, known)}, wanted some of "
@@ -201,8 +203,10 @@ class Resolver:
     def _planned(self, request: str) -> Plan:
         asked = self.job.recipe.plan
         try:
+            # Branches fold only where both phases have the site; cores need no more than one.
+            branches = requested(request).name in branch_forms()
             return choose_plan(
-                self._traced,
+                self._traced_whole if branches else self._traced,
                 include=asked.include,
                 exclude=asked.exclude,
                 parametrization=request,
@@ -211,12 +215,16 @@ class Resolver:
             raise InputError(f"the contender {request}: {error}") from error
 
     @cached_property
-    def _student(self) -> Any:
+    def _student(self) -> nn.Module:
         return student_of(self.job)
 
     @cached_property
-    def _traced(self) -> Any:
+    def _traced(self) -> Traced:
         return traced_student(self.job, self._student)
+
+    @cached_property
+    def _traced_whole(self) -> Traced:
+        return traced_student(self.job, self._student, phases=PHASES)
 
 
 def longer_plain(contenders: Sequence[Contender]) -> tuple[Contender, ...]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 from planted_jobs import job
+from torch import nn
 
 import opdf_compile as opdf
+from opdf_compile.distill.advise import referee
 from opdf_compile.distill.advise.contest.contenders import (
     Contender,
     Resolver,
@@ -106,6 +110,53 @@ def test_the_recipes_plan_is_a_contender(given: Job) -> None:
     assert not made.aligned
     aligned = Resolver(replace(given, alignment=lambda: None))  # type: ignore[arg-type, return-value]
     assert aligned.entrant(Contender("recipe", "recipe")).aligned
+
+
+class Blocks(nn.Module):
+    """A convolution with a batch norm, over the rows as pictures of one channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.norm(self.conv(x.view(-1, 1, 8, 8))).relu()
+        found: torch.Tensor = self.head(maps.mean((2, 3)))
+        return found
+
+
+def test_branches_are_planned_where_both_phases_have_the_site(given: Job) -> None:
+    blocks = replace(given, make_student=lambda _seed: Blocks())
+    made = Resolver(blocks).entrant(parse_contenders("repvgg(start=published)")[0])
+    assert made.plan is not None and not made.plan.entries
+    assert [site.key for site in made.plan.sites] == ["conv.weight"]
+    assert made.lines["parametrization"] == "repvgg(start=published)"
+    with pytest.raises(InputError, match=r"the contender repvgg: "):
+        Resolver(given).entrant(Contender("repvgg", "repvgg"))
+
+
+@pytest.mark.slow
+def test_a_student_with_branches_races_and_is_folded_for_int8(given: Job) -> None:
+    def optimizer(model: nn.Module, _plan: Any, **options: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), **options)
+
+    blocks = replace(given, make_student=lambda _seed: Blocks().train(), optimizer=optimizer)
+    recipe = blocks.recipe.model_copy(
+        update={"training": blocks.recipe.training.model_copy(update={"steps": 20})}
+    )
+    ruling = referee(
+        replace(blocks, recipe=recipe),
+        "repvgg,repvgg+muon",
+        after="int8",
+        budget_seconds=240,
+        most_pairs=2,
+    )
+    for standing in ruling.contenders:
+        assert standing.cost > 1.0
+        assert standing.int8 is not None
+        # The folded student scores as the one with branches did.
+        assert standing.int8.before == pytest.approx(standing.side.scores, rel=1e-4)
 
 
 def test_what_is_plain_already_is_refused(given: Job) -> None:

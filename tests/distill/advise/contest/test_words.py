@@ -11,7 +11,8 @@ from made_ruling import ruling, standing
 
 from opdf_compile.distill.advise.contest.figure import draw_ruling, plot_ruling
 from opdf_compile.distill.advise.contest.ruling import Basis, Rounded, Ruling
-from opdf_compile.distill.advise.contest.wording import ruling_json, ruling_lines, ruling_words
+from opdf_compile.distill.advise.contest.values import ruling_json, ruling_lines
+from opdf_compile.distill.advise.contest.wording import ruling_words
 from opdf_compile.distill.recipe import parse_recipe
 
 PLAIN = [0.80, 0.81, 0.79, 0.80, 0.82, 0.78, 0.80, 0.81]
