@@ -19,8 +19,19 @@ importing torch.
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import lazy_loader
 
 from opdf_compile.version import __version__ as __version__
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_lazily, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__all__ += ["parametrizations"]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, imported now; ``parametrizations`` is a package that can be called."""
+    if name == "parametrizations":
+        return importlib.import_module("opdf_compile.parametrizations")
+    return _lazily(name)

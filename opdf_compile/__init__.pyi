@@ -1,3 +1,5 @@
+import opdf_compile.parametrizations.listing as _listing
+
 from .distill.alignment import CoreAlignment as CoreAlignment
 from .distill.alignment import JointPlan as JointPlan
 from .distill.alignment import joint_plan as joint_plan
@@ -19,7 +21,6 @@ from .io import load_checkpoint as load_checkpoint
 from .io import load_onnx as load_onnx
 from .io import save_checkpoint as save_checkpoint
 from .io import write_check_data as write_check_data
-from .parametrizations import list_parametrizations as list_parametrizations
 from .parametrizations import register as register
 from .parity import ParityReport as ParityReport
 from .parity import verify as verify
@@ -34,6 +35,8 @@ from .training import expand as expand
 from .training import fold as fold
 from .training import hoist as hoist
 from .training import overparam_class as overparam_class
+
+def parametrizations() -> _listing.Listing: ...
 
 __all__: list[str]
 __version__: str

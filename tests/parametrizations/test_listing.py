@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -19,7 +21,7 @@ from opdf_compile.parametrizations import branch_forms, registered_names, regist
 from opdf_compile.parametrizations.mpo import Mpo
 
 PAGE = (Path(__file__).parents[2] / "docs" / "method.md").read_text(encoding="utf-8")
-ROWS = {row.name: row for row in opdf.list_parametrizations()}
+ROWS = {row.name: row for row in opdf.parametrizations()}
 FORMS = {"weight": {"Overparam", "inline"}, "site": {"inline", "module"}}
 
 
@@ -53,7 +55,7 @@ def rows_of(page: str) -> Iterator[str]:
 
 
 def test_it_prints_as_a_table_in_text_and_html() -> None:
-    listing = opdf.list_parametrizations()
+    listing = opdf.parametrizations()
     text, html = str(listing), listing._repr_html_()
     head = text.splitlines()[0].split("  ")
     assert [cell.strip() for cell in head if cell] == list(listing.head)
@@ -75,7 +77,7 @@ def test_those_of_ones_own_are_listed_whatever_they_say(monkeypatch: pytest.Monk
     monkeypatch.setattr(registry, "_REGISTERED", {})
     opdf.register(Mpo(name="chain"))
     opdf.register(Stranger())
-    chain, strange = [row for row in opdf.list_parametrizations() if row.kind == "weight"]
+    chain, strange = [row for row in opdf.parametrizations() if row.kind == "weight"]
     assert (chain.name, chain.source) == ("chain", "OPDF, arXiv 2411.06448")
     assert strange.cells() == ("strange", "weight", "Overparam, inline", "", "", "")
 
@@ -83,7 +85,7 @@ def test_those_of_ones_own_are_listed_whatever_they_say(monkeypatch: pytest.Monk
 def test_the_command_lists_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["parametrizations", "--json", "-"]) == 0
     written = json.loads(capsys.readouterr().out)
-    assert written == json.loads(json.dumps(opdf.list_parametrizations().to_json()))
+    assert written == json.loads(json.dumps(opdf.parametrizations().to_json()))
     found = {row["name"]: row for row in written["parametrizations"]}
     assert found["wide"]["options"]["expansion"] == {
         "kind": "int",
@@ -117,3 +119,13 @@ def test_what_branches_are_said_to_add_is_what_training_holds(name: str, groups:
     own = prod(conv.weight.shape) + 2 * 6
     trained = sum(p.numel() for p in training.parameters())
     assert trained - own == added(name, 6, 6, groups, 3, 4)
+
+
+def test_the_package_is_called_by_its_own_name() -> None:
+    """Whether or not it was imported before: here in a process of its own."""
+    code = (
+        "import opdf_compile as opdf; first = len(opdf.parametrizations().rows); "
+        "from opdf_compile.parametrizations import registered_names; "
+        "assert first == len(opdf.parametrizations().rows) > len(registered_names())"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -34,7 +34,9 @@ def test_every_name_of_a_face_is_there_and_is_no_module(package: str) -> None:
     face = importlib.import_module(package)
     assert face.__all__
     for name in face.__all__:
-        assert not isinstance(getattr(face, name), ModuleType), name
+        value = getattr(face, name)
+        # `opdf.parametrizations` is a package, and called it lists what is in it.
+        assert callable(value) or not isinstance(value, ModuleType), name
 
 
 @functools.cache
