@@ -76,9 +76,11 @@ class Ham(MetricParametrization[HamSpec]):
         assert step.rate is not None
         weight = own_part(step.weight)
         wide = torch.float32 if weight.dtype.itemsize < 4 else weight.dtype
-        power = torch.sign(weight).to(wide).mul_(own_part(step.gradient))
+        power = torch.sign(weight).to(wide)
         toward = step.spec.alpha * (1.0 if step.ascends else -1.0)
-        power.mul_(step.rate * toward).sub_(step.rate * step.spec.beta)
+        shrink = power.new_tensor(-step.rate * step.spec.beta)
+        gradient = own_part(step.gradient).to(wide)
+        torch.addcmul(shrink, power, gradient, value=step.rate * toward, out=power)
         weight.mul_(power.clamp_(-_MOST, _MOST).exp_())
 
     def describe(self, spec: HamSpec) -> str:

@@ -75,16 +75,16 @@ class Hyperball(MetricParametrization[MatrixSpec]):
         """The move is put to its length, and the weight on its sphere."""
         assert step.before is not None and step.rate is not None
         (radius,) = step.kept
-        # In the copy's memory: the move.
-        move = step.before.neg_().add_(step.weight)
-        length = norm_of(move).reshape(1)
+        weight, move = own_part(step.weight), own_part(step.before)
+        # The move, in the copy's memory.
+        torch.sub(weight, move, out=move)
+        length = norm_of(step.before).reshape(1)
         # A weight that did not move keeps its bits. No branch on a value, which would wait for a
         # device.
         held = (length > 0) & (radius > 0)
         one = torch.ones_like(radius)
-        weight, change = own_part(step.weight), own_part(move)
         more = torch.where(held, step.rate * radius / length, one) - 1
-        weight.add_(change.mul_(more))
+        weight.addcmul_(move, more.to(weight.dtype))
         scale = torch.where(held, radius / norm_of(step.weight), one)
         weight.mul_(scale)
 

@@ -20,11 +20,15 @@ CASES: dict[str, dict[str, Any]] = {
     "batched": {"options": {"batched": True}},
     "recompute": {"options": {"recompute": True}},
     "shared": {"shared": True, "between": True},
+    "hyperball": {"options": {"method": "hyperball"}, "between": True},
+    "ham": {"options": {"method": "ham", "foreach": True}},
+    "hyperball and shared": {"options": {"method": "hyperball"}, "shared": True},
+    "md": {"options": {"method": "md"}},
     "shared and clipping": {"shared": True, "clip": 0.2},
 }
 
 
-QUICK = {"eval between", "shared", "clipping", "cores decay"}
+QUICK = {"eval between", "shared", "clipping", "cores decay", "hyperball"}
 
 
 BOTH = pytest.mark.parametrize(

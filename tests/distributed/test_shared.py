@@ -116,6 +116,16 @@ def test_a_process_outside_the_group_is_refused(four: Any) -> None:
     assert outside.startswith("InputError: this process is no member of the process_group given")
 
 
+@pytest.mark.parametrize("method", ["hyperball", pytest.param("ham", marks=pytest.mark.slow)])
+def test_weights_without_cores_are_stepped_on_every_rank(four: Any, method: str) -> None:
+    found = four.run("shared_tasks", "without_cores", method=method)
+    assert students.same_bits(run["weights"] for run in found)
+    for run in found:
+        assert run["owned"] == () and run["direct"] == 10
+        assert students.distance(run["weights"], run["unshared"]) < 1e-12
+        assert students.distance(run["folded"], run["weights"]) == 0
+
+
 def test_fewer_weights_than_ranks(four: Any) -> None:
     found = four.run("shared_tasks", "few_weights")
     assert sorted(len(run["owned"]) for run in found) == [0, 1, 1, 1]

@@ -72,8 +72,11 @@ def train(
 
 
 def overparam(model: nn.Module, *, shared: bool = False, **options: Any) -> opdf.Overparam:
-    """As the other tasks make it."""
+    """As the other tasks make it; `method` names a parametrization in place of chains."""
     given = {**OPTIONS, "cores": 3, **options}
+    if method := given.pop("method", None):
+        given["cores"] = None
+        given["plan"] = opdf.plan(model, parametrization=method, min_size=1)
     kind = KINDS[given.pop("kind", "AdamW")]
     group = dist.group.WORLD if shared else None
     return opdf.Overparam(model, kind, process_group=group, **given)

@@ -190,6 +190,25 @@ def small() -> nn.Module:
     return student
 
 
+def without_cores(method: str) -> dict[str, Any]:
+    """Weights that hold no cores are stepped on every rank, and written to no checkpoint twice."""
+    wrapped, optimizer = make(
+        dist.group.WORLD, cores=None, plan=opdf.plan(build(), parametrization=method, min_size=1)
+    )
+    alone, other = make(
+        None, cores=None, plan=opdf.plan(build(), parametrization=method, min_size=1)
+    )
+    train(wrapped, optimizer)
+    train(alone, other)
+    return {
+        "owned": optimizer.program.owned(),
+        "direct": len(optimizer.program.direct),
+        "weights": weights(wrapped.module),
+        "unshared": weights(alone.module),
+        "folded": weights(opdf.fold(optimizer)),
+    }
+
+
 def few_weights() -> dict[str, Any]:
     """A rank that owns nothing still gets every weight."""
     wrapped, optimizer = make(dist.group.WORLD, student=small())
