@@ -1,4 +1,5 @@
 from .as_before import class_as_before as class_as_before
+from .conv_settings import zeros_around as zeros_around
 from .dynamic_axes import AxisNames as AxisNames
 from .dynamic_axes import Dynamic as Dynamic
 from .dynamic_axes import input_shapes as input_shapes
@@ -22,6 +23,7 @@ from .flow import meetings as meetings
 from .matching import match as match
 from .module_match import bare as bare
 from .module_match import layer_rows as layer_rows
+from .ops import FROZEN as FROZEN
 from .ops import is_view as is_view
 from .ops import short_name as short_name
 from .phases import phase_flags as phase_flags
@@ -43,6 +45,7 @@ from .signature import forward_names as forward_names
 from .signature import normalise_inputs as normalise_inputs
 from .signature import path_name as path_name
 from .signature import plain_spec as plain_spec
+from .sites import FROZEN_NORM as FROZEN_NORM
 from .sites import Site as Site
 from .sites import SiteNodes as SiteNodes
 from .sites import SiteView as SiteView

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
+from opdf_compile.graph.conv_settings import per_axis, settings, zeros_around
 from opdf_compile.graph.edit import attribute, get_attrs
 from opdf_compile.graph.ops import FROZEN, NOT_DENSE, short_name
 from opdf_compile.graph.provenance import example_shape
@@ -30,13 +31,13 @@ _NAMED_PADDING = {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
 _CONVOLUTIONS = _PADDED | _NAMED_PADDING
 _NORM = aten.batch_norm.default
 
-# Where batch_norm and conv take their tensors.
+# Where batch_norm takes its tensors.
 _NORM_TENSORS = {"weight": 1, "bias": 2, "running_mean": 3, "running_var": 4}
-_CONV_DEFAULTS: tuple[Any, ...] = (None, 1, 0, 1, 1)
 
 NOT_ALONE = "is read {} times in the {} graph: branches beside one reader would change the others"
 NO_CONVOLUTION = "is read by {}: branches with batch statistics stand beside a convolution"
 NO_NORM = "is read by a convolution that {} reads, not a BatchNorm"
+FROZEN_NORM = "has a frozen BatchNorm (it is in eval mode while the student trains)"
 OTHER_READERS = "is read by a convolution whose output {} other ops read before its BatchNorm"
 
 
@@ -57,6 +58,7 @@ class Site:
         momentum: Of the norm.
         bias: Name of the convolution's bias, or None.
         outputs: Positions of the output on the example batch, batch included; 0 if unknown.
+        modules: Whether each of the two is the call of the module that holds its tensors.
     """
 
     key: str
@@ -71,6 +73,7 @@ class Site:
     momentum: float
     bias: str | None = None
     outputs: int = 0
+    modules: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,9 +134,10 @@ def _found(key: str, views: Mapping[Phase, SiteView]) -> Site | str:
     if not _tensor(views["train"].graph, key).requires_grad:
         return FROZEN
     site = site_of(views["train"].graph, key, train)
-    if site != replace(site_of(views["eval"].graph, key, evaluated), outputs=site.outputs):
+    other = site_of(views["eval"].graph, key, evaluated)
+    if site != replace(other, outputs=site.outputs, modules=site.modules):
         return "is read by another convolution or BatchNorm in eval mode than in training"
-    return site
+    return replace(site, modules=site.modules and other.modules)
 
 
 class SiteView:
@@ -188,7 +192,7 @@ class SiteView:
                 return f"has a BatchNorm whose {name} other ops read as well"
         if bool(norm.args[5]) != (phase == "train"):
             if phase == "train":
-                return "has a frozen BatchNorm (it is in eval mode while the student trains)"
+                return FROZEN_NORM
             return "has a BatchNorm that takes the statistics of the batch in eval mode too"
         return None
 
@@ -201,9 +205,9 @@ class SiteView:
 def site_of(graph: GraphModule, key: str, nodes: SiteNodes) -> Site:
     """What the two nodes say of their site."""
     weight = _tensor(graph, key)
-    bias, stride, padding, dilation, groups = _settings(nodes.convolution)
+    bias, stride, padding, dilation, groups = settings(nodes.convolution)
     axes, kernel = weight.ndim - 2, tuple(weight.shape[2:])
-    steps = _per_axis(dilation, axes)
+    steps = per_axis(dilation, axes)
     shape = example_shape(nodes.convolution)
     momentum, eps = nodes.norm.args[6:8]
     return Site(
@@ -211,15 +215,23 @@ def site_of(graph: GraphModule, key: str, nodes: SiteNodes) -> Site:
         norm={name: str(_node(nodes.norm, place).target) for name, place in _NORM_TENSORS.items()},
         shape=tuple(weight.shape),
         dtype=str(weight.dtype).removeprefix("torch."),
-        stride=_per_axis(stride, axes),
-        padding=_zeros(padding, kernel, steps),
+        stride=per_axis(stride, axes),
+        padding=zeros_around(padding, kernel, steps),
         dilation=steps,
         groups=groups,
         eps=cast(float, eps),
         momentum=cast(float, momentum),
         bias=str(bias.target) if isinstance(bias, Node) else None,
         outputs=0 if shape is None else prod(shape) // shape[1],
+        modules=_by_module(nodes.convolution, 1)
+        and _by_module(nodes.norm, _NORM_TENSORS["weight"]),
     )
+
+
+def _by_module(node: Node, place: int) -> bool:
+    """Whether a node is written by the module that holds one of its tensors."""
+    calls = list((node.meta.get("nn_module_stack") or {}).values())
+    return bool(calls) and str(calls[-1][0]) == str(_node(node, place).target).rpartition(".")[0]
 
 
 def _tensor(graph: GraphModule, name: str) -> Tensor:
@@ -232,29 +244,3 @@ def _node(node: Node, place: int) -> Node:
     found = node.args[place]
     assert isinstance(found, Node)
     return found
-
-
-def _settings(convolution: Node) -> tuple[Any, ...]:
-    """Bias, stride, padding, dilation and groups; what is left out has torch's default."""
-    given = convolution.args[2:]
-    named = ("bias", "stride", "padding", "dilation", "groups")
-    rest = [
-        convolution.kwargs.get(name, default)
-        for name, default in zip(named, _CONV_DEFAULTS, strict=True)
-    ]
-    return (*given, *rest[len(given) :])
-
-
-def _per_axis(value: Any, axes: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, list | tuple) else (value,)
-    return values * axes if len(values) == 1 else values
-
-
-def _zeros(padding: Any, kernel: tuple[int, ...], dilation: tuple[int, ...]) -> tuple[int, ...]:
-    """Zeros on each side; -1 where "same" puts unlike numbers on the two sides."""
-    if padding == "valid":
-        return (0,) * len(kernel)
-    if padding == "same":
-        reach = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-        return tuple(-1 if r % 2 else r // 2 for r in reach)
-    return _per_axis(padding, len(kernel))

@@ -114,8 +114,11 @@ class _Emitter:
             return made
         widened = self._call(aten.add.Scalar, var, spec.eps)
         scale = self._call(aten.mul.Tensor, gamma, self._call(aten.rsqrt.default, widened))
-        lowered = self._call(aten.mul.Tensor, mean, scale)
+        # A copy: the next forward moves the buffer, and this one's backward still reads it.
+        lowered = self._call(aten.mul.Tensor, self._call(aten.clone.default, mean), scale)
         edge = self._call(aten.sub.Tensor, beta, lowered)
+        # Under autocast the output is of a shorter dtype than the norm's own numbers.
+        edge = self._call(aten.type_as.default, edge, made)
         edge = self._call(aten.reshape.default, edge, [-1, *[1] * len(step.border)])
         pads = [size for size in reversed(step.border) for _side in range(2)]
         inner = self._call(aten.sub.Tensor, made, edge)

@@ -34,6 +34,7 @@ class SiteModel(BaseModel):
     spec: dict[str, Any]
     bias: str | None = None
     outputs: int = Field(0, ge=0, le=2**53)
+    modules: bool = True
     cost: dict[str, int] | None = Field(None, description="Written for the reader, not read back.")
 
 
@@ -82,7 +83,7 @@ class PlanModel(BaseModel):
             try:
                 spec = SiteSpec.from_json(site.spec)
                 names = (site.key, site.norm, site.parametrization)
-                yield SiteEntry(*names, spec, site.bias, site.outputs)
+                yield SiteEntry(*names, spec, site.bias, site.outputs, site.modules)
             except PlanError as error:
                 place = f"sites.{index} ({site.key})"
                 raise PlanError(f"the plan is wrong at {place}: {error}") from error

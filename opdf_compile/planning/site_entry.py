@@ -38,6 +38,7 @@ class SiteEntry:
         spec: The branches.
         bias: Name of the convolution's bias, or None.
         outputs: Positions of the output on the example batch, batch included; 0 if unknown.
+        modules: Whether each of the two is computed by the module that holds its tensors.
     """
 
     key: str
@@ -46,6 +47,7 @@ class SiteEntry:
     spec: SiteSpec
     bias: str | None = None
     outputs: int = 0
+    modules: bool = True
 
     def __post_init__(self) -> None:
         """Refuse names that are none.
@@ -161,6 +163,7 @@ class SiteEntry:
             "spec": self.spec.to_json(),
             "bias": self.bias,
             "outputs": self.outputs,
+            "modules": self.modules,
             "cost": {**vars(self.cost), "activation_bytes": self.activation_bytes},
         }
 
@@ -174,11 +177,20 @@ class SiteEntry:
         if not isinstance(found, Site):
             reason = "is no weight of it" if found is None else found
             raise PlanError(f"the plan gives {self.key!r} branches, but it {reason}; {remedy}")
-        own = SiteSpec.chosen(found, self.spec.branches, start=self.spec.start, seed=self.spec.seed)
-        if own != self.spec or (dict(self.norm), self.bias) != (found.norm, found.bias):
-            raise PlanError(
-                f"the plan gives {self.key!r} the site {self.spec}, the model has {own}; {remedy}"
-            )
+        for name, planned in self._site().items():
+            present = getattr(found, name)
+            if planned != present:
+                raise PlanError(
+                    f"the plan gives {self.key!r} the site with {name} {planned}, the model has "
+                    f"{present}; {remedy}"
+                )
+
+    def _site(self) -> dict[str, Any]:
+        """What a site must have in common with this one, by the names of its attributes."""
+        spec = self.spec
+        names = ("shape", "dtype", "stride", "padding", "dilation", "groups", "eps", "momentum")
+        planned = {name: getattr(spec, name) for name in names}
+        return {**planned, "norm": dict(self.norm), "bias": self.bias}
 
 
 def _width(step: Any) -> int:

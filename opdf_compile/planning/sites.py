@@ -50,4 +50,5 @@ def _entry(site: Site, request: Request) -> SiteEntry | str:
     if reason is not None:
         return reason
     spec = SiteSpec.chosen(site, form.branches(geometry, **own), **common)
-    return SiteEntry(site.key, site.norm, request.name, spec, site.bias, site.outputs)
+    names = (site.key, site.norm, request.name)
+    return SiteEntry(*names, spec, site.bias, site.outputs, site.modules)

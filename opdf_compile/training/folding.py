@@ -94,7 +94,7 @@ def _fold_other(trained: Hoisted | nn.Module, source: Any, into: nn.Module | Non
             "the module that was compiled"
         )
     student: nn.Module = folder(source=source, into=into)
-    return fold_branches(student) if has_branches(student) else student
+    return student
 
 
 def folded_state(expanded: Expanded) -> dict[str, Tensor]:

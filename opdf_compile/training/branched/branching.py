@@ -12,16 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import FoldError, PlanError
-from opdf_compile.graph import attribute, deep_copy
+from opdf_compile.graph import deep_copy
 from opdf_compile.parametrizations import SiteTensors
-from opdf_compile.planning import Plan, SiteEntry
+from opdf_compile.planning import Plan
+from opdf_compile.training.branched.fitting import place_of, plain_norm, site_modules
 from opdf_compile.training.branched.site import AfterSite, BranchedSite
-
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_NORM_OF: dict[int, Any] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
-
-INLINE = "expand the traced student instead (opdf.expand), whose graph holds any site"
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
@@ -43,7 +38,8 @@ def branch(student: _Model, plan: Plan) -> _Model:
         To train in any loop, and to give to `opdf.fold` then.
 
     Raises:
-        PlanError: The plan has no sites, or one is not made of two modules of torch's own.
+        PlanError: The plan has no sites, one is not made of two modules of torch's own, or the
+            student's is another one (its stride, its norm's eps, what is frozen).
 
     Example:
         >>> import torch, opdf_compile as opdf
@@ -62,88 +58,13 @@ def branch(student: _Model, plan: Plan) -> _Model:
     if any(isinstance(module, BranchedSite) for module in student.modules()):
         raise PlanError("the student has branches already, wanted a plain one; fold it first")
     training = deep_copy(student)
-    parts = [(entry, *_modules_of(training, entry)) for entry in plan.sites]
+    parts = [(entry, *site_modules(training, entry)) for entry in plan.sites]
     for entry, conv, norm in parts:
-        plain, rest = _plain_norm(entry, norm)
-        site = BranchedSite(entry.key, _place(entry.norm["weight"]), entry.spec, conv, plain)
-        training.set_submodule(_place(entry.key), site)
-        training.set_submodule(site.norm_place, AfterSite(norm, rest))
+        plain, rest = plain_norm(entry, norm)
+        site = BranchedSite(entry.key, place_of(entry.norm["weight"]), entry.spec, conv, plain)
+        training.set_submodule(place_of(entry.key), site)
+        training.set_submodule(site.norm_place, AfterSite(site, norm, rest))
     return training
-
-
-def _place(tensor: str) -> str:
-    return tensor.rpartition(".")[0]
-
-
-def _modules_of(student: nn.Module, entry: SiteEntry) -> tuple[nn.Module, Any]:
-    """The two modules of a site."""
-    places = _place(entry.key), _place(entry.norm["weight"])
-    conv, norm = (attribute(student, place) if place else None for place in places)
-    whole = isinstance(conv, _CONVS) and f"{places[0]}.weight" == entry.key
-    if not whole or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
-        raise PlanError(
-            f"the site of {entry.key!r} is computed by functions, wanted a Conv and a BatchNorm "
-            f"module below the student; {INLINE}"
-        )
-    assert isinstance(conv, _CONVS)
-    if tuple(conv.weight.shape) != entry.spec.shape:
-        raise PlanError(
-            f"the plan gives {entry.key!r} the shape {list(entry.spec.shape)}, the student has "
-            f"{list(conv.weight.shape)}; make a plan for this student"
-        )
-    names = dict(student.named_modules(remove_duplicate=False))
-    if sum(module in (conv, norm) for module in names.values()) > len(places):
-        raise PlanError(
-            f"the modules of the site {entry.key!r} have several names in the student, which would "
-            f"compute the site twice; {INLINE}"
-        )
-    kind: Any = next(kind for kind in _CONVS if isinstance(conv, kind))
-    own = type(conv)
-    if own.forward is not kind.forward or own._conv_forward is not kind._conv_forward:
-        raise PlanError(
-            f"the convolution of {entry.key!r} is of a class with a forward of its own "
-            f"({own.__name__}), beside which branches would read another input; {INLINE}"
-        )
-    for name, module in (("convolution", conv), ("norm", norm)):
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            raise PlanError(
-                f"the {name} of {entry.key!r} has hooks, which would see one branch of several; "
-                f"remove them, or {INLINE}"
-            )
-    return conv, norm
-
-
-def _plain_norm(entry: SiteEntry, norm: Any) -> tuple[nn.Module, tuple[nn.Module, ...]]:
-    """A norm of torch's own on the same tensors, and what the given one does after it."""
-    if type(norm) in _PLAIN_NORMS:
-        return norm, ()
-    plain = _NORM_OF[entry.spec.axes](norm.num_features, eps=norm.eps, momentum=norm.momentum)
-    plain._parameters, plain._buffers = norm._parameters, norm._buffers
-    plain.train(norm.training)
-    rest = tuple(norm.children())
-    if not _computes(norm, plain, nn.Sequential(*rest), entry.spec.axes):
-        raise PlanError(
-            f"the norm of {entry.key!r} is of a class of its own ({type(norm).__name__}) that does "
-            f"more than a BatchNorm and its own modules; {INLINE}"
-        )
-    return plain, rest
-
-
-@torch.no_grad()
-def _computes(norm: Any, plain: nn.Module, rest: nn.Module, axes: int) -> bool:
-    """Whether a norm is another one and a rest after it."""
-    modes = [(module, module.training) for module in (norm, plain, rest)]
-    like = norm.running_mean
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randn(2, norm.num_features, *[3] * axes, generator=generator)
-    x = drawn.to(like.device, like.dtype)
-    try:
-        for module, _mode in modes:
-            module.eval()
-        return torch.equal(norm(x.clone()), rest(plain(x.clone())))
-    finally:
-        for module, mode in modes:
-            module.train(mode)
 
 
 def has_branches(module: object) -> bool:
@@ -164,9 +85,14 @@ def names_in_student(training: nn.Module) -> dict[str, str]:
             continue
         for name, _parameter in site.named_parameters():
             of_norm = any(part.startswith("norm") for part in name.split(".")[:-1])
-            home = site.norm_place if of_norm else _place(site.key)
+            home = site.norm_place if of_norm else place_of(site.key)
             names[f"{place}.{name}"] = f"{home}.{name.rpartition('.')[2]}"
     return names
+
+
+def branch_prefixes(plan: Plan) -> tuple[str, ...]:
+    """What the names of branches' tensors begin with in the module form."""
+    return tuple(f"{place_of(site.key)}.branches." for site in plan.sites)
 
 
 def fold_branches(training: nn.Module) -> nn.Module:
@@ -178,9 +104,9 @@ def fold_branches(training: nn.Module) -> nn.Module:
     student = deep_copy(training)
     found = [(n, m) for n, m in student.named_modules() if isinstance(m, BranchedSite)]
     for name, site in found:
-        if name != _place(site.key):
+        if name != place_of(site.key):
             raise FoldError(
-                f"the site of {site.key!r} stands at {name!r}, wanted {_place(site.key)!r}: the "
+                f"the site of {site.key!r} stands at {name!r}, wanted {place_of(site.key)!r}: the "
                 "student is wrapped (DDP, torch.compile, an average); fold the module inside"
             )
     for name, site in found:

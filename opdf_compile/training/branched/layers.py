@@ -111,7 +111,10 @@ def bordered(x: Tensor, norm: Any, border: Sequence[int]) -> Tensor:
     of Diverse Branch Block has it).
     """
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    edge = (norm.bias - norm.running_mean * scale).reshape(-1, *[1] * len(border))
+    # A copy: the next forward moves the buffer, and this one's backward still reads it.
+    edge = norm.bias - norm.running_mean.clone() * scale
+    # Under autocast the output is of a shorter dtype than the norm's own numbers.
+    edge = edge.to(x.dtype).reshape(-1, *[1] * len(border))
     pads = [size for size in reversed(border) for _side in range(2)]
     made: Tensor = F.pad(x - edge, pads) + edge
     return made

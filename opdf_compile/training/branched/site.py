@@ -9,7 +9,7 @@ handed from one module to another behind anybody's back.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -41,7 +41,7 @@ class BranchedSite(nn.Module):
         self.conv = conv
         self.norm = norm
         device = next(conv.parameters()).device
-        layers = branch_layers(key, spec, device).train(conv.training)
+        layers = branch_layers(key, spec, device).train(norm.training)
         if isinstance(norm, nn.SyncBatchNorm):
             # All norms of a site see the batch of all ranks, or none does.
             convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
@@ -82,16 +82,36 @@ class BranchedSite(nn.Module):
 class AfterSite(nn.Module):
     """What is left at a norm's place: nothing, or what its class does after normalising.
 
+    A loop that freezes the norm by its name reaches the site's norms: `train`, `eval` and
+    `requires_grad_` go on to them.
+
     Attributes:
         rest: The modules that its class calls then, an activation for instance.
     """
 
-    def __init__(self, norm: nn.Module, rest: tuple[nn.Module, ...] = ()) -> None:
+    def __init__(
+        self, site: BranchedSite, norm: nn.Module, rest: tuple[nn.Module, ...] = ()
+    ) -> None:
         """Keep the norm's class and settings for `restored`."""
         super().__init__()
         # Out of reach of whatever walks over modules: its numbers are the site's.
         self._norm = (norm,)
+        self._site = (site,)
         self.rest = nn.Sequential(*rest)
+
+    def train(self, mode: bool = True) -> Self:
+        """The mode of all norms of the site: the student's own and those of its branches."""
+        for module in self._site[0].modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.train(mode)
+        return super().train(mode)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Whether the gains and biases of the site's norms are trained, and the rest."""
+        for module in self._site[0].modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.requires_grad_(requires_grad)
+        return super().requires_grad_(requires_grad)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the site gives it, and after the rest."""

@@ -45,8 +45,8 @@ def _is_adapter(module: nn.Module) -> bool:
 
 def _require_branches(plan: Any, module: nn.Module) -> None:
     """Branches run on the batch, so that only the module itself can have them."""
-    there = {part.key for part in module.modules() if isinstance(part, BranchedSite)}
-    missing = [site.key for site in plan.sites if site.key not in there]
+    there = {m.key: m.spec for m in module.modules() if isinstance(m, BranchedSite)}
+    missing = [site.key for site in plan.sites if there.get(site.key) != site.spec]
     if missing:
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         raise PlanError(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from opdf_compile.errors import FoldError, InputError, WeightsChanged
 from opdf_compile.graph import deep_copy, named_tensors
 from opdf_compile.planning import Plan, PlanEntry
+from opdf_compile.training.branched.branching import fold_branches, has_branches
 from opdf_compile.training.folding import overwrite, require_same_names
 from opdf_compile.training.hoisted.binding import Bound, is_sharded, reshard, whole
 from opdf_compile.training.hoisted.checksums import checksum, differing
@@ -432,7 +433,7 @@ class WeightProgram:
         tensors = named_tensors(student)
         require_same_names(tensors, values)
         overwrite(tensors, values)
-        return student
+        return fold_branches(student) if has_branches(student) else student
 
     def folded_weights(self) -> dict[str, Tensor]:
         """Every weight that has cores, by name: composed in float64, rounded once; on all ranks."""

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError
 from opdf_compile.planning import Plan
+from opdf_compile.training.branched.branching import branch_prefixes
 from opdf_compile.training.hoisted.batching import Batched
 from opdf_compile.training.hoisted.binding import reshard, unwrap
 from opdf_compile.training.hoisted.hoisting import hoist
@@ -289,18 +290,22 @@ class Overparam(SavedState):
     def summary(self) -> Summary:
         """What is trained, what is deployed, what is left alone, and what a step costs."""
         matched = {entry.key for entry in self.plan.entries}
-        other = {
-            id(p): p.numel()
+        named = {
+            id(p): (self._name(p), p.numel())
             for group in self.param_groups
             for p in group["params"]
-            if p.requires_grad and self._name(p) not in matched
+            if p.requires_grad
         }
+        prefixes = branch_prefixes(self.plan)
+        beside = sum(size for name, size in named.values() if name.startswith(prefixes))
+        other = sum(size for name, size in named.values() if name not in matched) - beside
         decayed = "the cores" if "weight_decay" in self.defaults else "nothing"
         program, units = self.program, self.program.units
         return Summary(
             plan=self.plan,
             optimizer=type(self.inner).__name__,
-            other=sum(other.values()),
+            other=other,
+            beside=beside,
             units=(len(units), sum(unit.batched for unit in units)),
             decay="W" if self._split else decayed,
             recompute=program.recompute,

@@ -17,7 +17,8 @@ class Summary:
     Attributes:
         plan: What is over-parameterised.
         optimizer: Name of the wrapped optimizer.
-        other: Parameters that are trained as they are.
+        other: Parameters of the student that are trained as they are.
+        beside: Parameters of branches beside the student's convolutions, likewise.
         units: Number of units composed on this rank, and how many of them are batches.
         decay: What weight decay acts on.
         recompute: Whether compose runs again in the backward.
@@ -33,6 +34,7 @@ class Summary:
     recompute: bool
     rank: tuple[int, int]
     held: int
+    beside: int = 0
 
     @property
     def refusals(self) -> tuple[Refusal, ...]:
@@ -41,13 +43,13 @@ class Summary:
 
     @property
     def trained(self) -> int:
-        """Parameters that are trained: cores and everything that is not matched."""
-        return self.plan.cost.parameters + self.other
+        """Parameters that are trained: cores, branches, and everything that is not matched."""
+        return sum(e.cost.parameters for e in self.plan.entries) + self.other + self.beside
 
     @property
     def deployed(self) -> int:
         """The same of the student as it ships: weights in place of cores."""
-        return self.plan.deployed + self.other
+        return sum(entry.deployed for entry in self.plan.entries) + self.other
 
     def to_json(self) -> dict[str, Any]:
         """The summary as plain values, schema "opdf-summary/1"."""
@@ -72,29 +74,42 @@ class Summary:
             "ranks": self.rank[1],
             "held": self.held,
             "refusals": [{"key": r.key, "reason": r.reason} for r in self.refusals],
+            **({"branches": self._branches()} if self.plan.sites else {}),
         }
+
+    def _branches(self) -> dict[str, int]:
+        """What branches add: parameters, and FLOPs of a step on the example batch."""
+        flops = sum(site.cost.step_flops for site in self.plan.sites)
+        return {"sites": len(self.plan.sites), "parameters": self.beside, "step_flops": flops}
 
     def lines(self) -> list[str]:
         """What is said under the table."""
-        cost = self.plan.cost
+        cost, branches = self.plan.cost, self._branches()
+        composed = cost.step_flops - branches["step_flops"]
         direct = [entry.parametrization for entry in self.plan.entries if entry.metric]
         stepped = "the weights" if direct and len(direct) == len(self.plan.entries) else "the cores"
         lines = [
             f"{self.trained:,} parameters trained, {self.deployed:,} deployed; "
             f"{self.optimizer} steps {stepped}, weight decay acts on {self.decay}",
-            f"a step adds {flops_text(cost.step_flops)}, whatever the batch, in {self.units[0]} "
+            f"a step adds {flops_text(composed)}, whatever the batch, in {self.units[0]} "
             f"{'product' if self.units[0] == 1 else 'products'} of cores ({self.units[1]} batched)"
             + (", composed again in the backward" if self.recompute else ""),
         ]
-        if cost.step_flops:
+        if composed:
             shares = (
-                f"{entry.key} ({entry.cost.step_flops / cost.step_flops:.0%})"
+                f"{entry.key} ({entry.cost.step_flops / composed:.0%})"
                 for entry in dearest(self.plan)
             )
             lines.append("dearest to compose: " + ", ".join(shares))
         if direct:
             methods = ", ".join(sorted(set(direct)))
             lines.append(f"weights without cores, stepped as they are: {len(direct)} ({methods})")
+        if branches["sites"]:
+            lines.append(
+                f"{_convolutions(branches['sites'])} branches: {self.beside:,} parameters, "
+                f"stepped as they are, and {flops_text(branches['step_flops'])} more in a step on "
+                "the example batch, until fold adds them up"
+            )
         rates = sorted({rate for e in self.plan.entries for rate in e.rates if rate != 1})
         if rates:
             some = ", ".join(f"{rate:g}" for rate in rates)
@@ -104,7 +119,7 @@ class Summary:
         if self.rank[1] > 1:
             lines.append(
                 f"rank {self.rank[0]} of {self.rank[1]} holds {self.held:,} of "
-                f"{cost.parameters:,} core parameters"
+                f"{sum(e.cost.parameters for e in self.plan.entries):,} core parameters"
             )
         return [*lines, *(f"{r.key} {r.reason}" for r in self.refusals)]
 
@@ -113,3 +128,7 @@ class Summary:
 
     def _repr_html_(self) -> str:
         return self.plan._repr_html_() + "".join(f"<p>{escape(line)}</p>" for line in self.lines())
+
+
+def _convolutions(count: int) -> str:
+    return "1 convolution has" if count == 1 else f"{count} convolutions have"

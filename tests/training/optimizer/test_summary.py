@@ -164,3 +164,27 @@ def test_a_traced_plan_predicts_the_step() -> None:
     summary = opdf.Overparam(model, plan=plan).summary()
     assert summary.to_json()["predicted_step"] == plan.overhead > 1
     assert f"predicted step {plan.overhead:.2f}x" in str(summary)
+
+
+def test_branches_are_counted_once() -> None:
+    """Two plain layers with a norm between: one has branches, the other cores."""
+    student = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 8, 3))
+    traced = opdf.trace(student, (torch.randn(2, 4, 8, 8),))
+    rules = {"include": ["2.*"], "cores": 2}
+    plan = opdf.Plan(
+        opdf.plan(traced, **rules).entries,
+        sites=opdf.plan(traced, parametrization="repvgg", include=["0.*"]).sites,
+    )
+    opt = opdf.Overparam(opdf.branch(student, plan), plan=plan)
+    summary = opt.summary()
+    assert summary.trained == counted(opt)[0]
+    assert summary.deployed == sum(p.numel() for p in student.parameters())
+    # A 1 x 1 convolution and its norm, and the norm of the identity.
+    assert summary.beside == 4 * 4 + 2 * 4 + 2 * 4
+    text, entry = str(summary), plan.entries[0]
+    assert "1 convolution has branches: 32 parameters, stepped as they are" in text
+    assert f"a step adds {entry.cost.step_flops:,} FLOP, whatever the batch" in text
+    assert "dearest to compose: 2.weight (100%)" in text
+    flops = 3 * 2 * 2 * 64 * 4 * 4
+    found = {"sites": 1, "parameters": 32, "step_flops": flops}
+    assert summary.to_json()["branches"] == found
