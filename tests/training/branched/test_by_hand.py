@@ -29,8 +29,9 @@ class Norm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        statistics: Any = (self.running_mean, self.running_var)
-        return F.batch_norm(x, *statistics, self.weight, self.bias, self.training, 0.1, EPS)
+        mean: Any = self.running_mean
+        var: Any = self.running_var
+        return F.batch_norm(x, mean, var, self.weight, self.bias, self.training, 0.1, EPS)
 
     def scale(self) -> Tensor:
         var: Any = self.running_var
@@ -165,7 +166,7 @@ class Hand(nn.Module):
         return made | {f"head.{name}": value for name, value in self.head.named_parameters()}
 
 
-def train(model: nn.Module, optimizer: type[torch.optim.Optimizer]) -> None:
+def train(model: nn.Module, optimizer: Any) -> None:
     # Biases before a norm have gradients of rounding alone, 1e-17; AdamW divides them by its eps.
     options: Any = {torch.optim.SGD: {"momentum": 0.9}, torch.optim.AdamW: {"eps": 1e-6}}
     inner = optimizer(model.parameters(), lr=0.02, weight_decay=1e-3, **options[optimizer])
