@@ -28,7 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-QUICK = {"eval between", "shared", "clipping", "cores decay", "hyperball"}
+QUICK = {"eval between", "shared", "clipping", "cores decay"}
 
 
 BOTH = pytest.mark.parametrize(

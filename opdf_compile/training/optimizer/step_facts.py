@@ -25,8 +25,9 @@ from opdf_compile.training.optimizer.groups import Group
 from opdf_compile.training.optimizer.trials import after_steps, kinds_of, trial_group
 
 _RATE = 2.0**-4
-# In the first steps some only fill their state.
-_STEPS = 4
+# In the first steps some only fill their state, and some go in proportion before they go size-free
+# (RAdam for five steps); what holds early and late is taken to hold.
+_EARLY, _LATE = 4, 16
 _CLOSE, _NO_STEP = 1e-3, 1e-4
 
 
@@ -119,12 +120,15 @@ def _facts(
 
     still = tried(torch.zeros_like(slopes), 1)
     copies = still is not None and any(shadows(value, start) for value in still[1].values())
-    one, other = tried(slopes, _STEPS), tried(factors * slopes, _STEPS)
-    if one is None or other is None:
-        return StepFacts(copies=copies)
-    plain, scaled = one[0], other[0]
-    rate = float(plain.abs().max()) >= _NO_STEP * _RATE
-    return StepFacts(_scaling(plain, scaled, factors), rate=rate, copies=copies)
+    found = []
+    for count in (_EARLY, _LATE):
+        one, other = tried(slopes, count), tried(factors * slopes, count)
+        if one is None or other is None:
+            return StepFacts(copies=copies)
+        found.append((one[0], _scaling(one[0], other[0], factors)))
+    (early, scaling), (_late, later) = found
+    rate = float(early.abs().max()) >= _NO_STEP * _RATE
+    return StepFacts(scaling if scaling == later else None, rate=rate, copies=copies)
 
 
 def _scaling(plain: Tensor, scaled: Tensor, factors: Tensor) -> Scaling:

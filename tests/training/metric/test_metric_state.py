@@ -333,6 +333,23 @@ def test_a_bare_program_with_an_attached_optimizer(method: str) -> None:
         program.refresh()
 
 
+@named
+def test_a_scaler_that_skips_an_attached_optimizer_moves_nothing(method: str) -> None:
+    model = network(torch.float32)
+    program = opdf.hoist(model, opdf.plan(model, parametrization=method, min_size=1))
+    inner = torch.optim.SGD(program.parameters(), lr=LR)
+    opdf.attach(program, inner)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    scaler.scale(model(X.float()).square().mean()).backward()
+    gradient = model.get_parameter(KEYS[0]).grad
+    assert gradient is not None
+    gradient.fill_(torch.inf)
+    scaler.step(inner)
+    assert model.get_parameter(KEYS[0]).grad is gradient
+    for key, value in network(torch.float32).state_dict().items():
+        assert torch.equal(model.state_dict()[key], value)
+
+
 def test_attach_wants_a_program_and_its_optimizer() -> None:
     model = network()
     with pytest.raises(InputError, match="attach got a Sequential and a SGD, wanted the WeightPr"):
@@ -415,6 +432,8 @@ class ByRows(torch.optim.SGD):
 
 REFUSED = [
     ("repopt", ByRows, "its step neither follows the size of a gradient in proportion"),
+    ("repopt", torch.optim.RAdam, "its step neither follows"),  # In proportion for five steps only.
+    ("repopt", torch.optim.Adafactor, "its step neither follows"),
     ("hyperball", FindsItsStep, "it finds its step size by itself, and its learning rate is none"),
     ("ham", FindsItsStep, "it finds its step size by itself"),
     ("hyperball", Copies, "it keeps a copy of the parameters, which would not follow"),
