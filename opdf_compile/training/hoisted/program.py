@@ -42,7 +42,8 @@ class WeightProgram:
         units: What this rank composes.
         ranks: Who composes what.
         direct: The weights whose methods hold no cores; every rank has them all.
-        attached: Whether an optimizer steps these as their methods want it, see `opdf.attach`.
+        of_overparam: Whether an Overparam steps these as their methods want it.
+        hooks: What `opdf.attach` gave to other optimizers, before whose steps they are called.
     """
 
     def __init__(
@@ -64,9 +65,14 @@ class WeightProgram:
         self._bounds = dict(bounds)
         self.ranks = ranks
         self.direct = tuple(direct)
-        self.attached = False
+        self.of_overparam = False
+        self.hooks: list[Callable[..., None]] = []
         self._recorded: dict[str, Tensor] = {}
         self._record()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is attached to nothing: torch copies no hooks of an optimizer."""
+        return vars(self) | {"of_overparam": False, "hooks": []}
 
     @property
     def entries(self) -> tuple[PlanEntry, ...]:
@@ -198,7 +204,7 @@ class WeightProgram:
             raise FoldError(f"source is {source!r}, wanted one of 'cores'")
         reshard(self.module)
         self.require_held()
-        if self.direct and not self.attached:
+        if self.direct and not (self.of_overparam or self.hooks):
             first = self.direct[0]
             raise InputError(
                 f"{first.entry.parametrization}, planned for {first.key!r}, acts around the step "

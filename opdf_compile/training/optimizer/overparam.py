@@ -162,7 +162,7 @@ class Overparam(SavedState):
             separate=self._place_of.__getitem__,
             matrices=probed.matrices,
         )
-        self.program.attached = True  # What their methods do around a step is in `CoreStep`.
+        self.program.of_overparam = True  # What their methods do around a step is in `CoreStep`.
         self.alignment = alignment
         if alignment is not None:
             alignment.attach(self.program)

@@ -356,6 +356,43 @@ def test_attach_wants_a_program_and_its_optimizer() -> None:
         opdf.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))  # type: ignore[arg-type]
 
 
+def bare(kind: Any = torch.optim.SGD) -> tuple[nn.Module, Any, torch.optim.Optimizer]:
+    model = network()
+    program = opdf.hoist(model, opdf.plan(model, parametrization="ham", min_size=1))
+    return model, program, kind(program.parameters(), lr=LR)
+
+
+def test_attach_refuses_what_would_move_weights_twice_or_not_at_all() -> None:
+    model, program, inner = bare()
+    detach = opdf.attach(program, inner)
+    with pytest.raises(InputError, match="this SGD is attached to the program already, and a sec"):
+        opdf.attach(program, inner)
+    detach()
+    opdf.attach(program, inner)
+    with pytest.raises(InputError, match="SGD takes its gradients from a closure, which attach do"):
+        inner.step(lambda: 0.0)
+    stranger = torch.optim.SGD(network().parameters(), lr=LR)
+    with pytest.raises(InputError, match=r"holds none of the 3 weights .*the first is '0.weight'"):
+        opdf.attach(program, stranger)
+    _model, program, searching = bare(torch.optim.LBFGS)
+    with pytest.raises(InputError, match=r"LBFGS takes .*wanted gradients before step\(\)"):
+        opdf.attach(program, searching)
+    opt = optimizer_of(model, "ham")
+    with pytest.raises(InputError, match="an Overparam is attached to the program already"):
+        opdf.attach(opt.program, opt.inner)
+
+
+def test_a_copy_of_a_program_is_attached_to_nothing() -> None:
+    _model, program, inner = pair = bare()
+    opdf.attach(program, inner)
+    program.refresh()
+    _model, program, inner = copy.deepcopy(pair)
+    with pytest.raises(InputError, match="none was attached"):
+        program.refresh()
+    opdf.attach(program, inner)
+    program.refresh()
+
+
 def mixed(model: nn.Module) -> opdf.Plan:
     parts = {"hyperball": KEYS[0], "repopt": KEYS[1], "md": KEYS[2]}
     plans = [
