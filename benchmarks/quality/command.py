@@ -1,4 +1,4 @@
-"""`python benchmarks/quality prepare | run | page`: see PROTOCOL.md."""
+"""`python benchmarks/quality prepare | run | page`: see PROTOCOL.md. `second ..` is study 2."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 
 import torch
+
+from quality.second import command as second
 
 _RESULTS = Path(__file__).resolve().parents[1] / "results"
 
@@ -34,8 +36,10 @@ def main() -> None:
     page.add_argument("--json", type=Path, default=_RESULTS / "quality.json")
     page.add_argument("--plot", type=Path, default=None)
     page.add_argument("--page", type=Path, default=None)
+    second.add(commands)
     options = parser.parse_args()
-    {"prepare": _prepare, "run": _run, "page": _page}[options.command](options)
+    acts = {"prepare": _prepare, "run": _run, "page": _page, "second": second.act}
+    acts[options.command](options)
 
 
 def _prepare(options: argparse.Namespace) -> None:

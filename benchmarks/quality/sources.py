@@ -33,16 +33,20 @@ class Signals(NamedTuple):
     labels: NDArray[np.int64]
 
 
-def mnist1d(wheel: Path, count: int, seed: int) -> Signals:
+def mnist1d(wheel: Path, count: int, seed: int, **changed: float) -> Signals:
     """Fresh signals of the generator, in its own random order.
 
     Args:
         wheel: The package's wheel.
         count: A multiple of 10.
         seed: Of the generator; 42 is the seed of the published data.
+        changed: Options of the generator that differ from its usual ones.
     """
     with _imported(wheel) as package:
         options = package.get_dataset_args()
+        for name, value in changed.items():
+            getattr(options, name)  # A name that it does not know would change nothing.
+            setattr(options, name, value)
         options.num_samples, options.seed = count, seed
         made = package.make_dataset(options)
     inputs = np.concatenate([made["x"], made["x_test"]])[:, :, None]

@@ -1,0 +1,59 @@
+"""From the stores to rows and to the tables of docs/evidence.md; its sentences are by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from quality.page import filled
+from quality.second import plan, tables
+from quality.second.plan import Size, Stage
+from quality.second.rows import Row, outcomes, rows_of, to_json
+from quality.second.store import Store
+from quality.second.tasks import CONFIRMATION, DEVELOPMENT, TEXT
+
+
+def write(
+    development: Path,
+    confirmation: Path,
+    *,
+    size: str = "full",
+    path: Path | None = None,
+    page: Path | None = None,
+) -> dict[str, str]:
+    """Make the tables, and write them where asked for.
+
+    Args:
+        development: Store of `develop`; left out where it does not exist.
+        confirmation: Store of `run`; left out where it does not exist.
+        size: Of the confirmation.
+        path: Where the rows of the confirmation go, as JSON.
+        page: The page between whose marks the tables go.
+
+    Returns:
+        The tables by name.
+    """
+    made: dict[str, str] = {}
+    sizes = plan.SIZES
+    early = rows(development, plan.DEVELOPMENT, DEVELOPMENT, sizes["development"])
+    if early:
+        made["second-development"] = tables.comparisons_table(tables.every_trial(early))
+    found = rows(confirmation, plan.CONFIRMATION, (*CONFIRMATION, TEXT), sizes[size])
+    if found:
+        made["second-primary"] = tables.comparisons_table(tables.primary(found))
+        made["second-methods"] = tables.methods_table(found)
+        made["second-trials"] = tables.trials_table(found)
+        made["second-cost"] = tables.cost_table(found)
+    print(*(f"{name}:\n{table}\n" for name, table in made.items()), sep="\n")
+    if path is not None:
+        path.write_text(json.dumps(to_json(found), indent=1) + "\n")
+    if page is not None:
+        page.write_text(filled(page.read_text(), made))
+    return made
+
+
+def rows(store: Path, stages: tuple[Stage, ...], tasks: tuple[str, ...], size: Size) -> list[Row]:
+    """The rows that a store has."""
+    if not store.exists():
+        return []
+    return rows_of(outcomes(Store(store), stages, tasks, size))

@@ -1,0 +1,216 @@
+"""Paired comparisons out of a store: one row for each task, setting, method and rival.
+
+Only groups that are whole give rows. Where two stages hold the same comparison, the earlier one
+counts, so that what is run later cannot change what decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from quality.second.groups import Group, cost_of, groups_of, time_of, timed
+from quality.second.methods import BY_NAME, METHODS, PLAIN
+from quality.second.plan import Size, Stage
+from quality.second.store import Store
+from quality.second.training import Run
+from quality.statistics import ALPHA, compare, holm, holm_family
+
+SCHEMA = "opdf-quality-second/1"
+# Beside plain: what the decay of HAM alone does.
+_RIVALS = {method.name: PLAIN.name for method in METHODS if method is not PLAIN}
+_PAIRS = (*_RIVALS.items(), ("ham", "ham-decay"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Both sides of a comparison, seed by seed.
+
+    Attributes:
+        task: Name of the task.
+        student: Name of the student.
+        loss: "labels" or "distil".
+        regime: "fixed", "time" or "saturated".
+        method: Name of the method.
+        baseline: Name of its rival.
+        after: Number of trials after which both were chosen; 0 is all of them.
+        ours: Test accuracy by seed.
+        theirs: Of the rival, the same seeds.
+        steps: Of the method's run.
+        baseline_steps: Of the rival's.
+        cost: Of the method's step over plain AdamW's; 0 where it was not measured.
+        optimizer: Of the method's best trial.
+        baseline_optimizer: Of the rival's.
+        edges: What lies at an edge of all that was tried: "method: axis".
+    """
+
+    task: str
+    student: str
+    loss: str
+    regime: str
+    method: str
+    baseline: str
+    after: int
+    ours: tuple[float, ...]
+    theirs: tuple[float, ...]
+    steps: int
+    baseline_steps: int
+    cost: float
+    optimizer: str
+    baseline_optimizer: str
+    edges: tuple[str, ...]
+
+    @property
+    def place(self) -> tuple[Any, ...]:
+        """What there is one of."""
+        return (self.task, *self.family)
+
+    @property
+    def family(self) -> tuple[Any, ...]:
+        """What Holm corrects together: the same question on every task."""
+        setting = self.student, self.loss, self.regime
+        return (*setting, self.method, self.baseline, self.after)
+
+
+def outcomes(
+    store: Store, stages: Sequence[Stage], tasks: Sequence[str], size: Size
+) -> list[Outcome]:
+    """All comparisons that the store has."""
+    found: dict[tuple[Any, ...], Outcome] = {}
+    for stage in stages:
+        for task in tasks:
+            groups = list(groups_of(store, stage, task, size))
+            if any(group.missing for group in groups):
+                continue
+            for outcome in _of(store, stage, groups, size):
+                found.setdefault(outcome.place, outcome)
+    return list(found.values())
+
+
+def _of(store: Store, stage: Stage, groups: Sequence[Group], size: Size) -> Iterator[Outcome]:
+    by_length = {group.length: group for group in groups}
+    if stage.regime == "time":
+        mine = by_length["fixed"]
+        for method in mine.tuned:
+            if method != PLAIN.name and not BY_NAME[method].control:
+                theirs = by_length[timed(time_of(store, mine, method))]
+                yield _outcome(store, stage, (mine, method), (theirs, PLAIN.name), 0)
+        return
+    group = by_length[stage.regime]
+    for method, baseline in _PAIRS:
+        if method in group.tuned and baseline in group.tuned:
+            for after in (0, *size.after):
+                yield _outcome(store, stage, (group, method), (group, baseline), after)
+
+
+Side = tuple[Group, str]
+
+
+def _outcome(store: Store, stage: Stage, ours: Side, theirs: Side, after: int) -> Outcome:
+    sides = [_runs(side, after) for side in (ours, theirs)]
+    scores = [tuple(store[run.key()]["test"][0] for run in runs) for runs in sides]
+    cost = cost_of(*ours)
+    edges = [f"{name}: {', '.join(axes)}" for name, axes in map(_edge, (ours, theirs)) if axes]
+    return Outcome(
+        task=ours[0].task,
+        student=stage.student,
+        loss=stage.loss,
+        regime=stage.regime,
+        method=ours[1],
+        baseline=theirs[1],
+        after=after,
+        ours=scores[0],
+        theirs=scores[1],
+        steps=sides[0][0].steps,
+        baseline_steps=sides[1][0].steps,
+        cost=store[cost.key()]["ratio"] if cost.key() in store else 0.0,
+        optimizer=sides[0][0].trial.optimizer,
+        baseline_optimizer=sides[1][0].trial.optimizer,
+        edges=tuple(edges),
+    )
+
+
+def _runs(side: Side, after: int) -> list[Run]:
+    group, method = side
+    return group.finals[method, after] if after else group.last(method)
+
+
+def _edge(side: Side) -> tuple[str, tuple[str, ...]]:
+    group, method = side
+    return method, group.tuned[method].open
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison; `ci_low` and `ci_high` are Holm's (see statistics.py), over its family.
+
+    Attributes:
+        outcome: What was compared.
+        score: Mean of the method.
+        baseline_score: Mean of the rival.
+        difference: Of the two.
+        ci_low: Lower end of Holm's interval.
+        ci_high: Its upper end.
+        ci95_low: Lower end of the interval of this task alone.
+        ci95_high: Its upper end.
+        p_t: Of the paired t test.
+        p_sign_flip: Of the sign-flip test.
+        p_holm: `p_t` after Holm.
+        spread: Standard deviation of the differences.
+        family: Number of tasks of the family.
+    """
+
+    outcome: Outcome
+    score: float
+    baseline_score: float
+    difference: float
+    ci_low: float
+    ci_high: float
+    ci95_low: float
+    ci95_high: float
+    p_t: float
+    p_sign_flip: float
+    p_holm: float
+    spread: float
+    family: int
+
+    @property
+    def better(self) -> int:
+        """1 where Holm's interval lies above zero, -1 below, 0 across."""
+        return (self.ci_low > 0) - (self.ci_high < 0)
+
+
+def rows_of(found: Iterable[Outcome], *, alpha: float = ALPHA) -> list[Row]:
+    """Compare, and correct over the tasks of every family."""
+    families: dict[tuple[Any, ...], list[Outcome]] = {}
+    for outcome in found:
+        families.setdefault(outcome.family, []).append(outcome)
+    return [row for members in families.values() for row in _family(members, alpha)]
+
+
+def to_json(rows: Sequence[Row]) -> dict[str, Any]:
+    """The JSON value of the rows."""
+    return {"schema": SCHEMA, "rows": [asdict(row) for row in rows]}
+
+
+def _family(members: Sequence[Outcome], alpha: float) -> Iterator[Row]:
+    alone = [compare(m.ours, m.theirs, alpha=alpha) for m in members]
+    holms = holm_family(alone, alpha=alpha)
+    adjusted = holm([c.p_t for c in alone])
+    for outcome, own, corrected, p in zip(members, alone, holms, adjusted, strict=True):
+        yield Row(
+            outcome=outcome,
+            score=sum(outcome.ours) / len(outcome.ours),
+            baseline_score=sum(outcome.theirs) / len(outcome.theirs),
+            difference=own.difference,
+            ci_low=corrected.ci_low,
+            ci_high=corrected.ci_high,
+            ci95_low=own.ci_low,
+            ci95_high=own.ci_high,
+            p_t=own.p_t,
+            p_sign_flip=own.p_sign_flip,
+            p_holm=p,
+            spread=own.spread,
+            family=len(members),
+        )

@@ -1,0 +1,104 @@
+"""Tables of study 2 for docs/evidence.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+
+from quality.second.plan import PRIMARY, REGIMES
+from quality.second.rows import Outcome, Row
+
+OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD", "muon": "Muon"}
+
+
+def comparisons_table(rows: Sequence[Row]) -> str:
+    """Every comparison of its own: both sides, the difference and its intervals."""
+    lines = [
+        "| task | student, loss | regime | method (optimizer) | baseline (optimizer) | difference "
+        "(points) | Holm's interval | p (t) | p (sign flip) | p (Holm) | seeds | at an edge |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        o = r.outcome
+        lines.append(
+            f"| {o.task} | {o.student}, {o.loss} | {_regime(o)} | "
+            f"{o.method} {100 * r.score:.2f} ({OPTIMIZERS[o.optimizer]}) | "
+            f"{o.baseline} {100 * r.baseline_score:.2f} ({OPTIMIZERS[o.baseline_optimizer]}) | "
+            f"{100 * r.difference:+.2f} | [{100 * r.ci_low:+.2f}, {100 * r.ci_high:+.2f}] | "
+            f"{r.p_t:.2g} | {r.p_sign_flip:.2g} | {r.p_holm:.2g} | {len(o.ours)} | "
+            f"{'; '.join(o.edges) or 'no'} |"
+        )
+    return "\n".join(lines)
+
+
+def methods_table(rows: Sequence[Row]) -> str:
+    """Methods by setting: tasks above / across / below zero, and the mean difference in points."""
+    cells: dict[tuple[str, str], dict[tuple[str, str, str], list[Row]]] = {}
+    for r in every_trial(rows):
+        o = r.outcome
+        columns = cells.setdefault((o.method, o.baseline), {})
+        columns.setdefault((o.student, o.loss, o.regime), []).append(r)
+    found = {setting for columns in cells.values() for setting in columns}
+    settings = sorted(
+        found, key=lambda s: (s[:2] != ("deep", "distil"), s[:2], REGIMES.index(s[2]))
+    )
+    heads = [f"{student}, {loss}, {regime}" for student, loss, regime in settings]
+    lines = [f"| comparison | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for (method, baseline), columns in cells.items():
+        texts = [_counted(columns.get(setting, ())) for setting in settings]
+        lines.append(f"| {method} - {baseline} | {' | '.join(texts)} |")
+    return "\n".join(lines)
+
+
+def trials_table(rows: Sequence[Row]) -> str:
+    """Mean difference to plain after so many trials of both sides, in points, over the tasks."""
+    mine = [r for r in rows if r.outcome.regime == "fixed" and r.outcome.baseline == "plain"]
+    numbers = sorted({r.outcome.after for r in mine} - {0})
+    heads = [f"after {number} trials" for number in numbers] + ["after all"]
+    lines = [f"| method, student, loss | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    sides = dict.fromkeys((r.outcome.method, r.outcome.student, r.outcome.loss) for r in mine)
+    for side in sides:
+        of = [r for r in mine if (r.outcome.method, r.outcome.student, r.outcome.loss) == side]
+        means = [
+            mean(100 * r.difference for r in of if r.outcome.after == number)
+            for number in (*numbers, 0)
+        ]
+        lines.append(f"| {', '.join(side)} | " + " | ".join(f"{m:+.2f}" for m in means) + " |")
+    return "\n".join(lines)
+
+
+def cost_table(rows: Sequence[Row]) -> str:
+    """What a step of each method costs, in plain AdamW steps: the range over tasks and students."""
+    costs: dict[tuple[str, str], list[float]] = {}
+    for r in rows:
+        if r.outcome.cost:
+            costs.setdefault((r.outcome.method, r.outcome.optimizer), []).append(r.outcome.cost)
+    lines = ["| method, optimizer | step, in plain AdamW steps |", "|---|---|"]
+    for (method, optimizer), found in costs.items():
+        text = f"{min(found):.2f} to {max(found):.2f}" if len(found) > 1 else f"{found[0]:.2f}"
+        lines.append(f"| {method}, {OPTIMIZERS[optimizer]} | {text} |")
+    return "\n".join(lines)
+
+
+def primary(rows: Sequence[Row]) -> list[Row]:
+    """What decides: the primary method in the primary setting."""
+    wanted = ("deep", "distil", "fixed", PRIMARY, "plain", 0)
+    return [r for r in rows if r.outcome.family == wanted]
+
+
+def every_trial(rows: Sequence[Row]) -> list[Row]:
+    """Comparisons of what all trials chose."""
+    return [r for r in rows if r.outcome.after == 0]
+
+
+def _regime(of: Outcome) -> str:
+    steps = f" ({of.steps} against {of.baseline_steps} steps)"
+    return of.regime + (steps if of.steps != of.baseline_steps else "")
+
+
+def _counted(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    above, below = (sum(r.better == sign for r in rows) for sign in (1, -1))
+    difference = mean(100 * r.difference for r in rows)
+    return f"{above} / {len(rows) - above - below} / {below}, {difference:+.2f}"
