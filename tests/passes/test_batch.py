@@ -232,9 +232,10 @@ def test_auto_falls_back_to_one_by_one_and_true_does_not(
 # Which parts are batched.
 
 
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(batching, "SMALL", 0)
+@pytest.fixture(params=["SMALL", "LARGE"])
+def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything is too much, in FLOPs or in entries."""
+    monkeypatch.setattr(batching, request.param, 0)
     yield
 
 

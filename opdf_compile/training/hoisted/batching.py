@@ -3,8 +3,11 @@
 Measured on 2 CPU cores, float32, eight square weights, 5 cores, forward and backward of compose,
 batched / one by one: 0.27 at 64 x 64, 0.85 at 256 x 256, 1.11 at 768 x 768 (see
 benchmarks/training_step.py). A large product fills the machine by itself, and then the copies that
-a batch needs are all that is left. So weights below `SMALL` FLOPs are batched; the rule looks at
-the plan only, never at a clock, so that two runs and two ranks decide alike.
+a batch needs are all that is left. So weights below `SMALL` FLOPs are batched. With few FLOPs for
+each entry (gains, powerprop) the copies are most of it: a whole step, batched / one by one, is 0.6
+at 64 x 64, 0.9 at 256 x 256, 1.4 at 512 x 512. So no weight of `LARGE` entries is batched (chains
+of that size: 1.0). The rule looks at the plan only, never at a clock, so that two runs and two
+ranks decide alike.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ _LOG = logging.getLogger("opdf_compile")
 
 # FLOPs of one weight's compose, forward and backward, up to which "auto" batches.
 SMALL = 10**9
+# Entries of one weight from which on "auto" does not batch.
+LARGE = 2**18
 
 
 def make_units(
@@ -47,8 +52,8 @@ def make_units(
         plan: Tells what each weight costs.
         cores: Every core of these parts by name; taken over where nothing is stacked.
         bounds: Where each weight is written.
-        batched: True, False, or "auto": weights up to `SMALL` FLOPs, as far as torch.vmap takes
-            their compose.
+        batched: True, False, or "auto": weights up to `SMALL` FLOPs and below `LARGE` entries, as
+            far as torch.vmap takes their compose.
         separate: Weights for which this differs are never in one batch.
         matrices: Store each core as a matrix; then nothing is stacked.
 
@@ -58,13 +63,13 @@ def make_units(
     """
     if batched not in (True, False, "auto"):
         raise InputError(f"batched is {batched!r}, wanted True, False or 'auto'")
-    cost = {entry.key: entry.cost.step_flops for entry in plan.entries}
+    small = {e.key: e.cost.step_flops <= SMALL and e.deployed < LARGE for e in plan.entries}
     steps = {entry.key: (entry.rates, entry.by.untrained(entry.spec)) for entry in plan.entries}
     untrained = {name for entry in plan.entries for name in entry.untrained}
 
     def apart(part: ProgramPart) -> Hashable:
         key = part.keys[0]
-        wanted = cost[key] <= SMALL if batched == "auto" else batched
+        wanted = small[key] if batched == "auto" else batched
         wanted = wanted and not matrices
         # A part of its own kind stays alone.
         return (separate(key), steps[key], None if wanted else part.keys)
