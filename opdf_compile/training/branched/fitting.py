@@ -99,7 +99,8 @@ def _require_one_name(student: nn.Module, entry: SiteEntry, conv: Any, norm: Any
 
 def _require_no_hooks(entry: SiteEntry, conv: Any, norm: Any) -> None:
     for name, module in (("convolution", conv), ("norm", norm)):
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+        kinds = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+        if any(getattr(module, f"_{kind}") for kind in kinds):
             raise PlanError(
                 f"the {name} of {entry.key!r} has hooks, which would see one branch of several; "
                 f"remove them, or {INLINE}"

@@ -120,7 +120,7 @@ def bordered(x: Tensor, norm: Any, border: Sequence[int]) -> Tensor:
     return made
 
 
-def branch_layers(key: str, spec: SiteSpec, device: torch.device | None = None) -> nn.ModuleDict:
+def branch_layers(key: str, spec: SiteSpec, norm: Tensor) -> nn.ModuleDict:
     """The branches of a site, with the numbers that they start from.
 
     Convolutions start as torch's do, uniformly within 1 / sqrt(fan in), or at the identity where
@@ -129,7 +129,8 @@ def branch_layers(key: str, spec: SiteSpec, device: torch.device | None = None) 
     Args:
         key: Name of the site's weight.
         spec: Its branches.
-        device: Where they are.
+        norm: A tensor of the site's norm: the norms of branches have its dtype, which may be a
+            longer one than the convolution's, and all of them are on its device.
 
     Returns:
         By name.
@@ -138,7 +139,10 @@ def branch_layers(key: str, spec: SiteSpec, device: torch.device | None = None) 
     for name in spec.branches:
         layers = BranchLayers(branch_of(name, spec), spec)
         _start(f"{key}/{name}", layers, spec)
-        made[name] = layers.to(device=device, dtype=getattr(torch, spec.dtype))
+        made[name] = layers.to(device=norm.device, dtype=getattr(torch, spec.dtype))
+    for module in made.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.to(norm.dtype)
     return made
 
 

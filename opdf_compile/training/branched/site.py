@@ -40,8 +40,7 @@ class BranchedSite(nn.Module):
         self.spec = spec
         self.conv = conv
         self.norm = norm
-        device = next(conv.parameters()).device
-        layers = branch_layers(key, spec, device).train(norm.training)
+        layers = branch_layers(key, spec, next(norm.parameters())).train(norm.training)
         if isinstance(norm, nn.SyncBatchNorm):
             # All norms of a site see the batch of all ranks, or none does.
             convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm

@@ -28,7 +28,7 @@ from opdf_compile.graph import (
     set_attribute,
 )
 from opdf_compile.passes import AddBranches, CheckShapes, Expand, Pipeline
-from opdf_compile.planning import Plan, PlanEntry, SiteEntry
+from opdf_compile.planning import Plan, PlanEntry
 from opdf_compile.training.announcing import WeightProgress, announced
 from opdf_compile.training.branched.layers import branch_layers
 from opdf_compile.training.inline.calling import convention
@@ -154,7 +154,7 @@ def _refuse_hooks(plan: Plan, tensors: _Tensors) -> None:
 def _branches(plan: Plan, tensors: _Tensors) -> dict[str, nn.ModuleDict]:
     """The branches of every site, one set for both phases."""
     return {
-        site.key: branch_layers(site.key, site.spec, tensors.weight(site).device)
+        site.key: branch_layers(site.key, site.spec, tensors.parameter(site.norm["weight"]))
         for site in plan.sites
     }
 
@@ -183,14 +183,17 @@ class _Tensors:
         self._graphs = [traced.graphs[phase] for phase in PHASES]
         self._copies: dict[int, Any] = {}
 
-    def weight(self, entry: PlanEntry | SiteEntry) -> Tensor:
+    def weight(self, entry: PlanEntry) -> Tensor:
+        return self.parameter(entry.key, *entry.aliases)
+
+    def parameter(self, *names: str) -> Tensor:
         for graph in self._graphs:
-            for name in (entry.key, *entry.aliases):
+            for name in names:
                 found = attribute(graph, name)
                 if isinstance(found, nn.Parameter):
                     return found
         raise PlanError(
-            f"the plan names {entry.key!r}, which no graph holds; make a plan for this model"
+            f"the plan names {names[0]!r}, which no graph holds; make a plan for this model"
         )
 
     def register_all(self, root: nn.Module, graph: GraphModule, names: Mapping[str, str]) -> None:

@@ -51,6 +51,10 @@ OTHERS: dict[str, tuple[Callable[[Any], object], str]] = {
     "no bias": (lambda body: setattr(body[0], "bias", None), "bias body.0.bias, .* None"),
     "no gain": (lambda body: setattr(body[1], "weight", None), "norm {'weight': 'body.1.weight'"),
     "frozen": (lambda body: body[0].requires_grad_(False), "it is frozen"),
+    "a backward hook": (
+        lambda body: body[0].register_full_backward_pre_hook(lambda *_given: None),
+        "has hooks, which would see one branch of several",
+    ),
     "a frozen norm": (thawed, "it has a frozen BatchNorm"),
 }
 

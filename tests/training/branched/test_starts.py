@@ -75,6 +75,30 @@ def test_from_half_weights(form: str, dtype: torch.dtype) -> None:
         assert all(torch.equal(back[name], value) for name, value in plain.state_dict().items())
 
 
+@pytest.mark.parametrize("form", ["repvgg", "dbb"])
+def test_norms_of_more_bits_than_their_convolutions(form: str) -> None:
+    """Statistics in bfloat16 would move in steps of 1 %; those who keep norms longer know it."""
+    plain: Any = student("negative gains", torch.bfloat16)
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.float()
+    x = batch(dtype=torch.bfloat16)
+    traced = opdf.trace(plain, (x,))
+    plan = opdf.plan(traced, parametrization=form)
+    dtypes = {name: value.dtype for name, value in plain.state_dict().items()}
+    for training in (opdf.branch(plain, plan), opdf.expand(traced, plan)):
+        found = {
+            (name.split(".")[-2][:4], value.dtype)
+            for name, value in training.state_dict().items()
+            if "branches." in name and "tracked" not in name
+        }
+        assert found == {("conv", torch.bfloat16), ("norm", torch.float32)}
+        assert torch.equal(training.eval()(x), plain.eval()(x))
+        training.train()(x).sum().backward()
+        folded = opdf.fold(training).state_dict()
+        assert {name: value.dtype for name, value in folded.items()} == dtypes
+
+
 def state(model: nn.Module) -> dict[str, Any]:
     """All that a model holds: bits, objects, flags, gradients, hooks, classes."""
     named: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
