@@ -12,7 +12,7 @@ on a GPU. The budget is the clock's.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 from typing import Literal
 
@@ -33,7 +33,7 @@ from opdf_compile.distill.advise.final import FIRST_SEED
 from opdf_compile.distill.advise.notes import side_notes
 from opdf_compile.distill.advise.racing import require_limits
 from opdf_compile.distill.advise.significance import Duel
-from opdf_compile.distill.advise.timetable import MOST_PAIRS
+from opdf_compile.distill.advise.timetable import FEWEST_PAIRS, MOST_PAIRS
 from opdf_compile.distill.advise.track import Track
 from opdf_compile.distill.advise.trainer import Clock
 from opdf_compile.distill.engine import Say, machine_for, whole_run
@@ -152,8 +152,17 @@ class _Judge:
             scored=track.holdouts.size_of(parts),
             mixed=track.holdouts.mixed,
             plain_int8=None if self._rounding is None else self._rounding.of(0),
-            notes=side_notes(job, finished.program.steps, sides),
+            notes=(*side_notes(job, finished.program.steps, sides), *self._few(most_sets)),
         )
+
+    def _few(self, most_sets: int) -> Iterator[str]:
+        """What to know of a final that had to end early."""
+        count, wanted = len(self._finished.sets), min(FEWEST_PAIRS, most_sets)
+        if count < wanted:
+            yield (
+                f"The machine became slower than it was measured to be: there was time for {count} "
+                f"of {wanted} seeds. Give a larger --budget, or race when it is idle."
+            )
 
     def _side(self, place: int) -> Side:
         own = self._finished.heats.own[place]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from planted_branches import branches_job
 from planted_jobs import STEP_SECONDS, StepClock, job
 
 from opdf_compile.distill.advise import Ruling, referee
@@ -64,6 +65,21 @@ def test_a_budget_that_is_too_small_says_which_would_do() -> None:
         contest("more", 0, "gains", budget=0.3)
 
 
+@pytest.mark.slow
+def test_a_machine_that_becomes_slower_in_the_final_is_told() -> None:
+    clock = StepClock()
+
+    def slower(text: str, _share: float) -> None:
+        if text.startswith("final"):
+            clock.now += 0.1
+
+    planted = job("more", 0, clock, steps=STEPS)
+    found = referee(planted, "gains", budget_seconds=3.0, clock=clock, progress=slower)
+    assert 0 < len(found.seeds) < 8
+    assert f"there was time for {len(found.seeds)} of 8 seeds" in found.notes[-1]
+    assert found.seconds <= 3.0
+
+
 def test_a_clock_that_stands_still_gives_no_equal_time() -> None:
     planted = job("more", 0, steps=STEPS)
     with pytest.raises(InputError, match="takes no time that the clock can measure"):
@@ -106,3 +122,22 @@ def test_nine_of_ten_contests_give_the_right_advice(
         for seed in range(10)
     )
     assert sum(count for verdict, count in verdicts.items() if verdict in right) >= 9, verdicts
+
+
+@pytest.mark.slow
+def test_branches_that_help_are_used_in_nine_of_ten_contests() -> None:
+    verdicts = Counter[str]()
+    for seed in range(10):
+        clock = StepClock()
+        planted = branches_job(seed, clock, steps=80)
+        name = "repvgg(start=published)"
+        found = referee(planted, name, budget_seconds=18, most_pairs=10, clock=clock)
+        verdicts[found.verdict] += 1
+    assert verdicts["use"] >= 9, verdicts
+
+
+@pytest.mark.slow
+def test_nothing_to_learn_says_use_in_at_most_two_of_twenty_contests() -> None:
+    """Labels of noise. More than 2 of 20 have a chance of 7.5 % at the 5 % that are allowed."""
+    races = [contest("nothing", seed, "gains,recipe", budget=4.0)[0] for seed in range(20)]
+    assert sum(ruling.verdict == "use" for ruling in races) <= 2
