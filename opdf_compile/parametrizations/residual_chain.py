@@ -49,7 +49,8 @@ class ChainSpec(MatrixSpec):
             if type(value) is not int or not least <= value <= most:
                 raise PlanError(
                     f"{name} is {value!r}, wanted {least} to {most} for a weight of shape "
-                    f"{list(self.shape)}"
+                    f"{list(self.shape)}; leave {name} out, or give such weights a rule of their "
+                    "own"
                 )
 
     @property

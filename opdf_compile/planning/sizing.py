@@ -70,6 +70,12 @@ def _by_scale(asked: Asked, scale: float, sites: Sequence[SiteEntry]) -> Iterato
     least = 1 + (fixed + sum(min(a for a, _ in o) for o in options.values())) / deployed
     # Half a per cent of slack: a request for the printed maximum is not refused for its rounding.
     if not least * 0.995 <= scale <= most * 1.005:
+        if least == most:
+            raise PlanError(
+                f"scale {scale:g} is asked for, and what these weights become leaves no choice: "
+                f"it has scale {most:.2f}; leave scale out, or take a parametrization with more or "
+                "fewer cores, such as mpo"
+            )
         raise PlanError(
             f"scale {scale:g} cannot be reached, these weights allow {least:.2f} to {most:.2f}; "
             "ask for a scale between them"

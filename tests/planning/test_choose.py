@@ -188,6 +188,10 @@ BAD = [
     ({"scale": float("inf")}, "scale is inf, wanted a number above 1"),
     ({"scale": -2}, "scale is -2, wanted a number above 1"),
     ({"overhead": 0.9}, "overhead is 0.9, wanted a number above 1"),
+    (
+        {"scale": 2, "parametrization": "gains"},
+        r"scale 2 is asked for, .* no choice: it has scale 1\.\d\d; leave scale out",
+    ),
     ({"scale": 1e9}, r"scale 1e\+09 cannot be reached, these weights allow 1\.\d\d to \d+\.\d\d"),
     ({"overhead": 1 + 1e-9}, "no weight is left to plan .*overhead; *relax|does not fit into"),
     (

@@ -1,9 +1,10 @@
 """Paired statistics over a handful of seeds: interval, tests, and seeds needed to see a difference.
 
 The interval and its p-value are Student's, which is exact for normal differences and close for
-others. The sign-flip test assumes only that a difference is as likely to be negative as positive
-when the methods are equal; it is the check on the t test. With n seeds it cannot go below
-2 / 2^n.
+others. Scores that are counted on few examples can have differences that are all equal, which is
+no certainty: then flips are counted. The sign-flip test assumes only that a difference is as likely
+to be negative as positive when the methods are equal; it is the check on the t test. With n seeds
+it cannot go below 2 / 2^n.
 
 Where several comparisons are made at once, Holm's correction keeps the chance that any of them
 shows a difference that is none at 5 %, however they depend on each other.
@@ -31,6 +32,8 @@ POWER = 0.8
 _MOST_EXACT = 14
 _DRAWS = 20_000
 _MOST_SEEDS = 100_000
+# Of the mean: equal differences of scores have a spread of rounding.
+_SAME = 1e-9
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,16 @@ def paired(differences: Sequence[float]) -> Paired:
         mean,
         mean - half,
         mean + half,
-        _p_t(mean, spread, count),
+        _p_t(values, mean, spread),
         sign_flip(values),
         seeds_needed(mean, spread),
     )
 
 
-def _p_t(mean: float, spread: float, count: int) -> float:
-    if spread == 0:
-        return 1.0 if mean == 0 else 0.0
+def _p_t(values: Sequence[float], mean: float, spread: float) -> float:
+    if spread <= _SAME * abs(mean):
+        return sign_flip(values)
+    count = len(values)
     return 2 * (1 - t_below(abs(mean) / spread * math.sqrt(count), count - 1))
 
 

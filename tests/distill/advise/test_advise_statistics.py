@@ -52,6 +52,22 @@ def test_seeds_needed_have_the_power_that_they_promise() -> None:
     assert power(count - 2) < 0.8
 
 
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_equal_differences_are_no_certainty(count: int) -> None:
+    """0.9 - 0.85 and 0.85 - 0.8 differ in the last bits: t is about 10^15."""
+    ours, theirs = (0.9, 0.85) * (count // 2) + (0.9,) * (count % 2), (0.85, 0.8) * 3
+    duel = Duel(ours, theirs[:count], True)
+    assert duel.p == pytest.approx(2 / 2**count)
+    assert duel.shown() == (count == 6)
+
+
+def test_two_seeds_scored_on_few_examples_show_nothing_by_chance() -> None:
+    """Equal methods, 20 examples a seed: one duel in ten had two equal differences."""
+    draws = np.random.default_rng(0).binomial(20, 0.9, (2, 1000, 2)) / 20
+    shown = [Duel(tuple(a), tuple(b), True).shown() for a, b in zip(*draws.tolist(), strict=True)]
+    assert sum(map(abs, shown)) <= 50
+
+
 @pytest.mark.parametrize("differences", [[0.0, 0.0, 0.0], [0.5]])
 def test_no_spread_or_one_seed_shows_nothing(differences: list[float]) -> None:
     found = paired(differences)
