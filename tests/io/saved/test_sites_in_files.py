@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,38 @@ def test_trained_and_saved_again_without_its_plan(tmp_path: Path, form: str) -> 
     ]
     torch.testing.assert_close(program.module()(batch()), wanted, **CLOSE)
     assert not [node for node in program.graph.nodes if "add" in node.name]
+
+
+ELSEWHERE = """
+import sys
+sys.modules["opdf_compile"] = None  # An import of it fails.
+import torch
+from safetensors.torch import save_file
+
+trained = torch.export.load("expanded.pt2").module()
+inner = torch.optim.SGD(trained.parameters(), lr=0.05)
+for seed in range(3):
+    drawn = torch.Generator().manual_seed(seed)
+    inner.zero_grad()
+    # Another batch than the traced one.
+    x = torch.randn(7, 3, 8, 8, generator=drawn, dtype=torch.float64)
+    trained(x).square().mean().backward()
+    inner.step()
+save_file({name: tensor.clone() for name, tensor in trained.state_dict().items()}, "t.safetensors")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", FORMS)
+def test_trained_where_this_package_is_not(tmp_path: Path, form: str) -> None:
+    plain, training = expanded(form)
+    save_expanded(training, tmp_path / "expanded.pt2")
+    subprocess.run([sys.executable, "-c", ELSEWHERE], cwd=tmp_path, check=True)
+    training.load_state_dict(load_file(tmp_path / "t.safetensors"))
+    folded = fold_file(tmp_path / "expanded.pt2", weights=tmp_path / "t.safetensors")
+    wanted = training.eval()(batch())
+    torch.testing.assert_close(run(folded.state), wanted, **CLOSE)
+    assert not torch.allclose(wanted, plain.eval()(batch()), atol=1e-4)
 
 
 def test_the_trained_state_alone(tmp_path: Path) -> None:
