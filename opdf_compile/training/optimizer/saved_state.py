@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -197,13 +198,11 @@ def _require_class_state(optimizer: NamedState, state: named.StateDict | None) -
 def _require_cores(optimizer: NamedState, key: str, state: named.StateDict) -> dict[str, Tensor]:
     entry = next(e for e in optimizer.plan.entries if e.key == key)
     wanted = [tuple(core.shape) for core in optimizer.program.cores(key)]
-    found = [
-        tuple(state[f"cores.{place}"].shape) if f"cores.{place}" in state else None
-        for place in range(len(wanted))
-    ]
-    if found != wanted or f"cores.{len(wanted)}" in state:
+    places = sorted(int(name[6:]) for name in state if re.fullmatch(r"cores\.\d+", name))
+    found = [tuple(state[f"cores.{place}"].shape) for place in places]
+    if found != wanted or places != list(range(len(wanted))):
         raise InputError(
-            f"the state holds cores of shapes {found} for {key!r}, wanted {wanted}; build the "
-            "optimizer with the plan of that state"
+            f"the state holds cores of shapes {found} for {key!r}, wanted {wanted}; "
+            "build the optimizer with the plan of that state"
         )
     return {name: state[f"cores.{place}"] for place, name in enumerate(entry.core_names)}

@@ -356,6 +356,12 @@ def test_attach_wants_a_program_and_its_optimizer() -> None:
         opdf.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))  # type: ignore[arg-type]
 
 
+def test_a_state_of_another_method_is_refused_with_what_it_holds() -> None:
+    saved = optimizer_of(network(), "hyperball").state_dict()
+    with pytest.raises(InputError, match=r"holds cores of shapes \[\(1,\)\] for '0.weight', wa"):
+        optimizer_of(network(), "ham").load_state_dict(saved)
+
+
 def bare(kind: Any = torch.optim.SGD) -> tuple[nn.Module, Any, torch.optim.Optimizer]:
     model = network()
     program = opdf.hoist(model, opdf.plan(model, parametrization="ham", min_size=1))
