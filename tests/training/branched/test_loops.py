@@ -139,8 +139,15 @@ def test_the_border_of_a_checkpointed_branch_is_that_of_later_statistics() -> No
     assert 0 < error < 0.05 * largest
 
 
-@pytest.mark.parametrize("make", [branched, inline])
-@pytest.mark.parametrize("form", [pytest.param("repvgg", marks=pytest.mark.slow), "dbb"])
+@pytest.mark.parametrize(
+    ("form", "make"),
+    [
+        ("repvgg", branched),
+        ("dbb", inline),
+        pytest.param("repvgg", inline, marks=pytest.mark.slow),
+        pytest.param("dbb", branched, marks=pytest.mark.slow),
+    ],
+)
 def test_torch_compile(form: str, make: Any) -> None:
     """Without a break in the graph, and with the same bits."""
     plain, compiled = make(form), make(form)
