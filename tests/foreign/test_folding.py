@@ -15,6 +15,7 @@ from opdf_compile.errors import FoldError, InputError
 from opdf_compile.io.models.program_archive import read_programs
 from opdf_compile.io.models.safetensors_file import read_tensors
 
+SLOW = pytest.mark.slow
 X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 ROWS = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
 
@@ -52,7 +53,7 @@ def test_by_graph_says_what_was_folded() -> None:
     ("wrong", "reason"),
     [
         ("raises", "switch_to_deploy of '0.2' raised RuntimeError: no deploy for this form"),
-        ("forgets", "switch_to_deploy of Sequential changed the function"),
+        pytest.param("forgets", "switch_to_deploy of Sequential changed the function", marks=SLOW),
     ],
 )
 def test_a_method_that_is_wrong_is_refused(wrong: str, reason: str) -> None:
@@ -123,6 +124,7 @@ def test_a_program_is_folded_by_graph(tmp_path: Path) -> None:
         folded.save(tmp_path / "student.pth")
 
 
+@SLOW
 def test_a_bfloat16_model_is_judged_by_its_own_noise() -> None:
     model, x, _ = case("repvgg")
     folded = opdf.fold_model(model.bfloat16(), (x.bfloat16(),))

@@ -41,6 +41,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FoldedModel]:
     return folder, folded
 
 
+@pytest.mark.slow
 def test_a_folded_file_passes_against_the_folded_reference(
     files: tuple[Path, FoldedModel],
 ) -> None:
@@ -54,6 +55,7 @@ def test_a_folded_file_passes_against_the_folded_reference(
     }
 
 
+@pytest.mark.slow
 def test_the_evidence_is_of_the_unfolded_model(files: tuple[Path, FoldedModel]) -> None:
     folder, _ = files
     folded, plain = (read_check(folder / f"{n}.check.npz") for n in ("student", "unfolded"))
@@ -62,6 +64,7 @@ def test_the_evidence_is_of_the_unfolded_model(files: tuple[Path, FoldedModel]) 
         assert one.error == two.error
 
 
+@pytest.mark.slow
 def test_a_file_that_was_not_folded_is_refuted(files: tuple[Path, FoldedModel]) -> None:
     folder, _ = files
     shutil.copyfile(folder / "student.check.npz", folder / "claimed.check.npz")
@@ -76,6 +79,7 @@ def test_a_file_that_was_not_folded_is_refuted(files: tuple[Path, FoldedModel]) 
     assert alone.verdict == "fail"
 
 
+@pytest.mark.slow
 def test_a_forgotten_branch_is_refuted(files: tuple[Path, FoldedModel], tmp_path: Path) -> None:
     folder, folded = files
     damaged = tmp_path / "damaged.onnx"
@@ -118,6 +122,7 @@ def test_a_record_names_what_is_gone_and_nothing_else() -> None:
     assert len(record.untouched) == 2, "as torch keeps it, and swapped"
 
 
+@pytest.mark.slow
 def test_a_damaged_record_is_bad_input(files: tuple[Path, FoldedModel], tmp_path: Path) -> None:
     folder, _ = files
     for name in ("student.onnx", "student.check.npz"):
@@ -127,3 +132,28 @@ def test_a_damaged_record_is_bad_input(files: tuple[Path, FoldedModel], tmp_path
     write_check(tmp_path / "student.check.npz", broken)
     with pytest.raises(ArtefactError, match="damaged record of what was folded"):
         opdf.verify(tmp_path / "student.onnx", only="numerics", device="cpu")
+
+
+def test_planned_weights_that_are_all_the_references_are_refuted(tmp_path: Path) -> None:
+    def build() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Sequential(
+            torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)
+        ).eval()
+
+    student, plan = build(), opdf.plan(opdf.trace(build(), (ROWS,)), cores=2, min_size=1)
+    exported = {"reference": build(), "plan": plan.to_json()}
+    opdf.export_onnx(student, (ROWS,), tmp_path / "stub", **exported)
+    report = opdf.verify(tmp_path / "stub", only="structure,numerics", device="cpu")
+    assert report.verdict == "fail"
+    assert "the fold did not happen: all 2 planned weights of student.onnx" in str(
+        report.structure.differences
+    )
+    with torch.no_grad():
+        student[0].weight[0, 0] += 1e-3  # One weight moved: the others may be at a minimum.
+    opdf.export_onnx(student, (ROWS,), tmp_path / "trained", **exported)
+    report = opdf.verify(tmp_path / "trained", only="structure,numerics", device="cpu")
+    assert report.structure.verdict == "pass"
+    opdf.export_onnx(build(), (ROWS,), tmp_path / "no-plan", reference=build())
+    report = opdf.verify(tmp_path / "no-plan", only="structure,numerics", device="cpu")
+    assert report.structure.verdict == "pass"

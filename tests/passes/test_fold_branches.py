@@ -32,7 +32,13 @@ def layers(graph: GraphModule) -> list[str]:
     return [name for name in names if "conv" in name or "linear" in name]
 
 
-@pytest.mark.parametrize("name", CASES)
+# Variants of what the others cover.
+SLOW = {"repvgg-3d", "repvgg-1d", "repvgg-depthwise", "two-blocks", "expanded", "dilated"}
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES]
+)
 def test_a_folded_graph_is_the_same_function(name: str) -> None:
     model, x, regions = case(name)
     model, x = model.double(), x.double()
