@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from opdf_compile.artefacts import FoldRecord, fold_record
-from opdf_compile.errors import ArtefactError, FoldError, InputError
+from opdf_compile.errors import ArtefactError, FoldError, InputError, TraceError
 from opdf_compile.foreign.methods import MethodCall, deployed, has_methods
-from opdf_compile.foreign.proof import require_same_function
+from opdf_compile.foreign.proof import does_not_run, require_same_function
 from opdf_compile.graph import Dynamic, Traced, normalise_inputs
 from opdf_compile.io import (
     Export,
@@ -216,9 +216,13 @@ def _nothing(refused: Sequence[RegionRefusal], norms: bool) -> str:
 
 def _by_method(model: nn.Module, unfolded: Traced, inputs: Any, dynamic: Dynamic) -> FoldedModel:
     folded, calls = deployed(model)
-    traced = as_traced(folded, inputs[0], inputs[1], dynamic, None)
     names = ", ".join(dict.fromkeys(call.method for call in calls))
-    require_same_function(traced, unfolded, f"{names} of {type(model).__name__}")
+    how = f"{names} of {type(model).__name__}"
+    try:
+        traced = as_traced(folded, inputs[0], inputs[1], dynamic, None)
+    except (InputError, TraceError) as error:  # Of a layer that came out in another dtype, say.
+        raise does_not_run(how, error) from error
+    require_same_function(traced, unfolded, how)
     return FoldedModel(folded, traced, unfolded, "method", calls=calls)
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from opdf_compile.errors import FoldError
+import torch
+
+from opdf_compile.errors import FoldError, error_line
 from opdf_compile.graph import Traced
 from opdf_compile.io import Truth, check_data_of, example_with
 from opdf_compile.parity import judge_output
@@ -26,8 +28,10 @@ def require_same_function(folded: Traced, unfolded: Traced, how: str) -> None:
         how: What folded it, for the sentence.
 
     Raises:
-        FoldError: An output differs by more than rounding explains, or none can be judged.
+        FoldError: The folded model does not run, an output differs by more than rounding explains,
+            or none can be judged.
     """
+    _require_run(folded, unfolded, how)
     # Both sides are float64, whatever the model returns.
     data = replace(check_data_of(unfolded), output_dtypes={})
     run = Truth(folded.programs["eval"])
@@ -52,3 +56,21 @@ def require_same_function(folded: Traced, unfolded: Traced, how: str) -> None:
             f"{how} cannot be checked ({judged[0].unjudged}), wanted an output that shows whether "
             "the function is the same"
         )
+
+
+def _require_run(folded: Traced, unfolded: Traced, how: str) -> None:
+    """Run the folded model in its own dtype: in float64 a layer of a wrong dtype goes unnoticed."""
+    program = folded.programs["eval"].module(check_guards=False)
+    try:
+        with torch.no_grad():
+            program(*unfolded.args, **unfolded.kwargs)
+    except Exception as error:  # The graph's own operations raise whatever they like.
+        raise does_not_run(how, error) from error
+
+
+def does_not_run(how: str, error: Exception) -> FoldError:
+    """What to say of a folded model that raises."""
+    return FoldError(
+        f"{how} left a model that does not run ({error_line(error)}), wanted one that takes the "
+        "same inputs; fold it by graph (--by graph)"
+    )

@@ -52,6 +52,7 @@ def test_by_graph_says_what_was_folded() -> None:
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
+        ("narrows", "switch_to_deploy of Sequential left a model that does not run"),
         ("raises", "switch_to_deploy of '0.2' raised RuntimeError: no deploy for this form"),
         pytest.param("forgets", "switch_to_deploy of Sequential changed the function", marks=SLOW),
     ],
