@@ -1,7 +1,7 @@
 """The zoo's command line.
 
 Usage: python benchmarks/zoo [--only GLOB,GLOB] [--jobs N] [--export half|all|none] [--shard I/N]
-           [--json FILE] [--resume] [--keep] [--page FILE] [--render]
+           [--json FILE] [--resume] [--keep] [--page FILE] [--render] [--sites FORM]
 """
 
 from __future__ import annotations
@@ -20,14 +20,20 @@ from zoo.architectures import ARCHITECTURES, exported
 from zoo.page import page
 from zoo.report import line, reason_table, result_table, totals, totals_table
 from zoo.runner import Limits, run
+from zoo.sites_page import sites_page
+from zoo.sites_page import totals as sites_totals
 
 SCHEMA = "opdf-zoo/1"
+SITES_SCHEMA = "opdf-zoo-sites/1"
 Row = dict[str, Any]
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Run the zoo, or draw its page from a JSON that is there."""
     options = sweep.parse(_parser(), words)
+    if options.sites:
+        _with_branches(options)
+        return
     if options.render:
         sweep.render(options, SCHEMA, page)
         return
@@ -40,6 +46,32 @@ def main(words: Sequence[str] | None = None) -> None:
     report.write(_environment(options), rows, totals=totals(rows))
     if options.page:
         sweep.render(options, SCHEMA, page)
+
+
+def _with_branches(options: argparse.Namespace) -> None:
+    """The same with branches beside convolutions, or the page of it."""
+    if options.render:
+        sweep.render(options, SITES_SCHEMA, sites_page)
+        return
+    names = _chosen(options)
+    report = Report(SITES_SCHEMA, options.json)
+    rows: list[Row] = []
+    limits = Limits(options.seconds, options.mib)
+    asked = {
+        name: {"form": options.sites, "export": exported(name, options.export)} for name in names
+    }
+    with report.progress("zoo") as bar:
+        for row in run(names, asked.__getitem__, jobs=options.jobs, limits=limits):
+            rows = sorted([*rows, row], key=lambda r: names.index(r["name"]))
+            bar.callback(row["name"], len(rows) / len(names))
+            failed = f"failed: {row['step']}: {row['reason']}"
+            verdict = "passed" if row["status"] == "passed" else failed
+            counts = f"{row.get('planned', '-')} of {row.get('sites', '-')} sites"
+            report.show(f"[{len(rows):>3}/{len(names)}] {row['name']:<46} {counts:<18} {verdict}")
+            report.write(_environment(options), rows, totals=sites_totals(rows), partial=True)
+    report.write(_environment(options), rows, totals=sites_totals(rows))
+    if options.page:
+        sweep.render(options, SITES_SCHEMA, sites_page)
 
 
 def travel_all(
@@ -77,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--export", choices=("half", "all", "none"), default="half")
     made.add_argument("--cores", type=int, default=2, help="cores per weight (default 2)")
     made.add_argument("--resume", action="store_true", help="keep the rows of --json that passed")
+    made.add_argument(
+        "--sites",
+        metavar="FORM",
+        help="put branches beside convolutions, such as repvgg, in place of cores in weights",
+    )
     made.add_argument("--keep", action="store_true", help="keep the rows that this run has not")
     return made
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -243,8 +243,19 @@ def travel(architecture: Architecture, *, cores: int, export: bool, note: Note) 
         The row: figures, and where it failed if it did.
     """
     row = new_row(architecture, export)
-    journey = Journey(architecture, cores, row)
-    for name, step in STEPS:
+    return walk(Journey(architecture, cores, row), STEPS, row, export=export, note=note)
+
+
+def walk(
+    journey: Any,
+    steps: Sequence[tuple[str, Callable[[Any], None]]],
+    row: dict[str, Any],
+    *,
+    export: bool,
+    note: Note,
+) -> dict[str, Any]:
+    """Take a journey's steps one after the other, until one fails."""
+    for name, step in steps:
         if name == "export" and not export:
             continue
         row["step"] = name

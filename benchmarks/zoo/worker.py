@@ -18,7 +18,7 @@ def work(name: str, options: Mapping[str, Any], path: str) -> None:
 
     Args:
         name: The architecture.
-        options: `cores` and `export` of `travel`.
+        options: `cores` and `export` of `travel`, or `form` and `export` of `travel_sites`.
         path: The file for the row.
     """
     import torch
@@ -27,8 +27,10 @@ def work(name: str, options: Mapping[str, Any], path: str) -> None:
     quiet_terminal()
     from zoo.architectures import ARCHITECTURES
     from zoo.journey import travel
+    from zoo.sites_journey import travel_sites
 
-    travel(ARCHITECTURES[name], note=writer(Path(path)), **options)
+    made: Callable[..., Row] = travel_sites if "form" in options else travel
+    made(ARCHITECTURES[name], note=writer(Path(path)), **options)
 
 
 def writer(path: Path) -> Callable[[Row], None]:
