@@ -134,7 +134,7 @@ def _group(
     cells = [Cell(task, stage.student, stage.loss, method, steps) for method in methods]
     group = Group(task, stage, length)
     group.tuned, group.trials = replay_together(
-        store, cells, size.trials, size.most_trials, size.tuning_seeds
+        store, cells, size.trials, size.most_trials + stage.more, size.tuning_seeds
     )
     group.missing = [run for tuning in group.tuned.values() for run in tuning.missing]
     if group.missing:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from quality.second.methods import METHODS
 
 # Filled from development data; see PROTOCOL.md.
-PRIMARY = "repvgg"
+PRIMARY = "md"
 _ALL = tuple(method.name for method in METHODS)
 REGIMES = ("fixed", "time", "saturated")
 
@@ -30,6 +30,7 @@ class Stage:
         regime: One of `REGIMES`.
         methods: Names; plain is among them.
         times: How many times the size's fresh seeds it has.
+        more: Trials beyond the size's most, while one's best is at an edge.
     """
 
     student: str
@@ -37,6 +38,7 @@ class Stage:
     regime: str
     methods: tuple[str, ...]
     times: int = 1
+    more: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Size:
 
     trials: int = 16
     most_trials: int = 32
-    tuning_seeds: int = 3
+    tuning_seeds: int = 4
     seeds: int = 24
     after: tuple[int, ...] = (4, 8, 16)
     doublings: int = 4
@@ -82,6 +84,7 @@ CONFIRMATION = (
     Stage("minilm-3", "distil", "fixed", _ALL),
 )
 DEVELOPMENT = (
+    Stage("deep", "distil", "fixed", ("plain", "md"), more=10),
     Stage("deep", "distil", "fixed", ("plain", "repvgg")),
     Stage("deep", "distil", "fixed", ("plain", "repvgg", "md", "hyperball")),
     Stage("deep", "distil", "fixed", ("plain", "gains", "ham", "ham-decay")),

@@ -173,7 +173,10 @@ def test_a_group_that_is_not_whole_gives_no_rows() -> None:
     assert len(rows) == 2 * len(fewer)
 
 
-def test_what_a_later_stage_adds_does_not_change_an_earlier_row() -> None:
+def test_what_a_later_stage_adds_does_not_change_an_earlier_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("quality.second.tables.PRIMARY", "repvgg")
     first, later = (Stage("deep", "distil", "fixed", METHODS[:n]) for n in (2, 4))
     store, _rows = whole(first, true)
     whole(later, true, store)

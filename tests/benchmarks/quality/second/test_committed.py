@@ -1,0 +1,42 @@
+"""The committed development runs, the page and the protocol say the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from quality.page import filled
+from quality.second import plan
+from quality.second.page import write
+from quality.second.store import Store
+from quality.second.tables import PRIMARY
+from quality.second.tasks import DEVELOPMENT
+
+ROOT = Path(__file__).resolve().parents[4]
+RUNS = ROOT / "benchmarks/results/second-development.jsonl"
+NAME = "second-development"
+
+
+@pytest.fixture(name="tables")
+def made(tmp_path: Path) -> dict[str, str]:
+    copy = tmp_path / RUNS.name
+    copy.write_bytes(RUNS.read_bytes())
+    return write(copy, ROOT / "benchmarks/results/second-confirmation.jsonl")
+
+
+def test_the_page_shows_the_committed_runs(tables: dict[str, str]) -> None:
+    shown = (ROOT / "docs/evidence.md").read_text()
+    assert NAME in tables and filled(shown, tables) == shown
+    assert filled(shown, {NAME: "| other |"}) != shown
+
+
+def test_the_protocol_shows_the_same_rows(tables: dict[str, str]) -> None:
+    protocol = (ROOT / "benchmarks/quality/second/PROTOCOL.md").read_text()
+    assert tables[NAME] in protocol
+    assert f"| primary method | `{PRIMARY}`" in protocol
+
+
+def test_development_read_no_confirmation_task() -> None:
+    keys = [key for key, _found in Store(RUNS).items()]
+    assert {key["task"] for key in keys} <= set(DEVELOPMENT)
+    assert {key["student"] for key in keys} <= {stage.student for stage in plan.DEVELOPMENT}
