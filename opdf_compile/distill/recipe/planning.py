@@ -13,6 +13,9 @@ from opdf_compile.planning import Plan, Rules
 if TYPE_CHECKING:
     from opdf_compile.distill.layer_map import LayerMap
 
+# What can be asked for wrongly, the likeliest first.
+_ASKING = ("scale", "overhead", "cores", "parametrization")
+
 
 def make_plan(
     recipe: Recipe,
@@ -69,7 +72,7 @@ def _blamed(recipe: Recipe, message: str) -> str:
         if any(repr(glob) in message for glob in getattr(section, name)):
             return name
     given = section.model_fields_set
-    return next((name for name in ("scale", "overhead", "cores") if name in given), "enabled")
+    return next((name for name in _ASKING if name in given), "enabled")
 
 
 def _joint(recipe: Recipe, rules: Rules) -> bool:

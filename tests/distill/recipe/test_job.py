@@ -235,6 +235,14 @@ def test_rules_say_what_each_weight_becomes(make: Make) -> None:
     assert job.recipe.model_dump(mode="json")["plan"]["rules"] == pairs
 
 
+def test_a_parametrization_that_fits_no_weight_is_named_with_its_line(make: Make) -> None:
+    more = '[plan]\n# What each weight becomes.\nparametrization = "wide(expansion=99)"\n'
+    job = make(more=more)
+    line = RECIPE.format(student="", optimizer="lr = 0.1", more="@").split("@")[0].count("\n") + 3
+    with pytest.raises(RecipeError, match=rf":{line}: expansion is 99"):
+        job.plan(job.make_student(0))
+
+
 def test_a_rule_for_nothing_names_its_line(make: Make) -> None:
     job = make(more='[plan.rules]\n"block.*" = "gains"\n')
     with pytest.raises(RecipeError, match=r"^recipe.toml:\d+: the glob 'block\.\*' names none of"):
