@@ -15,7 +15,15 @@ from exports.page import model_lines
 
 from calibration.inconclusive import halving_lines
 from calibration.pairs import PAIRS, right_latency
-from calibration.prose import HEAD, LATENCY, PENDING, REPEAT, STRUCTURE, UNFOLDED
+from calibration.prose import (
+    HEAD,
+    LATENCY,
+    OWN_BRANCHES,
+    PENDING,
+    REPEAT,
+    STRUCTURE,
+    UNFOLDED,
+)
 from calibration.rates import VERDICTS, counted, grouped, opposite, share
 from opdf_compile.files.atomic import atomic_write
 
@@ -55,7 +63,7 @@ def page(results: Results) -> str:
     for name, title in (("verdicts-cpu", "one CPU core"), ("verdicts-cuda", "a GPU")):
         lines += ["", f"## How often each verdict is right, on {title}", ""]
         lines += _verdicts(results[name]) if name in results else [PENDING]
-    lines += ["", "## A graph that was never folded", "", UNFOLDED]
+    lines += ["", "## A graph that was never folded", "", UNFOLDED, "", OWN_BRANCHES]
     for name, title in (("parity-cuda", "a GPU"), ("parity-cpu", "one CPU core")):
         if name in results or name == "parity-cuda":
             lines += ["", f"## Real models on {title}", ""]

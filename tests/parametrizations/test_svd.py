@@ -60,7 +60,9 @@ def test_a_plan_takes_two_factors_unless_told_otherwise() -> None:
     assert "48x30 30x30" in str(plan)
     with pytest.raises(PlanError, match="svd has 2 factors, found cores=3; leave cores out"):
         opdf.plan(student, parametrization="svd", cores=3)
-    with pytest.raises(PlanError, match=r"scale 3 cannot be reached, .* 1.62 to 1.62"):
+    with pytest.raises(
+        PlanError, match=r"scale 3 is asked for, .* leaves no choice: it has scale 1\.62"
+    ):
         opdf.plan(student, parametrization="svd", scale=3)
 
 

@@ -17,7 +17,7 @@ from opdf_compile.graph.rows import MatchReport
 from opdf_compile.graph.tracing import Traced
 
 # Requests that a small model may not be able to grant; then the plan is asked for plainly.
-NOT_GRANTED = re.compile(r"cannot be reached|no weight is left|no Linear or Conv")
+NOT_GRANTED = re.compile(r"cannot be reached|leaves no choice|no weight is left|no Linear or Conv")
 
 
 @dataclass(frozen=True)
