@@ -42,8 +42,8 @@ UNFOLDED = (
 OWN_BRANCHES = (
     "A model that brought [branches of its own](own-branches.md) has a second way to be wrong: a "
     "merge that was a stub leaves the right structure with the wrong weights, or the right numbers "
-    "with all branches. Check data of a folded file therefore names what must be gone, and a bundle "
-    "with a plan whose planned weights are all the reference's is refuted, too."
+    "with all branches. Check data of a folded file therefore names what must be gone, and a "
+    "bundle with a plan whose planned weights are all the reference's is refuted, too."
 )
 
 REPEAT = (
