@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from importlib import metadata
 from pathlib import Path
 
@@ -102,3 +103,25 @@ def test_fold_of_an_untrained_expansion_exports_and_passes(
     opdf.export_onnx(folded, example, bundle, reference=student, dynamic=letters)
     report = opdf.verify(bundle, device="cpu", only="structure,numerics")
     assert report, str(report)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gains", "md", "hyperball", "ham", "wide(expansion=2)", "delta"])
+def test_other_methods_ship_after_training(
+    name: str, student: nn.Module, batch: dict[str, Tensor], tmp_path: Path
+) -> None:
+    trained = copy.deepcopy(student).train()
+    plan = opdf.plan(trained, parametrization=name, include=["*layer.0.*"])
+    opt = opdf.Overparam(trained, torch.optim.AdamW, plan=plan, lr=1e-4, weight_decay=0.0)
+    for _ in range(2):
+        trained(**batch)["last_hidden_state"].square().mean().backward()
+        opt.step()
+        opt.zero_grad()
+    folded = opdf.fold(opt).eval()
+    assert relative(embeddings(folded, batch), embeddings(trained.eval(), batch)) <= 1e-5
+    assert relative(embeddings(folded, batch), embeddings(student, batch)) > 1e-4
+    letters = {"input_ids": ("B", "S"), "attention_mask": ("B", "S")}
+    example = {key: value[:2] for key, value in batch.items()}
+    bundle = tmp_path / "bundle"
+    opdf.export_onnx(folded, example, bundle, reference=student, dynamic=letters)
+    assert opdf.verify(bundle, device="cpu", only="structure,numerics")
