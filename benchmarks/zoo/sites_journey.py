@@ -78,7 +78,8 @@ class SitesJourney:
         except PlanError as error:
             if "no weight is left to plan" not in str(error):
                 raise
-            reasons = {key: said for key, said in found.items() if isinstance(said, str)}
+            said = found if self.row["norms"] else {}
+            reasons = {key: reason for key, reason in said.items() if isinstance(reason, str)}
             self.row.update(planned=0, refusals=_rows(reasons))
             return
         reasons = {r.key: r.reason for r in self.plan.refusals}

@@ -80,9 +80,9 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     rows = [row for row in figures["rows"] if row.get("norms") or row["status"] != "passed"]
     found = figures["environment"]
     yield _HEAD
-    versions = ", ".join(f"{n} {found[n]}" for n in ("torch", "timm") if n in found)
-    if versions:
-        yield f"Measured with {versions}.\n"
+    named = ", ".join(f"{n} {found['versions'][n]}" for n in ("torch", "timm", "transformers"))
+    days = sorted({row["date"] for row in rows})
+    yield f"Measured with {named} on {found['device']['name']}, {' to '.join(days)}.\n"
     yield from table(("in all", ""), total_lines(figures["totals"]))
     yield "## Failures"
     yield ""
@@ -95,7 +95,10 @@ def _lines(figures: Mapping[str, Any]) -> Iterator[str]:
     yield "## Where the module form gives way to the inline form"
     yield ""
     given = [(row["name"], row["inline_only"]) for row in rows if "inline_only" in row]
-    yield from table(("model", "why"), given)
+    if given:
+        yield from table(("model", "why"), given)
+    else:
+        yield "Nowhere.\n"
     yield "## Weights without branches, by reason"
     yield ""
     cells = ((reason, f"{n:,}", f"{m}") for reason, n, m in reasons(rows))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,19 @@ import torch
 from sites import Stack
 from torch import nn
 from zoo.architecture import Architecture
+from zoo.architectures import ARCHITECTURES
 from zoo.checks import CheckFailed
+from zoo.command import main
 from zoo.sites_journey import STEPS, SitesJourney, travel_sites
 from zoo.sites_page import sites_page, totals
+
+ROOT = Path(__file__).parents[2]
+FIGURES = ROOT / "benchmarks" / "results" / "zoo-branches.json"
+PAGE = ROOT / "docs" / "zoo-branches.md"
+ENVIRONMENT = {
+    "versions": dict.fromkeys(("torch", "timm", "transformers"), "1.0"),
+    "device": {"name": "a machine"},
+}
 
 
 class _Stacked(Architecture):
@@ -30,13 +42,25 @@ def stacked() -> Architecture:
     return _Stacked("timm", "stack", inputs)
 
 
+def test_the_page_is_what_the_generator_makes(tmp_path: Path) -> None:
+    made = tmp_path / "page.md"
+    words = ["--sites", "repvgg", "--render", "--json", str(FIGURES), "--page", str(made)]
+    main(words)
+    assert made.read_bytes() == PAGE.read_bytes()
+
+
+def test_the_figures_are_of_every_architecture() -> None:
+    rows = json.loads(FIGURES.read_text(encoding="utf-8"))["rows"]
+    assert [row["name"] for row in rows] == list(ARCHITECTURES)
+
+
 def test_every_check_holds_for_a_stack() -> None:
     row = travel_sites(stacked(), form="repvgg", export=False, note=lambda _row: None)
     assert row["status"] == "passed", row["reason"]
     assert (row["norms"], row["sites"], row["planned"], row["folded"]) == (2, 2, 2, 2)
     found = totals([row])
     assert found["passed"] == found["with_norms"] == 1 and found["planned"] == 2
-    page = sites_page({"rows": [row], "totals": found, "environment": {}})
+    page = sites_page({"rows": [row], "totals": found, "environment": ENVIRONMENT})
     assert "| timm/stack | 2 | 2 | 2 | folded |" in page
 
 
@@ -82,5 +106,5 @@ def test_a_failure_is_a_row_of_the_page() -> None:
         stacked(), form="repvgg(start=published)", export=False, note=lambda _r: None
     )
     assert row["status"] == "failed" and row["step"] == "branch"
-    page = sites_page({"rows": [row], "totals": totals([row]), "environment": {}})
+    page = sites_page({"rows": [row], "totals": totals([row]), "environment": ENVIRONMENT})
     assert "failed: branch" in page and "outputs differ" in page
