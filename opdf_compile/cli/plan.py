@@ -48,8 +48,9 @@ def command(
         typer.Option(
             metavar="NAME",
             help="mpo, or another of the registry: delta, do_conv, gains, ham, hyperball, md, "
-            "orepa, powerprop, repopt, shared, spectral, svd, wide. Options stand in brackets: "
-            "'wide(expansion=8)'. For the weights that no --rule names.",
+            "orepa, powerprop, repopt, shared, spectral, svd, wide. Or branches beside a "
+            "convolution and its BatchNorm: acnet, dbb, dilated, mobileone, repvgg. Options stand "
+            "in brackets: 'wide(expansion=8)'. For the weights that no --rule names.",
         ),
     ] = "mpo",
     rule: o.Rule = None,

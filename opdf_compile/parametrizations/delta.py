@@ -141,7 +141,7 @@ class Delta(ResidualChain[DeltaSpec]):
     def propose(
         self, form: WeightForm, *, cores: int = 1 + USUAL_DEPTH, **options: Any
     ) -> DeltaSpec:
-        """Rank 8, or the full one of a smaller matrix; the base counts as one of the cores.
+        """Rank 8 or the one asked for, of a smaller matrix the full one; the base is a core.
 
         Raises:
             PlanError: The number of cores is not 3 to 64.
@@ -151,8 +151,9 @@ class Delta(ResidualChain[DeltaSpec]):
                 f"delta has a base and 2 factors or more, found cores={cores!r}; give 3 to "
                 f"{MAX_CORES}, or leave cores out"
             )
-        usual = {"rank": min(USUAL_RANK, *form.stored)}
-        return DeltaSpec.of(form, depth=cores - 1, **usual | options)
+        # A rank is asked of a whole network, whose smallest layer should not forbid it.
+        rank = min(options.pop("rank", USUAL_RANK), *form.stored)
+        return DeltaSpec.of(form, depth=cores - 1, rank=rank, **options)
 
     def candidates(self, form: WeightForm, **options: Any) -> tuple[DeltaSpec, ...]:
         """The usual depth at ranks from 1 to the full one; else as given."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from opdf_compile.parametrizations import registered_names
+from opdf_compile.parametrizations import branch_forms, registered_names
 
 Run = Callable[[str], int]
 
@@ -96,5 +96,8 @@ def test_the_help_names_the_whole_registry(
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     assert run("plan --help") == 0
-    (line,) = re.findall(r"mpo, or another of the registry: (.*?)\.", capsys.readouterr().out)
+    told = capsys.readouterr().out
+    (line,) = re.findall(r"mpo, or another of the registry: (.*?)\.", told)
     assert line.split(", ") == [name for name in registered_names() if name != "mpo"]
+    (line,) = re.findall(r"a convolution and its BatchNorm: (.*?)\.", told)
+    assert line.split(", ") == list(branch_forms())

@@ -252,3 +252,11 @@ def test_a_chain_beside_a_matrix_folds_alike_whatever_it_was_called(name: str) -
     assert isinstance(folded, nn.Module)
     state = fold_state({k: t.detach() for k, t in inline.state_dict().items()}, None, folded)
     torch.testing.assert_close(state["weight"], folded.weight.detach(), rtol=1e-13, atol=1e-13)
+
+
+def test_a_rank_is_the_full_one_of_a_smaller_matrix() -> None:
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 10))
+    plan = opdf.plan(model, parametrization="delta(rank=16)")
+    assert [vars(entry.spec)["rank"] for entry in plan.entries] == [16, 10]
+    with pytest.raises(PlanError, match="rank is 0"):
+        opdf.plan(model, parametrization="delta(rank=0)")
