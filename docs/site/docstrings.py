@@ -20,3 +20,17 @@ class Examples(griffe.Extension):
         """Rename the section in the docstring of one module, class, function or attribute."""
         if obj.docstring:
             obj.docstring.value = _EXAMPLE.sub("Examples:", obj.docstring.value)
+
+
+class CalledPackage(griffe.Extension):
+    """Leaves `parametrizations` of the stub out: the package of that name has the docstring.
+
+    `opdf.parametrizations` is a package that can be called. Type checkers are told of the call, and
+    griffe, which knows one thing by one name, would lose the package and all that is in it.
+    """
+
+    def on_module_members(self, *, mod: griffe.Module, **_: Any) -> None:
+        """Drop the function where its module is read."""
+        member = mod.members.get("parametrizations")
+        if member is not None and not member.is_alias and member.is_function:
+            del mod.members["parametrizations"]
