@@ -58,7 +58,7 @@ UNREAD: list[tuple[Any, str]] = [
         r"^'mpo\(cores=9{60,80}\.\.\.' gives cores the value '9+\.\.\.'",
     ),
     ("mpo(cores=3, cores=4)", "gives cores twice, wanted it once; remove one$"),
-    ("mpo(cores=__import__('os'))", "asks for nothing that can be read"),
+    ("mpo(cores=size(3))", "asks for nothing that can be read"),
 ]
 
 
