@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from quality.statistics import ALPHA, Comparison, compare, holm, holm_family
+from quality.statistics import ALPHA, corrected
 
 SCHEMA = "opdf-quality/1"
 
@@ -102,16 +102,12 @@ def from_json(data: Mapping[str, Any]) -> list[Row]:
 
 
 def _family_rows(members: Sequence[Scores], alpha: float) -> list[Row]:
-    alone = [compare(m.ours, m.theirs, alpha=alpha) for m in members]
-    adjusted = holm_family(alone, alpha=alpha)
-    p_values = holm([c.p_t for c in alone])
-    return [
-        _row(member, single, corrected, p, len(members))
-        for member, single, corrected, p in zip(members, alone, adjusted, p_values, strict=True)
-    ]
+    found = corrected([(m.ours, m.theirs) for m in members], alpha=alpha)
+    return [_row(member, asdict(each)) for member, each in zip(members, found, strict=True)]
 
 
-def _row(member: Scores, alone: Comparison, holms: Comparison, p_holm: float, family: int) -> Row:
+def _row(member: Scores, figures: dict[str, Any]) -> Row:
+    del figures["spread"]
     return Row(
         task=member.task,
         start=member.start,
@@ -120,16 +116,5 @@ def _row(member: Scores, alone: Comparison, holms: Comparison, p_holm: float, fa
         method=member.method,
         baseline=member.baseline,
         endpoint=member.endpoint,
-        score=sum(member.ours) / len(member.ours),
-        baseline_score=sum(member.theirs) / len(member.theirs),
-        difference=alone.difference,
-        ci_low=holms.ci_low,
-        ci_high=holms.ci_high,
-        ci95_low=alone.ci_low,
-        ci95_high=alone.ci_high,
-        p_t=alone.p_t,
-        p_sign_flip=alone.p_sign_flip,
-        p_holm=p_holm,
-        family=family,
-        seeds=alone.seeds,
+        **figures,
     )

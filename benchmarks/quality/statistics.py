@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -199,3 +200,70 @@ def _differences(scores: Sequence[float], baseline: Sequence[float]) -> NDArray[
     if not np.isfinite(difference).all():
         raise InputError("a score is NaN or infinite; leave out no seed, find out why it diverged")
     return difference
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """A method against its baseline on one task of a family; `ci_low` and `ci_high` are Holm's.
+
+    Attributes:
+        score: Mean of the method.
+        baseline_score: Mean of the baseline.
+        difference: Of the two.
+        ci_low: Lower end of Holm's interval.
+        ci_high: Its upper end.
+        ci95_low: Lower end of the interval of this task alone.
+        ci95_high: Its upper end.
+        p_t: Of the paired t test.
+        p_sign_flip: Of the sign-flip test.
+        p_holm: `p_t` after Holm.
+        spread: Standard deviation of the differences.
+        family: Number of tasks of the family.
+        seeds: Number of pairs.
+    """
+
+    score: float
+    baseline_score: float
+    difference: float
+    ci_low: float
+    ci_high: float
+    ci95_low: float
+    ci95_high: float
+    p_t: float
+    p_sign_flip: float
+    p_holm: float
+    spread: float
+    family: int
+    seeds: int
+
+
+def corrected(
+    family: Sequence[tuple[Sequence[float], Sequence[float]]], *, alpha: float = ALPHA
+) -> list[Corrected]:
+    """Compare the tasks of a family, and correct over them.
+
+    Args:
+        family: Of each task the scores and those of the baseline, paired by seed.
+        alpha: Level of the family.
+    """
+    alone = [compare(ours, theirs, alpha=alpha) for ours, theirs in family]
+    holms = holm_family(alone, alpha=alpha)
+    adjusted = holm([c.p_t for c in alone])
+    return [
+        Corrected(
+            score=sum(ours) / len(ours),
+            baseline_score=sum(theirs) / len(theirs),
+            difference=own.difference,
+            ci_low=held.ci_low,
+            ci_high=held.ci_high,
+            ci95_low=own.ci_low,
+            ci95_high=own.ci_high,
+            p_t=own.p_t,
+            p_sign_flip=own.p_sign_flip,
+            p_holm=p,
+            spread=own.spread,
+            family=len(family),
+            seeds=own.seeds,
+        )
+        for (ours, theirs), own, held, p in zip(family, alone, holms, adjusted, strict=True)
+    ]

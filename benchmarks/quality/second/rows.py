@@ -15,7 +15,7 @@ from quality.second.methods import BY_NAME, METHODS, PLAIN
 from quality.second.plan import Size, Stage
 from quality.second.store import Store
 from quality.second.training import Run
-from quality.statistics import ALPHA, compare, holm, holm_family
+from quality.statistics import ALPHA, Corrected, corrected
 
 SCHEMA = "opdf-quality-second/1"
 # Beside plain: what the decay of HAM alone does.
@@ -142,38 +142,14 @@ def _edge(side: Side) -> tuple[str, tuple[str, ...]]:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One comparison; `ci_low` and `ci_high` are Holm's (see statistics.py), over its family.
+class Row(Corrected):
+    """One comparison, corrected over its family.
 
     Attributes:
         outcome: What was compared.
-        score: Mean of the method.
-        baseline_score: Mean of the rival.
-        difference: Of the two.
-        ci_low: Lower end of Holm's interval.
-        ci_high: Its upper end.
-        ci95_low: Lower end of the interval of this task alone.
-        ci95_high: Its upper end.
-        p_t: Of the paired t test.
-        p_sign_flip: Of the sign-flip test.
-        p_holm: `p_t` after Holm.
-        spread: Standard deviation of the differences.
-        family: Number of tasks of the family.
     """
 
     outcome: Outcome
-    score: float
-    baseline_score: float
-    difference: float
-    ci_low: float
-    ci_high: float
-    ci95_low: float
-    ci95_high: float
-    p_t: float
-    p_sign_flip: float
-    p_holm: float
-    spread: float
-    family: int
 
     @property
     def better(self) -> int:
@@ -195,22 +171,6 @@ def to_json(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _family(members: Sequence[Outcome], alpha: float) -> Iterator[Row]:
-    alone = [compare(m.ours, m.theirs, alpha=alpha) for m in members]
-    holms = holm_family(alone, alpha=alpha)
-    adjusted = holm([c.p_t for c in alone])
-    for outcome, own, corrected, p in zip(members, alone, holms, adjusted, strict=True):
-        yield Row(
-            outcome=outcome,
-            score=sum(outcome.ours) / len(outcome.ours),
-            baseline_score=sum(outcome.theirs) / len(outcome.theirs),
-            difference=own.difference,
-            ci_low=corrected.ci_low,
-            ci_high=corrected.ci_high,
-            ci95_low=own.ci_low,
-            ci95_high=own.ci_high,
-            p_t=own.p_t,
-            p_sign_flip=own.p_sign_flip,
-            p_holm=p,
-            spread=own.spread,
-            family=len(members),
-        )
+    found = corrected([(m.ours, m.theirs) for m in members], alpha=alpha)
+    for outcome, each in zip(members, found, strict=True):
+        yield Row(**asdict(each), outcome=outcome)
