@@ -24,14 +24,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from opdf_compile.errors import FoldError, PlanError
-from opdf_compile.parametrizations.base import Parametrization, ScalingTerm, TensorShapes
-from opdf_compile.parametrizations.kernel_spec import KernelSpec, why_no_kernel
+from opdf_compile.errors import FoldError
+from opdf_compile.parametrizations.base import ScalingTerm, TensorShapes
+from opdf_compile.parametrizations.kernel_spec import KernelParametrization, KernelSpec
 from opdf_compile.parametrizations.matrix_spec import WeightForm, checked_matrix
 from opdf_compile.parametrizations.registry import register
 from opdf_compile.tensor import Cost
@@ -49,7 +49,7 @@ class DoConvSpec(KernelSpec):
         return self.groups * self.shape[1]
 
 
-class DoConv(Parametrization[DoConvSpec]):
+class DoConv(KernelParametrization[DoConvSpec]):
     """W = W' + D W', two tensors: the kernel, and a matrix for each of its input channels."""
 
     name = "do_conv"
@@ -104,22 +104,6 @@ class DoConv(Parametrization[DoConvSpec]):
             backward_flops=2 * products,
             largest_intermediate=entries,
         )
-
-    def why_not(self, form: WeightForm) -> str | None:
-        """Only kernels of more than one element, stored as convolutions store them."""
-        return why_no_kernel(form, self.name)
-
-    def propose(self, form: WeightForm, *, cores: int = 2, **options: Any) -> DoConvSpec:
-        """With the convolution's groups; without, where the weight's first axis has none of them.
-
-        Raises:
-            PlanError: The weight is no kernel, or another number of cores is wanted.
-        """
-        if cores != 2:
-            raise PlanError(
-                f"do_conv has 2 tensors, found cores={cores!r}; leave cores out, there is one form"
-            )
-        return DoConvSpec.grouped(form, **options)
 
     def spec_of(self, shapes: TensorShapes, form: WeightForm) -> DoConvSpec:
         """The groups that so many matrices have.

@@ -1,12 +1,13 @@
-"""What the specs of parametrizations that take a convolution's kernel share."""
+"""What parametrizations that take a convolution's kernel share."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from opdf_compile.errors import PlanError
+from opdf_compile.parametrizations.base import Parametrization
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm
 
 
@@ -54,7 +55,28 @@ class KernelSpec(MatrixSpec):
         return math.prod(self.shape[2:])
 
 
-def why_no_kernel(form: WeightForm, name: str) -> str | None:
-    """Why a weight is no kernel of more than one element, stored as convolutions store them."""
-    fits = form.row_axes == 1 and 1 < form.kernel == math.prod(form.shape[2:])
-    return None if fits else f"is no convolution kernel of more than one element, as {name} needs"
+K = TypeVar("K", bound=KernelSpec)
+
+
+class KernelParametrization(Parametrization[K]):
+    """Of kernels of more than one element, with `usual_cores` tensors and no choice of them."""
+
+    def why_not(self, form: WeightForm) -> str | None:
+        """Only kernels of more than one element, stored as convolutions store them."""
+        fits = form.row_axes == 1 and 1 < form.kernel == math.prod(form.shape[2:])
+        if fits:
+            return None
+        return f"is no convolution kernel of more than one element, as {self.name} needs"
+
+    def propose(self, form: WeightForm, *, cores: int | None = None, **options: Any) -> K:
+        """With the convolution's groups; without, where the weight's first axis has none of them.
+
+        Raises:
+            PlanError: The weight is no kernel, or another number of cores is wanted.
+        """
+        if cores not in (None, self.usual_cores):
+            raise PlanError(
+                f"{self.name} has {self.usual_cores} tensors, found cores={cores!r}; leave cores "
+                "out, there is one form"
+            )
+        return self.spec_type.grouped(form, **options)

@@ -47,8 +47,8 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import FoldError, InputError, PlanError
-from opdf_compile.parametrizations.base import Parametrization, ScalingTerm, TensorShapes
-from opdf_compile.parametrizations.kernel_spec import KernelSpec, why_no_kernel
+from opdf_compile.parametrizations.base import ScalingTerm, TensorShapes
+from opdf_compile.parametrizations.kernel_spec import KernelParametrization, KernelSpec
 from opdf_compile.parametrizations.matrix_spec import WeightForm, checked_matrix
 from opdf_compile.parametrizations.registry import register
 from opdf_compile.parametrizations.request import Option
@@ -104,7 +104,7 @@ class OrepaSpec(KernelSpec):
         return self.folds * self.channels
 
 
-class Orepa(Parametrization[OrepaSpec]):
+class Orepa(KernelParametrization[OrepaSpec]):
     """W = the sum of six branches with a gain per output; seven tensors.
 
     They are K, v (6, O), the three 1 x 1 branches (O, 3, I / g), D, K2, p and d, in this order.
@@ -215,22 +215,6 @@ class Orepa(Parametrization[OrepaSpec]):
             backward_flops=points + 2 * (mixed + depthwise),
             largest_intermediate=entries,
         )
-
-    def why_not(self, form: WeightForm) -> str | None:
-        """Only kernels of more than one element, stored as convolutions store them."""
-        return why_no_kernel(form, self.name)
-
-    def propose(self, form: WeightForm, *, cores: int = 7, **options: Any) -> OrepaSpec:
-        """With the convolution's groups; without, where the weight's first axis has none of them.
-
-        Raises:
-            PlanError: The weight is no kernel, or another number of cores is wanted.
-        """
-        if cores != 7:
-            raise PlanError(
-                f"orepa has 7 tensors, found cores={cores!r}; leave cores out, there is one form"
-            )
-        return OrepaSpec.grouped(form, **options)
 
     def spec_of(self, shapes: TensorShapes, form: WeightForm) -> OrepaSpec:
         """The groups that D tells.
