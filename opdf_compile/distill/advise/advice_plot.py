@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,10 +31,20 @@ def plot_advice(advice: Advice, path: Path) -> None:
         InputError: It is another kind of file.
         ArtefactError: It cannot be written.
     """
+    write_picture(path, lambda: draw(advice))
+
+
+def write_picture(path: Path, draw: Callable[[], Figure]) -> None:
+    """Write what is drawn, whole or not at all; the name is looked at before anything is drawn.
+
+    Raises:
+        InputError: It is another kind of file than .png, .svg or .pdf.
+        ArtefactError: It cannot be written.
+    """
     from opdf_compile.files import atomic_write
 
     require_picture(path)
-    figure = draw(advice)
+    figure = draw()
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opdf_compile.distill.advise.advice_plot import require_picture
+from opdf_compile.distill.advise.advice_plot import write_picture
 from opdf_compile.distill.advise.contest.ruling import Basis, Ruling, Standing
 from opdf_compile.parity import STYLE, new_figure
 
@@ -32,12 +32,7 @@ def plot_ruling(ruling: Ruling, path: Path) -> None:
         InputError: It is another kind of file.
         ArtefactError: It cannot be written.
     """
-    from opdf_compile.files import atomic_write
-
-    require_picture(path)
-    figure = draw_ruling(ruling)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary)
+    write_picture(path, lambda: draw_ruling(ruling))
 
 
 def draw_ruling(ruling: Ruling) -> Figure:
