@@ -31,6 +31,8 @@ ALPHA = 0.05
 _EXACT = 16
 _DRAWS = 2**15
 _MOST_SEEDS = 10_000
+# Of the mean: equal differences of scores have a spread of rounding.
+_SAME = 1e-9
 
 
 class Comparison(NamedTuple):
@@ -70,9 +72,22 @@ def compare(
     """
     difference = _differences(scores, baseline)
     mean, spread = float(difference.mean()), float(difference.std(ddof=1))
-    low, high = interval(mean, spread, len(difference), alpha)
-    p_t = paired_t(difference)
-    return Comparison(mean, low, high, p_t, sign_flip(difference), len(difference), spread)
+    p_t, p_flip = paired_t(difference), sign_flip(difference)
+    found = Comparison(mean, mean, mean, p_t, p_flip, len(difference), spread)
+    low, high = _interval_of(found, alpha)
+    return found._replace(ci_low=low, ci_high=high)
+
+
+def _interval_of(found: Comparison, alpha: float) -> tuple[float, float]:
+    """The interval that leaves zero out where the p-value is at most alpha, and only there.
+
+    Differences that are all equal have no spread to make one of: then it is the whole line or the
+    difference alone.
+    """
+    if found.spread > _SAME * abs(found.difference):
+        return interval(found.difference, found.spread, found.seeds, alpha)
+    shown = found.p_t <= alpha or found.difference == 0
+    return (found.difference, found.difference) if shown else (-math.inf, math.inf)
 
 
 def interval(mean: float, spread: float, seeds: int, alpha: float) -> tuple[float, float]:
@@ -84,13 +99,16 @@ def interval(mean: float, spread: float, seeds: int, alpha: float) -> tuple[floa
 
 
 def paired_t(difference: NDArray[np.float64]) -> float:
-    """Two-sided p-value; differences that are all equal give 1 if they are zero, else 0."""
+    """Two-sided p-value; where all differences are equal, that of the sign-flip test.
+
+    Scores are counts over few examples, whose equal differences are no certainty.
+    """
     from scipy import stats
 
     spread = float(difference.std(ddof=1))
     mean = float(difference.mean())
-    if spread == 0.0:
-        return 1.0 if mean == 0.0 else 0.0
+    if spread <= _SAME * abs(mean):
+        return sign_flip(difference)
     statistic = mean / (spread / math.sqrt(len(difference)))
     return float(2 * stats.t.sf(abs(statistic), len(difference) - 1))
 
@@ -145,7 +163,7 @@ def holm_family(comparisons: Sequence[Comparison], *, alpha: float = ALPHA) -> l
     levels = holm_levels([c.p_t for c in comparisons], alpha=alpha)
     adjusted = []
     for comparison, level in zip(comparisons, levels, strict=True):
-        low, high = interval(comparison.difference, comparison.spread, comparison.seeds, level)
+        low, high = _interval_of(comparison, level)
         adjusted.append(comparison._replace(ci_low=low, ci_high=high))
     return adjusted
 
