@@ -59,19 +59,17 @@ class AddBranches(GraphPass):
 
     def _add(self, graph: Graph, site: SiteEntry, nodes: SiteNodes) -> None:
         readers = list(nodes.norm.users)
-        last = nodes.norm
-        with graph.inserting_after(nodes.norm):
-            anchor = graph.call_function(aten.alias.default, (nodes.norm,))
-        with graph.inserting_before(anchor):
+        last, made = nodes.norm, []
+        # Before the convolution: what comes after it may write into their common input.
+        with graph.inserting_before(nodes.convolution):
             for name in site.spec.branches:
-                branch = branch_of(name, site.spec)
                 emitter = _Emitter(graph, f"{site.branches_name}.{name}", site, self.phase)
-                last = graph.call_function(
-                    aten.add.Tensor, (last, emitter.emit(branch, nodes.input))
-                )
+                made.append(emitter.emit(branch_of(name, site.spec), nodes.input))
+        for branch in made:
+            with graph.inserting_after(last):
+                last = graph.call_function(aten.add.Tensor, (last, branch))
         for reader in readers:
             reader.replace_input_with(nodes.norm, last)
-        graph.erase_node(anchor)
 
 
 @dataclass(frozen=True, eq=False)

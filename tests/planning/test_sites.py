@@ -116,6 +116,7 @@ def test_a_module_without_a_graph() -> None:
         ("dilated", nn.Conv2d(3, 6, 5, padding=2), "is no depthwise convolution"),
         ("dilated", nn.Conv2d(3, 3, 3, padding=1, groups=3), "reach over 5"),
         ("mobileone(copies=1)", nn.Conv2d(3, 6, 1), "kernel of size 1 already"),
+        ("mobileone", nn.Conv2d(3, 6, 4, padding="same"), "has unlike padding on its two sides"),
     ],
 )
 def test_why_a_site_has_no_branches(form: str, conv: nn.Conv2d, message: str) -> None:

@@ -103,10 +103,12 @@ def why_no_branch(name: str, form: SiteForm) -> str | None:
     dilated = _DILATED.fullmatch(name)
     if dilated:
         return form.off_centre() or _why_not_dilated(form, *map(int, dilated.groups()))
-    if _COPY.fullmatch(name) or name == "point_full":
-        return _why_uneven(form) if name == "point_full" else None
+    if _COPY.fullmatch(name):
+        return _why_uneven(form)
+    if name == "point_full":
+        return _why_uneven(form) or _why_a_point(form)
     if name in ("point_average", "average"):
-        return _why_uneven(form) or _why_no_mean(name, form)
+        return _why_uneven(form) or _why_a_point(form) or _why_no_mean(name, form)
     if name == "identity":
         return form.off_centre() or _why_not_identity(form)
     if name == "point":
@@ -117,9 +119,7 @@ def why_no_branch(name: str, form: SiteForm) -> str | None:
 
 
 def _why_uneven(form: SiteForm) -> str | None:
-    if min(form.padding) < 0:
-        return "has unlike padding on its two sides"
-    return _why_a_point(form)
+    return "has unlike padding on its two sides" if min(form.padding) < 0 else None
 
 
 def _why_a_point(form: SiteForm) -> str | None:

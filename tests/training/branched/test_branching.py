@@ -157,6 +157,32 @@ def test_an_optimizer_adds_no_branches() -> None:
     assert opdf.Overparam(training, torch.optim.SGD, plan=plan, lr=0.05).plan == plan
 
 
+class Overwritten(nn.Module):
+    """A convolution whose input is written into before its norm runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = x * 1.5
+        made = self.conv(read)
+        read.relu_()
+        out: Tensor = self.norm(made) + read
+        return out
+
+
+def test_an_input_that_is_written_into_before_the_norm_runs() -> None:
+    """Branches read what the convolution read."""
+    torch.manual_seed(0)
+    plain = stirred(Overwritten()).double()
+    traced = opdf.trace(plain, (batch(),))
+    plan = opdf.plan(traced, parametrization="repvgg(start=published)")
+    inline, beside = opdf.expand(traced, plan).eval(), opdf.branch(plain, plan).eval()
+    torch.testing.assert_close(inline(batch()), beside(batch()), **CLOSE)
+    torch.testing.assert_close(opdf.fold(inline).eval()(batch()), inline(batch()), **CLOSE)
+
+
 class ActNorm(nn.BatchNorm2d):
     """A norm that calls an activation of its own, as timm's do."""
 
