@@ -47,11 +47,14 @@ class FoldSites(GraphPass):
         for key, branches in _sites(module).items():
             nodes = _nodes(view, key)
             entry = _entry(module, key, nodes, branches)
-            values = entry.fold(named_tensors(module))
+            before = named_tensors(module)
+            values = entry.fold(before)
             _drop(module, nodes, entry)
             for name, value in values.items():
-                kept = nn.Parameter(value) if name in _parameters(entry) else value
-                set_attribute(module, name, kept)
+                own = before[name]
+                kept = isinstance(own, nn.Parameter)
+                made = nn.Parameter(value, requires_grad=own.requires_grad) if kept else value
+                set_attribute(module, name, made)
             changes.append(GraphChange(key, f"folded from {entry.modes.replace('+', ', ')}"))
         module.delete_all_unused_submodules()
         return PassResult(module, tuple(changes))
@@ -101,10 +104,6 @@ def _entry(module: GraphModule, key: str, nodes: SiteNodes, branches: tuple[str,
         return SiteEntry(key, site.norm, next(iter(branch_forms())), spec, site.bias)
     except PlanError as error:
         raise FoldError(f"the branches of {key!r} do not fit their site: {error}") from error
-
-
-def _parameters(entry: SiteEntry) -> tuple[str, ...]:
-    return entry.key, entry.norm["weight"], entry.norm["bias"]
 
 
 def _drop(module: GraphModule, nodes: SiteNodes, entry: SiteEntry) -> None:

@@ -123,6 +123,19 @@ def test_the_trained_state_alone(tmp_path: Path) -> None:
         fold_file(tmp_path / "trained.safetensors")
 
 
+def test_what_was_frozen_stays_frozen(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = stirred(Stack()).double()
+    plain.body[1].weight.requires_grad_(False)
+    traced = opdf.trace(plain, (batch(),))
+    training = opdf.expand(traced, opdf.plan(traced, parametrization="repvgg"))
+    save_expanded(training, tmp_path / "expanded.pt2")
+    program = fold_file(tmp_path / "expanded.pt2").programs["model"]
+    flags = {name: p.requires_grad for name, p in program.named_parameters()}
+    assert flags == {name: p.requires_grad for name, p in plain.named_parameters()}
+    assert not flags["body.1.weight"]
+
+
 def test_a_branch_that_is_missing(tmp_path: Path) -> None:
     _plain, training = expanded("repvgg")
     save_expanded(training, tmp_path / "expanded.safetensors")
