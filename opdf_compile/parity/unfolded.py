@@ -71,7 +71,7 @@ def _planned(files: ComparedFiles) -> frozenset[str]:
         return frozenset()
     try:
         plan = load_json(folder / PLAN, "a plan", most=_MOST_BYTES)
-        keys = [str(entry["key"]) for entry in plan["entries"]]
+        keys = [str(entry["key"]) for entry in (*plan["entries"], *plan.get("sites", ()))]
     except (ArtefactError, KeyError, TypeError):
         return frozenset()  # The manifest has its hash; what it should say is not this check's.
     return frozenset(name for key in keys for name in (key, f"{key}.T"))

@@ -157,3 +157,25 @@ def test_planned_weights_that_are_all_the_references_are_refuted(tmp_path: Path)
     opdf.export_onnx(build(), (ROWS,), tmp_path / "no-plan", reference=build())
     report = opdf.verify(tmp_path / "no-plan", only="structure,numerics", device="cpu")
     assert report.structure.verdict == "pass"
+
+
+def test_sites_of_a_plan_are_looked_at_too(tmp_path: Path) -> None:
+    def build() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Sequential(
+            torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.BatchNorm2d(4)
+        ).eval()
+
+    x = torch.randn(2, 4, 6, 6)
+    traced = opdf.trace(build().train(), (x,))
+    plan = opdf.plan(traced, parametrization="repvgg").to_json()
+    opdf.export_onnx(build(), (x,), tmp_path / "stub", reference=build(), plan=plan)
+    report = opdf.verify(tmp_path / "stub", only="structure,numerics", device="cpu")
+    assert report.verdict == "fail"
+    assert "the fold did not happen" in str(report.structure.differences)
+    trained = build()
+    with torch.no_grad():
+        trained[0].weight[0, 0, 0, 0] += 1e-3
+    opdf.export_onnx(trained, (x,), tmp_path / "trained", reference=build(), plan=plan)
+    report = opdf.verify(tmp_path / "trained", only="structure,numerics", device="cpu")
+    assert report.structure.verdict == "pass"
