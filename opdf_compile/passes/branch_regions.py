@@ -220,9 +220,11 @@ class RegionFinder:
     def _require_unwritten(self, region: BranchRegion) -> None:
         """The source must hold one value for all that read it."""
         places = [self._order[n] for n in region.source.users if n in region.inside]
-        for user in region.source.users:
-            if writes(user) and min(places) <= self._order[user] <= max(places):
-                raise FoldError(f"{user.name} overwrites {region.source.name} between the branches")
+        for writer in self._depends.writers(region.source):
+            if min(places) <= self._order[writer] <= max(places):
+                raise FoldError(
+                    f"{writer.name} overwrites {region.source.name} between the branches"
+                )
 
     def _keys(self, nodes: tuple[Node, ...]) -> tuple[str, ...]:
         """Names of all parameters and buffers that some nodes are computed from."""

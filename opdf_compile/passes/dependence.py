@@ -60,6 +60,19 @@ class Dependence:
 
         return self._sorted(nx.ancestors(self._edges, node) | {node})
 
+    @cached_property
+    def _writers(self) -> dict[Node, tuple[Node, ...]]:
+        """By what is written to, the nodes that write to it or to a view of it."""
+        found: dict[Node, list[Node]] = {}
+        for node in self._order:
+            for operand in _written(node) if varies_by_itself(node) else ():
+                found.setdefault(_base(operand), []).append(node)
+        return {base: tuple(nodes) for base, nodes in found.items()}
+
+    def writers(self, node: Node) -> tuple[Node, ...]:
+        """The nodes that write to the memory of a node's value, in graph order."""
+        return self._writers.get(_base(node), ())
+
     def components(self) -> list[tuple[Node, ...]]:
         """Sets of nodes that share nothing, each in graph order, ordered by their first nodes."""
         import networkx as nx

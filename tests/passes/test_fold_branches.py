@@ -138,11 +138,14 @@ def shared(m: nn.Module, x: Tensor) -> Tensor:
     return torch.relu(inner + m.two(x)) + torch.sigmoid(inner)
 
 
-def overwritten(m: nn.Module, x: Tensor) -> Tensor:
-    source = x * torch.sigmoid(x)
-    first = m.one(source)
-    source.relu_()
-    return torch.relu(first + m.two(source))
+def overwritten(part: Callable[[Tensor], Tensor]) -> Callable[[nn.Module, Tensor], Tensor]:
+    def body(m: nn.Module, x: Tensor) -> Tensor:
+        source = x * torch.sigmoid(x)
+        first = m.one(source)
+        part(source).relu_()
+        return torch.relu(first + m.two(source))
+
+    return body
 
 
 # What meets and is no one layer, with the reason.
@@ -188,11 +191,23 @@ def test_what_is_no_one_layer_stays_with_a_reason(name: str) -> None:
     assert any(re.search(reason, sentence) for sentence in found) if reason else not found
 
 
-def test_a_source_that_is_overwritten_between_its_branches() -> None:
-    model, x = stirred(Function(overwritten)), torch.randn(2, 4, 9, 9)
+# The tensor itself is read anew by the second branch; a view of it leaves both with one source.
+OVERWRITTEN = {
+    "itself": (lambda source: source, ""),
+    "a view": (lambda source: source.view(-1), "overwrites .* between the branches"),
+    "a part": (lambda source: source[:, :2], "overwrites .* between the branches"),
+}
+
+
+@pytest.mark.parametrize("name", OVERWRITTEN)
+def test_a_source_that_is_overwritten_between_its_branches(name: str) -> None:
+    part, reason = OVERWRITTEN[name]
+    model, x = stirred(Function(overwritten(part))), torch.randn(2, 4, 9, 9)
     result = folded(model, x)
     with torch.no_grad():
         torch.testing.assert_close(result.module(x.clone()), model(x.clone()))
+    assert not result.modified
+    assert re.search(reason, "; ".join(map(str, result.refused)))
 
 
 def test_a_lone_norm_folds_where_that_is_asked_for() -> None:
