@@ -59,7 +59,9 @@ class Hyperball(MetricParametrization[MatrixSpec]):
         if not radius.any():
             shape = list(spec.shape)
             _LOG.warning(
-                "a weight of shape %s is zero: hyperball leaves it to the optimizer", shape
+                "a weight of shape %s has norm 0, or one beyond its dtype: hyperball leaves it to "
+                "the optimizer",
+                shape,
             )
         return (radius.to(self.core_dtype(spec)),)
 

@@ -28,8 +28,9 @@ def plain_step(plan: Plan) -> int:
 
 
 def dearest(plan: Plan, most: int = 3) -> tuple[PlanEntry, ...]:
-    """The weights that cost most to compose, the dearest first."""
-    by_cost = sorted(plan.entries, key=lambda entry: (-entry.cost.step_flops, entry.key))
+    """The weights that cost most to compose, the dearest first; of those that have cores."""
+    cored = (entry for entry in plan.entries if not entry.metric)
+    by_cost = sorted(cored, key=lambda entry: (-entry.cost.step_flops, entry.key))
     return tuple(by_cost[:most])
 
 

@@ -51,8 +51,9 @@ def attach(program: WeightProgram, optimizer: Optimizer) -> Callable[[], None]:
             f"attach got a {type(program).__name__} and a {type(optimizer).__name__}, wanted the "
             "WeightProgram that opdf.hoist gave and the optimizer over its parameters"
         )
-    if program.direct:
-        _require_fit(program, optimizer)
+    if not program.direct:
+        return lambda: None
+    _require_fit(program, optimizer)
     groups = [options_of(group) for group in optimizer.param_groups]
     facts = facts_of(program.plan, type(optimizer), {}, groups)
     under_way: list[DirectStep] = []
@@ -60,7 +61,7 @@ def attach(program: WeightProgram, optimizer: Optimizer) -> Callable[[], None]:
     def before(inner: Optimizer, args: Any, options: Any) -> None:
         under_way.clear()  # Of a step that failed.
         # The first argument is the optimizer, the other may be a closure.
-        if program.direct and any(a is not None for a in (*args[1:], *options.values())):
+        if any(a is not None for a in (*args[1:], *options.values())):
             raise InputError(_no_closure(inner))
         step = DirectStep(program.direct, inner, facts.scaling)
         step.require_own()

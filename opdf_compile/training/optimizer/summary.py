@@ -84,17 +84,22 @@ class Summary:
 
     def lines(self) -> list[str]:
         """What is said under the table."""
-        cost, branches = self.plan.cost, self._branches()
-        composed = cost.step_flops - branches["step_flops"]
-        direct = [entry.parametrization for entry in self.plan.entries if entry.metric]
-        stepped = "the weights" if direct and len(direct) == len(self.plan.entries) else "the cores"
+        branches, untrained = self._branches(), self.plan.cost.untrained
+        cored = [entry for entry in self.plan.entries if not entry.metric]
+        direct = [entry for entry in self.plan.entries if entry.metric]
+        stepped = "the weights" if direct and not cored else "the cores"
         lines = [
             f"{self.trained:,} parameters trained, {self.deployed:,} deployed; "
-            f"{self.optimizer} steps {stepped}, weight decay acts on {self.decay}",
-            f"a step adds {flops_text(composed)}, whatever the batch, in {self.units[0]} "
-            f"{'product' if self.units[0] == 1 else 'products'} of cores ({self.units[1]} batched)"
-            + (", composed again in the backward" if self.recompute else ""),
+            f"{self.optimizer} steps {stepped}, weight decay acts on {self.decay}"
         ]
+        work = sum(entry.cost.step_flops for entry in direct)
+        composed = self.plan.cost.step_flops - branches["step_flops"] - work
+        if cored:
+            lines.append(
+                f"a step adds {flops_text(composed)}, whatever the batch, in {self.units[0]} "
+                f"{'product' if self.units[0] == 1 else 'products'} of cores ({self.units[1]} "
+                "batched)" + (", composed again in the backward" if self.recompute else "")
+            )
         if composed:
             shares = (
                 f"{entry.key} ({entry.cost.step_flops / composed:.0%})"
@@ -102,8 +107,11 @@ class Summary:
             )
             lines.append("dearest to compose: " + ", ".join(shares))
         if direct:
-            methods = ", ".join(sorted(set(direct)))
-            lines.append(f"weights without cores, stepped as they are: {len(direct)} ({methods})")
+            methods = ", ".join(sorted({entry.parametrization for entry in direct}))
+            lines.append(
+                f"weights without cores, stepped as they are: {len(direct)} ({methods}), "
+                f"{flops_text(work)} more in a step, whatever the batch"
+            )
         if branches["sites"]:
             lines.append(
                 f"{_convolutions(branches['sites'])} branches: {self.beside:,} parameters, "
@@ -114,12 +122,12 @@ class Summary:
         if rates:
             some = ", ".join(f"{rate:g}" for rate in rates)
             lines.append(f"some cores learn at a rate of their own: {some} times the group's")
-        if cost.untrained:
-            lines.append(f"{cost.untrained:,} entries of cores are kept and not trained")
+        if untrained:
+            lines.append(f"{untrained:,} entries of cores are kept and not trained")
         if self.rank[1] > 1:
             lines.append(
                 f"rank {self.rank[0]} of {self.rank[1]} holds {self.held:,} of "
-                f"{sum(e.cost.parameters for e in self.plan.entries):,} core parameters"
+                f"{sum(entry.cost.parameters for entry in cored):,} core parameters"
             )
         return [*lines, *(f"{r.key} {r.reason}" for r in self.refusals)]
 

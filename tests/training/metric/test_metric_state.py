@@ -87,14 +87,21 @@ def test_what_lives_during_a_step() -> None:
     assert other.snapshot(weight, other.propose(form, kernel_scale=2.0), "free").numel() == 72
 
 
-def test_a_weight_of_zeros_is_left_to_the_optimizer(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("value", [0.0, 1e200])
+def test_a_weight_without_a_norm_is_left_to_the_optimizer(
+    value: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Zero, or so large that the squares of its entries are beyond float64."""
     model, plain = network(), network()
     for student in (model, plain):
-        nn.init.zeros_(student.get_parameter(KEYS[2]))
+        nn.init.constant_(student.get_parameter(KEYS[2]), value)
     caplog.set_level("WARNING", "opdf_compile")
     opt = optimizer_of(model, "hyperball", torch.optim.SGD)
     (told,) = caplog.messages
-    assert told == "a weight of shape [5, 16] is zero: hyperball leaves it to the optimizer"
+    assert told == (
+        "a weight of shape [5, 16] has norm 0, or one beyond its dtype: hyperball leaves it to the "
+        "optimizer"
+    )
     for student, optimizer in ((model, opt), (plain, torch.optim.SGD(plain.parameters(), lr=LR))):
         student(X).square().mean().backward()
         optimizer.step()
@@ -418,7 +425,12 @@ def test_a_plan_of_methods_with_and_without_cores(tmp_path: Path) -> None:
     assert "norm held" in str(plan) and "kernel 1, point 1" in str(opt.summary())
     assert "stepped as they are: 2 (hyperball, repopt)" in str(opt.summary())
     assert "AdamW steps the cores" in str(opt.summary())
-    assert "AdamW steps the weights" in str(optimizer_of(network(), "ham").summary())
+    alone_text = str(optimizer_of(network(), "ham").summary())
+    assert "AdamW steps the weights" in alone_text
+    # Nothing is composed where there are no cores.
+    assert "products of cores" not in alone_text and "dearest to compose" not in alone_text
+    cored = {e.key: e.cost.step_flops for e in plan.entries if not e.metric}
+    assert f"a step adds {sum(cored.values()):,} FLOP" in str(opt.summary())
     alone = network()
     for method, key in (("hyperball", KEYS[0]), ("repopt", KEYS[1])):
         first = opdf.plan(alone, parametrization=method, include=[key], min_size=1)
@@ -549,3 +561,11 @@ def test_repopt_leaves_what_has_no_centre_and_says_so() -> None:
     # The first layer gives four channels for three.
     specs: list[Any] = [entry.spec for entry in identity.entries]
     assert [(spec.identity, spec.groups) for spec in specs] == [(False, 1), (True, 2)]
+
+
+def test_chains_have_nothing_to_attach() -> None:
+    program = opdf.hoist(network(), opdf.plan(network(), cores=2, min_size=1))
+    inner = torch.optim.SGD(program.parameters(), lr=LR)
+    detach = opdf.attach(program, inner)
+    assert not inner._optimizer_step_pre_hooks and not program.hooks
+    detach()
