@@ -41,9 +41,11 @@ from opdf_compile.parametrizations.residual_chain import (
     ResidualChain,
     completed,
     rank_and_depth,
+    rank_of,
+    require_depth,
     usual_ranks,
 )
-from opdf_compile.tensor import MAX_CORES, singular_frames
+from opdf_compile.tensor import singular_frames
 
 USUAL_RANK = 8
 # e, the paper's.
@@ -146,14 +148,8 @@ class Delta(ResidualChain[DeltaSpec]):
         Raises:
             PlanError: The number of cores is not 3 to 64.
         """
-        if type(cores) is not int or not 3 <= cores <= MAX_CORES:
-            raise PlanError(
-                f"delta has a base and 2 factors or more, found cores={cores!r}; give 3 to "
-                f"{MAX_CORES}, or leave cores out"
-            )
-        # A rank is asked of a whole network, whose smallest layer should not forbid it.
-        rank = min(options.pop("rank", USUAL_RANK), *form.stored)
-        return DeltaSpec.of(form, depth=cores - 1, rank=rank, **options)
+        depth, rank = require_depth(self.name, "a base", cores), rank_of(form, options, USUAL_RANK)
+        return DeltaSpec.of(form, **{**options, "depth": depth, "rank": rank})
 
     def candidates(self, form: WeightForm, **options: Any) -> tuple[DeltaSpec, ...]:
         """The usual depth at ranks from 1 to the full one; else as given."""

@@ -9,9 +9,9 @@ starts, and what R is for, says the parametrization: `spectral`, `delta`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -118,6 +118,29 @@ class ResidualChain(Parametrization[C]):
             largest_intermediate=max(entries, *(step.result for step in order)),
             untrained=frozen,
         )
+
+
+def require_depth(name: str, beside: str, cores: int) -> int:
+    """The number of factors of so many cores, of which one is beside the chain.
+
+    Raises:
+        PlanError: There are fewer than two factors, or more cores than any weight has.
+    """
+    if type(cores) is not int or not 3 <= cores <= MAX_CORES:
+        raise PlanError(
+            f"{name} has {beside} and 2 factors or more, found cores={cores!r}; give 3 to "
+            f"{MAX_CORES}, or leave cores out"
+        )
+    return cores - 1
+
+
+def rank_of(form: WeightForm, options: Mapping[str, Any], usual: int) -> int:
+    """The rank that is asked for, else the usual one; of a smaller matrix the full one.
+
+    A rank is asked of a whole network, whose smallest layer should not forbid it.
+    """
+    asked: int = options.get("rank", usual)
+    return min(asked, *form.stored)
 
 
 def usual_ranks(form: WeightForm, usual: int) -> list[int]:

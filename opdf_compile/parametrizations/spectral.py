@@ -42,9 +42,11 @@ from opdf_compile.parametrizations.residual_chain import (
     ResidualChain,
     completed,
     rank_and_depth,
+    rank_of,
+    require_depth,
     usual_ranks,
 )
-from opdf_compile.tensor import MAX_CORES, balanced_factors
+from opdf_compile.tensor import balanced_factors
 
 # The thin factors' learning rate over that of the others; a plan may have another.
 USUAL_OUTER_RATE = 5.0
@@ -161,14 +163,11 @@ class Spectral(ResidualChain[SpectralSpec]):
         Raises:
             PlanError: The number of cores is not 3 to 64.
         """
-        if type(cores) is not int or not 3 <= cores <= MAX_CORES:
-            raise PlanError(
-                f"spectral has a residual and 2 factors or more, found cores={cores!r}; give 3 to "
-                f"{MAX_CORES}, or leave cores out"
-            )
         alone = options.get("residual") == "none"
-        usual = {"rank": min(form.stored) if alone else max(1, min(form.stored) // _THIN)}
-        return SpectralSpec.of(form, depth=cores - (not alone), **usual | options)
+        full = min(form.stored)
+        rank = rank_of(form, options, full if alone else max(1, full // _THIN))
+        depth = require_depth(self.name, "a residual", cores) + alone
+        return SpectralSpec.of(form, **{**options, "depth": depth, "rank": rank})
 
     def candidates(self, form: WeightForm, **options: Any) -> tuple[SpectralSpec, ...]:
         """The usual depth at ranks from 1 to the full one, at about equal ratios; else as given.
