@@ -6,7 +6,7 @@ from .composition import contraction_order as contraction_order
 from .convolutions import Convolution as Convolution
 from .convolutions import Normalization as Normalization
 from .convolutions import average as average
-from .convolutions import chained as chained
+from .convolutions import composed as composed
 from .convolutions import identity as identity
 from .cosine_frames import cosine_frame as cosine_frame
 from .cost import Cost as Cost

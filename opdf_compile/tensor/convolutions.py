@@ -6,7 +6,7 @@ Everything that a branch of linear layers does to an input is of this form, so t
 
     after a norm, in eval mode   K <- s K, b <- s (b - mean) + beta          s = gamma / sigma
     side by side                 K <- sum K_i, b <- sum b_i                  of kernels of one size
-    one after the other          K <- K_2 . K_1, b <- K_2 b_1 + b_2    see `chained`, `composed`
+    one after the other          K <- K_2 . K_1, b <- K_2 b_1 + b_2    see `composed`
 
 All of it is exact but for rounding; callers who fold give float64. Sums of kernels of unlike sizes
 need them `centred`: zeros around a kernel change nothing where the padding grows alike
@@ -115,47 +115,14 @@ class Normalization:
         return map_.scaled(self.scale, self.shift)
 
 
-def per_group(map_: Convolution, groups: int, columns: int) -> Tensor:
-    """The kernel of each group, (groups, out / groups, columns, *kernel)."""
-    kernel = map_.kernel
-    return kernel.reshape(groups, kernel.shape[0] // groups, columns, *kernel.shape[2:])
-
-
-def chained(first: Convolution, second: Convolution, groups: int = 1) -> Convolution:
-    """A convolution of size 1 and one of any size after it, of the same groups.
-
-    The kernel is K_2[o, m, tap] K_1[m, i] summed over m; the bias b_2 + K_2 b_1 summed over m and
-    the taps. That the inner bias is seen by every tap says that the second one reads no zeros at
-    the border: there, too, it must read what the first one makes of zeros, which is its bias.
-
-    Args:
-        first: Kernel of size 1.
-        second: Reads what the first one makes.
-        groups: Of both.
-
-    Raises:
-        InternalError: The first kernel is larger than 1.
-    """
-    if any(size != 1 for size in first.kernel.shape[2:]):
-        raise InternalError(
-            f"the first of two convolutions has a kernel of size {list(first.kernel.shape[2:])}, "
-            "wanted size 1"
-        )
-    inner, columns = second.kernel.shape[1], first.kernel.shape[1]
-    one = per_group(first, groups, columns).reshape(groups, inner, columns)
-    two = per_group(second, groups, inner)
-    kernel = torch.einsum("gom...,gmi->goi...", two, one).flatten(0, 1)
-    reach = two.flatten(3).sum(3) if two.ndim > 3 else two
-    bias = torch.einsum("gom,gm->go", reach, first.bias.reshape(groups, inner)).flatten()
-    return Convolution(kernel, bias + second.bias)
-
-
 def composed(first: Convolution, second: Convolution, groups: int = 1) -> Convolution:
     """Two convolutions of any sizes, of the same groups, the second one without padding.
 
         K[o, i, t] = sum over m and t_1 + t_2 = t of K_2[o, m, t_2] K_1[m, i, t_1]
 
     which is what a transposed convolution of K_1 with K_2 adds up. The sizes add to k_1 + k_2 - 1.
+    The bias is b_2 + K_2 b_1, summed over m and all taps of K_2: at a border, too, the second one
+    must read what the first one makes of zeros, which is its bias, and no zeros.
 
     Args:
         first: (middle, in / groups, *k_1).
@@ -164,7 +131,8 @@ def composed(first: Convolution, second: Convolution, groups: int = 1) -> Convol
         groups: Of both.
     """
     axes, inner = first.kernel.ndim - 2, second.kernel.shape[1]
-    one, two = first.kernel.transpose(0, 1), per_group(second, groups, inner)
+    one = first.kernel.transpose(0, 1)
+    two = second.kernel.reshape(groups, -1, *second.kernel.shape[1:])
     reach = two.flatten(3).sum(3) if two.ndim > 3 else two
     two = two.transpose(1, 2).flatten(0, 1)
     if axes == 0:  # Linear layers, as kernels of one tap.

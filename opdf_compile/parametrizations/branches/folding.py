@@ -25,7 +25,7 @@ from torch import Tensor
 from opdf_compile.errors import FoldError
 from opdf_compile.parametrizations.branches.site_form import SiteForm, SiteSpec
 from opdf_compile.parametrizations.branches.steps import Average, Branch, Conv, Norm, branch_of
-from opdf_compile.tensor import Convolution, Normalization, average, chained, identity
+from opdf_compile.tensor import Convolution, Normalization, average, composed, identity
 
 # A channel whose own scale is so much smaller than what branches bring has its frame changed.
 SMALLEST_OWN = 2.0**-10
@@ -151,7 +151,7 @@ def _without_last_norm(
             made = _norm(name, tensors, spec).after(made)
             continue
         layer = _layer(step, spec, tensors.get(f"{name}.weight"), norm.gamma)
-        made = layer if made is None else chained(made, layer, spec.groups)
+        made = layer if made is None else composed(made, layer, spec.groups)
     made = made or identity(spec.channels, spec.groups, spec.axes, like=norm.gamma)
     return made.centred(spec.kernel), norm
 
