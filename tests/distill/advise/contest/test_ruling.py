@@ -81,7 +81,8 @@ def test_runs_that_diverged_have_lost_and_p_is_corrected_for_all_duels() -> None
     assert found.verdict == "no-difference"
     all_lost = standing("b", [None] * 8, BOTH)
     assert ruling(PLAIN, LIKE, all_lost).verdict == "do-not-use"
-    ruling([None] * 8, [None] * 8, standing("b", [None] * 8, {"steps": [None] * 8})).decision  # noqa: B018
+    nothing = ruling([None] * 8, [None] * 8, standing("b", [None] * 8, {"steps": [None] * 8}))
+    assert nothing.verdict == "no-difference"
 
 
 def test_lower_is_better_turns_the_gain() -> None:
@@ -135,11 +136,17 @@ def test_null_contests_say_use_in_at_most_five_of_a_hundred(grain: float) -> Non
     rng = np.random.default_rng(0)
     found = [drawn(rng, grain=grain) for _ in range(COUNT)]
     assert sum(one.verdict == "use" for one in found) <= MOST
-    # Without the correction for six duels it would be too many: the bound can fail.
+
+
+@pytest.mark.parametrize("grain", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
+def test_without_the_correction_for_six_duels_it_would_be_too_many(grain: float) -> None:
+    """So the bound can fail; at a coarser grain most differences are equal, and none is shown."""
+    rng = np.random.default_rng(0)
+    found = [drawn(rng, grain=grain) for _ in range(COUNT)]
     bare = sum(
         any(b.duel.shown() > 0 for s in one.contenders for b in s.bouts.values()) for one in found
     )
-    assert bare > MOST or grain == 3.0
+    assert bare > MOST
 
 
 @pytest.mark.parametrize(
