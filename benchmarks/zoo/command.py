@@ -7,7 +7,8 @@ Usage: python benchmarks/zoo [--only GLOB,GLOB] [--jobs N] [--export half|all|no
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from zoo.architectures import ARCHITECTURES, exported
 from zoo.page import page
 from zoo.report import line, reason_table, result_table, totals, totals_table
 from zoo.runner import Limits, run
-from zoo.sites_page import sites_page
+from zoo.sites_page import sites_line, sites_page
 from zoo.sites_page import totals as sites_totals
 
 SCHEMA = "opdf-zoo/1"
@@ -28,54 +29,69 @@ SITES_SCHEMA = "opdf-zoo-sites/1"
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a run of the zoo does with an architecture, and how its rows read.
+
+    Attributes:
+        schema: Of the JSON.
+        way: What the journey is told beside `export`.
+        line: A row in one line, with the number done and of all.
+        totals: The counts over rows.
+        page: The page of a JSON.
+        tables: What is shown at the end.
+    """
+
+    schema: str
+    way: Callable[[argparse.Namespace], dict[str, Any]]
+    line: Callable[[Row, int, int], str]
+    totals: Callable[[Sequence[Row]], dict[str, Any]]
+    page: sweep.Page
+    tables: Callable[[Sequence[Row]], Sequence[Any]]
+
+
+CORES = Kind(
+    SCHEMA,
+    lambda options: {"cores": options.cores},
+    line,
+    totals,
+    page,
+    lambda rows: (result_table(rows), reason_table(rows), totals_table(totals(rows))),
+)
+SITES = Kind(
+    SITES_SCHEMA,
+    lambda options: {"form": options.sites},
+    sites_line,
+    sites_totals,
+    sites_page,
+    lambda rows: (),
+)
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Run the zoo, or draw its page from a JSON that is there."""
     options = sweep.parse(_parser(), words)
-    if options.sites:
-        _with_branches(options)
-        return
+    kind = SITES if options.sites else CORES
     if options.render:
-        sweep.render(options, SCHEMA, page)
+        sweep.render(options, kind.schema, kind.page)
         return
     names = _chosen(options)
-    report = Report(SCHEMA, options.json)
-    known = _kept(options, names)
+    report = Report(kind.schema, options.json)
+    known = _kept(options, kind, names)
     waiting = [name for name in names if name not in known]
-    rows = travel_all(waiting, options, report, {**_earlier(options), **known})
-    report.show(result_table(rows), reason_table(rows), totals_table(totals(rows)))
-    report.write(_environment(options), rows, totals=totals(rows))
+    rows = travel_all(waiting, options, kind, report, {**_earlier(options, kind), **known})
+    report.show(*kind.tables(rows))
+    report.write(_environment(options), rows, totals=kind.totals(rows))
     if options.page:
-        sweep.render(options, SCHEMA, page)
-
-
-def _with_branches(options: argparse.Namespace) -> None:
-    """The same with branches beside convolutions, or the page of it."""
-    if options.render:
-        sweep.render(options, SITES_SCHEMA, sites_page)
-        return
-    names = _chosen(options)
-    report = Report(SITES_SCHEMA, options.json)
-    rows: list[Row] = []
-    limits = Limits(options.seconds, options.mib)
-    asked = {
-        name: {"form": options.sites, "export": exported(name, options.export)} for name in names
-    }
-    with report.progress("zoo") as bar:
-        for row in run(names, asked.__getitem__, jobs=options.jobs, limits=limits):
-            rows = sorted([*rows, row], key=lambda r: names.index(r["name"]))
-            bar.callback(row["name"], len(rows) / len(names))
-            failed = f"failed: {row['step']}: {row['reason']}"
-            verdict = "passed" if row["status"] == "passed" else failed
-            counts = f"{row.get('planned', '-')} of {row.get('sites', '-')} sites"
-            report.show(f"[{len(rows):>3}/{len(names)}] {row['name']:<46} {counts:<18} {verdict}")
-            report.write(_environment(options), rows, totals=sites_totals(rows), partial=True)
-    report.write(_environment(options), rows, totals=sites_totals(rows))
-    if options.page:
-        sweep.render(options, SITES_SCHEMA, sites_page)
+        sweep.render(options, kind.schema, kind.page)
 
 
 def travel_all(
-    names: Sequence[str], options: argparse.Namespace, report: Report, known: Mapping[str, Row]
+    names: Sequence[str],
+    options: argparse.Namespace,
+    kind: Kind,
+    report: Report,
+    known: Mapping[str, Row],
 ) -> list[Row]:
     """Run the architectures, a line each as they end; the JSON is written after each."""
     rows = dict(known)
@@ -84,16 +100,16 @@ def travel_all(
     with report.progress("zoo") as bar:
         rows_of_run = run(
             names,
-            lambda name: {"cores": options.cores, "export": exported(name, options.export)},
+            lambda name: {**kind.way(options), "export": exported(name, options.export)},
             jobs=options.jobs,
             limits=limits,
         )
         for done, row in enumerate(rows_of_run, start=1):
             rows[row["name"]] = row
-            report.show(line(row, done, len(names)))
+            report.show(kind.line(row, done, len(names)))
             bar.callback(row["name"], done / len(names))
             ordered = sorted(rows.values(), key=lambda r: order.index(r["name"]))
-            report.write(_environment(options), ordered, totals=totals(ordered), partial=True)
+            report.write(_environment(options), ordered, totals=kind.totals(ordered), partial=True)
     return sorted(rows.values(), key=lambda r: order.index(r["name"]))
 
 
@@ -128,11 +144,11 @@ def _chosen(options: argparse.Namespace) -> list[str]:
     return names[int(first) - 1 :: int(count)]
 
 
-def _kept(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Row]:
+def _kept(options: argparse.Namespace, kind: Kind, names: Sequence[str]) -> dict[str, Row]:
     """Rows of an earlier run that need no repetition."""
     if not options.resume or not Path(options.json).exists():
         return {}
-    rows = sweep.load(options.json, SCHEMA)["rows"]
+    rows = sweep.load(options.json, kind.schema)["rows"]
     return {
         row["name"]: row
         for row in rows
@@ -142,11 +158,11 @@ def _kept(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Row]:
     }
 
 
-def _earlier(options: argparse.Namespace) -> dict[str, Row]:
+def _earlier(options: argparse.Namespace, kind: Kind) -> dict[str, Row]:
     """All rows of --json, each of them until this run has another."""
     if not options.keep or not Path(options.json).exists():
         return {}
-    rows = sweep.load(options.json, SCHEMA)["rows"]
+    rows = sweep.load(options.json, kind.schema)["rows"]
     return {row["name"]: row for row in rows if row["name"] in ARCHITECTURES}
 
 

@@ -6,7 +6,7 @@ trace -> sites -> branch -> expand -> train -> fold -> [export -> verify]
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,19 +78,17 @@ class SitesJourney:
         except PlanError as error:
             if "no weight is left to plan" not in str(error):
                 raise
+            self._require_a_word_for_each(found)
             said = found if self.row["norms"] else {}
             reasons = {key: reason for key, reason in said.items() if isinstance(reason, str)}
             self.row.update(planned=0, refusals=_rows(reasons))
             return
         reasons = {r.key: r.reason for r in self.plan.refusals}
         self.row.update(planned=len(self.plan.sites), refusals=_rows(reasons))
-        self._require_a_word_for_each()
+        self._require_a_word_for_each({s.key for s in self.plan.sites} | reasons.keys())
 
-    def _require_a_word_for_each(self) -> None:
-        """A convolution module that a norm module follows by name is a site, or has a reason."""
-        if self.plan is None:
-            return
-        said = {s.key for s in self.plan.sites} | {r.key for r in self.plan.refusals}
+    def _require_a_word_for_each(self, said: Container[str]) -> None:
+        """Every convolution module has a site, or a reason."""
         convs = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
         modules = dict(self.model.named_modules()).items()
         silent = [
@@ -151,14 +149,12 @@ class SitesJourney:
             self.folded[name] = folded
             self._require_agreement(f"{name}, folded", folded, module, like=folded)
         self.before.require_same(self.model)
-        planned = set() if self.plan is None else {s.key for s in self.plan.sites}
         if len(self.folded) == 2:
             counters = [
                 {n: b for n, b in m.named_buffers() if n.endswith("num_batches_tracked")}
                 for m in self.folded.values()
             ]
             require_bits(counters[0], counters[1], "the two forms count batches differently")
-        self.row["folded"] = len(planned)
 
     def export(self) -> None:
         """Structure and numbers against the untouched student's file."""

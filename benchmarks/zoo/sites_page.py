@@ -26,6 +26,14 @@ has the structure of the untouched student's file and the right numbers.
 """
 
 
+def sites_line(row: Row, done: int, total: int) -> str:
+    """One model in one line."""
+    failed = f"failed: {row['step']}: {row['reason']}"
+    counts = f"{row.get('planned', '-')} of {row.get('sites', '-')} sites"
+    verdict = "passed" if row["status"] == "passed" else failed
+    return f"[{done:>3}/{total}] {row['name']:<46} {counts:<18} {verdict}"
+
+
 def totals(rows: Sequence[Row]) -> dict[str, Any]:
     """The counts over all models with a BatchNorm."""
     own = [row for row in rows if row.get("norms")]
