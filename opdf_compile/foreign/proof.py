@@ -72,5 +72,5 @@ def does_not_run(how: str, error: Exception) -> FoldError:
     """What to say of a folded model that raises."""
     return FoldError(
         f"{how} left a model that does not run ({error_line(error)}), wanted one that takes the "
-        "same inputs; fold it by graph (--by graph)"
+        "same inputs; fold it another way (--by graph, --by method), or use it as it is"
     )

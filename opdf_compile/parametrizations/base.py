@@ -71,6 +71,8 @@ class Parametrization(ABC, Generic[S]):
         metric: Whether it holds no cores, and the wrapped optimizer steps the weight itself; see
             `metric.MetricParametrization`.
         seeds: Whether `seeded` does something.
+        copies: Whether a second tensor of the weight's size lives beside what is stepped: the
+            composed weight, or a copy during the step.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Parametrization(ABC, Generic[S]):
     retracts: bool = False
     metric: bool = False
     seeds: bool = False
+    copies: bool = True
 
     @abstractmethod
     def decompose(

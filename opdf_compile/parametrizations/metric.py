@@ -70,7 +70,7 @@ class MetricParametrization(Parametrization[S]):
     moves_after: ClassVar[bool] = True
     asks_scaling: ClassVar[bool] = False
     decays: ClassVar[bool] = True
-    copies: ClassVar[bool] = False
+    copies = False
 
     def snapshot(self, weight: Tensor, spec: S, scaling: Scaling) -> Tensor | None:
         """What `after` needs of the weight from before the step, in memory of its own."""

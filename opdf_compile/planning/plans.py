@@ -127,7 +127,7 @@ class Plan:
             core = entry.core_dtype.itemsize
             held = _STATES * entry.cost.parameters + entry.cost.untrained
             # Beside a weight that is stepped itself there is at most a copy, during the step.
-            beside = entry.deployed if getattr(entry.by, "copies", True) else 0
+            beside = entry.deployed if entry.by.copies else 0
             total += core * (held + beside)
         for site in self.sites:
             size = getattr(torch, site.spec.dtype).itemsize

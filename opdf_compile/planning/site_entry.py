@@ -80,7 +80,7 @@ class SiteEntry:
 
     @property
     def deployed(self) -> int:
-        """Parameters of the folded_site weight."""
+        """Parameters of the folded weight."""
         return prod(self.spec.shape)
 
     @property
@@ -128,7 +128,7 @@ class SiteEntry:
             tensors: By name, the student's own and those below `branches_name`.
 
         Returns:
-            By the student's own names, those that changed; in float64, rounded once.
+            The weight and the norm's tensors by the student's own names; in float64, rounded once.
 
         Raises:
             FoldError: A tensor is missing, or the result is not finite.

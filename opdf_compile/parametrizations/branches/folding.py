@@ -8,8 +8,9 @@ that compute the sum, with gamma0 and var0 as they are, so that class, keys and 
     mean <- mean0 + sum s (mean - k) / s0
     beta <- beta0 + sum beta
 
-gamma0 may be 0 (many residual blocks start so), or so small that W would leave the range of its
-dtype. Such a channel is written in another frame, which computes the same: gamma0 <- sigma0.
+gamma0 may be 0 (many residual blocks start so), or so small that W would grow beyond measure, and
+out of float16. Such a channel is written in another frame, which computes the same: gamma0 <-
+sigma0.
 In train mode the statistics of a batch differ afterwards: folding ends the phase with branches.
 """
 
@@ -27,7 +28,9 @@ from opdf_compile.parametrizations.branches.site_form import SiteForm, SiteSpec
 from opdf_compile.parametrizations.branches.steps import Average, Branch, Conv, Norm, branch_of
 from opdf_compile.tensor import Convolution, Normalization, average, composed, identity
 
-# A channel whose own scale is so much smaller than what branches bring has its frame changed.
+# W grows by at most about 2^10 in its own frame, which leaves weights of size 1 within float16
+# (65,504); a channel that would grow by more is written in the other one. Both are exact: where
+# between them the line is drawn is a choice.
 SMALLEST_OWN = 2.0**-10
 
 
@@ -120,8 +123,8 @@ def _in_own_frame(
         mean: The sum of s (mean - k).
         beta: The sum of all beta, the site's own included.
     """
-    sigma = torch.sqrt(own.var + eps)
-    scale = own.gamma / sigma
+    norm = Normalization(own.gamma, own.beta, own.mean, own.var, eps)
+    sigma, scale = norm.sigma, norm.scale
     brought = kernel.flatten(1).abs().amax(1)
     left = SMALLEST_OWN * brought > (scale * own.weight.flatten(1).abs().amax(1)).abs()
     left |= (scale == 0) & ((brought != 0) | (mean != 0))

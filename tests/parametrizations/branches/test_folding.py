@@ -174,6 +174,23 @@ def test_a_gain_that_is_almost_nothing(gain: float) -> None:
     assert torch.equal(made.gamma[[0, 2, 3]], own.gamma[[0, 2, 3]])
 
 
+@pytest.mark.parametrize(("share", "kept"), [(1.01, True), (0.99, False)])
+def test_where_the_frame_changes(share: float, kept: bool) -> None:
+    """Where W would grow by more than 2^10; on both sides the site computes the same."""
+    own, one = site(), norm_tensors(4)
+    point = weight(4, 4, 1, 1, seed=6)
+    brought = (point.flatten(1).abs().amax(1) * one["weight"]) / (one["running_var"] + EPS).sqrt()
+    edge = brought / own.weight.flatten(1).abs().amax(1) * (own.var + EPS).sqrt() * 2.0**-10
+    own.gamma.copy_(share * edge)
+    wanted = run(own, X) + normed(F.conv2d(X, point), one)
+    tensors = {"point.conv.weight": point, **below("point.norm", one)}
+    made = folded_site("w", spec("point"), own, tensors)
+    torch.testing.assert_close(run(made, X), wanted, **CLOSE)
+    assert torch.equal(made.gamma, own.gamma) is kept
+    grown = made.weight.flatten(1).abs().amax(1) / own.weight.flatten(1).abs().amax(1)
+    assert float(grown.max()) <= 2.0**10 + 1
+
+
 def test_a_gain_of_zero_that_branches_add_nothing_to_stays() -> None:
     own, one = site(), norm_tensors(4)
     own.gamma[1] = 0.0
