@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from drawn import random
+from torch import nn
 
 import opdf_compile as opdf
 from opdf_compile.errors import FoldError, InputError, PlanError, WeightsChanged
@@ -17,10 +18,6 @@ from opdf_compile.parametrizations.delta import Delta, DeltaSpec
 from opdf_compile.parametrizations.matrix_spec import WeightForm
 
 DELTA = Delta()
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def rms(weight: np.ndarray) -> float:

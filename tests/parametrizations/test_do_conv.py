@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawn import model_of, random
 from torch import Tensor, nn
 
 import opdf_compile as opdf
@@ -31,10 +32,6 @@ LAYERS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
 of_layers = pytest.mark.parametrize(("make", "size"), LAYERS, ids=[str(f()) for f, _ in LAYERS])
 
 
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
-
-
 def written_out(kernel: np.ndarray, matrices: np.ndarray, groups: int) -> np.ndarray:
     """W[o, i, m] = sum_s (D + I)[channel, m, s] W'[o, i, s], entry by entry."""
     flat = kernel.reshape(*kernel.shape[:2], -1)
@@ -45,11 +42,6 @@ def written_out(kernel: np.ndarray, matrices: np.ndarray, groups: int) -> np.nda
         for s in range(size):
             made[o, i, m] += (matrices[channel, m, s] + (m == s)) * flat[o, i, s]
     return made.reshape(kernel.shape)
-
-
-def model_of(make: Callable[[], nn.Module]) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(make()).double()
 
 
 @of_layers

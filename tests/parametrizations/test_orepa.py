@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from drawn import model_of, random
 from torch import Tensor, nn
 
 import opdf_compile as opdf
@@ -32,15 +33,6 @@ LAYERS: list[tuple[Callable[[], nn.Module], tuple[int, ...]]] = [
 ]
 of_layers = pytest.mark.parametrize(("make", "size"), LAYERS, ids=[str(f()) for f, _ in LAYERS])
 of_starts = pytest.mark.parametrize("start", STARTS)
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double()
-
-
-def model_of(make: Callable[[], nn.Module]) -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(make()).double()
 
 
 def spec_of(make: Callable[[], nn.Module], **choices: Any) -> OrepaSpec:

@@ -63,23 +63,21 @@ def by_hand(
     kind: str,
     after: After,
     *,
-    keys: tuple[str, ...] = KEYS,
-    multiply: Callable[[np.ndarray], np.ndarray] = lambda g: g,
     lr: Callable[[int], float] = lambda step: LR,
 ) -> nn.Module:
     """A network whose planned weights are stepped by hand, and all else by torch."""
     model, hand = network(), ByHand(kind)
-    others = [p for name, p in model.named_parameters() if name not in keys]
+    others = [p for name, p in model.named_parameters() if name not in KEYS]
     optimizer = inner_class(kind)(others, lr=LR, **OPTIONS[kind])
     for step in range(STEPS):
         optimizer.param_groups[0]["lr"] = lr(step)
         model.zero_grad()
         model(X).square().mean().backward()
-        for key in keys:
+        for key in KEYS:
             weight = model.get_parameter(key)
             assert weight.grad is not None
             before, gradient = weight.detach().numpy().copy(), weight.grad.numpy()
-            move = hand.move(key, multiply(gradient), lr(step))
+            move = hand.move(key, gradient, lr(step))
             with torch.no_grad():
                 weight.copy_(torch.from_numpy(after(before, move, gradient)))
         optimizer.step()
