@@ -91,7 +91,9 @@ def test_a_residual_that_is_trained_takes_the_bias_away() -> None:
 def test_a_change_that_is_seeded_finds_the_directions_first() -> None:
     of, nothing = task(0.3, 0), torch.zeros(SIZE, SIZE).double()
     ends = {
-        seeded: errors("delta(base=frozen, rank=10)", of, nothing, 400, rate=0.1, seeded=seeded)
+        seeded: errors("delta(base=frozen, rank=10)", of, nothing, 1000, rate=0.1, seeded=seeded)
         for seeded in (True, False)
     }
-    assert ends[True][-1] < 0.3 < 0.8 < ends[False][-1]
+    # docs/method.md prints both.
+    assert round(float(ends[True][-1]), 2) == 0.07
+    assert round(float(ends[False][-1]), 2) == 0.87
