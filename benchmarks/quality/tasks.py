@@ -85,9 +85,9 @@ def signals_of(name: str, wheels: Path) -> tuple[str, dict[str, Signals]]:
         return "mlp", split(sources.digits(), (1000, 397, 400))
     if name.startswith("mnist1d"):
         train = 1000 if name.endswith("-1000") else 4000
-        found = sources.mnist1d(_wheel(wheels, "mnist1d"), train + 3000, _FRESH[name])
+        found = sources.mnist1d(sources.wheel_of(wheels, "mnist1d"), train + 3000, _FRESH[name])
         return "cnn", split(found, (train, 1000, 2000))
-    wheel = _wheel(wheels, "aeon")
+    wheel = sources.wheel_of(wheels, "aeon")
     if name == "JapaneseVowels":
         return "cnn", split(sources.aeon(wheel, "JapaneseVowels_eq"), (320, 120, 200))
     if name == "ItalyPowerDemand":
@@ -182,10 +182,3 @@ def load(path: Path, name: str, device: torch.device, dtype: torch.dtype = torch
         }
         kind, classes = str(arrays[f"{name}/kind"]), int(arrays[f"{name}/classes"])
     return Task(name, kind, classes, parts, state)
-
-
-def _wheel(folder: Path, package: str) -> Path:
-    found = sorted(folder.glob(f"{package}-*.whl"))
-    if not found:
-        raise FileNotFoundError(f"no wheel of {package} in {folder}: make study fetches it")
-    return found[-1]

