@@ -7,7 +7,7 @@ weights that were not planned, and buffers that training moved (BatchNorm statis
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Literal, Protocol, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from opdf_compile.errors import FoldError
 from opdf_compile.graph import deep_copy, named_tensors
 from opdf_compile.training.branched.branching import fold_branches, has_branches
 from opdf_compile.training.inline.expanded import Expanded
+
+_Branched = TypeVar("_Branched", bound=nn.Module)
 
 
 class Hoisted(Protocol):
@@ -37,7 +39,13 @@ def fold(
 
 
 @overload
-def fold(expanded: nn.Module) -> Any: ...
+def fold(  # type: ignore[overload-overlap]  # An Expanded comes back as what was traced.
+    expanded: Expanded,
+) -> nn.Module | ExportedProgram: ...
+
+
+@overload
+def fold(expanded: _Branched) -> _Branched: ...
 
 
 def fold(
