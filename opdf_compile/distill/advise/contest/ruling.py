@@ -9,7 +9,8 @@ more-steps     else, if the plain student is shown better with more steps: it st
 use            else, if a contender is shown better at equal steps: steps have no more to give.
 do-not-use     else, if each contender is shown worse.
 no-difference  else.
-undecided      in place of one of these, if who loses by it lies at the edge of what was tried.
+undecided      in place of one of these, if who loses by it lies at the edge of what was tried, and
+               if every run diverged.
 """
 
 from __future__ import annotations
@@ -186,11 +187,21 @@ class Ruling:
         saving = [s for s in self._shown("steps", 1) if self.shown(s, by) == 0]
         if saving:
             return self._unless(self.plain, Decision("use", _best(saving, "steps"), "steps"))
-        ahead, worse = _best(self.contenders, by), self._shown(by, -1)
+        ahead, worse = self.ahead(by), self._shown(by, -1)
         if len(worse) == len(self.contenders):
             untuned = next((s for s in worse if s.side.at_edge), ahead)
             return self._unless(untuned.side, Decision("do-not-use", ahead, by))
-        return Decision("no-difference", ahead, by)
+        return Decision("undecided" if self.diverged else "no-difference", ahead, by)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether every final run did, of the plain student and of the contenders."""
+        duels = [bout.duel for s in self.contenders for bout in s.bouts.values()]
+        return not any(score is not None for d in duels for score in (*d.ours, *d.theirs))
+
+    def ahead(self, basis: Basis) -> Standing:
+        """The contender that did best."""
+        return _best(self.contenders, basis)
 
     @property
     def verdict(self) -> Verdict:

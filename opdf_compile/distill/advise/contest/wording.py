@@ -13,7 +13,6 @@ from opdf_compile.distill.advise.contest.ruling import (
 from opdf_compile.distill.advise.sentences import (
     setting,
 )
-from opdf_compile.distill.advise.significance import Paired
 
 
 def ruling_words(ruling: Ruling) -> str:
@@ -32,7 +31,7 @@ def _use(ruling: Ruling, decision: Decision) -> str:
 
 def _more_steps(ruling: Ruling, decision: Decision) -> str:
     of, bout = decision.of, decision.of.bouts["steps"]
-    ahead = max(ruling.contenders, key=lambda s: _gain(s, ruling.bases[0]))
+    ahead = ruling.ahead(ruling.bases[0])
     rest = " and ".join(_short(ruling, ahead, basis) for basis in ruling.bases)
     return (
         f"More steps first: with {of.times:g} times as many ({bout.steps} for {bout.plain_steps}) "
@@ -57,6 +56,11 @@ def _no_difference(ruling: Ruling, decision: Decision) -> str:
 
 
 def _undecided(ruling: Ruling, decision: Decision) -> str:
+    if ruling.diverged:
+        return (
+            f"Undecided: every final run diverged, the plain student's at "
+            f"{setting(ruling.plain, named=False)}, too; give the recipe a lower lr."
+        )
     edge = [ruling.plain, *(s.side for s in ruling.contenders)]
     names = [_named(side) for side in edge if side.at_edge]
     return (
@@ -161,8 +165,3 @@ def _needed(decision: Decision) -> str:
         f" To see a gain of this size in 8 of 10 races takes {found.seeds_needed} seeds: "
         f"--pairs {found.seeds_needed} and a budget for them."
     )
-
-
-def _gain(standing: Standing, basis: Basis) -> float:
-    found: Paired | None = standing.bouts[basis].duel.comparison
-    return -float("inf") if found is None else found.mean

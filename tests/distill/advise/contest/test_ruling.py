@@ -10,6 +10,7 @@ from made_ruling import ruling, standing
 from scipy import stats
 
 from opdf_compile.distill.advise.contest.ruling import Basis, Rounded, Ruling
+from opdf_compile.distill.advise.contest.wording import ruling_words
 
 PLAIN = [0.80, 0.81, 0.79, 0.80, 0.82, 0.78, 0.80, 0.81]
 LIKE = [0.81, 0.80, 0.80, 0.79, 0.83, 0.77, 0.81, 0.80]
@@ -81,8 +82,15 @@ def test_runs_that_diverged_have_lost_and_p_is_corrected_for_all_duels() -> None
     assert found.verdict == "no-difference"
     all_lost = standing("b", [None] * 8, BOTH)
     assert ruling(PLAIN, LIKE, all_lost).verdict == "do-not-use"
-    nothing = ruling([None] * 8, [None] * 8, standing("b", [None] * 8, {"steps": [None] * 8}))
-    assert nothing.verdict == "no-difference"
+
+
+def test_a_contest_in_which_every_run_diverged_says_that() -> None:
+    none = [None] * 8
+    nothing = ruling(none, none, standing("b", none, {"steps": none}))
+    assert nothing.verdict == "undecided"
+    assert ruling_words(nothing).startswith("Undecided: every final run diverged, the plain")
+    one = ruling(none, none, standing("b", [0.8, *none[1:]], {"steps": none}))
+    assert (one.verdict, one.diverged) == ("no-difference", False)
 
 
 def test_lower_is_better_turns_the_gain() -> None:
