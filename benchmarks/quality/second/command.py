@@ -40,12 +40,12 @@ def add(commands: Any) -> None:
         run.add_argument("--store", type=Path, required=True, help="a .jsonl; it goes on from it")
         run.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
         run.add_argument("--budget", type=float, default=36_000.0, help="seconds")
-        run.add_argument("--size", choices=("full", "development", "tiny"), default=None)
+        run.add_argument("--tiny", action="store_true", help="only to see that it runs")
         run.add_argument("--tasks", nargs="*", help="default: all of them")
     page = own.add_parser("page", help="rows, and the tables of docs/evidence.md")
     page.add_argument("--development", type=Path, default=RESULTS / "second-development.jsonl")
     page.add_argument("--confirmation", type=Path, default=RESULTS / "second-confirmation.jsonl")
-    page.add_argument("--size", choices=("full", "tiny"), default="full")
+    page.add_argument("--tiny", action="store_true", help="of a confirmation that ran so")
     page.add_argument("--json", type=Path, help="where the rows go")
     page.add_argument("--page", type=Path, help="the page whose tables are filled")
 
@@ -62,7 +62,7 @@ def act(options: argparse.Namespace) -> None:
         from quality.second.page import write
 
         o = options
-        write(o.development, o.confirmation, size=o.size, path=o.json, page=o.page)
+        write(o.development, o.confirmation, tiny=o.tiny, path=o.json, page=o.page)
     else:
         _run(options)
 
@@ -79,13 +79,12 @@ def _run(options: argparse.Namespace) -> None:
     lacking = missing_file(options.data) if TEXT in tasks else None
     if lacking:
         raise SystemExit(lacking)
-    size = plan.SIZES[options.size or ("development" if development else "full")]
+    asked = plan.DEVELOPMENT if development else plan.CONFIRMATION
+    stages = [stage.of(tasks, tiny=options.tiny) for stage in asked]
     study(
         options.data,
         Store(options.store),
-        plan.DEVELOPMENT if development else plan.CONFIRMATION,
-        tasks,
-        size,
+        [stage for stage in stages if stage.tasks],
         jobs=options.jobs,
         seconds=options.budget,
         say=lambda line: print(line, flush=True),

@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from quality.second.methods import BY_NAME, CENTRES, PLAIN
-from quality.second.plan import Size, Stage
+from quality.second.plan import Stage
 from quality.second.store import Store
 from quality.second.tasks import SOURCES
 from quality.second.training import Run
@@ -47,7 +47,8 @@ class Group:
         length: "fixed", "time 2.25" (times a plain AdamW run), "x4" (times the fixed steps).
         tuned: By method, as far as it is.
         trials: That each method gets.
-        finals: Runs that count, by method and number of trials after which they were chosen.
+        finals: Runs that count, by method and number of trials after which they were chosen; 0 is
+            all of them.
         missing: Jobs without which it is not whole.
     """
 
@@ -61,29 +62,28 @@ class Group:
 
     def last(self, method: str) -> list[Run]:
         """The runs of the best of all trials."""
-        return self.finals[method, self.trials]
+        return self.finals[method, 0]
 
 
-def left_of(group: Group, size: Size) -> int:
+def left_of(group: Group) -> int:
     """Runs that a group needs still, as far as that is known: other trials may be added."""
     trials = sum(group.trials - len(tuning.merits) for tuning in group.tuned.values())
     if trials:
-        return trials * size.tuning_seeds + len(group.tuned) * group.stage.times * size.seeds
+        size = group.stage.size
+        return trials * size.tuning_seeds + len(group.tuned) * size.seeds
     return len(group.missing)
 
 
-def groups_of(store: Store, stage: Stage, task: str, size: Size) -> Iterator[Group]:
+def groups_of(store: Store, stage: Stage, task: str) -> Iterator[Group]:
     """The groups of a stage on a task, as far as the store lets them be known."""
-    if stage.student not in SOURCES[task].students:
-        return
-    base = size.steps or SOURCES[task].steps
+    base = stage.size.steps or SOURCES[task].steps
     methods = [m for m in stage.methods if SOURCES[task].axes in BY_NAME[m].axes]
     if stage.regime == "fixed":
-        yield _group(store, stage, task, size, methods, _alike(base), "fixed")
+        yield _group(store, stage, task, methods, _alike(base), "fixed")
     elif stage.regime == "time":
-        yield from _equal_time(store, stage, task, size, methods, base)
+        yield from _equal_time(store, stage, task, methods, base)
     else:
-        yield from _saturated(store, stage, task, size, methods, base)
+        yield from _saturated(store, stage, task, methods, base)
 
 
 def cost_of(group: Group, method: str) -> CostOf:
@@ -126,33 +126,34 @@ def _group(
     store: Store,
     stage: Stage,
     task: str,
-    size: Size,
     methods: Sequence[str],
     steps: tuple[tuple[str, int], ...],
     length: str,
 ) -> Group:
+    size = stage.size
     cells = [Cell(task, stage.student, stage.loss, method, steps) for method in methods]
     group = Group(task, stage, length)
     group.tuned, group.trials = replay_together(
-        store, cells, size.trials, size.most_trials + stage.more, size.tuning_seeds
+        store, cells, size.trials, size.most_trials, size.tuning_seeds
     )
     group.missing = [run for tuning in group.tuned.values() for run in tuning.missing]
     if group.missing:
         return group
     for cell in cells:
-        for after in sorted({*size.after, group.trials}):
-            best = group.tuned[cell.method].best(after)
-            group.finals[cell.method, after] = cell.fresh(best, stage.times * size.seeds)
+        tuning = group.tuned[cell.method]
+        group.finals[cell.method, 0] = cell.fresh(tuning.best(), size.seeds)
+        for after in size.after:
+            group.finals[cell.method, after] = cell.fresh(tuning.best(after), size.after_seeds)
     wanted = dict.fromkeys(run for runs in group.finals.values() for run in runs)
     group.missing = [run for run in wanted if run.key() not in store]
     return group
 
 
 def _equal_time(
-    store: Store, stage: Stage, task: str, size: Size, methods: Sequence[str], base: int
+    store: Store, stage: Stage, task: str, methods: Sequence[str], base: int
 ) -> Iterator[Group]:
     """All methods, then plain for the time of each one's best run; runs of one time are a group."""
-    fixed = _group(store, stage, task, size, methods, _alike(base), "fixed")
+    fixed = _group(store, stage, task, methods, _alike(base), "fixed")
     yield fixed
     if fixed.missing:
         return
@@ -168,19 +169,19 @@ def _equal_time(
             (o, max(1, math.ceil(base * ratio / store[cost.key()]["ratio"])))
             for o, cost in plain.items()
         )
-        yield _group(store, stage, task, size, [PLAIN.name], steps, timed(ratio))
+        yield _group(store, stage, task, [PLAIN.name], steps, timed(ratio))
 
 
 def _saturated(
-    store: Store, stage: Stage, task: str, size: Size, methods: Sequence[str], base: int
+    store: Store, stage: Stage, task: str, methods: Sequence[str], base: int
 ) -> Iterator[Group]:
     """Plain at doubled steps until it stops; then every method at the last that still gained."""
-    before = _group(store, stage, task, size, [PLAIN.name], _alike(base), "x1")
+    before = _group(store, stage, task, [PLAIN.name], _alike(base), "x1")
     length = 1
-    while not before.missing and length < 2**size.doublings:
+    while not before.missing and length < 2**stage.size.doublings:
         yield before
         steps = _alike(2 * length * base)
-        after = _group(store, stage, task, size, [PLAIN.name], steps, f"x{2 * length}")
+        after = _group(store, stage, task, [PLAIN.name], steps, f"x{2 * length}")
         if after.missing:
             yield after
             return
@@ -190,7 +191,7 @@ def _saturated(
     if before.missing:
         yield before
         return
-    yield _group(store, stage, task, size, methods, _alike(length * base), "saturated")
+    yield _group(store, stage, task, methods, _alike(length * base), "saturated")
 
 
 def _validation(store: Store, runs: Sequence[Run]) -> list[float]:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from quality.page import filled
 from quality.second import plan, tables
-from quality.second.plan import Size, Stage
+from quality.second.plan import Stage
 from quality.second.rows import Row, outcomes, rows_of, to_json
 from quality.second.store import Store
-from quality.second.tasks import CONFIRMATION, DEVELOPMENT, TEXT
 
 
 def write(
     development: Path,
     confirmation: Path,
     *,
-    size: str = "full",
+    tiny: bool = False,
     path: Path | None = None,
     page: Path | None = None,
 ) -> dict[str, str]:
@@ -26,7 +26,7 @@ def write(
     Args:
         development: Store of `develop`; left out where it does not exist.
         confirmation: Store of `run`; left out where it does not exist.
-        size: Of the confirmation.
+        tiny: Whether the confirmation ran so.
         path: Where the rows of the confirmation go, as JSON.
         page: The page between whose marks the tables go.
 
@@ -34,11 +34,11 @@ def write(
         The tables by name.
     """
     made: dict[str, str] = {}
-    sizes = plan.SIZES
-    early = rows(development, plan.DEVELOPMENT, DEVELOPMENT, sizes["development"])
+    early = rows(development, plan.DEVELOPMENT)
     if early:
         made["second-development"] = tables.comparisons_table(tables.every_trial(early))
-    found = rows(confirmation, plan.CONFIRMATION, (*CONFIRMATION, TEXT), sizes[size])
+    stages = [stage.of(stage.tasks, tiny=tiny) for stage in plan.CONFIRMATION]
+    found = rows(confirmation, stages)
     if found:
         made["second-primary"] = tables.comparisons_table(tables.primary(found))
         made["second-methods"] = tables.methods_table(found)
@@ -52,8 +52,8 @@ def write(
     return made
 
 
-def rows(store: Path, stages: tuple[Stage, ...], tasks: tuple[str, ...], size: Size) -> list[Row]:
+def rows(store: Path, stages: Sequence[Stage]) -> list[Row]:
     """The rows that a store has."""
     if not store.exists():
         return []
-    return rows_of(outcomes(Store(store), stages, tasks, size))
+    return rows_of(outcomes(Store(store), stages))

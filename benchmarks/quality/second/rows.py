@@ -12,7 +12,7 @@ from typing import Any
 
 from quality.second.groups import Group, cost_of, groups_of, time_of, timed
 from quality.second.methods import BY_NAME, METHODS, PLAIN
-from quality.second.plan import Size, Stage
+from quality.second.plan import Stage
 from quality.second.store import Store
 from quality.second.training import Run
 from quality.statistics import ALPHA, Corrected, corrected
@@ -73,22 +73,20 @@ class Outcome:
         return (*setting, self.method, self.baseline, self.after)
 
 
-def outcomes(
-    store: Store, stages: Sequence[Stage], tasks: Sequence[str], size: Size
-) -> list[Outcome]:
+def outcomes(store: Store, stages: Sequence[Stage]) -> list[Outcome]:
     """All comparisons that the store has."""
     found: dict[tuple[Any, ...], Outcome] = {}
     for stage in stages:
-        for task in tasks:
-            groups = list(groups_of(store, stage, task, size))
+        for task in stage.tasks:
+            groups = list(groups_of(store, stage, task))
             if any(group.missing for group in groups):
                 continue
-            for outcome in _of(store, stage, groups, size):
+            for outcome in _of(store, stage, groups):
                 found.setdefault(outcome.place, outcome)
     return list(found.values())
 
 
-def _of(store: Store, stage: Stage, groups: Sequence[Group], size: Size) -> Iterator[Outcome]:
+def _of(store: Store, stage: Stage, groups: Sequence[Group]) -> Iterator[Outcome]:
     by_length = {group.length: group for group in groups}
     if stage.regime == "time":
         mine = by_length["fixed"]
@@ -100,7 +98,7 @@ def _of(store: Store, stage: Stage, groups: Sequence[Group], size: Size) -> Iter
     group = by_length[stage.regime]
     for method, baseline in _PAIRS:
         if method in group.tuned and baseline in group.tuned:
-            for after in (0, *size.after):
+            for after in (0, *stage.size.after):
                 yield _outcome(store, stage, (group, method), (group, baseline), after)
 
 
@@ -133,7 +131,7 @@ def _outcome(store: Store, stage: Stage, ours: Side, theirs: Side, after: int) -
 
 def _runs(side: Side, after: int) -> list[Run]:
     group, method = side
-    return group.finals[method, after] if after else group.last(method)
+    return group.finals[method, after]
 
 
 def _edge(side: Side) -> tuple[str, tuple[str, ...]]:

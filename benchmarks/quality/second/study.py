@@ -13,7 +13,7 @@ import torch
 
 from quality.second.cost import measured
 from quality.second.groups import CostOf, Job, groups_of, left_of
-from quality.second.plan import Size, Stage
+from quality.second.plan import Stage
 from quality.second.problem import load
 from quality.second.store import Store
 from quality.second.tasks import SOURCES, TEXT
@@ -25,22 +25,20 @@ _AHEAD = 2
 _SAY_EVERY = 15.0
 
 
-def missing(store: Store, stage: Stage, tasks: Sequence[str], size: Size) -> tuple[list[Job], int]:
+def missing(store: Store, stage: Stage) -> tuple[list[Job], int]:
     """Jobs that a stage needs next and the store has not, and how many are known to follow.
 
     No jobs are left where the stage is whole.
     """
-    groups = [group for task in tasks for group in groups_of(store, stage, task, size)]
+    groups = [group for task in stage.tasks for group in groups_of(store, stage, task)]
     jobs = list(dict.fromkeys(job for group in groups for job in group.missing))
-    return jobs, max(0, sum(left_of(group, size) for group in groups) - len(jobs))
+    return jobs, max(0, sum(left_of(group) for group in groups) - len(jobs))
 
 
 def study(
     data: Path,
     store: Store,
     stages: Sequence[Stage],
-    tasks: Sequence[str],
-    size: Size,
     *,
     jobs: int,
     seconds: float,
@@ -52,8 +50,6 @@ def study(
         data: The prepared file.
         store: Finished runs; new ones are added as each ends.
         stages: The most important first.
-        tasks: Names of tasks.
-        size: How much is spent.
         jobs: Processes; with 1 the runs are made in this one.
         seconds: No run begins after them.
         say: Gets lines about how far it is.
@@ -64,9 +60,9 @@ def study(
     deadline = time.monotonic() + seconds
     with _Workers(data, jobs) as workers:
         for number, stage in enumerate(stages, 1):
-            name = f"stage {number} of {len(stages)}, {stage.student} {stage.loss} {stage.regime}"
+            name = f"stage {number} of {len(stages)}, {stage}"
             while True:
-                wanted, later = missing(store, stage, tasks, size)
+                wanted, later = missing(store, stage)
                 if not wanted:
                     break
                 if not _round(workers, store, wanted, later, deadline, name, say):

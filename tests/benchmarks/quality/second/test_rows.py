@@ -25,7 +25,7 @@ from quality.second.tables import (
 from quality.second.training import Run
 
 TASKS = ("glyphs-upper", "digits-30")
-SIZE = Size(4, 8, 2, 8, (2, 4), 3)
+SIZE = Size(4, 8, 2, 8, (2, 4), 6, 3)
 METHODS = ("plain", "repvgg", "ham", "ham-decay")
 COSTS = {"plain": {"adamw": 1.0, "sgd": 0.8, "muon": 1.5}, "repvgg": 2.1, "ham": 0.97}
 # True gains in the test part, and one that the validation part alone shows.
@@ -50,14 +50,16 @@ def planted(job: Job, gain: Gain) -> dict[str, Any]:
     return {"validation": [score, 1.0], "test": [score, 1.0], "seconds": 1.0}
 
 
-def whole(
-    stage: Stage, gain: Gain, store: Store | None = None, size: Size = SIZE
-) -> tuple[Store, list[Row]]:
+def asked(regime: str, *methods: str, size: Size = SIZE) -> Stage:
+    return Stage("deep", "distil", regime, methods, size, TASKS)
+
+
+def whole(stage: Stage, gain: Gain, store: Store | None = None) -> tuple[Store, list[Row]]:
     store = store or Memory(Path("none"))
-    while jobs := missing(store, stage, TASKS, size)[0]:
+    while jobs := missing(store, stage)[0]:
         for job in jobs:
             store.keep(job.key(), planted(job, gain))
-    return store, rows_of(outcomes(store, [stage], TASKS, size))
+    return store, rows_of(outcomes(store, [stage]))
 
 
 def true(job: Run) -> float:
@@ -65,7 +67,7 @@ def true(job: Run) -> float:
 
 
 def test_planted_gains_are_found_and_planted_nulls_are_not() -> None:
-    stage = Stage("deep", "distil", "fixed", METHODS)
+    stage = asked("fixed", *METHODS)
     _store, rows = whole(stage, true)
     last = {(r.outcome.method, r.outcome.baseline, r.outcome.task): r for r in rows
             if r.outcome.after == 0}  # fmt: skip
@@ -79,20 +81,21 @@ def test_planted_gains_are_found_and_planted_nulls_are_not() -> None:
         assert row.ci_low < 0.03 < row.ci_high
         assert row.ci_low <= row.ci95_low and row.family == len(TASKS)
         assert len(row.outcome.ours) == SIZE.seeds
+    assert {len(r.outcome.ours) for r in rows if r.outcome.after} == {SIZE.after_seeds}
     assert "| repvgg - plain | 2 / 0 / 0, +3." in methods_table(rows)
     assert "| ham - ham-decay | 0 / 2 / 0, " in methods_table(rows)
 
 
 def test_what_only_the_validation_part_shows_is_no_gain() -> None:
-    stage = Stage("deep", "distil", "fixed", ("plain", "repvgg"))
+    stage = asked("fixed", "plain", "repvgg")
     store = Memory(Path("none"))
-    while jobs := missing(store, stage, TASKS, SIZE)[0]:
+    while jobs := missing(store, stage)[0]:
         for job in jobs:
             found = planted(job, lambda _job: 0.0)
             if isinstance(job, Run) and job.method == "repvgg":
                 found["validation"][0] += 0.1
             store.keep(job.key(), found)
-    rows = rows_of(outcomes(store, [stage], TASKS, SIZE))
+    rows = rows_of(outcomes(store, [stage]))
     assert {r.better for r in rows if r.outcome.after == 0} == {0}
 
 
@@ -105,10 +108,9 @@ def test_all_methods_of_a_group_get_the_same_trials_until_all_are_interior(
         away = abs(job.trial.rate - 9) + 20 * (job.trial.optimizer != "sgd")
         return -0.05 * away if job.method == "repvgg" else 0.0
 
-    stage = Stage("deep", "distil", "fixed", ("plain", "repvgg"))
-    size = replace(SIZE, most_trials=most)
-    store, rows = whole(stage, far, size=size)
-    for group in (g for task in TASKS for g in groups_of(store, stage, task, size)):
+    stage = asked("fixed", "plain", "repvgg", size=replace(SIZE, most_trials=most))
+    store, rows = whole(stage, far)
+    for group in (g for task in TASKS for g in groups_of(store, stage, task)):
         assert {len(t.merits) for t in group.tuned.values()} == {group.trials}
         assert group.trials == most or (interior and SIZE.trials < group.trials < most)
     told = {edge for r in rows for edge in r.outcome.edges}
@@ -117,7 +119,7 @@ def test_all_methods_of_a_group_get_the_same_trials_until_all_are_interior(
 
 
 def test_equal_time_gives_plain_the_steps_that_its_optimizer_makes_in_it() -> None:
-    stage = Stage("deep", "distil", "time", ("plain", "repvgg", "ham", "ham-decay"))
+    stage = asked("time", *METHODS)
     store, rows = whole(stage, true)
     steps = {
         (r.outcome.task, r.outcome.method): (r.outcome.steps, r.outcome.baseline_steps, r)
@@ -142,7 +144,7 @@ def test_saturated_is_the_last_doubling_that_gained() -> None:
 
         return gain
 
-    stage = Stage("deep", "distil", "saturated", ("plain", "repvgg"))
+    stage = asked("saturated", "plain", "repvgg")
     for most, wanted in ((1, 1), (2, 2), (99, 8)):  # three doublings at most
         _store, rows = whole(stage, until(most))
         by_task = {r.outcome.task: r.outcome.steps for r in rows}
@@ -163,12 +165,12 @@ def test_a_ratio_goes_up_to_the_next_quarter_and_never_below_one() -> None:
 
 
 def test_a_group_that_is_not_whole_gives_no_rows() -> None:
-    stage = Stage("deep", "distil", "fixed", ("plain", "repvgg"))
+    stage = asked("fixed", "plain", "repvgg")
     store, rows = whole(stage, true)
     fewer_runs = Memory(Path("none"))
     for key, found in store.items()[:-1]:
         fewer_runs.keep(key, found)
-    fewer = rows_of(outcomes(fewer_runs, [stage], TASKS, SIZE))
+    fewer = rows_of(outcomes(fewer_runs, [stage]))
     assert {r.outcome.task for r in fewer} == {"glyphs-upper"}
     assert len(rows) == 2 * len(fewer)
 
@@ -177,11 +179,11 @@ def test_what_a_later_stage_adds_does_not_change_an_earlier_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("quality.second.tables.PRIMARY", "repvgg")
-    first, later = (Stage("deep", "distil", "fixed", METHODS[:n]) for n in (2, 4))
+    first, later = (asked("fixed", *METHODS[:n]) for n in (2, 4))
     store, _rows = whole(first, true)
     whole(later, true, store)
-    alone = rows_of(outcomes(store, [first], TASKS, SIZE))
-    both = rows_of(outcomes(store, [first, later], TASKS, SIZE))
+    alone = rows_of(outcomes(store, [first]))
+    both = rows_of(outcomes(store, [first, later]))
     assert primary(both) == primary(alone) != []
     assert to_json(both)["rows"][0]["outcome"]["task"] == "glyphs-upper"
 
@@ -193,7 +195,7 @@ def test_the_table_of_trials_says_who_needs_fewer() -> None:
         at = -0.1 if (job.trial.rate, job.trial.optimizer) != (2, "sgd") else 0.02
         return 0.0 if job.method == "repvgg" else at
 
-    stage = Stage("deep", "distil", "fixed", ("plain", "repvgg"))
+    stage = asked("fixed", "plain", "repvgg")
     _store, rows = whole(stage, gain)
     (line,) = [t for t in trials_table(rows).splitlines() if t.startswith("| repvgg")]
     after_2, after_4, after_all = (float(cell) for cell in line.split("|")[2:5])

@@ -16,13 +16,13 @@ from quality.second.store import Store, spelled
 
 from opdf_compile.errors import InputError
 
-TINY = Size(3, 4, 1, 2, (2, 3), 1, steps=3)
-STAGES = (
-    Stage("shallow", "distil", "fixed", ("plain", "repvgg", "gains")),
-    Stage("shallow", "distil", "time", ("plain", "repvgg")),
-    Stage("shallow", "labels", "saturated", ("plain", "repvgg")),
-)
 TASK = "digits-30"
+TINY = Size(3, 4, 1, 2, (2, 3), 2, 1, steps=3)
+STAGES = (
+    Stage("shallow", "distil", "fixed", ("plain", "repvgg", "gains"), TINY, (TASK,)),
+    Stage("shallow", "distil", "time", ("plain", "repvgg"), TINY, (TASK,)),
+    Stage("shallow", "labels", "saturated", ("plain", "repvgg"), TINY, (TASK,)),
+)
 
 
 @pytest.fixture(scope="module", name="data")
@@ -40,9 +40,7 @@ def go(
     stages: tuple[Stage, ...] = STAGES[:1],
 ) -> tuple[bool, list[str]]:
     said: list[str] = []
-    whole = study.study(
-        data, Store(store), stages, [TASK], TINY, jobs=jobs, seconds=seconds, say=said.append
-    )
+    whole = study.study(data, Store(store), stages, jobs=jobs, seconds=seconds, say=said.append)
     return whole, said
 
 
@@ -101,7 +99,6 @@ def test_processes_find_what_one_finds(data: Path, tmp_path: Path) -> None:
 def test_the_commands_run_and_the_page_gets_its_tables(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(plan, "SIZES", {"development": TINY, "tiny": TINY, "full": TINY})
     monkeypatch.setattr(plan, "DEVELOPMENT", STAGES[:1])
     store, page = tmp_path / "d.jsonl", tmp_path / "page.md"
     page.write_text("a\n<!-- table: second-development -->\nold\n<!-- end -->\nb\n")
@@ -140,7 +137,12 @@ def test_development_and_confirmation_share_no_task_and_every_stage_has_its_riva
     assert not set(tasks.DEVELOPMENT) & set(tasks.CONFIRMATION)
     assert len(tasks.CONFIRMATION) == 6
     assert all("plain" in stage.methods for stage in (*DEVELOPMENT, *CONFIRMATION))
-    assert CONFIRMATION[0] == Stage("deep", "distil", "fixed", ("plain", plan.PRIMARY), times=3)
+    first = CONFIRMATION[0]
+    assert (first.regime, first.methods) == ("fixed", ("plain", plan.PRIMARY))
+    assert first.tasks == tasks.CONFIRMATION
+    assert first.size.seeds >= 2 * max(stage.size.seeds for stage in CONFIRMATION[1:])
+    for stage in (*DEVELOPMENT, *CONFIRMATION):
+        assert all(stage.student in tasks.SOURCES[task].students for task in stage.tasks)
 
 
 def test_thirty_labels_a_class_and_no_image_twice() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from quality.fleet import schedule
 from quality.second.groups import groups_of
-from quality.second.plan import CONFIRMATION, Size
+from quality.second.methods import METHODS
+from quality.second.plan import CONFIRMATION
 from quality.second.search import Trial
 from quality.second.store import Store
 from quality.second.tasks import TEXT, TEXT_STUDENT
@@ -71,7 +73,10 @@ def test_weight_only_methods_train_it(problem: TextProblem, name: str) -> None:
 def test_its_stage_asks_for_weight_only_methods_alone() -> None:
     (stage,) = [stage for stage in CONFIRMATION if stage.student == TEXT_STUDENT]
     store = Store(Path("none"))
-    (group,) = groups_of(store, stage, TEXT, Size())
+    assert stage.tasks == (TEXT,)
+    (group,) = groups_of(store, stage, TEXT)
+    assert set(group.tuned) == {"plain", "md", "hyperball"}
+    every = replace(stage, methods=tuple(method.name for method in METHODS))
+    (group,) = groups_of(store, every, TEXT)
     assert {"plain", "gains", "mpo"} <= set(group.tuned)
     assert not {"repvgg", "acnet", "orepa", "do_conv", "repopt"} & set(group.tuned)
-    assert not list(groups_of(store, stage, "glyphs-lower", Size()))
