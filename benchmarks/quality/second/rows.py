@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import Any
 
 from quality.second.groups import Group, cost_of, groups_of, time_of, timed
@@ -40,6 +41,8 @@ class Outcome:
         steps: Of the method's run.
         baseline_steps: Of the rival's.
         cost: Of the method's step over plain AdamW's; 0 where it was not measured.
+        processor_time: Of our runs over theirs, set-up and scoring included; neighbours hardly
+            change it.
         optimizer: Of the method's best trial.
         baseline_optimizer: Of the rival's.
         edges: What lies at an edge of all that was tried: "method: axis".
@@ -57,6 +60,7 @@ class Outcome:
     steps: int
     baseline_steps: int
     cost: float
+    processor_time: float
     optimizer: str
     baseline_optimizer: str
     edges: tuple[str, ...]
@@ -123,10 +127,15 @@ def _outcome(store: Store, stage: Stage, ours: Side, theirs: Side, after: int) -
         steps=sides[0][0].steps,
         baseline_steps=sides[1][0].steps,
         cost=store[cost.key()]["ratio"] if cost.key() in store else 0.0,
+        processor_time=_seconds(store, sides[0]) / _seconds(store, sides[1]),
         optimizer=sides[0][0].trial.optimizer,
         baseline_optimizer=sides[1][0].trial.optimizer,
         edges=tuple(edges),
     )
+
+
+def _seconds(store: Store, runs: Sequence[Run]) -> float:
+    return float(median(store[run.key()]["seconds"] for run in runs))
 
 
 def _runs(side: Side, after: int) -> list[Run]:

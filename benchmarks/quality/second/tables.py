@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 
 from quality.second.plan import PRIMARY, REGIMES
@@ -32,7 +32,10 @@ def comparisons_table(rows: Sequence[Row]) -> str:
 
 
 def methods_table(rows: Sequence[Row]) -> str:
-    """Methods by setting: tasks above / across / below zero, and the mean difference in points."""
+    """Methods by setting: tasks above / across / below zero, and the mean difference in points.
+
+    The last column is the processor time of a run at equal steps, over that of the baseline's.
+    """
     cells: dict[tuple[str, str], dict[tuple[str, str, str], list[Row]]] = {}
     for r in every_trial(rows):
         o = r.outcome
@@ -43,11 +46,24 @@ def methods_table(rows: Sequence[Row]) -> str:
         found, key=lambda s: (s[:2] != ("deep", "distil"), s[:2], REGIMES.index(s[2]))
     )
     heads = [f"{student}, {loss}, {regime}" for student, loss, regime in settings]
-    lines = [f"| comparison | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    lines = [
+        f"| comparison | {' | '.join(heads)} | time of a run |",
+        "|---" * (len(heads) + 2) + "|",
+    ]
     for (method, baseline), columns in cells.items():
         texts = [_counted(columns.get(setting, ())) for setting in settings]
-        lines.append(f"| {method} - {baseline} | {' | '.join(texts)} |")
+        lines.append(f"| {method} - {baseline} | {' | '.join(texts)} | {_time(columns)} |")
     return "\n".join(lines)
+
+
+def _time(columns: Mapping[tuple[str, str, str], Sequence[Row]]) -> str:
+    found = [
+        row.outcome.processor_time
+        for (_student, _loss, regime), of in columns.items()
+        if regime == "fixed"
+        for row in of
+    ]
+    return f"{min(found):.1f} to {max(found):.1f}" if found else ""
 
 
 def trials_table(rows: Sequence[Row]) -> str:
