@@ -47,6 +47,7 @@ def add(commands: Any) -> None:
     page.add_argument("--confirmation", type=Path, default=RESULTS / "second-confirmation.jsonl")
     page.add_argument("--tiny", action="store_true", help="of a confirmation that ran so")
     page.add_argument("--json", type=Path, help="where the rows go")
+    page.add_argument("--plot", type=Path, help="where the picture of the differences goes")
     page.add_argument("--page", type=Path, help="the page whose tables are filled")
 
 
@@ -62,7 +63,7 @@ def act(options: argparse.Namespace) -> None:
         from quality.second.page import write
 
         o = options
-        write(o.development, o.confirmation, tiny=o.tiny, path=o.json, page=o.page)
+        write(o.development, o.confirmation, tiny=o.tiny, path=o.json, page=o.page, plot=o.plot)
     else:
         _run(options)
 

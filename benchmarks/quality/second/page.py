@@ -9,6 +9,7 @@ from pathlib import Path
 from quality.page import filled
 from quality.second import plan, tables
 from quality.second.plan import Stage
+from quality.second.plots import differences
 from quality.second.rows import Row, outcomes, rows_of, to_json
 from quality.second.store import Store
 
@@ -20,6 +21,7 @@ def write(
     tiny: bool = False,
     path: Path | None = None,
     page: Path | None = None,
+    plot: Path | None = None,
 ) -> dict[str, str]:
     """Make the tables, and write them where asked for.
 
@@ -29,6 +31,7 @@ def write(
         tiny: Whether the confirmation ran so.
         path: Where the rows of the confirmation go, as JSON.
         page: The page between whose marks the tables go.
+        plot: Where the picture of the confirmation goes.
 
     Returns:
         The tables by name.
@@ -47,6 +50,8 @@ def write(
     print(*(f"{name}:\n{table}\n" for name, table in made.items()), sep="\n")
     if path is not None:
         path.write_text(json.dumps(to_json(found), indent=1) + "\n")
+    if plot is not None:
+        differences(found, plot)
     if page is not None:
         page.write_text(filled(page.read_text(), made))
     return made

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 from quality.second.groups import CostOf, Job, groups_of, quartered, stopped
 from quality.second.plan import Size, Stage
+from quality.second.plots import differences
 from quality.second.rows import Row, outcomes, rows_of, to_json
 from quality.second.store import Store, spelled
 from quality.second.study import missing
@@ -87,6 +89,26 @@ def test_planted_gains_are_found_and_planted_nulls_are_not() -> None:
     assert "| ham - ham-decay | 0 / 2 / 0, " in methods_table(rows)
     times = [line.split(" | ")[-1] for line in methods_table(rows).splitlines()[2:]]
     assert times == ["2.0 to 2.0 |", "1.0 to 1.0 |", "1.0 to 1.0 |", "1.0 to 1.0 |"]
+
+
+def test_the_picture_has_a_place_for_every_task_and_method(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quality.second.plots.PRIMARY", "repvgg")
+    store, _rows = whole(asked("fixed", *METHODS), true)
+    stages = [asked("fixed", *METHODS), asked("time", *METHODS)]
+    whole(stages[1], true, store)
+    drawn: list[list[str]] = []
+
+    def keep(figure: Figure, *_args: Any, **_options: Any) -> None:
+        drawn.extend([t.get_text() for t in axis.get_yticklabels()] for axis in figure.axes)
+        regimes.extend(t.get_text() for t in figure.axes[0].get_legend().get_texts())
+
+    regimes: list[str] = []
+    monkeypatch.setattr(Figure, "savefig", keep)
+    differences(rows_of(outcomes(store, stages)), tmp_path / "x.png")
+    assert drawn == [list(TASKS), ["repvgg", "ham", "ham-decay"]]
+    assert regimes == ["equal steps", "equal time"]
 
 
 def test_what_only_the_validation_part_shows_is_no_gain() -> None:
