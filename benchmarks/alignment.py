@@ -22,9 +22,10 @@ import numpy as np
 import torch
 from bench import options as cli
 from bench import students
+from bench.clock import Clock
 from bench.forms import OPTIMIZER, OPTIONS, Form, planned
 from bench.intervals import median_interval, paired
-from bench.race import Clock, Progress, Times, race
+from bench.race import Progress, Times, race
 from bench.reporting import Report, environment, finite, number, row, span, table
 
 import opdf_compile as opdf

@@ -24,8 +24,9 @@ from typing import Any
 import numpy as np
 import torch
 from bench import options as cli
+from bench.clock import Clock
 from bench.intervals import median_interval, paired
-from bench.race import Clock, race
+from bench.race import race
 from bench.reporting import Report, environment, finite, number, row, span, table
 from bench.students import bert
 from torch import Tensor

@@ -25,9 +25,10 @@ import torch
 from bench import options as cli
 from bench import students
 from bench.blocks import stack
+from bench.clock import Clock
 from bench.forms import OPTIMIZER, OPTIONS
 from bench.intervals import median_interval, paired
-from bench.race import Clock, Progress, Times, race
+from bench.race import Progress, Times, race
 from bench.reporting import Report, environment, finite, number, row, span, table
 from torch import nn
 

@@ -21,16 +21,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.race import Clock, timed
+from bench.clock import Clock, repeats, timed
 from opdf_compile.errors import InternalError
 from opdf_compile.parametrizations.mpo_spec import MpoSpec
 from opdf_compile.parametrizations.registry import registered
 from opdf_compile.planning.plans import Plan
 from opdf_compile.tensor.composition import contraction_order
-
-# A product or a pass is repeated until this long has passed: one bad moment then counts little.
-_LEAST_SECONDS = 0.02
-_MOST_REPEATS = 100
 
 
 class Product(NamedTuple):
@@ -91,20 +87,20 @@ class GemmRate:
         for product in products:
             self._run(product, 1)
             single = timed(lambda p=product: self._run(p, 1), clock)  # type: ignore[misc]
-            self._repeats[product] = _repeats(single)
+            self._repeats[product] = repeats(single)
 
     def seconds(self) -> float:
         """Seconds of all products at the rate measured now."""
         total = 0.0
         for product, count in self.counts.items():
-            repeats = self._repeats[product]
-            took = timed(lambda p=product, r=repeats: self._run(p, r), self._clock)  # type: ignore[misc]
-            total += count * took / repeats
+            times = self._repeats[product]
+            took = timed(lambda p=product, n=times: self._run(p, n), self._clock)  # type: ignore[misc]
+            total += count * took / times
         return total
 
-    def _run(self, product: Product, repeats: int) -> None:
+    def _run(self, product: Product, times: int) -> None:
         left, right, result = self._operands[product]
-        for _ in range(repeats):
+        for _ in range(times):
             torch.mm(left, right, out=result)
 
 
@@ -126,7 +122,7 @@ class OptimizerPass:
         self._optimizer: torch.optim.Optimizer = make(tensors, **options)
         self._clock = clock
         self.step()
-        self._repeats = _repeats(timed(self.step, clock))
+        self._repeats = repeats(timed(self.step, clock))
 
     def step(self) -> None:
         """One pass over all tensors."""
@@ -167,10 +163,6 @@ def floor_ratio(plain: float, compose: float, cores_pass: float, weights_pass: f
     # More entries take no less time; where the clock says otherwise it has met a neighbour.
     extra = max(0.0, cores_pass - weights_pass)
     return (plain + compose + extra) / plain
-
-
-def _repeats(single: float) -> int:
-    return max(1, min(_MOST_REPEATS, round(_LEAST_SECONDS / max(single, 1e-9))))
 
 
 def _operands(product: Product, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
-import torch
 
+from bench.clock import Clock, timed
 from opdf_compile.parity.latency.timing import undisturbed
 
 LEAST_ROUNDS = 3
@@ -21,26 +19,6 @@ MOST_ROUNDS = 200
 
 Times = dict[str, list[float]]
 Progress = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class Clock:
-    """A clock that waits for a device.
-
-    Attributes:
-        device: Where the work is done.
-        kind: "wall", or "cpu" for the processor time of this process. The latter leaves out what
-            other processes take, which on a busy machine is the only way to a figure; it is
-            honest with one thread, because threads that wait for each other burn it.
-    """
-
-    device: torch.device
-    kind: Literal["wall", "cpu"] = "wall"
-
-    def now(self) -> float:
-        """Seconds, with the device's work done."""
-        synchronise(self.device)
-        return time.process_time() if self.kind == "cpu" else time.perf_counter()
 
 
 def race(
@@ -78,19 +56,6 @@ def race(
                     progress(f"round {done + 1}: {name}", min(1.0, share))
             done += 1
     return times
-
-
-def timed(run: Callable[[], object], clock: Clock) -> float:
-    """Seconds that a call takes, or says that it took."""
-    begin = clock.now()
-    own = run()
-    return own if isinstance(own, float) else clock.now() - begin
-
-
-def synchronise(device: torch.device) -> None:
-    """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _finished(done: int, rounds: int | None, used: float, budget: float) -> bool:

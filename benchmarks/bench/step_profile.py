@@ -7,7 +7,7 @@ has done its work. An operator belongs to the phase in whose span it ran, on wha
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from bench.clock import synchronise
 from bench.forms import Form
-from bench.race import synchronise
+from bench.reporting import number, table
 
 STUDENT, STEP = "student forward and backward", "step: everything else"
 # What is marked inside Overparam.step, and the phase that it is shown as.
@@ -95,6 +96,15 @@ def collect(events: Iterable[Any], steps: int) -> dict[str, Phase]:
         if name is not None:
             phases[name].kinds[kind_of(event.name)] += time * 1e-6 / steps
     return phases
+
+
+def phase_table(title: str, phases: Mapping[str, Phase]) -> Any:
+    """The phases for people, in milliseconds."""
+    made = table(title, "phase", "total", *KINDS, left=1)
+    for name, phase in phases.items():
+        parts = (phase.seconds, *(phase.kinds[kind] for kind in KINDS))
+        made.add_row(name, *(number(part * 1e3, 1) for part in parts))
+    return made
 
 
 def _on_gpu(event: Any) -> bool:

@@ -2,9 +2,12 @@
 
 bert    2 layers of BERT-base (hidden 768, 12 heads, FFN 3072), random weights, batch 32 x 128
 resnet  ResNet-18 of timm, random weights, batch 32 x 3 x 64 x 64
+resnet32  the same at batch 32 x 3 x 32 x 32, under the plan that `opdf.plan` makes by itself
 llama   one LLaMA-shaped block: RMSNorm, grouped-query attention with rotary positions, SwiGLU;
         hidden 1024, FFN 2816, 16 heads, 4 of them for keys and values, batch 8 x 512
+mlp     three Linear layers, 64-256-256-10, with ReLU between, batch 64
 mobilenet  MobileNetV3-small of timm, random weights, batch 16 x 3 x 64 x 64
+vit     ViT-tiny of timm (patch 16), random weights, batch 8 x 3 x 224 x 224
 tiny    a network of two small layers, for the tests
 
 The loss is the mean squared distance to a fixed random target, as in distillation. A loss without
@@ -34,7 +37,7 @@ class Student:
         model: In training mode, on the device.
         args: Positional inputs of the batch.
         kwargs: Keyword inputs of the batch.
-        cores: Cores per weight unless `--cores` says otherwise.
+        cores: Cores per weight unless `--cores` says otherwise; None for the default plan.
         target: What the first output should be.
     """
 
@@ -42,7 +45,7 @@ class Student:
     model: nn.Module
     args: tuple[Tensor, ...]
     kwargs: dict[str, Tensor]
-    cores: int
+    cores: int | None
     target: Tensor
 
     def loss(self, model: nn.Module) -> Tensor:
@@ -104,7 +107,7 @@ def bert_of(layers: int, *, hidden: int) -> nn.Module:
     return model
 
 
-_Parts = tuple[nn.Module, tuple[Tensor, ...], dict[str, Tensor], int]
+_Parts = tuple[nn.Module, tuple[Tensor, ...], dict[str, Tensor], int | None]
 
 
 def _bert() -> _Parts:
@@ -113,22 +116,33 @@ def _bert() -> _Parts:
 
 
 def _resnet() -> _Parts:
-    from opdf_compile.io.torchvision_shim import prepare_torchvision
+    return _of_timm("resnet18", (32, 3, 64, 64), 3)
 
-    prepare_torchvision()
-    import timm
 
-    return timm.create_model("resnet18"), (torch.randn(32, 3, 64, 64),), {}, 3
+def _resnet32() -> _Parts:
+    return _of_timm("resnet18", (32, 3, 32, 32), None)
 
 
 def _mobilenet() -> _Parts:
+    return _of_timm("mobilenetv3_small_100", (16, 3, 64, 64), 3)
+
+
+def _vit() -> _Parts:
+    return _of_timm("vit_tiny_patch16_224", (8, 3, 224, 224), 3)
+
+
+def _of_timm(name: str, batch: tuple[int, ...], cores: int | None) -> _Parts:
     from opdf_compile.io.torchvision_shim import prepare_torchvision
 
     prepare_torchvision()
     import timm
 
-    model = timm.create_model("mobilenetv3_small_100")
-    return model, (torch.randn(16, 3, 64, 64),), {}, 3
+    return timm.create_model(name), (torch.randn(*batch),), {}, cores
+
+
+def _mlp() -> _Parts:
+    layers = (nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10))
+    return nn.Sequential(*layers), (torch.randn(64, 64),), {}, 3
 
 
 def _llama() -> _Parts:
@@ -143,8 +157,11 @@ def _tiny() -> _Parts:
 _BUILDERS: dict[str, Callable[[], _Parts]] = {
     "bert": _bert,
     "resnet": _resnet,
+    "resnet32": _resnet32,
     "llama": _llama,
+    "mlp": _mlp,
     "mobilenet": _mobilenet,
+    "vit": _vit,
     "tiny": _tiny,
 }
 NAMES = tuple(_BUILDERS)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from bench.clock import Clock
 from bench.floor import (
     GemmRate,
     OptimizerPass,
@@ -17,7 +18,6 @@ from bench.floor import (
     flops,
     weight_shapes,
 )
-from bench.race import Clock
 from torch import nn
 
 import opdf_compile as opdf

@@ -7,7 +7,8 @@ import gc
 import numpy as np
 import pytest
 import torch
-from bench.race import LEAST_ROUNDS, MOST_ROUNDS, Clock, race, timed
+from bench.clock import Clock, timed
+from bench.race import LEAST_ROUNDS, MOST_ROUNDS, race
 
 CLOCK = Clock(torch.device("cpu"))
 

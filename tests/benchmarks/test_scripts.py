@@ -128,6 +128,8 @@ def test_training_step(tmp_path: Path):
         else:
             assert row["ratio"] > 0 and row["floor"] > 0 and row["over_floor"] > 0
         assert row["rounds"] == 3 and row["cores"] == 3 and row["scale"] > 1
+        assert 0 < row["optimizer_share"] < 1 and row["optimizer_ratio"] > 0
+        assert 0 < row["optimizer_seconds"] < row["seconds"]
         rate = row["compose_gflop"] / row["compose_seconds"]
         assert rate == pytest.approx(row["gemm_gflops"])
     profiles = json.loads(path.read_text())["profiles"]

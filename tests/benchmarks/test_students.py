@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from bench import students
-from bench.forms import FORMS, build, planned
+from bench.forms import KNOWN, build, planned
 from bench.llama import Block, _rotate
 
 import opdf_compile as opdf
@@ -27,6 +27,32 @@ def test_bert_has_the_12_matrices_at_scale_3_25():
     }
 
 
+def test_the_mlp_has_three_layers():
+    student = students.student("mlp", CPU)
+    shapes = {name: tuple(value.shape) for name, value in student.model.named_parameters()}
+    assert [shapes[f"{place}.weight"] for place in (0, 2, 4)] == [(256, 64), (256, 256), (10, 256)]
+    assert student.args[0].shape == (64, 64) and student.cores == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "batch", "cores", "millions"),
+    [
+        ("resnet", (32, 3, 64, 64), 3, 11.7),
+        ("resnet32", (32, 3, 32, 32), None, 11.7),
+        ("mobilenet", (16, 3, 64, 64), 3, 2.5),
+        ("vit", (8, 3, 224, 224), 3, 5.7),
+    ],
+)
+def test_the_students_of_timm_are_those_of_the_page(
+    name: str, batch: tuple[int, ...], cores: int | None, millions: float
+):
+    student = students.student(name, CPU)
+    assert student.args[0].shape == batch and student.cores == cores
+    parameters = sum(value.numel() for value in student.model.parameters())
+    assert parameters / 1e6 == pytest.approx(millions, abs=0.05)
+
+
 def test_a_student_is_fixed_by_its_seed():
     first, again, other = (students.student("tiny", CPU, seed) for seed in (0, 0, 1))
     assert torch.equal(first.loss(first.model), again.loss(again.model))
@@ -41,7 +67,7 @@ def test_all_forms_give_the_same_losses():
         "tiny", student.model, (student.args[0].double(),), {}, 3, student.target.double()
     )
     traced, plan = planned(wide, None)
-    forms = {name: build(name, wide, traced, plan) for name in FORMS}
+    forms = {name: build(name, wide, traced, plan) for name in KNOWN}
     for form in forms.values():
         for _ in range(3):
             form.step(2)
@@ -50,6 +76,7 @@ def test_all_forms_give_the_same_losses():
     # steps: weights that differ by 3 x 2 x 1e-6, and a loss that is quadratic in them.
     assert losses["hoisted"] == pytest.approx(losses["inline"], rel=1e-4)
     assert losses["batched"] == pytest.approx(losses["hoisted"], rel=1e-12)
+    assert losses["default"] == pytest.approx(losses["hoisted"], rel=1e-12)
     assert losses["plain"] != pytest.approx(losses["hoisted"], rel=1e-12)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench.clock import Clock
 from bench.intervals import paired
-from bench.race import Clock, race
+from bench.race import race
 
 from quality.second.methods import BY_NAME, PLAIN
 from quality.second.search import Trial
