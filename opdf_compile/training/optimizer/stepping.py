@@ -11,6 +11,7 @@ were moved through `.data`, which no count tells, W follows with the next step.)
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from opdf_compile.training.hoisted.binding import reshard
 from opdf_compile.training.hoisted.direct import DirectStep
 from opdf_compile.training.optimizer.decay import decay, decay_direct
 from opdf_compile.training.optimizer.followed import Followed
+from opdf_compile.training.optimizer.fused import fused
 from opdf_compile.training.optimizer.unbatching import uneven
 
 
@@ -47,6 +49,7 @@ class CoreStep:
         self._direct = DirectStep(optimizer.program.direct, optimizer.inner, scaling)
         # Of a weight without a gradient the cores do not move, and it keeps its very bits.
         self._pulled: set[str] = set()
+        self._kernels = contextlib.ExitStack()
         self._undo: list[Callable[[], object]] = []
         self._decayed = False
         self._evaluations = 0
@@ -68,9 +71,10 @@ class CoreStep:
         """
         inner = self._optimizer.inner
         try:
-            if closure is None or self._early:
-                self._pull()
-            loss = inner.step() if closure is None else inner.step(self._evaluation(closure))
+            with self._kernels:
+                if closure is None or self._early:
+                    self._pull()
+                loss = inner.step() if closure is None else inner.step(self._evaluation(closure))
         except _NothingToDo as nothing:
             return nothing.loss
         except BaseException as error:
@@ -126,6 +130,7 @@ class CoreStep:
         self._decay(found)
         self._pulled.update(found)
         self._direct.take()
+        self._kernels.enter_context(fused(optimizer.inner))
 
     def _decay(self, found: tuple[str, ...]) -> None:
         """Once in a step, however often it evaluates."""
@@ -141,6 +146,7 @@ class CoreStep:
 
     def _evaluation(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def evaluate() -> Any:
+            self._kernels.close()
             if self._evaluations or self._early or self._moved():
                 self._clear_as_inner()
                 self._write()
