@@ -220,8 +220,15 @@ def reshard(module: nn.Module) -> None:
     written to them is ignored by the next forward.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")
-    if fsdp is None:
+    # Some libraries import it for everybody, and each step of an Overparam asks several times.
+    if fsdp is None or not _wraps_modules(fsdp.FSDPModule):
         return
     for part in module.modules():
         if isinstance(part, fsdp.FSDPModule):
             part.reshard()
+
+
+def _wraps_modules(kind: type) -> bool:
+    """Whether a module was given a class made of this one, as `fully_shard` does."""
+    made: list[type] = kind.__subclasses__()
+    return any(issubclass(c, nn.Module) or _wraps_modules(c) for c in made)

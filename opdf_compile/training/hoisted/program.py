@@ -24,7 +24,7 @@ from opdf_compile.planning import Plan, PlanEntry
 from opdf_compile.training.branched.branching import fold_branches, has_branches
 from opdf_compile.training.folding import overwrite, require_same_names
 from opdf_compile.training.hoisted.binding import Bound, is_sharded, reshard, whole
-from opdf_compile.training.hoisted.checksums import checksum, differing
+from opdf_compile.training.hoisted.checksums import checksums, differing
 from opdf_compile.training.hoisted.direct import Direct, strays
 from opdf_compile.training.hoisted.ranks import ProgramRanks
 from opdf_compile.training.hoisted.remaking import remake, seed
@@ -68,7 +68,8 @@ class WeightProgram:
         self.of_overparam = False
         self.hooks: list[Callable[..., None]] = []
         self._recorded: dict[str, Tensor] = {}
-        self._record()
+        reshard(module)
+        self._record(self._bounds)
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy is attached to nothing: torch copies no hooks of an optimizer."""
@@ -238,7 +239,7 @@ class WeightProgram:
         reshard(self.module)
         keep = not self.recompute
         written = self.ranks.deliver(self.units, self._bounds, keep=keep, keys=keys)
-        self._recorded.update({key: checksum(self._bounds[key].local()) for key in written})
+        self._record(written)
 
     def absorb(self) -> tuple[str, ...]:
         """Take the weights as they are now: those that changed are decomposed again.
@@ -258,7 +259,8 @@ class WeightProgram:
         reading = ((bound.entry, bound.read()) for bound in map(self._bounds.__getitem__, changed))
         making = ((entry, partial(entry.decompose, weight)) for entry, weight in reading)
         remake(self.units, self.ranks, making)
-        self._record()
+        reshard(self.module)
+        self._record(self._bounds)
         return changed + self._absorb_direct()
 
     def _absorb_direct(self) -> tuple[str, ...]:
@@ -316,14 +318,14 @@ class WeightProgram:
         # Recorded was the sum over whole weights; a shard's own sum takes its place below.
         odd = self._differing(of, Bound.read)
         same = [key for key in of if key not in odd]
-        self._recorded.update({key: checksum(self._bounds[key].local()) for key in same})
+        self._record(same)
         return odd
 
     def _differing(self, keys: list[str], held: Callable[[Bound], Tensor]) -> tuple[str, ...]:
         """Of these weights those whose checksum is not the recorded one; alike on all ranks."""
         if not keys:
             return ()
-        found = [checksum(held(self._bounds[key])) for key in keys]
+        found = checksums(held(self._bounds[key]) for key in keys)
         differs = differing(found, [self._recorded[key] for key in keys])
         return tuple(compress(keys, self.ranks.any(differs, self._bounds)))
 
@@ -378,7 +380,8 @@ class WeightProgram:
         """
         state = {n: c.detach() for unit in self.units for n, c in unit.named_cores().items()}
         state.update({name: kept for direct in self.direct for name, kept in direct.kept.items()})
-        state.update({f"{key}_checksum": value for key, value in self._recorded.items()})
+        # Copies: those of all weights may share memory, which some file formats refuse.
+        state.update({f"{key}_checksum": sum_.clone() for key, sum_ in self._recorded.items()})
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -447,9 +450,10 @@ class WeightProgram:
         folded = self.ranks.together(lambda: {b.key: _folded(b, self.cores(b.key)) for b in mine})
         return self.ranks.gather(folded, self._bounds)
 
-    def _record(self) -> None:
-        reshard(self.module)
-        self._recorded = {key: checksum(bound.local()) for key, bound in self._bounds.items()}
+    def _record(self, keys: Iterable[str]) -> None:
+        keys = tuple(keys)
+        found = checksums(self._bounds[key].local() for key in keys)
+        self._recorded.update(zip(keys, found, strict=True))
 
 
 def _folded(bound: Bound, cores: tuple[Tensor, ...]) -> Tensor:

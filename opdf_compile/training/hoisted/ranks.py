@@ -19,7 +19,7 @@ from opdf_compile.errors import InputError, OpdfError
 from opdf_compile.passes import ProgramPart
 from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.binding import Bound, mesh_groups
-from opdf_compile.training.hoisted.checksums import checksum
+from opdf_compile.training.hoisted.checksums import checksums
 from opdf_compile.training.hoisted.messages import Flight, schedule
 from opdf_compile.training.hoisted.unit import Unit
 
@@ -134,7 +134,7 @@ class ProgramRanks:
             return  # Of a sharded weight every rank reads the same whole.
         import torch.distributed as dist
 
-        own = torch.stack([checksum(bound.local()) for bound in bounds.values()])
+        own = torch.stack(checksums(bound.local() for bound in bounds.values()))
         # The complement's maximum is the complement of the minimum.
         ends = torch.stack([own, own.bitwise_not()])
         dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=self.group)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from opdf_compile.training.hoisted import checksums as module
-from opdf_compile.training.hoisted.checksums import checksum, differing
+from opdf_compile.training.hoisted.checksums import checksum, checksums, differing
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -206,3 +209,30 @@ def test_differing_says_which() -> None:
 def test_a_cuda_device_gives_the_same_sums(dtype: torch.dtype, size: int) -> None:
     value = weight(size, dtype=dtype)
     assert torch.equal(checksum(value.cuda()).cpu(), checksum(value))
+
+
+def test_many_at_once_have_the_checksums_of_each() -> None:
+    """Tails, whole pieces and tensors of several pieces share the buffer in any order."""
+    sizes = [1, 1024, 1025, 130 * 1024, 7, 0, 200 * 1024 + 3, 128 * 1024, 2048, 5]
+    values = [weight(size, dtype=DTYPES[place % 4]) for place, size in enumerate(sizes)]
+    for order in (values, values[::-1], values[3:] + values[:3]):
+        found = checksums(iter(order))
+        assert all(torch.equal(one, checksum(v)) for one, v in zip(found, order, strict=True))
+        assert len({tuple(one.tolist()) for one in found}) == len(order)
+    assert checksums([]) == []
+
+
+def test_each_tensor_is_let_go_before_the_next() -> None:
+    """A sharded weight is whole for as long as it is summed."""
+    alive: list[weakref.ref[Tensor]] = []
+
+    def gathered() -> Iterator[Tensor]:
+        for _ in range(3):
+            assert all(ref() is None for ref in alive)
+            value = weight(64, 64)
+            alive.append(weakref.ref(value))
+            yield value
+            del value
+
+    checksums(gathered())
+    assert len(alive) == 3
