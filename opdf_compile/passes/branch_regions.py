@@ -2,10 +2,9 @@
 
     y = bn_1(conv_3(x)) + bn_2(conv_1(x)) + bn_3(x)        root: the last sum, source: x
 
-From a root the walk goes against the flow, always on at the latest node that is linear and read
-inside of the region only; each time that one node is left, that node is a source. The farthest
-source is taken whose region is one convolution (`LinearMap`) and no dearer than its parts: a chain
-of a narrow and a wide layer stays as it is, because folding would make it slower.
+A root is walked from against the flow (`branch_walk`). The farthest source is taken whose region is
+one convolution (`LinearMap`) and no dearer than its parts: a chain of a narrow and a wide layer
+stays as it is, because folding would make it slower.
 
 What decides are forms and shapes, never values, so a trained student and an untouched one fold to
 the same structure.
@@ -13,19 +12,21 @@ the same structure.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import cache
 
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from opdf_compile.errors import FoldError
 from opdf_compile.graph import attribute, is_view
+from opdf_compile.passes.branch_walk import Walk, Walker
 from opdf_compile.passes.constants import Constants
 from opdf_compile.passes.dependence import Dependence
 from opdf_compile.passes.linear_ops import (
     CONVOLUTIONS,
-    DROPOUTS,
     LINEAR,
     NORM,
     PRODUCTS,
@@ -90,31 +91,11 @@ class RegionRefusal:
         return f"{self.key} {self.reason}"
 
 
-@dataclass(frozen=True, eq=False)
-class _Walk:
-    """What was seen from one root.
-
-    Attributes:
-        sources: From near to far, each node that all paths lead to, with what lies after it.
-        inside: Every node that was passed.
-        ends: The nodes that were not, each with the reason.
-    """
-
-    sources: list[tuple[Node, tuple[Node, ...]]] = field(default_factory=list)
-    inside: list[Node] = field(default_factory=list)
-    ends: dict[Node, str] = field(default_factory=dict)
-
-    @property
-    def why_apart(self) -> str | None:
-        """Why several layers that meet do not come from one node; None where they do."""
-        layers = sum(is_layer(node) for node in (*self.inside, *self.ends))
-        if len(self.ends) < 2 or layers < 2:
-            return None
-        return f"joins branches that end at different places: {next(iter(self.ends.values()))}"
-
-
 class RegionFinder:
     """Finds the regions of one graph.
+
+    The work grows with the graph, also where a long run of ops by channel (x * c, x + c, a norm)
+    holds no region: such an op changes neither whether a map is one layer nor what it costs.
 
     Args:
         module: An eval graph with recorded values; it is only read.
@@ -124,102 +105,137 @@ class RegionFinder:
     def __init__(self, module: GraphModule, *, norms: bool = False) -> None:
         """Nothing is looked at yet."""
         self._module, self._with_norms = module, norms
-        self._order = {node: place for place, node in enumerate(module.graph.nodes)}
         self._depends = Dependence(module.graph)
         self.varying = self._depends.varying
+        self._walk = Walker(module.graph, self.varying)
+        self._order = self._walk.order
+        constants = Constants(module, "meta")
+        self._maps = cache(lambda axes: OpMaps(axes, constants, self.varying))
+        self._shifts = cache(self._shift)
         self.refused: list[RegionRefusal] = []
 
     def __iter__(self) -> Iterator[BranchRegion]:
         """The regions, from the outputs to the inputs; `refused` is whole at the end."""
-        taken: set[Node] = set()
+        done: set[Node] = set()
         told: set[Node] = set()
         for node in reversed(self._order):
-            if node in taken or not flow(node, self.varying):
+            if node in done or not flow(node, self.varying):
                 continue
             walk = self._walk(node)
-            region, reason = self._largest(node, walk)
+            region, reason = self._largest(walk)
             if region is not None:
-                taken.update(region.inside)
+                done.update(region.inside)
                 yield region
-            elif reason is not None and node not in told:
+                continue
+            done.update(self._as_futile(walk))
+            if reason is not None and node not in told:
                 told.update(walk.inside)
                 self.refused.append(RegionRefusal(str(node.name), reason))
 
-    def _largest(self, root: Node, walk: _Walk) -> tuple[BranchRegion | None, str | None]:
+    def _largest(self, walk: Walk) -> tuple[BranchRegion | None, str | None]:
         """The largest region that ends in a root; or None, and why branches that meet are none."""
         reason = walk.why_apart
-        for source, nodes in reversed(walk.sources):
+        for size in self._candidates(walk):
             try:
-                region = self._region(root, source, nodes)
-                if region is not None:
-                    self._require_gain(region)
-                    return region, None
+                return self._region(walk, size), None
             except FoldError as error:
                 reason = reason or f"is no one layer: {error}"
         return None, reason
 
-    def _walk(self, root: Node) -> _Walk:
-        """Against the flow from a root, the latest node first."""
-        walk, frontier = _Walk(), {root}
-        while frontier - walk.ends.keys():
-            last = max(frontier - walk.ends.keys(), key=self._order.__getitem__)
-            end = self._why_end(last, walk.inside)
-            if end is not None:
-                walk.ends[last] = end
-                continue
-            walk.inside.append(last)
-            frontier.remove(last)
-            frontier.update(operand for operand, _sign in flow(last, self.varying))
-            if len(frontier) == 1:
-                walk.sources.append((next(iter(frontier)), tuple(reversed(walk.inside))))
-        return walk
+    def _as_futile(self, walk: Walk) -> Iterator[Node]:
+        """Nodes in which no region ends since none ends in the root of a walk.
 
-    def _why_end(self, node: Node, inside: list[Node]) -> str | None:
-        """Why the walk does not go on through a node; None if it does."""
-        if not flow(node, self.varying):
-            return f"{node.name} ({node.target}) is not linear with constants of its own"
-        outside = [user for user in node.users if user not in inside]
-        if inside and outside:
-            return f"{node.name} is read by {outside[0].name} too"
-        written = node.args[0] if writes(node) else None
-        if isinstance(written, Node):
-            shared = len(written.users) > 1 or written.target in DROPOUTS
-            if shared or written.op == "placeholder":
-                return f"{node.name} writes to {written.name}, which others may read"
-        return None
+        Where it passed no layer no walk from inside of it does. And what folds up to an op by
+        channel, folds together with it.
+        """
+        axes = next(map(_axes, filter(is_layer, walk.inside)), None)
+        if axes is None:
+            yield from walk.inside
+            return
+        for size, (node, operand) in enumerate(itertools.pairwise(walk.inside), 1):
+            if self._shifts(axes, node) is None or size not in walk.sources:
+                return
+            yield operand
 
-    def _region(self, root: Node, source: Node, nodes: tuple[Node, ...]) -> BranchRegion | None:
-        """The region between two nodes; None where there is nothing to fold."""
-        kinds = {0 if n.target is LINEAR else CONVOLUTIONS[n.target] for n in nodes if is_layer(n)}
-        if not kinds:
+    def _candidates(self, walk: Walk) -> Iterator[int]:
+        """Sizes of the regions to try, the largest first.
+
+        A run of ops by channel that a region starts with is one scale, with or without a shift. A
+        region whose run is shorter, and of the same kind, is one layer only if the longer one is.
+        """
+        least = self._least(walk.inside)
+        sizes = [size for size in walk.sources if size >= least]
+        if not sizes:
+            return
+        yield sizes[-1]
+        axes = next(map(_axes, filter(is_layer, walk.inside)))
+        shifted: dict[int, bool] = {}
+        for size in walk.sources:
+            own = self._shifts(axes, walk.inside[size - 1])
+            shifted[size] = own is not None and (own or shifted.get(size - 1, False))
+        for size in reversed(sizes[:-1]):
+            first = walk.inside[size]
+            alike = shifted.get(size + 1) == shifted[size] and not writes(first)
+            covered = alike and self._shifts(axes, first) is not None
+            # No region starts with an op that overwrites its source.
+            if not covered and not writes(walk.inside[size - 1]):
+                yield size
+
+    def _least(self, inside: list[Node]) -> int:
+        """How many nodes a region of a walk needs, so that there is something to fold."""
+        layers = 0
+        several = computed = scaled = False
+        for size, node in enumerate(inside, 1):
+            several |= len({operand for operand, _sign in flow(node, self.varying)}) > 1
+            scaled |= self._with_norms and (node.target is NORM or node.target in PRODUCTS)
+            if is_layer(node):
+                layers += 1
+                computed |= self._is_computed(arguments(node)["weight"])
+            if layers > 1 or (layers and (several or computed or scaled)):
+                return size
+        return len(inside) + 1
+
+    def _shift(self, axes: int, node: Node) -> bool | None:
+        """Whether an op by channel of one value adds to it; None for layers and all other ops."""
+        if is_layer(node):
             return None
+        try:
+            own = self._maps(axes)(node)
+        except FoldError:
+            return None
+        if own is None:
+            return False
+        return own.biased if own.is_per_channel else None
+
+    def _region(self, walk: Walk, size: int) -> BranchRegion:
+        """The region of so many nodes, which is one layer and no dearer than its parts.
+
+        Raises:
+            FoldError: It is none, or dearer; the message is the reason.
+        """
+        nodes = tuple(reversed(walk.inside[:size]))
+        kinds = {_axes(node) for node in nodes if is_layer(node)}
         if len(kinds) > 1:
             raise FoldError("convolutions and Linear layers of unlike axes stand in one region")
-        region = BranchRegion(root, source, nodes, kinds.pop(), self._keys(nodes))
-        computed = any(self._is_computed(arguments(n)["weight"]) for n in region.layers)
-        several = region.branches > 1 or len(region.layers) > 1 or computed
-        scaled = self._with_norms and any(n.target is NORM or n.target in PRODUCTS for n in nodes)
-        return region if several or scaled else None
+        region = BranchRegion(walk.inside[0], walk.sources[size], nodes, kinds.pop(), keys=())
+        self._require_unwritten(region)
+        parts = self._maps(region.axes)
+        whole = linear_map(region, parts, self.varying)
+        before = sum(found.cost for node in nodes if (found := parts(node)) is not None)
+        if whole.cost > before:
+            raise FoldError(
+                f"it would cost {whole.cost:,} multiplications per place, its parts cost {before:,}"
+            )
+        return replace(region, keys=self._keys(nodes))
 
     def _is_computed(self, weight: Node) -> bool:
         """Whether a weight is more than a view of a parameter, which may be tied to others."""
         return any(n.op != "get_attr" and not is_view(n) for n in self._depends.sources(weight))
 
-    def _require_gain(self, region: BranchRegion) -> None:
-        """Refuse a region that is no one layer, or would cost more than what it replaces."""
-        self._require_unwritten(region)
-        parts = OpMaps(region.axes, Constants(self._module, "meta"), self.varying)
-        whole = linear_map(region, parts, self.varying)
-        costs = (found.cost for node in region.inside if (found := parts(node)) is not None)
-        before = sum(costs)
-        if whole.cost > before:
-            raise FoldError(
-                f"it would cost {whole.cost:,} multiplications per place, its parts cost {before:,}"
-            )
-
     def _require_unwritten(self, region: BranchRegion) -> None:
         """The source must hold one value for all that read it."""
-        places = [self._order[n] for n in region.source.users if n in region.inside]
+        inside = set(region.inside)
+        places = [self._order[n] for n in region.source.users if n in inside]
         for writer in self._depends.writers(region.source):
             if min(places) <= self._order[writer] <= max(places):
                 raise FoldError(
@@ -230,9 +246,15 @@ class RegionFinder:
         """Names of all parameters and buffers that some nodes are computed from."""
         constants = {o for node in nodes for o in node.all_input_nodes if o not in self.varying}
         read = {n for constant in constants for n in self._depends.sources(constant)}
-        targets = [str(n.target) for n in self._order if n in read and n.op == "get_attr"]
+        ordered = sorted(read, key=self._order.__getitem__)
+        targets = [str(n.target) for n in ordered if n.op == "get_attr"]
         tensors = [t for t in targets if isinstance(attribute(self._module, t), Tensor)]
         return tuple(dict.fromkeys(tensors))
+
+
+def _axes(layer: Node) -> int:
+    """Spatial axes of a layer; 0 for a Linear one."""
+    return 0 if layer.target is LINEAR else CONVOLUTIONS[layer.target]
 
 
 def linear_map(region: BranchRegion, maps: OpMaps, varying: frozenset[Node]) -> LinearMap:

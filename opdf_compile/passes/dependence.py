@@ -12,7 +12,7 @@ of, so that a pass over a deep network takes time in proportion to its size.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -40,10 +40,15 @@ class Dependence:
         )
 
     @cached_property
+    def _bases(self) -> dict[Node, Node]:
+        """By node, what it is a view of, or itself."""
+        return _bases(self._order)
+
+    @cached_property
     def varying(self) -> frozenset[Node]:
         """Every node whose value may differ between two calls with the same parameters."""
         roots = {node for node in self._order if varies_by_itself(node)}
-        written = {_base(operand) for node in roots for operand in _written(node)}
+        written = {self._bases[operand] for node in roots for operand in _written(node)}
         # A buffer that is written to varies for every reader, whichever node reads it.
         names = {base.target for base in written if base.op == "get_attr"}
         varying: set[Node] = set()
@@ -66,12 +71,12 @@ class Dependence:
         found: dict[Node, list[Node]] = {}
         for node in self._order:
             for operand in _written(node) if varies_by_itself(node) else ():
-                found.setdefault(_base(operand), []).append(node)
+                found.setdefault(self._bases[operand], []).append(node)
         return {base: tuple(nodes) for base, nodes in found.items()}
 
     def writers(self, node: Node) -> tuple[Node, ...]:
         """The nodes that write to the memory of a node's value, in graph order."""
-        return self._writers.get(_base(node), ())
+        return self._writers.get(self._bases[node], ())
 
     def components(self) -> list[tuple[Node, ...]]:
         """Sets of nodes that share nothing, each in graph order, ordered by their first nodes."""
@@ -119,7 +124,8 @@ def _written_inside(node: Node) -> list[Node]:
     for nested in nested_graphs(owner, node) if isinstance(owner, GraphModule) else ():
         inner = nested.module.graph.nodes
         places = [n for n in inner if n.op == "placeholder"]
-        written = {_base(o) for n in inner if varies_by_itself(n) for o in _written(n)}
+        bases = _bases(inner)
+        written = {bases[o] for n in inner if varies_by_itself(n) for o in _written(n)}
         if nested.operands is None:  # Nothing tells which operand it is.
             found.extend(node.all_input_nodes if not written.isdisjoint(places) else ())
             continue
@@ -128,17 +134,17 @@ def _written_inside(node: Node) -> list[Node]:
     return found
 
 
-def _base(node: Node) -> Node:
-    """What a view is a view of, or the node itself."""
-    while node.op == "call_function":
+def _bases(nodes: Iterable[Node]) -> dict[Node, Node]:
+    """By node of a graph, what it is a view of, or itself."""
+    found: dict[Node, Node] = {}
+    for node in nodes:
+        viewed: list[Node] = []
         if isinstance(node.target, torch._ops.OpOverload):
             viewed = _operands(node, lambda info: True)
-        else:
-            viewed = list(node.all_input_nodes) if node.target is operator.getitem else []
-        if not viewed:
-            break
-        node = viewed[0]
-    return node
+        elif node.op == "call_function" and node.target is operator.getitem:
+            viewed = node.all_input_nodes
+        found[node] = found[viewed[0]] if viewed else node
+    return found
 
 
 def _operands(node: Node, wanted: Callable[[Any], bool]) -> list[Node]:

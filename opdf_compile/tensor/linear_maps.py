@@ -108,7 +108,7 @@ class LinearMap:
         Raises:
             FoldError: No one convolution does that; the message is the reason.
         """
-        if self._is_per_channel:
+        if self.is_per_channel:
             shift = self.numbers.bias if self.biased else None
             return first.scaled(self.numbers.kernel.flatten(), shift)
         if any(self.padding):
@@ -129,7 +129,7 @@ class LinearMap:
         )
 
     @property
-    def _is_per_channel(self) -> bool:
+    def is_per_channel(self) -> bool:
         """Whether it multiplies each channel by a number, place by place."""
         depthwise = self.groups == self.numbers.kernel.shape[0] == self.numbers.kernel.numel()
         return depthwise and set(self.stride) <= {1} and not any(self.padding)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import operator
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
+from work import calls
 
 from opdf_compile.errors import FoldError, InternalError, PlanError
 from opdf_compile.graph.dump import dump
@@ -445,22 +445,6 @@ def deep(layers: int) -> GraphModule:
     graph.output(value)
     made = plan(model, cores=2, min_size=1)
     return Expand(made, cores_of(model, made))(GraphModule(model, graph)).module
-
-
-def calls(run: Callable[[], object]) -> int:
-    """How many functions are called."""
-    count = 0
-
-    def watch(_frame: object, event: str, _argument: object) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    sys.setprofile(watch)
-    try:
-        run()
-    finally:
-        sys.setprofile(None)
-    return count
 
 
 @pytest.mark.parametrize(

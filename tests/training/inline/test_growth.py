@@ -1,49 +1,23 @@
 """The work of match, plan, expand and fold grows with the size of the graph, not with its square.
 
-Work is counted in function calls (Python's and C's), which no machine changes. Twice the layers
-make at most twice the calls, and what is the same for all sizes makes the ratio smaller; a part
-that grows with the square makes it larger, up to 4.
+Twice the layers make at most twice the calls; a part that grows with the square makes the ratio
+larger, up to 4.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from work import calls, require_linear
 
 import opdf_compile as opdf
 from opdf_compile.graph.traced import Traced
 
 LAYERS = 12
-# 2 is linear; the square's part of the work is then below a seventh.
-MOST = 2.3
-
-
-def calls(act: Callable[[], Any]) -> int:
-    """How many functions are called."""
-    count = 0
-
-    def see(_frame: Any, event: str, _argument: Any) -> None:
-        nonlocal count
-        count += event in ("call", "c_call")
-
-    before = sys.getprofile()
-    sys.setprofile(see)
-    try:
-        act()
-    finally:
-        sys.setprofile(before)
-    return count
-
-
-def require_linear(work: Callable[[int], int]) -> None:
-    """Refuse work that grows faster than its size."""
-    ratio = work(2 * LAYERS) / work(LAYERS)
-    assert ratio <= MOST, f"twice the layers make {ratio:.2f} times the calls"
 
 
 class Cat(nn.Module):
@@ -113,7 +87,7 @@ def test_match(name: str) -> None:
         graphs = traced(name, layers)
         return calls(lambda: opdf.match(graphs))
 
-    require_linear(work)
+    require_linear(work, LAYERS)
 
 
 @pytest.mark.parametrize("request_", [{"cores": 3}, {"scale": 2.0}, {"overhead": 9.0}], ids=str)
@@ -123,7 +97,7 @@ def test_plan(request_: dict[str, Any]) -> None:
         opdf.plan(traced("sequential", layers), include=names, **request_)  # Fills the caches.
         return calls(lambda: opdf.plan(traced("sequential", layers), include=names, **request_))
 
-    require_linear(work)
+    require_linear(work, LAYERS)
 
 
 def test_expand_move_and_fold() -> None:
@@ -138,7 +112,7 @@ def test_expand_move_and_fold() -> None:
         made(layers)  # Traces the compose subgraph of each spec once.
         return calls(lambda: made(layers))
 
-    require_linear(work)
+    require_linear(work, LAYERS)
 
 
 def test_hoist() -> None:
@@ -148,7 +122,7 @@ def test_hoist() -> None:
         opdf.hoist(student.source, plan)
         return calls(lambda: opdf.fold(opdf.hoist(student.source, plan)))
 
-    require_linear(work)
+    require_linear(work, LAYERS)
 
 
 def test_a_quadratic_pass_is_refused() -> None:
@@ -164,4 +138,4 @@ def test_a_quadratic_pass_is_refused() -> None:
         return calls(square)
 
     with pytest.raises(AssertionError, match="times the calls"):
-        require_linear(work)
+        require_linear(work, LAYERS)
