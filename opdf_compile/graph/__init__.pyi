@@ -1,5 +1,9 @@
 from .as_before import class_as_before as class_as_before
-from .conv_settings import zeros_around as zeros_around
+from .convolution import CONVOLUTIONS as CONVOLUTIONS
+from .convolution import CONVOLVE as CONVOLVE
+from .convolution import geometry as geometry
+from .convolution import per_axis as per_axis
+from .convolution import zeros_around as zeros_around
 from .dynamic_axes import AxisNames as AxisNames
 from .dynamic_axes import Dynamic as Dynamic
 from .dynamic_axes import input_shapes as input_shapes
@@ -23,6 +27,7 @@ from .flow import meetings as meetings
 from .matching import match as match
 from .module_match import bare as bare
 from .module_match import layer_rows as layer_rows
+from .op_arguments import arguments as arguments
 from .ops import FROZEN as FROZEN
 from .ops import is_view as is_view
 from .ops import short_name as short_name

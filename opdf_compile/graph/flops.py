@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from opdf_compile.graph.equations import labelled_operands
+from opdf_compile.graph.op_arguments import arguments
 from opdf_compile.graph.ops import layer_places, operand
 from opdf_compile.graph.provenance import example_shape
 from opdf_compile.graph.recorded import concrete
@@ -52,11 +53,7 @@ def weight_op_flops(node: Node, weight: Sequence[int], labels: str = "") -> int:
 
 
 def _is_transposed(node: Node) -> bool:
-    name = str(node.target)
-    if "conv_transpose" in name:
-        return True
-    # aten.convolution(input, weight, bias, stride, padding, dilation, transposed, ...)
-    return "convolution" in name and len(node.args) > 6 and bool(node.args[6])
+    return "conv_transpose" in str(node.target) or bool(arguments(node).get("transposed"))
 
 
 def forward_flops(graph_module: GraphModule) -> int:

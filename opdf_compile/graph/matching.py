@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from opdf_compile.graph.convolution import convolution_groups
 from opdf_compile.graph.flops import weight_op_flops
 from opdf_compile.graph.flow import Flow, Meeting, meetings
 from opdf_compile.graph.layout import orientation
@@ -22,7 +23,6 @@ from opdf_compile.graph.ops import (
     LOOKUP,
     NOT_DENSE,
     TIED,
-    convolution_groups,
 )
 from opdf_compile.graph.provenance import example_shape
 from opdf_compile.graph.rows import Match, MatchReport, Refusal, Use

@@ -23,6 +23,8 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from opdf_compile.graph.convolution import CONVOLUTIONS
+
 aten = torch.ops.aten
 
 
@@ -60,12 +62,7 @@ LAYERS: dict[Any, tuple[OperandPlace, ...]] = {
     aten.linear.default: _LINEAR,
     **dict.fromkeys(
         (
-            aten.conv1d.default,
-            aten.conv1d.padding,
-            aten.conv2d.default,
-            aten.conv2d.padding,
-            aten.conv3d.default,
-            aten.conv3d.padding,
+            *CONVOLUTIONS,
             aten.convolution.default,
             aten._convolution.default,
         ),
@@ -221,16 +218,6 @@ def operand(node: Node, place: OperandPlace) -> Any:
     if len(node.args) > place.index:
         return node.args[place.index]
     return node.kwargs.get(place.name)
-
-
-def convolution_groups(node: Node) -> int:
-    """The groups of a convolution; 1 of every other op."""
-    schema = getattr(node.target, "_schema", None)
-    names = [argument.name for argument in schema.arguments] if schema else []
-    if "weight" not in names or "groups" not in names:
-        return 1
-    found = operand(node, OperandPlace(names.index("groups"), "groups", ""))
-    return found if isinstance(found, int) else 1
 
 
 def short_name(node: Node) -> str:

@@ -17,19 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from opdf_compile.graph.conv_settings import per_axis, settings, zeros_around
+from opdf_compile.graph.convolution import CONVOLUTIONS, geometry
 from opdf_compile.graph.edit import attribute, get_attrs
+from opdf_compile.graph.op_arguments import arguments
 from opdf_compile.graph.ops import FROZEN, NOT_DENSE, short_name
 from opdf_compile.graph.provenance import example_shape
 from opdf_compile.graph.sharing import is_weight_dtype, names_of_parameters
 from opdf_compile.graph.traced import PHASES, Phase, Traced
 
-aten = torch.ops.aten
-
-_PADDED = {aten.conv1d.default, aten.conv2d.default, aten.conv3d.default}
-_NAMED_PADDING = {aten.conv1d.padding, aten.conv2d.padding, aten.conv3d.padding}
-_CONVOLUTIONS = _PADDED | _NAMED_PADDING
-_NORM = aten.batch_norm.default
+_NORM = torch.ops.aten.batch_norm.default
 
 # Where batch_norm takes its tensors.
 _NORM_TENSORS = {"weight": 1, "bias": 2, "running_mean": 3, "running_var": 4}
@@ -163,7 +159,7 @@ class SiteView:
             return NOT_ALONE.format(len(readers), phase)
         convolution = readers[0]
         places = [p for p, given in enumerate(convolution.args) if self._value(given) is weight]
-        if convolution.target not in _CONVOLUTIONS or places != [1]:
+        if convolution.target not in CONVOLUTIONS or places != [1]:
             return NO_CONVOLUTION.format(short_name(convolution))
         return self._with_norm(convolution, phase)
 
@@ -205,9 +201,7 @@ class SiteView:
 def site_of(graph: GraphModule, key: str, nodes: SiteNodes) -> Site:
     """What the two nodes say of their site."""
     weight = _tensor(graph, key)
-    bias, stride, padding, dilation, groups = settings(nodes.convolution)
-    axes, kernel = weight.ndim - 2, tuple(weight.shape[2:])
-    steps = per_axis(dilation, axes)
+    bias = arguments(nodes.convolution)["bias"]
     shape = example_shape(nodes.convolution)
     momentum, eps = nodes.norm.args[6:8]
     return Site(
@@ -215,10 +209,7 @@ def site_of(graph: GraphModule, key: str, nodes: SiteNodes) -> Site:
         norm={name: str(_node(nodes.norm, place).target) for name, place in _NORM_TENSORS.items()},
         shape=tuple(weight.shape),
         dtype=str(weight.dtype).removeprefix("torch."),
-        stride=per_axis(stride, axes),
-        padding=zeros_around(padding, kernel, steps),
-        dilation=steps,
-        groups=groups,
+        **geometry(nodes.convolution, tuple(weight.shape[2:]))._asdict(),
         eps=cast(float, eps),
         momentum=cast(float, momentum),
         bias=str(bias.target) if isinstance(bias, Node) else None,

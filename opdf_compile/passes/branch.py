@@ -17,14 +17,13 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
 from opdf_compile.errors import InternalError
-from opdf_compile.graph import Phase, SiteNodes, SiteView, set_attribute
+from opdf_compile.graph import CONVOLVE, Phase, SiteNodes, SiteView, set_attribute
 from opdf_compile.parametrizations import Average, Branch, Conv, Norm, branch_of
 from opdf_compile.passes.contract import GraphChange, GraphPass, PassResult
 from opdf_compile.planning import Plan, SiteEntry
 
 aten = torch.ops.aten
 
-_CONV = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
 _MEAN = {1: aten.avg_pool1d.default, 2: aten.avg_pool2d.default, 3: aten.avg_pool3d.default}
 
 
@@ -95,7 +94,7 @@ class _Emitter:
     def _conv(self, name: str, step: Conv, x: Node) -> Node:
         settings = (list(step.stride), list(step.padding), list(step.dilation), step.groups)
         weight = self._tensor(name, "weight")
-        made = self._call(_CONV[len(step.stride)], x, weight, None, *settings)
+        made = self._call(CONVOLVE[len(step.stride)], x, weight, None, *settings)
         return self._call(aten.add.Tensor, made, x) if step.plus_input else made
 
     def _norm(self, name: str, step: Norm, x: Node) -> Node:

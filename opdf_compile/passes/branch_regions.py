@@ -21,16 +21,14 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from opdf_compile.errors import FoldError
-from opdf_compile.graph import attribute, is_view
+from opdf_compile.graph import CONVOLUTIONS, arguments, attribute, is_view
 from opdf_compile.passes.branch_walk import Walk, Walker
 from opdf_compile.passes.constants import Constants
 from opdf_compile.passes.dependence import Dependence
 from opdf_compile.passes.linear_ops import (
-    CONVOLUTIONS,
     LINEAR,
     NORM,
     PRODUCTS,
-    arguments,
     flow,
     is_layer,
     writes,

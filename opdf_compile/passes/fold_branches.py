@@ -17,7 +17,7 @@ from torch import nn
 from torch.fx import GraphModule, Node
 
 from opdf_compile.errors import InternalError
-from opdf_compile.graph import attribute, owner, set_attribute
+from opdf_compile.graph import CONVOLVE, arguments, attribute, owner, set_attribute
 from opdf_compile.passes.branch_regions import (
     BranchRegion,
     RegionFinder,
@@ -26,12 +26,10 @@ from opdf_compile.passes.branch_regions import (
 )
 from opdf_compile.passes.constants import Constants
 from opdf_compile.passes.contract import GraphChange, GraphPass, PassResult
-from opdf_compile.passes.linear_ops import arguments
 from opdf_compile.passes.op_maps import OpMaps
 from opdf_compile.tensor import LinearMap
 
 _ATEN = torch.ops.aten
-_CONVOLVE = {1: _ATEN.conv1d.default, 2: _ATEN.conv2d.default, 3: _ATEN.conv3d.default}
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,7 @@ def _replace(
         target: Any = _ATEN.linear.default
         options: tuple[Any, ...] = ()
         if region.axes:
-            target = _CONVOLVE[region.axes]
+            target = CONVOLVE[region.axes]
             options = (
                 list(found.stride),
                 list(found.padding),

@@ -18,13 +18,10 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from opdf_compile.graph import CONVOLUTIONS, arguments
+
 aten = torch.ops.aten
 
-CONVOLUTIONS: dict[Any, int] = {
-    **dict.fromkeys((aten.conv1d.default, aten.conv1d.padding), 1),
-    **dict.fromkeys((aten.conv2d.default, aten.conv2d.padding), 2),
-    **dict.fromkeys((aten.conv3d.default, aten.conv3d.padding), 3),
-}
 LINEAR = aten.linear.default
 NORM = aten.batch_norm.default
 POOLS = frozenset({aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default})
@@ -39,16 +36,6 @@ _NEGATIVE = aten.neg.default
 _COPIES = frozenset({aten.clone.default})
 _ELEMENTWISE = frozenset({*SUMS, *PRODUCTS, *QUOTIENTS})
 DROPOUTS = frozenset({aten.dropout.default, aten.feature_dropout.default})
-
-
-def arguments(node: Node) -> Mapping[str, Any]:
-    """The arguments of an aten op by name, defaults filled in."""
-    assert isinstance(node.target, torch._ops.OpOverload)
-    found: dict[str, Any] = {}
-    for place, argument in enumerate(node.target._schema.arguments):
-        given = node.args[place] if place < len(node.args) else argument.default_value
-        found[argument.name] = node.kwargs.get(argument.name, given)
-    return found
 
 
 def is_layer(node: Node) -> bool:

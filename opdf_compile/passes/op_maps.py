@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,9 +9,9 @@ from torch import Tensor
 from torch.fx import Node
 
 from opdf_compile.errors import FoldError
+from opdf_compile.graph import CONVOLUTIONS, arguments, geometry, per_axis
 from opdf_compile.passes.constants import Constants
 from opdf_compile.passes.linear_ops import (
-    CONVOLUTIONS,
     LINEAR,
     NORM,
     PADS,
@@ -20,7 +19,6 @@ from opdf_compile.passes.linear_ops import (
     PRODUCTS,
     QUOTIENTS,
     SUMS,
-    arguments,
     shape_of,
 )
 from opdf_compile.tensor import Convolution, LinearMap, Normalization, average, pointwise
@@ -63,15 +61,14 @@ class OpMaps:
         return LinearMap(self._numbers(node), 1, (), (), (), arguments(node)["bias"] is not None)
 
     def _convolution(self, node: Node, axes: int) -> LinearMap:
-        given = arguments(node)
         if len(shape_of(node)) != axes + 2:
             raise FoldError(f"{node.target} reads a value without a batch axis")
         numbers = self._numbers(node)
-        stride, dilation = (_sizes(given[name], axes) for name in ("stride", "dilation"))
-        taps = zip(dilation, numbers.kernel.shape[2:], strict=True)
-        padding = _ends(given["padding"], tuple(d * (k - 1) for d, k in taps))
-        biased = given["bias"] is not None
-        return LinearMap(numbers, given["groups"], stride, padding, dilation, biased)
+        stride, padding, dilation, groups = geometry(node, tuple(numbers.kernel.shape[2:]))
+        if -1 in padding:
+            raise FoldError("a convolution with padding 'same' pads one end more than the other")
+        biased = arguments(node)["bias"] is not None
+        return LinearMap(numbers, groups, stride, padding, dilation, biased)
 
     def _numbers(self, node: Node) -> Convolution:
         given = arguments(node)
@@ -96,10 +93,10 @@ class OpMaps:
 
     def _pool(self, node: Node) -> LinearMap:
         given, one = arguments(node), self._spatial(node)
-        size = _sizes(given["kernel_size"], self._axes)
+        size = per_axis(given["kernel_size"], self._axes)
         numbers = average(one.groups, one.groups, size, one.numbers.kernel)
-        stride = _sizes(given["stride"], self._axes) if given["stride"] else size
-        padding = _sizes(given["padding"], self._axes)
+        stride = per_axis(given["stride"], self._axes) if given["stride"] else size
+        padding = per_axis(given["padding"], self._axes)
         return LinearMap(numbers, one.groups, stride, padding, one.dilation, False)
 
     def _pad(self, node: Node) -> LinearMap:
@@ -155,20 +152,3 @@ class OpMaps:
         if self._axes and rank != self._axes + 2:
             raise FoldError(f"a value of {rank} axes stands beside a convolution of {self._axes}")
         return 1 if self._axes else rank - 1
-
-
-def _sizes(given: Sequence[int] | int, axes: int) -> tuple[int, ...]:
-    """One number per axis; torch takes one for all."""
-    several = (given,) if isinstance(given, int) else tuple(given)
-    return several * axes if len(several) == 1 else several
-
-
-def _ends(padding: Any, spans: tuple[int, ...]) -> tuple[int, ...]:
-    """The zeros at each end, which a convolution may say as a word."""
-    if padding == "valid":
-        return (0,) * len(spans)
-    if padding != "same":
-        return _sizes(padding, len(spans))
-    if any(span % 2 for span in spans):
-        raise FoldError("a convolution with padding 'same' pads one end more than the other")
-    return tuple(span // 2 for span in spans)

@@ -15,14 +15,10 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from opdf_compile.errors import ExportError
-from opdf_compile.graph import all_graphs
+from opdf_compile.graph import CONVOLUTIONS, all_graphs, arguments
 from opdf_compile.io.export.attention import ATTENTION, folded_attention, has_other_axes
 
 _RSUB = torch.ops.aten.rsub.Scalar
-_CONVOLUTIONS = frozenset(
-    getattr(torch.ops.aten, name).default for name in ("conv1d", "conv2d", "conv3d")
-)
-_GROUPS = 6
 
 
 def with_known_forms(program: ExportedProgram) -> ExportedProgram:
@@ -50,8 +46,7 @@ def with_known_forms(program: ExportedProgram) -> ExportedProgram:
 def _check_groups(nodes: list[Node]) -> None:
     """Filters of each example's own (CondConv) make the batch the groups of a convolution."""
     for node in nodes:
-        groups = node.args[_GROUPS] if len(node.args) > _GROUPS else node.kwargs.get("groups")
-        if node.target in _CONVOLUTIONS and isinstance(groups, Node):
+        if node.target in CONVOLUTIONS and isinstance(arguments(node)["groups"], Node):
             raise ExportError(
                 f"the number of groups of the convolution {node.name} follows from an input's "
                 "size, wanted a fixed number, since an ONNX file holds no other; export with "
