@@ -26,6 +26,7 @@ from opdf_compile.graph import Dynamic, Traced, normalise_inputs
 from opdf_compile.io import (
     Export,
     Exportable,
+    Original,
     as_array,
     as_traced,
     build_export,
@@ -47,7 +48,7 @@ class FoldedModel:
     Attributes:
         module: By method, the class's own deployed module; by graph, None.
         traced: The folded model as a graph of its eval phase.
-        unfolded: The model as it was, traced alike.
+        original: The model as it was, traced alike, and its check data.
         by: "graph" or "method".
         folds: By graph, each region that was folded.
         calls: By method, each method that was called.
@@ -57,12 +58,17 @@ class FoldedModel:
 
     module: nn.Module | None
     traced: Traced
-    unfolded: Traced
+    original: Original
     by: Literal["graph", "method"]
     folds: tuple[BranchFold, ...] = ()
     calls: tuple[MethodCall, ...] = ()
     refused: tuple[RegionRefusal, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def unfolded(self) -> Traced:
+        """The model as it was."""
+        return self.original.traced
 
     @property
     def program(self) -> ExportedProgram:
@@ -97,7 +103,7 @@ class FoldedModel:
         Raises:
             ExportError: It has no ONNX form.
         """
-        made = build_export(self.traced, truth=self.unfolded)
+        made = build_export(self.traced, truth=self.original)
         note = f"the truth is that of the model before its branches were folded (by {self.by})"
         check = dataclasses.replace(made.check, notes=(*made.check.notes, note), folded=self.record)
         return dataclasses.replace(made, check=check)
@@ -170,10 +176,10 @@ def fold_model(
     """
     if by not in WAYS:
         raise InputError(f"by is {by!r}; give {', '.join(WAYS)}")
-    unfolded = as_traced(model, args, kwargs, dynamic, None)
+    original = Original(as_traced(model, args, kwargs, dynamic, None))
     own = isinstance(model, nn.Module) and has_methods(model)
     if by == "graph" or (by == "auto" and not own):
-        return _by_graph(unfolded, norms)
+        return _by_graph(original, norms)
     if not isinstance(model, nn.Module):
         raise FoldError(
             "by method was asked for and the model is a graph, wanted a module of a class that "
@@ -181,15 +187,16 @@ def fold_model(
         )
     inputs = normalise_inputs(args, kwargs)
     try:
-        return _by_method(model, unfolded, inputs, dynamic)
+        return _by_method(model, original, inputs, dynamic)
     except FoldError as error:
         if by == "method":
             raise
-        found = _by_graph(unfolded, norms)
+        found = _by_graph(original, norms)
         return dataclasses.replace(found, notes=(*found.notes, f"not by method: {error}"))
 
 
-def _by_graph(unfolded: Traced, norms: bool) -> FoldedModel:
+def _by_graph(original: Original, norms: bool) -> FoldedModel:
+    unfolded = original.traced
     program, result = fold_program(unfolded.programs["eval"], FoldBranches(norms))
     folds = tuple(change for change in result.changes if isinstance(change, BranchFold))
     refused = result.refused if isinstance(result, BranchResult) else ()
@@ -201,8 +208,8 @@ def _by_graph(unfolded: Traced, norms: bool) -> FoldedModel:
         programs={"train": program, "eval": program},
         graphs={"eval": program.module(check_guards=False)},
     )
-    require_same_function(traced, unfolded, "folding by graph")
-    return FoldedModel(None, traced, unfolded, "graph", folds, refused=refused)
+    require_same_function(traced, original, "folding by graph")
+    return FoldedModel(None, traced, original, "graph", folds, refused=refused)
 
 
 def _nothing(refused: Sequence[RegionRefusal], norms: bool) -> str:
@@ -214,7 +221,7 @@ def _nothing(refused: Sequence[RegionRefusal], norms: bool) -> str:
     )
 
 
-def _by_method(model: nn.Module, unfolded: Traced, inputs: Any, dynamic: Dynamic) -> FoldedModel:
+def _by_method(model: nn.Module, original: Original, inputs: Any, dynamic: Dynamic) -> FoldedModel:
     folded, calls = deployed(model)
     names = ", ".join(dict.fromkeys(call.method for call in calls))
     how = f"{names} of {type(model).__name__}"
@@ -222,8 +229,8 @@ def _by_method(model: nn.Module, unfolded: Traced, inputs: Any, dynamic: Dynamic
         traced = as_traced(folded, inputs[0], inputs[1], dynamic, None)
     except (InputError, TraceError) as error:  # Of a layer that came out in another dtype, say.
         raise does_not_run(how, error) from error
-    require_same_function(traced, unfolded, how)
-    return FoldedModel(folded, traced, unfolded, "method", calls=calls)
+    require_same_function(traced, original, how)
+    return FoldedModel(folded, traced, original, "method", calls=calls)
 
 
 def _operations(program: ExportedProgram) -> int:

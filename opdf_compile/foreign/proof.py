@@ -15,25 +15,26 @@ import torch
 
 from opdf_compile.errors import FoldError, error_line
 from opdf_compile.graph import Traced
-from opdf_compile.io import Truth, check_data_of, example_with
+from opdf_compile.io import Original, Truth, example_with
 from opdf_compile.parity import judge_output
 
 
-def require_same_function(folded: Traced, unfolded: Traced, how: str) -> None:
+def require_same_function(folded: Traced, original: Original, how: str) -> None:
     """Refuse a fold that computes something else.
 
     Args:
         folded: The folded model, with the inputs of the other one.
-        unfolded: The model as it was.
+        original: The model as it was.
         how: What folded it, for the sentence.
 
     Raises:
         FoldError: The folded model does not run, an output differs by more than rounding explains,
             or none can be judged.
     """
+    unfolded = original.traced
     _require_run(folded, unfolded, how)
     # Both sides are float64, whatever the model returns.
-    data = replace(check_data_of(unfolded), output_dtypes={})
+    data = replace(original.check, output_dtypes={})
     run = Truth(folded.programs["eval"])
     outputs = [run(*example_with(unfolded, sample.inputs)) for sample in data.samples]
     if any(len(found) != len(data.output_names) for found in outputs):

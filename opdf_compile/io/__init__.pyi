@@ -18,7 +18,7 @@ from .export.foreign_check import write_check_data as write_check_data
 from .export.foreign_inputs import example_of as example_of
 from .export.int8 import quantise as quantise
 from .export.int8 import require_quantiser as require_quantiser
-from .export.own_check import check_data_of as check_data_of
+from .export.own_check import Original as Original
 from .export.own_check import example_with as example_with
 from .export.student_fold import save_onnx as save_onnx
 from .export.translate import require_opset as require_opset

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,10 @@ from self_folding import Merging, network
 from torch import nn
 
 import opdf_compile as opdf
+from opdf_compile.artefacts.check_file import CheckData, check_path, read_check
 from opdf_compile.errors import FoldError, InputError
+from opdf_compile.io.evidence.evaluating import gather_check_data
+from opdf_compile.io.export import build, own_check
 from opdf_compile.io.models.program_archive import read_programs
 from opdf_compile.io.models.safetensors_file import read_tensors
 
@@ -130,3 +135,45 @@ def test_a_bfloat16_model_is_judged_by_its_own_noise() -> None:
     model, x, _ = case("repvgg")
     folded = opdf.fold_model(model.bfloat16(), (x.bfloat16(),))
     assert {tensor.dtype for tensor in folded.state.values()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("by", ["graph", pytest.param("auto", marks=SLOW)])
+def test_the_truth_of_the_unfolded_model_is_computed_once(
+    by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To prove the fold, after a method that did not hold too, and to export it."""
+    gathered: list[object] = []
+
+    def counted(program: object, *args: Any, **options: Any) -> CheckData:
+        gathered.append(program)
+        return gather_check_data(program, *args, **options)  # type: ignore[arg-type]
+
+    for module in (build, own_check):
+        monkeypatch.setattr(module, "gather_check_data", counted)
+    folded = opdf.fold_model(network("forgets"), (X,), by=by)
+    assert folded.by == "graph"
+    # The network's own methods fold their blocks, which have truths of their own.
+    assert gathered.count(folded.unfolded.programs["eval"]) == 1
+    gathered.clear()
+    folded.save(tmp_path / "student.onnx")
+    assert not gathered
+    plain = opdf.export_onnx(network("forgets"), (X,), tmp_path / "plain.onnx")
+    found, wanted = (read_check(check_path(f)) for f in (tmp_path / "student.onnx", plain))
+    assert found.output_names == wanted.output_names and found.dtype == wanted.dtype
+    for one, other in zip(found.samples, wanted.samples, strict=True):
+        assert all((one.inputs[name] == other.inputs[name]).all() for name in found.input_names)
+        assert all((one.outputs[n] == other.outputs[n]).all() for n in found.output_names)
+        assert one.error == other.error
+
+
+def test_an_axis_that_the_file_does_not_bear_has_a_truth_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folded = opdf.fold_model(network(), (X,), by="graph")
+    broken = {("input", 0): "the batch is fixed"}
+    trials = iter([SimpleNamespace(broken=broken), SimpleNamespace(broken={}, note="")])
+    monkeypatch.setattr(build, "try_free_axes", lambda *_: next(trials))
+    check = folded.export().check
+    assert {sample.inputs["input"].shape[0] for sample in check.samples} == {len(X)}
+    free = folded.original.check
+    assert {sample.inputs["input"].shape[0] for sample in free.samples} != {len(X)}

@@ -40,6 +40,7 @@ from opdf_compile.io.evidence.retype import cast_leaf, retyped
 from opdf_compile.io.evidence.truth import graph_of
 from opdf_compile.io.export.axis_trials import try_free_axes
 from opdf_compile.io.export.experts import batched_experts
+from opdf_compile.io.export.own_check import Original
 from opdf_compile.io.export.student_export import file_and_check, most_numbers, onnx_student_of
 from opdf_compile.io.export.translate import export_program
 from opdf_compile.passes import branch_key
@@ -90,7 +91,7 @@ def build_export(
     opset: int | None = None,
     dtype: str | torch.dtype | None = None,
     fixed: Mapping[InputAxis, str] | None = None,
-    truth: Traced | None = None,
+    truth: Original | None = None,
 ) -> Export:
     """Trace, translate, try the free axes, gather evidence; the source stays as it is.
 
@@ -105,7 +106,7 @@ def build_export(
         fixed: (input, axis) of axes that are not to be free, whatever `dynamic` says, each with a
             sentence.
         truth: The same function in another form, traced alike: the model before its branches were
-            folded. The check data is then its own.
+            folded. The check data is then its own, as it is where all free axes stay free.
 
     Raises:
         ExportError: The model is still expanded, is a training graph, or has no ONNX form.
@@ -125,17 +126,27 @@ def build_export(
     if not isinstance(traced.source, nn.Module):
         _refuse_training_graph(traced.programs["eval"])
     translated, traced, found, note = _with_true_axes(traced, opset, dict(fixed or {}))
-    told = traced if truth is None else _fix(truth, found)
+    outputs = [str(value.name) for value in translated.graph.outputs]
+    told = traced if truth is None else _fix(truth.traced, found)
     program = told.programs["eval"]
-    check = gather_check_data(
+    check = _as_told(truth, told, traced, outputs) or gather_check_data(
         program,
         (traced.args, traced.kwargs),
         axis_names=_names(traced),
-        output_names=[str(value.name) for value in translated.graph.outputs],
+        output_names=outputs,
         dtype=dtype_name(wanted or most_numbers(program.state_dict.values())),
         originals=originals,
     )
     return Export(translated, check, (*traced.notes, *filter(None, [note])), found)
+
+
+def _as_told(
+    truth: Original | None, told: Traced, traced: Traced, outputs: list[str]
+) -> CheckData | None:
+    """The check data of the other form, where its sizes and names are those of the file."""
+    if truth is None or told is not truth.traced or _names(told) != _names(traced):
+        return None
+    return truth.check if list(truth.check.output_names) == outputs else None
 
 
 def _with_true_axes(

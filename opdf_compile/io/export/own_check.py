@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,20 +19,27 @@ from opdf_compile.io.export.student_export import most_numbers
 from opdf_compile.io.export.translate import tensor_outputs
 
 
-def check_data_of(traced: Traced) -> CheckData:
-    """Samples, their truth in float64, and the model's own error.
+@dataclass(frozen=True, eq=False)
+class Original:
+    """A model as it was, which judges another form of it and speaks for it in a file.
 
-    Args:
-        traced: A model with an eval program and example inputs.
+    Attributes:
+        traced: It has an eval program and example inputs.
     """
-    program = traced.programs["eval"]
-    return gather_check_data(
-        program,
-        (traced.args, traced.kwargs),
-        axis_names={name: traced.axis_names.get(name, {}) for name in traced.input_names},
-        output_names=tensor_outputs(program, traced.output_names),
-        dtype=dtype_name(most_numbers(program.state_dict.values())),
-    )
+
+    traced: Traced
+
+    @cached_property
+    def check(self) -> CheckData:
+        """Samples, their truth in float64, and the model's own error; computed once."""
+        traced, program = self.traced, self.traced.programs["eval"]
+        return gather_check_data(
+            program,
+            (traced.args, traced.kwargs),
+            axis_names={name: traced.axis_names.get(name, {}) for name in traced.input_names},
+            output_names=tensor_outputs(program, traced.output_names),
+            dtype=dtype_name(most_numbers(program.state_dict.values())),
+        )
 
 
 def example_with(traced: Traced, inputs: Mapping[str, Any]) -> CallArguments:
