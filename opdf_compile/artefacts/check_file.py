@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from opdf_compile.artefacts.fold_evidence import ENTRY, FoldRecord, parsed
+from opdf_compile.artefacts.fold_evidence import ENTRY, FoldRecord, record_among
 from opdf_compile.errors import ArtefactError, first_line
 from opdf_compile.files import DAMAGE, existing_file, read_npz
 
@@ -198,7 +198,7 @@ def _assemble(arrays: Mapping[str, Any], path: Path) -> CheckData:
         dict(zip(outputs, dtypes, strict=True)) if dtypes else {},
         {n: str(arrays[f"random.{n}"]) for n in outputs if f"random.{n}" in arrays},
         tuple(str(note) for note in arrays.get("notes", ())),
-        parsed(str(arrays[ENTRY]), path) if ENTRY in arrays else None,
+        record_among(arrays, path),
     )
 
 

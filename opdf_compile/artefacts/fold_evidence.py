@@ -73,20 +73,22 @@ def read_fold_record(path: Path) -> FoldRecord | None:
         ArtefactError: The record is damaged.
     """
     try:
-        text = read_npz(path).get(ENTRY)
+        arrays = read_npz(path)
     except DAMAGE:
         return None  # Numerics says what is wrong with the file.
-    return None if text is None else parsed(str(text), path)
+    return record_among(arrays, path)
 
 
-def parsed(text: str, path: Path) -> FoldRecord:
-    """Read a record.
+def record_among(arrays: Mapping[str, Any], path: Path) -> FoldRecord | None:
+    """The record among the arrays of check data; None where there is none.
 
     Raises:
         ArtefactError: It is damaged.
     """
+    if ENTRY not in arrays:
+        return None
     try:
-        value = json.loads(text)
+        value = json.loads(str(arrays[ENTRY]))
         by, untouched = value["by"], value["untouched"]
         whole = value["schema"] == SCHEMA and all(
             isinstance(item, str) for item in (by, *untouched, *untouched.values())
