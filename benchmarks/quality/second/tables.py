@@ -67,7 +67,10 @@ def _time(columns: Mapping[tuple[str, str, str], Sequence[Row]]) -> str:
 
 
 def trials_table(rows: Sequence[Row]) -> str:
-    """Mean difference to plain after so many trials of both sides, in points, over the tasks."""
+    """Mean difference to plain after so many trials of both sides, and both scores, over the tasks.
+
+    So a method's score after few trials can be read beside plain's after many.
+    """
     mine = [r for r in rows if r.outcome.regime == "fixed" and r.outcome.baseline == "plain"]
     numbers = sorted({r.outcome.after for r in mine} - {0})
     heads = [f"after {number} trials" for number in numbers] + ["after all"]
@@ -75,12 +78,19 @@ def trials_table(rows: Sequence[Row]) -> str:
     sides = dict.fromkeys((r.outcome.method, r.outcome.student, r.outcome.loss) for r in mine)
     for side in sides:
         of = [r for r in mine if (r.outcome.method, r.outcome.student, r.outcome.loss) == side]
-        means = [
-            mean(100 * r.difference for r in of if r.outcome.after == number)
-            for number in (*numbers, 0)
-        ]
-        lines.append(f"| {', '.join(side)} | " + " | ".join(f"{m:+.2f}" for m in means) + " |")
+        cells = [_scored([r for r in of if r.outcome.after == number]) for number in (*numbers, 0)]
+        lines.append(f"| {', '.join(side)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _scored(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    ours, theirs = (
+        mean(100 * score for score in side)
+        for side in zip(*((r.score, r.baseline_score) for r in rows), strict=True)
+    )
+    return f"{ours - theirs:+.2f} ({ours:.2f}, plain {theirs:.2f})"
 
 
 def cost_table(rows: Sequence[Row]) -> str:
