@@ -51,6 +51,7 @@ from .signature import normalise_inputs as normalise_inputs
 from .signature import path_name as path_name
 from .signature import plain_spec as plain_spec
 from .sites import FROZEN_NORM as FROZEN_NORM
+from .sites import NORM_TENSORS as NORM_TENSORS
 from .sites import Site as Site
 from .sites import SiteNodes as SiteNodes
 from .sites import SiteView as SiteView

@@ -27,8 +27,8 @@ from opdf_compile.graph.traced import PHASES, Phase, Traced
 
 _NORM = torch.ops.aten.batch_norm.default
 
-# Where batch_norm takes its tensors.
-_NORM_TENSORS = {"weight": 1, "bias": 2, "running_mean": 3, "running_var": 4}
+# What batch_norm takes behind its input, in order.
+NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 NOT_ALONE = "is read {} times in the {} graph: branches beside one reader would change the others"
 NO_CONVOLUTION = "is read by {}: branches with batch statistics stand beside a convolution"
@@ -176,7 +176,7 @@ class SiteView:
 
     def _why_not(self, norm: Node, phase: Phase) -> str | None:
         """Why branches do not fold into this norm."""
-        tensors = {name: self._value(norm.args[place]) for name, place in _NORM_TENSORS.items()}
+        tensors = {n: self._value(norm.args[place]) for place, n in enumerate(NORM_TENSORS, 1)}
         if tensors["running_mean"] is None or tensors["running_var"] is None:
             return "has a BatchNorm without running statistics, which no fold can write"
         if tensors["weight"] is None or tensors["bias"] is None:
@@ -206,7 +206,7 @@ def site_of(graph: GraphModule, key: str, nodes: SiteNodes) -> Site:
     momentum, eps = nodes.norm.args[6:8]
     return Site(
         key=key,
-        norm={name: str(_node(nodes.norm, place).target) for name, place in _NORM_TENSORS.items()},
+        norm={n: str(_node(nodes.norm, place).target) for place, n in enumerate(NORM_TENSORS, 1)},
         shape=tuple(weight.shape),
         dtype=str(weight.dtype).removeprefix("torch."),
         **geometry(nodes.convolution, tuple(weight.shape[2:]))._asdict(),
@@ -214,8 +214,7 @@ def site_of(graph: GraphModule, key: str, nodes: SiteNodes) -> Site:
         momentum=cast(float, momentum),
         bias=str(bias.target) if isinstance(bias, Node) else None,
         outputs=0 if shape is None else prod(shape) // shape[1],
-        modules=_by_module(nodes.convolution, 1)
-        and _by_module(nodes.norm, _NORM_TENSORS["weight"]),
+        modules=_by_module(nodes.convolution, 1) and _by_module(nodes.norm, 1),
     )
 
 

@@ -225,6 +225,22 @@ class Parametrization(ABC, Generic[S]):
         """
         return matrix_spec.from_json(self.spec_type, f"the spec of {self.name}", data)
 
+    def require_usual(self, cores: Any, has: str, instead: str) -> None:
+        """Refuse any other number of cores than the usual one.
+
+        Args:
+            cores: What was asked for.
+            has: What there is, as "2 factors".
+            instead: What to do beside leaving it out.
+
+        Raises:
+            PlanError: It is another one.
+        """
+        if cores != self.usual_cores:
+            raise PlanError(
+                f"{self.name} has {has}, found cores={cores!r}; leave cores out, {instead}"
+            )
+
     def spec_of(self, shapes: TensorShapes, form: WeightForm) -> S:
         """The spec that tensors of these shapes would have, if any: the usual one of their number.
 

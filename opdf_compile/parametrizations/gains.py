@@ -139,11 +139,7 @@ class Gains(Parametrization[GainsSpec]):
         Raises:
             PlanError: Another number of cores is wanted.
         """
-        if cores != 3:
-            raise PlanError(
-                f"gains has 3 tensors, found cores={cores!r}; leave cores out, or take the "
-                "parametrization 'mpo' for chains"
-            )
+        self.require_usual(cores, "3 tensors", "or take the parametrization 'mpo' for chains")
         return GainsSpec.of(form, **options)
 
 

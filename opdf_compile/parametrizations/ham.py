@@ -100,7 +100,7 @@ class Ham(MetricParametrization[HamSpec]):
         Raises:
             PlanError: Cores are wanted.
         """
-        self.require_no_cores(cores)
+        self.require_usual(cores, "no cores", "or take the parametrization 'mpo' for chains")
         return HamSpec.of(form, **options)
 
 

@@ -117,7 +117,7 @@ class Hyperball(MetricParametrization[MatrixSpec]):
         Raises:
             PlanError: Cores are wanted.
         """
-        self.require_no_cores(cores)
+        self.require_usual(cores, "no cores", "or take the parametrization 'mpo' for chains")
         return MatrixSpec.of(form, **options)
 
 

@@ -74,9 +74,6 @@ class KernelParametrization(Parametrization[K]):
         Raises:
             PlanError: The weight is no kernel, or another number of cores is wanted.
         """
-        if cores not in (None, self.usual_cores):
-            raise PlanError(
-                f"{self.name} has {self.usual_cores} tensors, found cores={cores!r}; leave cores "
-                "out, there is one form"
-            )
+        if cores is not None:
+            self.require_usual(cores, f"{self.usual_cores} tensors", "there is one form")
         return self.spec_type.grouped(form, **options)

@@ -29,7 +29,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.errors import PlanError
 from opdf_compile.parametrizations.base import Parametrization, ScalingTerm, TensorShapes
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm, checked_matrix
 from opdf_compile.parametrizations.registry import register
@@ -118,10 +117,7 @@ class Md(Parametrization[MatrixSpec]):
         Raises:
             PlanError: Another number of cores is wanted.
         """
-        if cores != 4:
-            raise PlanError(
-                f"md has 4 tensors, found cores={cores!r}; leave cores out, there is one form"
-            )
+        self.require_usual(cores, "4 tensors", "there is one form")
         return MatrixSpec.of(form, **options)
 
 

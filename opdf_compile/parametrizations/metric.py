@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -116,18 +116,6 @@ class MetricParametrization(Parametrization[S]):
     def terms(self, spec: S) -> tuple[ScalingTerm, ...]:
         """None: there are no cores that carry decay, the weight itself does."""
         return ()
-
-    def require_no_cores(self, cores: Any) -> None:
-        """Refuse a number of cores.
-
-        Raises:
-            PlanError: One is wanted.
-        """
-        if cores != 0:
-            raise PlanError(
-                f"{self.name} has no cores, found cores={cores!r}; leave cores out, or take the "
-                "parametrization 'mpo' for chains"
-            )
 
 
 def own_part(tensor: Tensor) -> Tensor:

@@ -123,11 +123,9 @@ class Powerprop(Parametrization[PowerSpec]):
         Raises:
             PlanError: More than one tensor is wanted.
         """
-        if cores != 1:
-            raise PlanError(
-                f"powerprop has one tensor, found cores={cores!r}; leave cores out, and ask for "
-                "another exponent by powerprop(exponent=3)"
-            )
+        self.require_usual(
+            cores, "one tensor", "and ask for another exponent by powerprop(exponent=3)"
+        )
         return PowerSpec.of(form, **options)
 
     def spec_of(self, shapes: TensorShapes, form: WeightForm) -> PowerSpec:

@@ -160,7 +160,7 @@ class RepOpt(MetricParametrization[RepOptSpec]):
         Raises:
             PlanError: Cores are wanted, or the weight has no centre.
         """
-        self.require_no_cores(cores)
+        self.require_usual(cores, "no cores", "or take the parametrization 'mpo' for chains")
         square = form.shape[0] == form.groups * form.shape[1]
         identity = options.pop("identity", False) and square
         return RepOptSpec.of(form, **options, identity=identity, groups=form.groups)

@@ -159,11 +159,7 @@ class Shared(Parametrization[SharedSpec]):
         Raises:
             PlanError: Another number of cores is wanted, or less than one block.
         """
-        if cores != 3:
-            raise PlanError(
-                f"shared has 3 cores, found cores={cores!r}; leave cores out, or take the "
-                "parametrization 'mpo' for other chains"
-            )
+        self.require_usual(cores, "3 cores", "or take the parametrization 'mpo' for other chains")
         most = options.get("blocks", USUAL_BLOCKS)
         if most < 1:
             raise PlanError(f"the option blocks of shared is {most}, wanted 1 or more; 4 is usual")

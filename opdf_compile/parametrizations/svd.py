@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.errors import PlanError
 from opdf_compile.parametrizations.base import Parametrization, TensorShapes
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm
 from opdf_compile.parametrizations.mpo import Mpo
@@ -85,11 +84,9 @@ class Svd(Parametrization[SvdSpec]):
         Raises:
             PlanError: Another number of cores is wanted.
         """
-        if cores != 2:
-            raise PlanError(
-                f"svd has 2 factors, found cores={cores!r}; leave cores out, or take the "
-                "parametrization 'mpo' for longer chains"
-            )
+        self.require_usual(
+            cores, "2 factors", "or take the parametrization 'mpo' for longer chains"
+        )
         return SvdSpec.of(form, **options)
 
 

@@ -144,11 +144,7 @@ class Wide(Parametrization[WideSpec]):
         Raises:
             PlanError: Another number of cores is wanted.
         """
-        if cores != 2:
-            raise PlanError(
-                f"wide has 2 factors, found cores={cores!r}; leave cores out, and ask for another "
-                "width by wide(expansion=8)"
-            )
+        self.require_usual(cores, "2 factors", "and ask for another width by wide(expansion=8)")
         return WideSpec.of(form, **options)
 
     def candidates(self, form: WeightForm, **options: Any) -> tuple[WideSpec, ...]:

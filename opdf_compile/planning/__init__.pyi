@@ -9,5 +9,4 @@ from .entry import PlanEntry as PlanEntry
 from .entry import rounded_weight as rounded_weight
 from .plans import Plan as Plan
 from .rules import Rules as Rules
-from .site_entry import NORM_TENSORS as NORM_TENSORS
 from .site_entry import SiteEntry as SiteEntry

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import FoldError, PlanError
-from opdf_compile.graph import Site
+from opdf_compile.graph import NORM_TENSORS, Site
 from opdf_compile.parametrizations import (
     Conv,
     Norm,
@@ -23,8 +23,6 @@ from opdf_compile.parametrizations import (
     folded_site,
 )
 from opdf_compile.tensor import Cost
-
-NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
 @dataclass(frozen=True)

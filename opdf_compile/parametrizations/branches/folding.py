@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import FoldError
+from opdf_compile.graph import NORM_TENSORS
 from opdf_compile.parametrizations.branches.site_form import SiteForm, SiteSpec
 from opdf_compile.parametrizations.branches.steps import Average, Branch, Conv, Norm, branch_of
 from opdf_compile.tensor import Convolution, Normalization, average, composed, identity
@@ -63,7 +64,7 @@ class SiteTensors:
 
 def branch_tensor_names(branch: Branch) -> tuple[str, ...]:
     """Names of the tensors that a branch's function depends on, as ``point.norm.weight``."""
-    own = {Conv: ("weight",), Norm: ("weight", "bias", "running_mean", "running_var")}
+    own = {Conv: ("weight",), Norm: NORM_TENSORS}
     return tuple(
         f"{branch.name}.{step_name}.{tensor}"
         for step_name, step in branch.steps

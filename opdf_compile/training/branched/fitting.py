@@ -8,8 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import PlanError
-from opdf_compile.graph import FROZEN, FROZEN_NORM, Site, attribute, deep_copy, zeros_around
-from opdf_compile.planning import NORM_TENSORS, SiteEntry
+from opdf_compile.graph import (
+    FROZEN,
+    FROZEN_NORM,
+    NORM_TENSORS,
+    Site,
+    attribute,
+    deep_copy,
+    zeros_around,
+)
+from opdf_compile.planning import SiteEntry
 
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
