@@ -29,9 +29,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 _WIDTH = 1024
-# Rows of one piece: on a CPU its 64-bit products, 1 MiB, stay in the cache; elsewhere fewer, larger
-# launches are faster.
-_ROWS = {"cpu": 128}
+# Rows of one piece: on a CPU its 64-bit products, 512 KiB, stay in the cache; elsewhere fewer and
+# larger launches are faster.
+_ROWS = {"cpu": 64}
 _MANY_ROWS = 4096
 
 
@@ -59,7 +59,7 @@ def checksums(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 class _RowSums:
-    """The s_r of the tensors on one device, one after the other.
+    """The s_r of the tensors on one device: of all whole rows, and then of what is left of each.
 
     One buffer for all pieces: memory that is returned and asked for anew costs more than the sums,
     because the system clears its pages each time.
@@ -68,25 +68,28 @@ class _RowSums:
     def __init__(self, device: torch.device) -> None:
         self._keys = _keys(_WIDTH, 0, device)
         self._size = _ROWS.get(device.type, _MANY_ROWS)
-        self._buffer = torch.empty((0, _WIDTH), dtype=torch.int64, device=device)
+        first = min(self._size, _ROWS["cpu"])
+        self._buffer = torch.empty((first, _WIDTH), dtype=torch.int64, device=device)
         self._filled = 0
         self._sums: list[Tensor] = []
-        self._counts: list[int] = []
+        self._rests: list[Tensor] = []
+        self._counts: list[tuple[int, bool]] = []
 
     def add(self, words: Tensor) -> int:
         """Sum the rows of one tensor; returns its place."""
-        rows, rest = divmod(len(words), _WIDTH)
-        whole = words[: rows * _WIDTH].view(rows, _WIDTH) if rows else words
-        start = 0
-        while start < rows:
-            room = self._room(rows - start)
-            torch.mul(whole[start : start + len(room)], self._keys, out=room)
-            start += len(room)
+        rows, rest = divmod(words.numel(), _WIDTH)
         if rest:
-            (row,) = self._room(1)
-            torch.mul(words[rows * _WIDTH :], self._keys[:rest], out=row[:rest])
-            row[rest:] = 0
-        self._counts.append(rows + bool(rest))
+            odd = words[rows * _WIDTH :].to(torch.int64)
+            self._rests.append(odd.mul_(self._keys[:rest]).sum())
+        if rows:
+            whole = words[: rows * _WIDTH].view(rows, _WIDTH)
+            start = 0
+            while start < rows:
+                room = self._room(rows - start)
+                end = start + room.shape[0]
+                torch.mul(whole[start:end], self._keys, out=room)
+                start = end
+        self._counts.append((rows, rest > 0))
         return len(self._counts) - 1
 
     def _room(self, wanted: int) -> Tensor:
@@ -94,8 +97,8 @@ class _RowSums:
         if self._filled == self._size:
             self._sum_up()
         end = min(self._filled + wanted, self._size)
-        if end > len(self._buffer):
-            # One small tensor needs a small buffer.
+        if end > self._buffer.shape[0]:
+            # Small tensors need a small buffer.
             grown = self._buffer.new_empty((min(self._size, 2 * end), _WIDTH))
             grown[: self._filled] = self._buffer[: self._filled]
             self._buffer = grown
@@ -110,12 +113,13 @@ class _RowSums:
     def checksums(self) -> Tensor:
         """(h_1, h_2) of every tensor, one row each."""
         self._sum_up()
-        sums = torch.cat(self._sums)
+        rests = [torch.stack(self._rests)] if self._rests else []
+        sums = torch.cat([*self._sums, *rests])
         owners, keys = _row_keys(tuple(self._counts), sums.device)
         made = sums.new_zeros((2, len(self._counts)))
         for total, of_rows in zip(made, keys, strict=True):
             total.index_add_(0, owners, sums * of_rows)
-        return made.mT.contiguous()
+        return made.mT
 
 
 def differing(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[bool]:
@@ -134,7 +138,7 @@ def differing(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[bool]:
 
 def _words(tensor: Tensor) -> Tensor:
     """A tensor's bits as 32-bit integers in one row; zeros fill up the last one."""
-    flat = tensor.detach().contiguous().view(-1)
+    flat = tensor.reshape(-1)
     if flat.itemsize % 4 == 0:
         return flat.view(torch.int32)
     raw = flat.view(torch.uint8)
@@ -145,12 +149,21 @@ def _words(tensor: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _row_keys(counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """For each row of tensors with so many rows: whose it is, and its keys for h_1 and h_2."""
-    owners = torch.arange(len(counts), device=device)
-    owners = owners.repeat_interleave(torch.tensor(counts, device=device))
-    keys = [_keys(max(counts), stream, device) for stream in (1, 2)]
-    return owners, torch.stack([torch.cat([key[:count] for count in counts]) for key in keys])
+def _row_keys(
+    counts: tuple[tuple[int, bool], ...], device: torch.device
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """For each s_r as `_RowSums` has them: whose it is, and its keys for h_1 and h_2.
+
+    `counts` are the whole rows of each tensor, and whether there is another.
+    """
+    places = [
+        *((place, row) for place, (rows, _more) in enumerate(counts) for row in range(rows)),
+        *((place, rows) for place, (rows, more) in enumerate(counts) if more),
+    ]
+    owners, rows_of = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).to(device).unbind(1)
+    longest = max((rows + more for rows, more in counts), default=0)
+    keys = (_keys(longest, stream, device)[rows_of] for stream in (1, 2))
+    return owners.contiguous(), tuple(keys)
 
 
 @lru_cache(maxsize=256)

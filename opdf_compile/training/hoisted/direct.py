@@ -87,8 +87,10 @@ class DirectStep:
 
     def __init__(self, directs: Iterable[Direct], optimizer: Optimizer, scaling: Scaling) -> None:
         """Find the weights that the optimizer holds; nothing moves."""
-        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-        self._held = [(d, groups[id(d.parameter)]) for d in directs if id(d.parameter) in groups]
+        mine = tuple(directs)
+        holding = optimizer.param_groups if mine else ()
+        groups = {id(p): group for group in holding for p in group["params"]}
+        self._held = [(d, groups[id(d.parameter)]) for d in mine if id(d.parameter) in groups]
         self._name = type(optimizer).__name__
         self._scaling = scaling
         self._steps: dict[str, MetricStep[Any]] = {}

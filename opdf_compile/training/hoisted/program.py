@@ -28,7 +28,7 @@ from opdf_compile.training.hoisted.checksums import checksums, differing
 from opdf_compile.training.hoisted.direct import Direct, strays
 from opdf_compile.training.hoisted.ranks import ProgramRanks
 from opdf_compile.training.hoisted.remaking import remake, seed
-from opdf_compile.training.hoisted.unit import Unit
+from opdf_compile.training.hoisted.unit import Unit, Way
 
 FoldSource = Literal["cores", "weights"]
 
@@ -176,7 +176,10 @@ class WeightProgram:
         # Taking a sharded gradient is collective, so every rank takes all of them in one order.
         taking = ((key, bound.take_grad()) for key, bound in self._bounds.items())
         taken = {key: grad for key, grad in taking if key in mine}
-        return tuple(key for unit in self.units for key in unit.pull(taken))
+        way = Way()
+        found = tuple(key for unit in self.units for key in unit.pull(taken, way))
+        way.go()
+        return found
 
     def require_held(self) -> None:
         """Refuse to go on over a student that was rebuilt since.

@@ -9,7 +9,9 @@ made again in the pull, at the cost of one more forward of compose.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,10 +20,34 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.fx import Graph, GraphModule
 
 from opdf_compile.errors import DeviceError
+from opdf_compile.parametrizations import ScalingTerm
 from opdf_compile.training.hoisted.binding import Bound
 
 # Names of the cores of one member, in the order of the graph's placeholders.
 _CoreNames = tuple[str, ...]
+
+# Entries of gradients that one call of autograd takes back: a call costs what a small product does.
+_AT_ONCE = 2**20
+
+
+class Way:
+    """Gradients on their way back from weights to cores, some at a time."""
+
+    def __init__(self) -> None:
+        """Nothing is under way."""
+        self._pairs: list[tuple[GradientEdge, Tensor]] = []
+
+    def add(self, edge: GradientEdge, grad: Tensor) -> None:
+        """Take a weight's gradient along."""
+        self._pairs.append((edge, grad))
+
+    def go(self, *, full: bool = False) -> None:
+        """Bring those under way to their cores; where `full`, only if they are many by now."""
+        pairs = self._pairs
+        if pairs and not (full and sum(grad.numel() for _edge, grad in pairs) < _AT_ONCE):
+            self._pairs = []
+            edges, grads = zip(*pairs, strict=True)
+            torch.autograd.backward(edges, grads)
 
 
 class Unit:
@@ -58,7 +84,7 @@ class Unit:
         self.keys = tuple(bound.key for bound in weights)
         self.batched = batched
         self.compiled_with: dict[str, Any] | None = None
-        self._call: Callable[..., tuple[Tensor, ...]] = GraphModule(nn.Module(), graph)
+        self._call: nn.Module = GraphModule(nn.Module(), graph)
         self._edges: tuple[GradientEdge | None, ...] | None = None
         self._dtypes: tuple[torch.dtype, ...] = ()
         self._versions: tuple[int, ...] = ()
@@ -90,6 +116,15 @@ class Unit:
     def trained(self) -> tuple[nn.Parameter, ...]:
         """The cores that an optimizer steps."""
         return tuple(core for core in self.storage if core.requires_grad)
+
+    @cached_property
+    def terms(self) -> tuple[ScalingTerm, ...]:
+        """What scales its weights, see `Parametrization.terms`, by place in the storage."""
+        entry, count = self.weights[0].entry, len(self.storage)
+        if len(entry.core_names) != count:  # Several weights of shared cores.
+            return (dict.fromkeys(range(count), 1 / count),)
+        place = [self.members[0].index(name) for name in entry.core_names]
+        return tuple({place[k]: share for k, share in term.items()} for term in entry.terms or ())
 
     def hold_still(self, names: Collection[str]) -> None:
         """Take these cores for untrained; names of other units are passed over."""
@@ -141,7 +176,7 @@ class Unit:
 
     def compile(self, **options: Any) -> None:
         """Run compose through torch.compile from now on."""
-        self._call = torch.compile(self._call, **options)
+        self._call = torch.compile(self._call, **options)  # type: ignore[assignment]
         self.compiled_with = options
         self.forget()
 
@@ -161,21 +196,22 @@ class Unit:
         `keep` keeps what the next pull needs.
         """
         self.forget()
-        # Inference mode would leave nothing to pull gradients through.
-        with torch.inference_mode(False), torch.set_grad_enabled(keep):
+        self._require_devices()
+        with _as_they_are(self.storage[0].device.type), torch.set_grad_enabled(keep):
             values = self._compose()
         self.settle()
         return {key: value.detach() for key, value in zip(self.keys, values, strict=True)}
 
-    def pull(self, taken: MutableMapping[str, Tensor | None]) -> tuple[str, ...]:
-        """Add the weights' gradients, pulled back, to those of the cores.
+    def pull(self, taken: MutableMapping[str, Tensor | None], way: Way) -> tuple[str, ...]:
+        """Send the weights' gradients back, to be added to those of the cores.
 
         A weight of a batch that got no gradient counts as one with a zero gradient, unless none
         of the batch got any.
 
         Args:
             taken: Whole gradients by weight; those of this unit leave it, so that their memory
-                is free before the next unit's turn.
+                is free soon after the unit's turn.
+            way: Takes them along; some may be under way afterwards.
 
         Returns:
             Names of the weights that had a gradient.
@@ -185,27 +221,24 @@ class Unit:
         grads = [(place, grad) for place, grad in found if grad is not None]
         if not grads:
             return ()
-        if self._edges is None or self._versions != self._now():
-            with torch.inference_mode(False), torch.enable_grad():
+        again = self._edges is None or self._versions != self._now()
+        if again:
+            with _as_they_are(self.storage[0].device.type), torch.enable_grad():
                 self._compose()
         edges, self._edges = self._edges, None
         assert edges is not None
-        # A weight without an edge has frozen cores only.
-        ways = [(edge, place, grad) for place, grad in grads if (edge := edges[place]) is not None]
-        if ways:
-            torch.autograd.backward(
-                [edge for edge, _place, _grad in ways],
-                [grad.to(self._dtypes[place]) for _edge, place, grad in ways],
-            )
-        return tuple(self.weights[place].key for place, _grad in grads)
+        for place, grad in grads:
+            # A weight without an edge has frozen cores only.
+            if (edge := edges[place]) is not None:
+                way.add(edge, grad.to(self._dtypes[place]))
+        # What was made again is let go before others are.
+        way.go(full=not again)
+        return tuple(self.keys[place] for place, _grad in grads)
 
     def _compose(self) -> tuple[Tensor, ...]:
-        self._require_devices()
-        device = self.storage[0].device.type
-        # Under autocast the products would run in half precision, and the weight lose 1e-3.
-        with torch.autocast(device, enabled=False):
-            results = self._call(*self._shaped())
-            values = tuple(results[0].unbind(0)) if self.batched else tuple(results)
+        # Not by `__call__`: nobody can have hooks there.
+        results = self._call.forward(*self._shaped())
+        values: tuple[Tensor, ...] = tuple(results[0].unbind(0) if self.batched else results)
         if torch.is_grad_enabled():
             self._edges = tuple(get_gradient_edge(v) if v.requires_grad else None for v in values)
             self._dtypes = tuple(value.dtype for value in values)
@@ -224,3 +257,17 @@ class Unit:
                     f"the weight {bound.key!r} is on {bound.device}, its cores are on {wanted}; "
                     "move the student first and build the optimizer (or hoist) afterwards"
                 )
+
+
+def _as_they_are(device: str) -> AbstractContextManager[object]:
+    """Outside the caller's autocast and inference mode.
+
+    In half precision the weight would lose 1e-3; inference mode would leave nothing to pull
+    gradients through.
+    """
+    if not (torch.is_autocast_enabled(device) or torch.is_inference_mode_enabled()):
+        return nullcontext()  # Entering either costs as much as a small product.
+    outside = ExitStack()
+    outside.enter_context(torch.autocast(device, enabled=False))
+    outside.enter_context(torch.inference_mode(False))
+    return outside

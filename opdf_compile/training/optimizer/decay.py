@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from opdf_compile.errors import PlanError
-from opdf_compile.parametrizations import ScalingTerm
 from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.binding import local
 from opdf_compile.training.hoisted.direct import Direct
@@ -63,7 +62,7 @@ def decay(unit: Unit, factor: float, keys: Collection[str]) -> Callable[[], None
     if factor == 1.0 or not any(key in keys for key in unit.keys):
         return None
     scales = [1.0] * len(unit.storage)
-    terms = _terms(unit)
+    terms = unit.terms
     if not terms:
         return None  # Its weights take no decay.
     for term in terms:
@@ -124,18 +123,8 @@ def shares_of(units: Iterable[Unit], direct: Iterable[Direct]) -> dict[int, floa
     """
     shares = {id(weight.parameter): float(weight.by.decays) for weight in direct}
     for unit in units:
-        for term in _terms(unit):
+        for term in unit.terms:
             for place, share in term.items():
                 core = id(unit.storage[place])
                 shares[core] = shares.get(core, 0.0) + share
     return shares
-
-
-def _terms(unit: Unit) -> tuple[ScalingTerm, ...]:
-    """The terms of a unit's weights, by place in its storage."""
-    entry, count = unit.weights[0].entry, len(unit.storage)
-    names = unit.members[0]
-    if len(entry.core_names) != count:  # Several weights of shared cores.
-        return (dict.fromkeys(range(count), 1 / count),)
-    place = [names.index(name) for name in entry.core_names]
-    return tuple({place[k]: share for k, share in term.items()} for term in entry.terms or ())

@@ -190,7 +190,7 @@ class Overparam(SavedState):
         Raises:
             WeightsChanged: Something else changed the weights since the last step; nothing moves.
         """
-        if closure is None and needs_closure(self.inner):
+        if closure is None and self._needs_closure:
             raise InputError(
                 f"{type(self.inner).__name__} evaluates the loss by itself, found step() without a "
                 "closure; call step(closure), where closure() clears the gradients, computes the "
@@ -206,6 +206,10 @@ class Overparam(SavedState):
         loss = CoreStep(self, self.decay_factor, early=early).run(closure)
         self._links.show(self.param_groups, self.inner.param_groups)
         return loss
+
+    @functools.cached_property
+    def _needs_closure(self) -> bool:
+        return needs_closure(self.inner)
 
     @functools.cached_property
     def _early(self) -> bool:
