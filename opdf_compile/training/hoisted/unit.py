@@ -217,9 +217,9 @@ class Unit:
             Names of the weights that had a gradient.
         """
         self._require_devices()
-        found = [(place, taken.pop(key)) for place, key in enumerate(self.keys)]
-        grads = [(place, grad) for place, grad in found if grad is not None]
-        if not grads:
+        grads = [taken.pop(key) for key in self.keys]
+        pulled = tuple(k for k, grad in zip(self.keys, grads, strict=True) if grad is not None)
+        if not pulled:
             return ()
         again = self._edges is None or self._versions != self._now()
         if again:
@@ -227,23 +227,36 @@ class Unit:
                 self._compose()
         edges, self._edges = self._edges, None
         assert edges is not None
-        for place, grad in grads:
+        for edge, dtype, grad in zip(edges, self._dtypes, self._sent(grads), strict=True):
             # A weight without an edge has frozen cores only.
-            if (edge := edges[place]) is not None:
-                way.add(edge, grad.to(self._dtypes[place]))
+            if edge is not None and grad is not None:
+                way.add(edge, grad.to(dtype))
         # What was made again is let go before others are.
         way.go(full=not again)
-        return tuple(self.keys[place] for place, _grad in grads)
+        return pulled
+
+    def _sent(self, grads: list[Tensor | None]) -> list[Tensor | None]:
+        """Gradients of what the graph returns; of a batch that is one stack.
+
+        Its rows cannot be sent one by one: each edge of an unbind lists all of them, which takes
+        squares of their number.
+        """
+        if not self.batched:
+            return grads
+        (dtype,) = self._dtypes
+        empty = next(grad for grad in grads if grad is not None)
+        rows = [torch.zeros_like(empty) if grad is None else grad for grad in grads]
+        return [torch.stack([row.to(dtype) for row in rows])]
 
     def _compose(self) -> tuple[Tensor, ...]:
         # Not by `__call__`: nobody can have hooks there.
-        results = self._call.forward(*self._shaped())
-        values: tuple[Tensor, ...] = tuple(results[0].unbind(0) if self.batched else results)
+        results: tuple[Tensor, ...] = tuple(self._call.forward(*self._shaped()))
         if torch.is_grad_enabled():
-            self._edges = tuple(get_gradient_edge(v) if v.requires_grad else None for v in values)
-            self._dtypes = tuple(value.dtype for value in values)
+            edges = (get_gradient_edge(made) if made.requires_grad else None for made in results)
+            self._edges = tuple(edges)
+            self._dtypes = tuple(made.dtype for made in results)
             self._versions = self._now()
-        return values
+        return tuple(results[0].detach().unbind(0)) if self.batched else results
 
     def _now(self) -> tuple[int, ...]:
         """Counts that move when an optimizer or a user writes to a core."""
