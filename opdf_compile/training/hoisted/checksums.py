@@ -16,23 +16,25 @@ lose two rows of an identity that change places. This is no defence against forg
 Integer sums do not depend on the order of summation: the same bits give the same sums on every
 device. It costs one pass over the weight in pieces that fit a cache (1 to 3 ms for a million
 float32 entries on one core), a copy only of a weight that is not contiguous, and no synchronisation
-until compared. Many weights share the pieces, so that a small one costs two products more.
+until compared. Small weights share a piece: each costs one copy more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 _WIDTH = 1024
 # Rows of one piece: on a CPU its 64-bit products, 512 KiB, stay in the cache; elsewhere fewer and
 # larger launches are faster.
 _ROWS = {"cpu": 64}
 _MANY_ROWS = 4096
+# From so many rows on a tensor is summed where it lies.
+_SMALL = 16
 
 
 def checksum(tensor: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ def checksum(tensor: Tensor) -> Tensor:
 def checksums(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The checksum of each, in one go: what is summed for one is summed for all.
 
-    Each tensor is let go before the next one is asked for.
+    A large tensor is let go before the next one is asked for.
     """
     places: list[tuple[torch.device, int]] = []
     sums: dict[torch.device, _RowSums] = {}
@@ -52,17 +54,18 @@ def checksums(tensors: Iterable[Tensor]) -> list[Tensor]:
             device = tensor.device
             if device not in sums:
                 sums[device] = _RowSums(device)
-            places.append((device, sums[device].add(_words(tensor))))
+            places.append((device, sums[device].add(tensor)))
             del tensor
         found = {device: rows.checksums().unbind(0) for device, rows in sums.items()}
     return [found[device][place] for device, place in places]
 
 
 class _RowSums:
-    """The s_r of the tensors on one device: of all whole rows, and then of what is left of each.
+    """The s_r of the tensors on one device.
 
     One buffer for all pieces: memory that is returned and asked for anew costs more than the sums,
-    because the system clears its pages each time.
+    because the system clears its pages each time. Small tensors, and what is left of large ones,
+    are first copied together: a copy costs less than a product of its own.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -72,25 +75,62 @@ class _RowSums:
         self._buffer = torch.empty((first, _WIDTH), dtype=torch.int64, device=device)
         self._filled = 0
         self._sums: list[Tensor] = []
-        self._rests: list[Tensor] = []
-        self._counts: list[tuple[int, bool]] = []
+        self._count = 0
+        # What the sums are of, in their order.
+        self._summed: list[_Rows] = []
+        self._small: list[tuple[Tensor, _Rows]] = []
+        self._small_rows = 0
 
-    def add(self, words: Tensor) -> int:
+    def add(self, tensor: Tensor) -> int:
         """Sum the rows of one tensor; returns its place."""
-        rows, rest = divmod(words.numel(), _WIDTH)
-        if rest:
-            odd = words[rows * _WIDTH :].to(torch.int64)
-            self._rests.append(odd.mul_(self._keys[:rest]).sum())
-        if rows:
-            whole = words[: rows * _WIDTH].view(rows, _WIDTH)
-            start = 0
-            while start < rows:
-                room = self._room(rows - start)
-                end = start + room.shape[0]
-                torch.mul(whole[start:end], self._keys, out=room)
-                start = end
-        self._counts.append((rows, rest > 0))
-        return len(self._counts) - 1
+        place = self._count
+        self._count += 1
+        size = tensor.numel() * tensor.itemsize
+        rows, rest = divmod(size, 4 * _WIDTH)
+        if rows >= _SMALL:
+            words = tensor.reshape(-1).view(torch.uint8)
+            whole = words[: size - rest]
+            # A view as 32-bit words needs an aligned start; views into a flat buffer may lack it.
+            whole = whole.clone() if whole.storage_offset() % 4 else whole
+            self._summed.append(_Rows(place, 0, rows))
+            self._multiply(whole.view(torch.int32).view(rows, _WIDTH))
+            if rest:
+                self._gather(words[size - rest :].clone(), _Rows(place, rows, 1))
+        elif size:
+            self._gather(tensor, _Rows(place, 0, rows + (rest > 0)))
+        return place
+
+    def _gather(self, tensor: Tensor, rows: _Rows) -> None:
+        if self._small_rows + rows.many > _ROWS["cpu"]:
+            self._spread()
+        self._small.append((tensor, rows))
+        self._small_rows += rows.many
+
+    def _spread(self) -> None:
+        """Copy the small tensors together, each from the start of a row on, and sum their rows."""
+        words = self._keys.new_zeros(self._small_rows * _WIDTH, dtype=torch.int32)
+        views: dict[torch.dtype, Tensor] = {}
+        copies: list[Tensor] = []
+        start = 0
+        for tensor, rows in self._small:
+            dtype = tensor.dtype
+            if dtype not in views:
+                views[dtype] = words.view(dtype)
+            first = start * 4 * _WIDTH // tensor.itemsize
+            copies.append(views[dtype].as_strided(tensor.shape, _strides(tensor.shape), first))
+            start += rows.many
+        torch._foreach_copy_(copies, [tensor for tensor, _rows in self._small])
+        self._summed.extend(rows for _tensor, rows in self._small)
+        self._small, self._small_rows = [], 0
+        self._multiply(words.view(-1, _WIDTH))
+
+    def _multiply(self, rows: Tensor) -> None:
+        start, wanted = 0, rows.shape[0]
+        while start < wanted:
+            room = self._room(wanted - start)
+            end = start + room.shape[0]
+            torch.mul(rows[start:end], self._keys, out=room)
+            start = end
 
     def _room(self, wanted: int) -> Tensor:
         """Rows of the buffer to fill: as many as wanted, or as there are."""
@@ -112,14 +152,23 @@ class _RowSums:
 
     def checksums(self) -> Tensor:
         """(h_1, h_2) of every tensor, one row each."""
+        if self._small:
+            self._spread()
         self._sum_up()
-        rests = [torch.stack(self._rests)] if self._rests else []
-        sums = torch.cat([*self._sums, *rests])
-        owners, keys = _row_keys(tuple(self._counts), sums.device)
-        made = sums.new_zeros((2, len(self._counts)))
+        sums = torch.cat(self._sums)
+        owners, keys = _row_keys(tuple(self._summed), sums.device)
+        made = sums.new_zeros((2, self._count))
         for total, of_rows in zip(made, keys, strict=True):
             total.index_add_(0, owners, sums * of_rows)
         return made.mT
+
+
+class _Rows(NamedTuple):
+    """So many rows of the tensor at a place, from the first on."""
+
+    place: int
+    first: int
+    many: int
 
 
 def differing(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[bool]:
@@ -136,33 +185,19 @@ def differing(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> list[bool]:
     return answers
 
 
-def _words(tensor: Tensor) -> Tensor:
-    """A tensor's bits as 32-bit integers in one row; zeros fill up the last one."""
-    flat = tensor.reshape(-1)
-    if flat.itemsize % 4 == 0:
-        return flat.view(torch.int32)
-    raw = flat.view(torch.uint8)
-    # A view as 32-bit words needs an aligned start; views into a flat buffer may lack it.
-    if raw.storage_offset() % 4 or raw.numel() % 4:
-        raw = pad(raw, (0, -raw.numel() % 4))
-    return raw.view(torch.int32)
+@lru_cache(maxsize=1024)
+def _strides(shape: torch.Size) -> tuple[int, ...]:
+    """Of a contiguous tensor."""
+    return torch.empty(shape, device="meta").stride()
 
 
 @lru_cache(maxsize=64)
-def _row_keys(
-    counts: tuple[tuple[int, bool], ...], device: torch.device
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """For each s_r as `_RowSums` has them: whose it is, and its keys for h_1 and h_2.
-
-    `counts` are the whole rows of each tensor, and whether there is another.
-    """
-    places = [
-        *((place, row) for place, (rows, _more) in enumerate(counts) for row in range(rows)),
-        *((place, rows) for place, (rows, more) in enumerate(counts) if more),
-    ]
-    owners, rows_of = torch.tensor(places, dtype=torch.int64).reshape(-1, 2).to(device).unbind(1)
-    longest = max((rows + more for rows, more in counts), default=0)
-    keys = (_keys(longest, stream, device)[rows_of] for stream in (1, 2))
+def _row_keys(summed: tuple[_Rows, ...], device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """For each row of these: the place of its tensor, and its keys for h_1 and h_2."""
+    rows = [(of.place, row) for of in summed for row in range(of.first, of.first + of.many)]
+    owners, places = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2).to(device).unbind(1)
+    longest = max((row + 1 for _place, row in rows), default=0)
+    keys = (_keys(longest, stream, device)[places] for stream in (1, 2))
     return owners.contiguous(), tuple(keys)
 
 

@@ -130,7 +130,8 @@ class CoreStep:
         self._decay(found)
         self._pulled.update(found)
         self._direct.take()
-        self._kernels.enter_context(fused(optimizer.inner))
+        storage = {id(core) for unit in program.units for core in unit.storage}
+        self._kernels.enter_context(fused(optimizer.inner, storage))
 
     def _decay(self, found: tuple[str, ...]) -> None:
         """Once in a step, however often it evaluates."""
