@@ -99,6 +99,7 @@ class Bound:
         """Find the submodule that holds the weight."""
         self.entry = entry
         self._holder, self._name = owner(module, entry.key)
+        self._shape = tuple(entry.spec.shape)
         self._path = _links(module, entry.key.split(".")[:-1])
 
     @property
@@ -125,9 +126,9 @@ class Bound:
         for parent, name, child in self._path:
             if parent._modules.get(name) is not child:
                 raise InputError(self._lost("gone, or that of another layer now"))
-        found, wanted = tuple(self.parameter.shape), tuple(self.entry.spec.shape)
-        if found != wanted:
-            raise InputError(self._lost(f"of shape {found} now, it was {wanted}"))
+        found = self.parameter.shape
+        if found != self._shape:
+            raise InputError(self._lost(f"of shape {tuple(found)} now, it was {self._shape}"))
 
     def _lost(self, what: str) -> str:
         return (

@@ -243,8 +243,10 @@ class Followed(Optimizer):
         """
         found = self.program.matched()
         direct = {d.key: d.parameter for d in self.program.direct}
+        # The names are looked up by weak references, which take longer than a small product.
+        listed = set().union(*self._laid[0]) if self._laid is not None else set()
         for key, weight in {**found, **direct}.items():
-            if weight not in self._names:
+            if id(weight) not in listed and weight not in self._names:
                 raise InputError(
                     f"the student's {key!r} is another Parameter now, wanted the one that the "
                     "optimizer was built with and its groups hold; build it after whatever "
