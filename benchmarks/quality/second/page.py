@@ -12,6 +12,7 @@ from quality.second.plan import Stage
 from quality.second.plots import differences
 from quality.second.rows import Row, outcomes, rows_of, to_json
 from quality.second.store import Store
+from quality.second.study import missing
 
 
 def write(
@@ -37,16 +38,18 @@ def write(
         The tables by name.
     """
     made: dict[str, str] = {}
-    early = rows(development, plan.DEVELOPMENT)
+    early = rows(Store(development), plan.DEVELOPMENT)
     if early:
         made["second-development"] = tables.comparisons_table(tables.every_trial(early))
     stages = [stage.of(stage.tasks, tiny=tiny) for stage in plan.CONFIRMATION]
-    found = rows(confirmation, stages)
+    held = Store(confirmation)
+    found = rows(held, stages)
     if found:
         made["second-primary"] = tables.comparisons_table(tables.primary(found))
         made["second-methods"] = tables.methods_table(found)
         made["second-trials"] = tables.trials_table(found)
         made["second-cost"] = tables.cost_table(found)
+        made["second-stages"] = tables.stages_table(stages, lambda stage: whole(held, stage))
     print(*(f"{name}:\n{table}\n" for name, table in made.items()), sep="\n")
     if path is not None:
         path.write_text(json.dumps(to_json(found), indent=1) + "\n")
@@ -57,8 +60,11 @@ def write(
     return made
 
 
-def rows(store: Path, stages: Sequence[Stage]) -> list[Row]:
-    """The rows that a store has."""
-    if not store.exists():
-        return []
-    return rows_of(outcomes(Store(store), stages))
+def whole(store: Store, stage: Stage) -> bool:
+    """Whether all of a stage has been run."""
+    return not missing(store, stage)[0]
+
+
+def rows(store: Store, stages: Sequence[Stage]) -> list[Row]:
+    """The rows of the stages that are whole; tasks to come would change a correction."""
+    return rows_of(outcomes(store, [stage for stage in stages if whole(store, stage)]))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 
-from quality.second.plan import PRIMARY, REGIMES
+from quality.second.methods import PLAIN
+from quality.second.plan import PRIMARY, REGIMES, Stage
 from quality.second.rows import Outcome, Row
 
 OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD", "muon": "Muon"}
@@ -103,6 +104,27 @@ def cost_table(rows: Sequence[Row]) -> str:
     for (method, optimizer), found in costs.items():
         text = f"{min(found):.2f} to {max(found):.2f}" if len(found) > 1 else f"{found[0]:.2f}"
         lines.append(f"| {method}, {OPTIMIZERS[optimizer]} | {text} |")
+    return "\n".join(lines)
+
+
+def stages_table(stages: Sequence[Stage], whole: Callable[[Stage], bool]) -> str:
+    """What was asked, in its order, and what has been run.
+
+    Args:
+        stages: Of the study.
+        whole: Whether nothing of a stage is missing.
+    """
+    lines = [
+        "| student, loss, regime | methods | tasks | trials | tuning seeds | seeds | run |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for stage in stages:
+        size, others = stage.size, [name for name in stage.methods if name != PLAIN.name]
+        lines.append(
+            f"| {stage.student}, {stage.loss}, {stage.regime} | {', '.join(others)} | "
+            f"{len(stage.tasks)} | {size.trials} to {size.most_trials} | {size.tuning_seeds} | "
+            f"{size.seeds} | {'yes' if whole(stage) else 'not yet'} |"
+        )
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from quality.second import page
 from quality.second.groups import CostOf, Job, groups_of, quartered, stopped
 from quality.second.plan import Size, Stage
 from quality.second.plots import differences
@@ -22,6 +23,7 @@ from quality.second.tables import (
     cost_table,
     methods_table,
     primary,
+    stages_table,
     trials_table,
 )
 from quality.second.training import Run
@@ -198,6 +200,19 @@ def test_a_group_that_is_not_whole_gives_no_rows() -> None:
     fewer = rows_of(outcomes(fewer_runs, [stage]))
     assert {r.outcome.task for r in fewer} == {"glyphs-upper"}
     assert len(rows) == 2 * len(fewer)
+
+
+def test_the_table_of_stages_says_what_was_not_run() -> None:
+    done, open_ = asked("fixed", "plain", "repvgg"), asked("fixed", "plain", "ham")
+    store, rows = whole(done, true)
+    while jobs := missing(store, replace(open_, tasks=TASKS[:1]))[0]:
+        for job in jobs:
+            store.keep(job.key(), planted(job, true))
+    table = stages_table([done, open_], lambda stage: page.whole(store, stage))
+    first, second = table.splitlines()[2:]
+    assert first == "| deep, distil, fixed | repvgg | 2 | 4 to 8 | 2 | 8 | yes |"
+    assert second == "| deep, distil, fixed | ham | 2 | 4 to 8 | 2 | 8 | not yet |"
+    assert page.rows(store, [done, open_]) == rows
 
 
 def test_what_a_later_stage_adds_does_not_change_an_earlier_row(
