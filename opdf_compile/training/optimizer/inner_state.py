@@ -18,6 +18,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -176,11 +177,24 @@ def joined_state(
         top = own(reader.read(rest["top"], top))
         more = own(reader.read(rest["state"], more))
     found = {
-        place: {reader.key(key): reader.read(value) for key, value in states[p].items()}
+        place: {reader.key(key): _laid(reader.read(value), p) for key, value in states[p].items()}
         for place, p in places.items()
         if states.get(p)
     }
     return {**top, "state": {**more, **found}, "param_groups": packed["param_groups"]}
+
+
+def _laid(value: Any, parameter: Tensor) -> Any:
+    """What is kept of a parameter, in memory as the parameter lies there.
+
+    A run may go on with channels_last weights where it was saved without, and torch's fused kernels
+    on a CPU pair entries up as they lie.
+    """
+    if type(value) is not Tensor or value.shape != parameter.shape:
+        return value
+    if value.layout != torch.strided or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def start_anew(

@@ -197,3 +197,41 @@ def test_a_write_is_counted_and_a_step_that_failed_counts_what_moved() -> None:
         optimizer.step()
     assert (first._version, second._version) == (2, 1)
     assert all(group["fused"] is None for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("form", ["hyperball", "md", "mpo"])
+def test_a_run_goes_on_in_another_memory_layout(form: str) -> None:
+    """Saved with plain weights, loaded into channels_last ones, the user's fused kernels all along.
+
+    torch's own load keeps a state as it lay, and its kernels on a CPU pair up what lies alike.
+    """
+
+    def conv() -> nn.Conv2d:
+        torch.manual_seed(4)
+        return nn.Conv2d(3, 4, 3).double()
+
+    x = torch.randn(8, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+
+    def go(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for _ in range(4):
+            optimizer.zero_grad()
+            (model(x) - 1).square().mean().backward()
+            optimizer.step()
+
+    def run(asked: bool) -> nn.Module:
+        def wrapped(model: nn.Module) -> opdf.Overparam:
+            plan = opdf.plan(model, parametrization=form)
+            return opdf.Overparam(model, torch.optim.AdamW, plan=plan, lr=1e-2, fused=asked)
+
+        first = conv()
+        saved = wrapped(first)
+        go(first, saved)
+        again = conv()
+        again.load_state_dict(first.state_dict())
+        again = again.to(memory_format=torch.channels_last)
+        loaded = wrapped(again)
+        loaded.load_state_dict(saved.state_dict())
+        go(again, loaded)
+        return again
+
+    assert difference(run(True), run(False)) < 1e-12
