@@ -44,15 +44,15 @@ def command(
         typer.Option(metavar="R", help="Cost of a training step, 1.2 for 20 % over the plain one."),
     ] = None,
     parametrization: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
-            help="mpo, or another of the registry: delta, do_conv, gains, ham, hyperball, md, "
-            "orepa, powerprop, repopt, shared, spectral, svd, wide. Or branches beside a "
-            "convolution and its BatchNorm: acnet, dbb, dilated, mobileone, repvgg. Options stand "
-            "in brackets: 'wide(expansion=8)'. For the weights that no --rule names.",
+            help="mpo if left out, or another of the registry: delta, do_conv, gains, ham, "
+            "hyperball, md, orepa, powerprop, repopt, shared, spectral, svd, wide. Or branches "
+            "beside a convolution and its BatchNorm: acnet, dbb, dilated, mobileone, repvgg. "
+            "Options stand in brackets: 'wide(expansion=8)'. For the weights that no --rule names.",
         ),
-    ] = "mpo",
+    ] = None,
     rule: o.Rule = None,
     include: Annotated[
         list[str] | None,
@@ -73,7 +73,9 @@ def command(
 ) -> None:
     """Decide which weight gets which cores, and write the decision as an editable plan.
 
-    At most one of --scale, --cores and --overhead says how much.
+    At most one of --scale, --cores and --overhead says how much. Without them, and without
+    --parametrization and --rule, each weight gets up to 3 cores, as long as they cost no more than
+    a quarter of its own training step on the example inputs.
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         asked = ModelOptions(model, weights, tuple(input or ()), inputs, size, trust_pickle)
@@ -95,10 +97,8 @@ def command(
                 rules=rules,
             )
         made.save(out)
-        left = len(made.refusals)
-        terminal.show(
-            plan_table(made), made.totals(), f"{left} weights left alone", *ladder(traced)
-        )
+        left = f"{len(made.refusals)} weights left alone"
+        terminal.show(plan_table(made), made.totals(), left, *made.left(), *ladder(traced))
         dear = cost_warning(made)
         if dear is not None:
             terminal.warn(dear)

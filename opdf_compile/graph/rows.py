@@ -7,6 +7,7 @@ from html import escape
 from math import prod
 from typing import Any
 
+from opdf_compile.graph.flops import STEP_FACTOR
 from opdf_compile.tables import html_table, text_table
 
 _HEAD = ("weight", "op", "shape", "parameters", "FLOPs")
@@ -69,6 +70,11 @@ class Match:
         """Forward FLOPs over all uses of one phase (the train graph where it reads the weight)."""
         phase = "train" if any(use.phase == "train" for use in self.uses) else "eval"
         return sum(use.flops for use in self.uses if use.phase == phase)
+
+    @property
+    def step_flops(self) -> int:
+        """FLOPs of its own part of a training step: forward, towards the input, and to itself."""
+        return STEP_FACTOR * self.flops
 
     @property
     def op(self) -> str:

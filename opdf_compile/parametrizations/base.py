@@ -163,6 +163,13 @@ class Parametrization(ABC, Generic[S]):
         """
         return (self.propose(form, cores=self.usual_cores, **options),)
 
+    def lighter(self, form: WeightForm, *, cores: int) -> tuple[S, ...]:
+        """Specs for a weight whose own step is short: at most so many tensors, of any bond.
+
+        All of them add enough to be worth their price; none where there is no such choice.
+        """
+        return ()
+
     def core_names(self, key: str, spec: S) -> tuple[str, ...]:
         """`<key>_cores.<i>`, entries of a ParameterList beside the weight."""
         return tuple(f"{key}_cores.{k}" for k in range(len(self.shapes(spec))))

@@ -39,8 +39,8 @@ from opdf_compile.tensor import (
 # The paper's range of cores.
 _CORES = range(2, 11)
 
-# A choice beyond the paper's shapes adds at least this share of the weight's own parameters, and
-# this many of them lie at equal ratios between the smallest and the largest.
+# A choice beyond the paper's shapes, or below them, adds at least this share of the weight's own
+# parameters; so many lie at equal ratios between the smallest and the largest.
 _LEAST_ADDED = 0.02
 _FILL = 31
 
@@ -100,6 +100,16 @@ class Mpo(Parametrization[MpoSpec]):
         return tuple(
             MpoSpec.of(form, out_modes=out, in_modes=inner, **options) for out, inner in chains
         )
+
+    def lighter(self, form: WeightForm, *, cores: int) -> tuple[MpoSpec, ...]:
+        """The chain family of 2 to `cores` cores at every bond that adds 2 % of the weight."""
+        with _naming(form):
+            splits = chain_splits(form.rows, form.cols, kernel=form.kernel)
+        bonds = {split.bond: split for split in reversed(splits)}
+        chains = (split.modes(n) for n in range(2, cores + 1) for split in bonds.values())
+        specs = (MpoSpec.of(form, out_modes=out, in_modes=inner) for out, inner in chains)
+        least = _LEAST_ADDED * form.rows * form.cols
+        return tuple(spec for spec in specs if spec.chain.added >= least)
 
     def spec_to_json(self, spec: MpoSpec) -> dict[str, object]:
         """The spec as JSON values; see `mpo_spec.spec_to_json`."""

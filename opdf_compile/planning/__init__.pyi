@@ -1,3 +1,4 @@
+from .affordable import assumed_rows as assumed_rows
 from .choose import DEFAULT_CORES as DEFAULT_CORES
 from .choose import DEFAULT_MIN_SIZE as DEFAULT_MIN_SIZE
 from .choose import at_most_one as at_most_one

@@ -13,10 +13,11 @@ from torch import nn
 from opdf_compile.errors import PlanError
 from opdf_compile.graph import Match, MatchReport, Refusal, Traced, bare, match, step_flops
 from opdf_compile.parametrizations import Parametrization, Spec
+from opdf_compile.planning.affordable import LIMIT, PER_WEIGHT, affordable, too_dear
 from opdf_compile.planning.entry import PlanEntry
 from opdf_compile.planning.globs import Globs
 from opdf_compile.planning.plans import Plan
-from opdf_compile.planning.rules import USUAL, Rules
+from opdf_compile.planning.rules import Rules
 from opdf_compile.planning.site_entry import SiteEntry
 from opdf_compile.planning.sites import site_entries
 from opdf_compile.planning.sizing import Asked, sized
@@ -34,16 +35,21 @@ def plan(
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
     min_size: int = DEFAULT_MIN_SIZE,
-    parametrization: str = USUAL,
+    parametrization: str | None = None,
     rules: Mapping[str, str] | None = None,
 ) -> Plan:
     """Decide how each weight is over-parameterised.
 
+    Where nothing says how much or into what, a weight of a traced model gets three cores if a step
+    on the example batch can pay for them: the products of its cores take at most a quarter of the
+    FLOPs of its own plain step. If not, it gets the largest smaller chain that does, or is left
+    alone. Of a bare module no batch is known: every weight gets three cores.
+
     Args:
         model: A traced model; a bare module is accepted (module-level matches, no FLOPs).
-        cores: Cores per weight; if nothing else is asked for 3, or what the parametrization is
-            usually given (svd: 2). Among rules it speaks to those that take a number of cores and
-            do not say their own.
+        cores: Cores per weight, whatever they cost; with a parametrization or rules, and nothing
+            else, what it is usually given (mpo: 3, svd: 2). Among rules it speaks to those that
+            take a number of cores and do not say their own.
         scale: Training parameters over deployed parameters, above 1.
         overhead: Predicted FLOPs of a training step over the plain student's, above 1.
         include: Globs over weight names; only these are planned. Names a vocabulary-sized weight
@@ -51,7 +57,7 @@ def plan(
         exclude: Globs over weight names that are left alone.
         min_size: Weights with fewer parameters are left alone.
         parametrization: Name in the registry, with options in brackets: "wide(expansion=8)"; or
-            "none", which leaves weights alone.
+            "none", which leaves weights alone; mpo if it is left out.
         rules: Globs over weight names, and the parametrization of each; the first that names a
             weight counts. `parametrization` is that of all others.
 
@@ -72,10 +78,13 @@ def plan(
     """
     by_rule = Rules.of(rules, parametrization)
     request = _request(by_rule, cores, scale, overhead)
+    by_default = not rules and {cores, scale, overhead, parametrization} == {None}
     if cores is not None:
         by_rule = by_rule.hearing(cores)
     graph = model.graph if isinstance(model, Traced) else None
     flops = step_flops(graph) if graph is not None else 0
+    if by_default and flops:
+        request = {PER_WEIGHT: LIMIT}
     report = match(model)
     chosen, refusals = select(report, include, exclude, min_size)
     by_rule.require_used(_everything(report).values())
@@ -87,7 +96,7 @@ def plan(
     )
     refusals += [*no_sites, *plain]
     if not entries and not sites:
-        raise PlanError(_nothing(report, refusals))
+        raise PlanError(_nothing(report, refusals, request))
     made = Plan(
         tuple(entries),
         tuple(refusals),
@@ -107,13 +116,15 @@ def _weights(
     """An entry or a refusal for each weight that is asked to become cores, or nothing."""
     unfit = {found.key: rule.why_not(found) for found, rule in asked}
     fitting = [(found, rule) for found, rule in asked if unfit[found.key] is None]
-    specs = sized(fitting, request, flops, sites)
+    by_default = PER_WEIGHT in request
+    specs = affordable(fitting) if by_default else sized(fitting, request, flops, sites)
     entries: list[PlanEntry] = []
     refusals: list[Refusal] = []
     for found, rule in asked:
         spec = specs.get(found.key)
         if spec is None:
-            reason = unfit[found.key] or "does not fit into the overhead asked for"
+            dear = too_dear(found) if by_default else "does not fit into the overhead asked for"
+            reason = unfit[found.key] or dear
         elif not _adds(spec, rule.by):
             reason = "has sizes that allow no bond: cores would add nothing"
         else:
@@ -224,14 +235,19 @@ def _adds(spec: Spec, by: Parametrization[Any]) -> bool:
     return tensors == 1 or added < 0 or added >= tensors
 
 
-def _nothing(report: MatchReport, refusals: list[Refusal]) -> str:
+def _nothing(report: MatchReport, refusals: list[Refusal], request: dict[str, Any]) -> str:
     if not report.matches and not refusals:
         return (
             "the model has no Linear or Conv weight that this tool finds, wanted at least one; "
             "see opdf-compile inspect MODEL"
         )
     reasons = "; ".join(f"{r.key} {r.reason}" for r in refusals[:3])
+    remedy = (
+        "ask for chains at any price (cores=3), or trace with the batch that you train with"
+        if PER_WEIGHT in request
+        else "relax include, exclude, min_size or the overhead"
+    )
     return (
         f"no weight is left to plan ({len(report.matches)} matches, then: {reasons}), wanted at "
-        "least one; relax include, exclude, min_size or the overhead"
+        f"least one; {remedy}"
     )

@@ -18,13 +18,13 @@ from opdf_compile.planning.plans import Plan
 USUAL_ROWS = 4096
 DEAR = 0.5
 # Forward, gradient of the input, gradient of the weight: a product and a sum each.
-_FLOPS_PER_ROW = 6
+FLOPS_PER_ROW = 6
 _SHOWN = 5
 
 
 def plain_step(plan: Plan) -> int:
     """FLOPs of the student's own training step, as far as the plan knows."""
-    return max(plan.student_step_flops, _FLOPS_PER_ROW * USUAL_ROWS * plan.deployed)
+    return max(plan.student_step_flops, FLOPS_PER_ROW * USUAL_ROWS * plan.deployed)
 
 
 def dearest(plan: Plan, most: int = 3) -> tuple[PlanEntry, ...]:
@@ -47,7 +47,7 @@ def cost_warning(plan: Plan) -> str | None:
     each = [
         f"{entry.key} ({'x'.join(map(str, entry.spec.shape))}) adds "
         f"{flops_text(entry.cost.step_flops)} to every step, as much as training it on "
-        f"{entry.cost.step_flops // (_FLOPS_PER_ROW * entry.deployed):,} rows and "
+        f"{entry.cost.step_flops // (FLOPS_PER_ROW * entry.deployed):,} rows and "
         f"{entry.cost.step_flops / whole:.1f} times a whole plain step"
         for entry in dear[:_SHOWN]
     ]

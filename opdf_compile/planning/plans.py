@@ -249,14 +249,38 @@ class Plan:
             f"predicted step {step}, memory {self.peak_bytes / 2**20:,.1f} MiB"
         )
 
-    def __str__(self) -> str:
+    def left(self) -> list[str]:
+        """The weights that are left alone, those with one reason in one line."""
+        keys: dict[str, list[str]] = {}
+        for refusal in self.refusals:
+            keys.setdefault(refusal.reason, []).append(refusal.key)
+        return [f"left alone ({reason}): {_some(names)}" for reason, names in keys.items()]
+
+    def table(self) -> str:
+        """What is planned, as text: a row per weight, and the totals."""
         return "\n".join([text_table([_HEAD, *self.rows()], right=(4, 5, 6)), self.totals()])
 
+    def __str__(self) -> str:
+        return "\n".join([self.table(), *self.left()])
+
     def _repr_html_(self) -> str:
+        return self.html_table() + "".join(f"<p>{escape(line)}</p>" for line in self.left())
+
+    def html_table(self) -> str:
+        """The same as `table`, as HTML."""
         return f"{html_table([_HEAD, *self.rows()])}<p>{escape(self.totals())}</p>"
 
 
 _HEAD = ("weight", "by", "shape", "modes", "deployed", "trained", "FLOPs/step")
+
+
+# Names in a line of weights that are left alone.
+_NAMED = 8
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
 
 
 def _agree(entry: PlanEntry, what: str, planned: object, found: object) -> None:

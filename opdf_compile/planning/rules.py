@@ -101,6 +101,10 @@ class Rule:
             return (self.proposed(found),)
         return tuple(self.by.candidates(WeightForm.matched(found), **self._options()))
 
+    def lighter(self, found: Match) -> tuple[Spec, ...]:
+        """The specs of a weight that are smaller than the usual one, to choose from."""
+        return tuple(self.by.lighter(WeightForm.matched(found), cores=self.cores))
+
     def _options(self) -> dict[str, Any]:
         return {key: value for key, value in self.request.options.items() if key != "cores"}
 
@@ -112,12 +116,12 @@ class Rules:
     given: tuple[Rule, ...]
 
     @classmethod
-    def of(cls, rules: Mapping[str, str] | None, parametrization: str = USUAL) -> Rules:
+    def of(cls, rules: Mapping[str, str] | None, parametrization: str | None = None) -> Rules:
         """The rules of a plan, before a model is looked at.
 
         Args:
             rules: Globs and what is asked for, in order.
-            parametrization: What is asked for all other weights.
+            parametrization: What is asked for all other weights; the usual one if None.
 
         Raises:
             PlanError: They cannot be read, or contradict each other.
@@ -129,13 +133,13 @@ class Rules:
             )
         made = [_followed(glob, text) for glob, text in (rules or {}).items()]
         if any(rule.glob == _ALL for rule in made):
-            if parametrization != USUAL:
+            if parametrization not in (None, USUAL):
                 raise PlanError(
                     f"parametrization={parametrization!r} is given beside a rule for '*', which "
                     "says what all other weights get; remove one of them"
                 )
         else:
-            made.append(Rule(_ALL, _known(parametrization)))
+            made.append(Rule(_ALL, _known(parametrization or USUAL)))
         return cls(tuple(made))
 
     def __iter__(self) -> Iterator[Rule]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from opdf_compile.planning import Plan, cost_warning
+from opdf_compile.planning import Plan, assumed_rows, cost_warning
 
 WeightProgress = Callable[[str, int, int], None]
 _LOG = logging.getLogger("opdf_compile")
@@ -21,6 +21,11 @@ def announced(plan: Plan, progress: WeightProgress | None) -> WeightProgress:
     warning = cost_warning(plan)
     if warning is not None:
         _LOG.warning("%s", warning)
+    # Cores must be there when an optimizer is built: its groups, its state and a checkpoint's are
+    # over them. The first forward would tell the rows, and comes too late.
+    assumed = assumed_rows(plan)
+    if assumed is not None:
+        _LOG.info("%s", assumed)
     shapes = {entry.key: "x".join(map(str, entry.spec.shape)) for entry in plan.entries}
 
     def tell(key: str, done: int, total: int) -> None:

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from opdf_compile.graph import Refusal
-from opdf_compile.planning import Plan, dearest, flops_text
+from opdf_compile.planning import Plan, assumed_rows, dearest, flops_text
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ class Summary:
                 for entry in dearest(self.plan)
             )
             lines.append("dearest to compose: " + ", ".join(shares))
+        if (assumed := assumed_rows(self.plan)) is not None:
+            lines.append(assumed)
         if direct:
             methods = ", ".join(sorted({entry.parametrization for entry in direct}))
             lines.append(
@@ -132,10 +134,10 @@ class Summary:
         return [*lines, *(f"{r.key} {r.reason}" for r in self.refusals)]
 
     def __str__(self) -> str:
-        return "\n".join([str(self.plan), *self.lines()])
+        return "\n".join([self.plan.table(), *self.lines()])
 
     def _repr_html_(self) -> str:
-        return self.plan._repr_html_() + "".join(f"<p>{escape(line)}</p>" for line in self.lines())
+        return self.plan.html_table() + "".join(f"<p>{escape(line)}</p>" for line in self.lines())
 
 
 def _convolutions(count: int) -> str:
