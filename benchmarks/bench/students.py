@@ -151,7 +151,7 @@ def _llama() -> _Parts:
 
 def _tiny() -> _Parts:
     model = nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 48))
-    return model, (torch.randn(16, 48),), {}, 3
+    return model, (torch.randn(64, 48),), {}, 3
 
 
 _BUILDERS: dict[str, Callable[[], _Parts]] = {

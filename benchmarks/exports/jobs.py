@@ -64,7 +64,7 @@ def export_one(name: str, folder: Path, threads: int, seed: int) -> float:
     untouched = model.build().eval()
     example = model.batch(_SAMPLES)
     traced = opdf.trace(untouched, example)
-    training = opdf.expand(traced, opdf.plan(traced))
+    training = opdf.expand(traced, opdf.plan(traced, cores=3))
     _steps(training, model.batch)
     student = opdf.fold(training)
     opdf.export_onnx(student, example, folder / name, reference=untouched)

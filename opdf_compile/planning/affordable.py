@@ -70,6 +70,6 @@ def assumed_rows(plan: Plan) -> str | None:
     most = max(wanted, key=lambda key: wanted[key])
     return (
         "no example batch is known, so each weight is assumed to see enough rows in a step: with "
-        f"fewer than {wanted[most]:,} {most} takes more than {LIMIT:g} times its part of a plain "
-        "one; give plan=opdf.plan(opdf.trace(student, (batch,))) to fit the plan to a batch"
+        f"fewer than {wanted[most]:,} rows {most} takes more than {LIMIT:g} times its own plain "
+        "step; give plan=opdf.plan(opdf.trace(student, (batch,))) to fit the plan to a batch"
     )

@@ -96,7 +96,8 @@ def plan(
     )
     refusals += [*no_sites, *plain]
     if not entries and not sites:
-        raise PlanError(_nothing(report, refusals, request))
+        dear = plain if PER_WEIGHT in request else []
+        raise PlanError(_nothing(report, dear or refusals, dear=bool(dear)))
     made = Plan(
         tuple(entries),
         tuple(refusals),
@@ -235,7 +236,7 @@ def _adds(spec: Spec, by: Parametrization[Any]) -> bool:
     return tensors == 1 or added < 0 or added >= tensors
 
 
-def _nothing(report: MatchReport, refusals: list[Refusal], request: dict[str, Any]) -> str:
+def _nothing(report: MatchReport, refusals: list[Refusal], *, dear: bool) -> str:
     if not report.matches and not refusals:
         return (
             "the model has no Linear or Conv weight that this tool finds, wanted at least one; "
@@ -243,8 +244,9 @@ def _nothing(report: MatchReport, refusals: list[Refusal], request: dict[str, An
         )
     reasons = "; ".join(f"{r.key} {r.reason}" for r in refusals[:3])
     remedy = (
-        "ask for chains at any price (cores=3), or trace with the batch that you train with"
-        if PER_WEIGHT in request
+        "trace with the batch that you train with, or ask for chains at any price: cores=3 "
+        "(opdf-compile plan --cores 3)"
+        if dear
         else "relax include, exclude, min_size or the overhead"
     )
     return (

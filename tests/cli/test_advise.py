@@ -27,6 +27,9 @@ labels = "labels"
 kind = "task"
 of = "mse"
 
+[plan]
+cores = 3
+
 [optimizer]
 name = "SGD"
 lr = 0.03

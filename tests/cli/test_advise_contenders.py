@@ -28,6 +28,9 @@ labels = "labels"
 kind = "task"
 of = "mse"
 
+[plan]
+cores = 3
+
 [optimizer]
 name = "SGD"
 lr = 0.03

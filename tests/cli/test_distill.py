@@ -48,6 +48,8 @@ source = "code.py:data"
 batch = 8
 [[loss]]
 kind = "hinton"
+[plan]
+cores = 3
 [optimizer]
 lr = 0.1
 [training]

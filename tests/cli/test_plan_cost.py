@@ -15,6 +15,7 @@ BOX_HEAD = "torch.nn:Linear?in_features=12544&out_features=1024"
 
 def test_plan_warns_and_the_option_it_names_is_one(tmp_path: Path, capsys: Capture) -> None:
     line = ["plan", BOX_HEAD, "--input", "input=2x12544:float32", "-o", str(tmp_path / "plan.json")]
+    line += ["--cores", "3"]
     assert main([*line, "--json", "-"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["entries"][0]["key"] == "weight"
@@ -41,5 +42,5 @@ def test_expand_warns_once(tmp_path: Path, capsys: Capture) -> None:
 
 def test_nothing_is_said_of_a_small_layer(tmp_path: Path, capsys: Capture) -> None:
     model = ["torch.nn:Linear?in_features=64&out_features=64", "--input", "input=2x64:float32"]
-    assert main(["plan", *model, "-o", str(tmp_path / "plan.json")]) == 0
+    assert main(["plan", *model, "--cores", "3", "-o", str(tmp_path / "plan.json")]) == 0
     assert capsys.readouterr().err == ""

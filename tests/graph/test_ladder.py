@@ -111,7 +111,7 @@ def test_the_module_rung_is_matched_planned_and_trained_hoisted(function: Any) -
     assert "found from modules (rung module)" in str(report)
     assert "found from modules" in report._repr_html_()
     assert report.to_json()["source"] == "modules"
-    plan = opdf.plan(traced)
+    plan = opdf.plan(traced, cores=3)
     assert (plan.student_step_flops > 0) == ("eval" in traced.graphs)
     assert (plan.rung, plan.notes) == ("module", traced.notes)
     assert opdf.Plan.from_json(plan.to_json()).notes == traced.notes
@@ -133,7 +133,7 @@ def test_expand_refuses_the_module_rung_with_the_reason_and_the_remedy() -> None
             r"at test_ladder.py:\d+ in .*\), wanted one that torch.export can hold; train the "
             r"module itself in the hoisted form: opdf.Overparam\(model, torch.optim.AdamW, plan",
         ):
-            opdf.expand(traced, opdf.plan(traced))
+            opdf.expand(traced, opdf.plan(traced, cores=3))
 
 
 def test_a_traced_eval_phase_is_no_training_graph() -> None:
@@ -141,7 +141,7 @@ def test_a_traced_eval_phase_is_no_training_graph() -> None:
     assert traced.rungs == {"eval": "dynamic"}
     assert opdf.match(traced).source == "graph"
     with pytest.raises(TraceError, match="Linear was traced without its train phase, wanted both"):
-        opdf.expand(traced, opdf.plan(traced))
+        opdf.expand(traced, opdf.plan(traced, cores=3))
 
 
 def test_overhead_without_any_graph_says_what_to_do() -> None:
@@ -264,7 +264,7 @@ def test_lazy_modules_and_meta_weights_are_told_what_they_lack() -> None:
     x = torch.randn(2, 16, device="meta")
     traced = trace(nn.Linear(16, 16, device="meta"), (x,))
     with pytest.raises(opdf.UserError, match="'weight' cannot be factorised: it has no values"):
-        opdf.expand(traced, opdf.plan(traced))
+        opdf.expand(traced, opdf.plan(traced, cores=3))
     with pytest.raises(opdf.UserError, match="'weight' cannot be factorised: it has no values"):
         opdf.hoist(nn.Linear(16, 16, device="meta"))
 
@@ -312,7 +312,7 @@ def test_a_backward_that_a_graph_would_lose_keeps_the_module() -> None:
     assert traced.rungs == {"train": "module", "eval": "dynamic"}
     assert "forward runs the autograd.Function Straight, whose backward" in traced.notes[0]
     with pytest.raises(TraceError, match="no train graph to expand .*autograd.Function Straight"):
-        opdf.expand(traced, opdf.plan(traced))
+        opdf.expand(traced, opdf.plan(traced, cores=3))
     assert trace(Signs(straight=False), (x,)).rungs == {"train": "dynamic", "eval": "dynamic"}
     # The patch that notices it is gone again, and the gradient is that of the class.
     assert torch.autograd.Function.apply.__qualname__ != "backwards_kept.<locals>.apply"

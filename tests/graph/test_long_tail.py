@@ -45,7 +45,7 @@ def test_case(case: Case) -> None:
     for key, piece in case.refusals.items():
         assert piece in reasons[key]
     include = [*case.matches, *(case.refusals if case.included else ())]
-    plan = opdf.plan(traced, min_size=1, include=include)
+    plan = opdf.plan(traced, cores=3, min_size=1, include=include)
     expanded = opdf.expand(traced, plan)
     untouched = copy.deepcopy(student.state_dict())
     for phase in (True, False):
@@ -112,7 +112,7 @@ def trajectory(case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[s
     """The student before, and after three steps in the inline and in the hoisted form."""
     student, inputs = case.model().train(), case.inputs()
     traced = opdf.trace(student, inputs)
-    plan = opdf.plan(traced, min_size=1, include=[*case.matches])
+    plan = opdf.plan(traced, cores=3, min_size=1, include=[*case.matches])
     expanded, plain = opdf.expand(traced, plan), deep_copy(student)
     inline = torch.optim.SGD(expanded.parameters(), lr=1e-3)
     hoisted = opdf.Overparam(plain, torch.optim.SGD, plan=plan, lr=1e-3)

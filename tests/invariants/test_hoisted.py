@@ -145,7 +145,7 @@ class Whole(nn.Module):
 
 
 def trained(model: nn.Module, ids: Tensor, **options: Any) -> opdf.Overparam:
-    plan = opdf.plan(opdf.trace(model, (ids,)), include=["*"])
+    plan = opdf.plan(opdf.trace(model, (ids,)), cores=3, include=["*"])
     opt = opdf.Overparam(model, torch.optim.AdamW, plan=plan, lr=0.05, **options)
     for _ in range(3):
         opt.zero_grad()

@@ -32,7 +32,7 @@ from opdf_compile.training.inline.expanded import Expanded
 
 def grow(model: nn.Module, *args: Any, **options: Any) -> Expanded:
     traced = opdf.trace(model, args)
-    return opdf.expand(traced, opdf.plan(traced, **({"min_size": 1} | options)))
+    return opdf.expand(traced, opdf.plan(traced, **({"min_size": 1, "cores": 3} | options)))
 
 
 def generator() -> torch.Generator:
@@ -315,7 +315,7 @@ torch.set_num_threads(1)
 model = torch.nn.Linear(36, 24)
 model.weight.data.copy_(torch.randn(24, 36, generator=torch.Generator().manual_seed(0)))
 traced = opdf.trace(model, (torch.zeros(2, 36),))
-cores = opdf.expand(traced, opdf.plan(traced)).cores("weight")
+cores = opdf.expand(traced, opdf.plan(traced, cores=3)).cores("weight")
 print(hashlib.sha256(b"".join(c.detach().numpy().tobytes() for c in cores)).hexdigest())
 """
 
@@ -323,7 +323,7 @@ print(hashlib.sha256(b"".join(c.detach().numpy().tobytes() for c in cores)).hexd
 def test_invariant_7_decompositions_are_deterministic() -> None:
     for name, make in WEIGHTS.items():
         traced = opdf.trace(linear(make()), (torch.randn(2, make().shape[1]),))
-        plan = opdf.plan(traced, min_size=1)
+        plan = opdf.plan(traced, cores=3, min_size=1)
         first = opdf.expand(traced, plan).cores("weight")
         torch.manual_seed(1234)
         torch.randn(100)
@@ -347,7 +347,7 @@ def test_invariant_8_nothing_is_lost_or_overwritten_unasked(tmp_path: Path) -> N
     flags = [module.training for module in model.modules()]
     traced = opdf.trace(model, (ids,))
     opdf.match(traced)
-    expanded = opdf.expand(traced, opdf.plan(traced))
+    expanded = opdf.expand(traced, opdf.plan(traced, cores=3))
     expanded(ids).sum().backward()
     torch.optim.SGD(expanded.parameters(), lr=0.1).step()
     cores = copy.deepcopy(expanded.state_dict())

@@ -70,8 +70,10 @@ def test_cores(resnet: Traced, cores: int) -> None:
     assert brute_force(made) == (made.cost.parameters, made.deployed)
 
 
-def test_three_cores_are_the_default(resnet: Traced) -> None:
-    assert plan(resnet) == plan(resnet, cores=3)
+def test_three_cores_are_the_default_without_a_batch(resnet: Traced) -> None:
+    bare = resnet.source
+    assert isinstance(bare, nn.Module)
+    assert plan(bare) == plan(bare, cores=3)
 
 
 @pytest.mark.parametrize("scale", [1.2, 1.5, 2.0, 3.0])
@@ -115,7 +117,7 @@ def test_an_overhead_that_takes_only_some_says_why_for_the_others() -> None:
 
 
 def test_include_exclude_and_min_size(resnet: Traced) -> None:
-    only = plan(resnet, include=["stages.0.*", "head.*"], exclude=["*skip*"])
+    only = plan(resnet, cores=3, include=["stages.0.*", "head.*"], exclude=["*skip*"])
     assert [e.key for e in only.entries] == [
         "stages.0.a.weight",
         "stages.0.b.weight",
@@ -124,13 +126,13 @@ def test_include_exclude_and_min_size(resnet: Traced) -> None:
     reasons = {r.key: r.reason for r in only.refusals}
     assert reasons["stem.weight"] == "is not named by include"
     assert reasons["stages.0.skip.weight"] == "is named by exclude"
-    small = plan(resnet, min_size=5000)
+    small = plan(resnet, cores=3, min_size=5000)
     assert all(entry.deployed >= 5000 for entry in small.entries)
     assert "fewer than min_size=5000" in {r.key: r.reason for r in small.refusals}["stem.weight"]
 
 
 def test_one_glob_may_be_a_bare_string(resnet: Traced) -> None:
-    assert plan(resnet, include="head.*") == plan(resnet, include=["head.*"])
+    assert plan(resnet, cores=3, include="head.*") == plan(resnet, cores=3, include=["head.*"])
 
 
 def test_every_weight_is_planned_or_refused(resnet: Traced) -> None:
@@ -154,7 +156,7 @@ def test_include_takes_a_tied_embedding_by_any_of_its_names(glob: str) -> None:
     traced = trace(Tied(), (torch.ones(2, 3, dtype=torch.int64),))
     with pytest.raises(PlanError, match="no weight is left to plan .*tied to an embedding of 30"):
         plan(traced)
-    (entry,) = plan(traced, include=[glob]).entries
+    (entry,) = plan(traced, cores=3, include=[glob]).entries
     assert (entry.key, entry.aliases) == ("table.weight", ("head.weight",))
 
 

@@ -62,7 +62,8 @@ def test_text_and_html(made: Plan) -> None:
         "trained",
         "FLOPs/step",
     ]
-    assert lines[-1].startswith(f"2 weights: {made.deployed:,} parameters deployed")
+    assert lines[-2].startswith(f"2 weights: {made.deployed:,} parameters deployed")
+    assert lines[-1] == "left alone (has 36 parameters, fewer than min_size=64): 2.weight"
     assert "<td>0.weight</td>" in made._repr_html_()
 
 

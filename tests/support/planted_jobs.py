@@ -78,6 +78,7 @@ def recipe(**training: Any) -> Recipe:
             "student": {"model": "planted_jobs.py:student"},
             "data": {"source": "planted_jobs.py:data", "batch": 16},
             "loss": [{"kind": "task", "of": "mse"}],
+            "plan": {"cores": 2},
             "optimizer": {"name": "SGD", "lr": 0.03},
             "training": {"steps": 300, "device": "cpu", "metric": "mse", **training},
         }

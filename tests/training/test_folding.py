@@ -19,7 +19,7 @@ from opdf_compile.training.inline.expanded import Expanded
 
 def grow(model: nn.Module, *args: Any, **options: Any) -> Expanded:
     traced = opdf.trace(model, args)
-    return opdf.expand(traced, opdf.plan(traced, **({"min_size": 1} | options)))
+    return opdf.expand(traced, opdf.plan(traced, **({"min_size": 1, "cores": 3} | options)))
 
 
 def train(module: nn.Module, steps: int) -> None:
@@ -133,7 +133,7 @@ def test_a_program_comes_back_as_a_program() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)).eval()
     program = torch.export.export(model, (torch.randn(3, 8),), strict=False)
     traced = opdf.trace(program)
-    expanded = opdf.expand(traced, opdf.plan(traced))
+    expanded = opdf.expand(traced, opdf.plan(traced, cores=3))
     with torch.no_grad():
         expanded.tree.get_parameter("0.bias").add_(1.0)
     folded = opdf.fold(expanded)

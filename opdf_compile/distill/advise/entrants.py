@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,9 +13,12 @@ from torch.optim import Optimizer
 
 from opdf_compile.distill.engine import Batches, machine_for
 from opdf_compile.distill.recipe import Job
+from opdf_compile.errors import RecipeError
 from opdf_compile.graph import Phase, Traced, trace
 from opdf_compile.planning import Plan
 from opdf_compile.planning import plan as choose_plan
+
+_LOG = logging.getLogger("opdf_compile")
 
 PLAIN = "plain"
 _CORES = (2, 3)
@@ -44,8 +48,9 @@ class Entrant:
 def entrants(job: Job) -> tuple[Entrant, ...]:
     """The methods that race for a job; the first is plain.
 
-    They are the plain student, 2 and 3 cores per weight, what the recipe asks for where that is
-    something else, and the recipe's plan with alignment where the recipe has one.
+    They are the plain student, 2 and 3 cores per weight, the recipe's plan where that is something
+    else (the default plan where it asks for nothing), and the recipe's plan with alignment where
+    the recipe has one.
 
     Raises:
         UserError: The student cannot be traced, or has no weight that can be planned.
@@ -62,12 +67,30 @@ def entrants(job: Job) -> tuple[Entrant, ...]:
     chains = asked.parametrization == "mpo" and not asked.rules
     usual = chains and asked.cores in (None, *_CORES)
     sized = asked.scale is not None or asked.overhead is not None
+    # Cores that are pulled towards a teacher's are as many for every weight.
+    by_default = asked.by_default and job.alignment is None
     if asked.enabled and (not usual or sized):
         made.append(Entrant("the recipe's plan", job.plan(student), without=without))
+    elif asked.enabled and by_default:
+        made += _default_entrant(job, student, made, without)
     if asked.enabled and job.alignment is not None:
         name = "the recipe's plan, aligned"
         made.append(Entrant(name, job.plan(student), aligned=True))
     return tuple(made)
+
+
+def _default_entrant(
+    job: Job, student: nn.Module, others: Sequence[Entrant], without: tuple[str, ...]
+) -> list[Entrant]:
+    """The default plan, unless it is that of another entrant, or leaves all weights alone."""
+    try:
+        plan = job.plan(student)
+    except RecipeError as error:  # Without any chain it is the plain student, who races already.
+        _LOG.warning("the default plan does not race: %s", error)
+        return []
+    if plan is None or any(o.plan and o.plan.entries == plan.entries for o in others):
+        return []
+    return [Entrant("the recipe's plan", plan, without=without)]
 
 
 def plain_entrant(job: Job) -> Entrant:

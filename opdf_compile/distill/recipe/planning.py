@@ -34,7 +34,6 @@ def make_plan(
     from opdf_compile.planning import DEFAULT_CORES, plan
 
     section = recipe.plan
-    named = section.model_fields_set
     try:
         rules = Rules.of(section.rules, section.parametrization)
         # Branches fold only where both phases have the site; cores need one graph to count by.
@@ -58,8 +57,7 @@ def make_plan(
             overhead=section.overhead,
             include=section.include,
             exclude=section.exclude,
-            # Named is what the recipe says, not what the schema fills in.
-            parametrization=section.parametrization if "parametrization" in named else None,
+            parametrization=None if section.by_default else section.parametrization,
             rules=section.rules,
         )
     except UserError as error:

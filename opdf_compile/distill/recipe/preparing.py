@@ -14,6 +14,7 @@ from opdf_compile.distill.recipe.axes import export_axes
 from opdf_compile.distill.recipe.casting import fitting, float_dtype
 from opdf_compile.distill.recipe.checks_data import require_fitting_data
 from opdf_compile.distill.recipe.data_parts import load_data
+from opdf_compile.distill.recipe.examples import examples_at
 from opdf_compile.distill.recipe.job import Batch, Data, Job, named_outputs
 from opdf_compile.distill.recipe.loss_terms import make_losses, try_losses
 from opdf_compile.distill.recipe.metrics import make_metric, try_metric
@@ -123,14 +124,21 @@ class _Made:
         dtype = float_dtype(student)
         if self._plan is None or self._planned != dtype:
             self._planned = dtype
+            # The default plan is what a step can pay for, and the step is one of a whole batch.
+            batch = self._batch() if self.recipe.plan.by_default else self.example
             example = {
                 name: tensor.to(dtype) if tensor.is_floating_point() else tensor
-                for name, tensor in self.example.items()
+                for name, tensor in batch.items()
             }
             arguments = self.data.arguments(example)
             self._plan = make_plan(self.recipe, student, arguments, self.teacher, self.layer_map)
         # A plan remembers which student it is for; the decision is the same for all of them.
         return self._plan.made_for(student)
+
+    def _batch(self) -> dict[str, Tensor]:
+        """The first examples of the training part: as many as a forward of training has."""
+        count = min(self.recipe.data.batch, len(self.data.train))
+        return self.data.collate(examples_at(self.data.train, torch.arange(count)))
 
     def optimizer(self, student: nn.Module, plan: Plan | None, **given: Any) -> Optimizer:
         """The optimizer of one run."""

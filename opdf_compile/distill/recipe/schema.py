@@ -91,7 +91,7 @@ class PlanSection(Section):
         examples=[{"head.*": "none"}],
     )
     cores: int | None = Field(
-        None, ge=2, le=64, description="Cores per weight; 3 by default.", examples=[3]
+        None, ge=2, le=64, description="Cores per weight, at any price.", examples=[3]
     )
     scale: float | None = Field(
         None, gt=1, description="Training over deployed parameters.", examples=[2.0]
@@ -103,6 +103,12 @@ class PlanSection(Section):
         [], description="Globs; only these weights.", examples=[["encoder.*"]]
     )
     exclude: list[Text] = Field([], description="Globs; not these weights.", examples=[["head.*"]])
+
+    @property
+    def by_default(self) -> bool:
+        """Whether nothing says how much, or into what: the default plan."""
+        says = {"parametrization", "rules", "cores", "scale", "overhead"}
+        return self.model_fields_set.isdisjoint(says)
 
     @field_serializer("rules")
     def _in_order(self, rules: dict[str, str]) -> list[list[str]]:

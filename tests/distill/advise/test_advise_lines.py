@@ -32,8 +32,11 @@ RECIPES = {
     "plain": ("", "[plan]\nenabled = false\n[optimizer]\nlr = 0.1\n"),
     "sized": ("", '[plan]\nscale = 1.5\nexclude = ["head.*"]\n[optimizer]\nlr = 0.1\n'),
     "svd": ("", '[plan]\nparametrization = "svd"\n[optimizer]\nlr = 0.1\n'),
-    "cores decay": ("", '[optimizer]\nlr = 0.1\ndecay = "cores"\nweight_decay = 0.1\n'),
-    "no decay": ("", '[optimizer]\nname = "Rprop"\nlr = 0.1\n'),
+    "cores decay": (
+        "",
+        '[plan]\ncores = 3\n[optimizer]\nlr = 0.1\ndecay = "cores"\nweight_decay = 0.1\n',
+    ),
+    "no decay": ("", '[plan]\ncores = 3\n[optimizer]\nname = "Rprop"\nlr = 0.1\n'),
     "aligned": ('layer_map = "found"', "[alignment]\nweight = 1.0\n[optimizer]\nlr = 0.1\n"),
     "warm": (
         'layer_map = "found"\nwarm_start = true',

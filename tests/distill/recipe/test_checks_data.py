@@ -88,7 +88,7 @@ def test_labels_that_leave_an_example_out_are_no_misfit(tmp_path: Path) -> None:
 
 def test_the_plan_has_the_dtype_of_its_student(tmp_path: Path) -> None:
     """The command shows the plan of a float32 student before a run in float64 asks for its own."""
-    file = written(tmp_path, "lr = 0.01", "lr = 0.01")
+    file = written(tmp_path, "[optimizer]", "[plan]\ncores = 3\n[optimizer]")
     job = prepare(read_recipe(file), base=tmp_path)
     for dtype in (torch.float32, torch.float64, torch.float32):
         student = job.make_student(0).to(dtype)

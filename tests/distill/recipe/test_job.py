@@ -73,6 +73,9 @@ steps = 4
 {more}
 """
 
+# A batch of 8 pays for no chain by itself.
+CORES = "[plan]\ncores = 3"
+
 Make = Callable[..., Job]
 
 
@@ -198,7 +201,8 @@ def loss_of(section: str, width: int) -> losses.WeightedSum:
 
 
 def test_the_optimizer_is_plain_without_a_plan_and_overparam_with_one(make: Make) -> None:
-    job = make(optimizer='lr = 0.1\nmomentum = 0.9\nno_decay = ["*.bias", "norm.*"]')
+    optimizer = 'lr = 0.1\nmomentum = 0.9\nno_decay = ["*.bias", "norm.*"]'
+    job = make(optimizer=optimizer, more=CORES)
     student = job.make_student(0)
     plain = job.optimizer(student, None)
     assert type(plain) is torch.optim.SGD
@@ -215,7 +219,7 @@ def test_the_optimizer_is_plain_without_a_plan_and_overparam_with_one(make: Make
 
 
 def test_a_student_has_the_plan_of_another_as_its_own(make: Make) -> None:
-    job = make()
+    job = make(more=CORES)
     first, second = job.make_student(0), job.make_student(1)
     plans = job.plan(first), job.plan(second)
     assert plans[0] == plans[1]

@@ -25,7 +25,7 @@ class Raw(nn.Module):
 
 def cores_of(model: nn.Module) -> dict[str, Tensor]:
     traced = opdf.trace(model, (torch.randn(2, 8),))
-    expanded = opdf.expand(traced, opdf.plan(traced, min_size=1))
+    expanded = opdf.expand(traced, opdf.plan(traced, cores=3, min_size=1))
     return {name: tensor.detach() for name, tensor in expanded.state_dict().items()}
 
 

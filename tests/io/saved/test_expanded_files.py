@@ -50,7 +50,7 @@ AXES = {"ids": ("B", "S")}
 
 def grow(model: nn.Module, include: list[str] | None = None) -> Expanded:
     traced = opdf.trace(model, (IDS,), dynamic=AXES)
-    return opdf.expand(traced, opdf.plan(traced, include=include or []))
+    return opdf.expand(traced, opdf.plan(traced, cores=3, include=include or []))
 
 
 @pytest.fixture(scope="module")
@@ -274,7 +274,7 @@ def test_bare_tensors_fold_as_matrices_and_say_so(files: dict[str, Path], oracle
 def test_half_precision_through_both_routes(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 8)).to(torch.bfloat16)
     traced = opdf.trace(model, (torch.randn(2, 16, dtype=torch.bfloat16),))
-    expanded = opdf.expand(traced, opdf.plan(traced))
+    expanded = opdf.expand(traced, opdf.plan(traced, cores=3))
     for suffix in (".pt2", ".safetensors"):
         save_expanded(expanded, tmp_path / f"expanded{suffix}")
         folded = fold_file(tmp_path / f"expanded{suffix}")
@@ -294,7 +294,7 @@ def test_a_stack_stored_in_by_out_needs_the_student(tmp_path: Path) -> None:
 
     model = Conv1D()
     traced = opdf.trace(model, (torch.randn(2, 16),))
-    expanded = opdf.expand(traced, opdf.plan(traced))
+    expanded = opdf.expand(traced, opdf.plan(traced, cores=3))
     torch.testing.assert_close(opdf.fold(expanded).weight, model.weight)
     for suffix in (".pt2", ".safetensors"):
         save_expanded(expanded, tmp_path / f"expanded{suffix}")

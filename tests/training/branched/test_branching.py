@@ -122,7 +122,7 @@ def test_half_a_plan_by_cores() -> None:
     plain = student()
     traced = opdf.trace(plain, (batch(),))
     sites = opdf.plan(traced, parametrization="repvgg", include=["body.*"])
-    cores = opdf.plan(traced, include=["head.*"], min_size=1)
+    cores = opdf.plan(traced, cores=3, include=["head.*"], min_size=1)
     plan = opdf.Plan(cores.entries, sites=sites.sites)
     training = opdf.branch(plain, plan)
     opt = opdf.Overparam(training, torch.optim.SGD, plan=plan, lr=0.05)

@@ -215,7 +215,7 @@ def test_frozen_cores_of_an_expanded_stay_as_they_are() -> None:
 def test_an_expanded_program_has_no_module_to_bind_to() -> None:
     exported = torch.export.export(nn.Linear(8, 8), (torch.randn(2, 8),), strict=False)
     traced = opdf.trace(exported)
-    expanded = opdf.expand(traced, opdf.plan(traced))
+    expanded = opdf.expand(traced, opdf.plan(traced, cores=3))
     with pytest.raises(InputError, match="made from an ExportedProgram, which has no module to bi"):
         opdf.hoist(expanded)
 

@@ -21,7 +21,7 @@ from opdf_compile.training.inline.expanded import Expanded
 
 def grow(model: nn.Module, *args: Any, **options: Any) -> Expanded:
     traced = opdf.trace(model, args)
-    return opdf.expand(traced, opdf.plan(traced, **({"min_size": 1} | options)))
+    return opdf.expand(traced, opdf.plan(traced, **({"min_size": 1, "cores": 3} | options)))
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
@@ -355,7 +355,7 @@ class Called(nn.Module):
 
 def called(args: Any, kwargs: dict[str, Any] | None = None) -> Expanded:
     traced = opdf.trace(Called(), args, kwargs)
-    return opdf.expand(traced, opdf.plan(traced, min_size=1))
+    return opdf.expand(traced, opdf.plan(traced, cores=3, min_size=1))
 
 
 X = torch.randn(3, 8)
@@ -410,7 +410,7 @@ def test_a_program_is_called_by_the_names_of_its_inputs() -> None:
     model = Called()
     program = torch.export.export(model, (X,), {"mask": X}, strict=False)
     traced = opdf.trace(program)
-    expanded = opdf.expand(traced, opdf.plan(traced, min_size=1))
+    expanded = opdf.expand(traced, opdf.plan(traced, cores=3, min_size=1))
     close(expanded(X, mask=X), model(X, X))
     close(expanded(X, X), model(X, X))
     assert isinstance(expanded.convention, Convention)
@@ -437,7 +437,7 @@ def test_a_weight_that_is_not_finite() -> None:
 def test_progress_is_told_before_each_weight() -> None:
     traced = opdf.trace(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)), (X,))
     told: list[tuple[str, int, int]] = []
-    opdf.expand(traced, opdf.plan(traced), progress=lambda *step: told.append(step))
+    opdf.expand(traced, opdf.plan(traced, cores=3), progress=lambda *step: told.append(step))
     assert told == [("0.weight", 0, 2), ("1.weight", 1, 2)]
 
 
@@ -455,7 +455,7 @@ def test_a_student_with_the_old_weight_norm() -> None:
 def test_a_weight_with_a_hook_on_its_gradient_is_refused() -> None:
     student, x = nn.Linear(8, 8), torch.randn(3, 8)
     traced = opdf.trace(student, (x,))
-    plan = opdf.plan(traced)
+    plan = opdf.plan(traced, cores=3)
     hook = student.weight.register_hook(lambda grad: 7 * grad)
     with pytest.raises(PlanError, match="'weight' has a hook on its gradient, which its cores"):
         opdf.expand(traced, plan)

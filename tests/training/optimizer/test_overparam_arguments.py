@@ -196,7 +196,7 @@ def test_tied_weights_stay_tied() -> None:
 
     model = Tied()
     ids = torch.randint(0, 40, (6, 3))
-    plan = opdf.plan(opdf.trace(model, (ids,)), include=["*"])
+    plan = opdf.plan(opdf.trace(model, (ids,)), cores=3, include=["*"])
     assert sorted(e.key for e in plan.entries) == ["body.weight", "table.weight"]
     opt = opdf.Overparam(model.parameters(), plan=plan, module=model, lr=0.1)
     model(ids).square().mean().backward()
@@ -286,7 +286,9 @@ WRONG: dict[str, tuple[Any, dict[str, Any], type[Exception], str]] = {
         "'weight' has no values yet .*load its weights",
     ),
     "an Expanded": (
-        lambda s: (lambda traced: opdf.expand(traced, opdf.plan(traced)))(opdf.trace(s, (X,))),
+        lambda s: (lambda traced: opdf.expand(traced, opdf.plan(traced, cores=3)))(
+            opdf.trace(s, (X,))
+        ),
         {},
         InputError,
         r"AdamW\(expanded\.parameters\(\)\)",

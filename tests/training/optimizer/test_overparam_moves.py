@@ -170,6 +170,6 @@ def test_a_cast_after_the_build_is_named() -> None:
 @pytest.mark.parametrize("options", [{"batched": True}, {"process_group": object()}])
 def test_hoisting_an_expanded_refuses_what_it_cannot_do(options: dict[str, Any]) -> None:
     traced = opdf.trace(student(), (torch.randn(2, 8),))
-    expanded = opdf.expand(traced, opdf.plan(traced))
+    expanded = opdf.expand(traced, opdf.plan(traced, cores=3))
     with pytest.raises(InputError, match="found batched or process_group; fold it and hoist"):
         opdf.hoist(expanded, **options)
