@@ -47,10 +47,11 @@ def command(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="mpo if left out, or another of the registry: delta, do_conv, gains, ham, "
-            "hyperball, md, orepa, powerprop, repopt, shared, spectral, svd, wide. Or branches "
-            "beside a convolution and its BatchNorm: acnet, dbb, dilated, mobileone, repvgg. "
-            "Options stand in brackets: 'wide(expansion=8)'. For the weights that no --rule names.",
+            help="mpo, or another of the registry: delta, do_conv, gains, ham, hyperball, md, "
+            "orepa, powerprop, repopt, shared, spectral, svd, wide. Or branches beside a "
+            "convolution and its BatchNorm: acnet, dbb, dilated, mobileone, repvgg. Options stand "
+            "in brackets: 'wide(expansion=8)'. For the weights that no --rule names; mpo if it is "
+            "left out.",
         ),
     ] = None,
     rule: o.Rule = None,

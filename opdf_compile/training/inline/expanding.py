@@ -63,7 +63,7 @@ def expand(
     Example:
         >>> import torch, opdf_compile as opdf
         >>> traced = opdf.trace(torch.nn.Linear(16, 16), (torch.randn(2, 16),))
-        >>> sorted(opdf.expand(traced, opdf.plan(traced)).state_dict())
+        >>> sorted(opdf.expand(traced, opdf.plan(traced, cores=3)).state_dict())
         ['bias', 'weight_cores.0', 'weight_cores.1', 'weight_cores.2']
     """
     _require_graphs(traced)

@@ -66,7 +66,9 @@ class Overparam(SavedState):
             the wrapped optimizer takes.
         optimizer_class: The optimizer to wrap; any callable that makes one.
         plan: What is over-parameterised; or ask for it with one of the next two.
-        cores: Cores per weight; 3 if nothing is asked for.
+        cores: Cores per weight; 3 if nothing is asked for. What weights see of a batch is not known
+            before the first forward: give `plan=opdf.plan(opdf.trace(student, (batch,)))` for one
+            that a step can pay for.
         scale: Training parameters over deployed parameters.
         module: The student, where `params` are parameters or groups and `plan` does not know it (it
             was read from a file, or made for a copy).
