@@ -78,7 +78,8 @@ def plan(
     """
     by_rule = Rules.of(rules, parametrization)
     request = _request(by_rule, cores, scale, overhead)
-    by_default = not rules and {cores, scale, overhead, parametrization} == {None}
+    named = (cores, scale, overhead, parametrization)
+    by_default = not rules and all(value is None for value in named)
     if cores is not None:
         by_rule = by_rule.hearing(cores)
     graph = model.graph if isinstance(model, Traced) else None

@@ -174,7 +174,7 @@ def test_pretrained_weights_on_the_command_line(
 ) -> None:
     file = asset("facenet-pytorch", f"facenet_pytorch/data/{name}.pt")
     monkeypatch.chdir(tmp_path)
-    line = f"expand mtcnn.py:{name} --weights {file} -o expanded.pt2"
+    line = f"expand mtcnn.py:{name} --weights {file} --rule *=mpo -o expanded.pt2"
     assert main(line.split()) == 2
     assert "is a pickle, and loading it would run code" in capsys.readouterr().err
     assert not (tmp_path / "expanded.pt2").exists()

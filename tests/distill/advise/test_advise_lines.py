@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,11 @@ import pytest
 from made_advice import BASE, BETTER, advice
 from planted_jobs import job
 
+import opdf_compile as opdf
 from opdf_compile.distill.advise.entrants import Entrant, entrants
 from opdf_compile.distill.advise.sentences import recipe_lines
 from opdf_compile.distill.recipe import parse_recipe
+from opdf_compile.errors import RecipeError
 
 HEAD = """\
 [student]
@@ -122,6 +125,27 @@ def test_lines_say_what_has_to_go() -> None:
     student, rest = RECIPES["aligned"]
     plain, *_ = raced(HEAD.format(student=student) + rest)
     assert plain.without == ("[alignment]", "layer_map in [student]")
+
+
+def test_the_default_plan_races_where_the_recipe_asks_for_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    given = job("hurts", 0)
+    nothing = given.recipe.model_copy(update={"plan": type(given.recipe.plan)()})
+
+    def names(plan: Callable[[Any], Any]) -> list[str]:
+        return [one.name for one in entrants(replace(given, recipe=nothing, plan=plan))]
+
+    cores = ["plain", "n = 2", "n = 3"]
+    assert names(lambda model: opdf.plan(model, cores=3)) == cores
+    assert names(lambda model: opdf.plan(model, cores=4)) == [*cores, "the recipe's plan"]
+
+    def refused(_model: Any) -> Any:
+        raise RecipeError("no weight is left to plan")
+
+    assert names(refused) == cores
+    said = [record.getMessage() for record in caplog.records if record.name == "opdf_compile"]
+    assert said == ["the default plan does not race: no weight is left to plan"]
 
 
 def test_methods_keep_the_recipes_globs() -> None:

@@ -58,7 +58,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_a_file_trains_elsewhere_and_comes_back(folder: Path) -> None:
-    assert run("plan m.onnx -o plan.json -q") == 0
+    assert run("plan m.onnx --cores 3 -o plan.json -q") == 0
     assert run("expand m.onnx --plan plan.json -o E.pt2 -q") == 0
     subprocess.run([sys.executable, "-c", TRAIN], cwd=folder, check=True, timeout=300)
     assert run("fold T.pt2 -o OUT.onnx --model m.onnx -q") == 0
