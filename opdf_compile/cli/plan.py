@@ -75,14 +75,18 @@ def command(
     """Decide which weight gets which cores, and write the decision as an editable plan.
 
     At most one of --scale, --cores and --overhead says how much. Without them, and without
-    --parametrization and --rule, each weight gets up to 3 cores, as long as they cost no more than
-    a quarter of its own training step on the example inputs.
+    --parametrization and --rule, each weight gets 3 cores; with a batch of yours in --input or
+    --inputs at most as many as cost no more than a quarter of its own training step on it.
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         asked = ModelOptions(model, weights, tuple(input or ()), inputs, size, trust_pickle)
-        from opdf_compile.planning import Rules, cost_warning, plan
+        from opdf_compile.planning import DEFAULT_CORES, Rules, cost_warning, plan
 
         rules = rules_given(rule)
+        asks = (cores, scale, overhead, parametrization, rules)
+        if not input and inputs is None and not any(asks):
+            # An example that is drawn tells nothing of the batch of training.
+            cores = DEFAULT_CORES
         Rules.of(rules, parametrization)  # What is not known is told before the model is traced.
         traced = load_traced(terminal, asked)
 

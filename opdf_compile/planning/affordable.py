@@ -56,6 +56,19 @@ def too_dear(found: Match) -> str:
     )
 
 
+def all_too_dear(cores: int) -> str:
+    """What is done where the default plan would leave every weight alone.
+
+    A batch axis is free, so an example of a few rows says little about the batch of training; and a
+    plan of nothing would train the plain student unasked.
+    """
+    return (
+        f"in the example batch no weight sees enough rows for a chain at or below {LIMIT:g} times "
+        f"its own plain step, so every weight gets {cores} cores, as if the example were one to "
+        "trace with; trace with the batch that you train with for a plan that fits it"
+    )
+
+
 def assumed_rows(plan: Plan) -> str | None:
     """What a plan that saw no example batch takes for granted; None where it saw one."""
     if plan.student_step_flops:

@@ -5,6 +5,7 @@ See `rules` and `sizing`.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,13 @@ from torch import nn
 from opdf_compile.errors import PlanError
 from opdf_compile.graph import Match, MatchReport, Refusal, Traced, bare, match, step_flops
 from opdf_compile.parametrizations import Parametrization, Spec
-from opdf_compile.planning.affordable import LIMIT, PER_WEIGHT, affordable, too_dear
+from opdf_compile.planning.affordable import (
+    LIMIT,
+    PER_WEIGHT,
+    affordable,
+    all_too_dear,
+    too_dear,
+)
 from opdf_compile.planning.entry import PlanEntry
 from opdf_compile.planning.globs import Globs
 from opdf_compile.planning.plans import Plan
@@ -22,6 +29,7 @@ from opdf_compile.planning.site_entry import SiteEntry
 from opdf_compile.planning.sites import site_entries
 from opdf_compile.planning.sizing import Asked, sized
 
+_LOG = logging.getLogger("opdf_compile")
 DEFAULT_CORES = 3
 DEFAULT_MIN_SIZE = 64
 
@@ -43,7 +51,8 @@ def plan(
     Where nothing says how much or into what, a weight of a traced model gets three cores if a step
     on the example batch can pay for them: the products of its cores take at most a quarter of the
     FLOPs of its own plain step. If not, it gets the largest smaller chain that does, or is left
-    alone. Of a bare module no batch is known: every weight gets three cores.
+    alone. Of a bare module no batch is known, and an example in which no weight sees enough rows is
+    one to trace with: every weight gets three cores then.
 
     Args:
         model: A traced model; a bare module is accepted (module-level matches, no FLOPs).
@@ -77,7 +86,7 @@ def plan(
         [('0.weight', 'gains'), ('1.weight', 'svd')]
     """
     by_rule = Rules.of(rules, parametrization)
-    request = _request(by_rule, cores, scale, overhead)
+    request = usual = _request(by_rule, cores, scale, overhead)
     named = (cores, scale, overhead, parametrization)
     by_default = not rules and all(value is None for value in named)
     if cores is not None:
@@ -92,13 +101,16 @@ def plan(
     asked = [(found, by_rule.rule(found)) for found in chosen]
     beside = [(found, rule.request) for found, rule in asked if rule.of_sites]
     sites, no_sites = site_entries(model, beside) if beside else ([], [])
-    entries, plain = _weights(
-        [(found, rule) for found, rule in asked if not rule.of_sites], request, flops, sites
-    )
+    weights = [(found, rule) for found, rule in asked if not rule.of_sites]
+    entries, plain = _weights(weights, request, flops, sites)
+    if not entries and request is not usual:
+        request = usual
+        entries, plain = _weights(weights, request, flops, sites)
+        if entries:
+            _LOG.info("%s", all_too_dear(DEFAULT_CORES))
     refusals += [*no_sites, *plain]
     if not entries and not sites:
-        dear = plain if PER_WEIGHT in request else []
-        raise PlanError(_nothing(report, dear or refusals, dear=bool(dear)))
+        raise PlanError(_nothing(report, refusals))
     made = Plan(
         tuple(entries),
         tuple(refusals),
@@ -237,20 +249,14 @@ def _adds(spec: Spec, by: Parametrization[Any]) -> bool:
     return tensors == 1 or added < 0 or added >= tensors
 
 
-def _nothing(report: MatchReport, refusals: list[Refusal], *, dear: bool) -> str:
+def _nothing(report: MatchReport, refusals: list[Refusal]) -> str:
     if not report.matches and not refusals:
         return (
             "the model has no Linear or Conv weight that this tool finds, wanted at least one; "
             "see opdf-compile inspect MODEL"
         )
     reasons = "; ".join(f"{r.key} {r.reason}" for r in refusals[:3])
-    remedy = (
-        "trace with the batch that you train with, or ask for chains at any price: cores=3 "
-        "(opdf-compile plan --cores 3)"
-        if dear
-        else "relax include, exclude, min_size or the overhead"
-    )
     return (
         f"no weight is left to plan ({len(report.matches)} matches, then: {reasons}), wanted at "
-        f"least one; {remedy}"
+        "least one; relax include, exclude, min_size or the overhead"
     )

@@ -180,15 +180,21 @@ def test_a_long_list_is_cut() -> None:
     ]
 
 
-def test_a_plan_of_nothing_is_refused_with_the_remedy() -> None:
+def test_an_example_in_which_no_weight_fits_is_one_to_trace_with(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     traced = opdf.trace(nn.Linear(64, 64), (torch.zeros(2, 64),))
-    wanted = (
-        r"^no weight is left to plan \(1 matches, then: weight sees 2 rows of the example batch, "
-        r"too few .*\), wanted at least one; trace with the batch that you train with, or ask for "
-        r"chains at any price: cores=3 \(opdf-compile plan --cores 3\)$"
+    with caplog.at_level("INFO", logger="opdf_compile"):
+        found = opdf.plan(traced)
+    assert found.to_json() == opdf.plan(traced, cores=3).to_json()
+    (record,) = [one for one in caplog.records if one.name == "opdf_compile"]
+    assert record.getMessage() == (
+        "in the example batch no weight sees enough rows for a chain at or below 1.25 times its "
+        "own plain step, so every weight gets 3 cores, as if the example were one to trace with; "
+        "trace with the batch that you train with for a plan that fits it"
     )
-    with pytest.raises(PlanError, match=wanted):
-        opdf.plan(traced)
+    with pytest.raises(PlanError, match="no weight is left to plan"):
+        opdf.plan(opdf.trace(nn.Linear(64, 1), (torch.zeros(2, 64),)))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,12 +12,9 @@ from torch.optim import Optimizer
 
 from opdf_compile.distill.engine import Batches, machine_for
 from opdf_compile.distill.recipe import Job
-from opdf_compile.errors import RecipeError
 from opdf_compile.graph import Phase, Traced, trace
 from opdf_compile.planning import Plan
 from opdf_compile.planning import plan as choose_plan
-
-_LOG = logging.getLogger("opdf_compile")
 
 PLAIN = "plain"
 _CORES = (2, 3)
@@ -82,12 +78,8 @@ def entrants(job: Job) -> tuple[Entrant, ...]:
 def _default_entrant(
     job: Job, student: nn.Module, others: Sequence[Entrant], without: tuple[str, ...]
 ) -> list[Entrant]:
-    """The default plan, unless it is that of another entrant, or leaves all weights alone."""
-    try:
-        plan = job.plan(student)
-    except RecipeError as error:  # Without any chain it is the plain student, who races already.
-        _LOG.warning("the default plan does not race: %s", error)
-        return []
+    """The default plan, unless it is that of another entrant."""
+    plan = job.plan(student)
     if plan is None or any(o.plan and o.plan.entries == plan.entries for o in others):
         return []
     return [Entrant("the recipe's plan", plan, without=without)]

@@ -15,7 +15,6 @@ import opdf_compile as opdf
 from opdf_compile.distill.advise.entrants import Entrant, entrants
 from opdf_compile.distill.advise.sentences import recipe_lines
 from opdf_compile.distill.recipe import parse_recipe
-from opdf_compile.errors import RecipeError
 
 HEAD = """\
 [student]
@@ -127,9 +126,7 @@ def test_lines_say_what_has_to_go() -> None:
     assert plain.without == ("[alignment]", "layer_map in [student]")
 
 
-def test_the_default_plan_races_where_the_recipe_asks_for_nothing(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_the_default_plan_races_where_the_recipe_asks_for_nothing() -> None:
     given = job("hurts", 0)
     nothing = given.recipe.model_copy(update={"plan": type(given.recipe.plan)()})
 
@@ -139,13 +136,6 @@ def test_the_default_plan_races_where_the_recipe_asks_for_nothing(
     cores = ["plain", "n = 2", "n = 3"]
     assert names(lambda model: opdf.plan(model, cores=3)) == cores
     assert names(lambda model: opdf.plan(model, cores=4)) == [*cores, "the recipe's plan"]
-
-    def refused(_model: Any) -> Any:
-        raise RecipeError("no weight is left to plan")
-
-    assert names(refused) == cores
-    said = [record.getMessage() for record in caplog.records if record.name == "opdf_compile"]
-    assert said == ["the default plan does not race: no weight is left to plan"]
 
 
 def test_methods_keep_the_recipes_globs() -> None:
