@@ -33,7 +33,8 @@ _WIDTH = 1024
 # larger launches are faster.
 _ROWS = {"cpu": 64}
 _MANY_ROWS = 4096
-# From so many rows on a tensor is summed where it lies.
+# From so many rows on a tensor is summed where it lies. Smaller ones are copied together, up to so
+# many rows at a time: with their products 192 KiB.
 _SMALL = 16
 
 
@@ -71,8 +72,7 @@ class _RowSums:
     def __init__(self, device: torch.device) -> None:
         self._keys = _keys(_WIDTH, 0, device)
         self._size = _ROWS.get(device.type, _MANY_ROWS)
-        first = min(self._size, _ROWS["cpu"])
-        self._buffer = torch.empty((first, _WIDTH), dtype=torch.int64, device=device)
+        self._buffer = torch.empty((0, _WIDTH), dtype=torch.int64, device=device)
         self._filled = 0
         self._sums: list[Tensor] = []
         self._count = 0
@@ -101,7 +101,7 @@ class _RowSums:
         return place
 
     def _gather(self, tensor: Tensor, rows: _Rows) -> None:
-        if self._small_rows + rows.many > _ROWS["cpu"]:
+        if self._small_rows + rows.many > _SMALL:
             self._spread()
         self._small.append((tensor, rows))
         self._small_rows += rows.many
@@ -138,8 +138,9 @@ class _RowSums:
             self._sum_up()
         end = min(self._filled + wanted, self._size)
         if end > self._buffer.shape[0]:
-            # Small tensors need a small buffer.
-            grown = self._buffer.new_empty((min(self._size, 2 * end), _WIDTH))
+            # Small tensors need a small buffer; from the second time on it doubles.
+            size = min(self._size, 2 * end) if self._filled else end
+            grown = self._buffer.new_empty((size, _WIDTH))
             grown[: self._filled] = self._buffer[: self._filled]
             self._buffer = grown
         room = self._buffer[self._filled : end]
