@@ -9,7 +9,7 @@ import typer
 
 from opdf_compile.cli import options as o
 from opdf_compile.cli.formats import size_of_file
-from opdf_compile.cli.loading import ModelOptions, load_traced, rules_given
+from opdf_compile.cli.loading import ModelOptions, load_traced, rules_given, usual_cores
 from opdf_compile.cli.terminal import opened
 from opdf_compile.errors import InputError
 
@@ -73,7 +73,11 @@ def command(
         from opdf_compile.planning import plan as decide
         from opdf_compile.training import expand
 
-        chosen = Plan.load(plan) if plan else decide(traced, rules=rules)
+        chosen = (
+            Plan.load(plan)
+            if plan
+            else decide(traced, rules=rules, cores=None if rules else usual_cores(asked))
+        )
         factorising = f"expanding {len(chosen.decisions)} weights"
         with terminal.busy(factorising) as say:
             expanded = expand(

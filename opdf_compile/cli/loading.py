@@ -28,6 +28,16 @@ class ModelOptions:
     trust_pickle: bool = False
 
 
+def usual_cores(options: ModelOptions) -> int | None:
+    """The cores of a plan where nothing says how much; None if a batch is given to fit it to.
+
+    An example that is drawn, or comes with the model, tells nothing of the batch of training.
+    """
+    from opdf_compile.planning import DEFAULT_CORES
+
+    return None if options.input or options.inputs is not None else DEFAULT_CORES
+
+
 def load(terminal: Terminal, options: ModelOptions) -> LoadedModel:
     """Loads the model of the options.
 

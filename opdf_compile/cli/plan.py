@@ -9,7 +9,7 @@ import typer
 
 from opdf_compile.cli import options as o
 from opdf_compile.cli.formats import count, dimensions, table
-from opdf_compile.cli.loading import ModelOptions, ladder, load_traced, rules_given
+from opdf_compile.cli.loading import ModelOptions, ladder, load_traced, rules_given, usual_cores
 from opdf_compile.cli.terminal import opened
 
 if TYPE_CHECKING:
@@ -80,13 +80,11 @@ def command(
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         asked = ModelOptions(model, weights, tuple(input or ()), inputs, size, trust_pickle)
-        from opdf_compile.planning import DEFAULT_CORES, Rules, cost_warning, plan
+        from opdf_compile.planning import Rules, cost_warning, plan
 
         rules = rules_given(rule)
-        asks = (cores, scale, overhead, parametrization, rules)
-        if not input and inputs is None and not any(asks):
-            # An example that is drawn tells nothing of the batch of training.
-            cores = DEFAULT_CORES
+        if all(value in (None, {}) for value in (cores, scale, overhead, parametrization, rules)):
+            cores = usual_cores(asked)
         Rules.of(rules, parametrization)  # What is not known is told before the model is traced.
         traced = load_traced(terminal, asked)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import opdf_compile as opdf
 from opdf_compile.cli import main
 
 Capture = pytest.CaptureFixture[str]
@@ -44,3 +45,27 @@ def test_nothing_is_said_of_a_small_layer(tmp_path: Path, capsys: Capture) -> No
     model = ["torch.nn:Linear?in_features=64&out_features=64", "--input", "input=2x64:float32"]
     assert main(["plan", *model, "--cores", "3", "-o", str(tmp_path / "plan.json")]) == 0
     assert capsys.readouterr().err == ""
+
+
+def test_an_example_that_comes_with_the_model_tells_no_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three cores for every weight then; with a batch of the user's, what that can pay for."""
+    monkeypatch.chdir(tmp_path)
+    Path("student.py").write_text(
+        "import torch\n"
+        "def build():\n"
+        "    return torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.AdaptiveAvgPool2d(1),\n"
+        "        torch.nn.Flatten(), torch.nn.Linear(16, 64)), (torch.zeros(2, 3, 32, 32),)\n"
+    )
+    batch = ["--input", "input=8x3x32x32:float32"]
+
+    def made(*words: str) -> dict[str, int]:
+        assert main(["plan", "student.py:build", *words, "-o", "plan.json", "-q"]) == 0
+        entries = opdf.Plan.load("plan.json").entries
+        return {entry.key: len(entry.core_names) for entry in entries}
+
+    every = {"0.weight": 3, "3.weight": 3}
+    assert made() == made("--cores", "3", *batch) == every
+    # 8 x 30 x 30 positions pay for the convolution's cores, 8 rows for none of the head's.
+    assert made(*batch) == {"0.weight": 3}

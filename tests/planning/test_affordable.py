@@ -194,7 +194,7 @@ def test_an_example_in_which_no_weight_fits_is_one_to_trace_with(
         "trace with the batch that you train with for a plan that fits it"
     )
     with pytest.raises(PlanError, match="no weight is left to plan"):
-        opdf.plan(opdf.trace(nn.Linear(64, 1), (torch.zeros(2, 64),)))
+        opdf.plan(traced, min_size=64 * 64 + 1)
 
 
 @pytest.mark.parametrize(
