@@ -176,8 +176,13 @@ def joined_state(
     elif rest is not None:
         top = own(reader.read(rest["top"], top))
         more = own(reader.read(rest["state"], more))
+    # torch's fused kernels pair entries up as they lie; another class may have a layout of its own.
+    alike = {id(p) for group in inner.param_groups if group.get("fused") for p in group["params"]}
     found = {
-        place: {reader.key(key): _laid(reader.read(value), p) for key, value in states[p].items()}
+        place: {
+            reader.key(key): _laid(reader.read(value), p) if id(p) in alike else reader.read(value)
+            for key, value in states[p].items()
+        }
         for place, p in places.items()
         if states.get(p)
     }
@@ -187,8 +192,7 @@ def joined_state(
 def _laid(value: Any, parameter: Tensor) -> Any:
     """What is kept of a parameter, in memory as the parameter lies there.
 
-    A run may go on with channels_last weights where it was saved without, and torch's fused kernels
-    on a CPU pair entries up as they lie.
+    A run may go on with channels_last weights where it was saved without.
     """
     if type(value) is not Tensor or value.shape != parameter.shape:
         return value
