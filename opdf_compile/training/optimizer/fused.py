@@ -56,6 +56,26 @@ def fused(inner: Optimizer, cores: Collection[int]) -> Iterator[None]:
         increment_version([p for p, then, now in pairs if then != now])
 
 
+def lay_alike(inner: Optimizer) -> None:
+    """Bring what is kept of parameters to where the user's own fused kernels take it to lie.
+
+    A run may go on with channels_last weights where it was saved without. A state that another
+    class's kernels step may have a layout of its own, and keeps it.
+    """
+    for group in inner.param_groups:
+        for parameter in group["params"] if group.get("fused") else ():
+            kept = inner.state.get(parameter, {})
+            kept.update({key: _laid(value, parameter) for key, value in kept.items()})
+
+
+def _laid(value: Any, parameter: Tensor) -> Any:
+    if type(value) is not Tensor or value.shape != parameter.shape:
+        return value
+    if value.layout != torch.strided or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
+
+
 def _fits(group: Group, states: Mapping[Tensor, dict[str, Any]]) -> bool:
     if group.get("foreach") is not None or group.get("fused", False) is not None:
         return False

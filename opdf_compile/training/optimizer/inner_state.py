@@ -18,7 +18,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -176,29 +175,12 @@ def joined_state(
     elif rest is not None:
         top = own(reader.read(rest["top"], top))
         more = own(reader.read(rest["state"], more))
-    # torch's fused kernels pair entries up as they lie; another class may have a layout of its own.
-    alike = {id(p) for group in inner.param_groups if group.get("fused") for p in group["params"]}
     found = {
-        place: {
-            reader.key(key): _laid(reader.read(value), p) if id(p) in alike else reader.read(value)
-            for key, value in states[p].items()
-        }
+        place: {reader.key(key): reader.read(value) for key, value in states[p].items()}
         for place, p in places.items()
         if states.get(p)
     }
     return {**top, "state": {**more, **found}, "param_groups": packed["param_groups"]}
-
-
-def _laid(value: Any, parameter: Tensor) -> Any:
-    """What is kept of a parameter, in memory as the parameter lies there.
-
-    A run may go on with channels_last weights where it was saved without.
-    """
-    if type(value) is not Tensor or value.shape != parameter.shape:
-        return value
-    if value.layout != torch.strided or value.stride() == parameter.stride():
-        return value
-    return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def start_anew(

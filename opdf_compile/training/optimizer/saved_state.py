@@ -12,6 +12,7 @@ from torch import Tensor
 
 from opdf_compile.errors import InputError
 from opdf_compile.training.optimizer import weight_state as named
+from opdf_compile.training.optimizer.fused import lay_alike
 from opdf_compile.training.optimizer.groups import Group, decays
 from opdf_compile.training.optimizer.inner_state import (
     bound,
@@ -164,6 +165,7 @@ def _load(
     if optimizer.alignment is not None:
         optimizer.alignment.load_state_by_name(states)
     optimizer.put_options(*options)
+    lay_alike(optimizer.inner)  # The options say whether that must be.
     program.expect(
         {
             key: torch.tensor(value, dtype=torch.int64, device=program.device(key))

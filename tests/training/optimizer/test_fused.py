@@ -199,11 +199,13 @@ def test_a_write_is_counted_and_a_step_that_failed_counts_what_moved() -> None:
     assert all(group["fused"] is None for group in optimizer.param_groups)
 
 
+@pytest.mark.parametrize("built", [True, False, None])
 @pytest.mark.parametrize("form", ["hyperball", "md", "mpo"])
-def test_a_run_goes_on_in_another_memory_layout(form: str) -> None:
+def test_a_run_goes_on_in_another_memory_layout(form: str, built: bool | None) -> None:
     """Saved with plain weights, loaded into channels_last ones, the user's fused kernels all along.
 
-    torch's own load keeps a state as it lay, and its kernels on a CPU pair up what lies alike.
+    torch's own load keeps a state as it lay, and its kernels on a CPU pair up what lies alike. The
+    option comes with the state, so `built`, what the second optimizer is built with, is no matter.
     """
 
     def conv() -> nn.Conv2d:
@@ -219,18 +221,19 @@ def test_a_run_goes_on_in_another_memory_layout(form: str) -> None:
             optimizer.step()
 
     def run(asked: bool) -> nn.Module:
-        def wrapped(model: nn.Module) -> opdf.Overparam:
+        def wrapped(model: nn.Module, fused: bool | None) -> opdf.Overparam:
             plan = opdf.plan(model, parametrization=form)
-            return opdf.Overparam(model, torch.optim.AdamW, plan=plan, lr=1e-2, fused=asked)
+            return opdf.Overparam(model, torch.optim.AdamW, plan=plan, lr=1e-2, fused=fused)
 
         first = conv()
-        saved = wrapped(first)
+        saved = wrapped(first, asked)
         go(first, saved)
         again = conv()
         again.load_state_dict(first.state_dict())
         again = again.to(memory_format=torch.channels_last)
-        loaded = wrapped(again)
+        loaded = wrapped(again, built)
         loaded.load_state_dict(saved.state_dict())
+        assert all(group["fused"] is asked for group in loaded.inner.param_groups)
         go(again, loaded)
         return again
 
