@@ -232,8 +232,10 @@ class RegionFinder:
 
     def _require_unwritten(self, region: BranchRegion) -> None:
         """The source must hold one value for all that read it."""
-        inside = set(region.inside)
-        places = [self._order[n] for n in region.source.users if n in inside]
+        inside, base = set(region.inside), self._depends.base
+        # A dropout in eval hands the source on: what reads that, reads it too.
+        held = [n for n in (region.source, *inside) if base(n) is base(region.source)]
+        places = [self._order[user] for node in held for user in node.users if user in inside]
         for writer in self._depends.writers(region.source):
             if min(places) <= self._order[writer] <= max(places):
                 raise FoldError(

@@ -21,6 +21,16 @@ from torch.fx import Graph, GraphModule, Node
 
 from opdf_compile.graph import nested_graphs
 
+# In eval these hand back their operand, which their schemas do not say.
+_HANDED_BACK = frozenset(
+    {
+        torch.ops.aten.dropout.default,
+        torch.ops.aten.feature_dropout.default,
+        torch.ops.aten.alpha_dropout.default,
+        torch.ops.aten.feature_alpha_dropout.default,
+    }
+)
+
 
 class Dependence:
     """The operand-to-reader relation of one graph.
@@ -43,6 +53,10 @@ class Dependence:
     def _bases(self) -> dict[Node, Node]:
         """By node, what it is a view of, or itself."""
         return _bases(self._order)
+
+    def base(self, node: Node) -> Node:
+        """What a node's value is a view of, or the node itself."""
+        return self._bases[node]
 
     @cached_property
     def varying(self) -> frozenset[Node]:
@@ -139,7 +153,9 @@ def _bases(nodes: Iterable[Node]) -> dict[Node, Node]:
     found: dict[Node, Node] = {}
     for node in nodes:
         viewed: list[Node] = []
-        if isinstance(node.target, torch._ops.OpOverload):
+        if node.target in _HANDED_BACK:
+            viewed = node.all_input_nodes[:1]
+        elif isinstance(node.target, torch._ops.OpOverload):
             viewed = _operands(node, lambda info: True)
         elif node.op == "call_function" and node.target is operator.getitem:
             viewed = node.all_input_nodes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -208,6 +209,36 @@ def test_a_source_that_is_overwritten_between_its_branches(name: str) -> None:
         torch.testing.assert_close(result.module(x.clone()), model(x.clone()))
     assert not result.modified
     assert re.search(reason, "; ".join(map(str, result.refused)))
+
+
+def dropped_outside(part: Callable[[Tensor], Tensor], m: nn.Module, x: Tensor) -> Tensor:
+    source = x * torch.sigmoid(x)
+    handed = F.dropout(source, training=False)
+    first = m.one(source)
+    part(handed).relu_()
+    return torch.relu(first + m.two(source))
+
+
+def dropped_inside(part: Callable[[Tensor], Tensor], m: nn.Module, x: Tensor) -> Tensor:
+    source = x * torch.sigmoid(x)
+    handed = F.dropout(source, training=False)
+    first = m.one(handed)
+    part(source).relu_()
+    return torch.relu(first + m.two(handed))
+
+
+@pytest.mark.parametrize("name", OVERWRITTEN)
+@pytest.mark.parametrize("body", [dropped_outside, dropped_inside])
+def test_a_dropout_hands_back_its_operand(
+    body: Callable[[Callable[[Tensor], Tensor], nn.Module, Tensor], Tensor], name: str
+) -> None:
+    """Its schema does not say so, and both of them may be written to."""
+    part, _reason = OVERWRITTEN[name]
+    model, x = stirred(Function(partial(body, part))), torch.randn(2, 4, 9, 9)
+    result = folded(model, x)
+    with torch.no_grad():
+        torch.testing.assert_close(result.module(x.clone()), model(x.clone()))
+    assert "overwrites mul between the branches" in "; ".join(map(str, result.refused))
 
 
 def test_a_lone_norm_folds_where_that_is_asked_for() -> None:
