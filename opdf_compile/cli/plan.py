@@ -76,7 +76,8 @@ def command(
 
     At most one of --scale, --cores and --overhead says how much. Without them, and without
     --parametrization and --rule, each weight gets 3 cores; with a batch of yours in --input or
-    --inputs at most as many as cost no more than a quarter of its own training step on it.
+    --inputs at most as many as cost no more than a quarter of its own training step on it. If that
+    is none for every weight, each gets 3 after all, with a warning.
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         asked = ModelOptions(model, weights, tuple(input or ()), inputs, size, trust_pickle)

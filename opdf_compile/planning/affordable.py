@@ -57,15 +57,16 @@ def too_dear(found: Match) -> str:
 
 
 def all_too_dear(cores: int) -> str:
-    """What is done where the default plan would leave every weight alone.
+    """What is done where the default plan would leave every weight alone that it may plan.
 
     A batch axis is free, so an example of a few rows says little about the batch of training; and a
     plan of nothing would train the plain student unasked.
     """
     return (
-        f"in the example batch no weight sees enough rows for a chain at or below {LIMIT:g} times "
-        f"its own plain step, so every weight gets {cores} cores, as if the example were one to "
-        "trace with; trace with the batch that you train with for a plan that fits it"
+        "none of the weights to plan sees enough rows of the example batch for a chain at or below "
+        f"{LIMIT:g} times its own plain step, so each gets {cores} cores, as if the example were "
+        "one to trace with; trace with the batch that you train with for a plan that fits it, or "
+        f"say cores={cores} if that is what you want"
     )
 
 

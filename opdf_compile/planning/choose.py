@@ -51,8 +51,8 @@ def plan(
     Where nothing says how much or into what, a weight of a traced model gets three cores if a step
     on the example batch can pay for them: the products of its cores take at most a quarter of the
     FLOPs of its own plain step. If not, it gets the largest smaller chain that does, or is left
-    alone. Of a bare module no batch is known, and an example in which no weight sees enough rows is
-    one to trace with: every weight gets three cores then.
+    alone. Of a bare module no batch is known, and an example of which no weight to plan sees enough
+    rows is taken for one to trace with, which a warning says: each gets three cores then.
 
     Args:
         model: A traced model; a bare module is accepted (module-level matches, no FLOPs).
@@ -107,7 +107,7 @@ def plan(
         request = usual
         entries, plain = _weights(weights, request, flops, sites)
         if entries:
-            _LOG.info("%s", all_too_dear(DEFAULT_CORES))
+            _LOG.warning("%s", all_too_dear(DEFAULT_CORES))
     refusals += [*no_sites, *plain]
     if not entries and not sites:
         raise PlanError(_nothing(report, refusals))

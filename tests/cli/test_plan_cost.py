@@ -47,6 +47,16 @@ def test_nothing_is_said_of_a_small_layer(tmp_path: Path, capsys: Capture) -> No
     assert capsys.readouterr().err == ""
 
 
+def test_a_batch_that_pays_for_nothing_is_told(tmp_path: Path, capsys: Capture) -> None:
+    """Three cores at a hundred times the step are not what the help promises for a batch."""
+    model = ["torch.nn:Linear?in_features=64&out_features=64", "--input", "input=2x64:float32"]
+    for command, out in (("plan", "plan.json"), ("expand", "expanded.pt2")):
+        assert main([command, *model, "-o", str(tmp_path / out)]) == 0
+        err = capsys.readouterr().err
+        assert err.count("none of the weights to plan sees enough rows of the example batch") == 1
+    assert len(opdf.Plan.load(tmp_path / "plan.json").entries[0].core_names) == 3
+
+
 def test_an_example_that_comes_with_the_model_tells_no_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ the rows that a layer sees.
 
 from __future__ import annotations
 
+from logging import LogRecord
 from typing import Any
 
 import pytest
@@ -180,21 +181,41 @@ def test_a_long_list_is_cut() -> None:
     ]
 
 
+def warned(caplog: pytest.LogCaptureFixture) -> list[LogRecord]:
+    return [
+        one for one in caplog.records if (one.name, one.levelname) == ("opdf_compile", "WARNING")
+    ]
+
+
 def test_an_example_in_which_no_weight_fits_is_one_to_trace_with(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     traced = opdf.trace(nn.Linear(64, 64), (torch.zeros(2, 64),))
-    with caplog.at_level("INFO", logger="opdf_compile"):
-        found = opdf.plan(traced)
+    found = opdf.plan(traced)
     assert found.to_json() == opdf.plan(traced, cores=3).to_json()
-    (record,) = [one for one in caplog.records if one.name == "opdf_compile"]
+    (record,) = warned(caplog)
     assert record.getMessage() == (
-        "in the example batch no weight sees enough rows for a chain at or below 1.25 times its "
-        "own plain step, so every weight gets 3 cores, as if the example were one to trace with; "
-        "trace with the batch that you train with for a plan that fits it"
+        "none of the weights to plan sees enough rows of the example batch for a chain at or below "
+        "1.25 times its own plain step, so each gets 3 cores, as if the example were one to trace "
+        "with; trace with the batch that you train with for a plan that fits it, or say cores=3 if "
+        "that is what you want"
     )
     with pytest.raises(PlanError, match="no weight is left to plan"):
         opdf.plan(traced, min_size=64 * 64 + 1)
+
+
+def test_weights_that_are_left_out_do_not_count_as_seeing_enough_rows(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A batch pays for the head's chain; it pays for none of the layer that alone is named."""
+    model, shape = mlp()
+    traced = opdf.trace(model, (torch.zeros(shape),))
+    assert [entry.key for entry in opdf.plan(traced).entries] == ["4.weight"]
+    assert not warned(caplog)
+    named = opdf.plan(traced, include=["0.*"])
+    assert named.entries == opdf.plan(traced, cores=3, include=["0.*"]).entries
+    (record,) = warned(caplog)
+    assert record.getMessage().startswith("none of the weights to plan sees enough rows of ")
 
 
 @pytest.mark.parametrize(
