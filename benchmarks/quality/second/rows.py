@@ -41,8 +41,8 @@ class Outcome:
         steps: Of the method's run.
         baseline_steps: Of the rival's.
         cost: Of the method's step over plain AdamW's; 0 where it was not measured.
-        processor_time: Of our runs over theirs, set-up and scoring included; neighbours hardly
-            change it.
+        processor_time: Of our runs over theirs, set-up and scoring included. Where the two were
+            made at different hours, what else ran then moves it: caches are shared.
         optimizer: Of the method's best trial.
         baseline_optimizer: Of the rival's.
         edges: What lies at an edge of all that was tried: "method: axis".

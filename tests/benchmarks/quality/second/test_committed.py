@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -13,21 +14,32 @@ from quality.second.tables import PRIMARY
 from quality.second.tasks import DEVELOPMENT
 
 ROOT = Path(__file__).resolve().parents[4]
-RUNS = ROOT / "benchmarks/results/second-development.jsonl"
+RESULTS = ROOT / "benchmarks/results"
+RUNS = RESULTS / "second-development.jsonl"
 NAME = "second-development"
 
 
 @pytest.fixture(name="tables")
 def made(tmp_path: Path) -> dict[str, str]:
-    copy = tmp_path / RUNS.name
-    copy.write_bytes(RUNS.read_bytes())
-    return write(copy, ROOT / "benchmarks/results/second-confirmation.jsonl")
+    """Of copies: a store drops a damaged last line from its file."""
+    copies = [tmp_path / RUNS.name, tmp_path / "second-confirmation.jsonl"]
+    for copy in copies:
+        copy.write_bytes((RESULTS / copy.name).read_bytes())
+    return write(*copies, path=tmp_path / "second.json")
 
 
 def test_the_page_shows_the_committed_runs(tables: dict[str, str]) -> None:
     shown = (ROOT / "docs/evidence.md").read_text()
     assert NAME in tables and filled(shown, tables) == shown
     assert filled(shown, {NAME: "| other |"}) != shown
+
+
+def test_the_committed_rows_are_those_of_the_committed_runs(
+    tables: dict[str, str], tmp_path: Path
+) -> None:
+    made = json.loads((tmp_path / "second.json").read_text())
+    assert "second-primary" in tables and made["rows"]
+    assert json.loads((RESULTS / "second.json").read_text()) == made
 
 
 def test_the_protocol_shows_the_same_rows(tables: dict[str, str]) -> None:
