@@ -192,14 +192,19 @@ def _strides(shape: torch.Size) -> tuple[int, ...]:
     return torch.empty(shape, device="meta").stride()
 
 
-@lru_cache(maxsize=64)
+# A step asks for one or two; each is 24 bytes for 4 KiB of weights.
+@lru_cache(maxsize=8)
 def _row_keys(summed: tuple[_Rows, ...], device: torch.device) -> tuple[Tensor, tuple[Tensor, ...]]:
     """For each row of these: the place of its tensor, and its keys for h_1 and h_2."""
-    rows = [(of.place, row) for of in summed for row in range(of.first, of.first + of.many)]
-    owners, places = torch.tensor(rows, dtype=torch.int64).reshape(-1, 2).to(device).unbind(1)
-    longest = max((row + 1 for _place, row in rows), default=0)
-    keys = (_keys(longest, stream, device)[places] for stream in (1, 2))
-    return owners.contiguous(), tuple(keys)
+    table = torch.tensor(summed, dtype=torch.int64).reshape(-1, 3)
+    many = table[:, 2]
+    # A row's own number is its place in the list, less that of its tensor's first one here.
+    begin = table[:, 1] - many.cumsum(0) + many
+    owners, begins = (column.repeat_interleave(many) for column in (table[:, 0], begin))
+    rows = (torch.arange(len(owners)) + begins).to(device)
+    longest = max((of.first + of.many for of in summed), default=0)
+    keys = (_keys(longest, stream, device)[rows] for stream in (1, 2))
+    return owners.to(device), tuple(keys)
 
 
 @lru_cache(maxsize=256)

@@ -163,8 +163,12 @@ def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(checksum(value), wanted)
 
 
-def test_it_is_an_integer_sum_that_saved_states_can_rely_on() -> None:
-    """Written out with python integers; a change of keys would orphan every saved checksum."""
+@pytest.mark.parametrize("size", [2100, 16 * 1024, 150 * 1024 + 7], ids=["small", "rows", "rest"])
+def test_it_is_an_integer_sum_that_saved_states_can_rely_on(size: int) -> None:
+    """Written out with python integers; a change of keys would orphan every saved checksum.
+
+    Small tensors, whole rows and what is left of them are summed in ways of their own.
+    """
 
     def key(place: int, stream: int) -> int:
         mask = (1 << 64) - 1
@@ -173,17 +177,18 @@ def test_it_is_an_integer_sum_that_saved_states_can_rely_on() -> None:
         state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
         return (state ^ (state >> 31)) | 1
 
-    value = weight(2100)
+    value = weight(size)
     words = bits(value).tolist()
+    columns = [key(place + 1, 0) for place in range(1024)]
     wanted = []
     for stream in (1, 2):
+        rows = [key(place + 1, stream) for place in range(size // 1024 + 1)]
         total = sum(
-            key(place // 1024 + 1, stream) * key(place % 1024 + 1, 0) * word
-            for place, word in enumerate(words)
+            rows[place // 1024] * columns[place % 1024] * word for place, word in enumerate(words)
         ) % (1 << 64)
         wanted.append(total - (1 << 64) if total >= 1 << 63 else total)
     assert checksum(value).tolist() == wanted
-    assert len({key(place + 1, 0) % 2**32 for place in range(1024)}) == 1024
+    assert len({column % 2**32 for column in columns}) == 1024
 
 
 def test_an_empty_weight_and_one_that_needs_a_gradient() -> None:
