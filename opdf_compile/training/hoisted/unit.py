@@ -36,17 +36,18 @@ class Way:
     def __init__(self) -> None:
         """Nothing is under way."""
         self._pairs: list[tuple[GradientEdge, Tensor]] = []
+        self._entries = 0
 
     def add(self, edge: GradientEdge, grad: Tensor) -> None:
         """Take a weight's gradient along."""
         self._pairs.append((edge, grad))
+        self._entries += grad.numel()
 
     def go(self, *, full: bool = False) -> None:
         """Bring those under way to their cores; where `full`, only if they are many by now."""
-        pairs = self._pairs
-        if pairs and not (full and sum(grad.numel() for _edge, grad in pairs) < _AT_ONCE):
-            self._pairs = []
-            edges, grads = zip(*pairs, strict=True)
+        if self._pairs and not (full and self._entries < _AT_ONCE):
+            edges, grads = zip(*self._pairs, strict=True)
+            self._pairs, self._entries = [], 0
             torch.autograd.backward(edges, grads)
 
 

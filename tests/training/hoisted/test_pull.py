@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from work import calls as work_of
+from work import require_linear
 
 import opdf_compile as opdf
 from opdf_compile.training.hoisted import unit as module
@@ -65,3 +68,21 @@ def test_what_is_composed_again_is_let_go_weight_by_weight(calls: Calls) -> None
     again = pulled(recompute=True)
     assert calls == [1] * 5
     assert all(map(torch.equal, again, pulled()))
+
+
+def test_asking_whether_they_are_many_takes_no_squares() -> None:
+    core = torch.ones(1, requires_grad=True)
+    edge, grad = get_gradient_edge(core * 2), torch.ones(1)
+
+    def work(count: int) -> int:
+        way = module.Way()
+
+        def fill() -> None:
+            for _ in range(count):
+                way.add(edge, grad)
+                way.go(full=True)
+
+        return work_of(fill)
+
+    require_linear(work, 100)
+    assert core.grad is None
