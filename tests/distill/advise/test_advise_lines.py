@@ -138,6 +138,18 @@ def test_the_default_plan_races_where_the_recipe_asks_for_nothing() -> None:
     assert names(lambda model: opdf.plan(model, cores=4)) == [*cores, "the recipe's plan"]
 
 
+def test_a_default_plan_that_is_aligned_races_only_so() -> None:
+    given = job("hurts", 0)
+    nothing = given.recipe.model_copy(update={"plan": type(given.recipe.plan)()})
+    pulled: Any = object()
+    aligned = replace(
+        given, recipe=nothing, alignment=pulled, plan=lambda model: opdf.plan(model, cores=4)
+    )
+    assert [one.name for one in entrants(aligned)] == [
+        "plain", "n = 2", "n = 3", "the recipe's plan, aligned"
+    ]  # fmt: skip
+
+
 def test_methods_keep_the_recipes_globs() -> None:
     given = job("hurts", 0)
     plan = given.recipe.plan.model_copy(update={"include": ["weight"]})

@@ -160,6 +160,8 @@ def test_equal_time_gives_plain_the_steps_that_its_optimizer_makes_in_it() -> No
         assert ours == base and theirs == pytest.approx(base * ratio / speed, abs=1)
     assert "| repvgg, " in cost_table(rows) and " 2.10 " in cost_table(rows)
     assert "(240 against " in comparisons_table(rows)
+    # Runs of other lengths say nothing about what a run costs.
+    assert all(line.endswith("|  |") for line in methods_table(rows).splitlines()[2:])
     assert store[CostOf("digits-30", "deep", "plain", "sgd").key()]["ratio"] == 0.8
 
 
@@ -219,7 +221,9 @@ def test_what_a_later_stage_adds_does_not_change_an_earlier_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("quality.second.tables.PRIMARY", "repvgg")
-    first, later = (asked("fixed", *METHODS[:n]) for n in (2, 4))
+    first = asked("fixed", *METHODS[:2])
+    # Fewer seeds: the same comparison has another answer there.
+    later = asked("fixed", *METHODS, size=replace(SIZE, seeds=SIZE.seeds - 2))
     store, _rows = whole(first, true)
     whole(later, true, store)
     alone = rows_of(outcomes(store, [first]))
