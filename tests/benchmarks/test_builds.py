@@ -108,6 +108,13 @@ def test_a_build_that_is_slower_is_seen_as_slower(plan: opdf.Plan, slower: float
     assert found["against_optimizer_seconds"] == 6.0 and found["rounds"] == 5
 
 
+def test_the_other_builds_step_is_over_its_own_plain_step(plan: opdf.Plan):
+    ours, theirs = (Fake(plain=Lap(s, 0.5), hoisted=Lap(4.0, 2.0)) for s in (1.0, 2.0))
+    times, parts = raced(plan, ours, theirs)
+    null, found = build_rows("tiny", 1, times, parts, 0)
+    assert null["ratio"] == 0.5 and found["against_over_plain"] == 2.0
+
+
 def test_the_rows_of_one_build_have_the_optimizer_part(plan: opdf.Plan):
     times, parts = raced(plan, Fake(plain=Lap(1.0, 0.5), hoisted=Lap(4.0, 3.0)), None)
     plain, hoisted = rows_of("tiny", 1, plan, times, parts, 0)

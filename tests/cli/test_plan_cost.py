@@ -79,3 +79,11 @@ def test_an_example_that_comes_with_the_model_tells_no_batch(
     assert made() == made("--cores", "3", *batch) == every
     # 8 x 30 x 30 positions pay for the convolution's cores, 8 rows for none of the head's.
     assert made(*batch) == {"0.weight": 3}
+
+    def expanded(*words: str) -> int:
+        line = ["expand", "student.py:build", *words, "-o", "out.pt2", "-q", "--json", "out.json"]
+        assert main(line) == 0
+        weights: int = json.loads(Path("out.json").read_text())["weights"]
+        return weights
+
+    assert (expanded(), expanded(*batch)) == (2, 1)
