@@ -5,8 +5,9 @@ cores of 6 million entries on one thread, single tensor / foreach / fused: AdamW
 ms, Adagrad 9.7 / 12.5 / 3.5 ms; fused needs no temporaries. (SGD without momentum: 1.9 / 1.9 / 2.3,
 so it is left alone.) The arithmetic is the same but for rounding, and so is the form of the state.
 So where the user leaves torch the choice, with `foreach` and `fused` both None, a group of cores
-asks for it while the step runs. Before and after it shows the user's own options. What has no cores
-is stepped bit for bit as torch does it.
+asks for it while the step runs. (A count of steps that begins there has 32 bits, also where torch's
+default dtype has 64.) Before and after it shows the user's own options. What has no cores is
+stepped bit for bit as torch does it.
 
 The kernels take memory as it lies: a gradient or a state that lies otherwise than its parameter
 would be read in the wrong order, without a word. Nor do they count as writes, which others look at.
