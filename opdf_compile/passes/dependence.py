@@ -19,17 +19,8 @@ from typing import Any
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from opdf_compile.graph import nested_graphs
-
-# In eval these hand back their operand, which their schemas do not say.
-_HANDED_BACK = frozenset(
-    {
-        torch.ops.aten.dropout.default,
-        torch.ops.aten.feature_dropout.default,
-        torch.ops.aten.alpha_dropout.default,
-        torch.ops.aten.feature_alpha_dropout.default,
-    }
-)
+from opdf_compile.graph import arguments, nested_graphs
+from opdf_compile.passes.linear_ops import DROPOUTS
 
 
 class Dependence:
@@ -153,7 +144,7 @@ def _bases(nodes: Iterable[Node]) -> dict[Node, Node]:
     found: dict[Node, Node] = {}
     for node in nodes:
         viewed: list[Node] = []
-        if node.target in _HANDED_BACK:
+        if _hands_back(node):
             viewed = node.all_input_nodes[:1]
         elif isinstance(node.target, torch._ops.OpOverload):
             viewed = _operands(node, lambda info: True)
@@ -161,6 +152,15 @@ def _bases(nodes: Iterable[Node]) -> dict[Node, Node]:
             viewed = node.all_input_nodes
         found[node] = found[viewed[0]] if viewed else node
     return found
+
+
+def _hands_back(node: Node) -> bool:
+    """Whether an op returns memory of its first operand, which its schema does not say."""
+    if node.target in DROPOUTS:
+        given = arguments(node)
+        return not (given["train"] and given["p"])
+    # A product of one operand moves axes at most.
+    return node.target is torch.ops.aten.einsum.default and len(node.all_input_nodes) == 1
 
 
 def _operands(node: Node, wanted: Callable[[Any], bool]) -> list[Node]:

@@ -195,7 +195,7 @@ def test_what_is_no_one_layer_stays_with_a_reason(name: str) -> None:
 # The tensor itself is read anew by the second branch; a view of it leaves both with one source.
 OVERWRITTEN = {
     "itself": (lambda source: source, ""),
-    "a view": (lambda source: source.view(-1), "overwrites .* between the branches"),
+    "a view": (lambda source: source.unsqueeze(0), "overwrites .* between the branches"),
     "a part": (lambda source: source[:, :2], "overwrites .* between the branches"),
 }
 
@@ -211,9 +211,15 @@ def test_a_source_that_is_overwritten_between_its_branches(name: str) -> None:
     assert re.search(reason, "; ".join(map(str, result.refused)))
 
 
-def dropped_outside(part: Callable[[Tensor], Tensor], m: nn.Module, x: Tensor) -> Tensor:
+HANDS_BACK: dict[str, Callable[[Tensor], Tensor]] = {
+    "dropout": lambda source: F.dropout(source, training=False),
+    "axes": lambda source: torch.einsum("abcd->abdc", source),
+}
+
+
+def handed_outside(name: str, part: Callable[[Tensor], Tensor], m: nn.Module, x: Tensor) -> Tensor:
     source = x * torch.sigmoid(x)
-    handed = F.dropout(source, training=False)
+    handed = HANDS_BACK[name](source)
     first = m.one(source)
     part(handed).relu_()
     return torch.relu(first + m.two(source))
@@ -228,11 +234,13 @@ def dropped_inside(part: Callable[[Tensor], Tensor], m: nn.Module, x: Tensor) ->
 
 
 @pytest.mark.parametrize("name", OVERWRITTEN)
-@pytest.mark.parametrize("body", [dropped_outside, dropped_inside])
-def test_a_dropout_hands_back_its_operand(
+@pytest.mark.parametrize(
+    "body", [dropped_inside, *(partial(handed_outside, op) for op in HANDS_BACK)]
+)
+def test_what_hands_back_its_operand(
     body: Callable[[Callable[[Tensor], Tensor], nn.Module, Tensor], Tensor], name: str
 ) -> None:
-    """Its schema does not say so, and both of them may be written to."""
+    """The schemas of these ops do not say so, and both of the two may be written to."""
     part, _reason = OVERWRITTEN[name]
     model, x = stirred(Function(partial(body, part))), torch.randn(2, 4, 9, 9)
     result = folded(model, x)
