@@ -22,6 +22,7 @@ from opdf_compile.distill.engine.order import shard
 from opdf_compile.distill.engine.schedule import set_rates, share_of_peak
 from opdf_compile.distill.engine.setup import Setup
 from opdf_compile.distill.engine.teaching import Teaching
+from opdf_compile.training import Overparam
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ class TrainingStep:
                 self.scaler.scale(total * processes.size).backward()  # type: ignore[no-untyped-call]
             for name, (value, _) in pieces.items():
                 parts[name] = parts.get(name, 0.0) + value.detach().double() / divisors[name]
+        if number == 0:
+            self._start_along_gradient()
         self._apply()
         return parts, told
 
@@ -108,6 +111,17 @@ class TrainingStep:
             return contextlib.nullcontext()
         quiet: contextlib.AbstractContextManager[Any] = self._objective.no_sync()
         return quiet
+
+    def _start_along_gradient(self) -> None:
+        """Cores that can begin along the first gradient (delta) do, unless it overflowed."""
+        setup = self._setup
+        if not isinstance(setup.optimizer, Overparam) or setup.plan is None:
+            return
+        gradients = [p.grad for p in setup.student.parameters() if p.grad is not None]
+        if any(entry.by.seeds for entry in setup.plan.entries) and all(
+            bool(gradient.isfinite().all()) for gradient in gradients
+        ):
+            setup.optimizer.seed()
 
     def _apply(self) -> None:
         """Clip, step, clear, average."""
