@@ -214,6 +214,8 @@ class Orepa(KernelParametrization[OrepaSpec]):
             forward_flops=points + mixed + depthwise + gained + (3 + spec.folds) * entries,
             backward_flops=points + 2 * (mixed + depthwise),
             largest_intermediate=entries,
+            # A gain multiplies what each of them makes.
+            again_flops=points + mixed + depthwise,
         )
 
     def spec_of(self, shapes: TensorShapes, form: WeightForm) -> OrepaSpec:

@@ -117,6 +117,7 @@ class ResidualChain(Parametrization[C]):
             backward_flops=4 * order.multiply_adds,
             largest_intermediate=max(entries, *(step.result for step in order)),
             untrained=frozen,
+            again_flops=2 * order.again,
         )
 
 

@@ -151,6 +151,7 @@ class Shared(Parametrization[SharedSpec]):
             forward_flops=forward,
             backward_flops=2 * forward,
             largest_intermediate=max(entries, spec.blocks * side * bond),
+            again_flops=2 * spec.blocks * side * bond**2,
         )
 
     def propose(self, form: WeightForm, *, cores: int = 3, **options: Any) -> SharedSpec:

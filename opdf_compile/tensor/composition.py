@@ -13,6 +13,8 @@ It is the optimum of forward and backward together. Every core is trained, so ea
 product needs its gradient. Of C = A B with A (m, k) and B (k, n) the backward makes dA = dC B^T and
 dB = A^T dC, two products of the same m k n multiply-adds. So whatever the order, backward costs
 exactly 2 and a step exactly 3 times the forward, and the cheapest forward is the cheapest step.
+Nor would products of several orders side by side be fewer: the tests try every set of products that
+makes a weight of three cores and all its gradients.
 
 Of orders of equal cost the one is taken for which autograd keeps least: it saves the factors of
 every product. Cores are there anyway, so what counts is the results of all products but the last.
@@ -74,6 +76,11 @@ class ContractionOrder(tuple[Contraction, ...]):
     def multiply_adds(self) -> int:
         """Multiply-adds of all products."""
         return sum(step.multiply_adds for step in self)
+
+    @property
+    def again(self) -> int:
+        """Multiply-adds of making again what a backward needs where nothing was kept."""
+        return sum(step.multiply_adds for step in self[:-1])
 
     @property
     def saved(self) -> int:

@@ -24,6 +24,7 @@ class Cost:
         largest_intermediate: Entries of the largest tensor that compose makes, the weight included.
             Of a sum of costs it is the maximum: weights are composed one after the other.
         untrained: Entries of the cores that are kept and not trained.
+        again_flops: FLOPs of the products that are made again where the backward finds none kept.
     """
 
     parameters: int = 0
@@ -32,6 +33,7 @@ class Cost:
     backward_flops: int = 0
     largest_intermediate: int = 0
     untrained: int = 0
+    again_flops: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         """The cost of both; `sum(costs, Cost())` adds up a whole plan."""
@@ -42,6 +44,7 @@ class Cost:
             self.backward_flops + other.backward_flops,
             max(self.largest_intermediate, other.largest_intermediate),
             self.untrained + other.untrained,
+            self.again_flops + other.again_flops,
         )
 
     @property
@@ -60,4 +63,5 @@ def chain_cost(chain: Chain) -> Cost:
         forward_flops=forward,
         backward_flops=2 * forward,
         largest_intermediate=max(chain.rows * chain.cols, *(step.result for step in order)),
+        again_flops=2 * order.again,
     )

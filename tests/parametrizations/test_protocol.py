@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from opdf_compile.errors import FoldError, InputError, PlanError
 from opdf_compile.parametrizations import registry
 from opdf_compile.parametrizations.matrix_spec import WeightForm
 from opdf_compile.parametrizations.registry import registered
+from opdf_compile.training.hoisted.recomputing import keeping_nothing
 
 NAMES = (
     "delta",
@@ -212,6 +214,10 @@ def test_json_and_infer(name: str, form: tuple[Any, ...]) -> None:
             registered(name).infer(shapes, unknown)
 
 
+def composed(name: str, spec: Any, *tensors: Tensor) -> tuple[Tensor]:
+    return (registered(name).compose(tensors, spec),)
+
+
 @of_weights
 def test_the_cost_is_exact(name: str, form: tuple[Any, ...]) -> None:
     for spec in candidates(name, form)[:4]:
@@ -232,6 +238,11 @@ def test_the_cost_is_exact(name: str, form: tuple[Any, ...]) -> None:
         with FlopCounterMode(display=False) as backward:
             weight.sum().backward()
         assert backward.get_total_flops() == cost.backward_flops
+        (weight,), again = keeping_nothing(partial(composed, name, spec), leaves)
+        with FlopCounterMode(display=False) as backward:
+            weight.sum().backward()
+        assert backward.get_total_flops() == cost.backward_flops + cost.again_flops
+        assert again or not cost.again_flops
         assert cost.largest_intermediate >= math.prod(form[0])
 
 

@@ -119,8 +119,8 @@ def test_cost_against_counted_work(pair: tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def test_costs_add_up_and_weights_are_composed_one_after_the_other() -> None:
-    total = sum([Cost(10, 4, 100, 200, 7), Cost(1, 1, 10, 20, 9)], Cost())
-    assert total == Cost(11, 5, 110, 220, 9)
+    total = sum([Cost(10, 4, 100, 200, 7, 3, 50), Cost(1, 1, 10, 20, 9, 1, 5)], Cost())
+    assert total == Cost(11, 5, 110, 220, 9, 4, 55)
     assert total.step_flops == 330
 
 

@@ -52,7 +52,7 @@ def hoist(
         batched: Compose weights of one form together, their cores stacked: exact for optimizers
             that work entry by entry (SGD, Adam, ..). "auto": the small ones, see `batching`.
         recompute: Save the memory of the intermediate products between refresh and backward, at
-            the cost of a second forward of compose.
+            the cost of making them again; the last product of each weight is not.
         process_group: Share the program out over these ranks; None: every rank runs all of it.
         progress: Called with (weight, number done, number of weights) before each decomposition;
             the log ``opdf_compile`` has the same at INFO, and a warning of a weight that is dear.

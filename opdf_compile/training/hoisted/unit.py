@@ -4,13 +4,12 @@
     pull      dL/dT_k += (dW/dT_k)^T dL/dW   through that graph, once; dL/dW is consumed
 
 Between the two lives what autograd saved: the intermediate products. With `recompute` they are
-made again in the pull, at the cost of one more forward of compose.
+made again in the pull, see `recomputing`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch.fx import Graph, GraphModule
 from opdf_compile.errors import DeviceError
 from opdf_compile.parametrizations import ScalingTerm
 from opdf_compile.training.hoisted.binding import Bound
+from opdf_compile.training.hoisted.recomputing import as_they_are, keeping_nothing
 
 # Names of the cores of one member, in the order of the graph's placeholders.
 _CoreNames = tuple[str, ...]
@@ -87,6 +87,7 @@ class Unit:
         self.compiled_with: dict[str, Any] | None = None
         self._call: nn.Module = GraphModule(nn.Module(), graph)
         self._edges: tuple[GradientEdge | None, ...] | None = None
+        self._kept = True
         self._dtypes: tuple[torch.dtype, ...] = ()
         self._versions: tuple[int, ...] = ()
         self.settled = self._now()
@@ -194,12 +195,11 @@ class Unit:
     def refresh(self, *, keep: bool) -> dict[str, Tensor]:
         """Compose the weights, by name.
 
-        `keep` keeps what the next pull needs.
+        `keep` keeps the intermediate products for the next pull, which else makes them again.
         """
         self.forget()
         self._require_devices()
-        with _as_they_are(self.storage[0].device.type), torch.set_grad_enabled(keep):
-            values = self._compose()
+        values = self._compose(keep=keep)
         self.settle()
         return {key: value.detach() for key, value in zip(self.keys, values, strict=True)}
 
@@ -222,18 +222,17 @@ class Unit:
         pulled = tuple(k for k, grad in zip(self.keys, grads, strict=True) if grad is not None)
         if not pulled:
             return ()
-        again = self._edges is None or self._versions != self._now()
-        if again:
-            with _as_they_are(self.storage[0].device.type), torch.enable_grad():
-                self._compose()
+        anew = self._edges is None or self._versions != self._now()
+        if anew:
+            self._compose(keep=True)
         edges, self._edges = self._edges, None
         assert edges is not None
         for edge, dtype, grad in zip(edges, self._dtypes, self._sent(grads), strict=True):
             # A weight without an edge has frozen cores only.
             if edge is not None and grad is not None:
                 way.add(edge, grad.to(dtype))
-        # What was made again is let go before others are.
-        way.go(full=not again)
+        # What is made again is let go before others are.
+        way.go(full=self._kept and not anew)
         return pulled
 
     def _sent(self, grads: list[Tensor | None]) -> list[Tensor | None]:
@@ -249,14 +248,17 @@ class Unit:
         rows = [torch.zeros_like(empty) if grad is None else grad for grad in grads]
         return [torch.stack([row.to(dtype) for row in rows])]
 
-    def _compose(self) -> tuple[Tensor, ...]:
+    def _compose(self, *, keep: bool) -> tuple[Tensor, ...]:
         # Not by `__call__`: nobody can have hooks there.
-        results: tuple[Tensor, ...] = tuple(self._call.forward(*self._shaped()))
-        if torch.is_grad_enabled():
+        call = self._call.forward
+        with as_they_are(self.storage[0].device.type), torch.enable_grad():
+            cores = self._shaped()
+            results, again = (tuple(call(*cores)), False) if keep else keeping_nothing(call, cores)
             edges = (get_gradient_edge(made) if made.requires_grad else None for made in results)
             self._edges = tuple(edges)
-            self._dtypes = tuple(made.dtype for made in results)
-            self._versions = self._now()
+        self._kept = not again
+        self._dtypes = tuple(made.dtype for made in results)
+        self._versions = self._now()
         return tuple(results[0].detach().unbind(0)) if self.batched else results
 
     def _now(self) -> tuple[int, ...]:
@@ -271,17 +273,3 @@ class Unit:
                     f"the weight {bound.key!r} is on {bound.device}, its cores are on {wanted}; "
                     "move the student first and build the optimizer (or hoist) afterwards"
                 )
-
-
-def _as_they_are(device: str) -> AbstractContextManager[object]:
-    """Outside the caller's autocast and inference mode.
-
-    In half precision the weight would lose 1e-3; inference mode would leave nothing to pull
-    gradients through.
-    """
-    if not (torch.is_autocast_enabled(device) or torch.is_inference_mode_enabled()):
-        return nullcontext()  # Entering either costs as much as a small product.
-    outside = ExitStack()
-    outside.enter_context(torch.autocast(device, enabled=False))
-    outside.enter_context(torch.inference_mode(False))
-    return outside

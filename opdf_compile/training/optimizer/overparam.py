@@ -80,8 +80,8 @@ class Overparam(SavedState):
         batched: Compose weights of one form together; "auto" takes the small ones, and only for
             optimizers that work entry by entry. A batch is taken apart when only some of its
             weights have a gradient.
-        recompute: Save the memory of the intermediate products at the cost of a second forward of
-            compose.
+        recompute: Save the memory of the intermediate products at the cost of making them again;
+            the last product of each weight is not.
         process_group: Share cores and their optimizer state out over these ranks.
         alignment: A loss that draws the cores towards a teacher's, added once per step; it costs
             no forward, and no clip sees it. See `opdf.CoreAlignment`.

@@ -21,7 +21,7 @@ class Summary:
         beside: Parameters of branches beside the student's convolutions, likewise.
         units: Number of units composed on this rank, and how many of them are batches.
         decay: What weight decay acts on.
-        recompute: Whether compose runs again in the backward.
+        recompute: Whether the backward of compose makes the intermediate products again.
         rank: This rank and the number of ranks that share the program.
         held: Core parameters that are trained on this rank.
     """
@@ -51,6 +51,18 @@ class Summary:
         """The same of the student as it ships: weights in place of cores."""
         return sum(entry.deployed for entry in self.plan.entries) + self.other
 
+    @property
+    def step_flops(self) -> int:
+        """FLOPs that a step adds; with `recompute` some products are made twice."""
+        cost = self.plan.cost
+        return cost.step_flops + (cost.again_flops if self.recompute else 0)
+
+    @property
+    def predicted_step(self) -> float | None:
+        """FLOPs of a step over the plain student's; None where these are not known."""
+        plain = self.plan.student_step_flops
+        return 1 + self.step_flops / plain if plain else None
+
     def to_json(self) -> dict[str, Any]:
         """The summary as plain values, schema "opdf-summary/1"."""
         return {
@@ -58,12 +70,12 @@ class Summary:
             "trained": self.trained,
             "deployed": self.deployed,
             "scale": self.plan.scale,
-            "step_flops": self.plan.cost.step_flops,
+            "step_flops": self.step_flops,
             "dearest": [
                 {"key": entry.key, "step_flops": entry.cost.step_flops}
                 for entry in dearest(self.plan)
             ],
-            "predicted_step": self.plan.overhead,
+            "predicted_step": self.predicted_step,
             "peak_bytes": self.plan.peak_bytes,
             "optimizer": self.optimizer,
             "decay": self.decay,
@@ -95,10 +107,12 @@ class Summary:
         work = sum(entry.cost.step_flops for entry in direct)
         composed = self.plan.cost.step_flops - branches["step_flops"] - work
         if cored:
+            again = ", composed again in the backward but for the last product of each"
+            flops = composed + self.step_flops - self.plan.cost.step_flops
             lines.append(
-                f"a step adds {flops_text(composed)}, whatever the batch, in {self.units[0]} "
+                f"a step adds {flops_text(flops)}, whatever the batch, in {self.units[0]} "
                 f"{'product' if self.units[0] == 1 else 'products'} of cores ({self.units[1]} "
-                "batched)" + (", composed again in the backward" if self.recompute else "")
+                f"batched){again if self.recompute else ''}"
             )
         if composed:
             shares = (

@@ -133,6 +133,7 @@ def test_html_says_what_the_text_says() -> None:
 
 def test_json() -> None:
     opt = opdf.Overparam(network(), torch.optim.SGD, cores=3, lr=0.1, recompute=True)
+    again = opt.plan.cost.again_flops
     found = json.loads(json.dumps(opt.summary().to_json()))
     assert found.pop("refusals")[0]["key"] == "3.weight"
     assert found == {
@@ -140,7 +141,7 @@ def test_json() -> None:
         "trained": counted(opt)[0],
         "deployed": counted(opt)[1],
         "scale": opt.plan.scale,
-        "step_flops": opt.plan.cost.step_flops,
+        "step_flops": opt.plan.cost.step_flops + again,
         "predicted_step": None,
         "peak_bytes": opt.plan.peak_bytes,
         "optimizer": "SGD",
@@ -164,6 +165,10 @@ def test_a_traced_plan_predicts_the_step() -> None:
     summary = opdf.Overparam(model, plan=plan).summary()
     assert summary.to_json()["predicted_step"] == plan.overhead > 1
     assert f"predicted step {plan.overhead:.2f}x" in str(summary)
+    again = opdf.Overparam(model, plan=plan, recompute=True).summary().to_json()
+    # Two chains of 16 x 16 by 16 x 16 by 16 x 16, of which the first product is made twice.
+    assert again["step_flops"] - plan.cost.step_flops == 2 * 2 * 16**3
+    assert again["predicted_step"] == 1 + again["step_flops"] / plan.student_step_flops
 
 
 def test_branches_are_counted_once() -> None:
