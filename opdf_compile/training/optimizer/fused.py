@@ -101,8 +101,11 @@ def _lies_alike(parameter: Tensor, kept: Iterable[Any]) -> bool:
     for value in (parameter, parameter.grad, *kept):
         if type(value) not in (Tensor, nn.Parameter) or not value.is_contiguous():
             return False
-        # A count of steps is read as one number of 32 bits.
-        if value.dtype != (parameter.dtype if value.shape == parameter.shape else torch.float32):
+        # A count of steps is read as a number of 32 bits, of whichever of these it is.
+        if value.shape != parameter.shape:
+            if value.dtype not in _DTYPES:
+                return False
+        elif value.dtype != parameter.dtype:
             return False
     return True
 

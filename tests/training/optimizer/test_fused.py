@@ -139,11 +139,25 @@ def test_a_state_of_another_form_is_stepped_by_torch(key: str, kernels: list[int
     p = parameter()
     optimizer, _found = stepped(p)
     state = optimizer.state[p]
-    state[key] = state[key].double() if key == "step" else state[key].t().contiguous().t()
+    state[key] = state[key].half() if key == "step" else state[key].t().contiguous().t()
     del kernels[:]
     with fused(optimizer, ids(optimizer)):
         optimizer.step()
     assert not kernels
+
+
+def test_a_count_of_64_bits_is_counted_on(kernels: list[int]) -> None:
+    """It begins so where torch's default dtype has as many and the first step was torch's own."""
+    wide, usual = parameter(), parameter()
+    for p in (wide, usual):
+        optimizer, _found = stepped(p)
+        if p is wide:
+            optimizer.state[p]["step"] = optimizer.state[p]["step"].double()
+        with fused(optimizer, ids(optimizer)):
+            optimizer.step()
+        assert optimizer.state[p]["step"] == 2
+    assert kernels == [1] * 4
+    assert torch.equal(wide, usual)
 
 
 @pytest.mark.parametrize(
