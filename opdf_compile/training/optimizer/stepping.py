@@ -119,7 +119,7 @@ class CoreStep:
                 weight.grad = grad.to_dense()  # Of a tied embedding that alone was used.
             self._with_graph |= grad is not None and grad.requires_grad
         try:
-            found = program.backward()
+            found = frozenset(program.backward())
         finally:
             for weight, grad in kept:
                 weight.grad = grad
@@ -133,7 +133,7 @@ class CoreStep:
         storage = {id(core) for unit in program.units for core in unit.storage}
         self._kernels.enter_context(fused(optimizer.inner, storage))
 
-    def _decay(self, found: tuple[str, ...]) -> None:
+    def _decay(self, found: frozenset[str]) -> None:
         """Once in a step, however often it evaluates."""
         moving = self._direct.moving()
         if self._decayed or not (found or moving):
