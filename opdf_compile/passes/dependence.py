@@ -22,6 +22,32 @@ from torch.fx import Graph, GraphModule, Node
 from opdf_compile.graph import arguments, nested_graphs
 from opdf_compile.passes.linear_ops import DROPOUTS
 
+aten = torch.ops.aten
+
+# They may return memory of their first operand, which their schemas do not say.
+_HANDING_BACK = frozenset(
+    {
+        aten.alpha_dropout.default,
+        aten.feature_alpha_dropout.default,
+        aten.type_as.default,
+        aten.sum_to_size.default,
+        aten.atleast_1d.default,
+        aten.atleast_2d.default,
+        aten.atleast_3d.default,
+    }
+)
+# Each result is a view of the operand at its place in a list; nor do their schemas say that.
+_ONE_BY_ONE = frozenset(
+    {
+        aten.broadcast_tensors.default,
+        aten.meshgrid.default,
+        aten.meshgrid.indexing,
+        aten.atleast_1d.Sequence,
+        aten.atleast_2d.Sequence,
+        aten.atleast_3d.Sequence,
+    }
+)
+
 
 class Dependence:
     """The operand-to-reader relation of one graph.
@@ -149,18 +175,29 @@ def _bases(nodes: Iterable[Node]) -> dict[Node, Node]:
         elif isinstance(node.target, torch._ops.OpOverload):
             viewed = _operands(node, lambda info: True)
         elif node.op == "call_function" and node.target is operator.getitem:
-            viewed = node.all_input_nodes
+            viewed = _taken(node)
         found[node] = found[viewed[0]] if viewed else node
     return found
 
 
+def _taken(node: Node) -> list[Node]:
+    """What a `getitem` takes its result from: a tuple, or the operand that this result views."""
+    source, place = node.args
+    if isinstance(source, Node) and source.target in _ONE_BY_ONE:
+        operands: Any = source.args[0]
+        return [operands[place]]
+    return node.all_input_nodes
+
+
 def _hands_back(node: Node) -> bool:
     """Whether an op returns memory of its first operand, which its schema does not say."""
+    if node.target in _HANDING_BACK:
+        return True
     if node.target in DROPOUTS:
         given = arguments(node)
         return not (given["train"] and given["p"])
     # A product of one operand moves axes at most.
-    return node.target is torch.ops.aten.einsum.default and len(node.all_input_nodes) == 1
+    return node.target is aten.einsum.default and len(node.all_input_nodes) == 1
 
 
 def _operands(node: Node, wanted: Callable[[Any], bool]) -> list[Node]:

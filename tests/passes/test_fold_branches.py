@@ -211,9 +211,14 @@ def test_a_source_that_is_overwritten_between_its_branches(name: str) -> None:
     assert re.search(reason, "; ".join(map(str, result.refused)))
 
 
+T = torch.zeros(())
 HANDS_BACK: dict[str, Callable[[Tensor], Tensor]] = {
     "dropout": lambda source: F.dropout(source, training=False),
     "axes": lambda source: torch.einsum("abcd->abdc", source),
+    "grid": lambda source: torch.meshgrid(source.view(-1), indexing="ij")[0].view_as(source),
+    "broadcast": lambda source: torch.broadcast_tensors(torch.zeros((1,) * 5), source)[1][0],
+    "at least": lambda source: torch.atleast_3d(source.view(-1)).view_as(source),
+    "at least, of two": lambda source: torch.atleast_2d(T, source.view(-1))[1].view_as(source),
 }
 
 
