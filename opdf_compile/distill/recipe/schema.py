@@ -110,6 +110,11 @@ class PlanSection(Section):
         says = {"parametrization", "rules", "cores", "scale", "overhead"}
         return self.model_fields_set.isdisjoint(says)
 
+    @field_serializer("parametrization")
+    def _said(self, parametrization: str) -> str | None:
+        """None for the default plan, which is another one than that of the name."""
+        return None if self.by_default else parametrization
+
     @field_serializer("rules")
     def _in_order(self, rules: dict[str, str]) -> list[list[str]]:
         """As pairs: the order of rules means something, that of a table's keys does not."""

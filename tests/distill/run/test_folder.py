@@ -15,6 +15,8 @@ from opdf_compile.distill.run.folder import Log, RunFolder, only_run, open_folde
 from opdf_compile.distill.run.lock import lock_of
 from opdf_compile.errors import ArtefactError, DeviceError, UserError
 
+CHAINS = 'parametrization = "mpo"'
+
 
 @pytest.fixture
 def opened(make: Any, tmp_path: Path) -> Callable[..., RunFolder]:
@@ -49,6 +51,17 @@ def test_another_recipe_is_told(values: dict[str, str], words: str, opened: Any)
     opened()
     with pytest.raises(ArtefactError, match=f"{words}.*another folder with -o"):
         opened(**values)
+
+
+@pytest.mark.parametrize("first", ["", CHAINS])
+def test_the_default_plan_is_another_one_than_three_cores_everywhere(
+    first: str, opened: Any
+) -> None:
+    second = "" if first else CHAINS
+    opened(plan=first)
+    with pytest.raises(ArtefactError, match=r"\[plan\] parametrization = .*another folder with -o"):
+        opened(plan=second)
+    opened(plan=first)
 
 
 def test_what_changes_no_result_may_change(opened: Any) -> None:
