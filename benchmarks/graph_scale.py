@@ -142,7 +142,8 @@ def main(words: Sequence[str] | None = None) -> None:
             report.show(f"{r['model']}: {r['ratio']:.2f} times torch.export, target {TARGET}")
     report.write(before, rows, slopes=found)
     if options.plot is not None and found:
-        plot({name: (*curve(rows, name), found[name]) for name in found}, options.plot)
+        curves = {name: (*curve(rows, name), found[name]) for name in found}
+        plot(curves, options.plot, size="layers", seconds="processor seconds", others=2)
 
 
 if __name__ == "__main__":

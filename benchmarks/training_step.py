@@ -20,7 +20,6 @@ import argparse
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -167,15 +166,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument(
         "--profile", action="store_true", help="show where a hoisted step's time goes"
     )
-    made.add_argument(
-        "--against", type=Path, metavar="CHECKOUT", help="a build to race against, step by step"
-    )
-    made.add_argument(
-        "--against-python",
-        type=Path,
-        metavar="PYTHON",
-        help="what runs it (default .venv/bin/python in the checkout)",
-    )
+    cli.add_builds(made)
     options = cli.parse(made, words)
     if options.default_plan and options.cores:
         cli.fail("--cores and --default-plan are two plans; give one of them")

@@ -28,6 +28,8 @@ FORMS = ("plain", "inline", "hoisted", "batched")
 KNOWN = (*FORMS, "default")
 OPTIMIZER = torch.optim.AdamW
 OPTIONS: dict[str, Any] = {"lr": 1e-4, "weight_decay": 0.01}
+# What a plan is made of.
+Source = opdf.Traced | nn.Module
 
 
 class Lap(NamedTuple):
@@ -97,7 +99,7 @@ def planned(student: Student, cores: int | None) -> tuple[opdf.Traced, opdf.Plan
 def build(
     name: str,
     student: Student,
-    traced: opdf.Traced,
+    source: Source,
     plan: opdf.Plan,
     options: Mapping[str, Any] = OPTIONS,
     **hoist_options: Any,
@@ -107,13 +109,14 @@ def build(
     Args:
         name: One of `KNOWN`.
         student: The student.
-        traced: Its graphs, for the inline form.
+        source: Its graphs, of which the inline form is made; for the others anything.
         plan: What becomes of its weights.
         options: Of the optimizer.
         **hoist_options: Of `opdf.Overparam`, for the hoisted forms.
     """
     if name == "inline":
-        model: nn.Module = opdf.expand(traced, plan).train()
+        assert isinstance(source, opdf.Traced), "the inline form is made of graphs"
+        model: nn.Module = opdf.expand(source, plan).train()
         return Form(name, student, model, OPTIMIZER(model.parameters(), **options))
     model = copy.deepcopy(student.model)
     if name == "plain":

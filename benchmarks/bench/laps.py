@@ -15,7 +15,7 @@ import torch
 import opdf_compile as opdf
 from bench import students
 from bench.clock import Clock, repeats
-from bench.forms import OPTIONS, Form, Lap, build, planned
+from bench.forms import OPTIONS, Form, Lap, Source, build, planned
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,8 @@ class Setting:
         forms: The forms, plain first.
         cores: Cores per weight; what the student usually has if None.
         default_plan: The plan that `opdf.plan` makes if it is asked for nothing.
+        traced: Whether the student is planned by its graphs, or else by its modules: a thousand
+            layers take a minute to trace. The inline form is made of graphs.
         fused: The fused variant of the optimizer.
         seed: Fixes the student.
         device: "cpu" or "cuda".
@@ -38,6 +40,7 @@ class Setting:
     forms: tuple[str, ...]
     cores: int | None = None
     default_plan: bool = False
+    traced: bool = True
     fused: bool = False
     seed: int = 0
     device: str = "cpu"
@@ -54,11 +57,14 @@ class Setting:
         """Of every form's optimizer."""
         return OPTIONS | ({"fused": True} if self.fused else {})
 
-    def planned(self) -> tuple[students.Student, opdf.Traced, opdf.Plan]:
-        """The student, its graphs and its plan."""
+    def planned(self) -> tuple[students.Student, Source, opdf.Plan]:
+        """The student, what is planned of it, and the plan."""
         student = students.student(self.model, torch.device(self.device), self.seed)
         if self.default_plan:
             student = replace(student, cores=None)
+        if not self.traced:
+            cores = student.cores if self.cores is None else self.cores
+            return student, student.model, opdf.plan(student.model, cores=cores)
         return student, *planned(student, self.cores)
 
 
@@ -79,12 +85,12 @@ class OwnLaps:
     """
 
     def __init__(
-        self, setting: Setting, student: students.Student, traced: opdf.Traced, plan: opdf.Plan
+        self, setting: Setting, student: students.Student, source: Source, plan: opdf.Plan
     ) -> None:
         """Build the forms and warm them up."""
         self.plan, self._clock = plan, setting.timer
         options = setting.optimizer_options
-        self.forms = {name: build(name, student, traced, plan, options) for name in setting.forms}
+        self.forms = {name: build(name, student, source, plan, options) for name in setting.forms}
         self._single = {name: self._warm(form) for name, form in self.forms.items()}
 
     def lap(self, form: str, accumulation: int) -> Lap:

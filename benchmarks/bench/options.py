@@ -13,7 +13,7 @@ import torch
 
 
 def parser(
-    name: str, description: str, *, models: Sequence[str], known: Sequence[str]
+    name: str, description: str, *, models: Sequence[str] = (), known: Sequence[str] = ()
 ) -> argparse.ArgumentParser:
     """The options of every benchmark.
 
@@ -21,16 +21,11 @@ def parser(
         name: The script's file name.
         description: One line for `--help`.
         models: The models that run if none are named.
-        known: The models that may be named.
+        known: The models that may be named; none where the benchmark has its own.
     """
     made = argparse.ArgumentParser(prog=f"benchmarks/{name}", description=description)
-    made.add_argument(
-        "--models",
-        type=_choice("--models", known),
-        default=tuple(models),
-        metavar="M,M,..",
-        help=f"of {', '.join(known)} (default {','.join(models)})",
-    )
+    if known:
+        choices(made, "--models", known, models)
     made.add_argument("--cores", type=_whole("--cores", 2), help="cores per weight")
     made.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
     made.add_argument("--threads", type=_whole("--threads", 1), help="threads of torch")
@@ -55,6 +50,19 @@ def add_rounds(made: argparse.ArgumentParser, *, budget: float) -> None:
         choices=("wall", "cpu"),
         default="wall",
         help="cpu: processor time, for a busy machine and --threads 1 (default wall)",
+    )
+
+
+def add_builds(made: argparse.ArgumentParser) -> None:
+    """Add `--against` and `--against-python` to a benchmark that races two builds."""
+    made.add_argument(
+        "--against", type=Path, metavar="CHECKOUT", help="a build to race against, step by step"
+    )
+    made.add_argument(
+        "--against-python",
+        type=Path,
+        metavar="PYTHON",
+        help="what runs it (default .venv/bin/python in the checkout)",
     )
 
 

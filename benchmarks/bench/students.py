@@ -9,6 +9,7 @@ mlp     three Linear layers, 64-256-256-10, with ReLU between, batch 64
 mobilenet  MobileNetV3-small of timm, random weights, batch 16 x 3 x 64 x 64
 vit     ViT-tiny of timm (patch 16), random weights, batch 8 x 3 x 224 x 224
 tiny    a network of two small layers, for the tests
+stackN  N residual Linear layers of width 64 (stack10, stack1000, any number), batch 16 x 64
 
 The loss is the mean squared distance to a fixed random target, as in distillation. A loss without
 a target (the mean square of a normalised output, say) is constant, and its gradients of nothing but
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,18 +67,24 @@ def student(name: str, device: torch.device, seed: int = 0) -> Student:
     """Build a student.
 
     Args:
-        name: One of `NAMES`.
+        name: One of `NAMES`, or what `stack_of` says.
         device: Where it and its batch live.
         seed: Fixes weights, batch and target.
     """
     torch.manual_seed(seed)
-    model, args, kwargs, cores = _BUILDERS[name]()
+    build = _BUILDERS.get(name) or partial(_stack, int(name.removeprefix(_STACK)))
+    model, args, kwargs, cores = build()
     model = model.to(device).train()
     args = tuple(value.to(device) for value in args)
     kwargs = {key: value.to(device) for key, value in kwargs.items()}
     with torch.no_grad():
         target = torch.randn_like(first_output(model(*args, **kwargs)))
     return Student(name, model, args, kwargs, cores, target)
+
+
+def stack_of(layers: int) -> str:
+    """The name of the student of so many equal Linear layers."""
+    return f"{_STACK}{layers}"
 
 
 def bert(layers: int) -> nn.Module:
@@ -154,6 +162,24 @@ def _tiny() -> _Parts:
     return model, (torch.randn(64, 48),), {}, 3
 
 
+class _Residual(nn.Module):
+    """x + f(x) / N, N times: without the x a thousand layers would hand on subnormal numbers."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = x + layer(x) / len(self.layers)
+        return x
+
+
+def _stack(layers: int) -> _Parts:
+    return _Residual(layers), (torch.randn(16, 64),), {}, 3
+
+
+_STACK = "stack"
 _BUILDERS: dict[str, Callable[[], _Parts]] = {
     "bert": _bert,
     "resnet": _resnet,

@@ -147,6 +147,57 @@ def test_training_step_of_some_forms_with_json_on_stdout():
     assert "over floor" in done.stderr
 
 
+def weight_scale(path: Path, *words: str) -> dict[str, Any]:
+    from weight_scale import main
+
+    main([*words, "--rounds", "2", "--threads", "1", "--clock", "cpu", "--json", str(path)])
+    value = json.loads(path.read_text())
+    require_rows(value, "opdf-weight-scale/1")
+    return value
+
+
+def test_weight_scale(tmp_path: Path):
+    plot = tmp_path / "scale.png"
+    words = ("--weights", "4,2", "--forms", "hoisted,default", "--plot", str(plot))
+    value = weight_scale(tmp_path / "scale.json", *words)
+    found = [(row["form"], row["weights"]) for row in value["rows"]]
+    assert found == [("hoisted", 2), ("hoisted", 4), ("default", 2), ("default", 4)]
+    for row in value["rows"]:
+        assert row["build"] == "this" and row["rounds"] == 2
+        low, high = row["added_quartiles"]
+        assert low <= row["added_seconds"] <= high
+        assert row["micros_per_weight"] == pytest.approx(
+            row["added_seconds"] / row["weights"] * 1e6
+        )
+    assert [s["form"] for s in value["slopes"]] == ["hoisted", "default"]
+    # The plan has a weight for each layer.
+    assert {facts["weights"] for facts in value["builds"]} == {2, 4}
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_weight_scale_against_a_checkout(tmp_path: Path):
+    words = ("--weights", "2", "--forms", "default", "--against", str(ROOT))
+    value = weight_scale(tmp_path / "scale.json", *words, "--against-python", sys.executable)
+    assert [row["build"] for row in value["rows"]] == ["this", "other"]
+    assert [(b["build"], b["weights"]) for b in value["builds"]] == [("this", 2), ("other", 2)]
+
+
+@pytest.mark.parametrize(("power", "met"), [(0.9, True), (1.04, True), (1.06, False), (2.0, False)])
+def test_a_slope_above_the_target_is_missed(power: float, met: bool):
+    from weight_scale import slope
+
+    rows = [{"weights": n, "added_seconds": 1e-4 * n**power} for n in (10, 30, 100)]
+    found = slope(rows)
+    assert (found["slope"], found["end"]) == pytest.approx((power, power))
+    assert found["met"] is met
+    # What is bent at the end only shows there first.
+    bent = slope([*rows, {"weights": 300, "added_seconds": 1e-4 * 300 ** (power + 0.1)}])
+    assert bent["end"] > bent["slope"] > power
+    free = [{"weights": n, "added_seconds": -1e-6} for n in (10, 30)]
+    assert slope(free) == {"slope": None, "end": None, "met": None}
+
+
 def test_decompose(tmp_path: Path):
     path = tmp_path / "decompose.json"
     rows = report("decompose", "opdf-decompose/1", "--rounds", "2", path=path)
