@@ -11,11 +11,9 @@ from .convolutions import identity as identity
 from .cosine_frames import cosine_frame as cosine_frame
 from .cost import Cost as Cost
 from .cost import chain_cost as chain_cost
-from .decomposition import balanced_factors as balanced_factors
 from .decomposition import core_dtype as core_dtype
 from .decomposition import decompose as decompose
 from .decomposition import require_values as require_values
-from .decomposition import singular_frames as singular_frames
 from .gauge import aligned as aligned
 from .gauge import distance as distance
 from .linear_maps import LinearMap as LinearMap
@@ -27,3 +25,5 @@ from .modes import chain_modes as chain_modes
 from .modes import chain_splits as chain_splits
 from .modes import divisors as divisors
 from .shared_modes import joint_modes as joint_modes
+from .singular_values import balanced_factors as balanced_factors
+from .singular_values import singular_frames as singular_frames

@@ -17,14 +17,7 @@ one SVD per bond):
   (d_c, R_c = p_t R_t), fits it. The cores right of t are (R_{k-1}, i_k, j_k, R_k) = (p_k R_k, ..):
   identities of R_{k-1}, reshaped.
 
-Gauge. With R(W) = U S V^T: A = U S^{1/2}, B = S^{1/2} V^T, so that A^T A = B B^T = S.
-
-Null directions. Where a singular value is zero, both factors would be zero, and as dL/dA = G B^T,
-dL/dB = A^T G, neither would ever move: the expanded weight could never gain rank. So A keeps the
-direction, a_k = u_k sqrt(rms of the other singular values) (1 for the zero matrix), and b_k = 0.
-Still a_k b_k = 0, hence lossless, and dL/db_k = a_k^T G is in general not zero. A singular value
-counts as zero when s <= max(L_c, R_c) eps s_max, in float64, which is below what the factorisation
-resolves; dropping those changes W by less than sqrt(d_c) max(L_c, R_c) eps ||W||, 6e-11 at 4096.
+The gauge and the factorisation, A = U S^{1/2} and B = S^{1/2} V^T: `tensor.singular_values`.
 """
 
 from __future__ import annotations
@@ -37,19 +30,11 @@ from torch import Tensor
 
 from opdf_compile.errors import InputError
 from opdf_compile.tensor.chain import Chain, CoreShape
+from opdf_compile.tensor.singular_values import balanced_factors
 
 if TYPE_CHECKING:
     # jaxtyping states shapes; only the tests, which execute them, need it installed.
     from jaxtyping import Float
-
-EPS = torch.finfo(torch.float64).eps
-
-# (s_min / s_max)^2 down to which the Gram route is accurate enough, see `_singular_triplets`.
-GRAM_LIMIT = EPS / torch.finfo(torch.float32).eps
-
-# Entries this close to the largest count as equally large, so that rounding cannot choose between
-# them when a singular vector's sign is fixed.
-SIGN_TOLERANCE = 1e-6
 
 
 def core_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -101,10 +86,10 @@ def decompose(
     require_values(matrix)
     with torch.no_grad():
         centre = _centre(chain)
-        work = matrix.detach().to(device=device or matrix.device, dtype=torch.float64)
-        # R(W) is cut after core c.
-        cut = interleaved(work, chain).reshape(math.prod(chain.products[:centre]), -1)
-        left, right = balanced_factors(cut)
+        # R(W) is cut after core c; it is copied in the weight's own dtype, and widened then.
+        cut = interleaved(matrix.detach(), chain).reshape(math.prod(chain.products[:centre]), -1)
+        wide = cut.to(device=device or matrix.device, dtype=torch.float64)
+        left, right = balanced_factors(wide)
         return _place(left.to(matrix.device, dtype), right.to(matrix.device, dtype), chain, centre)
 
 
@@ -157,76 +142,3 @@ def _place(
 
     cores = (core(number, shape) for number, shape in enumerate(chain.core_shapes, start=1))
     return tuple(tensor.contiguous() for tensor in cores)
-
-
-def balanced_factors(
-    arranged: Float[Tensor, "left right"],
-) -> tuple[Float[Tensor, "left bond"], Float[Tensor, "bond right"]]:
-    """A = U S^{1/2} and B = S^{1/2} V^T, with signs fixed and null directions kept alive."""
-    scaled, root = _scale(arranged)
-    left, values, right = _singular_triplets(scaled)
-    left, right = _fix_signs(left, right)
-    null = values <= max(arranged.shape) * EPS * values[0]
-    alive = values[~null]
-    spare = alive.square().mean().sqrt() if len(alive) else values.new_tensor(1.0 / root**2)
-    left = left * torch.where(null, spare, values).sqrt() * root
-    right = right * torch.where(null, 0.0, values).sqrt()[:, None] * root
-    return left, right
-
-
-def singular_frames(
-    matrix: Float[Tensor, "left right"], rank: int
-) -> tuple[Float[Tensor, "left rank"], Float[Tensor, "rank right"]]:
-    """U_r and V_r^T of the leading singular values, orthonormal, with signs fixed; also of zeros.
-
-    Args:
-        matrix: In float64.
-        rank: r, at most the smaller of its sizes.
-    """
-    left, _values, right = _singular_triplets(_scale(matrix)[0])
-    left, right = _fix_signs(left, right)
-    return left[:, :rank], right[:rank]
-
-
-def _scale(matrix: Float[Tensor, "left right"]) -> tuple[Float[Tensor, "left right"], float]:
-    """(M / r^2, r) with r a power of two and the largest entry near 1, so that no square overflows.
-
-    Dividing by a power of two is exact. Two halves, because 2^1074 itself is not a float64.
-    """
-    largest = float(matrix.abs().max())
-    half = math.frexp(largest)[1] // 2 if largest else 0
-    return matrix * 2.0**-half * 2.0**-half, 2.0**half
-
-
-def _singular_triplets(
-    matrix: Float[Tensor, "left right"],
-) -> tuple[Float[Tensor, "left bond"], Float[Tensor, " bond"], Float[Tensor, "bond right"]]:
-    """The thin SVD, descending, by the faster of two routes that is accurate enough.
-
-    Through the smaller Gram matrix, M^T M = V S^2 V^T and U = M V S^{-1}, it takes a third of the
-    time. M = (M V) V^T holds to rounding for any orthogonal V, so that this route is lossless too;
-    what suffers is U's orthogonality, by about eps (s_max / s_min)^2. It is taken while that is
-    below float32's eps, and the SVD otherwise.
-    """
-    if matrix.shape[0] < matrix.shape[1]:
-        right, values, left = _singular_triplets(matrix.mT)
-        return left.mT, values, right.mT
-    squares, vectors = torch.linalg.eigh(matrix.mT @ matrix)
-    if float(squares[0]) <= float(squares[-1]) * GRAM_LIMIT:
-        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        return left, values, right
-    vectors = vectors.flip(1)
-    left = matrix @ vectors
-    values = torch.linalg.vector_norm(left, dim=0)
-    return left / values, values, vectors.mT
-
-
-def _fix_signs(
-    left: Float[Tensor, "left bond"], right: Float[Tensor, "bond right"]
-) -> tuple[Float[Tensor, "left bond"], Float[Tensor, "bond right"]]:
-    """Make the largest entry of each left singular vector positive, the first of equal ones."""
-    sizes = left.abs()
-    among_largest = sizes >= sizes.amax(0) * (1 - SIGN_TOLERANCE)
-    first = among_largest.int().argmax(0)
-    signs = torch.where(left.gather(0, first[None]) < 0, -1.0, 1.0).to(left.dtype)
-    return left * signs, right * signs.mT

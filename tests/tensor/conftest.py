@@ -14,14 +14,15 @@ from torch import Tensor
 
 from opdf_compile.tensor import composition as compose
 from opdf_compile.tensor import decomposition as decompose
+from opdf_compile.tensor import singular_values
 
 Lossless = Callable[[Tensor, Sequence[Tensor]], None]
 
 
 @pytest.fixture(autouse=True)
 def executed_shapes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Check every `Float[Tensor, "..."]` of the two modules that state shapes, at each call."""
-    for module in (compose, decompose):
+    """Check every `Float[Tensor, "..."]` of the modules that state shapes, at each call."""
+    for module in (compose, decompose, singular_values):
         monkeypatch.setattr(module, "Float", jaxtyping.Float, raising=False)
         for name, function in inspect.getmembers(module, inspect.isfunction):
             if "Float" in str(function.__annotations__) and function.__module__ == module.__name__:
