@@ -10,7 +10,7 @@ as zero when s <= max(m, n) eps s_max, in float64, which is below what the facto
 dropping those changes M by less than sqrt(n) max(m, n) eps ||M||, 6e-11 at 4096.
 
 The factorisation of M in R^{m x n}, m >= n. The eigenvectors of the Gram matrix are V, and M V is
-U S. It costs a fifth to a third of an SVD, but squaring loses the small singular values: what eigh
+U S. It costs a third of an SVD, but squaring loses the small singular values: what eigh
 returns is exact for M^T M + D with ||D|| = O(eps) s_max^2 (Golub & Van Loan, Matrix Computations,
 section 8.1), hence the columns p_i of M V have
 
