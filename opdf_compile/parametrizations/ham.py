@@ -14,6 +14,7 @@ It keeps nothing and needs no copy of the weight. A zero stays where the optimiz
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -71,17 +72,18 @@ class Ham(MetricParametrization[HamSpec]):
         }
     )
 
-    def after(self, step: MetricStep[HamSpec]) -> None:
+    def after(self, steps: Sequence[MetricStep[HamSpec]]) -> None:
         """Five passes over one temporary of the weight's size."""
-        assert step.rate is not None
-        weight = own_part(step.weight)
-        wide = torch.float32 if weight.dtype.itemsize < 4 else weight.dtype
-        power = torch.sign(weight).to(wide)
-        toward = step.spec.alpha * (1.0 if step.ascends else -1.0)
-        shrink = power.new_tensor(-step.rate * step.spec.beta)
-        gradient = own_part(step.gradient).to(wide)
-        torch.addcmul(shrink, power, gradient, value=step.rate * toward, out=power)
-        weight.mul_(power.clamp_(-_MOST, _MOST).exp_())
+        for step in steps:
+            assert step.rate is not None
+            weight = own_part(step.weight)
+            wide = torch.float32 if weight.dtype.itemsize < 4 else weight.dtype
+            power = torch.sign(weight).to(wide)
+            toward = step.spec.alpha * (1.0 if step.ascends else -1.0)
+            shrink = power.new_tensor(-step.rate * step.spec.beta)
+            gradient = own_part(step.gradient).to(wide)
+            torch.addcmul(shrink, power, gradient, value=step.rate * toward, out=power)
+            weight.mul_(power.clamp_(-_MOST, _MOST).exp_())
 
     def describe(self, spec: HamSpec) -> str:
         """Its strengths: ``alpha 200, beta 0.001``."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from opdf_compile.parametrizations.metric import (
     MetricStep,
     Scaling,
     norm_of,
+    norms_of,
     own_part,
 )
 from opdf_compile.parametrizations.registry import register
@@ -73,28 +75,32 @@ class Hyperball(MetricParametrization[MatrixSpec]):
         """All of it."""
         return weight.clone()
 
-    def after(self, step: MetricStep[MatrixSpec]) -> None:
-        """The move is put to its length, and the weight on its sphere."""
-        assert step.before is not None and step.rate is not None
-        (radius,) = step.kept
-        weight, move = own_part(step.weight), own_part(step.before)
-        # The move, in the copy's memory.
-        torch.sub(weight, move, out=move)
-        length = norm_of(step.before).reshape(1)
+    def after(self, steps: Sequence[MetricStep[MatrixSpec]]) -> None:
+        """Each move is put to its length, and its weight on its sphere."""
+        befores = [step.before for step in steps if step.before is not None]
+        weights = [own_part(step.weight) for step in steps]
+        back = [own_part(before) for before in befores]
+        radii, rate = torch.cat([step.kept[0] for step in steps]), steps[0].rate
+        assert len(back) == len(weights) and rate is not None
+        # The moves with the other sign, in the copies' memory.
+        torch._foreach_sub_(back, weights)
+        lengths = norms_of(befores)
         # A weight that did not move keeps its bits. No branch on a value, which would wait for a
         # device.
-        held = (length > 0) & (radius > 0)
-        one = torch.ones_like(radius)
-        more = torch.where(held, step.rate * radius / length, one) - 1
-        weight.addcmul_(move, more.to(weight.dtype))
-        scale = torch.where(held, radius / norm_of(step.weight), one)
-        weight.mul_(scale)
+        held = (lengths > 0) & (radii > 0)
+        one = torch.ones_like(radii)
+        less = 1 - torch.where(held, rate * radii / lengths, one)
+        torch._foreach_addcmul_(weights, back, less.to(weights[0].dtype).split(1))
+        scales = torch.where(held, radii / norms_of([step.weight for step in steps]), one)
+        torch._foreach_mul_(weights, scales.split(1))
 
-    def strayed(self, weight: Tensor, kept: tuple[Tensor, ...]) -> Tensor | None:
-        """Whether its norm is another one; of a weight that is not held, never."""
-        (radius,) = kept
-        allowed = max(_CLOSE, 4 * torch.finfo(weight.dtype).eps) * radius
-        return (radius > 0) & ((norm_of(weight) - radius).abs() > allowed)
+    def strayed(
+        self, weights: Sequence[Tensor], kept: Sequence[tuple[Tensor, ...]]
+    ) -> Tensor | None:
+        """Those whose norm is another one; of a weight that is not held, never."""
+        radii = torch.cat([radius for (radius,) in kept])
+        allowed = max(_CLOSE, 4 * torch.finfo(weights[0].dtype).eps) * radii
+        return (radii > 0) & ((norms_of(weights) - radii).abs() > allowed)
 
     def describe(self, spec: MatrixSpec) -> str:
         """What is done: ``norm held``."""

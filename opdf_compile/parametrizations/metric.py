@@ -80,11 +80,25 @@ class MetricParametrization(Parametrization[S]):
         """What the optimizer is given in place of the gradient, which stays; None: the gradient."""
         return None
 
-    def after(self, step: MetricStep[S]) -> None:
-        """Move the weight, in place, after the optimizer has stepped it."""
+    def after(self, steps: Sequence[MetricStep[S]]) -> None:
+        """Move weights, in place, after the optimizer has stepped them.
 
-    def strayed(self, weight: Tensor, kept: tuple[Tensor, ...]) -> Tensor | None:
-        """Whether the weight is none that the last step can have left: a bool; None: any is."""
+        They have one dtype, device and rate, and are many only where they are small: to go over all
+        of them with each operation costs less then than to go through the operations for each.
+        """
+
+    def strayed(
+        self, weights: Sequence[Tensor], kept: Sequence[tuple[Tensor, ...]]
+    ) -> Tensor | None:
+        """Which of some weights of one dtype and device the last step cannot have left.
+
+        Args:
+            weights: The weights.
+            kept: What is kept for each.
+
+        Returns:
+            A bool for each; None where it can have left any.
+        """
         return None
 
     def decompose(
@@ -123,6 +137,14 @@ def own_part(tensor: Tensor) -> Tensor:
     to_local = getattr(tensor, "to_local", None)
     part: Tensor = tensor if to_local is None else to_local()
     return part
+
+
+def norms_of(tensors: Sequence[Tensor]) -> Tensor:
+    """`norm_of` of tensors of one dtype, as a vector."""
+    if any(hasattr(tensor, "full_tensor") for tensor in tensors):
+        return torch.stack([norm_of(tensor) for tensor in tensors])
+    wide = torch.float32 if tensors[0].dtype.itemsize < 4 else None
+    return torch.stack(torch._foreach_norm(list(tensors), 2, dtype=wide))
 
 
 def norm_of(tensor: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ The scales are constants of the plan; the authors find theirs by a search on ano
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -124,18 +125,19 @@ class RepOpt(MetricParametrization[RepOptSpec]):
         part = own_part(weight)
         return (part if spec.kernel_scale != 1 else _centre(part, spec)).clone()
 
-    def after(self, step: MetricStep[RepOptSpec]) -> None:
+    def after(self, steps: Sequence[MetricStep[RepOptSpec]]) -> None:
         """The move times scales, under an optimizer that does not see the size of a gradient."""
-        spec, before, weight = step.spec, step.before, own_part(step.weight)
-        if before is None:
-            return
-        if spec.kernel_scale == 1:
-            at_centre = _centre(weight, spec) - before
-        else:
-            move = weight - before
-            at_centre = _centre(move, spec).clone()
-            weight.add_(move, alpha=spec.kernel_scale - 1)
-        _add_branches(weight, at_centre, spec, spec.point_scale)
+        for step in steps:
+            spec, before, weight = step.spec, step.before, own_part(step.weight)
+            if before is None:
+                continue
+            if spec.kernel_scale == 1:
+                at_centre = _centre(weight, spec) - before
+            else:
+                move = weight - before
+                at_centre = _centre(move, spec).clone()
+                weight.add_(move, alpha=spec.kernel_scale - 1)
+            _add_branches(weight, at_centre, spec, spec.point_scale)
 
     def describe(self, spec: RepOptSpec) -> str:
         """The scales: ``kernel 1, point 1, identity``."""

@@ -2,7 +2,7 @@
 
     take       before the step, gradients at hand    W.grad <- multiplied(W.grad),  snapshots
     give back  after it                              W.grad is again what it was
-    finish     then                                  W <- after(W)
+    finish     then                                  W <- after(W)        several W of one kind
 
 The optimizer holds the weights themselves. A step that has several evaluations takes once for each
 gradient, and snapshots once.
@@ -10,7 +10,9 @@ gradient, and snapshots once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -21,6 +23,9 @@ from opdf_compile.errors import InputError, WeightsChanged
 from opdf_compile.parametrizations import MetricParametrization, MetricStep, Scaling
 from opdf_compile.planning import PlanEntry
 from opdf_compile.training.hoisted.binding import Bound
+
+# Entries of the weights that a method moves together: with their copies they fit a cache.
+_TOGETHER = 2**18
 
 
 class Direct:
@@ -66,20 +71,25 @@ class Direct:
                 self.kept[name] = tensor.to(device)
         return tuple(self.kept.values())
 
-    def strayed(self) -> Tensor | None:
-        """Whether the weight is none that the last step can have left; None: any can be."""
-        return self.by.strayed(self.parameter.detach(), self.tensors())
-
 
 def strays(directs: Iterable[Direct]) -> tuple[str, ...]:
     """Names of the weights that something else has changed beyond what their methods bear."""
-    found = [(d.key, answer) for d in directs if (answer := d.strayed()) is not None]
+    kinds = defaultdict(list)
+    for direct in directs:
+        kinds[direct.by, direct.parameter.dtype, direct.bound.device].append(direct)
+    keys: list[str] = []
+    found: list[Tensor] = []
+    for (by, _dtype, _device), alike in kinds.items():
+        weights = [direct.parameter.detach() for direct in alike]
+        answers = by.strayed(weights, [direct.tensors() for direct in alike])
+        if answers is not None:
+            keys.extend(direct.key for direct in alike)
+            found.append(answers)
     if not found:
         return ()
     # One synchronisation for all.
-    first = found[0][1].device
-    answers = torch.cat([answer.reshape(1).to(first) for _key, answer in found]).tolist()
-    return tuple(key for (key, _), answer in zip(found, answers, strict=True) if answer)
+    first = found[0].device
+    return tuple(compress(keys, torch.cat([answers.to(first) for answers in found]).tolist()))
 
 
 class DirectStep:
@@ -158,8 +168,27 @@ class DirectStep:
         self._lent.clear()
 
     def finish(self) -> None:
-        """Move the weights as their methods do, one after the other."""
+        """Move the weights as their methods do."""
+        kinds = defaultdict(list)
         for direct, _group in self._held:
             step = self._steps.pop(direct.key, None)
             if step is not None:
-                direct.by.after(step)
+                where = step.weight.dtype, step.weight.device
+                kinds[direct.by, where, step.rate, step.ascends].append(step)
+        for (by, *_kind), steps in kinds.items():
+            for some in _together(steps):
+                by.after(some)
+
+
+def _together(steps: Iterable[MetricStep[Any]]) -> Iterator[list[MetricStep[Any]]]:
+    """Steps in their order, in lists that are short where weights are large."""
+    some: list[MetricStep[Any]] = []
+    entries = 0
+    for step in steps:
+        entries += step.weight.numel()
+        if some and entries > _TOGETHER:
+            yield some
+            some, entries = [], step.weight.numel()
+        some.append(step)
+    if some:
+        yield some

@@ -130,8 +130,9 @@ class CoreStep:
         self._decay(found)
         self._pulled.update(found)
         self._direct.take()
-        storage = {id(core) for unit in program.units for core in unit.storage}
-        self._kernels.enter_context(fused(optimizer.inner, storage))
+        planned = {id(core) for unit in program.units for core in unit.storage}
+        planned |= {id(direct.parameter) for direct in program.direct}
+        self._kernels.enter_context(fused(optimizer.inner, planned))
 
     def _decay(self, found: frozenset[str]) -> None:
         """Once in a step, however often it evaluates."""

@@ -75,6 +75,18 @@ def test_the_trajectory_is_that_of_single_tensors(name: str, kernels: list[int])
     assert difference(found, student()) > 1e-3, "the control: it moved"
 
 
+@pytest.mark.parametrize("form", ["ham", "hyperball"])
+def test_planned_weights_without_cores_have_them_too(form: str, kernels: list[int]) -> None:
+    found, wanted = student(), student()
+    for model, foreach, calls in ((found, None, [2] * 5), (wanted, False, [])):
+        plan = opdf.plan(model, parametrization=form, min_size=1)
+        steps(model, opdf.Overparam(model, torch.optim.AdamW, plan=plan, lr=0.02, foreach=foreach))
+        assert kernels == calls
+        kernels.clear()
+    assert difference(found, wanted) < 1e-12
+    assert difference(found, student()) > 1e-3, "the control: it moved"
+
+
 def test_options_and_states_are_those_of_single_tensors(kernels: list[int]) -> None:
     model, again = student(), student()
     opt = opdf.Overparam(model, torch.optim.AdamW, cores=3)
