@@ -25,3 +25,4 @@ from .registry import registered as registered
 from .registry import registered_names as registered_names
 from .registry import requested as requested
 from .request import Request as Request
+from .scaled import Scaled as Scaled

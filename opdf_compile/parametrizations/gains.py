@@ -23,7 +23,6 @@ and its columns are one set for all.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -33,10 +32,11 @@ from torch import Tensor
 
 from opdf_compile.errors import PlanError
 from opdf_compile.parametrizations import matrix_spec
-from opdf_compile.parametrizations.base import Parametrization, ScalingTerm, TensorShapes
+from opdf_compile.parametrizations.base import ScalingTerm, TensorShapes
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm
 from opdf_compile.parametrizations.registry import register
 from opdf_compile.parametrizations.request import Option
+from opdf_compile.parametrizations.scaled import Scaled
 from opdf_compile.tensor import Cost
 
 # Of the decay of W, what r and c have each; a plan may have another.
@@ -67,7 +67,7 @@ class GainsSpec(MatrixSpec):
             )
 
 
-class Gains(Parametrization[GainsSpec]):
+class Gains(Scaled[GainsSpec]):
     """W = diag(r) V diag(c); the tensors are r, c and V, in this order.
 
     No other parametrization has tensors of these shapes in this order, so that a file without a
@@ -98,11 +98,6 @@ class Gains(Parametrization[GainsSpec]):
         row_gains, column_gains, _matrix = self.shapes(spec)
         return matrix.new_ones(row_gains), matrix.new_ones(column_gains), matrix
 
-    def compose(self, tensors: Sequence[Tensor], spec: GainsSpec) -> Tensor:
-        """The weight: two products, entry by entry."""
-        r, c, matrix = tensors
-        return (r * matrix * c).reshape(spec.shape).to(getattr(torch, spec.dtype))
-
     def shapes(self, spec: GainsSpec) -> TensorShapes:
         """(rows, 1), (1, cols) and (rows, cols), of the matrix as it is stored."""
         rows, cols = spec.stored
@@ -112,10 +107,6 @@ class Gains(Parametrization[GainsSpec]):
         """One product: a small share on each gain, the rest on V, which takes the sign."""
         share = float(spec.decay_share)
         return ({2: 1 - 2 * share, 0: share, 1: share},)
-
-    def outside_clip_norm(self, spec: GainsSpec) -> tuple[int, ...]:
-        """Both gains."""
-        return (0, 1)
 
     def describe(self, spec: GainsSpec) -> str:
         """The numbers of gains: ``48 x 30 gains``."""

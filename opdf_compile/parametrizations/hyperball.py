@@ -90,9 +90,9 @@ class Hyperball(MetricParametrization[MatrixSpec]):
         held = (lengths > 0) & (radii > 0)
         one = torch.ones_like(radii)
         less = 1 - torch.where(held, rate * radii / lengths, one)
-        torch._foreach_addcmul_(weights, back, less.to(weights[0].dtype).split(1))
+        torch._foreach_addcmul_(weights, back, less.to(weights[0].dtype).view(-1, 1).unbind())
         scales = torch.where(held, radii / norms_of([step.weight for step in steps]), one)
-        torch._foreach_mul_(weights, scales.split(1))
+        torch._foreach_mul_(weights, scales.view(-1, 1).unbind())
 
     def strayed(
         self, weights: Sequence[Tensor], kept: Sequence[tuple[Tensor, ...]]

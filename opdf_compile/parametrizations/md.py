@@ -29,16 +29,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.parametrizations.base import Parametrization, ScalingTerm, TensorShapes
+from opdf_compile.parametrizations.base import ScalingTerm, TensorShapes
 from opdf_compile.parametrizations.matrix_spec import MatrixSpec, WeightForm, checked_matrix
 from opdf_compile.parametrizations.registry import register
+from opdf_compile.parametrizations.scaled import Scaled, norm_by_blocks
 from opdf_compile.tensor import Cost
 
 # (1 - 1/e) of the formula above.
 _SLOPE = -math.expm1(-1.0)
 
 
-class Md(Parametrization[MatrixSpec]):
+class Md(Scaled[MatrixSpec]):
     """W = diag(g_r) V diag(g_c), |V| held; the tensors are t_r, t_c, V and n, in this order."""
 
     name = "md"
@@ -58,15 +59,24 @@ class Md(Parametrization[MatrixSpec]):
         # A copy of its own, contiguous whatever the weight's layout was.
         matrix = matrix.clone(memory_format=torch.contiguous_format)
         rows, columns, _matrix, _norm = self.shapes(spec)
-        norm = _norm_of(matrix).to(matrix).nan_to_num(posinf=0.0)
+        norm = norm_by_blocks(matrix).to(matrix).nan_to_num(posinf=0.0)
         return matrix.new_zeros(rows), matrix.new_zeros(columns), matrix, norm
 
     def compose(self, tensors: Sequence[Tensor], spec: MatrixSpec) -> Tensor:
         """The weight: two products, entry by entry."""
         t_r, t_c, matrix, norm = tensors
         # A graph has the tensors that it reads: n would be lost to files and to the hoisted form.
-        g_r = _gain(t_r) + 0 * norm
-        return (g_r * matrix * _gain(t_c)).reshape(spec.shape).to(getattr(torch, spec.dtype))
+        return super().compose((t_r + 0 * norm, t_c, matrix), spec)
+
+    def gains(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """softplus(t + ln(e - 1)), exactly 1 where t is 0."""
+        g_r, g_c = (1 + torch.log1p(_SLOPE * torch.expm1(t)) for t in tensors[:2])
+        return g_r, g_c
+
+    def slopes(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """(1 - 1/e) e^t / (1 + (1 - 1/e) (e^t - 1))."""
+        s_r, s_c = (_SLOPE * t.exp() / (1 + _SLOPE * torch.expm1(t)) for t in tensors[:2])
+        return s_r, s_c
 
     def shapes(self, spec: MatrixSpec) -> TensorShapes:
         """(rows, 1), (1, cols) and (rows, cols), of the matrix as it is stored, and (1,)."""
@@ -80,7 +90,7 @@ class Md(Parametrization[MatrixSpec]):
     def retract(self, tensors: Sequence[Tensor], spec: MatrixSpec) -> None:
         """V <- n V / |V|; a matrix of zeros, and one whose n is 0, stay."""
         _t_r, _t_c, matrix, norm = tensors
-        found = _norm_of(matrix)
+        found = norm_by_blocks(matrix)
         held = (found > 0) & (norm > 0)
         # No branch on a value, which would wait for a device.
         scale = torch.where(held, norm / found, torch.ones_like(found))
@@ -89,10 +99,6 @@ class Md(Parametrization[MatrixSpec]):
     def terms(self, spec: MatrixSpec) -> tuple[ScalingTerm, ...]:
         """None: it takes no decay of the weight."""
         return ()
-
-    def outside_clip_norm(self, spec: MatrixSpec) -> tuple[int, ...]:
-        """Both gains."""
-        return (0, 1)
 
     def describe(self, spec: MatrixSpec) -> str:
         """The numbers of gains: ``48 x 30 gains, norm held``."""
@@ -119,17 +125,6 @@ class Md(Parametrization[MatrixSpec]):
         """
         self.require_usual(cores, "4 tensors", "there is one form")
         return MatrixSpec.of(form, **options)
-
-
-def _gain(t: Tensor) -> Tensor:
-    """softplus(t + ln(e - 1)), exactly 1 where t is 0."""
-    return 1 + torch.log1p(_SLOPE * torch.expm1(t))
-
-
-def _norm_of(matrix: Tensor) -> Tensor:
-    """Frobenius norm, of shape (1,), float64: squares of large entries overflow in float32."""
-    norm: Tensor = torch.linalg.vector_norm(matrix, dtype=torch.float64)
-    return norm.reshape(1)
 
 
 register(Md())

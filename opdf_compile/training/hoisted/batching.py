@@ -24,6 +24,7 @@ from opdf_compile.passes import ProgramPart, group
 from opdf_compile.passes import batched as batched_graph
 from opdf_compile.planning import Plan
 from opdf_compile.training.hoisted.binding import Bound
+from opdf_compile.training.hoisted.formulas import unit_of
 from opdf_compile.training.hoisted.unit import Unit
 
 Batched = bool | Literal["auto"]
@@ -101,13 +102,13 @@ def _unit(
         whole = [cores[name] for name in first.cores]
         storage = [_parameter(_matrix(core) if matrices else core) for core in whole]
         shapes = [core.shape for core in whole]
-        return Unit(first.graph, names, storage, weights, batched=False, shapes=shapes)
+        return unit_of(first.graph, names, storage, weights, batched=False, shapes=shapes)
     graph = batched_graph(first, len(members), cores)
     stacks = [
         nn.Parameter(torch.stack([cores[row[place]].detach() for row in names]))
         for place in range(len(first.cores))
     ]
-    return Unit(graph, names, stacks, weights, batched=True)
+    return unit_of(graph, names, stacks, weights, batched=True)
 
 
 def _matrix(core: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ from opdf_compile.planning import Plan, PlanEntry
 from opdf_compile.training.branched.branching import fold_branches, has_branches
 from opdf_compile.training.folding import overwrite, require_same_names
 from opdf_compile.training.hoisted.binding import Bound, is_sharded, reshard, whole
-from opdf_compile.training.hoisted.checksums import checksums, differing
 from opdf_compile.training.hoisted.direct import Direct, strays
 from opdf_compile.training.hoisted.ranks import ProgramRanks
+from opdf_compile.training.hoisted.records import Records
 from opdf_compile.training.hoisted.remaking import remake, seed
 from opdf_compile.training.hoisted.unit import Unit, Way
 
@@ -67,7 +67,7 @@ class WeightProgram:
         self.direct = tuple(direct)
         self.of_overparam = False
         self.hooks: list[Callable[..., None]] = []
-        self._recorded: dict[str, Tensor] = {}
+        self._records = Records()
         reshard(module)
         self._record(self._bounds)
 
@@ -325,11 +325,10 @@ class WeightProgram:
         return odd
 
     def _differing(self, keys: list[str], held: Callable[[Bound], Tensor]) -> tuple[str, ...]:
-        """Of these weights those whose checksum is not the recorded one; alike on all ranks."""
+        """Of these weights those that are not as they were recorded; alike on all ranks."""
         if not keys:
             return ()
-        found = checksums(held(self._bounds[key]) for key in keys)
-        differs = differing(found, [self._recorded[key] for key in keys])
+        differs = self._records.differing((key, held(self._bounds[key])) for key in keys)
         return tuple(compress(keys, self.ranks.any(differs, self._bounds)))
 
     def require_unchanged(self, keys: Collection[str] | None = None) -> None:
@@ -370,11 +369,11 @@ class WeightProgram:
 
     def checksums(self) -> dict[str, Tensor]:
         """The recorded checksum of every weight, two 64-bit integers each."""
-        return dict(self._recorded)
+        return self._records.checksums()
 
     def expect(self, checksums: Mapping[str, Tensor]) -> None:
         """Take recorded checksums over from a saved state: the weights must be those of then."""
-        self._recorded.update({k: v for k, v in checksums.items() if k in self._bounds})
+        self._records.expect({k: v for k, v in checksums.items() if k in self._bounds})
 
     def state_dict(self) -> dict[str, Tensor]:
         """Cores under their names, and `KEY_checksum` of the weights that they made.
@@ -384,7 +383,7 @@ class WeightProgram:
         state = {n: c.detach() for unit in self.units for n, c in unit.named_cores().items()}
         state.update({name: kept for direct in self.direct for name, kept in direct.kept.items()})
         # Copies: those of all weights may share memory, which some file formats refuse.
-        state.update({f"{key}_checksum": sum_.clone() for key, sum_ in self._recorded.items()})
+        state.update({f"{key}_checksum": sum_.clone() for key, sum_ in self.checksums().items()})
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -454,9 +453,8 @@ class WeightProgram:
         return self.ranks.gather(folded, self._bounds)
 
     def _record(self, keys: Iterable[str]) -> None:
-        keys = tuple(keys)
-        found = checksums(self._bounds[key].local() for key in keys)
-        self._recorded.update(zip(keys, found, strict=True))
+        kept = {key: value for unit in self.units for key, value in unit.kept().items()}
+        self._records.take(((key, self._bounds[key].local()) for key in keys), kept)
 
 
 def _folded(bound: Bound, cores: tuple[Tensor, ...]) -> Tensor:

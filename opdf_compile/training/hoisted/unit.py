@@ -176,6 +176,10 @@ class Unit:
         """Drop the graph of the last refresh, and with it the intermediate products."""
         self._edges = None
 
+    def kept(self) -> dict[str, Tensor]:
+        """Values that the last refresh gave and that are kept anyhow, by name of the weight."""
+        return {}
+
     def compile(self, **options: Any) -> None:
         """Run compose through torch.compile from now on."""
         self._call = torch.compile(self._call, **options)  # type: ignore[assignment]

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from opdf_compile.passes import program_parts, weight_program
 from opdf_compile.planning import Plan
+from opdf_compile.training.hoisted.formulas import unit_of
 from opdf_compile.training.hoisted.program import WeightProgram
 from opdf_compile.training.hoisted.unit import Unit
 from opdf_compile.training.optimizer import weight_state as named
@@ -66,7 +67,7 @@ def _single(plan: Plan, unit: Unit, row: int) -> Unit:
     (part,) = program_parts(weight_program(alone), [bound.key])
     value = dict(zip(names, (stack.detach()[row] for stack in unit.storage), strict=True))
     storage = [nn.Parameter(value[name].clone()) for name in part.cores]
-    single = Unit(part.graph, (part.cores,), storage, (bound,), batched=False)
+    single = unit_of(part.graph, (part.cores,), storage, (bound,), batched=False)
     single.hold_still(bound.entry.untrained)
     if unit.compiled_with is not None:
         single.compile(**unit.compiled_with)

@@ -1,0 +1,114 @@
+"""A unit whose weights and gradients come by formulas: nothing is recorded for autograd.
+
+Between refresh and pull it keeps the values that it made, where autograd would keep a product of
+the same size: whoever asks whether the weights still hold them compares, which takes a fraction of
+what a checksum takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Graph
+
+from opdf_compile.parametrizations import Scaled
+from opdf_compile.training.hoisted.binding import Bound
+from opdf_compile.training.hoisted.unit import Unit, Way, _as_they_are
+
+
+class FormulaUnit(Unit):
+    """Gains around a matrix, or a batch of such; see Unit for the arguments."""
+
+    _room: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: without what the next refresh makes again."""
+        return {**super().__getstate__(), "_room": None}
+
+    def forget(self) -> None:
+        """Let go of what is kept."""
+        super().forget()
+        self._room = None
+
+    def kept(self) -> dict[str, Tensor]:
+        """The values that the last refresh gave."""
+        if self._room is None:
+            return {}
+        return dict(zip(self.keys, self._room.unbind(0), strict=True))
+
+    def refresh(self, *, keep: bool) -> dict[str, Tensor]:
+        """Make the weights, by name; `keep` keeps their values."""
+        if self.compiled_with is not None:
+            return super().refresh(keep=keep)
+        self._require_devices()
+        first = self.storage[0]
+        room, shape = self._room, (len(self.keys), *self.weights[0].entry.spec.shape)
+        with _as_they_are(first.device.type), torch.no_grad():
+            if room is None or room.device != first.device:
+                room = torch.empty(shape, dtype=first.dtype, device=first.device)
+            self._by.make(self._tensors(), room if self.batched else room[0])
+        self.settle()
+        # A checksum is cheap elsewhere, and memory is not.
+        self._room = room if keep and first.device.type == "cpu" else None
+        return dict(zip(self.keys, room.unbind(0), strict=True))
+
+    def pull(self, taken: MutableMapping[str, Tensor | None], way: Way) -> tuple[str, ...]:
+        """Add the weights' gradients, sent back, to those of the cores; see `Unit.pull`."""
+        if self.compiled_with is not None or self._hooked():
+            return super().pull(taken, way)
+        self._require_devices()
+        grads = [taken.pop(key) for key in self.keys]
+        pulled = tuple(k for k, grad in zip(self.keys, grads, strict=True) if grad is not None)
+        if pulled:
+            with _as_they_are(self.storage[0].device.type), torch.no_grad():
+                self._add(grads)
+        return pulled
+
+    def _add(self, grads: list[Tensor | None]) -> None:
+        self._dtypes = (self.storage[0].dtype,)
+        (gradient,) = self._sent(grads)
+        assert gradient is not None
+        tensors = self._tensors()
+        made = self._by.pull(tensors, gradient.to(tensors[0].dtype))
+        for core, grad in zip(tensors, made, strict=False):
+            if not core.requires_grad:
+                continue
+            if core.grad is None:
+                core.grad = grad
+            else:
+                core.grad.add_(grad)
+
+    @property
+    def _by(self) -> Scaled[Any]:
+        by = self.weights[0].entry.by
+        assert isinstance(by, Scaled)
+        return by
+
+    def _tensors(self) -> list[Tensor]:
+        """The cores in the order of the parametrization; they lie as it takes them."""
+        names = self.members[0]
+        return [self.storage[names.index(name)] for name in self.weights[0].entry.core_names]
+
+    def _hooked(self) -> bool:
+        """Whether somebody waits for autograd to come to a core."""
+        return any(c._backward_hooks or c._post_accumulate_grad_hooks for c in self.storage)
+
+
+def unit_of(
+    graph: Graph,
+    members: tuple[tuple[str, ...], ...],
+    storage: Sequence[nn.Parameter],
+    weights: tuple[Bound, ...],
+    *,
+    batched: bool,
+    shapes: Sequence[torch.Size] | None = None,
+) -> Unit:
+    """A unit of these parts, by formulas where its parametrization has some; see Unit."""
+    entry = weights[0].entry
+    alone = batched or len(weights) == 1
+    formulas = alone and isinstance(entry.by, Scaled) and len(storage) == len(entry.core_names)
+    made: type[Unit] = FormulaUnit if formulas else Unit
+    return made(graph, members, storage, weights, batched=batched, shapes=shapes)

@@ -1,0 +1,88 @@
+"""What every weight held when it was last written: its checksum, or the very values.
+
+Values are compared where somebody keeps them anyhow; of all others a checksum is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from opdf_compile.training.hoisted.checksums import checksums, differing
+
+# Bits are compared, not numbers: 0 and -0 differ, and a NaN is what it is.
+_WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+class Records:
+    """By name of a weight."""
+
+    def __init__(self) -> None:
+        """Nothing is known."""
+        self._sums: dict[str, Tensor] = {}
+        # Of these the checksum is an older one.
+        self._values: dict[str, Tensor] = {}
+
+    def take(self, weights: Iterable[tuple[str, Tensor]], kept: Mapping[str, Tensor]) -> None:
+        """Know weights as they are now.
+
+        Args:
+            weights: What this rank holds of each.
+            kept: Values that some of them were given, which stay until they are taken anew.
+        """
+        summed: list[str] = []
+
+        def rest() -> Iterator[Tensor]:
+            for key, weight in weights:
+                value = kept.get(key)
+                if value is not None and _alike(value, weight):
+                    self._values[key] = value
+                    continue
+                self._values.pop(key, None)
+                summed.append(key)
+                yield weight
+
+        found = checksums(rest())
+        self._sums.update(zip(summed, found, strict=True))
+
+    def differing(self, held: Iterable[tuple[str, Tensor]]) -> list[bool]:
+        """Which weights hold something else; a large one is let go before the next is asked for."""
+        answers: dict[str, bool] = {}
+        summed: list[str] = []
+
+        def rest() -> Iterator[Tensor]:
+            for key, weight in held:
+                value = self._values.get(key)
+                answers[key] = value is not None and not _same(weight, value)
+                if value is None:
+                    summed.append(key)
+                    yield weight
+
+        found = checksums(rest())
+        answers.update(
+            zip(summed, differing(found, [self._sums[key] for key in summed]), strict=True)
+        )
+        return list(answers.values())
+
+    def checksums(self) -> dict[str, Tensor]:
+        """The checksum of every weight, as it was taken."""
+        return self._sums | dict(zip(self._values, checksums(self._values.values()), strict=True))
+
+    def expect(self, sums: Mapping[str, Tensor]) -> None:
+        """Know weights by checksums from elsewhere."""
+        self._sums.update(sums)
+        for key in sums:
+            self._values.pop(key, None)
+
+
+def _alike(value: Tensor, weight: Tensor) -> bool:
+    return (value.dtype, value.shape, value.device) == (weight.dtype, weight.shape, weight.device)
+
+
+def _same(weight: Tensor, value: Tensor) -> bool:
+    if weight.dtype != value.dtype:
+        return False
+    words = _WORDS[weight.itemsize]
+    return torch.equal(weight.view(words), value.to(weight.device).view(words))
