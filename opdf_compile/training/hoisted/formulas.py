@@ -16,7 +16,8 @@ from torch.fx import Graph
 
 from opdf_compile.parametrizations import Scaled
 from opdf_compile.training.hoisted.binding import Bound
-from opdf_compile.training.hoisted.unit import Unit, Way, _as_they_are
+from opdf_compile.training.hoisted.recomputing import as_they_are
+from opdf_compile.training.hoisted.unit import Unit, Way
 
 
 class FormulaUnit(Unit):
@@ -46,7 +47,7 @@ class FormulaUnit(Unit):
         self._require_devices()
         first = self.storage[0]
         room, shape = self._room, (len(self.keys), *self.weights[0].entry.spec.shape)
-        with _as_they_are(first.device.type), torch.no_grad():
+        with as_they_are(first.device.type), torch.no_grad():
             if room is None or room.device != first.device:
                 room = torch.empty(shape, dtype=first.dtype, device=first.device)
             self._by.make(self._tensors(), room if self.batched else room[0])
@@ -63,7 +64,7 @@ class FormulaUnit(Unit):
         grads = [taken.pop(key) for key in self.keys]
         pulled = tuple(k for k, grad in zip(self.keys, grads, strict=True) if grad is not None)
         if pulled:
-            with _as_they_are(self.storage[0].device.type), torch.no_grad():
+            with as_they_are(self.storage[0].device.type), torch.no_grad():
                 self._add(grads)
         return pulled
 
