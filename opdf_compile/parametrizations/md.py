@@ -68,15 +68,13 @@ class Md(Scaled[MatrixSpec]):
         # A graph has the tensors that it reads: n would be lost to files and to the hoisted form.
         return super().compose((t_r + 0 * norm, t_c, matrix), spec)
 
-    def gains(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def gain(self, tensor: Tensor) -> Tensor:
         """softplus(t + ln(e - 1)), exactly 1 where t is 0."""
-        g_r, g_c = (1 + torch.log1p(_SLOPE * torch.expm1(t)) for t in tensors[:2])
-        return g_r, g_c
+        return 1 + torch.log1p(_SLOPE * torch.expm1(tensor))
 
-    def slopes(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """(1 - 1/e) e^t / (1 + (1 - 1/e) (e^t - 1))."""
-        s_r, s_c = (_SLOPE * t.exp() / (1 + _SLOPE * torch.expm1(t)) for t in tensors[:2])
-        return s_r, s_c
+    def slope(self, gain: Tensor) -> Tensor:
+        """That of softplus where it is g: 1 - e^-g."""
+        return -torch.expm1(-gain)
 
     def shapes(self, spec: MatrixSpec) -> TensorShapes:
         """(rows, 1), (1, cols) and (rows, cols), of the matrix as it is stored, and (1,)."""
@@ -93,7 +91,7 @@ class Md(Scaled[MatrixSpec]):
         found = norm_by_blocks(matrix)
         held = (found > 0) & (norm > 0)
         # No branch on a value, which would wait for a device.
-        scale = torch.where(held, norm / found, torch.ones_like(found))
+        scale = torch.where(held, norm / found, 1.0)
         matrix.mul_(scale.to(matrix.dtype))
 
     def terms(self, spec: MatrixSpec) -> tuple[ScalingTerm, ...]:

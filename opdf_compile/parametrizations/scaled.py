@@ -23,7 +23,7 @@ from opdf_compile.parametrizations.matrix_spec import MatrixSpec
 
 S = TypeVar("S", bound=MatrixSpec)
 # Entries of a block on a CPU. Elsewhere a launch costs more than the passes that it spares.
-_BLOCK = 2**15
+_BLOCK = 2**17
 
 
 class Scaled(Parametrization[S]):
@@ -31,43 +31,45 @@ class Scaled(Parametrization[S]):
 
     def compose(self, tensors: Sequence[Tensor], spec: S) -> Tensor:
         """The weight: two products, entry by entry."""
-        (a, b), matrix = self.gains(tensors), tensors[2]
+        a, b, matrix = self.gain(tensors[0]), self.gain(tensors[1]), tensors[2]
         return (a * matrix * b).reshape(spec.shape).to(getattr(torch, spec.dtype))
 
     def outside_clip_norm(self, spec: S) -> tuple[int, ...]:
         """Both gains: the gradient of one is a sum over its row or column."""
         return (0, 1)
 
-    def gains(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Those of the rows, a, and those of the columns, b."""
-        return tensors[0], tensors[1]
+    def gain(self, tensor: Tensor) -> Tensor:
+        """The gain, of a or b, that a tensor stands for."""
+        return tensor
 
-    def slopes(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
-        """Of a and b, by the entries of the first two tensors; None where they are those."""
+    def slope(self, gain: Tensor) -> Tensor | None:
+        """Of a gain by its tensor's entry; None where they are the same."""
         return None
 
     def make(self, tensors: Sequence[Tensor], out: Tensor) -> None:
         """Write what `compose` gives, before its cast, into a contiguous tensor of its shape."""
-        (a, b), matrix = self.gains(tensors), tensors[2]
+        a, b, matrix = self.gain(tensors[0]), self.gain(tensors[1]), tensors[2]
         for part, rows, made in _blocks(matrix, a, out.view(matrix.shape)):
             torch.mul(rows, part, out=made)
             made.mul_(b)
 
     def pull(self, tensors: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """dL/dtensor of the first three from dL/dW, in their dtype; without autograd."""
-        (a, b), matrix = self.gains(tensors), tensors[2]
-        of_rows, of_columns = torch.empty_like(a), torch.zeros_like(b)
-        of_matrix = torch.empty_like(matrix)
-        blocks = _blocks(matrix, gradient.reshape(matrix.shape), a, of_matrix, of_rows)
-        for part, given, rows, made, sums in blocks:
+        a, b, matrix = self.gain(tensors[0]), self.gain(tensors[1]), tensors[2]
+        of_matrix, sums, columns = torch.empty_like(matrix), [], []
+        blocks = _blocks(matrix, gradient.reshape(matrix.shape), a, of_matrix)
+        for part, given, rows, made in blocks:
             product = part * given
-            sums.copy_(product @ b.mT)
-            of_columns += rows.mT @ product
+            sums.append(product @ b.mT)
+            columns.append(rows.mT @ product)
             torch.mul(given, b, out=made)
             made.mul_(rows)
-        slopes = self.slopes(tensors)
-        if slopes is not None:
-            of_rows, of_columns = of_rows * slopes[0], of_columns * slopes[1]
+        of_rows = torch.cat(sums, -2) if sums[1:] else sums[0]
+        of_columns = torch.stack(columns).sum(0) if columns[1:] else columns[0]
+        for gain, grad in ((a, of_rows), (b, of_columns)):
+            slope = self.slope(gain)
+            if slope is not None:
+                grad.mul_(slope)
         return of_rows, of_columns, of_matrix
 
 
@@ -75,7 +77,7 @@ def norm_by_blocks(matrix: Tensor) -> Tensor:
     """Frobenius norm, of shape (1,), float64: squares of large entries overflow in float32."""
     parts = matrix.reshape(-1).chunk(_count(matrix))
     norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms)) if parts[1:] else norms[0]
     return norm.reshape(1)
 
 

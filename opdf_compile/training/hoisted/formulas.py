@@ -8,6 +8,7 @@ what a checksum takes.
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class FormulaUnit(Unit):
         with as_they_are(first.device.type), torch.no_grad():
             if room is None or room.device != first.device:
                 room = torch.empty(shape, dtype=first.dtype, device=first.device)
-            self._by.make(self._tensors(), room if self.batched else room[0])
+            self._by.make(self._tensors, room if self.batched else room[0])
         self.settle()
         # A checksum is cheap elsewhere, and memory is not.
         self._room = room if keep and first.device.type == "cpu" else None
@@ -72,9 +73,8 @@ class FormulaUnit(Unit):
         self._dtypes = (self.storage[0].dtype,)
         (gradient,) = self._sent(grads)
         assert gradient is not None
-        tensors = self._tensors()
-        made = self._by.pull(tensors, gradient.to(tensors[0].dtype))
-        for core, grad in zip(tensors, made, strict=False):
+        made = self._by.pull(self._tensors, gradient.to(self.storage[0].dtype))
+        for core, grad in zip(self._tensors, made, strict=False):
             if not core.requires_grad:
                 continue
             if core.grad is None:
@@ -82,13 +82,14 @@ class FormulaUnit(Unit):
             else:
                 core.grad.add_(grad)
 
-    @property
+    @cached_property
     def _by(self) -> Scaled[Any]:
         by = self.weights[0].entry.by
         assert isinstance(by, Scaled)
         return by
 
-    def _tensors(self) -> list[Tensor]:
+    @cached_property
+    def _tensors(self) -> list[nn.Parameter]:
         """The cores in the order of the parametrization; they lie as it takes them."""
         names = self.members[0]
         return [self.storage[names.index(name)] for name in self.weights[0].entry.core_names]
