@@ -82,7 +82,15 @@ def _alike(value: Tensor, weight: Tensor) -> bool:
 
 
 def _same(weight: Tensor, value: Tensor) -> bool:
-    if weight.dtype != value.dtype:
+    if (weight.dtype, weight.shape) != (value.dtype, value.shape):
         return False
-    words = _WORDS[weight.itemsize]
-    return torch.equal(weight.view(words), value.to(weight.device).view(words))
+    pair, size = (weight, value.to(weight.device)), weight.itemsize
+    # A word costs the same whatever its size.
+    if all(t.is_contiguous() and _even(t.numel(), t.storage_offset(), size) for t in pair):
+        pair, size = (weight.view(-1), pair[1].view(-1)), 8
+    return torch.equal(*(tensor.view(_WORDS[size]) for tensor in pair))
+
+
+def _even(entries: int, first: int, size: int) -> bool:
+    """Whether entries from a first one on are whole words of 8 bytes."""
+    return entries * size % 8 == 0 and first * size % 8 == 0

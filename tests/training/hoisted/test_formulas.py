@@ -122,18 +122,26 @@ def test_what_is_kept_is_compared_and_let_go(recompute: bool) -> None:
 
 
 def test_records_compare_bits_and_take_checksums_from_elsewhere() -> None:
-    weights = {"a": torch.zeros(3, 4), "b": torch.full((2, 2), torch.nan)}
+    # Whole words of 8 bytes, an odd number of 4, and rows that lie apart.
+    weights = {
+        "a": torch.zeros(3, 4),
+        "b": torch.full((3, 3), torch.nan),
+        "c": torch.ones(4, 6)[:, :4],
+    }
     records = Records()
     records.take(weights.items(), {})
     sums = records.checksums()
     records.take(weights.items(), {key: value.clone() for key, value in weights.items()})
     again = records.checksums()
     assert all(torch.equal(sums[key], again[key]) for key in sums)
-    assert records.differing(weights.items()) == [False, False]
+    assert records.differing(weights.items()) == [False, False, False]
     weights["a"][1, 2] = -0.0
-    assert records.differing(weights.items()) == [True, False]
+    assert records.differing(weights.items()) == [True, False, False]
+    for key in "bc":
+        weights[key][1, 2] = 7.0
+    assert records.differing(weights.items()) == [True, True, True]
     assert records.differing([("b", weights["b"].double())]) == [True]
     other = Records()
     other.take(weights.items(), {})
     records.expect(other.checksums())
-    assert records.differing(weights.items()) == [False, False]
+    assert records.differing(weights.items()) == [False, False, False]
