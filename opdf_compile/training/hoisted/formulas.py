@@ -27,8 +27,9 @@ class FormulaUnit(Unit):
     _room: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: without what the next refresh makes again."""
-        return {**super().__getstate__(), "_room": None}
+        """For copies and pickles: without what is made again or looked up again."""
+        own = ("_room", "_by", "_tensors")
+        return {key: value for key, value in super().__getstate__().items() if key not in own}
 
     def forget(self) -> None:
         """Let go of what is kept."""
