@@ -86,7 +86,7 @@ def _same(weight: Tensor, value: Tensor) -> bool:
         return False
     pair, size = (weight, value.to(weight.device)), weight.itemsize
     # A word costs the same whatever its size.
-    if all(t.is_contiguous() and _even(t.numel(), t.storage_offset(), size) for t in pair):
+    if all(t.is_contiguous() and _even(t.numel(), int(t.storage_offset()), size) for t in pair):
         pair, size = (weight.view(-1), pair[1].view(-1)), 8
     return torch.equal(*(tensor.view(_WORDS[size]) for tensor in pair))
 
