@@ -7,9 +7,9 @@ out: it is bound by memory, not by arithmetic. Symbolic sizes count at the examp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.utils._pytree as pytree
@@ -17,13 +17,15 @@ from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from opdf_compile.graph.equations import labelled_operands
+from opdf_compile.graph.gradients import differentiated
 from opdf_compile.graph.op_arguments import arguments
 from opdf_compile.graph.ops import layer_places, operand
 from opdf_compile.graph.provenance import example_shape
 from opdf_compile.graph.recorded import concrete
 from opdf_compile.graph.uses import all_graphs
 
-# A training step runs each product three times: forward, towards the input, towards the weight.
+# How often a training step runs a product where nothing tells: forward, towards the input, towards
+# the weight. Towards the input of a first layer it runs none.
 STEP_FACTOR = 3
 
 
@@ -56,29 +58,75 @@ def _is_transposed(node: Node) -> bool:
     return "conv_transpose" in str(node.target) or bool(arguments(node).get("transposed"))
 
 
+class Product(NamedTuple):
+    """One product that an op runs in a forward.
+
+    Attributes:
+        flops: Of it.
+        operands: For each of its operands the nodes whose values it is made of.
+    """
+
+    flops: int
+    operands: tuple[tuple[Node, ...], ...]
+
+    def passes(self, differentiated: Collection[Node]) -> int:
+        """How often a training step runs it: forward, and towards each operand with a gradient."""
+        return 1 + sum(any(n in differentiated for n in nodes) for nodes in self.operands)
+
+
+def passes(node: Node, weight: Node | None, differentiated: Collection[Node]) -> int:
+    """How often a training step runs the product of an op with one of its weights.
+
+    Args:
+        node: The op.
+        weight: The operand that is the weight.
+        differentiated: The nodes whose values get a gradient.
+    """
+    own = (p for p in products(node) if any(weight in nodes for nodes in p.operands))
+    return next((product.passes(differentiated) for product in own), STEP_FACTOR)
+
+
 def forward_flops(graph_module: GraphModule) -> int:
     """FLOPs of all products in one forward of the graph, nested graphs included."""
-    return sum(
-        _node_flops(node) for inner in all_graphs(graph_module) for node in inner.graph.nodes
-    )
+    return sum(product.flops for product in _all_products(graph_module))
 
 
 def step_flops(graph_module: GraphModule) -> int:
     """FLOPs of one training step (forward and backward) on the example's batch."""
-    return STEP_FACTOR * forward_flops(graph_module)
+    found = differentiated(graph_module)
+    return sum(p.flops * p.passes(found) for p in _all_products(graph_module))
 
 
-def _node_flops(node: Node) -> int:
+def _all_products(graph_module: GraphModule) -> Iterator[Product]:
+    for inner in all_graphs(graph_module):
+        for node in inner.graph.nodes:
+            yield from products(node)
+
+
+def products(node: Node) -> list[Product]:
+    """The products that an op runs."""
     if node.op != "call_function":
-        return 0
-    if layer_places(node):
-        weights = [example_shape(operand(node, place)) for place in layer_places(node)]
-        return sum(weight_op_flops(node, weight) for weight in weights if weight)
-    first = next((example_shape(given) for given, _labels in labelled_operands(node)), None)
-    if first:
-        return weight_op_flops(node, first)
+        return []
+    places = layer_places(node)
+    if places:
+        given = [n for n in pytree.tree_leaves(node.args[: places[0].index]) if isinstance(n, Node)]
+        weights = [operand(node, place) for place in places]
+        return [
+            Product(weight_op_flops(node, shape), (tuple(given), (weight,)))
+            for weight in weights
+            if isinstance(weight, Node) and (shape := example_shape(weight))
+        ]
+    operands = [given for given, _labels in labelled_operands(node)]
+    if operands and (shape := example_shape(operands[0])):
+        return [Product(weight_op_flops(node, shape), tuple((given,) for given in operands))]
     if node.target is torch.ops.aten.scaled_dot_product_attention.default:
-        return _attention_flops(node)
+        return _attention(node)
+    flops = _counted(node)
+    return [Product(flops, (tuple(node.all_input_nodes),) * 2)] if flops else []
+
+
+def _counted(node: Node) -> int:
+    """FLOPs of an op by torch's own table."""
     from torch.utils.flop_counter import flop_registry
 
     count = flop_registry.get(getattr(node.target, "overloadpacket", None))
@@ -90,15 +138,21 @@ def _node_flops(node: Node) -> int:
     return int(count(*args, **kwargs, out_val=value))
 
 
-def _attention_flops(node: Node) -> int:
+def _attention(node: Node) -> list[Product]:
     """Torch's table knows the kernels that this op becomes, and not the op itself.
 
     q (.., L, E), k (.., S, E), v (.., S, Ev): 2 L S E for the scores, 2 L S Ev for the mean.
     """
-    query, key, output = map(example_shape, (*node.args[:2], node))
-    if query is None or key is None or output is None:
-        return 0
-    return 2 * prod(output[:-1]) * key[-2] * (query[-1] + output[-1])
+    query, key, value = node.args[:3]
+    sizes = tuple(map(example_shape, (query, key, node)))
+    if None in sizes or not all(isinstance(n, Node) for n in (query, key, value)):
+        return []
+    (*rows, width), (*_, keys, _e), (*_outer, values) = sizes
+    pairs = 2 * prod(rows) * keys
+    return [
+        Product(pairs * width, ((query,), (key,))),
+        Product(pairs * values, ((query, key), (value,))),
+    ]
 
 
 def _example(node: Node) -> Any:

@@ -33,10 +33,9 @@ from opdf_compile.graph.provenance import (
     merged,
 )
 from opdf_compile.graph.scope import Scope
-from opdf_compile.graph.uses import Nested, nested_graphs
+from opdf_compile.graph.uses import LOOPS, Nested, nested_graphs
 
 # Higher-order ops by how their nested graph takes its operands.
-_LOOPS = ("scan", "while_loop", "while_loop_stack_output")
 _SLICED = ("scan", "map_impl", "map")
 WRITTEN = "is written in place by forward ({}): cores would not follow"
 NESTED = "is read by its name inside a nested graph, where it cannot be replaced"
@@ -281,7 +280,7 @@ class Flow:
             places = [n for n in nested.module.graph.nodes if n.op == "placeholder"]
             return tuple(whole.opaque() for _place in places)
         name = ops.short_name(call)
-        states = _length(call, 1 if name == "scan" else 2) if name in _LOOPS else 0
+        states = _length(call, 1 if name == "scan" else 2) if name in LOOPS else 0
         slices = _length(call, 2 if name == "scan" else 1) if name in _SLICED else 0
         values = []
         for place, given in enumerate(nested.operands):

@@ -6,15 +6,17 @@ may carry the match it would be (`Refusal.offer`): a plan that names it with `in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
+from torch.fx import Node
 
 from opdf_compile.graph.convolution import convolution_groups
-from opdf_compile.graph.flops import weight_op_flops
+from opdf_compile.graph.flops import passes, weight_op_flops
 from opdf_compile.graph.flow import Flow, Meeting, meetings
+from opdf_compile.graph.gradients import differentiated
 from opdf_compile.graph.layout import orientation
 from opdf_compile.graph.module_match import bare, layer_rows, module_rows
 from opdf_compile.graph.ops import (
@@ -59,9 +61,9 @@ def match(model: Traced | nn.Module) -> MatchReport:
     found = _Findings(parameters=_parameters(model))
     for phase, graph in model.graphs.items():
         found.note(phase, meetings(graph))
-    rows: dict[str, Match | Refusal] = {
-        key: row for key, seen in found.sightings.items() if (row := _judge(key, seen)) is not None
-    }
+    trained = {node for graph in model.graphs.values() for node in differentiated(graph)}
+    judged = ((key, _judge(key, seen, trained)) for key, seen in found.sightings.items())
+    rows: dict[str, Match | Refusal] = {key: row for key, row in judged if row is not None}
     layers = _layers(model)
     for row in (*found.constants, *_unread(model, found, layers)):
         rows.setdefault(row.key, row)
@@ -130,8 +132,11 @@ def _parameters(traced: Traced) -> dict[int, tuple[str, ...]]:
     return names
 
 
-def _judge(key: str, seen: _Sighting) -> Match | Refusal | None:
-    """A match, a refusal, or None for what is no matrix and never stood where one stands."""
+def _judge(key: str, seen: _Sighting, trained: Collection[Node]) -> Match | Refusal | None:
+    """A match, a refusal, or None for what is no matrix and never stood where one stands.
+
+    `trained` are the nodes whose values get a gradient.
+    """
     weight = seen.parameter
     # A product with a constant counts where no product with an input does.
     uses = [row for row in seen.uses if _as_matrix(row[1])]
@@ -139,7 +144,7 @@ def _judge(key: str, seen: _Sighting) -> Match | Refusal | None:
     if not uses:
         reason = _why_no_use(seen)
         return None if reason is None else Refusal(key, reason, shape=tuple(weight.shape))
-    found = _match(key, seen, uses)
+    found = _match(key, seen, tuple(_use(*row, trained) for row in uses), uses[0][1])
     reason, optional = _reason(seen, uses)
     if reason is None:
         return found
@@ -151,9 +156,8 @@ def _as_matrix(meeting: Meeting) -> bool:
     return origin is not None and not origin.scales and not origin.gathered
 
 
-def _match(key: str, seen: _Sighting, uses: list[tuple[Phase, Meeting]]) -> Match:
+def _match(key: str, seen: _Sighting, uses: tuple[Use, ...], first: Meeting) -> Match:
     weight, sizes = seen.parameter, tuple(seen.parameter.shape)
-    first = uses[0][1]
     assert first.origin is not None
     roles = [_role(first, axis) for axis in range(len(sizes))]
     transposed, kernel, rows = orientation(sizes, roles) if len(sizes) > 1 else (False, 1, 1)
@@ -161,7 +165,7 @@ def _match(key: str, seen: _Sighting, uses: list[tuple[Phase, Meeting]]) -> Matc
         key=key,
         shape=sizes,
         dtype=str(weight.dtype).removeprefix("torch."),
-        uses=tuple(_use(phase, meeting) for phase, meeting in uses),
+        uses=uses,
         transposed=transposed,
         kernel=kernel,
         aliases=seen.aliases,
@@ -177,12 +181,13 @@ def _role(meeting: Meeting, axis: int) -> str:
     return "".join(sorted({label for label, axes in over if axis in axes}))
 
 
-def _use(phase: Phase, meeting: Meeting) -> Use:
+def _use(phase: Phase, meeting: Meeting, trained: Collection[Node]) -> Use:
     node, origin = meeting.node, meeting.origin
     assert origin is not None
     shape = example_shape(meeting.operand) or tuple(origin.parameter.shape)
     flops = weight_op_flops(node, shape, meeting.labels)
-    return Use(phase, node.name, str(node.target), flops, through=origin.through)
+    often = passes(node, meeting.operand, trained)
+    return Use(phase, node.name, str(node.target), flops, origin.through, often)
 
 
 def _why_no_use(seen: _Sighting) -> str | None:

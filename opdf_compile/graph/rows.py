@@ -24,6 +24,8 @@ class Use:
         flops: Forward floating-point operations at the example's size.
         through: What the weight goes through before the op reads it, such as ("batch_norm",);
             transposes, slices and casts are left out.
+        passes: How often a training step runs the product: forward, to the weight, and towards
+            the input, where anything before it is trained.
     """
 
     phase: str
@@ -31,6 +33,7 @@ class Use:
     op: str
     flops: int
     through: tuple[str, ...] = ()
+    passes: int = STEP_FACTOR
 
 
 @dataclass(frozen=True)
@@ -68,13 +71,17 @@ class Match:
     @property
     def flops(self) -> int:
         """Forward FLOPs over all uses of one phase (the train graph where it reads the weight)."""
-        phase = "train" if any(use.phase == "train" for use in self.uses) else "eval"
-        return sum(use.flops for use in self.uses if use.phase == phase)
+        return sum(use.flops for use in self._counted)
 
     @property
     def step_flops(self) -> int:
-        """FLOPs of its own part of a training step: forward, towards the input, and to itself."""
-        return STEP_FACTOR * self.flops
+        """FLOPs of its own part of a training step, forward and backward."""
+        return sum(use.flops * use.passes for use in self._counted)
+
+    @property
+    def _counted(self) -> list[Use]:
+        phase = "train" if any(use.phase == "train" for use in self.uses) else "eval"
+        return [use for use in self.uses if use.phase == phase]
 
     @property
     def op(self) -> str:

@@ -16,6 +16,9 @@ from torch.fx import GraphModule, Node
 
 from opdf_compile.graph.edit import attribute
 
+# Higher-order ops that run their graph in rounds.
+LOOPS = ("scan", "while_loop", "while_loop_stack_output")
+
 
 @dataclass(frozen=True)
 class Nested:

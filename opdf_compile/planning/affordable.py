@@ -4,10 +4,11 @@ price of a weight = 1 + FLOPs of composing it, forward and backward / FLOPs of i
                  <= 1.25
 
 The own plain step of a weight of N entries that sees R rows of the batch is 6 R N FLOPs, and a
-chain of two cores with the bond D composes it at 6 D N: it fits from R = 4 D rows on. A weight that
-sees enough rows gets the usual chain. One that sees fewer gets a smaller bond, or two cores: what
-adds most among those that fit. Every bond is full at its modes, so nothing is lost by it. One that
-has no such chain is left alone. As no weight costs more than its limit, neither does the step.
+chain of two cores with the bond D composes it at 6 D N: it fits from R = 4 D rows on; in a first
+layer, where no gradient goes to the input, its step is 4 R N FLOPs and R = 6 D. A weight that sees
+enough rows gets the usual chain. One that sees fewer gets a smaller bond, or two cores: what adds
+most among those that fit. Every bond is full at its modes, so nothing is lost by it. One that has
+no such chain is left alone. As no weight costs more than its limit, neither does the step.
 
 The rows are those of one micro-batch. What is counted are products, as everywhere in a plan; the
 optimizer's pass over the cores comes on top.
