@@ -144,14 +144,15 @@ def _attention(node: Node) -> list[Product]:
     q (.., L, E), k (.., S, E), v (.., S, Ev): 2 L S E for the scores, 2 L S Ev for the mean.
     """
     query, key, value = node.args[:3]
-    sizes = tuple(map(example_shape, (query, key, node)))
-    if None in sizes or not all(isinstance(n, Node) for n in (query, key, value)):
+    if not (isinstance(query, Node) and isinstance(key, Node) and isinstance(value, Node)):
         return []
-    (*rows, width), (*_, keys, _e), (*_outer, values) = sizes
-    pairs = 2 * prod(rows) * keys
+    asked, kept, output = example_shape(query), example_shape(key), example_shape(node)
+    if asked is None or kept is None or output is None:
+        return []
+    pairs = 2 * prod(output[:-1]) * kept[-2]
     return [
-        Product(pairs * width, ((query,), (key,))),
-        Product(pairs * values, ((query, key), (value,))),
+        Product(pairs * asked[-1], ((query,), (key,))),
+        Product(pairs * output[-1], ((query, key), (value,))),
     ]
 
 
