@@ -230,15 +230,17 @@ def test_a_student_has_the_plan_of_another_as_its_own(make: Make) -> None:
 def test_a_recipe_that_asks_for_nothing_gets_what_its_batch_pays_for(
     make: Make, tmp_path: Path
 ) -> None:
-    """24 rows pay for three cores of bond 4 in 8 x 8 weights, the example's 8 for two of bond 2."""
+    """24 rows pay for three cores of bond 4 in 8 x 8 weights, the example's 8 for two of bond 2.
+
+    The first layer runs two products of its plain step where others run three: two cores there.
+    """
     make()
     text = RECIPE.format(student="", optimizer="lr = 0.1", more="").replace("= 8", "= 24")
     job = prepare(parse_recipe(text), base=tmp_path)
     plan = job.plan(job.make_student(0))
     assert plan is not None and plan.request == {"overhead_per_weight": 1.25}
-    assert {e.key for e in plan.entries} == {"blocks.0.weight", "blocks.1.weight"}
-    bonds = {e.spec.chain.bonds for e in plan.entries}  # type: ignore[attr-defined]
-    assert bonds == {(1, 4, 4, 1)}
+    bonds = {e.key: e.spec.chain.bonds for e in plan.entries}  # type: ignore[attr-defined]
+    assert bonds == {"blocks.0.weight": (1, 4, 1), "blocks.1.weight": (1, 4, 4, 1)}
     said = make(more='[plan]\nparametrization = "mpo"')
     assert said.plan(said.make_student(0)).request == {"cores": 3}
 
