@@ -109,11 +109,12 @@ def products(node: Node) -> list[Product]:
         return []
     places = layer_places(node)
     if places:
-        given = [n for n in pytree.tree_leaves(node.args[: places[0].index]) if isinstance(n, Node)]
-        weights = [operand(node, place) for place in places]
+        # Inputs come first, in the order of their weights: a cell's x and its state. The layers of
+        # which that is not true are fused ones for inference: no gradient goes through them.
+        weights = [(operand(node, place), node.args[i]) for i, place in enumerate(places)]
         return [
-            Product(weight_op_flops(node, shape), (tuple(given), (weight,)))
-            for weight in weights
+            Product(weight_op_flops(node, shape), (_nodes(given), (weight,)))
+            for weight, given in weights
             if isinstance(weight, Node) and (shape := example_shape(weight))
         ]
     operands = [given for given, _labels in labelled_operands(node)]
@@ -123,6 +124,10 @@ def products(node: Node) -> list[Product]:
         return _attention(node)
     flops = _counted(node)
     return [Product(flops, (tuple(node.all_input_nodes),) * 2)] if flops else []
+
+
+def _nodes(given: Any) -> tuple[Node, ...]:
+    return tuple(leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, Node))
 
 
 def _counted(node: Node) -> int:
