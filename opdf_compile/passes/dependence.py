@@ -34,8 +34,16 @@ _HANDING_BACK = frozenset(
         aten.atleast_1d.default,
         aten.atleast_2d.default,
         aten.atleast_3d.default,
+        aten.conj_physical.default,
+        aten.to_dense.default,
+        aten._unsafe_view.default,
+        aten.unsafe_chunk.default,
+        aten.unsafe_split.Tensor,
+        aten.unsafe_split_with_sizes.default,
     }
 )
+# So may these where they have one operand alone: they move its axes at most, or do nothing.
+_OF_ONE = frozenset({aten.einsum.default, aten.cartesian_prod.default})
 # Each result is a view of the operand at its place in a list; nor do their schemas say that.
 _ONE_BY_ONE = frozenset(
     {
@@ -196,8 +204,7 @@ def _hands_back(node: Node) -> bool:
     if node.target in DROPOUTS:
         given = arguments(node)
         return not (given["train"] and given["p"])
-    # A product of one operand moves axes at most.
-    return node.target is aten.einsum.default and len(node.all_input_nodes) == 1
+    return node.target in _OF_ONE and len(node.all_input_nodes) == 1
 
 
 def _operands(node: Node, wanted: Callable[[Any], bool]) -> list[Node]:
