@@ -63,5 +63,6 @@ from .traced import Phase as Phase
 from .traced import Traced as Traced
 from .tracing import out_spec as out_spec
 from .tracing import trace as trace
+from .uses import Nested as Nested
 from .uses import all_graphs as all_graphs
 from .uses import nested_graphs as nested_graphs

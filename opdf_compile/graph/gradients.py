@@ -1,7 +1,7 @@
 """Which values of a graph a backward pass goes to: those that a trained Parameter has gone into.
 
-The input of a first layer is none of them, nor is what comes out of frozen layers or is made without
-gradients: no product is run towards those.
+The input of a first layer is none of them, nor is what comes out of frozen layers or is made where
+gradients are off: no product is run towards those.
 """
 
 from __future__ import annotations

@@ -12,14 +12,14 @@ of, so that a pass over a deep network takes time in proportion to its size.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
 
-from opdf_compile.graph import arguments, nested_graphs
+from opdf_compile.graph import Nested, arguments, nested_graphs
 from opdf_compile.passes.linear_ops import DROPOUTS
 
 aten = torch.ops.aten
@@ -158,19 +158,23 @@ def _written(node: Node) -> list[Node]:
 
 def _written_inside(node: Node) -> list[Node]:
     """The operands that the nested graphs of a higher-order op write to."""
-    owner = node.graph.owning_module
     found: list[Node] = []
-    for nested in nested_graphs(owner, node) if isinstance(owner, GraphModule) else ():
-        inner = nested.module.graph.nodes
-        places = [n for n in inner if n.op == "placeholder"]
-        bases = _bases(inner)
-        written = {bases[o] for n in inner if varies_by_itself(n) for o in _written(n)}
+    for nested, places, bases in _inside(node):
+        written = {bases[o] for n in bases if varies_by_itself(n) for o in _written(n)}
         if nested.operands is None:  # Nothing tells which operand it is.
             found.extend(node.all_input_nodes if not written.isdisjoint(places) else ())
             continue
         given = [o for place, o in zip(places, nested.operands, strict=True) if place in written]
         found.extend(operand for operand in given if isinstance(operand, Node))
     return found
+
+
+def _inside(node: Node) -> Iterator[tuple[Nested, list[Node], dict[Node, Node]]]:
+    """The nested graphs of a higher-order op, with their placeholders and what is a view there."""
+    owner = node.graph.owning_module
+    for nested in nested_graphs(owner, node) if isinstance(owner, GraphModule) else ():
+        inner = nested.module.graph.nodes
+        yield nested, [n for n in inner if n.op == "placeholder"], _bases(inner)
 
 
 def _bases(nodes: Iterable[Node]) -> dict[Node, Node]:
@@ -190,11 +194,19 @@ def _bases(nodes: Iterable[Node]) -> dict[Node, Node]:
 
 def _taken(node: Node) -> list[Node]:
     """What a `getitem` takes its result from: a tuple, or the operand that this result views."""
-    source, place = node.args
-    if isinstance(source, Node) and source.target in _ONE_BY_ONE:
+    source, index = node.args
+    if not isinstance(source, Node):
+        return node.all_input_nodes
+    if source.target in _ONE_BY_ONE:
         operands: Any = source.args[0]
-        return [operands[place]]
-    return node.all_input_nodes
+        return [operands[index]]
+    for nested, places, bases in _inside(source):
+        results: Any = next(n for n in bases if n.op == "output").args[0]
+        given = dict(zip(places, nested.operands or (), strict=False))
+        viewed = given.get(bases.get(results[index], source))
+        if isinstance(viewed, Node):
+            return [viewed]
+    return [source]
 
 
 def _hands_back(node: Node) -> bool:

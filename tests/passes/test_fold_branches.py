@@ -211,6 +211,11 @@ def test_a_source_that_is_overwritten_between_its_branches(name: str) -> None:
     assert re.search(reason, "; ".join(map(str, result.refused)))
 
 
+@torch.no_grad()
+def without_gradients(source: Tensor) -> tuple[Tensor, Tensor]:
+    return source + 1, source.unsqueeze(0).view_as(source)
+
+
 T = torch.zeros(())
 HANDS_BACK: dict[str, Callable[[Tensor], Tensor]] = {
     "dropout": lambda source: F.dropout(source, training=False),
@@ -219,6 +224,7 @@ HANDS_BACK: dict[str, Callable[[Tensor], Tensor]] = {
     "broadcast": lambda source: torch.broadcast_tensors(torch.zeros((1,) * 5), source)[1][0],
     "at least": lambda source: torch.atleast_3d(source.view(-1)).view_as(source),
     "at least, of two": lambda source: torch.atleast_2d(T, source.view(-1))[1].view_as(source),
+    "region": lambda source: without_gradients(source)[1],
 }
 
 
@@ -245,7 +251,7 @@ def dropped_inside(part: Callable[[Tensor], Tensor], m: nn.Module, x: Tensor) ->
 def test_what_hands_back_its_operand(
     body: Callable[[Callable[[Tensor], Tensor], nn.Module, Tensor], Tensor], name: str
 ) -> None:
-    """The schemas of these ops do not say so, and both of the two may be written to."""
+    """No schema of these ops, nor of a region, says so; and both may be written to."""
     part, _reason = OVERWRITTEN[name]
     model, x = stirred(Function(partial(body, part))), torch.randn(2, 4, 9, 9)
     result = folded(model, x)
