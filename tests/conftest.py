@@ -51,10 +51,11 @@ UNMEASURED = (
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    operator_table.ask_once()
     # Whole collections of all that torch and onnx keep took a sixth of the time of the tests.
     gc.set_threshold(50_000, 10, 10)
     if not config.getoption("cov_source", None):
-        return  # Without --cov only the exporter's table is: what runs is what users run.
+        return  # Without --cov only the exporters' tables are: what runs is what users run.
     for owner, name in UNMEASURED:
         setattr(owner, name, unmeasured(getattr(owner, name)))
     SourceFileLoader.exec_module = import_unmeasured
