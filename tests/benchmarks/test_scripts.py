@@ -156,6 +156,7 @@ def weight_scale(path: Path, *words: str) -> dict[str, Any]:
     return value
 
 
+@pytest.mark.slow
 def test_weight_scale(tmp_path: Path):
     plot = tmp_path / "scale.png"
     words = ("--weights", "4,2", "--forms", "default", "--plot", str(plot))
@@ -260,6 +261,7 @@ def test_graph_scale(tmp_path: Path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_cold_start(tmp_path: Path):
     from cold_start import main
 

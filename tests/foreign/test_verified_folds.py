@@ -101,16 +101,15 @@ def test_a_merge_by_another_tool_that_dropped_the_adapters_is_refuted(tmp_path: 
     torch.manual_seed(0)
     model = Merging()
     opdf.export_onnx(model.base, (ROWS,), tmp_path / "merged.onnx")  # Nothing was added to it.
-    record = opdf.fold_model(model, (ROWS,), by="method").record
+    folded = opdf.fold_model(model, (ROWS,), by="method")
     given = {"input": ROWS}
-    opdf.write_check_data(model, tmp_path / "merged.onnx", given, folded=record)
+    opdf.write_check_data(model, tmp_path / "merged.onnx", given, folded=folded.record)
     report = opdf.verify(tmp_path / "merged.onnx", only="numerics", device="cpu")
     assert (report.structure.verdict, report.numerics.verdict) == ("fail", "fail")
     assert "still holds 'base.0.weight' and 1 more" in report.structure.differences[0]
-    merged = opdf.fold_model(model, (ROWS,), by="method").module
-    assert merged is not None
-    opdf.export_onnx(merged, (ROWS,), tmp_path / "right.onnx")
-    opdf.write_check_data(model, tmp_path / "right.onnx", given, folded=record)
+    assert folded.module is not None
+    opdf.export_onnx(folded.module, (ROWS,), tmp_path / "right.onnx")
+    opdf.write_check_data(model, tmp_path / "right.onnx", given, folded=folded.record)
     assert opdf.verify(tmp_path / "right.onnx", only="numerics", device="cpu").verdict == "pass"
 
 
@@ -154,28 +153,41 @@ def test_planned_weights_that_are_all_the_references_are_refuted(tmp_path: Path)
     opdf.export_onnx(student, (ROWS,), tmp_path / "trained", **exported)
     report = opdf.verify(tmp_path / "trained", only="structure,numerics", device="cpu")
     assert report.structure.verdict == "pass"
-    opdf.export_onnx(build(), (ROWS,), tmp_path / "no-plan", reference=build())
+
+
+@pytest.mark.slow
+def test_without_a_plan_equal_weights_pass(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4))
+    opdf.export_onnx(model, (ROWS,), tmp_path / "no-plan", reference=model)
     report = opdf.verify(tmp_path / "no-plan", only="structure,numerics", device="cpu")
     assert report.structure.verdict == "pass"
 
 
-def test_sites_of_a_plan_are_looked_at_too(tmp_path: Path) -> None:
-    def build() -> torch.nn.Module:
-        torch.manual_seed(0)
-        return torch.nn.Sequential(
-            torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.BatchNorm2d(4)
-        ).eval()
+IMAGE = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(3))
 
-    x = torch.randn(2, 4, 6, 6)
-    traced = opdf.trace(build().train(), (x,))
+
+def block() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(4, 4, 3, padding=1), torch.nn.BatchNorm2d(4)).eval()
+
+
+def of_sites(student: torch.nn.Module, folder: Path) -> ParityReport:
+    """The verdict on a student of a plan of branches."""
+    traced = opdf.trace(block().train(), (IMAGE,))
     plan = opdf.plan(traced, parametrization="repvgg").to_json()
-    opdf.export_onnx(build(), (x,), tmp_path / "stub", reference=build(), plan=plan)
-    report = opdf.verify(tmp_path / "stub", only="structure,numerics", device="cpu")
+    opdf.export_onnx(student, (IMAGE,), folder / "b", reference=block(), plan=plan)
+    return opdf.verify(folder / "b", only="structure,numerics", device="cpu")
+
+
+def test_sites_of_a_plan_are_looked_at_too(tmp_path: Path) -> None:
+    report = of_sites(block(), tmp_path)
     assert report.verdict == "fail"
     assert "the fold did not happen" in str(report.structure.differences)
-    trained = build()
+
+
+@pytest.mark.slow
+def test_sites_that_were_trained_pass(tmp_path: Path) -> None:
+    trained = block()
     with torch.no_grad():
         trained[0].weight[0, 0, 0, 0] += 1e-3
-    opdf.export_onnx(trained, (x,), tmp_path / "trained", reference=build(), plan=plan)
-    report = opdf.verify(tmp_path / "trained", only="structure,numerics", device="cpu")
-    assert report.structure.verdict == "pass"
+    assert of_sites(trained, tmp_path).structure.verdict == "pass"

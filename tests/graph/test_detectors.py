@@ -88,7 +88,10 @@ LIST = ([torch.rand(3, 16, 16), torch.rand(3, 12, 20)],)
 @pytest.mark.parametrize(
     ("model", "example", "reason"),
     [
-        (Detector(), (IMAGES,), "depends on the value of a tensor, at test_detectors.py"),
+        pytest.param(
+            *(Detector(), (IMAGES,), "depends on the value of a tensor, at test_detectors.py"),
+            marks=pytest.mark.slow,
+        ),
         (OfLists(), LIST, "depends on the value of a tensor, at test_detectors.py"),
         (ByNumpy(), (IMAGES,), "test_detectors.py"),
     ],

@@ -93,15 +93,32 @@ def rows(report: MatchReport) -> list[str]:
     return [*(row.key for row in report.matches), *(row.key for row in report.refusals)]
 
 
+def reported(tree: nn.Module) -> MatchReport:
+    return match(trace(tree, (torch.randn(2, WIDTH),), dynamic=False))
+
+
+@settings(max_examples=8)
+@given(tree=trees)
+def test_a_few_trees(tree: nn.Module) -> None:
+    """Both properties, which have more trees with the slow tests."""
+    report = reported(tree)
+    require_every_weight_once(tree, report)
+    require_the_keys_of_the_modules(tree, report)
+
+
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(tree=trees)
 def test_every_weight_is_reported_once(tree: nn.Module) -> None:
-    report = match(trace(tree, (torch.randn(2, WIDTH),), dynamic=False))
+    require_every_weight_once(tree, reported(tree))
+
+
+def require_every_weight_once(tree: nn.Module, report: MatchReport) -> None:
     keys = rows(report)
     assert len(keys) == len(set(keys))
     by_name = dict(tree.named_parameters(remove_duplicate=False))
     # An idle weight_norm has no weight that any op reads: its parts are no weights of the graph.
-    reported = {id(by_name[key]) for key in keys if key in by_name}
+    found = {id(by_name[key]) for key in keys if key in by_name}
     idle = {
         id(p)
         for module in tree.modules()
@@ -109,17 +126,21 @@ def test_every_weight_is_reported_once(tree: nn.Module) -> None:
         for name, p in module.named_parameters()
         if "parametrizations" in name
     }
-    assert weights(tree) - idle <= reported
+    assert weights(tree) - idle <= found
     matched = {row.key for row in report.matches}
     frozen = {name for name, p in by_name.items() if not p.requires_grad}
     assert not matched & frozen
     assert all(row.reason for row in report.refusals)
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(tree=trees)
 def test_the_module_level_view_has_the_same_keys(tree: nn.Module) -> None:
-    report = match(trace(tree, (torch.randn(2, WIDTH),), dynamic=False))
+    require_the_keys_of_the_modules(tree, reported(tree))
+
+
+def require_the_keys_of_the_modules(tree: nn.Module, report: MatchReport) -> None:
     unread = {row.key for row in report.refusals if "not read" in row.reason}
     assert {row.key for row in report.matches} == {row.key for row in match(tree).matches} - unread
 

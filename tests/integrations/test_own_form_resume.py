@@ -9,6 +9,7 @@ from typing import Any
 import compare
 import pytest
 import torch
+from quick import quick
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -98,7 +99,7 @@ def by_lightning(bert: Make, make_trainer: Make, folder: Path, resume: bool) -> 
     return module.student
 
 
-@pytest.mark.parametrize("run", [by_trainer, by_lightning])
+@pytest.mark.parametrize("run", quick([by_trainer, by_lightning], {by_lightning}))
 def test_a_state_of_the_class_s_own_form_comes_back(
     run: Any, bert: Make, make_trainer: Make, tmp_path: Path, monkeypatch: Any
 ) -> None:

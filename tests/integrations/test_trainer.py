@@ -51,6 +51,7 @@ def test_default_groups_keep_decay_off_biases_and_norms(bert: Make, make_trainer
     assert {entry.key for entry in plan.entries} < groups[DECAY]
 
 
+@pytest.mark.slow
 def test_decay_acts_on_the_decayed_group_alone(bert: Make, make_trainer: Make) -> None:
     runs = {}
     for decay in (0.0, DECAY):

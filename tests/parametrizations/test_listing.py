@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import quick
 from torch import nn
 
 import opdf_compile as opdf
@@ -111,7 +112,7 @@ def added(name: str, o: int, i: int, g: int, k: int, n: int) -> Any:
 
 
 @pytest.mark.parametrize("name", ["repvgg", "acnet", "mobileone", "dbb"])
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("groups", quick([1, 2], {2}))
 def test_what_branches_are_said_to_add_is_what_training_holds(name: str, groups: int) -> None:
     conv = nn.Conv2d(6, 6, 3, padding=1, groups=groups, bias=False)
     traced = opdf.trace(nn.Sequential(conv, nn.BatchNorm2d(6)), (torch.randn(2, 6, 5, 5),))

@@ -88,6 +88,7 @@ def test_a_residual_that_is_trained_takes_the_bias_away() -> None:
     assert ends["trained"] > 0.8
 
 
+@pytest.mark.slow
 def test_a_change_that_is_seeded_finds_the_directions_first() -> None:
     of, nothing = task(0.3, 0), torch.zeros(SIZE, SIZE).double()
     ends = {

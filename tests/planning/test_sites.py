@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -15,7 +16,13 @@ from opdf_compile.errors import PlanError
 
 
 def traced(model: nn.Module | None = None) -> opdf.Traced:
-    return opdf.trace(model or Stack(), (batch(dtype=torch.float32),))
+    return opdf.trace(model, (batch(dtype=torch.float32),)) if model else stack()
+
+
+@functools.cache
+def stack() -> opdf.Traced:
+    """One for all plans of it: planning changes no graph."""
+    return opdf.trace(Stack(), (batch(dtype=torch.float32),))
 
 
 def test_every_weight_is_a_site_or_a_refusal() -> None:

@@ -14,6 +14,9 @@ import opdf_compile as opdf
 from opdf_compile.io.models.example_inputs import InputOptions
 from opdf_compile.io.models.spec import load_model
 
+# A model of full size: what the tests of small ones show, shown of real weights.
+pytestmark = pytest.mark.slow
+
 WORDS = ["small", "models", "learn", "from", "large", "ones", "when", "it", "rains"]
 SENTENCES = [" ".join(WORDS[i % 7 : i % 7 + 3 + i % 5]) + f" {i}" for i in range(20)]
 
@@ -41,11 +44,10 @@ def batch(folder: Path, student: nn.Module) -> dict[str, Tensor]:
     return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"]}
 
 
-# Of the six layers, the first in every run; all weights, the large table too, with the slow tests.
 PARTS = {"first layer": (["*layer.0.*"], 6), "all": ([], 37)}
 
 
-@pytest.fixture(scope="module", params=["first layer", pytest.param("all", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=PARTS)
 def expanded(
     request: pytest.FixtureRequest, student: nn.Module, batch: dict[str, Tensor]
 ) -> opdf.Expanded:
@@ -92,7 +94,6 @@ def test_fold_gives_the_original_weights(student: nn.Module, expanded: opdf.Expa
             assert torch.equal(found[key], weight), key
 
 
-@pytest.mark.slow
 def test_fold_of_an_untrained_expansion_exports_and_passes(
     student: nn.Module, expanded: opdf.Expanded, batch: dict[str, Tensor], tmp_path: Path
 ) -> None:
@@ -105,7 +106,6 @@ def test_fold_of_an_untrained_expansion_exports_and_passes(
     assert report, str(report)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gains", "md", "hyperball", "ham", "wide(expansion=2)", "delta"])
 def test_other_methods_ship_after_training(
     name: str, student: nn.Module, batch: dict[str, Tensor], tmp_path: Path

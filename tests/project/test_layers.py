@@ -79,22 +79,27 @@ FACES = {
 }
 
 
-@pytest.mark.parametrize("package", FACES)
-def test_contracts_reject_an_import_behind_a_face(package: str, tmp_path: Path) -> None:
-    inner = FACES[package].replace("*", "inner")
-    folder = tmp_path.joinpath(*inner.split(".")[:-1])
-    write_package(tmp_path, cli=f"from {inner.rpartition('.')[0]} import name")
-    (tmp_path / "opdf_compile" / f"{package}.py").unlink()
-    folder.mkdir(parents=True)
-    for parent in {folder, tmp_path / "opdf_compile" / package}:
-        (parent / "__init__.py").touch()
-    (folder / "inner.py").write_text("name = 1\n")
-    (folder / "other.py").write_text(f"from {inner} import name\n")
-    assert lint(tmp_path).returncode == 0
-    (tmp_path / "opdf_compile" / "cli.py").write_text(f"def f():\n    from {inner} import name\n")
+def test_contracts_reject_an_import_behind_each_face(tmp_path: Path) -> None:
+    inner = {package: face.replace("*", "inner") for package, face in FACES.items()}
+    write_package(
+        tmp_path, cli="".join(f"from {i.rpartition('.')[0]} import name\n" for i in inner.values())
+    )
+    for package, module in inner.items():
+        folder = tmp_path.joinpath(*module.split(".")[:-1])
+        (tmp_path / "opdf_compile" / f"{package}.py").unlink()
+        folder.mkdir(parents=True)
+        for parent in {folder, tmp_path / "opdf_compile" / package}:
+            (parent / "__init__.py").touch()
+        (folder / "inner.py").write_text("name = 1\n")
+        (folder / "other.py").write_text(f"from {module} import name\n")
+    done = lint(tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    behind = "".join(f"    from {module} import name\n" for module in inner.values())
+    (tmp_path / "opdf_compile" / "cli.py").write_text(f"def f():\n{behind}")
     done = lint(tmp_path)
     assert done.returncode == 1
-    assert re.search(r"named by its faces? BROKEN", done.stdout)
+    broken = re.findall(r"others use of (\w+) is named by its faces? BROKEN", done.stdout)
+    assert sorted(broken) == sorted(FACES)
 
 
 def test_every_package_below_the_command_line_has_a_face() -> None:

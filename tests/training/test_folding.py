@@ -32,7 +32,13 @@ def train(module: nn.Module, steps: int) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("include", [[], ["*"]], ids=["tie left alone", "tie expanded"])
+@pytest.mark.parametrize(
+    "include",
+    [
+        pytest.param([], id="tie left alone", marks=pytest.mark.slow),
+        pytest.param(["*"], id="tie expanded"),
+    ],
+)
 def test_fifty_steps_then_fold(student: nn.Module, ids: Tensor, include: list[str]) -> None:
     """Acceptance point 7."""
     untouched = copy.deepcopy(student.state_dict())

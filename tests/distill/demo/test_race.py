@@ -33,9 +33,27 @@ def raced(job: Job) -> Outcomes:
     return run_race(job, TINY, lambda text, share: None)
 
 
+Start = dict[str, Tensor]
+
+
 @pytest.fixture(scope="module")
-def found(job: Job) -> Outcomes:
-    return raced(job)
+def watched(job: Job) -> tuple[Outcomes, list[tuple[Setup, Start]]]:
+    """A race, with what its runs are built of and the weights that each starts from."""
+    built: list[tuple[Setup, Start]] = []
+
+    def kept(*args: Any, **options: Any) -> Setup:
+        setup = set_up(*args, **options)
+        built.append((setup, {n: t.clone() for n, t in setup.student.state_dict().items()}))
+        return setup
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comparing, "set_up", kept)
+        return raced(job), built
+
+
+@pytest.fixture(scope="module")
+def found(watched: tuple[Outcomes, Any]) -> Outcomes:
+    return watched[0]
 
 
 def curve(accuracy: float, loss: float) -> Curve:
@@ -83,18 +101,9 @@ def test_no_choice_looks_at_the_test_part(job: Job, found: Outcomes) -> None:
 
 
 def test_both_methods_start_equal_and_see_the_same_images(
-    job: Job, monkeypatch: pytest.MonkeyPatch
+    watched: tuple[Outcomes, list[tuple[Setup, Start]]],
 ) -> None:
-    setups: list[Setup] = []
-    starts: list[dict[str, Tensor]] = []
-
-    def kept(*args: Any, **options: Any) -> Setup:
-        setups.append(set_up(*args, **options))
-        starts.append({n: t.clone() for n, t in setups[-1].student.state_dict().items()})
-        return setups[-1]
-
-    monkeypatch.setattr(comparing, "set_up", kept)
-    raced(job)
+    setups, starts = zip(*watched[1], strict=True)
     assert len(setups) == TINY.runs
     for place in range(0, TINY.runs, 2):
         plain, over = setups[place : place + 2]

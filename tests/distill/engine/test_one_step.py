@@ -76,15 +76,31 @@ def raced(job: Job, seed: int = 0, lr: float = 0.02) -> trainer.Trained:
     return racing.run(method, lr, 0.1, holdout=holdouts.tuning(), seed=seed, steps=5)
 
 
-@pytest.mark.parametrize("plan", ["enabled = false", "cores = 2"])
+PLANS = ("enabled = false", "cores = 2")
+# Each precision, the cache and each plan once in every run.
+QUICK = {
+    ("cores = 2", "fp32", "true"),
+    ("cores = 2", "bf16", "false"),
+    ("enabled = false", "fp64", "false"),
+}
+ON_CPU = [("fp32", "false"), ("fp32", "true"), ("bf16", "false"), ("fp64", "false")]
+
+
 @pytest.mark.parametrize(
-    ("device", "precision", "cache"),
+    ("plan", "device", "precision", "cache"),
     [
-        ("cpu", "fp32", "false"),
-        ("cpu", "fp32", "true"),
-        ("cpu", "bf16", "false"),
-        ("cpu", "fp64", "false"),
-        *(pytest.param("cuda", p, "true", marks=pytest.mark.gpu) for p in ("fp32", "bf16", "fp16")),
+        *(
+            pytest.param(
+                *(plan, "cpu", *row), marks=() if (plan, *row) in QUICK else pytest.mark.slow
+            )
+            for plan in PLANS
+            for row in ON_CPU
+        ),
+        *(
+            pytest.param(plan, "cuda", precision, "true", marks=pytest.mark.gpu)
+            for plan in PLANS
+            for precision in ("fp32", "bf16", "fp16")
+        ),
     ],
 )
 def test_one_recipe_and_seed_give_the_same_bits(

@@ -21,7 +21,7 @@ def find(student: nn.Module, teacher: nn.Module, args: Any) -> Any:
     return found_map(*(trace(model.eval(), args, phases=("eval",)) for model in (student, teacher)))
 
 
-@pytest.mark.parametrize(("depth", "width"), [(2, 8), (4, 16)])
+@pytest.mark.parametrize(("depth", "width"), [pytest.param(2, 8, marks=pytest.mark.slow), (4, 16)])
 def test_names_and_order_of_registration_do_not_matter(depth: int, width: int) -> None:
     chosen = find(Student(2), Teacher(depth, width), example())
     assert set(chosen) == right_map(2, depth)

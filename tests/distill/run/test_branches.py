@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import quick
 from safetensors.torch import load_file
 from torch import nn
 
@@ -23,7 +24,9 @@ def of_branches(make: Any, **values: str) -> Any:
     return make(**{"student": "blocks", "plan": REPVGG, "training": "epochs = 2", **values})
 
 
-@pytest.mark.parametrize("training", ["epochs = 2", "epochs = 2\\nema = 0.9"])
+@pytest.mark.parametrize(
+    "training", quick(["epochs = 2", "epochs = 2\\nema = 0.9"], {"epochs = 2\\nema = 0.9"})
+)
 def test_what_ships_has_the_students_own_keys(make: Any, tmp_path: Path, training: str) -> None:
     job = of_branches(make, training=training)
     result = run(job, tmp_path / "run")

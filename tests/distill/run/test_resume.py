@@ -45,8 +45,7 @@ def dies_at(step: int) -> Callable[[Any], None]:
     "kind",
     [
         "overparam",
-        "branches",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in ("plain", "early")),
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("branches", "plain", "early")),
     ],
 )
 def test_three_interruptions_leave_the_bits_alone(
@@ -67,6 +66,7 @@ def _killed(*_args: object) -> None:
     raise Killed
 
 
+@pytest.mark.slow
 def test_the_comparison_sees_another_run(make: Any, tmp_path: Path, outcome: Outcome) -> None:
     run(make(), tmp_path / "a")
     run(make(training="epochs = 3\\ncheckpoint_every = 3\\nema = 0.9\\nseed = 1"), tmp_path / "b")

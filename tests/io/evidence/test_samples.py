@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from quick import quick
 from torch import Tensor, nn
 
 from opdf_compile.artefacts.check_file import CheckData
@@ -173,7 +174,7 @@ def allowed(sample: Any, window: int) -> bool:
     return bool(seen.any(-1).all())
 
 
-@pytest.mark.parametrize("padding", [0, 2])
+@pytest.mark.parametrize("padding", quick([0, 2], {2}))
 def test_drawn_masks_leave_every_query_of_a_foreign_file_a_key(padding: int) -> None:
     ids = torch.randint(0, 30, (2, 16))
     mask = torch.ones_like(ids)

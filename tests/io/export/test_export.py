@@ -15,6 +15,7 @@ import operator_table
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import exported_program
 from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from opdf_compile.artefacts.check_file import read_check
@@ -181,6 +182,18 @@ def test_one_file_and_its_evidence(conv: tuple[ConvNet, Path]) -> None:
     assert str(Path(__file__).parent).encode() not in conv[1].read_bytes()
 
 
+@pytest.fixture(scope="module")
+def scalars(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("scalars") / "m.onnx"
+    return export_onnx(Scalars(), (torch.rand(2, 4, 5),), path)
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("half") / "m.onnx"
+    return export_onnx(ConvNet(), (torch.rand(2, 3, 8, 8),), path, dtype="fp16")
+
+
 @pytest.mark.parametrize(
     ("make", "example"),
     [
@@ -216,9 +229,8 @@ def test_exporters_own_optimiser_would_depend_on_them() -> None:
     assert ops[0] != ops[1]
 
 
-def test_scalar_and_equal_parameters_stay(tmp_path: Path) -> None:
-    path = export_onnx(Scalars(), (torch.rand(2, 4, 5),), tmp_path / "m.onnx")
-    names = recorded(onnx.load(str(path)))
+def test_scalar_and_equal_parameters_stay(scalars: Path) -> None:
+    names = recorded(onnx.load(str(scalars)))
     assert sorted(names) == ["conv.bias", "conv.weight", "left", "one", "right", "zero"]
 
 
@@ -297,8 +309,10 @@ def test_inner_value_with_a_public_name_makes_way(tmp_path: Path) -> None:
         pytest.param("fp32", "float32", marks=pytest.mark.slow),
     ],
 )
-def test_dtype_converts_a_copy(dtype: str, numpy_name: str, tmp_path: Path) -> None:
-    path = export_onnx(ConvNet(), (torch.rand(2, 3, 8, 8),), tmp_path / "m.onnx", dtype=dtype)
+def test_dtype_converts_a_copy(dtype: str, numpy_name: str, half: Path, tmp_path: Path) -> None:
+    path = half
+    if dtype != "fp16":
+        path = export_onnx(ConvNet(), (torch.rand(2, 3, 8, 8),), tmp_path / "m.onnx", dtype=dtype)
     data = read_check(path.with_suffix(".check.npz"))
     assert data.dtype == numpy_name
     assert {str(s.inputs["image"].dtype) for s in data.samples} == {numpy_name}
@@ -307,11 +321,9 @@ def test_dtype_converts_a_copy(dtype: str, numpy_name: str, tmp_path: Path) -> N
     assert all(0 < sample.error["output"] < limit for sample in data.samples)
 
 
-def test_half_precision_runs(tmp_path: Path) -> None:
-    model = ConvNet()
-    path = export_onnx(model, (torch.rand(2, 3, 8, 8),), tmp_path / "m.onnx", dtype="fp16")
-    data = read_check(path.with_suffix(".check.npz"))
-    (found,) = session(path).run(None, dict(data.samples[0].inputs))
+def test_half_precision_runs(half: Path) -> None:
+    data = read_check(half.with_suffix(".check.npz"))
+    (found,) = session(half).run(None, dict(data.samples[0].inputs))
     assert found.dtype == np.float16
     np.testing.assert_allclose(found, data.samples[0].outputs["output"], atol=5e-3)
 
@@ -354,6 +366,17 @@ def test_same_export_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert first.read_bytes() == second.read_bytes()
     checks = [path.with_suffix(".check.npz").read_bytes() for path in (first, second)]
     assert checks[0] == checks[1]
+
+
+def test_the_composite_operators_are_those_of_a_users_process() -> None:
+    """Also when some are registered later than the first time that they were collected."""
+    library = torch.library.Library("opdf_test_export", "DEF")
+    for name in ("first", "second"):
+        library.define(f"{name}(Tensor x) -> Tensor")
+        library.impl(name, lambda x: x + 1, "CompositeImplicitAutograd")
+        collected: Any = exported_program._collect_all_valid_cia_ops
+        assert collected() == collected.__wrapped__()
+        assert getattr(torch.ops.opdf_test_export, name).default in collected()
 
 
 def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnxruntime.quantization import CalibrationDataReader, quantize_dynamic, quantize_static
+from quick import quick
 from torch import Tensor, nn
 
 from opdf_compile.io.export.exporting import export_onnx
@@ -62,7 +63,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 }
 
 
-@pytest.fixture(scope="module", params=NETS)
+@pytest.fixture(scope="module", params=quick(NETS, {"tokens", "steps"}))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     make, shape, linears = NETS[request.param]
     torch.manual_seed(0)

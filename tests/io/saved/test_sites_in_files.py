@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick import quick
 from safetensors.torch import load_file, save_file
 from sites import Stack, batch, steps, stirred
 from torch import Tensor, nn
@@ -37,8 +38,16 @@ def run(state: dict[str, Tensor]) -> Tensor:
     return made
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("suffix", [".pt2", ".safetensors"])
+@pytest.mark.parametrize(
+    ("form", "suffix"),
+    [
+        ("repvgg", ".pt2"),
+        ("dbb", ".safetensors"),
+        # Programs with the branches of dbb are folded below.
+        pytest.param("dbb", ".pt2", marks=pytest.mark.slow),
+        pytest.param("repvgg", ".safetensors", marks=pytest.mark.slow),
+    ],
+)
 def test_a_file_that_is_folded_at_once(tmp_path: Path, form: str, suffix: str) -> None:
     plain, training = expanded(form)
     save_expanded(training, tmp_path / f"expanded{suffix}")
@@ -48,11 +57,15 @@ def test_a_file_that_is_folded_at_once(tmp_path: Path, form: str, suffix: str) -
         assert torch.equal(folded.state[key], value), key
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_trained_and_saved_again_without_its_plan(tmp_path: Path, form: str) -> None:
-    _plain, training = expanded(form)
-    save_expanded(training, tmp_path / "expanded.pt2")
-    program = torch.export.load(tmp_path / "expanded.pt2")
+@pytest.fixture(scope="module")
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Tensor]:
+    """A folder with an expanded file, what was trained from it, and the output that trained has."""
+    folder = tmp_path_factory.mktemp("trained")
+    _plain, training = expanded(request.param)
+    save_expanded(training, folder / "expanded.pt2")
+    program = torch.export.load(folder / "expanded.pt2")
     trained = program.module()
     inner = torch.optim.SGD(trained.parameters(), lr=0.05)
     for seed in range(3):
@@ -62,19 +75,25 @@ def test_trained_and_saved_again_without_its_plan(tmp_path: Path, form: str) -> 
     with torch.no_grad():
         for name, tensor in trained.state_dict().items():
             program.state_dict[name].copy_(tensor)
-    torch.export.save(program, tmp_path / "trained.pt2")
+    torch.export.save(program, folder / "trained.pt2")
     state = {name: tensor.clone() for name, tensor in trained.state_dict().items()}
-    save_file(state, tmp_path / "trained.safetensors")
+    save_file(state, folder / "trained.safetensors")
     training.load_state_dict(state)
-    wanted = training.eval()(batch())
-    for folded in (
-        fold_file(tmp_path / "trained.pt2"),
-        fold_file(tmp_path / "expanded.pt2", weights=tmp_path / "trained.safetensors"),
-    ):
-        torch.testing.assert_close(run(folded.state), wanted, **CLOSE)
-    program = fold_file(tmp_path / "expanded.pt2", weights=tmp_path / "trained.pt2").programs[
-        "eval"
-    ]
+    return folder, training.eval()(batch())
+
+
+@pytest.mark.parametrize("trained", FORMS, indirect=True)
+def test_trained_and_saved_again_without_its_plan(trained: tuple[Path, Tensor]) -> None:
+    folder, wanted = trained
+    torch.testing.assert_close(run(fold_file(folder / "trained.pt2").state), wanted, **CLOSE)
+
+
+@pytest.mark.parametrize("trained", quick(FORMS, {"repvgg"}), indirect=True)
+def test_what_was_trained_beside_the_file(trained: tuple[Path, Tensor]) -> None:
+    folder, wanted = trained
+    folded = fold_file(folder / "expanded.pt2", weights=folder / "trained.safetensors")
+    torch.testing.assert_close(run(folded.state), wanted, **CLOSE)
+    program = fold_file(folder / "expanded.pt2", weights=folder / "trained.pt2").programs["eval"]
     torch.testing.assert_close(program.module()(batch()), wanted, **CLOSE)
     assert not [node for node in program.graph.nodes if "add" in node.name]
 
@@ -173,13 +192,13 @@ def test_names_of_the_students_own(tmp_path: Path, suffix: str) -> None:
     assert sorted(folded.state) == sorted(plain.state_dict())
 
 
-def test_branches_do_not_ship(tmp_path: Path) -> None:
-    plain, training = expanded("repvgg")
+@pytest.mark.parametrize("trained", ["repvgg"], indirect=True)
+def test_branches_do_not_ship(trained: tuple[Path, Tensor], tmp_path: Path) -> None:
+    plain = stirred(Stack()).double()
     plan = opdf.plan(opdf.trace(plain, (batch(),)), parametrization="repvgg")
     with pytest.raises(ExportError, match="has branches beside its convolutions"):
         opdf.export_onnx(opdf.branch(plain, plan), (batch(),), tmp_path / "student.onnx")
-    save_expanded(training, tmp_path / "expanded.pt2")
-    program = torch.export.load(tmp_path / "expanded.pt2")
+    program = torch.export.load(trained[0] / "expanded.pt2")
     with pytest.raises(ExportError, match="the program holds branches"):
         opdf.export_onnx(program, (batch(),), tmp_path / "student.onnx")
     assert not (tmp_path / "student.onnx").exists()

@@ -240,7 +240,12 @@ def test_each_cell_of_a_wide_table_names_its_column() -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "magic"), [(".png", b"\x89PNG"), (".svg", b"<?xml"), (".pdf", b"%PDF")]
+    ("suffix", "magic"),
+    [
+        (".png", b"\x89PNG"),
+        (".svg", b"<?xml"),
+        pytest.param(".pdf", b"%PDF", marks=pytest.mark.slow),
+    ],
 )
 def test_the_plot_is_a_file_of_its_kind(tmp_path: Path, suffix: str, magic: bytes) -> None:
     path = tmp_path / f"latency{suffix}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
 import torch
+from quick import quick
 from sites import Stack, batch, steps, stirred
 from torch import Tensor, nn
 
@@ -24,26 +26,49 @@ def student(axes: int = 2, **options: Any) -> nn.Module:
     return stirred(Stack(axes, **options)).double()
 
 
-def planned(model: nn.Module, form: str, axes: int = 2) -> opdf.Plan:
-    return opdf.plan(opdf.trace(model, (batch(axes),)), parametrization=form)
+def planned(model: nn.Module, form: str) -> opdf.Plan:
+    return opdf.plan(opdf.trace(model, (batch(),)), parametrization=form)
 
 
-@pytest.mark.parametrize("form", FORMS)
+def plan_of(form: str, axes: int = 2, groups: int = 1) -> opdf.Plan:
+    """That of every unchanged student of these axes and groups."""
+    return opdf.plan(graphs(axes, groups), parametrization=form)
+
+
+@functools.cache
+def graphs(axes: int = 2, groups: int = 1) -> opdf.Traced:
+    """Of a student of its own, which nobody changes."""
+    return opdf.trace(student(axes, groups=groups), (batch(axes),))
+
+
+# From any numbers, in both forms: test_starts.py.
+@pytest.mark.parametrize("form", quick(FORMS, {"acnet", "mobileone(copies=2)"}))
 def test_the_start_is_exact(form: str) -> None:
     plain = student()
-    training = opdf.branch(plain, planned(plain, form))
+    training = opdf.branch(plain, plan_of(form))
     assert type(training) is Stack
     assert torch.equal(training.eval()(batch()), plain.eval()(batch()))
     back = opdf.fold(training).state_dict()
     assert all(torch.equal(back[key], value) for key, value in plain.state_dict().items())
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(
+    ("form", "groups"),
+    [
+        ("repvgg", 3),
+        ("acnet", 1),
+        ("mobileone(copies=2)", 1),
+        ("dbb", 3),
+        pytest.param("repvgg", 1, marks=pytest.mark.slow),
+        pytest.param("acnet", 3, marks=pytest.mark.slow),
+        pytest.param("mobileone(copies=2)", 3, marks=pytest.mark.slow),
+        pytest.param("dbb", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_the_fold_is_exact_after_training(form: str, groups: int) -> None:
     plain = student(groups=groups)
     before = copy.deepcopy(plain.state_dict())
-    training = opdf.branch(plain, planned(plain, form))
+    training = opdf.branch(plain, plan_of(form, groups=groups))
     steps(training, [batch(seed=seed) for seed in range(4)])
     wanted = training.eval()(batch())
     folded = opdf.fold(training)
@@ -57,17 +82,18 @@ def test_the_fold_is_exact_after_training(form: str, groups: int) -> None:
 @pytest.mark.parametrize("axes", [1, 3])
 def test_sequences_and_volumes(axes: int) -> None:
     plain = student(axes)
-    training = opdf.branch(plain, planned(plain, "repvgg", axes))
+    training = opdf.branch(plain, plan_of("repvgg", axes))
     steps(training, [batch(axes, seed=seed) for seed in range(3)])
     wanted = training.eval()(batch(axes))
     torch.testing.assert_close(opdf.fold(training)(batch(axes)), wanted, **CLOSE)
 
 
-@pytest.mark.parametrize("form", [*FORMS, "repvgg(start=published)"])
+@pytest.mark.parametrize(
+    "form", quick([*FORMS, "repvgg(start=published)"], {"dbb", "repvgg(start=published)"})
+)
 def test_the_module_form_trains_as_the_inline_form(form: str) -> None:
-    plain = student()
-    traced = opdf.trace(plain, (batch(),))
-    plan = opdf.plan(traced, parametrization=form)
+    plain, traced = student(), graphs()
+    plan = plan_of(form)
     inline, beside = opdf.expand(traced, plan), opdf.branch(plain, plan)
     for model in (inline, beside):
         steps(model, [batch(seed=seed) for seed in range(4)])
@@ -80,16 +106,13 @@ def test_the_module_form_trains_as_the_inline_form(form: str) -> None:
 
 def test_the_published_start_is_no_exact_one() -> None:
     plain = student()
-    training = opdf.branch(plain, planned(plain, "repvgg(start=published)"))
+    training = opdf.branch(plain, plan_of("repvgg(start=published)"))
     assert not torch.allclose(training.eval()(batch()), plain.eval()(batch()), atol=1e-3)
 
 
 def test_the_seed_draws_other_branches_and_the_same_ones_again() -> None:
     plain = student()
-    drawn = [
-        opdf.branch(plain, planned(plain, f"repvgg(seed={seed})")).state_dict()
-        for seed in (0, 0, 1)
-    ]
+    drawn = [opdf.branch(plain, plan_of(f"repvgg(seed={seed})")).state_dict() for seed in (0, 0, 1)]
     name = "body.0.branches.point.conv.weight"
     assert torch.equal(drawn[0][name], drawn[1][name])
     assert not torch.equal(drawn[0][name], drawn[2][name])
@@ -97,7 +120,7 @@ def test_the_seed_draws_other_branches_and_the_same_ones_again() -> None:
 
 def test_the_student_comes_back_as_it_was_left() -> None:
     plain = student()
-    plan = planned(plain, "repvgg")
+    plan = plan_of("repvgg")
     plain.body[1].weight.requires_grad_(False)
     plain.eval()
     plain.body[4].train()
@@ -266,20 +289,20 @@ def test_a_plan_without_sites() -> None:
 
 
 def test_a_plan_of_another_student() -> None:
-    plan = planned(student(), "repvgg")
+    plan = plan_of("repvgg")
     with pytest.raises(PlanError, match="'body.0.weight' the shape"):
         opdf.branch(student(channels=8), plan)
 
 
 def test_branches_twice() -> None:
     plain = student()
-    plan = planned(plain, "repvgg")
+    plan = plan_of("repvgg")
     with pytest.raises(PlanError, match="has branches already"):
         opdf.branch(opdf.branch(plain, plan), plan)
 
 
 def test_a_wrapped_student_is_not_folded() -> None:
     plain = student()
-    wrapped = nn.Sequential(opdf.branch(plain, planned(plain, "repvgg")))
+    wrapped = nn.Sequential(opdf.branch(plain, plan_of("repvgg")))
     with pytest.raises(FoldError, match=r"stands at '0\.body\.0'"):
         opdf.fold(wrapped)

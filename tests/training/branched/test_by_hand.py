@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import quick
 from sites import Stack, batch, stirred
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -177,7 +178,9 @@ def train(model: nn.Module, optimizer: Any) -> None:
         inner.step()
 
 
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize(
+    "optimizer", quick([torch.optim.SGD, torch.optim.AdamW], {torch.optim.AdamW})
+)
 @pytest.mark.parametrize("form", ["repvgg", "acnet", "dbb"])
 def test_ten_steps_beside_the_block_by_hand(
     form: str, optimizer: type[torch.optim.Optimizer]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import quick
 from sites import Stack, batch, stirred
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -84,7 +85,7 @@ class Evaluating(Functional):
         return Stack.forward(self, x) if self.training else super().forward(x)
 
 
-@pytest.mark.parametrize("kind", [Functional, Evaluating])
+@pytest.mark.parametrize("kind", quick([Functional, Evaluating], {Functional}))
 def test_functions_on_the_tensors_of_modules(kind: type[Stack], tmp_path: Any) -> None:
     """A module in the convolution's place would not be called: branches and norm would be lost."""
     plain = student(kind)

@@ -143,8 +143,8 @@ def test_the_border_of_a_checkpointed_branch_is_that_of_later_statistics() -> No
     ("form", "make"),
     [
         ("repvgg", branched),
-        ("dbb", inline),
-        pytest.param("repvgg", inline, marks=pytest.mark.slow),
+        ("repvgg", inline),
+        pytest.param("dbb", inline, marks=pytest.mark.slow),
         pytest.param("dbb", branched, marks=pytest.mark.slow),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import quick
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
@@ -94,7 +95,7 @@ def distance(found: nn.Module, wanted: nn.Module) -> float:
 KEYS = ["conv.weight", "twins.*", "first.mix.weight", "first.shared.weight", "first.table.weight"]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", quick(OPTIMIZERS, {"AdamW"}))
 @pytest.mark.parametrize(
     ("dtype", "limit"),
     [(torch.float64, 1e-9), pytest.param(torch.float32, 1e-4, marks=pytest.mark.slow)],
@@ -118,12 +119,12 @@ def test_all_forms_go_the_way_of_the_inline_form(
     assert distance(plain(model, ids, make, 30), wanted) > 1e-3
 
 
-def test_one_step_less_is_another_way(student: nn.Module, ids: Tensor) -> None:
+@pytest.mark.parametrize("name", quick(OPTIMIZERS, {"AdamW"}))
+def test_one_step_less_is_another_way(student: nn.Module, ids: Tensor, name: str) -> None:
     model = Deep(student)
     plan = opdf.plan(model, cores=3, min_size=1)
-    for make in OPTIMIZERS.values():
-        ways = [hoisted(model, plan, ids, make, steps) for steps in (30, 29)]
-        assert distance(*ways) > 1e-4
+    ways = [hoisted(model, plan, ids, OPTIMIZERS[name], steps) for steps in (30, 29)]
+    assert distance(*ways) > 1e-4
 
 
 def plain(model: nn.Module, ids: Tensor, make: Make, steps: int) -> nn.Module:
@@ -136,7 +137,10 @@ def plain(model: nn.Module, ids: Tensor, make: Make, steps: int) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize(("backend", "batched"), [("eager", True), ("aot_eager", False)])
+@pytest.mark.parametrize(
+    ("backend", "batched"),
+    [("eager", True), pytest.param("aot_eager", False, marks=pytest.mark.slow)],
+)
 def test_a_compiled_program_goes_the_same_way(
     student: nn.Module, ids: Tensor, backend: str, batched: bool
 ) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import quick
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedules
 from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
@@ -202,7 +203,7 @@ def test_an_average_swaps_in_and_out() -> None:
     assert not torch.equal(model[0].weight, own["0.weight"])
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", quick(["eager", "aot_eager"], {"eager"}))
 def test_a_compiled_model_trains_as_the_plain_one(backend: str) -> None:
     results = []
     for compiled in (False, True):

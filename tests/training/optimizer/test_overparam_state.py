@@ -98,8 +98,17 @@ OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 ORDERS = ["model first", "optimizer first"]
 
 
-@pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "order"),
+    [
+        pytest.param(
+            *(name, order),
+            marks=() if order == ORDERS[0] or name == "AdamW" else pytest.mark.slow,
+        )
+        for name in OPTIMIZERS
+        for order in ORDERS
+    ],
+)
 def test_resume_is_equal_to_the_bit(name: str, order: str) -> None:
     make, given = OPTIMIZERS[name]
     options = {k: v.clone() if isinstance(v, Tensor) else v for k, v in given.items()}
