@@ -191,8 +191,19 @@ def test_the_branches_are_as_large_as_hes_rule_makes_them() -> None:
         assert rms == pytest.approx(math.sqrt(2 / fan), rel=0.07)
 
 
-@of_layers
-@of_starts
+@pytest.mark.parametrize(
+    ("make", "size", "start"),
+    [
+        pytest.param(
+            *(*layer, start),
+            id=f"{start}-{layer[0]()}",
+            # The start of the paper for every other layer.
+            marks=() if start == "weight" or not place % 2 else pytest.mark.slow,
+        )
+        for place, layer in enumerate(LAYERS)
+        for start in STARTS
+    ],
+)
 def test_steps_and_fold_by_hand(
     make: Callable[[], nn.Module], size: tuple[int, ...], start: str
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import quick
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -151,9 +152,7 @@ def composed(entry: PlanEntry) -> int:
     return 6 * min(first, last)
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet18", *(
-    pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenet", "vit")
-)])  # fmt: skip
+@pytest.mark.parametrize("name", quick(["mlp", "resnet18", "mobilenet", "vit"], {"mlp"}))
 def test_every_weight_keeps_its_limit(name: str) -> None:
     model, shape = STUDENTS[name]()
     x = torch.zeros(shape)

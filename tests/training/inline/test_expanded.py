@@ -391,11 +391,18 @@ CALLS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def answering() -> Expanded:
+    """Of which no call that it refuses changes anything."""
+    return called((X, None), {"flip": False, "gain": 1.0})
+
+
 @pytest.mark.parametrize(("args", "kwargs", "sentence"), CALLS, ids=[row[2][:20] for row in CALLS])
-def test_calls_that_the_graph_cannot_answer(args: Any, kwargs: Any, sentence: str) -> None:
-    expanded = called((X, None), {"flip": False, "gain": 1.0})
+def test_calls_that_the_graph_cannot_answer(
+    answering: Expanded, args: Any, kwargs: Any, sentence: str
+) -> None:
     with pytest.raises(InputError, match=sentence):
-        expanded(*args, **kwargs)
+        answering(*args, **kwargs)
 
 
 def test_an_input_that_was_not_traced() -> None:
