@@ -7,7 +7,7 @@ gathered to be read and cut to be written; the cut is local, because every rank 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,12 +56,26 @@ def _require_branches(plan: Any, module: nn.Module) -> None:
         )
 
 
+def _require_own_memory(plan: Any, owned: Mapping[str, nn.Parameter]) -> None:
+    planned = {id(owned[entry.key]) for entry in plan.entries}
+    first: dict[Any, str] = {}
+    for name, parameter in owned.items():
+        # A shard, of another type, may have its memory elsewhere; 0 is none.
+        if type(parameter) is nn.Parameter and (start := parameter.data_ptr()):
+            one = first.setdefault((parameter.device, start), name)
+            if owned[one] is not parameter and planned & {id(parameter), id(owned[one])}:
+                raise InputError(
+                    f"the student's {one!r} and {name!r} are two Parameters on one memory (files "
+                    "keep ties so): each would be overwritten with the other; tie them as one"
+                )
+
+
 def validate(plan: Any, module: nn.Module) -> None:
     """Check that every planned weight is a Parameter of the module, as the plan says.
 
     Raises:
         PlanError: A name, shape, dtype or tie differs, or the module lacks the plan's branches.
-        InputError: A weight is on the meta device.
+        InputError: A weight is on the meta device, or another Parameter lies on its memory.
     """
     _require_branches(plan, module)
     names = names_of_parameters(module)
@@ -90,6 +104,7 @@ def validate(plan: Any, module: nn.Module) -> None:
                     f"the plan gives {entry.key!r} the {what} {planned}, the student has {present};"
                     " make a plan for this student (opdf.plan(student))"
                 )
+    _require_own_memory(plan, owned)
 
 
 class Bound:

@@ -251,6 +251,23 @@ def test_a_plan_for_another_student_is_refused() -> None:
         opdf.hoist(untied, made)
 
 
+@pytest.mark.parametrize("include", ["first.weight", "second.weight", "*"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_two_parameters_on_one_memory_are_refused(include: str, transposed: bool) -> None:
+    model = Net()
+    shared = model.first.weight.detach()
+    model.second.weight = nn.Parameter(shared.mT if transposed else shared)
+    plan = opdf.plan(model, cores=3, include=[include])
+    before = bits(model)
+    with pytest.raises(InputError, match="'first.weight' and 'second.weight' are two Parameters"):
+        opdf.hoist(model, plan)
+    assert bits(model) == before
+    # Parts of one memory that have nothing in common are no tie.
+    flat = torch.randn(2, 8, 8)
+    model.first.weight, model.second.weight = map(nn.Parameter, flat)
+    assert len(opdf.hoist(model, plan).owned()) == len(plan.entries) > 0
+
+
 def test_a_refused_plan_leaves_the_student_alone() -> None:
     model = Net().double()
     before = bits(model)
