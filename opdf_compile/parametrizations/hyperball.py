@@ -28,7 +28,6 @@ from opdf_compile.parametrizations.metric import (
     MetricParametrization,
     MetricStep,
     Scaling,
-    norm_of,
     norms_of,
     own_part,
 )
@@ -57,7 +56,7 @@ class Hyperball(MetricParametrization[MatrixSpec]):
     ) -> tuple[Tensor, ...]:
         """R."""
         checked_matrix(weight, spec)
-        radius = norm_of(weight.detach()).reshape(1).nan_to_num(posinf=0.0)
+        radius = norms_of([weight.detach()]).nan_to_num(posinf=0.0)
         if not radius.any():
             shape = list(spec.shape)
             _LOG.warning(
@@ -77,22 +76,28 @@ class Hyperball(MetricParametrization[MatrixSpec]):
 
     def after(self, steps: Sequence[MetricStep[MatrixSpec]]) -> None:
         """Each move is put to its length, and its weight on its sphere."""
-        befores = [step.before for step in steps if step.before is not None]
         weights = [own_part(step.weight) for step in steps]
-        back = [own_part(before) for before in befores]
+        befores = [own_part(step.before) for step in steps if step.before is not None]
         radii, rate = torch.cat([step.kept[0] for step in steps]), steps[0].rate
-        assert len(back) == len(weights) and rate is not None
-        # The moves with the other sign, in the copies' memory.
-        torch._foreach_sub_(back, weights)
-        lengths = norms_of(befores)
-        # A weight that did not move keeps its bits. No branch on a value, which would wait for a
+        assert len(befores) == len(weights) and rate is not None
+
+        def times(factors: Tensor) -> None:
+            torch._foreach_mul_(weights, factors.view(-1, 1).unbind())
+
+        def norms() -> Tensor:
+            return norms_of([step.weight for step in steps])
+
+        # The moves stand alone while they are put to their length: beside a move that is much
+        # longer, what a weight was is lost in the rounding of half precision.
+        torch._foreach_sub_(weights, befores)
+        lengths = norms()
+        # A weight that did not move keeps its values. No branch on a value, which would wait for a
         # device.
         held = (lengths > 0) & (radii > 0)
         one = torch.ones_like(radii)
-        less = 1 - torch.where(held, rate * radii / lengths, one)
-        torch._foreach_addcmul_(weights, back, less.to(weights[0].dtype).view(-1, 1).unbind())
-        scales = torch.where(held, radii / norms_of([step.weight for step in steps]), one)
-        torch._foreach_mul_(weights, scales.view(-1, 1).unbind())
+        times(torch.where(held, rate * radii / lengths, one))
+        torch._foreach_add_(weights, befores)
+        times(torch.where(held, radii / norms(), one))
 
     def strayed(
         self, weights: Sequence[Tensor], kept: Sequence[tuple[Tensor, ...]]

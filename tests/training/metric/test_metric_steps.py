@@ -78,6 +78,43 @@ def far(one: nn.Module, other: nn.Module) -> float:
     return float((one.get_parameter(KEYS[-1]) - other.get_parameter(KEYS[-1])).detach().abs().max())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_long_move_of_a_small_weight_is_put_to_its_length(dtype: torch.dtype) -> None:
+    torch.manual_seed(2)
+    model = nn.Linear(64, 64, bias=False).to(dtype)
+    nn.init.normal_(model.weight, std=2e-3)
+    opt = optimizer_of(model, "hyperball", "SGD", lr=0.02, momentum=0.0)
+    before = model.weight.detach().double().numpy().copy()
+    signs = torch.randn(64, 64).sign()
+    model.weight.grad = signs.to(dtype)
+    opt.step()
+    wanted = hyperball(0.02)(before, -0.02 * signs.double().numpy(), before)
+    # What W is with its move, and after the scale, is rounded by half an ulp each; the move, of
+    # a fiftieth of that size, twice.
+    ulp = torch.finfo(dtype).eps
+    error = norm(model.weight.detach().double().numpy() - wanted)
+    assert error <= 1.1 * ulp * norm(before), "beside a step of 0.02 of it"
+
+
+def test_the_norm_of_a_large_weight_is_that_of_float64() -> None:
+    model = nn.Linear(2048, 2048, bias=False)
+    nn.init.constant_(model.weight, 1e-3)
+    opt = optimizer_of(model, "hyperball", "SGD", lr=0.02, momentum=0.0)
+    truth = float(model.weight.detach().double().norm())
+    # 2^16 squares in a row are within 5e-5; 2^22 would be off by 4e-3.
+    assert float(opt.program.cores("weight")[0]) == pytest.approx(truth, rel=1e-4)
+    before = model.weight.detach().clone()
+    model.weight.grad = torch.ones(2048, 2048)
+    model.weight.grad[0] = -1
+    opt.step()
+    after = model.weight.detach().double()
+    assert float(after.norm()) == pytest.approx(truth, rel=1e-4)
+    wanted = hyperball(0.02)(
+        before.double().numpy(), -0.02 * model.weight.grad.double().numpy(), before.numpy()
+    )
+    assert norm(after.numpy() - wanted) <= 1e-4 * truth
+
+
 @of_kinds
 def test_the_rate_of_hyperball_is_the_scheduled_one(kind: str) -> None:
     model = network()
