@@ -1,8 +1,9 @@
 """A unit whose weights and gradients come by formulas: nothing is recorded for autograd.
 
-Between refresh and pull it keeps the values that it made, where autograd would keep a product of
-the same size: whoever asks whether the weights still hold them compares, which takes a fraction of
-what a checksum takes.
+It keeps the values that it made until the next refresh, where autograd keeps a product of the same
+size until the pull: whoever asks whether the weights still hold them compares, which takes a
+fraction of what a checksum takes. So a step's peak is higher by the weights' own size; it is not
+where nothing is to be kept (recompute).
 """
 
 from __future__ import annotations
