@@ -207,6 +207,11 @@ class Parametrization(ABC, Generic[S]):
         already stays there but for rounding.
         """
 
+    def retract_all(self, many: Sequence[tuple[Sequence[Tensor], S]]) -> None:
+        """`retract` of many weights at once, for those where it takes fewer calls."""
+        for tensors, spec in many:
+            self.retract(tensors, spec)
+
     def outside_clip_norm(self, spec: S) -> tuple[int, ...]:
         """Places of the tensors whose gradients a clip norm should not count.
 

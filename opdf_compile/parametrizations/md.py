@@ -87,12 +87,21 @@ class Md(Scaled[MatrixSpec]):
 
     def retract(self, tensors: Sequence[Tensor], spec: MatrixSpec) -> None:
         """V <- n V / |V|; a matrix of zeros, and one whose n is 0, stay."""
-        _t_r, _t_c, matrix, norm = tensors
-        found = norm_by_blocks(matrix)
-        held = (found > 0) & (norm > 0)
-        # No branch on a value, which would wait for a device.
-        scale = torch.where(held, norm / found, 1.0)
-        matrix.mul_(scale.to(matrix.dtype))
+        self.retract_all([(tensors, spec)])
+
+    def retract_all(self, many: Sequence[tuple[Sequence[Tensor], MatrixSpec]]) -> None:
+        """`retract`; of small matrices the calls, not the numbers, take the time."""
+        alike: dict[tuple[torch.dtype, torch.device], list[Sequence[Tensor]]] = {}
+        for tensors, _spec in many:
+            alike.setdefault((tensors[2].dtype, tensors[2].device), []).append(tensors)
+        for (dtype, _device), group in alike.items():
+            matrices = [matrix for _t_r, _t_c, matrix, _norm in group]
+            norms = torch.cat([norm for _t_r, _t_c, _matrix, norm in group])
+            found = torch.cat([norm_by_blocks(matrix) for matrix in matrices])
+            held = (found > 0) & (norms > 0)
+            # No branch on a value, which would wait for a device.
+            scales = torch.where(held, norms / found, 1.0).to(dtype)
+            torch._foreach_mul_(matrices, scales.unbind())
 
     def terms(self, spec: MatrixSpec) -> tuple[ScalingTerm, ...]:
         """None: it takes no decay of the weight."""

@@ -31,7 +31,7 @@ class Scaled(Parametrization[S]):
 
     def compose(self, tensors: Sequence[Tensor], spec: S) -> Tensor:
         """The weight: two products, entry by entry."""
-        a, b, matrix = self.gain(tensors[0]), self.gain(tensors[1]), tensors[2]
+        (a, b), matrix = self.gains(tensors), tensors[2]
         return (a * matrix * b).reshape(spec.shape).to(getattr(torch, spec.dtype))
 
     def outside_clip_norm(self, spec: S) -> tuple[int, ...]:
@@ -42,20 +42,26 @@ class Scaled(Parametrization[S]):
         """The gain, of a or b, that a tensor stands for."""
         return tensor
 
+    def gains(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The gains a and b."""
+        return self.gain(tensors[0]), self.gain(tensors[1])
+
     def slope(self, gain: Tensor) -> Tensor | None:
         """Of a gain by its tensor's entry; None where they are the same."""
         return None
 
-    def make(self, tensors: Sequence[Tensor], out: Tensor) -> None:
+    def make(self, gains: tuple[Tensor, Tensor], matrix: Tensor, out: Tensor) -> None:
         """Write what `compose` gives, before its cast, into a contiguous tensor of its shape."""
-        a, b, matrix = self.gain(tensors[0]), self.gain(tensors[1]), tensors[2]
+        a, b = gains
         for part, rows, made in _blocks(matrix, a, out.view(matrix.shape)):
             torch.mul(rows, part, out=made)
             made.mul_(b)
 
-    def pull(self, tensors: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def pull(
+        self, gains: tuple[Tensor, Tensor], matrix: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """dL/dtensor of the first three from dL/dW, in their dtype; without autograd."""
-        a, b, matrix = self.gain(tensors[0]), self.gain(tensors[1]), tensors[2]
+        a, b = gains
         of_matrix, sums, columns = torch.empty_like(matrix), [], []
         blocks = _blocks(matrix, gradient.reshape(matrix.shape), a, of_matrix)
         for part, given, rows, made in blocks:

@@ -7,6 +7,7 @@ from .dear import cost_warning as cost_warning
 from .dear import dearest as dearest
 from .dear import flops_text as flops_text
 from .entry import PlanEntry as PlanEntry
+from .entry import retract as retract
 from .entry import rounded_weight as rounded_weight
 from .plans import Plan as Plan
 from .rules import Rules as Rules

@@ -7,7 +7,7 @@ fold        W = round(compose(T_1, .., T_n))     composed in float64, rounded on
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -116,11 +116,6 @@ class PlanEntry:
                 f"exclude it (exclude=[{self.key!r}])"
             ) from error
 
-    def retract(self, cores: Iterable[Tensor]) -> None:
-        """Bring the cores, in place, to where a step must leave them."""
-        with torch.no_grad():
-            self.by.retract(tuple(cores), self.spec)
-
     def compose(self, cores: Iterable[Tensor]) -> Tensor:
         """The weight in the cores' own dtype; differentiable."""
         tensors = tuple(cores)
@@ -150,6 +145,20 @@ class PlanEntry:
             "spec": self.by.spec_to_json(self.spec),
             "cost": vars(self.cost),
         }
+
+
+def retract(weights: Iterable[tuple[PlanEntry, Sequence[Tensor]]]) -> None:
+    """Bring the cores of weights, in place, to where a step must leave them.
+
+    Args:
+        weights: Each entry with its cores.
+    """
+    alike: dict[str, list[tuple[Sequence[Tensor], Spec]]] = {}
+    for entry, cores in weights:
+        alike.setdefault(entry.parametrization, []).append((cores, entry.spec))
+    with torch.no_grad():
+        for name, many in alike.items():
+            registered(name).retract_all(many)
 
 
 def rounded_weight(key: str, exact: Tensor, dtype: torch.dtype) -> Tensor:

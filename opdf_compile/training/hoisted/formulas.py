@@ -26,16 +26,17 @@ class FormulaUnit(Unit):
     """Gains around a matrix, or a batch of such; see Unit for the arguments."""
 
     _room: Tensor | None = None
+    _gains: tuple[Tensor, Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: without what is made again or looked up again."""
-        own = ("_room", "_by", "_tensors")
+        own = ("_room", "_gains", "_by", "_tensors")
         return {key: value for key, value in super().__getstate__().items() if key not in own}
 
     def forget(self) -> None:
         """Let go of what is kept."""
         super().forget()
-        self._room = None
+        self._room = self._gains = None
 
     def kept(self) -> dict[str, Tensor]:
         """The values that the last refresh gave."""
@@ -53,8 +54,10 @@ class FormulaUnit(Unit):
         with as_they_are(first.device.type), torch.no_grad():
             if room is None or room.device != first.device:
                 room = torch.empty(shape, dtype=first.dtype, device=first.device)
-            self._by.make(self._tensors, room if self.batched else room[0])
+            gains = self._by.gains(self._tensors)
+            self._by.make(gains, self._tensors[2], room if self.batched else room[0])
         self.settle()
+        self._gains = gains if keep else None
         # A checksum is cheap elsewhere, and memory is not.
         self._room = room if keep and first.device.type == "cpu" else None
         return dict(zip(self.keys, room.unbind(0), strict=True))
@@ -75,7 +78,9 @@ class FormulaUnit(Unit):
         self._dtypes = (self.storage[0].dtype,)
         (gradient,) = self._sent(grads)
         assert gradient is not None
-        made = self._by.pull(self._tensors, gradient.to(self.storage[0].dtype))
+        gains = None if self.moved else self._gains
+        gains = gains or self._by.gains(self._tensors)
+        made = self._by.pull(gains, self._tensors[2], gradient.to(self.storage[0].dtype))
         for core, grad in zip(self._tensors, made, strict=False):
             if not core.requires_grad:
                 continue

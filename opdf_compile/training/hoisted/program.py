@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from opdf_compile.errors import FoldError, InputError, WeightsChanged
 from opdf_compile.graph import deep_copy, named_tensors
-from opdf_compile.planning import Plan, PlanEntry
+from opdf_compile.planning import Plan, PlanEntry, retract
 from opdf_compile.training.branched.branching import fold_branches, has_branches
 from opdf_compile.training.folding import overwrite, require_same_names
 from opdf_compile.training.hoisted.binding import Bound, is_sharded, reshard, whole
@@ -217,21 +217,20 @@ class WeightProgram:
             )
         if source is None:
             self.require_unchanged()
-        self.retract(moved=True)
+        self.retract([unit for unit in self.units if unit.moved])
         self.write()
 
-    def retract(self, *, moved: bool = False) -> None:
+    def retract(self, units: Iterable[Unit] | None = None) -> None:
         """Bring cores to where a step must leave them (md: the norm that is held), in place.
 
         `refresh` does it, and `Overparam` after each step; for most parametrizations there is
         nothing to do.
 
         Args:
-            moved: Only those that something wrote to since the last refresh.
+            units: Whose cores; those of all if None.
         """
-        for unit in self.units:
-            if unit.moved or not moved:
-                unit.retract()
+        found = self.units if units is None else units
+        retract(pair for unit in found if unit.retracts for pair in unit.by_weight())
 
     def write(self, keys: Collection[str] | None = None) -> None:
         """What `refresh` does, for callers that have checked the weights already.

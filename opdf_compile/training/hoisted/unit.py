@@ -9,7 +9,7 @@ made again in the pull, see `recomputing`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.fx import Graph, GraphModule
 
 from opdf_compile.errors import DeviceError
 from opdf_compile.parametrizations import ScalingTerm
+from opdf_compile.planning import PlanEntry
 from opdf_compile.training.hoisted.binding import Bound
 from opdf_compile.training.hoisted.recomputing import as_they_are, keeping_nothing
 
@@ -134,15 +135,16 @@ class Unit:
             if name in names:
                 core.requires_grad_(False)
 
-    def retract(self) -> None:
-        """Bring the cores to where a step must leave them, as their parametrization says."""
-        entries = [bound.entry for bound in self.weights if bound.entry.by.retracts]
-        if not entries:
-            return
-        with torch.no_grad():
-            named = self.named_cores()
-        for entry in entries:
-            entry.retract(named[name] for name in entry.core_names)
+    @cached_property
+    def retracts(self) -> bool:
+        """Whether a step leaves cores where they must be brought back from."""
+        return any(bound.entry.by.retracts for bound in self.weights)
+
+    def by_weight(self) -> Iterator[tuple[PlanEntry, list[Tensor]]]:
+        """Every weight's entry and its cores; those of a batch are views of its stack."""
+        named = self.named_cores()
+        for entry in (bound.entry for bound in self.weights):
+            yield entry, [named[name] for name in entry.core_names]
 
     def fill(self, values: Mapping[str, Tensor]) -> None:
         """Overwrite cores by name; names of other units are passed over."""

@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 
 from opdf_compile.graph import AxisNames, CallArguments, Phase, attribute
 from opdf_compile.passes import WEIGHT_MARK
-from opdf_compile.planning import Plan
+from opdf_compile.planning import Plan, retract
 from opdf_compile.training.inline.calling import Convention
 from opdf_compile.training.inline.phase import PhaseGraph
 
@@ -149,9 +149,7 @@ class Expanded(nn.Module):
         To be called after each step of an optimizer. For most parametrizations there is nothing to
         do; in the hoisted form it is done for you.
         """
-        for entry in self.plan.entries:
-            if entry.by.retracts:
-                entry.retract(self.cores(entry.key))
+        retract((entry, self.cores(entry.key)) for entry in self.plan.entries)
 
     def weight(self, key: str) -> Tensor:
         """One weight composed now, in the cores' dtype; differentiable."""

@@ -206,9 +206,8 @@ class CoreStep:
         if self._changed:
             return
         moved = self._pulled | self._moved()
-        for unit in self._program.units:
-            if not moved.isdisjoint(unit.keys):
-                unit.retract()
+        units = [unit for unit in self._program.units if not moved.isdisjoint(unit.keys)]
+        self._program.retract(units)
 
     def _moved(self) -> set[str]:
         return {key for unit in self._program.units if unit.moved for key in unit.keys}
