@@ -191,8 +191,7 @@ def fold_model(
     except FoldError as error:
         if by == "method":
             raise
-        found = _by_graph(original, norms)
-        return dataclasses.replace(found, notes=(*found.notes, f"not by method: {error}"))
+        return _by_graph_instead(original, norms, f"not by method: {error}")
 
 
 def _by_graph(original: Original, norms: bool) -> FoldedModel:
@@ -210,6 +209,15 @@ def _by_graph(original: Original, norms: bool) -> FoldedModel:
     )
     require_same_function(traced, original, "folding by graph")
     return FoldedModel(None, traced, original, "graph", folds, refused=refused)
+
+
+def _by_graph_instead(original: Original, norms: bool, note: str) -> FoldedModel:
+    """By graph after a method that did not hold; a refusal names both reasons."""
+    try:
+        found = _by_graph(original, norms)
+    except FoldError as error:
+        raise FoldError(f"{error}; {note}") from error
+    return dataclasses.replace(found, notes=(*found.notes, note))
 
 
 def _nothing(refused: Sequence[RegionRefusal], norms: bool) -> str:

@@ -10,11 +10,11 @@ import pytest
 import torch
 from branched_models import case
 from self_folding import Merging, network
-from torch import nn
+from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.artefacts.check_file import CheckData, check_path, read_check
-from opdf_compile.errors import FoldError, InputError
+from opdf_compile.errors import FoldError, InputError, TraceError
 from opdf_compile.io.evidence.evaluating import gather_check_data
 from opdf_compile.io.export import build, own_check
 from opdf_compile.io.models.program_archive import read_programs
@@ -98,6 +98,35 @@ def test_a_merge_that_drops_the_adapters_is_refused() -> None:
     torch.manual_seed(0)
     with pytest.raises(FoldError, match="merge_and_unload of Merging changed the function"):
         opdf.fold_model(Merging(stub=True), (ROWS,), by="method")
+
+
+def test_a_merge_that_is_wrong_is_told_where_no_branches_meet_either() -> None:
+    class Forgetful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.base(torch.relu(x))
+
+        def merge_and_unload(self) -> nn.Module:
+            return self.base
+
+    with pytest.raises(
+        FoldError,
+        match="nothing to fold.*; not by method: merge_and_unload of Forgetful changed the",
+    ):
+        opdf.fold_model(Forgetful(), (ROWS,))
+
+
+@pytest.mark.parametrize("by", ["auto", "graph", "method"])
+def test_a_model_that_no_graph_can_hold_is_one_sentence(by: str) -> None:
+    class Choosing(Merging):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x if x.sum() > 0 else -x)
+
+    with pytest.raises(TraceError, match="Choosing cannot be exported: no graph can hold its eval"):
+        opdf.fold_model(Choosing(), (ROWS,), by=by)
 
 
 def test_what_cannot_be_folded_is_one_sentence() -> None:

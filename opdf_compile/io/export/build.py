@@ -122,7 +122,6 @@ def build_export(
         return Export(*file_and_check(student, given, dynamic, opset, dtype))
     originals = too_large(tensors_of(model), wanted)
     traced = as_traced(model, args, kwargs, dynamic, wanted)
-    _require_graph(traced)
     if not isinstance(traced.source, nn.Module):
         _refuse_training_graph(traced.programs["eval"])
     translated, traced, found, note = _with_true_axes(traced, opset, dict(fixed or {}))
@@ -238,7 +237,9 @@ def as_traced(
     """
     if isinstance(model, nn.Module):
         _refuse_expanded(model)
-        return _trace_module(model, normalise_inputs(args, kwargs), dynamic, wanted)
+        traced = _trace_module(model, normalise_inputs(args, kwargs), dynamic, wanted)
+        _require_graph(traced)
+        return traced
     if isinstance(model, ExportedProgram | Mapping):
         model = trace(model, dynamic=dynamic)
     if not isinstance(model, Traced):
