@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,10 @@ def quantise(
         try:
             # Its own shape inference trips over some transformers; that of ONNX does.
             quant_pre_process(whole, merged, skip_symbolic_shape=True)
+            suited = onnx.load(merged)
+            _write_beta_out(suited.graph)
+            _part_shared_weights(suited.graph)
+            onnx.save_model(suited, merged)
             quantize_static(
                 merged,
                 path,
@@ -79,6 +83,64 @@ def quantise(
                 f"onnxruntime cannot quantise the model to int8 ({first_line(error)}), wanted a "
                 "float32 graph of operators that it knows; leave int8 out"
             ) from error
+
+
+def _write_beta_out(graph: onnx.GraphProto) -> None:
+    """Multiply the constant bias of each Gemm by its ``beta``, which the quantiser loses."""
+    import onnx
+
+    constants = {constant.name: constant for constant in graph.initializer}
+    for node in graph.node:
+        betas = [a for a in node.attribute if a.name == "beta" and a.f != 1]
+        if node.op_type != "Gemm" or not betas or len(node.input) < 3:
+            continue
+        bias = constants.get(node.input[2])
+        if bias is not None:
+            beta = betas[0].f
+            values = onnx.numpy_helper.to_array(bias)
+            name = _free(f"{bias.name}_by_beta", constants)
+            scaled = (values * beta).astype(values.dtype)
+            constants[name] = onnx.numpy_helper.from_array(scaled, name)
+            graph.initializer.append(constants[name])
+            node.input[2], betas[0].f = name, 1.0
+
+
+def _part_shared_weights(graph: onnx.GraphProto) -> None:
+    """Give a weight that is read along two axes, as tied ones are, a copy for the second.
+
+    The quantiser has one set of scales for it, along the output channels of one reader, and the
+    runtime takes them for the output channels of the other.
+    """
+    constants = {constant.name: constant for constant in graph.initializer}
+    copies: dict[tuple[str, int], str] = {}
+    first: dict[str, int] = {}
+    for node in graph.node:
+        axis = _output_axis(node)
+        if axis is None or (weight := constants.get(node.input[1])) is None:
+            continue
+        if first.setdefault(weight.name, axis) == axis:
+            continue
+        key = weight.name, axis
+        if key not in copies:
+            copies[key] = _free(f"{weight.name}_along_{axis}", constants)
+            copy = graph.initializer.add()
+            copy.CopyFrom(weight)
+            copy.name = copies[key]
+            constants[copy.name] = copy
+        node.input[1] = copies[key]
+
+
+def _output_axis(node: onnx.NodeProto) -> int | None:
+    """The axis of a weight by which its node's output channels lie; None for other nodes."""
+    if node.op_type == "Gemm":
+        return 0 if any(a.name == "transB" and a.i for a in node.attribute) else 1
+    return {"Conv": 0, "ConvTranspose": 1, "MatMul": 1}.get(node.op_type)
+
+
+def _free(name: str, taken: Container[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _reader(feeds: Iterable[Mapping[str, Any]]) -> Any:

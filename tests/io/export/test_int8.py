@@ -34,6 +34,33 @@ class Network(nn.Module):
         return found
 
 
+class Halved(nn.Module):
+    """A bias that the product is added half of, as `torch.addmm` writes into a Gemm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(16, 8) / 4)
+        self.bias = nn.Parameter(torch.linspace(1, 2, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.addmm(self.bias, x, self.weight, beta=0.5)
+
+
+class Tied(nn.Module):
+    """A decoder that reads the encoder's square weight the other way round."""
+
+    def __init__(self, kernel: tuple[int, ...]) -> None:
+        super().__init__()
+        sizes = torch.logspace(-1.3, 0, 8).reshape(8, *[1] * (1 + len(kernel)))
+        self.weight = nn.Parameter(sizes * torch.randn(8, 8, *kernel) / 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.weight.dim() == 2:
+            return nn.functional.linear(x, self.weight).relu() @ self.weight
+        code = nn.functional.conv2d(x, self.weight).relu()
+        return nn.functional.conv_transpose2d(code, self.weight)
+
+
 @pytest.fixture(scope="module")
 def inputs() -> torch.Tensor:
     return torch.randn(64, 2, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -103,6 +130,26 @@ def test_unsaturated_is_what_the_file_means(
     with torch.no_grad():
         spread = float(np.ptp(network(inputs).numpy()))
     assert abs(found - meant).max() <= 1.001 * spread / 255
+
+
+@pytest.mark.parametrize("case", ["beta", "tied", "tied convolutions"])
+def test_scales_belong_to_the_channels_and_betas_of_their_reader(case: str, tmp_path: Path) -> None:
+    """Beta was lost, and tied weights were read by the scales of the wrong channels.
+
+    A tensor that spreads over 8 of its standard deviations is off by 8 / 255 / sqrt(12), 1%, of one
+    where it is rounded, and three are, with their weights. What was wrong was off by a quarter.
+    """
+    torch.manual_seed(0)
+    network: nn.Module = Halved() if case == "beta" else Tied((3, 3) if "conv" in case else ())
+    x = torch.randn({"beta": (64, 16), "tied": (64, 8)}.get(case, (64, 8, 5, 5)))
+    file = tmp_path / "a.onnx"
+    quantise(build_export(network.eval(), (x[:2],)).model, feeds(x), file)
+    with torch.no_grad():
+        wanted = network.double()(x.double()).numpy()
+    (found,) = ArraySession(file, resolve_device("cpu"), unsaturated=True)(
+        {"x": x.numpy()}
+    ).values()
+    assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
 
 
 def test_ranges_of_other_inputs_are_seen_in_the_error(
