@@ -65,6 +65,30 @@ def test_a_norm_beyond_the_dtype_is_not_held() -> None:
     assert torch.equal(MD.compose(tensors, spec), weight)
 
 
+def test_many_are_brought_back_as_each_by_itself() -> None:
+    """Of two dtypes, one in several blocks, and two that stay: of zeros, and of a norm of 0."""
+    torch.manual_seed(5)
+    many = []
+    for shape, dtype, factor, held in (
+        ((3, 4), torch.float32, 2.0, 1.5),
+        ((600, 700), torch.float32, 0.5, 40.0),
+        ((2, 2), torch.float32, 0.0, 1.0),
+        ((5, 2), torch.float64, 7.0, 0.25),
+        ((4, 4), torch.float64, 3.0, 0.0),
+    ):
+        matrix, norm = torch.randn(shape, dtype=dtype) * factor, torch.full((1,), held, dtype=dtype)
+        gains = torch.zeros(shape[0], 1, dtype=dtype), torch.zeros(1, shape[1], dtype=dtype)
+        many.append(((*gains, matrix, norm), MatrixSpec(shape, str(dtype)[6:])))
+    before = [tensors[2].double().numpy().copy() for tensors, _ in many]
+    MD.retract_all(many)
+    for (tensors, _), was in zip(many, before, strict=True):
+        found, held = np.linalg.norm(was), float(tensors[3])
+        wanted = was * (held / found if found and held else 1.0)
+        # The scale and its product are rounded once each.
+        eps = torch.finfo(tensors[2].dtype).eps
+        np.testing.assert_allclose(tensors[2].double().numpy(), wanted, rtol=2 * eps, atol=0)
+
+
 def test_the_gain_is_softplus() -> None:
     """Against the textbook form in float64, far from the start too."""
     t = torch.linspace(-12, 12, 49, dtype=torch.float64)
