@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from opdf_compile.io.checkpoints.checkpoint import (
     save_checkpoint,
 )
 
-# After a run's first step; a save takes 10 to 50 ms, a step a few.
+# After a run's first step; a save takes 10 to 50 ms, a step a few; on a busy machine 5 times that.
 SPREAD = 0.2
+DOUBLINGS = 5
 
 
 def kill(server: Any, folder: Path, after: float, *, in_place: bool = False) -> bool:
@@ -27,6 +29,17 @@ def kill(server: Any, folder: Path, after: float, *, in_place: bool = False) -> 
     ended = server.run(task="forever", folder=str(folder), kill_after=after, in_place=in_place)
     assert ended == [-signal.SIGKILL]
     return bool(set(unfinished(folder)) - before)
+
+
+def kills_of(server: Any, folder: Path, *, in_place: bool = False) -> Iterator[bool]:
+    """Kill at random moments, within twice the time where no save was hit or none was whole."""
+    delays = random.Random(0)
+    misses = 0
+    while True:
+        after = delays.uniform(0, SPREAD * 2 ** min(misses, DOUBLINGS))
+        hit = kill(server, folder, after, in_place=in_place)
+        misses = 0 if hit and any(folder.glob("step-*")) else misses + 1
+        yield hit
 
 
 def unfinished(folder: Path) -> list[str]:
@@ -57,11 +70,11 @@ def is_pruned(before: set[Path], after: set[Path]) -> bool:
 @pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_at_random_moments(kills: int, tmp_path: Path, server: Any) -> None:
     folder = tmp_path / "run"
-    delays = random.Random(0)
+    killed = kills_of(server, folder)
     inside = 0
     for _ in range(kills):
         before = set(folder.glob("step-*"))
-        inside += kill(server, folder, delays.uniform(0, SPREAD))
+        inside += next(killed)
         assert broken(folder) is None
         assert is_pruned(before, set(folder.glob("step-*")))
     # Otherwise the kills hit the steps between the saves, and nothing was tested.
@@ -82,9 +95,9 @@ def test_killed_at_random_moments(kills: int, tmp_path: Path, server: Any) -> No
 
 def test_the_check_finds_a_writer_that_is_not_atomic(tmp_path: Path, server: Any) -> None:
     folder = tmp_path / "run"
-    delays = random.Random(0)
+    killed = kills_of(server, folder, in_place=True)
     for _ in range(40):
-        kill(server, folder, delays.uniform(0, SPREAD), in_place=True)
+        next(killed)
         found = broken(folder)
         if found is not None:
             break
