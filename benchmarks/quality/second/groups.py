@@ -186,6 +186,7 @@ def _saturated(
             yield after
             return
         if stopped(*(_validation(store, g.last(PLAIN.name)) for g in (before, after))):
+            yield after
             break
         before, length = after, 2 * length
     if before.missing:

@@ -46,6 +46,7 @@ def write(
     found = rows(held, stages)
     if found:
         made["second-primary"] = tables.comparisons_table(tables.primary(found))
+        made["second-saturated"] = tables.comparisons_table(tables.saturated(found))
         made["second-methods"] = tables.methods_table(found)
         made["second-trials"] = tables.trials_table(found)
         made["second-cost"] = tables.cost_table(found)

@@ -7,7 +7,7 @@ counts, so that what is run later cannot change what decides.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -19,6 +19,8 @@ from quality.second.training import Run
 from quality.statistics import ALPHA, Corrected, corrected
 
 SCHEMA = "opdf-quality-second/1"
+# Plain has twice the saturated steps, which brought it nothing.
+DOUBLED = "doubled"
 # Beside plain: what the decay of HAM alone does.
 _RIVALS = {method.name: PLAIN.name for method in METHODS if method is not PLAIN}
 _PAIRS = (*_RIVALS.items(), ("ham", "ham-decay"))
@@ -32,7 +34,7 @@ class Outcome:
         task: Name of the task.
         student: Name of the student.
         loss: "labels" or "distil".
-        regime: "fixed", "time" or "saturated".
+        regime: "fixed", "time" or "saturated"; `DOUBLED` is not one of the protocol.
         method: Name of the method.
         baseline: Name of its rival.
         after: Number of trials after which both were chosen; 0 is all of them.
@@ -104,9 +106,24 @@ def _of(store: Store, stage: Stage, groups: Sequence[Group]) -> Iterator[Outcome
         if method in group.tuned and baseline in group.tuned:
             for after in (0, *stage.size.after):
                 yield _outcome(store, stage, (group, method), (group, baseline), after)
+    if stage.regime == "saturated":
+        yield from _against_twice_the_steps(store, stage, group, groups)
 
 
 Side = tuple[Group, str]
+
+
+def _against_twice_the_steps(
+    store: Store, stage: Stage, group: Group, groups: Sequence[Group]
+) -> Iterator[Outcome]:
+    """None where plain still gained at the last doubling."""
+    steps = group.last(PLAIN.name)[0].steps
+    for longer in groups:
+        if longer.last(PLAIN.name)[0].steps == 2 * steps:
+            for method in group.tuned:
+                if method != PLAIN.name:
+                    sides = (group, method), (longer, PLAIN.name)
+                    yield replace(_outcome(store, stage, *sides, 0), regime=DOUBLED)
 
 
 def _outcome(store: Store, stage: Stage, ours: Side, theirs: Side, after: int) -> Outcome:

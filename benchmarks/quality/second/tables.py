@@ -7,7 +7,7 @@ from statistics import mean
 
 from quality.second.methods import PLAIN
 from quality.second.plan import PRIMARY, REGIMES, Stage
-from quality.second.rows import Outcome, Row
+from quality.second.rows import DOUBLED, Outcome, Row
 
 OPTIMIZERS = {"adamw": "AdamW", "sgd": "SGD", "muon": "Muon"}
 
@@ -38,7 +38,7 @@ def methods_table(rows: Sequence[Row]) -> str:
     The last column is the processor time of a run at equal steps, over that of the baseline's.
     """
     cells: dict[tuple[str, str], dict[tuple[str, str, str], list[Row]]] = {}
-    for r in every_trial(rows):
+    for r in (row for row in every_trial(rows) if row.outcome.regime in REGIMES):
         o = r.outcome
         columns = cells.setdefault((o.method, o.baseline), {})
         columns.setdefault((o.student, o.loss, o.regime), []).append(r)
@@ -132,6 +132,11 @@ def primary(rows: Sequence[Row]) -> list[Row]:
     """What decides: the primary method in the primary setting."""
     wanted = ("deep", "distil", "fixed", PRIMARY, "plain", 0)
     return [r for r in rows if r.outcome.family == wanted]
+
+
+def saturated(rows: Sequence[Row]) -> list[Row]:
+    """Where twice the steps bring plain nothing more, and against plain with twice the steps."""
+    return [r for r in every_trial(rows) if r.outcome.regime in ("saturated", DOUBLED)]
 
 
 def every_trial(rows: Sequence[Row]) -> list[Row]:
