@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -169,7 +169,10 @@ def _written_inside(node: Node) -> list[Node]:
     return found
 
 
-def _inside(node: Node) -> Iterator[tuple[Nested, list[Node], dict[Node, Node]]]:
+Region = tuple[Nested, list[Node], dict[Node, Node]]
+
+
+def _inside(node: Node) -> Iterator[Region]:
     """The nested graphs of a higher-order op, with their placeholders and what is a view there."""
     owner = node.graph.owning_module
     for nested in nested_graphs(owner, node) if isinstance(owner, GraphModule) else ():
@@ -180,6 +183,8 @@ def _inside(node: Node) -> Iterator[tuple[Nested, list[Node], dict[Node, Node]]]
 def _bases(nodes: Iterable[Node]) -> dict[Node, Node]:
     """By node of a graph, what it is a view of, or itself."""
     found: dict[Node, Node] = {}
+    # Each of a region's results asks for the same.
+    inside = cache(lambda region: tuple(_inside(region)))
     for node in nodes:
         viewed: list[Node] = []
         if _hands_back(node):
@@ -187,12 +192,12 @@ def _bases(nodes: Iterable[Node]) -> dict[Node, Node]:
         elif isinstance(node.target, torch._ops.OpOverload):
             viewed = _operands(node, lambda info: True)
         elif node.op == "call_function" and node.target is operator.getitem:
-            viewed = _taken(node)
+            viewed = _taken(node, inside)
         found[node] = found[viewed[0]] if viewed else node
     return found
 
 
-def _taken(node: Node) -> list[Node]:
+def _taken(node: Node, inside: Callable[[Node], tuple[Region, ...]]) -> list[Node]:
     """What a `getitem` takes its result from: a tuple, or the operand that this result views."""
     source, index = node.args
     if not isinstance(source, Node):
@@ -200,7 +205,7 @@ def _taken(node: Node) -> list[Node]:
     if source.target in _ONE_BY_ONE:
         operands: Any = source.args[0]
         return [operands[index]]
-    for nested, places, bases in _inside(source):
+    for nested, places, bases in inside(source):
         results: Any = next(n for n in bases if n.op == "output").args[0]
         given = dict(zip(places, nested.operands or (), strict=False))
         viewed = given.get(bases.get(results[index], source))

@@ -87,7 +87,7 @@ def test_advice_is_printed_and_written(
 def raced() -> Advice:
     """What a race could have found."""
     rows = [
-        Tried(rung, "n = 3", lr, 0.001, 1000, 1, None if lr == 0.3 else 0.9)
+        Tried(rung, "md", lr, 0.001, 1000, 1, None if lr == 0.3 else 0.9)
         for rung in (1, 2, 3)
         for lr in (0.03, 0.1, 0.3, 0.01)
     ]

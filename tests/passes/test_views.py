@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from opdf_compile.graph.tracing import trace
+from opdf_compile.passes import dependence as dependence_module
 from opdf_compile.passes.dependence import Dependence
 
 aten = torch.ops.aten
@@ -83,3 +85,29 @@ def test_what_a_value_is_a_view_of(name: str) -> None:
     for node, value in tensors.items():
         alike = {n for n, v in tensors.items() if memory(v) == memory(value)}
         assert alike == {n for n in tensors if dependence.base(n) is dependence.base(node)}
+
+
+def test_a_region_is_walked_once_however_many_results_it_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @torch.no_grad()
+    def many(a: Tensor) -> tuple[Tensor, ...]:
+        return tuple(a[place] for place in range(20))
+
+    class Made(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return many(x * 2)
+
+    graph = trace(Made(), (torch.randn(20, 3),), phases=("eval",)).graphs["eval"].graph
+    walked: list[Node] = []
+
+    def counted(node: Node) -> Any:
+        walked.append(node)
+        return inside(node)
+
+    inside = dependence_module._inside
+    monkeypatch.setattr(dependence_module, "_inside", counted)
+    dependence = Dependence(graph)
+    taken = [n for n in graph.nodes if n.target is operator.getitem]
+    assert len(taken) == 20 and len({dependence.base(n) for n in taken}) == 1
+    assert len(walked) == 1

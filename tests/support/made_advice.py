@@ -30,7 +30,7 @@ def advice(plain: list[float | None], over: list[float | None]) -> Advice:
     both = [o - p for o, p in zip(over, plain, strict=True) if o is not None and p is not None]
     return Advice(
         plain=side("plain", plain),
-        over=side("n = 2", over),
+        over=side("md", over),
         comparison=paired(both) if both else None,
         seeds=tuple(range(len(plain))),
         metric="accuracy",

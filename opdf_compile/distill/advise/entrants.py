@@ -17,7 +17,9 @@ from opdf_compile.planning import Plan
 from opdf_compile.planning import plan as choose_plan
 
 PLAIN = "plain"
-_CORES = (2, 3)
+# What ended above tuned plain training anywhere (docs/evidence.md); the first also where that had
+# all the steps it could use. Chains did not, and race where a recipe asks for them.
+PROPOSED = ("md", "hyperball")
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +27,7 @@ class Entrant:
     """One way to train the student.
 
     Attributes:
-        name: As tables print it: "plain", "n = 2".
+        name: As tables print it: "plain", "md", "the recipe's plan".
         plan: How its weights are over-parameterised; None for the plain student.
         aligned: Whether its cores are pulled towards the teacher's.
         lines: The recipe's section `plan` that asks for it; empty where that stays as it is.
@@ -44,9 +46,9 @@ class Entrant:
 def entrants(job: Job) -> tuple[Entrant, ...]:
     """The methods that race for a job; the first is plain.
 
-    They are the plain student, 2 and 3 cores per weight, the recipe's plan where that is something
-    else (the default plan where it asks for nothing), and the recipe's plan with alignment where
-    the recipe has one.
+    They are the plain student, `PROPOSED`, the recipe's plan where that is something else (the
+    default plan where it asks for nothing), and the recipe's plan with alignment where the recipe
+    has one.
 
     Raises:
         UserError: The student cannot be traced, or has no weight that can be planned.
@@ -56,33 +58,24 @@ def entrants(job: Job) -> tuple[Entrant, ...]:
     made = [plain_entrant(job)]
     globs = asked.model_dump(include={"include", "exclude"}, exclude_defaults=True)
     without = left_out(job, plain=False)
-    for cores in _CORES:
-        plan = choose_plan(traced, cores=cores, include=asked.include, exclude=asked.exclude)
-        lines = {"enabled": True, "parametrization": "mpo", "cores": cores, **globs}
-        made.append(Entrant(f"n = {cores}", plan, lines=lines, without=without))
-    chains = asked.parametrization == "mpo" and not asked.rules
-    usual = chains and asked.cores in (None, *_CORES)
-    sized = asked.scale is not None or asked.overhead is not None
+    for name in PROPOSED:
+        plan = choose_plan(
+            traced, include=asked.include, exclude=asked.exclude, parametrization=name
+        )
+        lines = {"enabled": True, "parametrization": name, **globs}
+        made.append(Entrant(name, plan, lines=lines, without=without))
+    own = job.plan(student) if asked.enabled else None
     # Cores that are pulled towards a teacher's are as many for every weight.
-    by_default = asked.by_default and job.alignment is None
-    if asked.enabled and (not usual or sized):
-        made.append(Entrant("the recipe's plan", job.plan(student), without=without))
-    elif asked.enabled and by_default:
-        made += _default_entrant(job, student, made, without)
-    if asked.enabled and job.alignment is not None:
-        name = "the recipe's plan, aligned"
-        made.append(Entrant(name, job.plan(student), aligned=True))
+    only_aligned = asked.by_default and job.alignment is not None
+    if own is not None and not only_aligned and not _is_among(own, made):
+        made.append(Entrant("the recipe's plan", own, without=without))
+    if own is not None and job.alignment is not None:
+        made.append(Entrant("the recipe's plan, aligned", own, aligned=True))
     return tuple(made)
 
 
-def _default_entrant(
-    job: Job, student: nn.Module, others: Sequence[Entrant], without: tuple[str, ...]
-) -> list[Entrant]:
-    """The default plan, unless it is that of another entrant."""
-    plan = job.plan(student)
-    if plan is None or any(o.plan and o.plan.entries == plan.entries for o in others):
-        return []
-    return [Entrant("the recipe's plan", plan, without=without)]
+def _is_among(plan: Plan, others: Sequence[Entrant]) -> bool:
+    return any(other.plan and other.plan.entries == plan.entries for other in others)
 
 
 def plain_entrant(job: Job) -> Entrant:

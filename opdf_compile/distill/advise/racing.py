@@ -4,7 +4,7 @@
 2. tuning       each side (plain; over-parameterised) has the same seconds to find its best setting
 3. final        fresh seeds and fresh examples, both sides at their best setting, pair by pair
 
-The choice between methods (n = 2, n = 3, aligned) is a part of the over-parameterised side's
+The choice between methods (md, hyperball, aligned) is a part of the over-parameterised side's
 tuning. Only its result meets the plain student in the final, on seeds and examples that the tuning
 has not seen: so there is one comparison, and the interval needs no correction for the choice.
 """

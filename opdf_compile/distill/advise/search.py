@@ -1,6 +1,6 @@
 """One side's tuning: successive halving over learning rate and weight decay.
 
-The over-parameterised side's methods (n = 2, n = 3, ...) are one more choice of its search.
+The over-parameterised side's methods (md, hyperball, ...) are one more choice of its search.
 
 rung 1  short runs.   Scan the rates of each method, then the decays at its best rate.
 rung 2  longer runs.  The best third of rung 1, and the rates between the best and its neighbours.

@@ -77,7 +77,7 @@ def advice_json(advice: Advice) -> dict[str, Any]:
 
 
 def setting(side: Side, *, named: bool = True) -> str:
-    """A side's choice: "n = 2 at lr 2e-5, weight decay 0.01"."""
+    """A side's choice: "md at lr 2e-5, weight decay 0.01"."""
     rates = f"lr {side.lr:g}, weight decay {side.weight_decay:g}"
     return f"{side.method} at {rates}" if named and side.method != PLAIN else rates
 

@@ -1,4 +1,4 @@
-"""The demo: the recipe that `distill --init` writes, raced plain against over-parameterised."""
+"""The demo: the job of the recipe that `distill --init` writes, raced plain against chains."""
 
 from __future__ import annotations
 

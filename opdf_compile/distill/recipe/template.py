@@ -1,4 +1,4 @@
-"""The recipe that `distill --init` writes and the demo races: it runs as it is."""
+"""The recipe that `distill --init` writes and whose job the demo does: it runs as it is."""
 
 from __future__ import annotations
 

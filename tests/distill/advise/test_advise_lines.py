@@ -109,7 +109,8 @@ def test_advice_can_be_pasted_into_the_recipe(name: str) -> None:
             assert read.plan.enabled == use
             assert read.optimizer.lr == found.over.lr
             if use and method.lines:
-                assert (read.plan.cores, read.alignment) == (method.lines["cores"], None)
+                asked = method.lines["parametrization"]
+                assert (read.plan.parametrization, read.alignment) == (asked, None)
             if use and not method.lines:
                 assert read.plan == parse_recipe(text).plan
 
@@ -133,9 +134,9 @@ def test_the_default_plan_races_where_the_recipe_asks_for_nothing() -> None:
     def names(plan: Callable[[Any], Any]) -> list[str]:
         return [one.name for one in entrants(replace(given, recipe=nothing, plan=plan))]
 
-    cores = ["plain", "n = 2", "n = 3"]
-    assert names(lambda model: opdf.plan(model, cores=3)) == cores
-    assert names(lambda model: opdf.plan(model, cores=4)) == [*cores, "the recipe's plan"]
+    proposed = ["plain", "md", "hyperball"]
+    assert names(lambda model: opdf.plan(model, parametrization="md")) == proposed
+    assert names(lambda model: opdf.plan(model, cores=4)) == [*proposed, "the recipe's plan"]
 
 
 def test_a_default_plan_that_is_aligned_races_only_so() -> None:
@@ -146,7 +147,7 @@ def test_a_default_plan_that_is_aligned_races_only_so() -> None:
         given, recipe=nothing, alignment=pulled, plan=lambda model: opdf.plan(model, cores=4)
     )
     assert [one.name for one in entrants(aligned)] == [
-        "plain", "n = 2", "n = 3", "the recipe's plan, aligned"
+        "plain", "md", "hyperball", "the recipe's plan, aligned"
     ]  # fmt: skip
 
 
@@ -154,4 +155,5 @@ def test_methods_keep_the_recipes_globs() -> None:
     given = job("hurts", 0)
     plan = given.recipe.plan.model_copy(update={"include": ["weight"]})
     made = entrants(replace(given, recipe=given.recipe.model_copy(update={"plan": plan})))
-    assert [method.lines.get("include") for method in made] == [None, ["weight"], ["weight"]]
+    # The recipe's plan needs no lines.
+    assert [method.lines.get("include") for method in made] == [None, ["weight"], ["weight"], None]

@@ -27,7 +27,7 @@ def searched(search: Search, best: dict[str, tuple[int, int]], runs: int = 120) 
         trial = search.ask()
         rate, decay = best[trial.point.method]
         height = -abs(trial.point.rate - rate) - abs(trial.point.decay - decay)
-        search.tell(trial, Score(height + (trial.point.method == "n = 2") * 0.5, 0.0))
+        search.tell(trial, Score(height + (trial.point.method == "md") * 0.5, 0.0))
     return search
 
 
@@ -41,8 +41,8 @@ def test_search_finds_the_top_wherever_it_lies(top: tuple[int, int]) -> None:
 
 
 def test_search_chooses_between_methods() -> None:
-    both = {"n = 2": (-2, 0), "n = 3": (2, 1)}
-    assert searched(Search(list(both), GRID), both).best == Point("n = 2", -2, 0)
+    both = {"md": (-2, 0), "hyperball": (2, 1)}
+    assert searched(Search(list(both), GRID), both).best == Point("md", -2, 0)
 
 
 def test_search_that_ran_out_of_time_knows_that_it_is_at_an_edge() -> None:
@@ -61,7 +61,7 @@ def test_a_setting_that_diverges_is_never_the_best() -> None:
 
 def test_both_sides_are_given_the_same_seeds() -> None:
     seeds = []
-    for methods in (["plain"], ["n = 2", "n = 3"]):
+    for methods in (["plain"], ["md", "hyperball"]):
         search = Search(methods, GRID)
         asked = []
         for number in range(200):
@@ -80,23 +80,23 @@ def test_grid_starts_at_the_recipe_and_knows_optimizers_without_decay() -> None:
     assert not grid_of(OptimizerSection(name="Rprop", lr=0.01)).decays
 
 
-PACES = {"plain": Pace(0.0, 0.01, 0.1), "n = 2": Pace(0.5, 0.02, 0.1)}
+PACES = {"plain": Pace(0.0, 0.01, 0.1), "md": Pace(0.5, 0.02, 0.1)}
 
 
 def test_every_run_has_the_plain_runs_time() -> None:
     time = seconds_of(1000, PACES["plain"])
-    steps = steps_of("n = 2", 1000, PACES)
-    assert PACES["n = 2"].setup + steps * PACES["n = 2"].step == pytest.approx(time)
+    steps = steps_of("md", 1000, PACES)
+    assert PACES["md"].setup + steps * PACES["md"].step == pytest.approx(time)
 
 
 def test_a_step_that_costs_more_than_was_measured_leaves_both_sides_equal_time() -> None:
-    paces = {"plain": Pace(0.0, 0.01, 0.0), "n = 2": Pace(0.0, 0.02, 0.0)}
+    paces = {"plain": Pace(0.0, 0.01, 0.0), "md": Pace(0.0, 0.02, 0.0)}
 
     def run(side: int, _fold: Holdout, _seed: int, steps: int) -> Trained:
         return Trained(Score(0.0, 0.0), steps, 0.0, steps * (0.01, 0.026)[side], 0.0, ())
 
     def steps(ahead: float) -> list[int]:
-        return [100, steps_of("n = 2", 100, paces, ahead=ahead)]
+        return [100, steps_of("md", 100, paces, ahead=ahead)]
 
     pairs = final(
         run, steps, Holdouts(job("hurts", 0)), parts=9, left=lambda: 1.0, say=lambda _text: None
@@ -108,14 +108,14 @@ def test_a_step_that_costs_more_than_was_measured_leaves_both_sides_equal_time()
 
 
 def test_what_is_made_up_for_is_half_a_run_at_most() -> None:
-    assert steps_of("n = 2", 1000, PACES, ahead=100.0) == steps_of("n = 2", 1500, PACES)
-    assert steps_of("n = 2", 1000, PACES, ahead=-100.0) == steps_of("n = 2", 500, PACES)
+    assert steps_of("md", 1000, PACES, ahead=100.0) == steps_of("md", 1500, PACES)
+    assert steps_of("md", 1000, PACES, ahead=-100.0) == steps_of("md", 500, PACES)
 
 
 def test_a_recipe_without_time_for_one_step_is_refused() -> None:
-    with pytest.raises(InputError, match=r"n = 2 cannot take one step.* wanted at least 52 steps"):
+    with pytest.raises(InputError, match=r"md cannot take one step.* wanted at least 52 steps"):
         timetable(600.0, 6.0, 51, PACES, most_pairs=30)
-    assert steps_of("n = 2", 52, PACES) == 1
+    assert steps_of("md", 52, PACES) == 1
     assert timetable(600.0, 6.0, 52, PACES, most_pairs=30).steps == 52
 
 

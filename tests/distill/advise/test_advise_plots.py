@@ -14,11 +14,11 @@ from opdf_compile.distill.advise.advice_plot import draw, plot_advice
 def shown(found: Advice) -> Advice:
     """With a tuning: three rates, one of them tried with two decays and one diverged."""
     rows = [
-        Tried(1, "n = 2", 0.01, 0.0, 30, 1, 0.70),
-        Tried(1, "n = 2", 0.01, 0.1, 30, 1, 0.72),
-        Tried(1, "n = 3", 0.1, 0.0, 30, 1, 0.80),
-        Tried(1, "n = 3", 1.0, 0.0, 30, 1, None),
-        Tried(2, "n = 3", 0.1, 0.0, 60, 1, 0.85),
+        Tried(1, "md", 0.01, 0.0, 30, 1, 0.70),
+        Tried(1, "md", 0.01, 0.1, 30, 1, 0.72),
+        Tried(1, "hyperball", 0.1, 0.0, 30, 1, 0.80),
+        Tried(1, "hyperball", 1.0, 0.0, 30, 1, None),
+        Tried(2, "hyperball", 0.1, 0.0, 60, 1, 0.85),
     ]
     plain = [replace(row, method="plain") for row in rows]
     return replace(

@@ -13,7 +13,7 @@ from opdf_compile.distill.advise.sentences import recipe_lines, recommendation
 def test_a_gain_is_recommended_with_its_setting() -> None:
     found = advice(list(BASE), list(BETTER))
     assert found.verdict == "use"
-    assert recommendation(found).startswith("Use n = 2 at lr 2e-05, weight decay 0.01: in equal")
+    assert recommendation(found).startswith("Use md at lr 2e-05, weight decay 0.01: in equal")
     assert "enabled = true" in recipe_lines(found)
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import opdf_compile as opdf
 from opdf_compile.distill.demo import comparing
-from opdf_compile.distill.demo.comparing import digits_job, run_race
+from opdf_compile.distill.demo.comparing import _Racing, digits_job, run_race
 from opdf_compile.distill.demo.outcomes import Budget, Curve, Outcomes, choose_rate
 from opdf_compile.distill.engine import Setup, set_up
 from opdf_compile.distill.recipe import Job
@@ -156,8 +157,9 @@ def test_a_run_learns_and_reports_each_epoch(job: Job) -> None:
         assert only.accuracy[-1] == outcome.validation[0.02][0] > 0.5
 
 
-def test_the_demo_is_the_recipe_that_init_writes() -> None:
-    budget = Budget(teacher_epochs=1)
-    recipe = digits_job(budget).recipe
-    assert recipe.training.epochs == 15 and recipe.plan.cores == 3
+def test_the_demo_does_the_job_of_the_recipe_that_init_writes_with_chains() -> None:
+    job = digits_job(Budget(teacher_epochs=1))
+    recipe = job.recipe
+    assert recipe.training.epochs == 15 and recipe.plan.parametrization == "md"
+    assert _Racing(job).plan.entries == opdf.plan(job.make_student(0), cores=3).entries
     assert [loss.kind for loss in recipe.loss] == ["hinton", "task"]

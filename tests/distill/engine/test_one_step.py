@@ -70,7 +70,7 @@ def tensors(value: Any) -> list[Tensor]:
 
 def raced(job: Job, seed: int = 0, lr: float = 0.02) -> trainer.Trained:
     """A run of `advise` as the recipe asks for it."""
-    name, holdouts = "n = 2" if job.recipe.plan.enabled else PLAIN, Holdouts(job)
+    name, holdouts = "the recipe's plan" if job.recipe.plan.enabled else PLAIN, Holdouts(job)
     (method,) = (method for method in entrants(job) if method.name == name)
     racing = trainer.Trainer(job, holdouts, time.perf_counter, math.inf)
     return racing.run(method, lr, 0.1, holdout=holdouts.tuning(), seed=seed, steps=5)

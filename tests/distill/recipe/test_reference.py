@@ -41,7 +41,7 @@ def test_the_examples_are_recipes(file: Path) -> None:
 
 def test_the_template_is_a_recipe_with_and_without_its_comments() -> None:
     plain = parse_recipe(digits_recipe())
-    assert plain.plan.cores == 3
+    assert plain.plan.parametrization == "md"
     commented = re.findall(r"^# (\w+) = ", digits_recipe(), re.MULTILINE)
     known = {name for keys in sections().values() for name in keys}
     assert set(commented) - known == {"betas"}
