@@ -19,7 +19,7 @@ from quality.second.training import Run
 from quality.statistics import ALPHA, Corrected, corrected
 
 SCHEMA = "opdf-quality-second/1"
-# Plain has twice the saturated steps, which brought it nothing.
+# Plain has twice the saturated steps, which brought it nothing that validation shows.
 DOUBLED = "doubled"
 # Beside plain: what the decay of HAM alone does.
 _RIVALS = {method.name: PLAIN.name for method in METHODS if method is not PLAIN}

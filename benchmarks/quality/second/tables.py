@@ -135,7 +135,7 @@ def primary(rows: Sequence[Row]) -> list[Row]:
 
 
 def saturated(rows: Sequence[Row]) -> list[Row]:
-    """Where twice the steps bring plain nothing more, and against plain with twice the steps."""
+    """Where plain's doubling stopped, or at its limit; and against plain with twice the steps."""
     return [r for r in every_trial(rows) if r.outcome.regime in ("saturated", DOUBLED)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,13 +13,15 @@ from torch.optim import Optimizer
 
 from opdf_compile.distill.engine import Batches, machine_for
 from opdf_compile.distill.recipe import Job
-from opdf_compile.graph import Phase, Traced, trace
+from opdf_compile.errors import UserError
+from opdf_compile.graph import PHASES, Phase, Traced, trace
 from opdf_compile.planning import Plan
 from opdf_compile.planning import plan as choose_plan
 
+_LOG = logging.getLogger("opdf_compile")
 PLAIN = "plain"
-# What ended above tuned plain training anywhere (docs/evidence.md); the first also where that had
-# all the steps it could use. Chains did not, and race where a recipe asks for them.
+# Of what study 2 has run they ended above tuned plain training anywhere (docs/evidence.md). Chains
+# race where a recipe asks for them.
 PROPOSED = ("md", "hyperball")
 
 
@@ -46,36 +49,79 @@ class Entrant:
 def entrants(job: Job) -> tuple[Entrant, ...]:
     """The methods that race for a job; the first is plain.
 
-    They are the plain student, `PROPOSED`, the recipe's plan where that is something else (the
-    default plan where it asks for nothing), and the recipe's plan with alignment where the recipe
-    has one.
+    They are the plain student, `PROPOSED` (one that the student or the optimizer does not take is
+    left out, with a warning), the recipe's plan where that is something else (the default plan
+    where it asks for nothing), and the recipe's plan with alignment where the recipe has one.
 
     Raises:
         UserError: The student cannot be traced, or has no weight that can be planned.
     """
     student, asked = student_of(job), job.recipe.plan
     traced = traced_student(job, student)
-    made = [plain_entrant(job)]
-    globs = asked.model_dump(include={"include", "exclude"}, exclude_defaults=True)
     without = left_out(job, plain=False)
-    for name in PROPOSED:
-        plan = choose_plan(
-            traced, include=asked.include, exclude=asked.exclude, parametrization=name
-        )
-        lines = {"enabled": True, "parametrization": name, **globs}
-        made.append(Entrant(name, plan, lines=lines, without=without))
     own = job.plan(student) if asked.enabled else None
+    made = [plain_entrant(job), *_proposed(job, traced, without, alone=own is None)]
     # Cores that are pulled towards a teacher's are as many for every weight.
     only_aligned = asked.by_default and job.alignment is not None
-    if own is not None and not only_aligned and not _is_among(own, made):
-        made.append(Entrant("the recipe's plan", own, without=without))
+    if own is not None and not only_aligned:
+        # Modes that fit student and teacher are not those of the recipe without its alignment.
+        plan = own if job.alignment is None else _without_alignment(job, student)
+        if not _is_among(plan, made):
+            made.append(Entrant("the recipe's plan", plan, without=without))
     if own is not None and job.alignment is not None:
         made.append(Entrant("the recipe's plan, aligned", own, aligned=True))
     return tuple(made)
 
 
+def _proposed(job: Job, traced: Traced, without: tuple[str, ...], *, alone: bool) -> list[Entrant]:
+    """`PROPOSED`, but for what the student or the recipe's optimizer does not take.
+
+    Args:
+        job: The prepared recipe.
+        traced: Its student.
+        without: What the recipe has to lose for them.
+        alone: Whether nothing else races against plain.
+
+    Raises:
+        UserError: None is left, and they are alone.
+    """
+    made, asked, rates = [], job.recipe.plan, job.recipe.optimizer
+    globs = asked.model_dump(include={"include", "exclude"}, exclude_defaults=True)
+    for name in PROPOSED:
+        try:
+            plan = choose_plan(
+                traced, include=asked.include, exclude=asked.exclude, parametrization=name
+            )
+            job.optimizer(student_of(job), plan, lr=rates.lr, weight_decay=rates.weight_decay)
+        except UserError as error:
+            if alone and name == PROPOSED[-1] and not made:
+                raise
+            _LOG.warning("%s does not race: %s", name, error)
+            continue
+        lines = {"enabled": True, "parametrization": name, **globs}
+        made.append(Entrant(name, plan, lines=lines, without=without))
+    return made
+
+
+def _without_alignment(job: Job, student: nn.Module) -> Plan:
+    """The plan of a recipe that says what it wants, as if it had no alignment."""
+    asked = job.recipe.plan
+    return choose_plan(
+        traced_student(job, student, phases=PHASES if asked.rules else ("train",)),
+        cores=asked.cores,
+        scale=asked.scale,
+        overhead=asked.overhead,
+        include=asked.include,
+        exclude=asked.exclude,
+        parametrization=asked.parametrization,
+        rules=asked.rules,
+    )
+
+
 def _is_among(plan: Plan, others: Sequence[Entrant]) -> bool:
-    return any(other.plan and other.plan.entries == plan.entries for other in others)
+    return any(
+        o.plan and (o.plan.entries, o.plan.sites) == (plan.entries, plan.sites) for o in others
+    )
 
 
 def plain_entrant(job: Job) -> Entrant:

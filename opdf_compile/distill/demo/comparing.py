@@ -49,7 +49,7 @@ from opdf_compile.distill.recipe import (
 from opdf_compile.graph import trace
 from opdf_compile.planning import plan as choose_plan
 
-# Chains are what the fold has most to prove on. The recipe itself asks for what pays more often.
+# Chains are what the fold has most to prove on, whatever the recipe asks for.
 CORES = 3
 # Of the time: the teacher's run against the students' sixty.
 _TEACHERS_SHARE = 0.13

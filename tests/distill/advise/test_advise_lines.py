@@ -12,9 +12,10 @@ from made_advice import BASE, BETTER, advice
 from planted_jobs import job
 
 import opdf_compile as opdf
-from opdf_compile.distill.advise.entrants import Entrant, entrants
+from opdf_compile.distill.advise.entrants import PROPOSED, Entrant, entrants
 from opdf_compile.distill.advise.sentences import recipe_lines
 from opdf_compile.distill.recipe import parse_recipe
+from opdf_compile.errors import InputError
 
 HEAD = """\
 [student]
@@ -157,3 +158,33 @@ def test_methods_keep_the_recipes_globs() -> None:
     made = entrants(replace(given, recipe=given.recipe.model_copy(update={"plan": plan})))
     # The recipe's plan needs no lines.
     assert [method.lines.get("include") for method in made] == [None, ["weight"], ["weight"], None]
+
+
+def test_what_the_optimizer_does_not_take_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    given = job("hurts", 0)
+
+    def choosy(model: Any, plan: opdf.Plan | None, **options: float) -> Any:
+        if plan is not None and plan.entries[0].parametrization != "mpo":
+            raise InputError("needs a rate that it can read")
+        return given.optimizer(model, plan, **options)
+
+    made = entrants(replace(given, optimizer=choosy))
+    assert [one.name for one in made] == ["plain", "the recipe's plan"]
+    told = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert told == [f"{m} does not race: needs a rate that it can read" for m in PROPOSED]
+    plain_only = given.recipe.plan.model_copy(update={"enabled": False})
+    recipe = given.recipe.model_copy(update={"plan": plain_only})
+    with pytest.raises(InputError, match="a rate that it can read"):
+        entrants(replace(given, recipe=recipe, optimizer=choosy))
+
+
+def test_without_its_alignment_a_recipe_has_the_plan_that_it_would_have() -> None:
+    given = job("hurts", 0)
+    pulled: Any = object()
+    joint = replace(given, alignment=pulled, plan=lambda model: opdf.plan(model, cores=4))
+    *_, apart, aligned = entrants(joint)
+    assert (apart.aligned, aligned.aligned) == (False, True)
+    # The recipe asks for two cores; what fits student and teacher is aligned only.
+    student = given.make_student(0)
+    assert apart.plan and apart.plan.entries == opdf.plan(student, cores=2).entries
+    assert aligned.plan and aligned.plan.entries == opdf.plan(student, cores=4).entries
