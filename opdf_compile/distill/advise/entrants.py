@@ -12,16 +12,16 @@ from torch import nn
 from torch.optim import Optimizer
 
 from opdf_compile.distill.engine import Batches, machine_for
-from opdf_compile.distill.recipe import Job
+from opdf_compile.distill.recipe import Job, make_plan
 from opdf_compile.errors import UserError
-from opdf_compile.graph import PHASES, Phase, Traced, trace
+from opdf_compile.graph import Phase, Traced, deep_copy, trace
 from opdf_compile.planning import Plan
 from opdf_compile.planning import plan as choose_plan
 
 _LOG = logging.getLogger("opdf_compile")
 PLAIN = "plain"
-# Of what study 2 has run they ended above tuned plain training anywhere (docs/evidence.md). Chains
-# race where a recipe asks for them.
+# Of what study 2 has run they ended above tuned plain training, on some tasks (docs/evidence.md).
+# Chains race where a recipe asks for them, or names nothing.
 PROPOSED = ("md", "hyperball")
 
 
@@ -60,7 +60,7 @@ def entrants(job: Job) -> tuple[Entrant, ...]:
     traced = traced_student(job, student)
     without = left_out(job, plain=False)
     own = job.plan(student) if asked.enabled else None
-    made = [plain_entrant(job), *_proposed(job, traced, without, alone=own is None)]
+    made = [plain_entrant(job), *_proposed(job, student, traced, alone=own is None)]
     # Cores that are pulled towards a teacher's are as many for every weight.
     only_aligned = asked.by_default and job.alignment is not None
     if own is not None and not only_aligned:
@@ -73,13 +73,13 @@ def entrants(job: Job) -> tuple[Entrant, ...]:
     return tuple(made)
 
 
-def _proposed(job: Job, traced: Traced, without: tuple[str, ...], *, alone: bool) -> list[Entrant]:
+def _proposed(job: Job, student: nn.Module, traced: Traced, *, alone: bool) -> list[Entrant]:
     """`PROPOSED`, but for what the student or the recipe's optimizer does not take.
 
     Args:
         job: The prepared recipe.
-        traced: Its student.
-        without: What the recipe has to lose for them.
+        student: Its student.
+        traced: The student's graphs.
         alone: Whether nothing else races against plain.
 
     Raises:
@@ -92,30 +92,23 @@ def _proposed(job: Job, traced: Traced, without: tuple[str, ...], *, alone: bool
             plan = choose_plan(
                 traced, include=asked.include, exclude=asked.exclude, parametrization=name
             )
-            job.optimizer(student_of(job), plan, lr=rates.lr, weight_decay=rates.weight_decay)
+            # A copy: whatever an optimizer does to its student, this one is planned for again.
+            tried = deep_copy(student)
+            job.optimizer(tried, plan, lr=rates.lr, weight_decay=rates.weight_decay)
         except UserError as error:
             if alone and name == PROPOSED[-1] and not made:
                 raise
             _LOG.warning("%s does not race: %s", name, error)
             continue
         lines = {"enabled": True, "parametrization": name, **globs}
-        made.append(Entrant(name, plan, lines=lines, without=without))
+        made.append(Entrant(name, plan, lines=lines, without=left_out(job, plain=False)))
     return made
 
 
 def _without_alignment(job: Job, student: nn.Module) -> Plan:
-    """The plan of a recipe that says what it wants, as if it had no alignment."""
-    asked = job.recipe.plan
-    return choose_plan(
-        traced_student(job, student, phases=PHASES if asked.rules else ("train",)),
-        cores=asked.cores,
-        scale=asked.scale,
-        overhead=asked.overhead,
-        include=asked.include,
-        exclude=asked.exclude,
-        parametrization=asked.parametrization,
-        rules=asked.rules,
-    )
+    """The plan that the recipe has without its section `alignment`."""
+    recipe = job.recipe.model_copy(update={"alignment": None})
+    return make_plan(recipe, student, _arguments(job), None, None)
 
 
 def _is_among(plan: Plan, others: Sequence[Entrant]) -> bool:
@@ -140,10 +133,13 @@ def traced_student(job: Job, student: nn.Module, phases: tuple[Phase, ...] = ("t
     Raises:
         UserError: It cannot be traced.
     """
-    beside = replace(machine_for(job.recipe.training), device=torch.device("cpu"))
-    batch = Batches(job.data, beside).moved(job.example)
-    args, kwargs = job.data.arguments(batch)
+    args, kwargs = _arguments(job)
     return trace(student, args, kwargs, phases=phases)
+
+
+def _arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    beside = replace(machine_for(job.recipe.training), device=torch.device("cpu"))
+    return job.data.arguments(Batches(job.data, beside).moved(job.example))
 
 
 def left_out(job: Job, *, plain: bool) -> tuple[str, ...]:

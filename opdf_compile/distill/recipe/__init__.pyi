@@ -15,6 +15,7 @@ from .job import Metric as Metric
 from .job import Outputs as Outputs
 from .models import placed as placed
 from .optimizing import make_optimizer as make_optimizer
+from .planning import make_plan as make_plan
 from .preparing import prepare as prepare
 from .reading import parse_recipe as parse_recipe
 from .reading import read_recipe as read_recipe
