@@ -85,7 +85,8 @@ def _proposed(job: Job, student: nn.Module, traced: Traced, *, alone: bool) -> l
     Raises:
         UserError: None is left, and they are alone.
     """
-    made, asked, rates = [], job.recipe.plan, job.recipe.optimizer
+    made: list[Entrant] = []
+    asked, rates = job.recipe.plan, job.recipe.optimizer
     globs = asked.model_dump(include={"include", "exclude"}, exclude_defaults=True)
     for name in PROPOSED:
         try:
