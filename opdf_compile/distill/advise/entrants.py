@@ -87,7 +87,6 @@ def _proposed(job: Job, student: nn.Module, traced: Traced, *, alone: bool) -> l
     """
     made: list[Entrant] = []
     asked, rates = job.recipe.plan, job.recipe.optimizer
-    globs = asked.model_dump(include={"include", "exclude"}, exclude_defaults=True)
     for name in PROPOSED:
         try:
             plan = choose_plan(
@@ -101,8 +100,8 @@ def _proposed(job: Job, student: nn.Module, traced: Traced, *, alone: bool) -> l
                 raise
             _LOG.warning("%s does not race: %s", name, error)
             continue
-        lines = {"enabled": True, "parametrization": name, **globs}
-        made.append(Entrant(name, plan, lines=lines, without=left_out(job, plain=False)))
+        lines, without = lines_for(job, name), left_out(job, plain=False)
+        made.append(Entrant(name, plan, lines=lines, without=without))
     return made
 
 
@@ -141,6 +140,12 @@ def traced_student(job: Job, student: nn.Module, phases: tuple[Phase, ...] = ("t
 def _arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
     beside = replace(machine_for(job.recipe.training), device=torch.device("cpu"))
     return job.data.arguments(Batches(job.data, beside).moved(job.example))
+
+
+def lines_for(job: Job, request: str) -> dict[str, Any]:
+    """The section `plan` that asks for a parametrization; the recipe's globs stay."""
+    globs = job.recipe.plan.model_dump(include={"include", "exclude"}, exclude_defaults=True)
+    return {"enabled": True, "parametrization": request, **globs}
 
 
 def left_out(job: Job, *, plain: bool) -> tuple[str, ...]:

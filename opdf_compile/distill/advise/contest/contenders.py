@@ -22,6 +22,7 @@ from opdf_compile.distill.advise.entrants import (
     PLAIN,
     Entrant,
     left_out,
+    lines_for,
     plain_entrant,
     student_of,
     traced_student,
@@ -152,14 +153,12 @@ class Resolver:
             return Entrant(
                 name, None, lines=plain.lines, without=plain.without, optimizer=optimizer
             )
-        without, asked = left_out(job, plain=False), job.recipe.plan
+        without = left_out(job, plain=False)
         if contender.method == RECIPE:
             plan, aligned = self._asked_for(), job.alignment is not None
             without = () if aligned else without
             return Entrant(name, plan, aligned, without=without, optimizer=optimizer)
-        globs = asked.model_dump(include={"include", "exclude"}, exclude_defaults=True)
-        lines = {"enabled": True, "parametrization": contender.method, **globs}
-        plan = self._planned(contender.method)
+        plan, lines = self._planned(contender.method), lines_for(job, contender.method)
         return Entrant(name, plan, lines=lines, without=without, optimizer=optimizer)
 
     def section(self, contender: Contender) -> OptimizerSection:
