@@ -19,7 +19,8 @@ from opdf_compile.errors import InputError
 from opdf_compile.graph.signature import CallArguments, request_tree, tensors_in
 
 AxisNames = dict[str, dict[int, str]]
-Dynamic = Mapping[str, Sequence[str | int | None]] | Literal[False] | None
+Axes = Sequence[str | int | None] | Mapping[int, str | int | None]
+Dynamic = Mapping[str, Axes] | Literal[False] | None
 BATCH = "batch_size"
 
 
@@ -30,33 +31,96 @@ def wanted_axes(names: Sequence[str], tensors: Sequence[Tensor], dynamic: Dynami
         names: The name of each tensor of the inputs.
         tensors: The tensors.
         dynamic: None for the first axis of every tensor; False for none; or for each input a
-            letter per axis (equal letters are one size, a number or None is a fixed axis).
+            letter per axis (equal letters are one size, a number or None is a fixed axis), or
+            a mapping of axes to letters, in which an axis that is not named is fixed.
 
     Raises:
-        InputError: `dynamic` names an unknown input, or has another rank than the example.
+        InputError: `dynamic` names an unknown input, has another rank or other sizes than the
+            example, or is of another form.
     """
     if dynamic is False:
         return {name: {} for name in names}
+    named = dict(zip(names, tensors, strict=True))
+    asked = asked_axes({name: tensor.ndim for name, tensor in named.items()}, dynamic)
+    letters = {name: _letters(name, tensor, asked.get(name)) for name, tensor in named.items()}
+    _require_one_size(letters, named)
+    return letters
+
+
+def asked_axes(ranks: Mapping[str, int], dynamic: Dynamic) -> dict[str, dict[int, Any]]:
+    """What `dynamic` says of each input that it names: letters and numbers, by axis from the first.
+
+    Args:
+        ranks: How many axes each tensor of the inputs has, by name.
+        dynamic: As in `wanted_axes`, but False.
+
+    Raises:
+        InputError: It names an unknown input or axis, has another rank, or is of another form.
+    """
+    if not isinstance(dynamic, Mapping | None):
+        raise InputError(
+            f"dynamic is {dynamic!r}, wanted None for the first axis of every tensor, False for "
+            'none, or a mapping of input names to axes; as {"x": ["batch", 3]}'
+        )
     asked = dynamic or {}
-    unknown = sorted(set(asked) - set(names))
+    unknown = [name for name in asked if name not in ranks]
     if unknown:
         raise InputError(
             f"dynamic names the input {unknown[0]!r}, the tensor inputs are "
-            f"{', '.join(names) or 'none'}; use one of these names"
+            f"{', '.join(ranks) or 'none'}; use one of these names"
         )
-    named = zip(names, tensors, strict=True)
-    return {name: _letters(name, tensor, asked.get(name)) for name, tensor in named}
+    return {name: _by_axis(name, ranks[name], axes) for name, axes in asked.items()}
 
 
-def _letters(name: str, leaf: Tensor, axes: Sequence[str | int | None] | None) -> dict[int, str]:
-    if axes is None:
-        return {0: BATCH} if leaf.ndim else {}
-    if len(axes) != leaf.ndim:
+def _by_axis(name: str, rank: int, axes: Axes) -> dict[int, Any]:
+    if isinstance(axes, Mapping):
+        strays = [axis for axis in axes if axis not in range(-rank, rank)]
+        if strays:
+            raise InputError(
+                f"dynamic names axis {strays[0]!r} of {name!r}, the example has {rank} axes; "
+                "count them from 0"
+            )
+        return {axis % rank: letter for axis, letter in axes.items()}
+    if not isinstance(axes, Sequence):
         raise InputError(
-            f"dynamic gives {len(axes)} axes for {name!r}, the example has {leaf.ndim}; "
+            f"dynamic gives {axes!r} for {name!r}, wanted one letter or number per axis, or a "
+            'mapping of axes to letters; as ["batch", 3] or {0: "batch"}'
+        )
+    if len(axes) != rank:
+        raise InputError(
+            f"dynamic gives {len(axes)} axes for {name!r}, the example has {rank}; "
             "give one letter or number per axis"
         )
-    return {index: axis for index, axis in enumerate(axes) if isinstance(axis, str)}
+    return dict(enumerate(axes))
+
+
+def _letters(name: str, leaf: Tensor, axes: Mapping[int, Any] | None) -> dict[int, str]:
+    """The letters of the free axes; a number must be the size that the example has there."""
+    if axes is None:
+        return {0: BATCH} if leaf.ndim else {}
+    for axis, letter in axes.items():
+        if not isinstance(letter, str) and letter not in (None, leaf.shape[axis]):
+            raise InputError(
+                f"dynamic gives {letter!r} for axis {axis} of {name!r}, wanted a letter for a free "
+                f"axis, or for a fixed one None or the example's size, {leaf.shape[axis]}"
+            )
+    return {axis: letter for axis, letter in axes.items() if isinstance(letter, str)}
+
+
+def _require_one_size(letters: AxisNames, tensors: Mapping[str, Tensor]) -> None:
+    """Equal letters are one size, in the file and in what is drawn for it: so in the example."""
+    first: dict[str, tuple[str, int]] = {}
+    for name, axes in letters.items():
+        for axis, letter in axes.items():
+            other, at = first.setdefault(letter, (name, axis))
+            here, there = tensors[name].shape[axis], tensors[other].shape[at]
+            # Nobody asked for the name of the axes that are free by default.
+            if here != there and letter != BATCH:
+                raise InputError(
+                    f"dynamic gives axis {at} of {other!r} and axis {axis} of {name!r} one letter, "
+                    f"{letter!r}, and the example has {there} and {here} there, wanted one size; "
+                    "give them two letters, or an example of one size"
+                )
 
 
 def request_axes(

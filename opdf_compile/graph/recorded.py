@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,16 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from opdf_compile.graph.dynamic_axes import BATCH, AxisNames, is_free, tensor_inputs
+from opdf_compile.errors import InputError
+from opdf_compile.graph.dynamic_axes import (
+    BATCH,
+    AxisNames,
+    Dynamic,
+    asked_axes,
+    is_free,
+    static_axes,
+    tensor_inputs,
+)
 from opdf_compile.graph.signature import CallArguments, plain_spec, request_tree
 
 
@@ -22,27 +31,62 @@ def concrete(size: int | torch.SymInt) -> int:
     return int(size)
 
 
-def recorded_axes(
-    program: ExportedProgram, given: Mapping[str, Sequence[str | int | None]]
-) -> AxisNames:
+def recorded_axes(program: ExportedProgram, dynamic: Dynamic) -> tuple[AxisNames, list[str]]:
     """The dynamic axes of each tensor input of a program that came without its request.
 
     The symbol of the first tensor's first axis is called the batch; other symbols keep a letter of
     their own, equal symbols the same one.
 
-    `given` are letters for the axes of an input, where they are known.
+    Args:
+        program: Its free axes are what they are: nothing is asked of torch.export any more.
+        dynamic: Letters for the axes of an input, where they are known.
+
+    Returns:
+        The axes, and sentences for those that were asked to be dynamic and that it has fixed.
+
+    Raises:
+        InputError: An axis is to be fixed that the program keeps free, or at another size than it
+            has, or `dynamic` does not fit the inputs.
     """
+    shapes = {name: value.shape for name, value in tensor_inputs(program)}
+    given = _given({name: len(shape) for name, shape in shapes.items()}, dynamic)
     axes: AxisNames = {}
     letters: dict[str, str] = {}
-    for name, value in tensor_inputs(program):
+    for name, shape in shapes.items():
         axes[name] = {}
-        for axis, size in enumerate(value.shape):
+        for axis, size in enumerate(shape):
+            known = given[name].get(axis)
+            if isinstance(known, int):
+                _require_fixed(f"axis {axis} of {name!r}", size, known)
             if is_free(size):
-                known = dict(enumerate(given.get(name, ()))).get(axis)
                 fallback = BATCH if axis == 0 else f"{name}_axis_{axis}"
                 letter = known if isinstance(known, str) else fallback
                 axes[name][axis] = letters.setdefault(str(size), letter)
-    return axes
+    asked = {
+        name: {axis: letter for axis, letter in of.items() if isinstance(letter, str)}
+        for name, of in given.items()
+    }
+    return axes, static_axes(program, tuple(shapes), asked)
+
+
+def _given(ranks: Mapping[str, int], dynamic: Dynamic) -> dict[str, dict[int, Any]]:
+    """What is asked of each input; False asks for -1, a size that no free axis has."""
+    if dynamic is False:
+        return {name: dict.fromkeys(range(rank), -1) for name, rank in ranks.items()}
+    return dict.fromkeys(ranks, {}) | asked_axes(ranks, dynamic)
+
+
+def _require_fixed(where: str, size: int | torch.SymInt, asked: int) -> None:
+    if is_free(size):
+        raise InputError(
+            f"dynamic asks for a fixed size in {where}, and the program keeps it free; to fix it, "
+            "export the program again without it in dynamic_shapes"
+        )
+    if asked not in (-1, size):
+        raise InputError(
+            f"dynamic gives {asked} for {where}, which the program has fixed at {int(size)}; give "
+            "that number, or None"
+        )
 
 
 def recorded_inputs(program: ExportedProgram) -> CallArguments:

@@ -59,8 +59,8 @@ def trace(
             program.
         kwargs: Keyword example inputs.
         dynamic: Which axes keep a free size. None: the first axis of every tensor. False: none.
-            A mapping: for each input one letter (free) or number (fixed) per axis; equal letters
-            are one size.
+            A mapping: for each input one letter (free) or number (fixed) per axis, or a mapping of
+            axes to letters as torch.onnx has it; equal letters are one size.
         phases: The phases of a module to trace; an export needs "eval" alone.
 
     Returns:
@@ -180,6 +180,7 @@ def trace_programs(
 
     Raises:
         TraceError: There is no program "model".
+        InputError: `dynamic` asks for other axes than the programs have.
     """
     if "model" not in programs:
         raise TraceError(
@@ -190,7 +191,7 @@ def trace_programs(
     evaluation = programs.get("eval", model)
     notes = () if "eval" in programs else ("one program: its graph serves train and eval alike",)
     by_phase: dict[Phase, ExportedProgram] = {"train": model, "eval": evaluation}
-    axes = recorded_axes(evaluation, dynamic if isinstance(dynamic, Mapping) else {})
+    axes, fixed = recorded_axes(evaluation, dynamic)
     return Traced(
         source=model if source is None else source,
         programs=by_phase,
@@ -202,7 +203,7 @@ def trace_programs(
         axis_names=axes,
         dynamic_shapes=None,
         rungs=dict.fromkeys(PHASES, "given"),
-        notes=notes,
+        notes=(*notes, *fixed),
     )
 
 

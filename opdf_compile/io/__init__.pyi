@@ -7,10 +7,10 @@ from .checkpoints.step_folders import step_folder as step_folder
 from .evidence.evaluating import as_array as as_array
 from .evidence.truth import Truth as Truth
 from .export.build import Export as Export
-from .export.build import Exportable as Exportable
-from .export.build import as_traced as as_traced
 from .export.build import build_export as build_export
 from .export.bundling import write_bundle as write_bundle
+from .export.eval_phase import Exportable as Exportable
+from .export.eval_phase import as_traced as as_traced
 from .export.exporting import export_onnx as export_onnx
 from .export.exporting import exported as exported
 from .export.exporting import write as write

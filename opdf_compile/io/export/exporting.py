@@ -12,8 +12,9 @@ import torch
 
 from opdf_compile.errors import ExportError
 from opdf_compile.graph import Dynamic
-from opdf_compile.io.export.build import Export, Exportable, build_export
+from opdf_compile.io.export.build import Export, build_export
 from opdf_compile.io.export.bundling import write_bundle, write_file
+from opdf_compile.io.export.eval_phase import Exportable
 
 _LOG = logging.getLogger("opdf_compile")
 
@@ -49,7 +50,8 @@ def export_onnx(
         kwargs: Keyword example inputs.
         reference: The untouched student, exported in the same way.
         dynamic: Which axes keep a free size: None for the first axis of every tensor, False for
-            none, or a letter or number per axis by input name, as in `trace`.
+            none, or letters by input name, as in `trace`: ``{"x": ["batch", 3]}`` or
+            ``{"x": {0: "batch"}}``.
         opset: The ONNX opset, 13 or newer; None for the one that torch's exporter recommends. Below
             18 the file is checked in full and must compute the same bits as that of 18.
         dtype: "fp32", "fp16" or "bf16" exports a converted copy; None keeps the model's dtypes.

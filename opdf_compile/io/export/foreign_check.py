@@ -32,7 +32,7 @@ from opdf_compile.files import atomic_write, sha256
 from opdf_compile.graph import CallArguments, Traced
 from opdf_compile.io.evidence.evaluating import as_array, gather_check_data
 from opdf_compile.io.evidence.half_range import too_large
-from opdf_compile.io.export.build import EXPORT_DTYPES, Exportable, as_traced, tensors_of
+from opdf_compile.io.export.eval_phase import EXPORT_DTYPES, Exportable, as_traced, tensors_of
 from opdf_compile.io.export.foreign_inputs import Arrays, fitted, kind, samples_of
 from opdf_compile.io.export.student_export import onnx_student_of
 from opdf_compile.io.export.translate import tensor_outputs
