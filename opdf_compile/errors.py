@@ -7,6 +7,7 @@ that the compiler broke its own contract and that a report is welcome.
 
 from __future__ import annotations
 
+from types import UnionType
 from typing import ClassVar
 
 
@@ -74,6 +75,24 @@ class RunInterrupted(OpdfError):
 
 class InternalError(OpdfError):
     """A pass or a checker broke its own contract; please report it."""
+
+
+def require_type(
+    value: object, kind: type | UnionType | tuple[type, ...], name: str, wanted: str
+) -> None:
+    """Refuse an argument of another type, before its first use fails in words of Python's own.
+
+    Args:
+        value: The argument.
+        kind: What it must be, as isinstance takes it.
+        name: What the sentence calls it, with its article: "the plan".
+        wanted: What was wanted, and the remedy: "a Plan; read a file with opdf.Plan.load(path)".
+
+    Raises:
+        InputError: It is of another type.
+    """
+    if not isinstance(value, kind):
+        raise InputError(f"{name} is a {type(value).__name__}, wanted {wanted}")
 
 
 def first_line(error: BaseException, most: int = 200) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.fx import Node
 
+from opdf_compile.errors import require_type
 from opdf_compile.graph.convolution import convolution_groups
 from opdf_compile.graph.flops import passes, weight_op_flops
 from opdf_compile.graph.flow import Flow, Meeting, meetings
@@ -51,6 +52,9 @@ def match(model: Traced | nn.Module) -> MatchReport:
     Returns:
         Matches and refusals, in the order of the model's parameters.
 
+    Raises:
+        InputError: The model is neither.
+
     Example:
         >>> import torch
         >>> [m.key for m in match(torch.nn.Sequential(torch.nn.Linear(4, 4))).matches]
@@ -58,6 +62,7 @@ def match(model: Traced | nn.Module) -> MatchReport:
     """
     if isinstance(model, nn.Module):
         return module_rows(bare(model))
+    require_type(model, Traced, "the model", "a torch.nn.Module or opdf.trace(program)")
     found = _Findings(parameters=_parameters(model))
     for phase, graph in model.graphs.items():
         found.note(phase, meetings(graph))

@@ -14,7 +14,7 @@ from typing import Any
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from opdf_compile.errors import InputError
+from opdf_compile.errors import InputError, require_type
 
 CallArguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -28,6 +28,7 @@ def normalise_inputs(args: Any, kwargs: Mapping[str, Any] | None) -> CallArgumen
     Raises:
         InputError: The value is none of these.
     """
+    require_type(kwargs, Mapping | None, "kwargs", "a mapping of input names; {'mask': mask}, say")
     keywords = dict(kwargs or {})
     if isinstance(args, Mapping):
         clash = sorted(set(args) & set(keywords))

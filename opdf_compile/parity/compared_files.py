@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from opdf_compile.artefacts import (
@@ -20,11 +22,13 @@ from opdf_compile.artefacts import (
     read_manifest,
     reference_of,
 )
-from opdf_compile.errors import ArtefactError, InputError
+from opdf_compile.errors import ArtefactError, InputError, require_type
 from opdf_compile.files import existing_file
 from opdf_compile.parity.model_file import ModelFile, PathLike
 
 _WANTED = "an ONNX model"
+_PATH = (str, os.PathLike)
+_EXPORTED = "the path of an ONNX file or a bundle; write one with opdf.export_onnx"
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,12 @@ def find_files(
 
     Raises:
         ArtefactError: A file is missing, or the folder is no bundle.
+        InputError: An argument is no path.
     """
+    require_type(candidate, _PATH, "the candidate", _EXPORTED)
+    require_type(reference, (*_PATH, NoneType), "the reference", _EXPORTED)
+    for file in (check, reference_check):
+        require_type(file, (*_PATH, NoneType), "the check data", "the path of a .check.npz")
     path = Path(candidate)
     tampered: tuple[str, ...] = ()
     listed: tuple[Path, ...] = ()

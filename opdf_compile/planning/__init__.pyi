@@ -10,5 +10,6 @@ from .entry import PlanEntry as PlanEntry
 from .entry import retract as retract
 from .entry import rounded_weight as rounded_weight
 from .plans import Plan as Plan
+from .plans import require_plan as require_plan
 from .rules import Rules as Rules
 from .site_entry import SiteEntry as SiteEntry

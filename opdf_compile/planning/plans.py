@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from opdf_compile.errors import PlanError
+from opdf_compile.errors import PlanError, require_type
 from opdf_compile.graph import MatchReport, Refusal, Site
 from opdf_compile.planning.entry import SCHEMA, PlanEntry
 from opdf_compile.planning.site_entry import SiteEntry
@@ -300,3 +300,13 @@ def _unknown(key: str, report: MatchReport) -> str:
         f"the plan names {key!r}, the model has no such weight{hint}; make a plan for this model "
         "(opdf-compile plan MODEL -o plan.json)"
     )
+
+
+def require_plan(plan: object) -> None:
+    """Refuse what is no plan; the path of one is a near miss.
+
+    Raises:
+        InputError: It is no plan.
+    """
+    remedy = "make one with opdf.plan(student), or read a file with opdf.Plan.load(path)"
+    require_type(plan, Plan, "the plan", f"a Plan; {remedy}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from opdf_compile.errors import ExportError
+from opdf_compile.errors import ExportError, require_type
 from opdf_compile.graph import Dynamic
 from opdf_compile.io.export.build import Export, build_export
 from opdf_compile.io.export.bundling import write_bundle, write_file
@@ -122,11 +122,13 @@ def write(
 def _require_room(
     path: str | os.PathLike[str], plan: object, extra_files: Sequence[str | os.PathLike[str]]
 ) -> None:
-    """Refuse a plan or extra files for a path that is one file.
+    """Refuse a plan or extra files for a path that is one file, and what is no path.
 
     Raises:
         ExportError: There is nowhere to put them.
+        InputError: The path is none.
     """
+    require_type(path, (str, os.PathLike), "the path", "a file or a folder; student.onnx, say")
     target = Path(path)
     if target.suffix == ".onnx" and (plan is not None or extra_files):
         raise ExportError(

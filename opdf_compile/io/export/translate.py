@@ -128,9 +128,9 @@ def require_opset(opset: int | None) -> None:
     from onnx.defs import onnx_opset_version
 
     highest = onnx_opset_version()
-    if not LOWEST_OPSET <= opset <= highest:
+    if not isinstance(opset, int) or not LOWEST_OPSET <= opset <= highest:
         raise ExportError(
-            f"opset {opset} was asked for, wanted {LOWEST_OPSET} to {highest}; leave opset out "
+            f"opset {opset!r} was asked for, wanted {LOWEST_OPSET} to {highest}; leave opset out "
             "for the recommended one"
         )
 

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.errors import FoldError, PlanError
+from opdf_compile.errors import FoldError, PlanError, require_type
 from opdf_compile.graph import deep_copy
 from opdf_compile.parametrizations import SiteTensors
-from opdf_compile.planning import Plan
+from opdf_compile.planning import Plan, require_plan
 from opdf_compile.training.branched.fitting import place_of, plain_norm, site_modules
 from opdf_compile.training.branched.site import AfterSite, BranchedSite
 
@@ -40,6 +40,7 @@ def branch(student: _Model, plan: Plan) -> _Model:
     Raises:
         PlanError: The plan has no sites, one is not made of two modules of torch's own, or the
             student's is another one (its stride, its norm's eps, what is frozen).
+        InputError: An argument is of another type.
 
     Example:
         >>> import torch, opdf_compile as opdf
@@ -50,6 +51,8 @@ def branch(student: _Model, plan: Plan) -> _Model:
         >>> type(opdf.fold(training)[0]).__name__
         'Conv2d'
     """
+    require_type(student, nn.Module, "the student", "a torch.nn.Module")
+    require_plan(plan)
     if not plan.sites:
         raise PlanError(
             f"the plan has no sites ({len(plan.entries)} weights by cores), wanted branches beside "

@@ -13,7 +13,7 @@ from torch.fx.graph import CodeGen
 from opdf_compile.errors import InputError
 from opdf_compile.graph import PHASES, copied, over_tensors_of
 from opdf_compile.passes import Hoist, HoistResult, ProgramPart, program_parts, weight_program
-from opdf_compile.planning import Plan
+from opdf_compile.planning import Plan, require_plan
 from opdf_compile.planning import plan as make_plan
 from opdf_compile.training.announcing import WeightProgress, announced
 from opdf_compile.training.folding import fold
@@ -94,6 +94,7 @@ def hoist(
         return _from_expanded(student, recompute)
     module = unwrap(student)
     plan = make_plan(module) if plan is None else plan
+    require_plan(plan)
     validate(plan, module)
     reshard(module)  # A root that an eval forward left unsharded may hold stale shards.
     composed = replace(plan, entries=tuple(e for e in plan.entries if not e.metric))

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.fx.graph import CodeGen
 
-from opdf_compile.errors import PlanError, TraceError
+from opdf_compile.errors import PlanError, TraceError, require_type
 from opdf_compile.graph import (
     PHASES,
     Phase,
@@ -28,7 +28,7 @@ from opdf_compile.graph import (
     set_attribute,
 )
 from opdf_compile.passes import AddBranches, CheckShapes, Expand, Pipeline
-from opdf_compile.planning import Plan, PlanEntry
+from opdf_compile.planning import Plan, PlanEntry, require_plan
 from opdf_compile.training.announcing import WeightProgress, announced
 from opdf_compile.training.branched.layers import branch_layers
 from opdf_compile.training.inline.calling import convention
@@ -58,7 +58,7 @@ def expand(
     Raises:
         TraceError: A phase has no graph: it stands on the rung "module", or was not traced.
         PlanError: The plan is for another model, or a planned weight has a hook on its gradient.
-        InputError: A weight holds NaN or infinity.
+        InputError: A weight holds NaN or infinity, or an argument is of another type.
 
     Example:
         >>> import torch, opdf_compile as opdf
@@ -66,6 +66,8 @@ def expand(
         >>> sorted(opdf.expand(traced, opdf.plan(traced, cores=3)).state_dict())
         ['bias', 'weight_cores.0', 'weight_cores.1', 'weight_cores.2']
     """
+    require_type(traced, Traced, "the model", "a Traced; opdf.trace(model, args) makes one")
+    require_plan(plan)
     _require_graphs(traced)
     plan.validate(match(traced))
     _refuse_metric(plan)

@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.optim import Optimizer
 
 from opdf_compile.errors import InputError, PlanError
-from opdf_compile.planning import Plan, at_most_one
+from opdf_compile.planning import Plan, at_most_one, require_plan
 from opdf_compile.planning import plan as make_plan
 from opdf_compile.training.hoisted.batching import Batched
 from opdf_compile.training.hoisted.binding import unwrap, validate
@@ -125,11 +125,8 @@ def plan_of(
             in no group.
     """
     at_most_one(plan=plan, cores=cores, scale=scale)
-    if plan is not None and not isinstance(plan, Plan):
-        raise InputError(
-            f"plan is a {type(plan).__name__}, wanted a Plan; make one with opdf.plan(student), or "
-            "read a file with opdf.Plan.load(path)"
-        )
+    if plan is not None:
+        require_plan(plan)
     owned = dict(student.named_parameters(remove_duplicate=False))
     absent = [name for name, p in owned.items() if id(p) not in home]
     if plan is None:
