@@ -30,9 +30,10 @@ def wanted_axes(names: Sequence[str], tensors: Sequence[Tensor], dynamic: Dynami
     Args:
         names: The name of each tensor of the inputs.
         tensors: The tensors.
-        dynamic: None for the first axis of every tensor; False for none; or for each input a
-            letter per axis (equal letters are one size, a number or None is a fixed axis), or
-            a mapping of axes to letters, in which an axis that is not named is fixed.
+        dynamic: None for the first axis of every tensor, called the batch where it is as long as
+            that of the first; False for none; or for each input a letter per axis (equal letters
+            are one size, a number or None is a fixed axis), or a mapping of axes to letters, in
+            which an axis that is not named is fixed.
 
     Raises:
         InputError: `dynamic` names an unknown input, has another rank or other sizes than the
@@ -42,9 +43,22 @@ def wanted_axes(names: Sequence[str], tensors: Sequence[Tensor], dynamic: Dynami
         return {name: {} for name in names}
     named = dict(zip(names, tensors, strict=True))
     asked = asked_axes({name: tensor.ndim for name, tensor in named.items()}, dynamic)
-    letters = {name: _letters(name, tensor, asked.get(name)) for name, tensor in named.items()}
-    _require_one_size(letters, named)
-    return letters
+    letters = {name: _letters(name, named[name], axes) for name, axes in asked.items()}
+    sizes = {name: tensor.shape[0] for name, tensor in named.items() if tensor.ndim}
+    free = {name: {0: letter} for name, letter in first_letters(sizes).items()}
+    wanted = {name: letters.get(name, free.get(name, {})) for name in names}
+    _require_one_size(wanted, named)
+    return wanted
+
+
+def first_letters(sizes: Mapping[str, int]) -> dict[str, str]:
+    """What the first axes are called where nobody says it; one of another size is no batch.
+
+    Args:
+        sizes: The size of each tensor's first axis in the example, by name of the input.
+    """
+    batch = next(iter(sizes.values()), 0)
+    return {name: BATCH if size == batch else f"{name}_axis_0" for name, size in sizes.items()}
 
 
 def asked_axes(ranks: Mapping[str, int], dynamic: Dynamic) -> dict[str, dict[int, Any]]:
@@ -94,10 +108,8 @@ def _by_axis(name: str, rank: int, axes: Axes) -> dict[int, Any]:
     return dict(enumerate(axes))
 
 
-def _letters(name: str, leaf: Tensor, axes: Mapping[int, Any] | None) -> dict[int, str]:
+def _letters(name: str, leaf: Tensor, axes: Mapping[int, Any]) -> dict[int, str]:
     """The letters of the free axes; a number must be the size that the example has there."""
-    if axes is None:
-        return {0: BATCH} if leaf.ndim else {}
     for axis, letter in axes.items():
         if not isinstance(letter, str) and letter not in (None, leaf.shape[axis]):
             raise InputError(
@@ -114,8 +126,7 @@ def _require_one_size(letters: AxisNames, tensors: Mapping[str, Tensor]) -> None
         for axis, letter in axes.items():
             other, at = first.setdefault(letter, (name, axis))
             here, there = tensors[name].shape[axis], tensors[other].shape[at]
-            # Nobody asked for the name of the axes that are free by default.
-            if here != there and letter != BATCH:
+            if here != there:
                 raise InputError(
                     f"dynamic gives axis {at} of {other!r} and axis {axis} of {name!r} one letter, "
                     f"{letter!r}, and the example has {there} and {here} there, wanted one size; "

@@ -12,10 +12,10 @@ from torch.export import Dim, ExportedProgram
 
 from opdf_compile.errors import InputError
 from opdf_compile.graph.dynamic_axes import (
-    BATCH,
     AxisNames,
     Dynamic,
     asked_axes,
+    first_letters,
     is_free,
     static_axes,
     tensor_inputs,
@@ -34,8 +34,8 @@ def concrete(size: int | torch.SymInt) -> int:
 def recorded_axes(program: ExportedProgram, dynamic: Dynamic) -> tuple[AxisNames, list[str]]:
     """The dynamic axes of each tensor input of a program that came without its request.
 
-    The symbol of the first tensor's first axis is called the batch; other symbols keep a letter of
-    their own, equal symbols the same one.
+    A first axis is called the batch where it is as long in the example as that of the first tensor;
+    other symbols keep a letter of their own, equal symbols the same one.
 
     Args:
         program: Its free axes are what they are: nothing is asked of torch.export any more.
@@ -50,6 +50,7 @@ def recorded_axes(program: ExportedProgram, dynamic: Dynamic) -> tuple[AxisNames
     """
     shapes = {name: value.shape for name, value in tensor_inputs(program)}
     given = _given({name: len(shape) for name, shape in shapes.items()}, dynamic)
+    usual = first_letters({name: concrete(shape[0]) for name, shape in shapes.items() if shape})
     axes: AxisNames = {}
     letters: dict[str, str] = {}
     for name, shape in shapes.items():
@@ -59,7 +60,7 @@ def recorded_axes(program: ExportedProgram, dynamic: Dynamic) -> tuple[AxisNames
             if isinstance(known, int):
                 _require_fixed(f"axis {axis} of {name!r}", size, known)
             if is_free(size):
-                fallback = BATCH if axis == 0 else f"{name}_axis_{axis}"
+                fallback = f"{name}_axis_{axis}" if axis else usual[name]
                 letter = known if isinstance(known, str) else fallback
                 axes[name][axis] = letters.setdefault(str(size), letter)
     asked = {

@@ -23,7 +23,7 @@ class Two(nn.Module):
 
 
 EXAMPLE = (torch.randn(4, 3), torch.randn(5, 3))
-DEFAULT = {0: "batch_size"}
+DEFAULT = {0: "y_axis_0"}
 
 
 def program() -> ExportedProgram:
@@ -66,6 +66,16 @@ def test_axes_of_a_program_keep_its_freedom(dynamic: dict, letter: str, notes: l
     traced = trace(program(), dynamic=dynamic)
     assert traced.axis_names == {"x": {0: letter}, "y": {}}
     assert list(traced.notes[1:]) == notes
+
+
+def test_a_first_axis_of_another_size_is_no_batch() -> None:
+    apart = {"x": {0: "batch_size"}, "y": {0: "y_axis_0"}}
+    assert trace(Two(), EXAMPLE).axis_names == apart
+    shapes = {"x": {0: Dim.DYNAMIC}, "y": {0: Dim.DYNAMIC}}
+    free = torch.export.export(Two().eval(), EXAMPLE, dynamic_shapes=shapes, strict=False)
+    assert trace(free).axis_names == apart
+    one = dict.fromkeys("xy", {0: "batch_size"})
+    assert trace(Two(), (torch.randn(4, 3), torch.randn(4, 3))).axis_names == one
 
 
 def test_a_program_of_one_size_has_no_free_axis() -> None:

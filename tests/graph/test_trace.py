@@ -183,7 +183,7 @@ def test_one_axis_that_cannot_be_widened_leaves_the_others_dynamic() -> None:
     traced = trace(Broadcasts(), (torch.randn(3, 8), torch.ones(1)))
     assert traced.rung == "auto-given"
     assert traced.axis_names == {"x": {0: "batch_size"}, "scale": {}}
-    assert "axis 0 (batch_size) of scale is fixed at 1" in traced.notes[-1]
+    assert "axis 0 (scale_axis_0) of scale is fixed at 1" in traced.notes[-1]
     assert traced.graphs["eval"](torch.randn(5, 8), torch.ones(1)).shape == (5, 8)
 
 
