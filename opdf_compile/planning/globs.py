@@ -25,9 +25,9 @@ class Globs:
             letter.
     """
 
-    def __init__(self, given: Sequence[str]) -> None:
+    def __init__(self, given: Sequence[str] | None) -> None:
         """Sort plain names from patterns."""
-        self._given = (given,) if isinstance(given, str) else tuple(given)
+        self._given = (given,) if isinstance(given, str) else tuple(given or ())
         self._plain = {glob for glob in self._given if _WILD.isdisjoint(glob)}
         self._wild = [glob for glob in self._given if glob not in self._plain]
         self._pattern = re.compile("|".join(map(translate, self._wild))) if self._wild else None
