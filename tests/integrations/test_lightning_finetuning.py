@@ -8,6 +8,7 @@ from typing import Any
 import compare
 import pytest
 import torch
+from quick import covering
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -84,8 +85,8 @@ def fit(module: Any, folder: Path, epochs: int = EPOCHS, resume: Path | None = N
     return seen
 
 
-@pytest.mark.parametrize("after", [0, 3], ids=["before it joins", "after it joined"])
-@pytest.mark.parametrize("plain", [True, False], ids=["plain", "overparam"])
+# After the first epoch it has not joined yet, after the fourth it has.
+@pytest.mark.parametrize(("plain", "after"), covering([True, False], [3, 0]))
 def test_the_backbone_joins_and_the_run_resumes_to_the_bit(
     plain: bool, after: int, tmp_path: Path
 ) -> None:

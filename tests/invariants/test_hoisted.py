@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from quick import covering
 from torch import Tensor, nn
 
 import opdf_compile as opdf
@@ -65,8 +66,7 @@ def require_lossless(cores: tuple[Tensor, ...], weight: Tensor) -> None:
     assert error <= 1e-6 * np.linalg.norm(wanted)
 
 
-@pytest.mark.parametrize("cores", [2, 3, 5])
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize(("name", "cores"), covering(WEIGHTS, [2, 3, 5]))
 def test_invariant_1_hoist_is_lossless(name: str, cores: int) -> None:
     weight = WEIGHTS[name]()
     layer = linear(weight)

@@ -21,6 +21,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
+from quick import covering
 from torch import Tensor, nn
 
 import opdf_compile as opdf
@@ -78,8 +79,7 @@ def require_lossless(cores: tuple[Tensor, ...], weight: Tensor) -> None:
     assert error <= 1e-6 * np.linalg.norm(weight.double().numpy())
 
 
-@pytest.mark.parametrize("cores", [2, 3, 5])
-@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize(("name", "cores"), covering(WEIGHTS, [2, 3, 5]))
 def test_invariant_1_expand_is_lossless(name: str, cores: int) -> None:
     weight = WEIGHTS[name]()
     expanded = grow(linear(weight), torch.randn(2, weight.shape[1]), cores=cores)

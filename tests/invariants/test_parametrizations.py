@@ -177,7 +177,9 @@ def test_files(name: str, traced: opdf.Traced, tmp_path: Path) -> None:
         require_equal(fold_file(tmp_path / f"trained.{kind}").state, folded)
 
 
-@named
+@pytest.mark.parametrize(
+    "name", quick(NAMES, {"md", "mpo", "orepa", "shared", "spectral(residual=frozen)"})
+)
 def test_a_checkpoint_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
     runs = []
     for interrupted in (False, True):

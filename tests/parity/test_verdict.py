@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from quick import covering
 
 from opdf_compile.artefacts.check_file import CheckData, Sample, check_path, write_check
 from opdf_compile.errors import ArtefactError, InputError
@@ -125,9 +126,12 @@ def test_parity_of_a_bundle(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["student.onnx", "reference.onnx", "student.check.npz", "plan.json"]
+    ("name", "only"),
+    covering(
+        ["student.onnx", "reference.onnx", "student.check.npz", "plan.json"],
+        [("structure",), ("numerics",), FAST],
+    ),
 )
-@pytest.mark.parametrize("only", [("structure",), ("numerics",), FAST])
 def test_a_changed_file_of_a_bundle_is_refuted_whatever_was_asked(
     bundle: Path, name: str, only: tuple[str, ...]
 ) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import covering
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule
 
@@ -121,8 +122,7 @@ def test_a_part_of_several_weights_is_never_batched() -> None:
     assert form(part, {"s": torch.zeros(2)}) == ("a", "b")
 
 
-@pytest.mark.parametrize("which", ["linear", "conv", "grouped"])
-@pytest.mark.parametrize("cores", [2, 3, 5])
+@pytest.mark.parametrize(("which", "cores"), covering(["linear", "conv", "grouped"], [2, 3, 5]))
 def test_the_batch_equals_one_by_one(layers: Layers, which: str, cores: int) -> None:
     """Values and gradients in float64, to the rounding of sums taken in another order."""
     layers.double()

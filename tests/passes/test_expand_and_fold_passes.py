@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from quick import covering
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
@@ -127,19 +128,21 @@ def chain_by_einsum(cores: list[np.ndarray]) -> np.ndarray:
     return full.reshape(out, -1)
 
 
-@pytest.mark.parametrize("cores", [2, 3, 5])
 @pytest.mark.parametrize(
-    ("model", "size", "shape"),
-    [
-        (nn.Linear(12, 18, bias=False), (2, 12), (18, 12)),
-        (nn.Conv2d(6, 8, 3, groups=2), (2, 6, 5, 5), (8, 3, 3, 3)),
-        (nn.ConvTranspose1d(6, 4, 3), (2, 6, 5), (6, 4, 3)),
-    ],
-    ids=["linear", "grouped convolution", "transposed convolution"],
+    ("layer", "cores"),
+    covering(
+        [
+            (nn.Linear(12, 18, bias=False), (2, 12), (18, 12)),
+            (nn.Conv2d(6, 8, 3, groups=2), (2, 6, 5, 5), (8, 3, 3, 3)),
+            (nn.ConvTranspose1d(6, 4, 3), (2, 6, 5), (6, 4, 3)),
+        ],
+        [2, 3, 5],
+    ),
 )
 def test_any_cores_fold_to_their_einsum(
-    model: nn.Module, size: tuple[int, ...], shape: tuple[int, ...], cores: int
+    layer: tuple[nn.Module, tuple[int, ...], tuple[int, ...]], cores: int
 ) -> None:
+    model, size, shape = layer
     graph, _made = expanded(model, *size, cores=cores)
     with torch.no_grad():
         for name, parameter in graph.named_parameters():

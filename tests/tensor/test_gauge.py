@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from quick import covering
 from torch import Tensor
 
 from opdf_compile.tensor.canonical_form import canonical
@@ -70,8 +71,10 @@ def test_of_an_outer_core_the_distance_is_that_of_bures(chain: Chain) -> None:
         assert float(found) == pytest.approx(float(wanted), rel=1e-9)
 
 
-@pytest.mark.parametrize("size", [1e-8, 1e-4, 1.0, 10.0])
-@pytest.mark.parametrize("chain", [PAPER, OUTER, TWO, Chain((8, 2), (8, 3))], ids=str)
+@pytest.mark.parametrize(
+    ("chain", "size"),
+    covering([PAPER, OUTER, TWO, Chain((8, 2), (8, 3))], [1e-8, 1e-4, 1.0, 10.0]),
+)
 def test_outer_cores_differ_by_no_more_than_the_matrices(chain: Chain, size: float) -> None:
     """||A Q - B||^2 <= 2 sqrt(D) ||W - V||_F: Powers and Stoermer 1970, Araki and Yamagami 1981."""
     one = torch.randn(chain.rows, chain.cols, dtype=torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import prod
 
 import pytest
+from quick import covering
 
 from opdf_compile.errors import InputError
 from opdf_compile.tensor.chain import Chain
@@ -19,8 +20,7 @@ SIZES: list[list[MatrixSize]] = [
 ]
 
 
-@pytest.mark.parametrize("cores", [2, 3, 4, 5])
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize(("sizes", "cores"), covering(SIZES, [2, 3, 4, 5]))
 def test_all_auxiliary_cores_have_equal_shapes(sizes: list[MatrixSize], cores: int) -> None:
     one, other = (Chain(*modes) for modes in joint_modes(sizes, cores))
     assert [(c.rows, c.cols) for c in (one, other)] == sizes

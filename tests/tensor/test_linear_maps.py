@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from quick import covering
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -53,9 +54,10 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("axes", [1, 2, 3])
-@pytest.mark.parametrize("groups", [(1, 1), (2, 2), (4, 1), (1, 4), (4, 2)])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("axes", "groups", "stride"),
+    covering([1, 2, 3], [(1, 1), (2, 2), (4, 1), (1, 4), (4, 2)], [1, 2]),
+)
 def test_a_chain_of_two_larger_kernels(axes: int, groups: tuple[int, int], stride: int) -> None:
     first = drawn(8, 4, *[3] * axes, groups=groups[0], stride=stride, padding=1)
     second = drawn(4, 8, *[2] * axes, groups=groups[1])

@@ -6,6 +6,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from quick import covering
 from torch import Tensor
 
 from opdf_compile.tensor import singular_values
@@ -77,8 +78,7 @@ def scaled(matrix: Tensor) -> Tensor:
     return singular_values._scale(matrix)[0]
 
 
-@pytest.mark.parametrize("wide", [False, True], ids=["tall", "wide"])
-@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize(("name", "wide"), covering(MATRICES, [False, True]))
 def test_they_are_those_of_an_svd(name: str, wide: bool) -> None:
     matrix = scaled(MATRICES[name].mT if wide else MATRICES[name])
     assert_svd(matrix, *singular_values._singular_triplets(matrix))

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from quick import covering
 from torch import Tensor, nn
 
 import opdf_compile as opdf
@@ -80,8 +81,10 @@ def inputs(batch: int = 4) -> dict[str, Any]:
     return {"x": torch.randn(batch, 5).numpy(), "gate": np.ones((batch, 1), np.float32)}
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("names", [("x", "gate"), ("first", "second")])
+@pytest.mark.parametrize(
+    ("dtype", "names"),
+    covering(["float32", "float16"], [("x", "gate"), ("first", "second")]),
+)
 def test_a_right_file_passes_and_a_wrong_one_is_refuted(
     tmp_path: Path, dtype: str, names: tuple[str, str]
 ) -> None:

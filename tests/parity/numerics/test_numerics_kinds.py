@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from op_graphs import CPU, GRAPHS, build, evidence, judge, node, sample_of, save
+from quick import covering, quick
 
 from opdf_compile.artefacts.check_file import check_path, read_check, write_check
 from opdf_compile.errors import ArtefactError
@@ -43,8 +44,7 @@ def test_a_correct_export_passes(tmp_path: Path, kind: str, dtype: str) -> None:
         assert found.noise_floor is not None and found.noise_floor > 0
 
 
-@pytest.mark.parametrize("wrong", [1e-2, 1e-3, -1e-3])
-@pytest.mark.parametrize("kind", GRAPHS)
+@pytest.mark.parametrize(("kind", "wrong"), covering(GRAPHS, [1e-2, 1e-3, -1e-3]))
 def test_one_wrong_weight_is_refuted(tmp_path: Path, kind: str, wrong: float) -> None:
     for seed in range(6):
         found = judge(build(tmp_path / f"{seed}.onnx", kind, seed, wrong=wrong))
@@ -422,9 +422,10 @@ def small_model(path: Path, seed: int) -> Path:
     return path
 
 
-def test_no_correct_model_of_many_is_refuted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seeds", quick([range(50), range(50, 200)], {range(50)}))
+def test_no_correct_model_of_many_is_refuted(seeds: range, tmp_path: Path) -> None:
     refuted = {}
-    for seed in range(200):
+    for seed in seeds:
         found = judge(small_model(tmp_path / "m.onnx", seed))
         if found.verdict != "pass":
             refuted[seed] = found.worst

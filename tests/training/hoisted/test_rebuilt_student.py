@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import covering
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
@@ -94,11 +95,11 @@ OF_A_PROGRAM: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize(("change", "normed", "said"), CHANGES)
-@pytest.mark.parametrize("door", OF_AN_OPTIMIZER)
+@pytest.mark.parametrize(("rebuilt", "door"), covering(CHANGES, OF_AN_OPTIMIZER))
 def test_an_optimizer_says_that_its_student_was_rebuilt(
-    change: Callable[[nn.Sequential], None], normed: bool, said: str, door: str
+    rebuilt: tuple[Callable[[nn.Sequential], None], bool, str], door: str
 ) -> None:
+    change, normed, said = rebuilt
     model = student(normed=normed)
     opt = opdf.Overparam(model, torch.optim.SGD, lr=0.1, cores=2)
     model(X).square().sum().backward()
@@ -111,11 +112,11 @@ def test_an_optimizer_says_that_its_student_was_rebuilt(
         assert torch.equal(before, after)
 
 
-@pytest.mark.parametrize(("change", "normed", "said"), CHANGES)
-@pytest.mark.parametrize("door", OF_A_PROGRAM)
+@pytest.mark.parametrize(("rebuilt", "door"), covering(CHANGES, OF_A_PROGRAM))
 def test_a_program_says_that_its_student_was_rebuilt(
-    change: Callable[[nn.Sequential], None], normed: bool, said: str, door: str
+    rebuilt: tuple[Callable[[nn.Sequential], None], bool, str], door: str
 ) -> None:
+    change, normed, said = rebuilt
     model = student(normed=normed)
     program = opdf.hoist(model, opdf.plan(model, cores=2))
     model(X).square().sum().backward()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from quick import quick
+from quick import covering, quick
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,8 +38,7 @@ def pulled(program: opdf.WeightProgram) -> list[Tensor]:
     return [core.grad for unit in program.units for core in unit.storage if core.grad is not None]
 
 
-@pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("cores", [2, 3, 5])
+@pytest.mark.parametrize(("cores", "batched"), covering([2, 3, 5], [False, True]))
 def test_a_step_multiplies_what_the_plan_says(cores: int, batched: bool) -> None:
     kept, again = (hoisted(cores, batched=batched, recompute=again) for again in (False, True))
     cost = kept.plan.cost

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from quick import covering
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -84,8 +85,7 @@ CHANGES = [
 ]
 
 
-@pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize(("change", "batched"), covering(CHANGES, [False, True]))
 def test_every_change_stops_refresh_and_fold(change: Change, batched: bool) -> None:
     model, program = hoisted(batched)
     change(model)

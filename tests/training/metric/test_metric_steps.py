@@ -19,6 +19,7 @@ from metric_oracle import (
     network,
     train,
 )
+from quick import covering
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -213,12 +214,18 @@ class Block(nn.Module):
         return functional.conv2d(x, self.whole(), padding=1, groups=self.groups)
 
 
-@pytest.mark.parametrize("scales", [(1.0, 1.0), (0.7, 1.3), (2.0, 0.0)])
-@pytest.mark.parametrize(("identity", "groups"), [(False, 1), (True, 1), (True, 2)])
-@of_kinds
+@pytest.mark.parametrize(
+    ("kind", "scales", "shape"),
+    covering(
+        ["SGD", "AdamW"],
+        [(1.0, 1.0), (0.7, 1.3), (2.0, 0.0)],
+        [(False, 1), (True, 2), (True, 1)],
+    ),
+)
 def test_repopt_is_branches_with_constant_scales(
-    kind: str, scales: tuple[float, float], identity: bool, groups: int
+    kind: str, scales: tuple[float, float], shape: tuple[bool, int]
 ) -> None:
+    identity, groups = shape
     torch.manual_seed(0)
     model = nn.Conv2d(4, 4, 3, padding=1, groups=groups, bias=False).double()
     branches = Block(model.weight.detach(), *scales, identity=identity, groups=groups)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import covering
 from torch import Tensor, nn
 
 import opdf_compile as opdf
@@ -228,8 +229,7 @@ def apart(left: nn.Module, right: nn.Module) -> float:
 ROADS = [by_state_dict, by_checkpoint]
 
 
-@pytest.mark.parametrize("road", ROADS)
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(("name", "road"), covering(CLASSES, ROADS))
 def test_resume_is_equal_to_the_bit(name: str, road: Any, tmp_path: Path) -> None:
     first, second = build(CLASSES[name]), build(CLASSES[name])
     train(*first, 3)
@@ -395,8 +395,10 @@ class KeepingBeside(ByText):
         return super().step(closure)
 
 
-@pytest.mark.parametrize("batched", [False, True])
-@pytest.mark.parametrize("make", [around, Referring, Keeping, KeepingBeside, torch.optim.SGD])
+@pytest.mark.parametrize(
+    ("make", "batched"),
+    covering([around, Referring, Keeping, KeepingBeside, torch.optim.SGD], [True, False]),
+)
 def test_absorbed_weights_leave_nothing_behind_whatever_a_class_keeps(
     make: Any, batched: bool, caplog: pytest.LogCaptureFixture
 ) -> None:

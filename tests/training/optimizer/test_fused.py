@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import covering
 from torch import Tensor, nn
 
 import opdf_compile as opdf
@@ -225,8 +226,9 @@ def test_a_write_is_counted_and_a_step_that_failed_counts_what_moved() -> None:
     assert all(group["fused"] is None for group in optimizer.param_groups)
 
 
-@pytest.mark.parametrize("built", [True, False, None])
-@pytest.mark.parametrize("form", ["hyperball", "md", "mpo"])
+@pytest.mark.parametrize(
+    ("form", "built"), covering(["hyperball", "md", "mpo"], [True, False, None])
+)
 def test_a_run_goes_on_in_another_memory_layout(form: str, built: bool | None) -> None:
     """Saved with plain weights, loaded into channels_last ones, the user's fused kernels all along.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from quick import quick
+from quick import covering, quick
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedules
 from torch.optim.swa_utils import SWALR, AveragedModel, update_bn
@@ -146,8 +146,7 @@ def options_of(optimizer: Any) -> dict[str, Any]:
     return {k: v for k, v in optimizer.param_groups[0].items() if k != "params"}
 
 
-@pytest.mark.parametrize("tensor", [False, True])
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize(("name", "tensor"), covering(SCHEDULES, [False, True]))
 def test_a_schedule_sets_what_it_sets_in_a_plain_optimizer(name: str, tensor: bool) -> None:
     model, twin = network(), network()
     rate = torch.tensor(0.05) if tensor else 0.05
