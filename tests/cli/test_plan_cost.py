@@ -50,7 +50,7 @@ def test_nothing_is_said_of_a_small_layer(tmp_path: Path, capsys: Capture) -> No
 def test_a_batch_that_pays_for_nothing_is_told(tmp_path: Path, capsys: Capture) -> None:
     """Three cores at a hundred times the step are not what the help promises for a batch."""
     model = ["torch.nn:Linear?in_features=64&out_features=64", "--input", "input=2x64:float32"]
-    for command, out in (("plan", "plan.json"), ("expand", "expanded.pt2")):
+    for command, out in (("plan", "plan.json"), ("expand", "expanded.safetensors")):
         assert main([command, *model, "-o", str(tmp_path / out)]) == 0
         err = capsys.readouterr().err
         assert err.count("none of the weights to plan sees enough rows of the example batch") == 1
@@ -81,8 +81,8 @@ def test_an_example_that_comes_with_the_model_tells_no_batch(
     assert made(*batch) == {"0.weight": 3}
 
     def expanded(*words: str) -> int:
-        line = ["expand", "student.py:build", *words, "-o", "out.pt2", "-q", "--json", "out.json"]
-        assert main(line) == 0
+        said = ["-o", "out.safetensors", "-q", "--json", "out.json"]
+        assert main(["expand", "student.py:build", *words, *said]) == 0
         weights: int = json.loads(Path("out.json").read_text())["weights"]
         return weights
 

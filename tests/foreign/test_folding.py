@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import opdf_compile as opdf
 from opdf_compile.artefacts.check_file import CheckData, check_path, read_check
 from opdf_compile.errors import FoldError, InputError, TraceError
+from opdf_compile.foreign.folding import FoldedModel
 from opdf_compile.io.evidence.evaluating import gather_check_data
 from opdf_compile.io.export import build, own_check
 from opdf_compile.io.models.program_archive import read_programs
@@ -25,11 +27,17 @@ X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
 ROWS = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
 
 
-@pytest.mark.parametrize("by", ["graph", "method"])
-def test_both_ways_give_the_same_function(by: str) -> None:
+@functools.cache
+def made(by: Literal["auto", "graph"]) -> tuple[nn.Module, dict[str, Tensor], FoldedModel]:
+    """The network, its state from before, and what was made of it; nobody changes them."""
     model = network()
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    folded = opdf.fold_model(model, (X,), by=by)
+    return model, before, opdf.fold_model(model, (X,), by=by)
+
+
+@pytest.mark.parametrize(("given", "by"), [("graph", "graph"), ("auto", "method")])
+def test_both_ways_give_the_same_function(given: Literal["auto", "graph"], by: str) -> None:
+    model, before, folded = made(given)
     assert folded.by == by
     assert folded.operations == (21, 9)
     program = folded.program.module(check_guards=False)
@@ -40,7 +48,7 @@ def test_both_ways_give_the_same_function(by: str) -> None:
 
 
 def test_by_method_gives_the_class_its_own_keys() -> None:
-    folded = opdf.fold_model(network(), (X,), by="auto")
+    folded = made("auto")[2]
     assert folded.by == "method"
     assert [call.key for call in folded.calls] == ["0.2", "0.3"]
     assert "0.2.conv.weight" in folded.state
@@ -48,7 +56,7 @@ def test_by_method_gives_the_class_its_own_keys() -> None:
 
 
 def test_by_graph_says_what_was_folded() -> None:
-    folded = opdf.fold_model(network(), (X,), by="graph")
+    folded = made("graph")[2]
     assert [fold.key for fold in folded.folds] == ["0.2.weight", "0.3.weight"]
     assert folded.module is None
     assert {"0.2.weight", "0.2.bias"} <= folded.state.keys()
@@ -198,7 +206,7 @@ def test_the_truth_of_the_unfolded_model_is_computed_once(
 def test_an_axis_that_the_file_does_not_bear_has_a_truth_of_its_own(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folded = opdf.fold_model(network(), (X,), by="graph")
+    folded = made("graph")[2]
     broken = {("input", 0): "the batch is fixed"}
     trials = iter([SimpleNamespace(broken=broken), SimpleNamespace(broken={}, note="")])
     monkeypatch.setattr(build, "try_free_axes", lambda *_: next(trials))

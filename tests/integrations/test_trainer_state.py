@@ -14,7 +14,6 @@ from typing import Any
 import compare
 import pytest
 import torch
-from quick import quick
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -78,7 +77,7 @@ def best_of_three(bert: Make, make_trainer: Make) -> tuple[Any, nn.Module, dict[
     return trainer, student, files
 
 
-def test_the_best_weights_ship_not_the_last(
+def test_the_best_weights_ship_not_the_last_and_each_checkpoint_is_an_ordinary_model(
     best_of_three: tuple[Any, nn.Module, dict[int, dict[str, Tensor]]],
 ) -> None:
     trainer, student, files = best_of_three
@@ -102,11 +101,6 @@ def test_the_best_weights_ship_not_the_last(
     mended = opdf.fold(opt).state_dict()
     assert max(float((mended[k] - files[4][k]).norm() / files[4][k].norm()) for k in keys) < 1e-6
 
-
-def test_a_checkpoint_is_an_ordinary_model(
-    best_of_three: tuple[Any, nn.Module, dict[int, Any]],
-) -> None:
-    trainer, student, files = best_of_three
     folder = Path(trainer.args.output_dir) / "checkpoint-6"
     made: Any = type(student)
     loaded = made.from_pretrained(folder)
@@ -150,9 +144,15 @@ def test_resume_is_bit_equal_to_the_uninterrupted_run(
     assert {"cores.0", "cores.0.exp_avg", "cores.2.exp_avg_sq", "cores.2.step"} <= set(kept)
     assert float(kept["cores.0.step"]) == 6
 
-    # The weights alone do not make that run: the moments and the random numbers are missing.
-    fresh = bert(seed=7, dropout=0.1)
-    fresh.load_state_dict(load_file(checkpoint / "model.safetensors"))
+
+@pytest.mark.slow
+def test_the_weights_alone_do_not_make_that_run(
+    bert: Make, make_trainer: Make, tmp_path: Path
+) -> None:
+    """The moments and the random numbers are missing."""
+    whole, fresh = bert(dropout=0.1), bert(seed=7, dropout=0.1)
+    resumable(make_trainer, whole, tmp_path / "whole").train()
+    fresh.load_state_dict(load_file(tmp_path / "whole" / "checkpoint-3" / "model.safetensors"))
     resumable(make_trainer, fresh, tmp_path / "fresh").train()
     assert not compare.equal(compare.weights(fresh), compare.weights(whole))
 
@@ -182,6 +182,7 @@ def test_resume_without_the_optimizer_s_file(
     assert not compare.equal(after, compare.weights(whole))
 
 
+@pytest.mark.slow
 def test_an_optimizer_s_file_of_a_plain_run_is_refused(
     bert: Make, make_trainer: Make, tmp_path: Path
 ) -> None:
@@ -194,7 +195,8 @@ def test_an_optimizer_s_file_of_a_plain_run_is_refused(
         trainer.train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-2"))
 
 
-@pytest.mark.parametrize("form", quick(["optimizer", "program"], {"optimizer"}))
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["optimizer", "program"])
 def test_forgetting_to_pass_the_optimizer(form: str, bert: Make, make_trainer: Make) -> None:
     student = bert()
     plan = opdf.plan(student, cores=3)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import opdf_compile as opdf
+
 
 class Everything(nn.Module):
     """BatchNorm, dropout, a tied weight, a shared module, a frozen layer, a grouped convolution."""
@@ -33,14 +35,25 @@ class Everything(nn.Module):
         return self.head(hidden)
 
 
-@pytest.fixture
-def student() -> Everything:
+def everything() -> Everything:
     model = Everything().train()
     with torch.no_grad():
         model.frozen_norm.running_mean.normal_()
         model.frozen_norm.running_var.uniform_(0.5, 2.0)
     model.frozen_norm.eval()
     return model
+
+
+@pytest.fixture
+def student() -> Everything:
+    return everything()
+
+
+@pytest.fixture(scope="session")
+def graphs() -> opdf.Traced:
+    """Of a student equal to `student`, which nobody changes."""
+    torch.manual_seed(0)
+    return opdf.trace(everything(), (torch.randint(0, 40, (8, 5)),))
 
 
 @pytest.fixture

@@ -78,8 +78,8 @@ def test_fifty_steps_then_fold(student: nn.Module, ids: Tensor, include: list[st
     assert folded.scale == 0.5
 
 
-def test_the_comparison_can_fail(student: nn.Module, ids: Tensor) -> None:
-    expanded = grow(student, ids).eval()
+def test_the_comparison_can_fail(graphs: opdf.Traced, ids: Tensor) -> None:
+    expanded = opdf.expand(graphs, opdf.plan(graphs, min_size=1, cores=3)).eval()
     folded = opdf.fold(expanded).eval()
     with torch.no_grad():
         folded.shared.weight[0] *= 1.01
@@ -88,9 +88,9 @@ def test_the_comparison_can_fail(student: nn.Module, ids: Tensor) -> None:
 
 
 def test_fold_leaves_the_expanded_and_shares_nothing_with_it(
-    student: nn.Module, ids: Tensor
+    graphs: opdf.Traced, ids: Tensor
 ) -> None:
-    expanded = grow(student, ids).eval()
+    expanded = opdf.expand(graphs, opdf.plan(graphs, min_size=1, cores=3)).eval()
     before = copy.deepcopy(expanded.state_dict())
     wanted = expanded(ids)
     folded = opdf.fold(expanded)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,22 +101,32 @@ def test_random_students_differ_by_seed_and_keep_the_embeddings(corpus: Corpus) 
     assert torch.equal(one[words], corpus.teacher[words])
 
 
+def spec(method: str) -> Spec:
+    return Spec("random", 12, method, 3e-3, 0.01, 0.9, 3)
+
+
+@pytest.fixture(scope="module")
+def runs(corpus: Corpus) -> Callable[[str], dict[str, Any]]:
+    """What a run of each method finds, which nobody changes."""
+    return functools.cache(lambda method: train(corpus, spec(method)))
+
+
 @pytest.mark.parametrize("method", quick(["plain", "mpo", "svd", "frozen"], {"plain", "mpo"}))
-def test_a_run_comes_nearer_to_the_teacher_and_repeats(corpus: Corpus, method: str) -> None:
-    spec = Spec("random", 12, method, 3e-3, 0.01, 0.9, 3)
+def test_a_run_comes_nearer_to_the_teacher_and_repeats(
+    corpus: Corpus, runs: Callable[[str], dict[str, Any]], method: str
+) -> None:
     before = train(corpus, Spec("random", 0, "plain", 0.0, 0.0, 0.9, 3))
-    first, second = train(corpus, spec), train(corpus, spec)
+    first, second = runs(method), train(corpus, spec(method))
     assert {**first, "seconds": 0} == {**second, "seconds": 0}
     assert first["validation_cosine"] > before["validation_cosine"]
     assert first["ema_validation_cosine"] != first["validation_cosine"]
 
 
-def test_methods_differ_and_frozen_middle_cores_are_n_2(corpus: Corpus) -> None:
+def test_methods_differ_and_frozen_middle_cores_are_n_2(
+    runs: Callable[[str], dict[str, Any]],
+) -> None:
     """The middle core starts as the identity: fixed there, it is no core at all."""
-    found = {
-        m: train(corpus, Spec("random", 12, m, 3e-3, 0.01, 0.9, 3))["test_cosine"]
-        for m in ("plain", "mpo", "svd", "frozen")
-    }
+    found = {m: runs(m)["test_cosine"] for m in ("plain", "mpo", "svd", "frozen")}
     assert len({found["plain"], found["mpo"], found["svd"]}) == 3
     assert found["frozen"] == pytest.approx(found["svd"], abs=1e-5)
 

@@ -152,13 +152,10 @@ def test_names_and_axes(conv: tuple[ConvNet, Path]) -> None:
     assert outputs == [("output", ["batch_size", 4])]
 
 
-def test_source_keeps_flags_and_weights(tmp_path: Path) -> None:
-    model = ConvNet().train()
-    model.norm.eval()
-    before = copy.deepcopy(model.state_dict())
-    flags = [module.training for module in model.modules()]
-    export_onnx(model, (torch.rand(2, 3, 8, 8),), tmp_path / "m.onnx", dtype="fp16")
-    assert [module.training for module in model.modules()] == flags
+def test_source_keeps_flags_and_weights(halved: tuple[ConvNet, ConvNet, Path]) -> None:
+    model, copied, _path = halved
+    before = copied.state_dict()
+    assert [m.training for m in model.modules()] == [m.training for m in copied.modules()]
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert all(before[key].dtype == value.dtype for key, value in model.state_dict().items())
 
@@ -189,9 +186,18 @@ def scalars(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def halved(tmp_path_factory: pytest.TempPathFactory) -> tuple[ConvNet, ConvNet, Path]:
+    """A model in single precision, a copy from before its export, and its file in half."""
     path = tmp_path_factory.mktemp("half") / "m.onnx"
-    return export_onnx(ConvNet(), (torch.rand(2, 3, 8, 8),), path, dtype="fp16")
+    model = ConvNet().train()
+    model.norm.eval()
+    before = copy.deepcopy(model)
+    return model, before, export_onnx(model, (torch.rand(2, 3, 8, 8),), path, dtype="fp16")
+
+
+@pytest.fixture
+def half(halved: tuple[ConvNet, ConvNet, Path]) -> Path:
+    return halved[2]
 
 
 @pytest.mark.parametrize(
@@ -202,10 +208,11 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_graph_does_not_depend_on_parameter_values(
-    make: Callable[[], nn.Module], example: Tensor, tmp_path: Path
+    make: Callable[[], nn.Module], example: Tensor, scalars: Path, tmp_path: Path
 ) -> None:
-    untouched = make()
-    first = export_onnx(untouched, (example,), tmp_path / "untouched.onnx")
+    untouched, first = make(), scalars
+    if make is not Scalars:
+        first = export_onnx(untouched, (example,), tmp_path / "untouched.onnx")
     second = export_onnx(perturbed(untouched), (example,), tmp_path / "trained.onnx")
     assert shape_of_graph(first) == shape_of_graph(second)
 
@@ -343,6 +350,7 @@ def test_floats_of_one_byte_are_not_what_is_computed_in(tmp_path: Path) -> None:
     assert read_check(path.with_suffix(".check.npz")).dtype == "float32"
 
 
+@pytest.mark.slow
 def test_program_changes_dtype_without_its_module(tmp_path: Path) -> None:
     program = torch.export.export(ConvNet().eval(), (torch.rand(2, 3, 8, 8),))
     path = export_onnx(program, (), tmp_path / "m.onnx", dtype="fp16")
@@ -387,7 +395,8 @@ def test_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert captured.out == "" and captured.err == ""
 
 
-@pytest.mark.parametrize("opset", [pytest.param(18, marks=pytest.mark.slow), 21])
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [18, 21])
 def test_opset_is_what_was_asked_for(opset: int, tmp_path: Path) -> None:
     path = export_onnx(Scalars(), (torch.rand(2, 4, 5),), tmp_path / "m.onnx", opset=opset)
     assert [(e.domain, e.version) for e in onnx.load(str(path)).opset_import] == [("", opset)]

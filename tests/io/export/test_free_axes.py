@@ -140,7 +140,7 @@ def test_what_a_file_declares_free_is_free(
 
 def test_a_program_is_fixed_too() -> None:
     net = Fn(flat(nn.AdaptiveAvgPool2d(7), 196)).eval()
-    traced = opdf.trace(net, (torch.randn(IMAGE),), dynamic={"x": BCHW})
+    traced = opdf.trace(net, (torch.randn(IMAGE),), dynamic={"x": BCHW}, phases=("eval",))
     export = build_export(traced.programs["eval"], dynamic={"x": BCHW})
     assert set(export.fixed) == {("x", 2), ("x", 3)}
     assert [str(size) for size in export.model.graph.inputs[0].shape] == ["B", "3", "14", "14"]

@@ -91,9 +91,12 @@ def test_an_older_opset_is_the_same_model(
     tmp_path: Path,
 ) -> None:
     net, x = make().eval(), torch.randn(shape)
-    options = {"reference": make().eval(), "opset": opset}
-    bundle = export_onnx(net, (x,), tmp_path / "b", **options)
-    model = onnx.load(bundle / "student.onnx")
+    # Of one net beside an untouched one, whose structure must come out equal.
+    bundled = make is Images
+    given = {"reference": make().eval()} if bundled else {}
+    made = export_onnx(net, (x,), tmp_path / ("b" if bundled else "b.onnx"), opset=opset, **given)
+    file = made / "student.onnx" if bundled else made
+    model = onnx.load(file)
     onnx.checker.check_model(model, full_check=True)
     assert model.opset_import[0].version == opset and model.ir_version == format_
     read = {name for node in model.graph.node for name in node.input}
@@ -102,10 +105,10 @@ def test_an_older_opset_is_the_same_model(
         make is Images
     )
     for size in (1, 3):
-        found = run(bundle / "student.onnx", x[:1].expand(size, *x.shape[1:]).contiguous())
+        found = run(file, x[:1].expand(size, *x.shape[1:]).contiguous())
         wanted = net(x[:1]).detach().numpy()
         np.testing.assert_allclose(found, np.repeat(wanted, size, 0), atol=1e-5)
-    assert opdf.verify(bundle, only="structure,numerics")
+    assert opdf.verify(made, only="structure,numerics" if bundled else "numerics")
 
 
 @pytest.mark.parametrize(

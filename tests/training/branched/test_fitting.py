@@ -89,12 +89,13 @@ class Evaluating(Functional):
 def test_functions_on_the_tensors_of_modules(kind: type[Stack], tmp_path: Any) -> None:
     """A module in the convolution's place would not be called: branches and norm would be lost."""
     plain = student(kind)
-    plan = planned(plain)
+    traced = opdf.trace(plain, (batch(),))
+    plan = opdf.plan(traced, parametrization="repvgg")
     assert [site.modules for site in plan.sites] == [False, True]
     plan.save(tmp_path / "plan.json")
     with pytest.raises(PlanError, match=r"'body\.0\.weight' is computed by functions"):
         opdf.branch(plain, opdf.Plan.load(tmp_path / "plan.json"))
-    training = opdf.expand(opdf.trace(plain, (batch(),)), plan).eval()
+    training = opdf.expand(traced, plan).eval()
     assert torch.equal(training(batch()), plain.eval()(batch()))
 
 
@@ -102,10 +103,11 @@ def test_a_convolution_that_pads_by_itself() -> None:
     """Its branches would read the input without that border; the graph has it as an op."""
     plain = student()
     plain.body[0] = nn.Conv2d(3, 6, 3, padding=1, padding_mode="reflect").double()
-    plan = planned(plain, "mobileone(copies=2)")
+    traced = opdf.trace(plain, (batch(),))
+    plan = opdf.plan(traced, parametrization="mobileone(copies=2)")
     with pytest.raises(PlanError, match="padding_mode='reflect'"):
         opdf.branch(plain, plan)
-    training = opdf.expand(opdf.trace(plain, (batch(),)), plan).eval()
+    training = opdf.expand(traced, plan).eval()
     assert torch.equal(training(batch()), plain.eval()(batch()))
 
 

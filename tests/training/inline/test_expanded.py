@@ -21,7 +21,10 @@ from opdf_compile.training.inline.expanded import Expanded
 
 
 def grow(model: nn.Module, *args: Any, **options: Any) -> Expanded:
-    traced = opdf.trace(model, args)
+    return grown(opdf.trace(model, args), **options)
+
+
+def grown(traced: opdf.Traced, **options: Any) -> Expanded:
     return opdf.expand(traced, opdf.plan(traced, **({"min_size": 1, "cores": 3} | options)))
 
 
@@ -74,8 +77,8 @@ def test_a_zero_weight_trains() -> None:
     assert any(core.grad.abs().max() > 0 for core in expanded.cores("weight"))
 
 
-def test_state_dict_keys_and_what_is_trained(student: nn.Module, ids: Tensor) -> None:
-    expanded = grow(student, ids)
+def test_state_dict_keys_and_what_is_trained(student: nn.Module, graphs: opdf.Traced) -> None:
+    expanded = grown(graphs)
     planned = {entry.key for entry in expanded.plan.entries}
     assert planned == {"mix.weight", "shared.weight"}
     state = set(expanded.state_dict())
@@ -97,8 +100,8 @@ def test_expand_owns_its_tensors(student: nn.Module, ids: Tensor) -> None:
     assert all(p.grad is None for p in student.parameters())
 
 
-def test_dropout_and_frozen_norm(student: nn.Module, ids: Tensor) -> None:
-    expanded = grow(student, ids)
+def test_dropout_and_frozen_norm(graphs: opdf.Traced, ids: Tensor) -> None:
+    expanded = grown(graphs)
     assert expanded.training
     frozen = expanded.tree.get_buffer("frozen_norm.running_mean").clone()
     assert not torch.equal(expanded(ids), expanded(ids))
@@ -113,8 +116,10 @@ def test_the_flag_is_that_of_the_student() -> None:
     assert not grow(nn.Linear(8, 8).eval(), torch.randn(2, 8)).training
 
 
-def test_a_tied_embedding_reads_the_composed_weight(student: nn.Module, ids: Tensor) -> None:
-    expanded = grow(student, ids, include=["*"]).eval()
+def test_a_tied_embedding_reads_the_composed_weight(
+    student: nn.Module, graphs: opdf.Traced, ids: Tensor
+) -> None:
+    expanded = grown(graphs, include=["*"]).eval()
     assert "table.weight" not in expanded.state_dict()
     close(expanded(ids), student.eval()(ids))
     with torch.no_grad():
@@ -280,8 +285,8 @@ def test_cuda(student: nn.Module, ids: Tensor) -> None:
 # copies, files, wrappers
 
 
-def test_deepcopy_is_independent(student: nn.Module, ids: Tensor) -> None:
-    expanded = grow(student, ids).eval()
+def test_deepcopy_is_independent(graphs: opdf.Traced, ids: Tensor) -> None:
+    expanded = grown(graphs).eval()
     twin = copy.deepcopy(expanded)
     wanted = expanded(ids)
     with torch.no_grad():
@@ -293,9 +298,8 @@ def test_deepcopy_is_independent(student: nn.Module, ids: Tensor) -> None:
     assert set(map(id, twin.tree.parameters())) == set(map(id, twin.parameters()))
 
 
-def test_state_dict_round_trip(student: nn.Module, ids: Tensor) -> None:
-    expanded = grow(student, ids).eval()
-    other = grow(student, ids).eval()
+def test_state_dict_round_trip(graphs: opdf.Traced, ids: Tensor) -> None:
+    expanded, other = grown(graphs).eval(), grown(graphs).eval()
     with torch.no_grad():
         for parameter in expanded.parameters():
             parameter.add_(0.01)

@@ -5,6 +5,7 @@ The oracle of the first ones is the inline form: the same optimizer over an Expa
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -100,6 +101,12 @@ def network(bias: bool = True) -> nn.Sequential:
     return nn.Sequential(*layers).double()
 
 
+@functools.cache
+def graphs(bias: bool) -> opdf.Traced:
+    """Of a network of its own, which nobody changes."""
+    return opdf.trace(network(bias), (X,))
+
+
 def loss_of(model: Callable[[Tensor], Tensor]) -> Tensor:
     return model(X).square().mean()
 
@@ -138,7 +145,7 @@ def test_a_step_with_a_closure_is_that_of_the_inline_form(form: str, bias: bool)
     make, options, clear = FORMS[form]
     model = network(bias)
     plan = opdf.plan(model, cores=3, min_size=0)
-    inline = opdf.expand(opdf.trace(network(bias), (X,)), plan)
+    inline = opdf.expand(graphs(bias), plan)
     one = opdf.Overparam(model, make, plan=plan, decay="cores", **options)
     other = make(inline.parameters(), **options)
     for _ in range(5):

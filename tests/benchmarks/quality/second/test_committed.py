@@ -19,13 +19,18 @@ RUNS = RESULTS / "second-development.jsonl"
 NAME = "second-development"
 
 
-@pytest.fixture(name="tables")
-def made(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("committed")
+
+
+@pytest.fixture(scope="module", name="tables")
+def made(folder: Path) -> dict[str, str]:
     """Of copies: a store drops a damaged last line from its file."""
-    copies = [tmp_path / RUNS.name, tmp_path / "second-confirmation.jsonl"]
+    copies = [folder / RUNS.name, folder / "second-confirmation.jsonl"]
     for copy in copies:
         copy.write_bytes((RESULTS / copy.name).read_bytes())
-    return write(*copies, path=tmp_path / "second.json")
+    return write(*copies, path=folder / "second.json")
 
 
 def test_the_page_shows_the_committed_runs(tables: dict[str, str]) -> None:
@@ -35,9 +40,9 @@ def test_the_page_shows_the_committed_runs(tables: dict[str, str]) -> None:
 
 
 def test_the_committed_rows_are_those_of_the_committed_runs(
-    tables: dict[str, str], tmp_path: Path
+    tables: dict[str, str], folder: Path
 ) -> None:
-    made = json.loads((tmp_path / "second.json").read_text())
+    made = json.loads((folder / "second.json").read_text())
     assert "second-primary" in tables and made["rows"]
     assert json.loads((RESULTS / "second.json").read_text()) == made
 

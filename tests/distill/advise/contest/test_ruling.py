@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 
 import numpy as np
@@ -132,6 +133,13 @@ def drawn(
     return ruling(plain, scores(longer), *contenders)
 
 
+@functools.cache
+def nulls(grain: float) -> list[Ruling]:
+    """Contests in which nobody has a gain."""
+    rng = np.random.default_rng(0)
+    return [drawn(rng, grain=grain) for _ in range(COUNT)]
+
+
 COUNT = 400
 # As many of so many contests say "use" with a chance of one in a thousand, if each does with 5 %.
 MOST = int(stats.binom.ppf(0.999, COUNT, 0.05))
@@ -141,16 +149,14 @@ MOST = int(stats.binom.ppf(0.999, COUNT, 0.05))
     "grain", [0.0, *(pytest.param(grain, marks=pytest.mark.slow) for grain in (1.0, 3.0))]
 )
 def test_null_contests_say_use_in_at_most_five_of_a_hundred(grain: float) -> None:
-    rng = np.random.default_rng(0)
-    found = [drawn(rng, grain=grain) for _ in range(COUNT)]
+    found = nulls(grain)
     assert sum(one.verdict == "use" for one in found) <= MOST
 
 
 @pytest.mark.parametrize("grain", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_without_the_correction_for_six_duels_it_would_be_too_many(grain: float) -> None:
     """So the bound can fail; at a coarser grain most differences are equal, and none is shown."""
-    rng = np.random.default_rng(0)
-    found = [drawn(rng, grain=grain) for _ in range(COUNT)]
+    found = nulls(grain)
     bare = sum(
         any(b.duel.shown() > 0 for s in one.contenders for b in s.bouts.values()) for one in found
     )
