@@ -247,6 +247,7 @@ def test_ddp(tmp_path: Path):
     assert shared["met"] is False
 
 
+@pytest.mark.slow
 def test_graph_scale(tmp_path: Path):
     path, picture = tmp_path / "scale.json", tmp_path / "scale.png"
     words = ("--rounds", "1", "--plot", str(picture))

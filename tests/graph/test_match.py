@@ -258,6 +258,7 @@ def test_a_nested_graph_is_looked_into() -> None:
     assert (row.key, row.flops) == ("inner.weight", 2 * 2 * 8 * 8)
 
 
+@pytest.mark.slow
 def test_attention_products_are_not_weights() -> None:
     layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
     report = found(layer, 2, 5, 16)

@@ -77,6 +77,7 @@ def test_the_rate_is_chosen_by_mean_validation_accuracy(
     assert choose_rate(curves) == wanted
 
 
+@pytest.mark.slow
 def test_the_same_race_gives_the_same_accuracies(job: Job, found: Outcomes) -> None:
     """And leaves the caller's random state as it was."""
     torch.manual_seed(1234)
@@ -93,11 +94,16 @@ def test_no_choice_looks_at_the_test_part(job: Job, found: Outcomes) -> None:
     test = job.data.test
     assert isinstance(test, Table)
     wrong = Table({**test.columns, "labels": (test.columns["labels"] + 1) % 10})
+    torch.manual_seed(1234)
+    state = torch.random.get_rng_state()
     again = raced(replace(job, data=replace(job.data, test=wrong)))
+    assert torch.equal(torch.random.get_rng_state(), state), "the caller's random numbers"
     assert again.plain.rate == found.plain.rate
     assert again.overparam.rate == found.overparam.rate
     assert again.plain.validation == found.plain.validation
     assert again.overparam.validation == found.overparam.validation
+    losses = [[c.loss for c in race.overparam.curves] for race in (again, found)]
+    assert losses[0] == losses[1]
     assert again.plain.accuracies != found.plain.accuracies
 
 

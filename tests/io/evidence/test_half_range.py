@@ -84,7 +84,11 @@ def gathered(model: nn.Module, args: tuple[Tensor, ...]) -> CheckData:
     )
 
 
-@pytest.mark.parametrize("name", MASKINGS)
+# The others give the graph an operator and a number as one of these does.
+NUMBERS = {"masked_fill", "an integer", "lowest", "full", "a tensor", "added", "alpha", "nested"}
+
+
+@pytest.mark.parametrize("name", quick(MASKINGS, NUMBERS))
 def test_a_mask_becomes_the_lowest_number(name: str, caplog: pytest.LogCaptureFixture) -> None:
     data = gathered(Attention(MASKINGS[name]), inputs())
     (note,) = data.notes
@@ -144,8 +148,8 @@ def test_a_model_that_is_half_already(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    # A number of the graph, and a tensor of the program.
-    ["masked_fill", pytest.param("added", marks=pytest.mark.slow), "a tensor"],
+    # A number of the graph; tensors of a program are fitted below.
+    quick(["masked_fill", "added", "a tensor"], {"masked_fill"}),
 )
 def test_a_program_without_its_module(tmp_path: Path, name: str) -> None:
     program = torch.export.export(Attention(MASKINGS[name]).eval(), inputs(), strict=False)

@@ -90,6 +90,7 @@ def test_default_dtype_comes_back_after_an_error() -> None:
     assert torch.get_default_dtype() is torch.float32
 
 
+@pytest.mark.slow
 def test_llama_with_its_hard_coded_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     prepare_torchvision()
     import transformers

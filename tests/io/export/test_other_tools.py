@@ -63,7 +63,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
 }
 
 
-@pytest.fixture(scope="module", params=quick(NETS, {"tokens", "steps"}))
+@pytest.fixture(scope="module", params=quick(NETS, {"tokens"}))
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     make, shape, linears = NETS[request.param]
     torch.manual_seed(0)

@@ -194,6 +194,7 @@ def test_a_program_that_was_exported_again_is_folded_without_its_plan(
     assert list(whole.state) == list(student.state_dict())
 
 
+@pytest.mark.slow
 def test_the_program_that_was_exported_again_gives_the_weights(
     files: dict[str, Path], oracle: Student
 ) -> None:

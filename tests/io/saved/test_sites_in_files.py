@@ -22,17 +22,19 @@ from opdf_compile.training import Expanded
 CLOSE = {"rtol": 0.0, "atol": 1e-13}
 
 FORMS = ("repvgg", "dbb")
+# A site of dbb is a large program: one shows what a stack of them would.
+DEPTH = {"repvgg": 2, "dbb": 1}
 
 
 def expanded(form: str) -> tuple[nn.Module, Expanded]:
     torch.manual_seed(0)
-    plain = stirred(Stack()).double()
+    plain = stirred(Stack(depth=DEPTH[form])).double()
     traced = opdf.trace(plain, (batch(),))
     return plain, opdf.expand(traced, opdf.plan(traced, parametrization=form))
 
 
 def run(state: dict[str, Tensor]) -> Tensor:
-    student = Stack().double().eval()
+    student = Stack(depth=sum(name.endswith("running_mean") for name in state)).double().eval()
     student.load_state_dict(state)
     made: Tensor = student(batch())
     return made
@@ -144,7 +146,7 @@ def test_the_trained_state_alone(tmp_path: Path) -> None:
 
 def test_what_was_frozen_stays_frozen(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    plain = stirred(Stack()).double()
+    plain = stirred(Stack(depth=1)).double()
     plain.body[1].weight.requires_grad_(False)
     traced = opdf.trace(plain, (batch(),))
     training = opdf.expand(traced, opdf.plan(traced, parametrization="repvgg"))

@@ -41,11 +41,11 @@ def coverage(level: float, sessions: int, blocks: int, between: float, within: f
     [
         (3, 12, 0.01, 0.02),
         (4, 12, 0.0, 0.03),
-        (4, 12, 0.02, 0.01),
-        (6, 12, 0.01, 0.03),
+        pytest.param(*(4, 12, 0.02, 0.01), marks=pytest.mark.slow),
+        pytest.param(*(6, 12, 0.01, 0.03), marks=pytest.mark.slow),
         (6, 12, 0.02, 0.005),
         (13, 6, 0.0, 0.02),
-        (20, 6, 0.005, 0.03),
+        pytest.param(*(20, 6, 0.005, 0.03), marks=pytest.mark.slow),
     ],
 )
 def test_the_interval_covers_the_truth_in_nine_of_ten_cases(

@@ -90,7 +90,7 @@ def live(rows: tuple[Row, ...]) -> bool:
     return len(reached) == len(rows)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(dags(), st.integers(0, 99), st.integers(0, 99))
 def test_a_graph_equals_itself_under_other_names_and_order(
     rows: tuple[Row, ...], first: int, second: int
@@ -98,7 +98,7 @@ def test_a_graph_equals_itself_under_other_names_and_order(
     assert not compare_models(to_onnx(rows, first), to_onnx(rows, second)).differences
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(dags(), st.data())
 def test_one_random_change_is_judged_as_the_oracle_judges_it(
     rows: tuple[Row, ...], data: st.DataObject
@@ -117,7 +117,7 @@ def test_one_random_change_is_judged_as_the_oracle_judges_it(
     assert not found or isomorphic(rows, other)
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(dags(), dags())
 def test_two_random_graphs_are_judged_as_the_oracle_judges_them(
     a: tuple[Row, ...], b: tuple[Row, ...]

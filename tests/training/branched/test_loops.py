@@ -97,7 +97,7 @@ def test_a_loss_scaler() -> None:
         torch.testing.assert_close(value, results[1][name], **CLOSE)
 
 
-@pytest.mark.parametrize("make", [branched, inline])
+@pytest.mark.parametrize("make", quick([branched, inline], {branched}))
 def test_two_forwards_before_one_backward(make: Any) -> None:
     """Siamese losses do it. The sum of two backwards is what one backward of the sum must give."""
     apart, together = make("dbb(start=published)"), make("dbb(start=published)")
@@ -144,7 +144,7 @@ def test_the_border_of_a_checkpointed_branch_is_that_of_later_statistics() -> No
     ("form", "make"),
     [
         ("repvgg", branched),
-        ("repvgg", inline),
+        pytest.param("repvgg", inline, marks=pytest.mark.slow),
         pytest.param("dbb", inline, marks=pytest.mark.slow),
         pytest.param("dbb", branched, marks=pytest.mark.slow),
     ],

@@ -15,6 +15,7 @@ from torch.optim import SGD, AdamW, Optimizer
 import opdf_compile as opdf
 
 Make = Callable[[Any], Optimizer]
+STEPS = 12
 OPTIMIZERS: dict[str, Make] = {
     # eps above the noise of gradients that are zero, such as that of a bias before BatchNorm.
     "AdamW": lambda params: AdamW(params, lr=2e-3, weight_decay=0.05, eps=1e-5),
@@ -108,22 +109,22 @@ def test_all_forms_go_the_way_of_the_inline_form(
     plan = opdf.plan(traced, cores=3, min_size=1, include=KEYS)
     assert len(plan.entries) == 6
     assert any(entry.aliases == ("first.head.weight",) for entry in plan.entries)
-    wanted = inline(traced, plan, ids, make, 30)
+    wanted = inline(traced, plan, ids, make, STEPS)
     for form, options in FORMS.items():
-        found = hoisted(model, plan, ids, make, 30, **options)
+        found = hoisted(model, plan, ids, make, STEPS, **options)
         assert distance(found, wanted) <= limit, form
         assert torch.equal(found.first.frozen.weight, model.first.frozen.weight)
         assert found.first.head.weight is found.first.table.weight
     # The measure can fail: training went somewhere, and over-parameterised training is not plain.
     assert distance(wanted, model) > 1e-2
-    assert distance(plain(model, ids, make, 30), wanted) > 1e-3
+    assert distance(plain(model, ids, make, STEPS), wanted) > 1e-3
 
 
 @pytest.mark.parametrize("name", quick(OPTIMIZERS, {"AdamW"}))
 def test_one_step_less_is_another_way(student: nn.Module, ids: Tensor, name: str) -> None:
     model = Deep(student)
     plan = opdf.plan(model, cores=3, min_size=1)
-    ways = [hoisted(model, plan, ids, OPTIMIZERS[name], steps) for steps in (30, 29)]
+    ways = [hoisted(model, plan, ids, OPTIMIZERS[name], steps) for steps in (STEPS, STEPS - 1)]
     assert distance(*ways) > 1e-4
 
 

@@ -121,6 +121,7 @@ class Case:
     kwargs: dict[str, Any] = field(default_factory=dict)
     dynamic: Any = None
     rung: str = "dynamic"
+    quick: bool = False
 
 
 def x(*size: int) -> Tensor:
@@ -134,7 +135,7 @@ CASES = [
     Case(Named, (Point(x(), x()),), ("point_a", "point_b"), ("a", "b")),
     Case(Dicts, ({"x": x(), "in": {"w": x()}},), ("d_x", "d_in_w"), ("y", "deep_z_0")),
     Case(Dataclasses, (Batch(IDS, MASK),), ("batch_ids", "batch_mask"), ("logits", "parts_sum")),
-    Case(Dataclasses, (Batch(IDS),), ("batch_ids",), ("logits", "parts_sum")),
+    Case(Dataclasses, (Batch(IDS),), ("batch_ids",), ("logits", "parts_sum"), quick=True),
     Case(Optional, (x(),), ("x",), ("y",)),
     Case(Optional, (x(), None), ("x",), ("y",), {"other": None}),
     Case(Optional, (x(),), ("x", "mask"), ("y",), {"mask": x()}),
@@ -154,11 +155,17 @@ CASES = [
         ("output",),
         dynamic={"x": ("B", "S", 16), "y": ("B", "T", 16)},
     ),
-    Case(Collects, (x(), x()), ("xs_0", "xs_1", "bias"), ("output",), {"gain": 2.0, "bias": x()}),
+    Case(
+        Collects,
+        (x(), x()),
+        ("xs_0", "xs_1", "bias"),
+        ("output",),
+        {"gain": 2.0, "bias": x()},
+        quick=True,
+    ),
     Case(Collects, (x(1, 16), x(1, 16)), ("xs_0", "xs_1", "bias"), ("output",), {"bias": x(1, 16)}),
     Case(Nothing, (), (), ("output",), rung="static"),
 ]
-QUICK = {Dataclasses, Collects}
 
 
 def named(case: Case) -> str:
@@ -166,10 +173,7 @@ def named(case: Case) -> str:
 
 
 def quick_first(cases: list[Case]) -> list[Any]:
-    return [
-        pytest.param(c, id=named(c), marks=() if c.student in QUICK else pytest.mark.slow)
-        for c in cases
-    ]
+    return [pytest.param(c, id=named(c), marks=() if c.quick else pytest.mark.slow) for c in cases]
 
 
 @pytest.mark.parametrize("case", quick_first(CASES))
