@@ -99,7 +99,7 @@ def test_the_cache_goes_on_at_the_first_missing_file(
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
-def test_a_signal_saves_and_says_how_to_go_on(
+def test_a_signal_saves_and_says_how_to_go_on_and_a_finished_run_is_not_done_again(
     number: signal.Signals, make: Any, tmp_path: Path, outcome: Outcome
 ) -> None:
     def watch(event: Any) -> None:
@@ -113,16 +113,12 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert signal.getsignal(number) is before
     assert (tmp_path / "parts" / "checkpoints" / "step-000005").is_dir()
     run(make(), tmp_path / "parts")
-    run(make(), tmp_path / "whole")
+    first = run(make(), tmp_path / "whole")
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
 
-
-def test_a_finished_run_is_not_done_again(make: Any, tmp_path: Path) -> None:
-    first = run(make(), tmp_path / "run")
-    log = (tmp_path / "run" / "log.jsonl").stat()
-    again = run(make(), tmp_path / "run")
-    assert again == first
-    assert (tmp_path / "run" / "log.jsonl").stat().st_mtime_ns == log.st_mtime_ns
+    log = (tmp_path / "whole" / "log.jsonl").stat()
+    assert run(make(), tmp_path / "whole") == first
+    assert (tmp_path / "whole" / "log.jsonl").stat().st_mtime_ns == log.st_mtime_ns
 
 
 @pytest.mark.slow
