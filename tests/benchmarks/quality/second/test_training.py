@@ -112,7 +112,10 @@ def test_a_weight_only_run_is_a_loop_with_overparam(problem: Problem) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    quick((m.name for m in METHODS if 1 in m.axes), {"plain", "mobileone", "hyperball", "mpo"}),
+    quick(
+        (m.name for m in METHODS if 1 in m.axes),
+        {"plain", "mobileone", "hyperball", "repopt", "mpo"},
+    ),
 )
 def test_every_method_trains_with_each_of_its_optimizers(problem: Problem, name: str) -> None:
     for optimizer in BY_NAME[name].centres:
