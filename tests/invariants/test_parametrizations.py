@@ -162,9 +162,9 @@ def require_equal(state: dict[str, Tensor], folded: nn.Module) -> None:
         torch.testing.assert_close(state[key], value, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "spectral" else pytest.param(n, marks=pytest.mark.slow) for n in NAMES]
-)
+# In every run those of md, in test_md.py, and tensors alone, above.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
 def test_files(name: str, traced: opdf.Traced, tmp_path: Path) -> None:
     inline = opdf.expand(traced, plan_of(traced, name))
     with torch.no_grad():
@@ -233,7 +233,7 @@ def test_decay_of_a_weight_that_is_trained_in_part_is_refused(name: str) -> None
         opt.step()
 
 
-@pytest.mark.parametrize("name", quick(NAMES, {"md", "orepa", *FROZEN}))
+@pytest.mark.parametrize("name", quick(NAMES, {"md", "orepa", "spectral(residual=frozen)"}))
 def test_what_is_not_trained_stays_and_is_kept(
     name: str, traced: opdf.Traced, tmp_path: Path
 ) -> None:

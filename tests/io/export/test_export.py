@@ -443,6 +443,7 @@ def test_unfolded_student_is_refused(tmp_path: Path) -> None:
     export_onnx(fold(expanded), (torch.rand(2, 64),), tmp_path / "m.onnx")
 
 
+@pytest.mark.slow
 def test_archive_exports_its_eval_program(tmp_path: Path) -> None:
     model = ConvNet()
     programs = dict(trace(model, (torch.rand(2, 3, 8, 8),)).programs)

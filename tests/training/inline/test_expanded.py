@@ -41,7 +41,10 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
         (nn.Conv2d(8, 8, 3, groups=8), (2, 8, 6, 6)),
         (nn.Conv3d(4, 6, (1, 3, 1)), (2, 4, 4, 4, 4)),
         (nn.ConvTranspose2d(6, 4, 2, stride=2, groups=2), (2, 6, 4, 4)),
-        (nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), (2, 5, 16)),
+        pytest.param(
+            *(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True), (2, 5, 16)),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["linear", "conv1d", "depthwise", "conv3d", "transposed", "transformer"],
 )

@@ -46,6 +46,7 @@ def run(method: str, trial: Trial, seed: int = 1000) -> Run:
     return Run(TEXT, TEXT_STUDENT, "distil", method, STEPS, trial, seed)
 
 
+@pytest.mark.slow
 def test_a_plain_run_is_a_loop_by_hand(problem: TextProblem) -> None:
     found = train(problem, run("plain", Trial("adamw", -6)))
     corpus, rate = problem.corpus, 1e-3
