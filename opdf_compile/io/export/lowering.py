@@ -10,6 +10,7 @@ the same bits from both files, operator by operator.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -182,7 +183,7 @@ def _compare(
             )
 
 
-def unoptimised(proto: onnx.ModelProto) -> Callable[[Mapping[str, Any]], list[Any]]:
+def unoptimised(model: onnx.ModelProto | Path) -> Callable[[Mapping[str, Any]], list[Any]]:
     """The runtime on the CPU, operator by operator, so that no optimisation makes a difference.
 
     Raises:
@@ -195,6 +196,6 @@ def unoptimised(proto: onnx.ModelProto) -> Callable[[Mapping[str, Any]], list[An
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = run_options.log_severity_level = _FATAL_ONLY
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    text = proto.SerializeToString()
-    session = ort.InferenceSession(text, options, providers=["CPUExecutionProvider"])
+    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    session = ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     return lambda feeds: [np.asarray(v) for v in session.run(None, dict(feeds), run_options)]

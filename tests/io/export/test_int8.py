@@ -17,6 +17,7 @@ from torch import nn
 
 from opdf_compile.errors import ExportError, InputError
 from opdf_compile.io import build_export, quantise
+from opdf_compile.io.export.lowering import unoptimised
 from opdf_compile.parity import ArraySession, resolve_device
 
 
@@ -184,3 +185,73 @@ def test_what_cannot_be_quantised_is_said_and_nothing_is_written(tmp_path: Path)
     with pytest.raises(ExportError, match="cannot quantise the model to int8"):
         quantise(onnx.ModelProto(), [], tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == []
+
+
+class Pooled(nn.Module):
+    """On an odd size the last windows of the pool reach over the end."""
+
+    def __init__(self, padding: int = 0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 4, 1)
+        self.pool = nn.AvgPool2d(3, 2, padding=padding, ceil_mode=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.pool(self.conv(x))
+        return found
+
+
+class TurnedNorm(nn.Module):
+    """A layer norm of mean - x, which the runtime's fusion takes for one of x - mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.first(x)
+        away = x.mean(-1, keepdim=True) - x
+        norm = away / torch.sqrt((away**2).mean(-1, keepdim=True) + 1e-5)
+        found: torch.Tensor = self.last(norm * torch.linspace(0.5, 2, 8) + torch.linspace(-1, 1, 8))
+        return found
+
+
+def test_the_last_windows_of_a_pool_divide_by_the_cells_that_are_there(tmp_path: Path) -> None:
+    """Edges had half of the value and the corner a quarter."""
+    torch.manual_seed(0)
+    network, x = Pooled().eval(), torch.rand(64, 2, 6, 6) + 1
+    quantise(build_export(network, (x[:2],)).model, feeds(x), tmp_path / "a.onnx")
+    with torch.no_grad():
+        wanted = network(x).numpy()
+    runner = ArraySession(tmp_path / "a.onnx", resolve_device("cpu"), unsaturated=True)
+    (found,) = runner({"x": x.numpy()}).values()
+    assert abs(found - wanted).max() < 8 * np.ptp(wanted) / 255
+
+
+def test_a_padded_pool_that_rounds_up_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    x = torch.rand(4, 2, 6, 6)
+    quantise(build_export(Pooled(1).eval(), (x[:2],)).model, feeds(x), tmp_path / "a.onnx")
+    assert "divides its last windows by cells that do not exist" in caplog.text
+
+
+def test_no_optimisation_of_another_function_is_in_the_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file had the norm with its sign turned around: its outputs went against the model's."""
+    torch.manual_seed(0)
+    network, x = TurnedNorm().eval(), torch.randn(64, 8)
+    quantise(build_export(network, (x[:2],), opset=18).model, feeds(x), tmp_path / "a.onnx")
+    assert "onnxruntime makes another function of the model" in caplog.text
+    with torch.no_grad():
+        wanted = network(x).numpy()
+    (found,) = unoptimised(tmp_path / "a.onnx")({"x": x.numpy()})
+    assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
+
+
+def test_a_graph_that_means_the_same_is_optimised_without_a_word(
+    written: tuple[nn.Module, Path], inputs: torch.Tensor, tmp_path: Path, caplog: Any
+) -> None:
+    network, _ = written
+    quantise(build_export(network, (inputs[:2],)).model, feeds(inputs), tmp_path / "a.onnx")
+    assert not [record for record in caplog.records if record.name == "opdf_compile"]
