@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from opdf_compile.artefacts import CheckData
+from opdf_compile.errors import DeviceError
 from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.numerics.drawing import drawing_outputs
 from opdf_compile.parity.numerics.evidence import Evidence, read_evidence
@@ -70,6 +71,8 @@ def check_numerics(
         ours.data.dtype, None if theirs is None else theirs.data.dtype, found, peers
     )
     result = _result(found, ours.data, precision)
+    if result.verdict == "fail":
+        result = replace(result, notes=(*result.notes, *_of_the_runtime(ours, device, peers)))
     if not ours.rewritten:
         return result
     if theirs is not None and theirs.rewritten:
@@ -121,13 +124,30 @@ def _of_copies(
     return replace(result, verdict="not_checked", outputs=(), worst=sentence)
 
 
-def _judged(
+def _of_the_runtime(
     evidence: Evidence, device: Device, peers: Mapping[str, Peer]
+) -> tuple[str, ...]:
+    """A sentence where the runtime's own graph passes are what changes the numbers."""
+    try:
+        found = _judged(evidence, device, peers, optimised=False)
+    except DeviceError:  # It does not run as it stands: nothing to tell.
+        return ()
+    if any(error.excess > 1 for error in found):
+        return ()
+    return (
+        "without its graph optimisation onnxruntime computes the right numbers from this file: one "
+        "of its passes makes another function of it; write the operation in another way, or load "
+        "the file with graph_optimization_level ORT_DISABLE_ALL or the pass in disabled_optimizers",
+    )
+
+
+def _judged(
+    evidence: Evidence, device: Device, peers: Mapping[str, Peer], *, optimised: bool = True
 ) -> tuple[OutputError, ...]:
     """Every output against its truth, and against random numbers that the file draws itself."""
     data = evidence.data
     try:
-        outputs = evidence.run(device)
+        outputs = evidence.run(device, optimised=optimised)
     except StopsAtSize as stop:
         return tuple(unusable(name, str(stop)) for name in data.output_names)
     drawing = drawing_outputs(evidence.model)

@@ -70,7 +70,12 @@ def resolve_device(device: str = "auto") -> Device:
 
 
 def open_session(
-    path: PathLike, device: Device, *, threads: int | None = None, unsaturated: bool = False
+    path: PathLike,
+    device: Device,
+    *,
+    threads: int | None = None,
+    unsaturated: bool = False,
+    optimised: bool = True,
 ) -> onnxruntime.InferenceSession:
     """Parse and check a file, then make a session for it with so many threads in one operator.
 
@@ -81,6 +86,7 @@ def open_session(
         unsaturated: Sums of int8 products as the file means them on every processor. Without VNNI
             an x86 adds two products in 16 bits and cuts off what is larger: faster, and what a
             deployment there does.
+        optimised: Let the runtime rewrite the graph, as it does unless told otherwise.
 
     Raises:
         ArtefactError: The file is missing, no ONNX model, or the runtime refuses the graph.
@@ -90,6 +96,8 @@ def open_session(
     options = session_options(threads)
     if unsaturated:
         options.add_session_config_entry("session.x64quantprecision", "1")
+    if not optimised:
+        options.graph_optimization_level = type(options.graph_optimization_level).ORT_DISABLE_ALL
     return create_session(path, device, options)
 
 
