@@ -40,7 +40,7 @@ def differences(rows: Sequence[Row], path: Path) -> None:
     ]
     mine = [row for row in shown if row.outcome.method == PRIMARY]
     others = [row for row in shown if row.outcome.regime == "fixed"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
     regimes = [name for name in REGIMES if any(row.outcome.regime == name for row in mine)]
     tasks = list(dict.fromkeys(row.outcome.task for row in mine))
     for name in regimes:
@@ -75,4 +75,5 @@ def _axis(axis: Axes, names: Sequence[str], title: str) -> None:
     axis.set_title(title, fontsize=10)
     axis.set_xlabel("points of test accuracy above plain distillation", fontsize=9)
     axis.grid(axis="x", alpha=0.3)
-    axis.legend(fontsize=8)
+    # Below, where it covers no interval.
+    axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=3, frameon=False)
