@@ -135,9 +135,10 @@ def _of_the_runtime(
     if any(error.excess > 1 for error in found):
         return ()
     return (
-        "without its graph optimisation onnxruntime computes the right numbers from this file: one "
-        "of its passes makes another function of it; write the operation in another way, or load "
-        "the file with graph_optimization_level ORT_DISABLE_ALL or the pass in disabled_optimizers",
+        "without its graph optimisation onnxruntime keeps this file's numbers within the "
+        "tolerance, so one of its passes is what moves them; write the operation in another way, "
+        "or load the file with graph_optimization_level ORT_DISABLE_ALL or the pass in "
+        "disabled_optimizers",
     )
 
 

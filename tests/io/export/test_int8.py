@@ -17,6 +17,7 @@ from torch import nn
 
 from opdf_compile.errors import ExportError, InputError
 from opdf_compile.io import build_export, quantise
+from opdf_compile.io.export.int8 import _near
 from opdf_compile.io.export.lowering import unoptimised
 from opdf_compile.parity import ArraySession, resolve_device
 
@@ -247,6 +248,23 @@ def test_no_optimisation_of_another_function_is_in_the_file(
         wanted = network(x).numpy()
     (found,) = unoptimised(tmp_path / "a.onnx")({"x": x.numpy()})
     assert np.linalg.norm(found - wanted) < 0.05 * np.linalg.norm(wanted)
+
+
+@pytest.mark.parametrize(
+    ("other", "near"),
+    [
+        ([[1.0, 2.0]], True),
+        ([[1.0, 2.0006]], True),
+        ([[1.0, 2.001]], False),
+        ([[1.0, np.nan]], False),
+        ([[1.0]], False),
+        ([[1.0, 2.0, 3.0]], False),
+    ],
+)
+def test_near_is_half_of_the_digits_in_every_entry(other: list[list[float]], near: bool) -> None:
+    """The square root of float32's 1.2e-7 is 3.5e-4 of the largest entry."""
+    one = np.array([[1.0, 2.0]], np.float32)
+    assert _near(one, np.array(other, np.float32)) is near
 
 
 def test_a_graph_that_means_the_same_is_optimised_without_a_word(
