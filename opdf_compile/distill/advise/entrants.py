@@ -20,7 +20,7 @@ from opdf_compile.planning import plan as choose_plan
 
 _LOG = logging.getLogger("opdf_compile")
 PLAIN = "plain"
-# In study 2 they ended above tuned plain training on some tasks, and cost little (docs/evidence.md).
+# In study 2 they ended above tuned plain training on some tasks, at little cost (docs/evidence.md).
 # Chains race where a recipe asks for them, or names nothing.
 PROPOSED = ("md", "hyperball")
 
