@@ -83,7 +83,15 @@ def asked_axes(ranks: Mapping[str, int], dynamic: Dynamic) -> dict[str, dict[int
             f"dynamic names the input {unknown[0]!r}, the tensor inputs are "
             f"{', '.join(ranks) or 'none'}; use one of these names"
         )
-    return {name: _by_axis(name, ranks[name], axes) for name, axes in asked.items()}
+    found = {name: _by_axis(name, ranks[name], axes) for name, axes in asked.items()}
+    for name, axes in found.items():
+        for axis, letter in axes.items():
+            if not isinstance(letter, str | int | None):
+                raise InputError(
+                    f"dynamic gives {letter!r} for axis {axis} of {name!r}, wanted a letter for a "
+                    "free axis, or for a fixed one None or the example's size"
+                )
+    return found
 
 
 def _by_axis(name: str, rank: int, axes: Axes) -> dict[int, Any]:
@@ -111,9 +119,9 @@ def _by_axis(name: str, rank: int, axes: Axes) -> dict[int, Any]:
 def _letters(name: str, leaf: Tensor, axes: Mapping[int, Any]) -> dict[int, str]:
     """The letters of the free axes; a number must be the size that the example has there."""
     for axis, letter in axes.items():
-        if not isinstance(letter, str) and letter not in (None, leaf.shape[axis]):
+        if isinstance(letter, int) and letter != leaf.shape[axis]:
             raise InputError(
-                f"dynamic gives {letter!r} for axis {axis} of {name!r}, wanted a letter for a free "
+                f"dynamic gives {letter} for axis {axis} of {name!r}, wanted a letter for a free "
                 f"axis, or for a fixed one None or the example's size, {leaf.shape[axis]}"
             )
     return {axis: letter for axis, letter in axes.items() if isinstance(letter, str)}

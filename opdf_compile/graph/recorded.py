@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -49,15 +48,16 @@ def recorded_axes(program: ExportedProgram, dynamic: Dynamic) -> tuple[AxisNames
             has, or `dynamic` does not fit the inputs.
     """
     shapes = {name: value.shape for name, value in tensor_inputs(program)}
-    given = _given({name: len(shape) for name, shape in shapes.items()}, dynamic)
+    ranks = {name: len(shape) for name, shape in shapes.items()}
+    given = {} if dynamic is False else asked_axes(ranks, dynamic)
     usual = first_letters({name: concrete(shape[0]) for name, shape in shapes.items() if shape})
     axes: AxisNames = {}
     letters: dict[str, str] = {}
     for name, shape in shapes.items():
         axes[name] = {}
         for axis, size in enumerate(shape):
-            known = given[name].get(axis)
-            if isinstance(known, int):
+            known = given.get(name, {}).get(axis)
+            if dynamic is False or isinstance(known, int):
                 _require_fixed(f"axis {axis} of {name!r}", size, known)
             if is_free(size):
                 fallback = f"{name}_axis_{axis}" if axis else usual[name]
@@ -70,20 +70,14 @@ def recorded_axes(program: ExportedProgram, dynamic: Dynamic) -> tuple[AxisNames
     return axes, static_axes(program, tuple(shapes), asked)
 
 
-def _given(ranks: Mapping[str, int], dynamic: Dynamic) -> dict[str, dict[int, Any]]:
-    """What is asked of each input; False asks for -1, a size that no free axis has."""
-    if dynamic is False:
-        return {name: dict.fromkeys(range(rank), -1) for name, rank in ranks.items()}
-    return dict.fromkeys(ranks, {}) | asked_axes(ranks, dynamic)
-
-
-def _require_fixed(where: str, size: int | torch.SymInt, asked: int) -> None:
+def _require_fixed(where: str, size: int | torch.SymInt, asked: int | None) -> None:
+    """Refuse a free axis, and a fixed one of another size than was asked for, if any was."""
     if is_free(size):
         raise InputError(
             f"dynamic asks for a fixed size in {where}, and the program keeps it free; to fix it, "
             "export the program again without it in dynamic_shapes"
         )
-    if asked not in (-1, size):
+    if asked not in (None, size):
         raise InputError(
             f"dynamic gives {asked} for {where}, which the program has fixed at {int(size)}; give "
             "that number, or None"

@@ -93,6 +93,8 @@ def test_a_program_of_one_size_has_no_free_axis() -> None:
         ({"x": ("n",)}, r"dynamic gives 1 axes for 'x', the example has 2"),
         ({"x": {2: "n"}}, r"dynamic names axis 2 of 'x', the example has 2 axes; count them"),
         ({"x": {"0": "n"}}, r"dynamic names axis '0' of 'x'"),
+        ({"x": (Dim("n"), 3)}, r"gives Dim\('n', .* for axis 0 of 'x', wanted a letter for a free"),
+        ({"x": {1: 2.5}}, r"gives 2.5 for axis 1 of 'x', wanted a letter for a free axis"),
     ],
 )
 def test_no_form_of_dynamic(dynamic: object, sentence: str) -> None:
@@ -105,7 +107,6 @@ def test_no_form_of_dynamic(dynamic: object, sentence: str) -> None:
 @pytest.mark.parametrize(
     ("dynamic", "sentence"),
     [
-        ({"x": (Dim("n"), 3)}, r"gives Dim\('n', .* for axis 0 of 'x', wanted a letter .* size, 4"),
         ({"x": ("n", 7)}, r"dynamic gives 7 for axis 1 of 'x', .* or the example's size, 3"),
         (
             {"x": ("n", 3), "y": ("n", 3)},

@@ -41,14 +41,16 @@ class RunFailed(DeviceError):
 class ArraySession:
     """A session that takes and returns numpy arrays, bfloat16 included."""
 
-    def __init__(self, model: PathLike, device: Device, **told: bool) -> None:
+    def __init__(
+        self, model: PathLike, device: Device, *, unsaturated: bool = False, optimised: bool = True
+    ) -> None:
         """Open the model, with what `open_session` is told.
 
         Raises:
             ArtefactError: The file is no ONNX model.
             DeviceError: The device cannot run it.
         """
-        self._session = open_session(model, device, **told)
+        self._session = open_session(model, device, unsaturated=unsaturated, optimised=optimised)
         self._model = model
         self.on_cpu = device.name == "cpu"
         self.input_names = tuple(value.name for value in self._session.get_inputs())

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.errors import InputError, PlanError
+from opdf_compile.errors import InputError, PlanError, require_type
 from opdf_compile.graph import bare, names_of_parameters, owner
 from opdf_compile.planning import PlanEntry
 from opdf_compile.spelling import did_you_mean
@@ -26,8 +26,7 @@ def unwrap(module: nn.Module) -> nn.Module:
     Raises:
         InputError: It is no module, or wrapped by PEFT.
     """
-    if not isinstance(module, nn.Module):
-        raise InputError(f"the student is a {type(module).__name__}, wanted a torch.nn.Module")
+    require_type(module, nn.Module, "the student", "a torch.nn.Module")
     student = bare(module)
     adapter = next((m for m in student.modules() if _is_adapter(m)), None)
     if adapter is not None:
