@@ -26,7 +26,7 @@ from opdf_compile.training.folding import overwrite, require_same_names
 from opdf_compile.training.hoisted.binding import Bound, is_sharded, reshard, whole
 from opdf_compile.training.hoisted.direct import Direct, strays
 from opdf_compile.training.hoisted.ranks import ProgramRanks
-from opdf_compile.training.hoisted.records import Records
+from opdf_compile.training.hoisted.records import LITTLE, Records
 from opdf_compile.training.hoisted.remaking import remake, seed
 from opdf_compile.training.hoisted.unit import Unit, Way
 
@@ -67,8 +67,9 @@ class WeightProgram:
         self.direct = tuple(direct)
         self.of_overparam = False
         self.hooks: list[Callable[..., None]] = []
-        self._records = Records()
         reshard(module)
+        sizes = (bound.local().nbytes for bound in self._bounds.values())
+        self._records = Records(copying=not recompute and sum(sizes) <= LITTLE)
         self._record(self._bounds)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import opdf_compile as opdf
 from opdf_compile.errors import WeightsChanged
+from opdf_compile.training.hoisted.checksums import checksum, checksums
 from opdf_compile.training.hoisted.formulas import FormulaUnit
 from opdf_compile.training.hoisted.records import Records
 from opdf_compile.training.hoisted.unit import Unit, Way
@@ -121,16 +123,18 @@ def test_what_is_kept_is_compared_and_let_go(recompute: bool) -> None:
     assert made.changed() == ()
 
 
-def test_records_compare_bits_and_take_checksums_from_elsewhere() -> None:
+@pytest.mark.parametrize("copying", [False, True])
+def test_records_compare_bits_and_take_checksums_from_elsewhere(copying: bool) -> None:
     # Whole words of 8 bytes, an odd number of 4, and rows that lie apart.
     weights = {
         "a": torch.zeros(3, 4),
         "b": torch.full((3, 3), torch.nan),
         "c": torch.ones(4, 6)[:, :4],
     }
-    records = Records()
+    records = Records(copying=copying)
     records.take(weights.items(), {})
     sums = records.checksums()
+    assert all(torch.equal(sums[key], checksum(value)) for key, value in weights.items())
     records.take(weights.items(), {key: value.clone() for key, value in weights.items()})
     again = records.checksums()
     assert all(torch.equal(sums[key], again[key]) for key in sums)
@@ -141,7 +145,33 @@ def test_records_compare_bits_and_take_checksums_from_elsewhere() -> None:
         weights[key][1, 2] = 7.0
     assert records.differing(weights.items()) == [True, True, True]
     assert records.differing([("b", weights["b"].double())]) == [True]
-    other = Records()
+    other = Records(copying=copying)
     other.take(weights.items(), {})
     records.expect(other.checksums())
     assert records.differing(weights.items()) == [False, False, False]
+
+
+def test_a_small_program_copies_its_weights_and_a_larger_one_sums_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    summed: list[int] = []
+
+    def counting(tensors: Iterable[Tensor]) -> list[Tensor]:
+        found = list(tensors)
+        summed.append(len(found))
+        return checksums(found)
+
+    monkeypatch.setattr("opdf_compile.training.hoisted.records.checksums", counting)
+
+    def sums(width: int, **options: Any) -> int:
+        summed.clear()
+        student = nn.Sequential(nn.Linear(width, width), nn.Linear(width, width))
+        program = opdf.hoist(student, opdf.plan(student, cores=2), **options)
+        program.refresh()
+        assert program.changed() == ()
+        return sum(summed)
+
+    # Two weights of 4 bytes an entry: 1 MiB is the most.
+    assert sums(362) == 0
+    # As they are found, when a refresh checks them, as they are written, and when changed() asks.
+    assert sums(363) == sums(8, recompute=True) == 4 * 2
