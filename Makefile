@@ -27,7 +27,8 @@ endif
 
 VENV := .venv
 BIN := $(VENV)/bin
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Without compiling: few of the modules are imported, and those are compiled when they are.
+INSTALL := $(BIN)/python -m pip install --no-compile --quiet --disable-pip-version-check -c constraints.txt
 CREATED := $(VENV)/.created
 USER_STAMP := $(VENV)/.demo-$(ORT)
 DEV_STAMP := $(VENV)/.dev-$(ORT)
