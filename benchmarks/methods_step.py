@@ -1,15 +1,18 @@
 """What an optimizer step costs with each method, against the plain step of the same student.
 
-methods   gains, md, hyperball, ham, repopt in `opdf.Overparam`; repvgg and mobileone as modules
+methods   every one that `opdf.parametrizations` lists, as `opdf.plan` takes it by its name, and
+          what it makes if it is asked for nothing (default): on weights in `opdf.Overparam`,
+          beside convolutions as modules (`opdf.branch`)
 blocks    a stack of Conv-BN-ReLU: branches that `opdf.branch` adds, and those that `opdf.expand`
           writes into the graph, against modules written by hand with the same layers
 
 All contenders of a student run in one process, interleaved in random order; each row gives the
-ratio to the plain step, or to the modules by hand, with its 90 % interval.
+ratio to the plain step, or to the modules by hand, with its 90 % interval. `--page` puts what each
+method costs on each student between the marks of a page's table.
 
 Usage: python benchmarks/methods_step.py [--models bert,resnet,mobilenet,blocks] [--device cpu|cuda]
            [--methods gains,md,..] [--threads N] [--rounds N | --budget SECONDS] [--clock wall|cpu]
-           [--json FILE]
+           [--json FILE] [--page FILE]
 """
 
 from __future__ import annotations
@@ -17,13 +20,15 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from bench import markdown, students
 from bench import options as cli
-from bench import students
 from bench.blocks import stack
 from bench.clock import Clock
 from bench.forms import OPTIMIZER, OPTIONS
@@ -36,10 +41,12 @@ import opdf_compile as opdf
 from opdf_compile.errors import OpdfError
 
 SCHEMA = "opdf-methods-step/1"
-METRICS = ("gains", "md", "hyperball", "ham", "repopt")
+# The plan that `opdf.plan` makes if it is asked for nothing, and those of every method by name.
+DEFAULT = "default"
+METHODS = (DEFAULT, *(method.name for method in opdf.parametrizations()))
+MODELS = ("mlp", "mobilenet", "resnet32", "resnet", "vit", "bert", "blocks")
+# Of these there are modules by hand.
 BRANCHES = ("repvgg", "mobileone")
-METHODS = (*METRICS, *BRANCHES)
-MODELS = ("bert", "resnet", "mobilenet", "blocks")
 # Of a method that makes no product; of branches, against the same layers by hand.
 TARGET, BRANCH_TARGET = 1.05, 1.10
 _WIDTHS = (32, 32, 64, 64, 128, 128)
@@ -48,26 +55,42 @@ _COPIES = {"repvgg": 1, "mobileone": 4}
 Step = Callable[[], None]
 
 
-def contenders(
-    model: str, options: argparse.Namespace
-) -> tuple[dict[str, Step], dict[str, str], dict[str, str]]:
-    """Steps by name, the baseline of each, and why some methods have none."""
+@dataclass
+class Contest:
+    """The steps of one student.
+
+    Attributes:
+        steps: By name.
+        base: What each is held against; the plain student has none.
+        planned: How many weights or sites each changes, and how many there are.
+        refused: Why some methods have no step here.
+    """
+
+    steps: dict[str, Step]
+    base: dict[str, str] = field(default_factory=dict)
+    planned: dict[str, tuple[int, int]] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+def contest(model: str, options: argparse.Namespace) -> Contest:
+    """All that is timed of one student."""
     if model == "blocks":
         return _blocks(options)
     student = students.student(model, options.device, options.seed)
-    steps = {"plain": _step(student, copy.deepcopy(student.model))}
-    base: dict[str, str] = {}
-    refused: dict[str, str] = {}
+    made = Contest({"plain": _step(student, copy.deepcopy(student.model))})
     traced = opdf.trace(student.model, student.args, student.kwargs)
     for method in options.methods:
         try:
-            plan = opdf.plan(traced, parametrization=method)
-            steps[method] = _method(student, plan)
+            named = {} if method == DEFAULT else {"parametrization": method}
+            plan = opdf.plan(traced, **named)
+            made.steps[method] = _method(student, plan)
         except OpdfError as error:
-            refused[method] = str(error)
+            made.refused[method] = str(error)
             continue
-        base[method] = "plain"
-    return steps, base, refused
+        made.base[method] = "plain"
+        taken = len(plan.decisions)
+        made.planned[method] = (taken, taken + len(plan.refusals))
+    return made
 
 
 def _method(student: students.Student, plan: opdf.Plan) -> Step:
@@ -94,9 +117,7 @@ def _step(
     return step
 
 
-def _blocks(
-    options: argparse.Namespace,
-) -> tuple[dict[str, Step], dict[str, str], dict[str, str]]:
+def _blocks(options: argparse.Namespace) -> Contest:
     """Added branches and branches by hand, of one stack."""
     torch.manual_seed(options.seed)
     plain = stack(_WIDTHS).to(options.device)
@@ -104,18 +125,17 @@ def _blocks(
     target = torch.randn(32, 10, device=options.device)
     student = students.Student("blocks", plain, (inputs,), {}, 0, target)
     traced = opdf.trace(plain, (inputs,))
-    steps = {"plain": _step(student, copy.deepcopy(plain))}
-    base: dict[str, str] = {}
+    made = Contest({"plain": _step(student, copy.deepcopy(plain))})
     for method in BRANCHES:
         by_hand = f"{method}, by hand"
-        steps[by_hand] = _step(student, stack(_WIDTHS, _COPIES[method]).to(options.device))
-        base[by_hand] = "plain"
+        made.steps[by_hand] = _step(student, stack(_WIDTHS, _COPIES[method]).to(options.device))
+        made.base[by_hand] = "plain"
         # Every convolution, also the small first one, as by hand.
         plan = opdf.plan(traced, parametrization=method, min_size=1)
-        steps[f"{method}, modules"] = _step(student, opdf.branch(plain, plan))
-        steps[f"{method}, inline"] = _step(student, opdf.expand(traced, plan))
-        base |= {f"{method}, modules": by_hand, f"{method}, inline": by_hand}
-    return steps, base, {}
+        made.steps[f"{method}, modules"] = _step(student, opdf.branch(plain, plan))
+        made.steps[f"{method}, inline"] = _step(student, opdf.expand(traced, plan))
+        made.base |= {f"{method}, modules": by_hand, f"{method}, inline": by_hand}
+    return made
 
 
 def timed(steps: Mapping[str, Step], options: argparse.Namespace, progress: Progress) -> Times:
@@ -133,17 +153,18 @@ def timed(steps: Mapping[str, Step], options: argparse.Namespace, progress: Prog
     )
 
 
-def rows_of(model: str, times: Times, base: Mapping[str, str], seed: int) -> list[dict[str, Any]]:
+def rows_of(model: str, times: Times, of: Contest, seed: int) -> list[dict[str, Any]]:
     """The JSON rows of one race."""
     rng = np.random.default_rng(seed)
     made = []
-    for name, against in base.items():
+    for name, against in of.base.items():
         found = median_interval(paired(times[name], times[against]), rng)
         made.append(
             row(
                 model,
                 name,
                 against=against,
+                planned=of.planned.get(name),
                 ratio=found.ratio,
                 low=finite(found.low),
                 high=finite(found.high),
@@ -172,6 +193,23 @@ def result_table(rows: Sequence[dict[str, Any]]) -> Any:
     return made
 
 
+def page_table(rows: Sequence[Mapping[str, Any]], refused: Mapping[str, Any]) -> str:
+    """What every method costs on every student, for a page; methods with a step somewhere."""
+    cells = {(r["form"], r["model"]): _cell(r) for r in rows if r["against"] == "plain"}
+    models = [model for model in dict.fromkeys(r["model"] for r in rows) if model != "blocks"]
+    forms = dict.fromkeys(form for form, model in cells if model in models)
+    found = (
+        (f"`{form}`", *(cells.get((form, m), "-" if form in refused[m] else "") for m in models))
+        for form in forms
+    )
+    return "\n".join(markdown.table(("method", *models), found)).strip()
+
+
+def _cell(of: Mapping[str, Any]) -> str:
+    taken, there = of["planned"] or (0, 0)
+    return f"{number(of['ratio'])} [{span(of['ci_low'], of['ci_high'])}] ({taken} of {there})"
+
+
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
     made = cli.parser(
         "methods_step.py",
@@ -181,6 +219,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     )
     cli.choices(made, "--methods", METHODS, METHODS)
     cli.add_rounds(made, budget=60.0)
+    made.add_argument("--page", type=Path, metavar="FILE", help="put the table of costs into it")
     return cli.parse(made, words)
 
 
@@ -188,18 +227,24 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     options = _options(words)
     report = Report(SCHEMA, options.json)
-    before = environment(options.device, vars(options))
+    shown = {key: value for key, value in vars(options).items() if key != "page"}
+    before = environment(options.device, shown)
     rows: list[dict[str, Any]] = []
     refused: dict[str, dict[str, str]] = {}
-    targets = {"metric": TARGET, "branches": BRANCH_TARGET}
+    targets = {"methods without products": TARGET, "branches": BRANCH_TARGET}
     for model in options.models:
-        steps, base, refused[model] = contenders(model, options)
+        made = contest(model, options)
         with report.progress(model) as bar:
-            times = timed(steps, options, bar.callback)
-        rows += rows_of(model, times, base, options.seed)
+            times = timed(made.steps, options, bar.callback)
+        rows += rows_of(model, times, made, options.seed)
+        refused[model] = made.refused
         report.write(before, rows, partial=True, targets=targets, refused=refused)
+        del made
     report.show(result_table(rows))
     report.write(before, rows, targets=targets, refused=refused)
+    if options.page:
+        tables = {"methods": page_table(rows, refused)}
+        options.page.write_text(markdown.filled(options.page.read_text(), tables))
 
 
 if __name__ == "__main__":

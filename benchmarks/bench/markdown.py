@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+_PLACE = r"<!-- table: ([a-z-]+) -->\n.*?<!-- end -->"
 
 
 def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
@@ -19,3 +22,15 @@ def _cell(text: str) -> str:
     line = " ".join(str(text).split())
     # `[a][b]` would be read as a link.
     return line.replace("|", "\\|").replace("<", "&lt;").replace("][", "]\\[")
+
+
+def filled(page: str, tables: Mapping[str, str]) -> str:
+    """The page with every table that has a place; a place without a table is left as it is."""
+
+    def put(found: re.Match[str]) -> str:
+        name = found.group(1)
+        if name not in tables:
+            return found.group(0)
+        return f"<!-- table: {name} -->\n\n{tables[name]}\n\n<!-- end -->"
+
+    return re.sub(_PLACE, put, page, flags=re.DOTALL)

@@ -6,18 +6,17 @@ The page's sentences are written by hand; what stands between the marks of a tab
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from bench.markdown import filled
 
 from quality import measured
 from quality.plots import forest
 from quality.rows import Row, rows_of, to_json
 from quality.tables import primary_table, rules_table, settings_table, text_table
 from quality.text import scores as on_text
-
-_PLACE = r"<!-- table: ([a-z-]+) -->\n.*?<!-- end -->"
 
 
 def write(
@@ -61,18 +60,6 @@ def write(
         forest(rows, plot)
     if page is not None:
         page.write_text(filled(page.read_text(), tables))
-
-
-def filled(page: str, tables: Mapping[str, str]) -> str:
-    """The page with every table that has a place; a place without a table is left as it is."""
-
-    def put(found: re.Match[str]) -> str:
-        name = found.group(1)
-        if name not in tables:
-            return found.group(0)
-        return f"<!-- table: {name} -->\n\n{tables[name]}\n\n<!-- end -->"
-
-    return re.sub(_PLACE, put, page, flags=re.DOTALL)
 
 
 def _tables(

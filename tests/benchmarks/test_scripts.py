@@ -60,6 +60,24 @@ def test_methods_step(tmp_path: Path):
     assert [(row["form"], row["against"]) for row in rows] == [("gains", "plain")]
     # A network of linear layers has no site, and the report says so.
     assert "branches" in json.loads(path.read_text())["refused"]["tiny"]["repvgg"]
+    assert [row["planned"] for row in rows] == [[2, 2]]
+
+
+def test_what_each_method_costs_goes_between_the_marks_of_a_page(tmp_path: Path):
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- table: methods -->\n<!-- end -->\nafter\n")
+    words = ("--methods", "default,gains,repvgg", "--rounds", "2", "--page", str(page))
+    path = tmp_path / "methods.json"
+    rows = report("methods_step", "opdf-methods-step/1", *words, path=path)
+    before, _mark, *lines, end, after = page.read_text().splitlines()
+    assert (before, end, after) == ("before", "<!-- end -->", "after")
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line]
+    assert cells[0] == ["method", "tiny"]
+    wanted = [
+        [f"`{r['form']}`", f"{r['ratio']:.3f} [{r['ci_low']:.3f}-{r['ci_high']:.3f}] (2 of 2)"]
+        for r in rows
+    ]
+    assert cells[2:] == wanted and len(wanted) == 2
 
 
 @pytest.mark.slow

@@ -6,7 +6,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from quality.page import filled
+from bench.markdown import filled
+
 from quality.second import plan, tables
 from quality.second.plan import Stage
 from quality.second.plots import differences

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from quality.page import filled
+from bench.markdown import filled
 from quality.second import plan
 from quality.second.page import write
 from quality.second.store import Store
