@@ -21,6 +21,7 @@ from opdf_compile.io.export.lowering import lower
 from opdf_compile.io.export.masks import mask_directly
 from opdf_compile.io.export.names import name_graph
 from opdf_compile.io.export.padding import keep_padding
+from opdf_compile.io.export.rules import remembered_rules
 from opdf_compile.io.export.simplify import merge_tied, optimise
 from opdf_compile.io.export.size_sources import read_sizes_from_first_input
 from opdf_compile.io.export.transposed import store_transposed
@@ -159,14 +160,15 @@ def _translate(program: ExportedProgram, opset: int | None) -> ir.Model:
 
 
 def _run_exporter(program: ExportedProgram, opset: int | None) -> ir.Model:
-    translated = torch.onnx.export(
-        program,
-        dynamo=True,
-        optimize=False,
-        verbose=False,
-        opset_version=opset,
-        custom_translation_table=translations(),
-    )
+    with remembered_rules():
+        translated = torch.onnx.export(
+            program,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+            opset_version=opset,
+            custom_translation_table=translations(),
+        )
     if translated is None:
         raise RuntimeError("it returned nothing")
     return translated.model
