@@ -12,13 +12,14 @@ method costs on each student between the marks of a page's table.
 
 Usage: python benchmarks/methods_step.py [--models bert,resnet,mobilenet,blocks] [--device cpu|cuda]
            [--methods gains,md,..] [--threads N] [--rounds N | --budget SECONDS] [--clock wall|cpu]
-           [--json FILE] [--page FILE]
+           [--json FILE] [--page FILE [--also FILE]]
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,11 +45,16 @@ SCHEMA = "opdf-methods-step/1"
 # The plan that `opdf.plan` makes if it is asked for nothing, and those of every method by name.
 DEFAULT = "default"
 METHODS = (DEFAULT, *(method.name for method in opdf.parametrizations()))
+# So dear, up to forty plain steps, that the others would get few rounds beside it.
+APART = ("wide",)
+USUAL = tuple(method for method in METHODS if method not in APART)
 MODELS = ("mlp", "mobilenet", "resnet32", "resnet", "vit", "bert", "blocks")
 # Of these there are modules by hand.
 BRANCHES = ("repvgg", "mobileone")
 # Of a method that makes no product; of branches, against the same layers by hand.
 TARGET, BRANCH_TARGET = 1.05, 1.10
+# Where things lie says nothing about the figures.
+_PATHS = ("page", "also")
 _WIDTHS = (32, 32, 64, 64, 128, 128)
 _COPIES = {"repvgg": 1, "mobileone": 4}
 
@@ -206,8 +212,9 @@ def page_table(rows: Sequence[Mapping[str, Any]], refused: Mapping[str, Any]) ->
 
 
 def _cell(of: Mapping[str, Any]) -> str:
-    taken, there = of["planned"] or (0, 0)
-    return f"{number(of['ratio'])} [{span(of['ci_low'], of['ci_high'])}] ({taken} of {there})"
+    low, high = (number(of[end], 2) for end in ("ci_low", "ci_high"))
+    taken, there = of["planned"]
+    return f"{number(of['ratio'], 2)} [{low}, {high}], {taken} of {there}"
 
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
@@ -217,9 +224,12 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
         models=MODELS,
         known=(*students.NAMES, "blocks"),
     )
-    cli.choices(made, "--methods", METHODS, METHODS)
+    cli.choices(made, "--methods", METHODS, USUAL)
     cli.add_rounds(made, budget=60.0)
     made.add_argument("--page", type=Path, metavar="FILE", help="put the table of costs into it")
+    made.add_argument(
+        "--also", type=Path, metavar="FILE", help="an earlier run, whose rows the table has, too"
+    )
     return cli.parse(made, words)
 
 
@@ -227,7 +237,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     options = _options(words)
     report = Report(SCHEMA, options.json)
-    shown = {key: value for key, value in vars(options).items() if key != "page"}
+    shown = {key: value for key, value in vars(options).items() if key not in _PATHS}
     before = environment(options.device, shown)
     rows: list[dict[str, Any]] = []
     refused: dict[str, dict[str, str]] = {}
@@ -243,7 +253,8 @@ def main(words: Sequence[str] | None = None) -> None:
     report.show(result_table(rows))
     report.write(before, rows, targets=targets, refused=refused)
     if options.page:
-        tables = {"methods": page_table(rows, refused)}
+        also = json.loads(options.also.read_text())["rows"] if options.also else []
+        tables = {"methods": page_table([*rows, *also], refused)}
         options.page.write_text(markdown.filled(options.page.read_text(), tables))
 
 

@@ -10,7 +10,7 @@ import typer
 from opdf_compile.cli import options as o
 from opdf_compile.cli.formats import table
 from opdf_compile.cli.terminal import opened
-from opdf_compile.cli.verify import details, verdict_line, verdict_table
+from opdf_compile.cli.verdicts import details, verdict_line, verdict_table
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import os
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.text import Text
 
 from opdf_compile.cli import options as o
-from opdf_compile.cli.formats import table
 from opdf_compile.cli.terminal import opened, require_folder
+from opdf_compile.cli.verdicts import (
+    details,
+    more_tables,
+    save,
+    summary_lines,
+    summary_table,
+    verdict_line,
+    verdict_table,
+    write,
+)
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
+    from opdf_compile.cli.terminal import Terminal
     from opdf_compile.parity import ParityReport
 
 NAME = "verify"
@@ -23,16 +30,18 @@ EXAMPLES = (
     "$ opdf-compile verify student.onnx --reference reference.onnx\n\n"
     "$ opdf-compile verify bundle/ --only structure,numerics --json report.json\n\n"
     "$ opdf-compile verify student.onnx --reference reference.onnx \\\n"
-    "    --shapes input_ids=1x128,32x128 --html report.html"
+    "    --shapes input_ids=1x128,32x128 --html report.html\n\n"
+    "$ opdf-compile verify bundles.txt --only structure,numerics --junit parity.xml"
 )
-_COLOURS = {"pass": "bold green", "fail": "bold red"}
 
 
 def command(
     candidate: Annotated[
         Path,
         typer.Argument(
-            metavar="CANDIDATE", help="A bundle folder, or an ONNX file.", show_default=False
+            metavar="CANDIDATE",
+            help="A bundle folder, an ONNX file, or a list of them: a .txt with one in each line.",
+            show_default=False,
         ),
     ],
     reference: Annotated[
@@ -93,6 +102,9 @@ def command(
             metavar="F.md", help="Write the report as Markdown; append to $GITHUB_STEP_SUMMARY."
         ),
     ] = None,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="F.xml", help="Write the verdicts as JUnit XML.")
+    ] = None,
     json: o.Json = None,
     quiet: o.Quiet = False,
     verbose: o.Verbose = False,
@@ -102,103 +114,94 @@ def command(
 
     A bundle also gets the report as report.json and report.html (not with --only).
 
-    Exit codes: 0 parity; 1 refuted; 2 bad input; 3 latency inconclusive; 4 numerics not checked.
+    Exit codes: 0 parity; 1 refuted; 2 bad input; 3 latency inconclusive; 4 numerics not checked;
+    of a list, the first of 1, 2, 4 and 3 that one of them has.
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
-        for target in (summary, html):
+        for target in (summary, html, junit):
             if target:
                 require_folder(target)
-        from opdf_compile.parity import require_installed, verify
+        from opdf_compile.parity import is_manifest
 
-        # A partial verdict does not replace a whole one.
-        bundle = candidate if candidate.is_dir() and only is None else None
-        if html or bundle:
-            page = html or f"{candidate / 'report.html'}, which a bundle gets without --only,"
-            require_installed(f"the page {page}", "jinja2", "matplotlib")
-        with terminal.busy(f"verifying {candidate}") as say:
-            report = verify(
-                candidate,
-                reference,
-                device=device,
-                margin=margin,
-                latency=latency,
-                on_inconclusive=on_inconclusive,
-                check=check,
-                reference_check=reference_check,
-                budget=budget,
-                only=only,
-                shapes=shapes,
-                plot=plot,
-                progress=say,
+        options = {
+            "device": device,
+            "margin": margin,
+            "latency": latency,
+            "on_inconclusive": on_inconclusive,
+            "budget": budget,
+            "only": only,
+            "shapes": shapes,
+        }
+        alone = {
+            "reference": reference,
+            "check": check,
+            "reference_check": reference_check,
+            "plot": plot,
+        }
+        if is_manifest(candidate):
+            _require_none(candidate, alone | {"html": html, "summary": summary})
+            return _many(terminal, candidate, junit, options)
+        return _one(terminal, candidate, html, summary, junit, options | alone)
+
+
+def _one(
+    terminal: Terminal,
+    candidate: Path,
+    html: Path | None,
+    summary: Path | None,
+    junit: Path | None,
+    options: dict[str, Any],
+) -> int:
+    from opdf_compile.parity import as_junit, require_installed, verify
+
+    # A partial verdict does not replace a whole one.
+    bundle = candidate if candidate.is_dir() and options["only"] is None else None
+    if html or bundle:
+        page = html or f"{candidate / 'report.html'}, which a bundle gets without --only,"
+        require_installed(f"the page {page}", "jinja2", "matplotlib")
+    began = time.perf_counter()
+    with terminal.busy(f"verifying {candidate}") as say:
+        report = verify(candidate, progress=say, **options)
+    save(report, bundle, html, summary)
+    if junit:
+        write(junit, as_junit([(str(candidate), report, "", time.perf_counter() - began)]))
+    terminal.show(
+        verdict_table(report), *more_tables(report), *details(report), verdict_line(report)
+    )
+    terminal.result(report.to_json())
+    return report.exit_code
+
+
+def _many(terminal: Terminal, manifest: Path, junit: Path | None, options: dict[str, Any]) -> int:
+    """Verify what a manifest names; a bundle gets its own report, as alone."""
+    from opdf_compile.parity import as_junit, read_manifest, require_installed, verify_many
+
+    candidates = read_manifest(manifest)
+    whole = options["only"] is None
+    if whole and any(path.is_dir() for path in candidates.values()):
+        require_installed("a bundle's report.html", "jinja2", "matplotlib")
+
+    def done(path: Path, report: ParityReport) -> None:
+        if whole and path.is_dir():
+            save(report, path, None, None)
+
+    with terminal.busy(f"verifying {manifest}") as say:
+        found = verify_many(candidates, done=done, progress=say, **options)
+    if junit:
+        write(junit, as_junit((e.name, e.report, e.error, e.seconds) for e in found.entries))
+    terminal.show(summary_table(found), *summary_lines(found))
+    terminal.result(found.to_json())
+    return found.exit_code
+
+
+def _require_none(manifest: Path, given: dict[str, Path | None]) -> None:
+    """Refuse what one candidate alone can have."""
+    from opdf_compile.errors import InputError
+
+    for name, value in given.items():
+        if value is not None:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(
+                f"{option} is for one candidate, and {manifest} lists several; leave it out (a "
+                "bundle holds its reference and gets its report), or verify them one by one"
             )
-        _save(report, bundle, html, summary)
-        terminal.show(
-            verdict_table(report), *more_tables(report), *details(report), verdict_line(report)
-        )
-        terminal.result(report.to_json())
-        return report.exit_code
-
-
-def verdict_table(report: ParityReport) -> Table:
-    """One row per check: its verdict and the figures behind it."""
-    from opdf_compile.parity import verdict_rows
-
-    made = table("Parity", "check", "verdict", "finding")
-    for name, verdict, finding in verdict_rows(report):
-        made.add_row(name, _coloured(verdict), finding)
-    return made
-
-
-def more_tables(report: ParityReport) -> list[Table]:
-    """The shapes where there are several, and what was measured but decides nothing."""
-    from opdf_compile.parity import cost_rows, shape_rows
-
-    shapes = shape_rows(report.latency)
-    titled = {"Shapes": shapes if len(shapes) > 2 else [], "Beside it": cost_rows(report)}
-    made = []
-    for title, (head, *cells) in ((title, rows) for title, rows in titled.items() if rows):
-        made.append(table(title, *head))
-        for row in cells:
-            made[-1].add_row(*row)
-    return made
-
-
-def details(report: ParityReport) -> list[str]:
-    """What differs between the graphs, and what a reader of the verdict should know."""
-    notes = report.environment.get("notes", ())
-    differences = (f"difference: {text}" for text in report.structure.differences)
-    # A difference is a sentence, then a line for each of the two places.
-    return [*(line for text in differences for line in text.splitlines()), *map(str, notes)]
-
-
-def verdict_line(report: ParityReport) -> Text:
-    """The last line that a person reads."""
-    return Text.assemble("verdict: ", _coloured(report.verdict))
-
-
-def _coloured(verdict: str) -> Text:
-    return Text(verdict, style=_COLOURS.get(verdict, "bold yellow"))
-
-
-def _save(
-    report: ParityReport, bundle: Path | None, html: Path | None, summary: Path | None
-) -> None:
-    """Write the report's forms; a bundle gets its own."""
-    if summary:
-        _summarise(summary, report.to_markdown())
-    if html:
-        report.save_html(html)
-    if bundle:
-        report.save(bundle / "report.json")
-        report.save_html(bundle / "report.html")
-
-
-def _summarise(path: Path, text: str) -> None:
-    """Write Markdown; a summary that several steps of a CI job share is added to."""
-    from opdf_compile.files import atomic_write
-
-    shared = os.environ.get("GITHUB_STEP_SUMMARY")
-    if shared and path.exists() and path.resolve() == Path(shared).resolve():
-        text = path.read_text(encoding="utf-8") + text
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

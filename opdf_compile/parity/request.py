@@ -149,16 +149,11 @@ def _shapes(shapes: ShapeOption | None, asked: tuple[str, ...]) -> tuple[Mapping
 
 
 def _plot_target(path: Path, asked: tuple[str, ...]) -> Path:
-    from opdf_compile.parity.report.figures import SUFFIXES, require_installed
+    from opdf_compile.parity.report.figures import plot_target
 
     if not {"latency", "structure"} & set(asked):
         raise InputError(
             "a plot shows latency, or how two graphs differ, and only= leaves out both; ask for "
             "one of them"
         )
-    require_installed(f"the plot {path}", "matplotlib")
-    if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"the plot {path} is no {', '.join(SUFFIXES)} file; give such a name")
-    if not path.parent.is_dir():
-        raise InputError(f"the folder {path.parent} of the plot does not exist; create it")
-    return path
+    return plot_target(path)

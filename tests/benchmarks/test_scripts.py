@@ -74,7 +74,7 @@ def test_what_each_method_costs_goes_between_the_marks_of_a_page(tmp_path: Path)
     cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line]
     assert cells[0] == ["method", "tiny"]
     wanted = [
-        [f"`{r['form']}`", f"{r['ratio']:.3f} [{r['ci_low']:.3f}-{r['ci_high']:.3f}] (2 of 2)"]
+        [f"`{r['form']}`", f"{r['ratio']:.2f} [{r['ci_low']:.2f}, {r['ci_high']:.2f}], 2 of 2"]
         for r in rows
     ]
     assert cells[2:] == wanted and len(wanted) == 2

@@ -18,7 +18,7 @@ from opdf_compile.errors import InternalError, PlanError
 
 COMMANDS = (
     *("inspect", "plan", "expand", "fold", "export", "check-data", "verify", "distill", "advise"),
-    *("demo", "doctor", "parametrizations"),
+    *("demo", "doctor", "parametrizations", "diff"),
 )
 Capture = pytest.CaptureFixture[str]
 

@@ -38,6 +38,20 @@ def require_installed(what: str, *packages: str) -> None:
         )
 
 
+def plot_target(path: Path) -> Path:
+    """The path, if a plot can be written to it.
+
+    Raises:
+        InputError: matplotlib is not installed, the name has another suffix, or there is no folder.
+    """
+    require_installed(f"the plot {path}", "matplotlib")
+    if path.suffix.lower() not in SUFFIXES:
+        raise InputError(f"the plot {path} is no {', '.join(SUFFIXES)} file; give such a name")
+    if not path.parent.is_dir():
+        raise InputError(f"the folder {path.parent} of the plot does not exist; create it")
+    return path
+
+
 def plot_latency(result: LatencyResult, path: Path) -> None:
     """Draw a measurement, a row for each shape, and write it whole or not at all.
 
