@@ -201,7 +201,7 @@ def result_table(rows: Sequence[dict[str, Any]]) -> Any:
 
 def page_table(rows: Sequence[Mapping[str, Any]], refused: Mapping[str, Any]) -> str:
     """What every method costs on every student, for a page; methods with a step somewhere."""
-    cells = {(r["form"], r["model"]): _cell(r) for r in rows if r["against"] == "plain"}
+    cells = {(r["form"], r["model"]): _cell(r) for r in rows if r["planned"]}
     models = [model for model in dict.fromkeys(r["model"] for r in rows) if model != "blocks"]
     forms = dict.fromkeys(form for form, model in cells if model in models)
     found = (
