@@ -42,6 +42,13 @@ def command(
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run the models.")
     ] = "auto",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[:DEVICE]",
+            help="What runs the models, and where; `doctor` lists what there is.",
+        ),
+    ] = "onnxruntime",
     margin: Annotated[
         str,
         typer.Option(
@@ -130,6 +137,7 @@ def command(
                 shapes=shapes,
                 plot=plot,
                 progress=say,
+                runtime=runtime,
             )
         _save(report, bundle, html, summary)
         terminal.show(
