@@ -32,7 +32,8 @@ from opdf_compile.parity.latency.measure import measure_latency
 from opdf_compile.parity.numerics.checking import check_numerics
 from opdf_compile.parity.report.parity_result import ASPECTS, overall
 from opdf_compile.parity.request import AUTO_MARGIN
-from opdf_compile.parity.runtime.sessions import Device, resolve_device
+from opdf_compile.parity.runtime.protocol import Device
+from opdf_compile.parity.runtime.registry import resolve_device
 from opdf_compile.parity.structure.compare import compare_structure
 
 SCHEMA = "opdf-parity/1"

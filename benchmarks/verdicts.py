@@ -36,7 +36,8 @@ from opdf_compile.errors import OpdfError
 from opdf_compile.parity.latency.measure import measure_latency
 from opdf_compile.parity.numerics.checking import check_numerics
 from opdf_compile.parity.request import AUTO_MARGIN
-from opdf_compile.parity.runtime.sessions import Device, resolve_device
+from opdf_compile.parity.runtime.protocol import Device
+from opdf_compile.parity.runtime.registry import resolve_device
 from opdf_compile.parity.structure.compare import compare_structure
 
 SCHEMA = "opdf-verdicts/1"

@@ -15,7 +15,7 @@ import torch
 from bench.facts import date_of_today
 from bench.reporting import processor
 from opdf_compile import __version__
-from opdf_compile.parity.runtime.sessions import Device
+from opdf_compile.parity.runtime.protocol import Device
 
 _LIBRARIES = ("torch", "timm", "transformers", "numpy", "onnx", "onnxscript")
 # Where files lie says nothing about the figures.

@@ -17,8 +17,9 @@ import numpy as np
 from bench.intervals import median_interval
 
 from opdf_compile.parity.latency.timing import undisturbed, warm_up
-from opdf_compile.parity.runtime.bound_session import BoundSession, bind
-from opdf_compile.parity.runtime.sessions import Device, open_session
+from opdf_compile.parity.runtime.ort.bound_session import BoundSession, bind
+from opdf_compile.parity.runtime.ort.sessions import open_session
+from opdf_compile.parity.runtime.protocol import Device
 
 LEVEL = 0.95
 _GROUP_SECONDS = 1.5

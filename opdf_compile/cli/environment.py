@@ -5,9 +5,12 @@ from __future__ import annotations
 import platform
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from opdf_compile.version import __version__, installed_version
+
+if TYPE_CHECKING:
+    from opdf_compile.parity import Runtime
 
 Level = Literal["ok", "note", "problem"]
 
@@ -59,7 +62,7 @@ def examine() -> list[Finding]:
         for name, extra in OPTIONAL.items()
     ]
     devices = [*_providers(), *_onnx_on_cuda(), _torch_device()]
-    return [python, *packages, _runtime(), *devices, _torchvision(), *extras]
+    return [python, *packages, _runtime(), *devices, *_runtimes(), _torchvision(), *extras]
 
 
 def _pip(arguments: str) -> str:
@@ -120,6 +123,33 @@ def _onnx_on_cuda() -> list[Finding]:
         return [Finding("--device cuda", "works: a session ran on the CUDA provider")]
     found = f"not available: {missing.piece}"
     return [Finding("--device cuda", found, "note", missing.remedy)]
+
+
+def _runtimes() -> list[Finding]:
+    """The runtimes of `--runtime` beside the default one, whose pieces are findings above."""
+    from opdf_compile.errors import UserError
+    from opdf_compile.parity import runtime_names, runtime_of
+
+    found = []
+    for name in runtime_names()[1:]:
+        try:
+            found.append(_of_runtime(runtime_of(name)))
+        except UserError as error:  # Another package's entry point, which may be broken.
+            found.append(Finding(f"--runtime {name}", str(error), "note"))
+    return found
+
+
+def _of_runtime(runtime: Runtime) -> Finding:
+    missing = {device: runtime.missing(device) for device in runtime.devices()}
+    usable = [device for device, piece in missing.items() if piece is None]
+    name, first = f"--runtime {runtime.name}", next(iter(missing.values()), None)
+    if usable or first is None:
+        said = ", ".join(
+            device if piece is None else f"{device} not available: {piece.piece}"
+            for device, piece in missing.items()
+        )
+        return Finding(name, f"{runtime.version() or 'unknown version'} ({said})")
+    return Finding(name, f"not available: {first.piece}", "note", first.remedy)
 
 
 def _torch_device() -> Finding:

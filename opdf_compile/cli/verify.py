@@ -51,6 +51,13 @@ def command(
     device: Annotated[
         Literal["auto", "cpu", "cuda"], typer.Option(help="Where to run the models.")
     ] = "auto",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME[:DEVICE]",
+            help="What runs the models, and where; `doctor` lists what there is.",
+        ),
+    ] = "onnxruntime",
     margin: Annotated[
         str,
         typer.Option(
@@ -125,6 +132,7 @@ def command(
 
         options = {
             "device": device,
+            "runtime": runtime,
             "margin": margin,
             "latency": latency,
             "on_inconclusive": on_inconclusive,

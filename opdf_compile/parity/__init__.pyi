@@ -21,7 +21,10 @@ from .report.latency_plots import legend_below as legend_below
 from .report.latency_plots import new_figure as new_figure
 from .report.parity_report import ParityReport as ParityReport
 from .report.parity_result import plain as plain
-from .runtime.array_session import ArraySession as ArraySession
-from .runtime.cuda import missing_for_cuda as missing_for_cuda
-from .runtime.sessions import resolve_device as resolve_device
+from .runtime.ort.array_session import ArraySession as ArraySession
+from .runtime.ort.cuda import missing_for_cuda as missing_for_cuda
+from .runtime.protocol import Runtime as Runtime
+from .runtime.registry import resolve_device as resolve_device
+from .runtime.registry import runtime_names as runtime_names
+from .runtime.registry import runtime_of as runtime_of
 from .verdict import verify as verify

@@ -17,6 +17,7 @@ from opdf_compile.files import read_failure
 from opdf_compile.parity.latency.measure import Progress
 from opdf_compile.parity.report.parity_report import ParityReport
 from opdf_compile.parity.request import checked_request
+from opdf_compile.parity.runtime.registry import DEFAULT
 from opdf_compile.parity.verdict import verify
 
 SCHEMA = "opdf-reports/1"
@@ -156,7 +157,7 @@ def _verified(
 def _check(options: dict[str, Any]) -> None:
     """Refuse options that no candidate can be verified with, before the first is."""
     usual = {"device": "auto", "margin": "auto", "latency": "no-slower", "on_inconclusive": "warn"}
-    asked = {**usual, "budget": 60.0, "only": None, "shapes": None, **options}
+    asked = {**usual, "runtime": DEFAULT, "budget": 60.0, "only": None, "shapes": None, **options}
     checked_request(**asked, plot=None, progress=None)
 
 

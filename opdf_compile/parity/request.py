@@ -14,8 +14,10 @@ from opdf_compile.parity.latency.ratio_interval import LATENCY_RULES, LatencyRul
 from opdf_compile.parity.latency.shape_option import Shape, parse_shapes
 from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.report.parity_result import ASPECTS
-from opdf_compile.parity.runtime.sessions import Device, resolve_device
+from opdf_compile.parity.runtime.protocol import Device
+from opdf_compile.parity.runtime.registry import resolve_device
 
+# Every other device is an accelerator too, and takes the margin of CUDA.
 AUTO_MARGIN = {"cuda": 0.02, "cpu": 0.05}
 ON_INCONCLUSIVE = ("warn", "fail")
 
@@ -74,6 +76,7 @@ def checked_request(
     shapes: ShapeOption | None,
     plot: PathLike | None,
     progress: Progress | None,
+    runtime: str,
 ) -> Request:
     """Check every option of `verify`.
 
@@ -92,10 +95,10 @@ def checked_request(
     number = _margin(margin)
     target = None if plot is None else _plot_target(Path(plot), asked)
     # Last, since it may start a session on the device.
-    where = resolve_device(device)
+    where = resolve_device(device, runtime)
     return Request(
         device=where,
-        margin=AUTO_MARGIN[where.name] if number is None else number,
+        margin=AUTO_MARGIN.get(where.name, AUTO_MARGIN["cuda"]) if number is None else number,
         latency=latency,
         on_inconclusive=on_inconclusive,
         budget=float(budget),

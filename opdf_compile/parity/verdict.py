@@ -22,6 +22,7 @@ from opdf_compile.parity.report.parity_result import (
     overall,
 )
 from opdf_compile.parity.request import Request, ShapeOption, checked_request
+from opdf_compile.parity.runtime.registry import DEFAULT
 from opdf_compile.parity.structure.compare import StructureResult, compare_structure
 from opdf_compile.parity.structure.optimised import compare_optimised
 from opdf_compile.parity.unfolded import unfolded
@@ -47,13 +48,14 @@ def verify(
     shapes: ShapeOption | None = None,
     plot: PathLike | None = None,
     progress: Progress | None = None,
+    runtime: str = DEFAULT,
 ) -> ParityReport:
     """Prove, refute, or honestly leave open that an export equals the untouched student's.
 
     Args:
         candidate: An ONNX file, or a bundle folder (its files are then compared with its manifest).
         reference: The export of the untouched student; None takes the bundle's.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda", or what else the runtime calls its devices.
         margin: Allowed relative difference in latency; "auto" is 0.02 on CUDA, 0.05 on CPU.
         latency: "no-slower" (one-sided) or "equal" (both sides within the margin).
         on_inconclusive: "warn", or "fail" to have an undecided latency exit as a refutation.
@@ -66,6 +68,7 @@ def verify(
         plot: A .png, .svg or .pdf file for the latency plots; where the graphs differ, for the
             first difference.
         progress: Called with a sentence and the share that is done.
+        runtime: What runs the models, as NAME or NAME:DEVICE; `opdf-compile doctor` lists them.
 
     Returns:
         The report; true where everything that was asked for passed.
@@ -80,7 +83,7 @@ def verify(
         >>> report.save("report.json")  # doctest: +SKIP
     """
     request = checked_request(
-        device, margin, latency, on_inconclusive, budget, only, shapes, plot, progress
+        device, margin, latency, on_inconclusive, budget, only, shapes, plot, progress, runtime
     )
     files = find_files(candidate, reference, check, reference_check)
     require_reference(files, request.asked)
@@ -89,7 +92,8 @@ def verify(
     speed = _latency(files, request)
     # A verdict that is not a pass says which output, or which file, it is about.
     reasons = (f"numerics: {note}" for note in (numerics.reason, *numerics.notes) if note)
-    notes = (*notes, *_draw(structure, speed, request.plot))
+    precision = _precision(files, request)
+    notes = (*notes, *_of_precision(precision, request), *_draw(structure, speed, request.plot))
     if speed.verdict == "inconclusive":
         _LOG.warning("latency is inconclusive: %s", "; ".join(speed.notes))
     return ParityReport(
@@ -98,9 +102,32 @@ def verify(
         numerics=numerics,
         latency=speed,
         environment=describe_environment(
-            request.device, request.options(), (*notes, *reasons, *speed.notes)
+            request.device, request.options(), (*notes, *reasons, *speed.notes), precision
         ),
         files=files.table(),
+    )
+
+
+def _precision(files: ComparedFiles, request: Request) -> str | None:
+    """What a pinned precision became, read back from the runtime; None where nothing ran."""
+    device = request.device
+    if not {"numerics", "latency"} & set(request.asked):
+        return None
+    if not device.precision:
+        return ""
+    try:
+        return device.runtime.load(files.candidate, device).precision
+    except UserError:  # Nothing ran either, and the parts that needed it say why.
+        return None
+
+
+def _of_precision(found: str | None, request: Request) -> tuple[str, ...]:
+    asked, name = request.device.precision, request.device.runtime.name
+    if found is None or found == asked:
+        return ()
+    return (
+        f"{name} was asked to compute in {asked} and says that it computes in "
+        f"{found or 'what the file says'}: numerics and latency are those of that precision",
     )
 
 

@@ -18,7 +18,7 @@ from calibration.students import Size
 from calibration.truth import Truth, search
 
 from opdf_compile.parity.numerics.checking import check_numerics
-from opdf_compile.parity.runtime.sessions import resolve_device
+from opdf_compile.parity.runtime.registry import resolve_device
 from opdf_compile.parity.structure.compare import compare_structure
 
 ROOT = Path(__file__).parents[2]

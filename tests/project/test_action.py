@@ -158,6 +158,7 @@ def test_what_the_program_is_given(program: Callable[..., Any]) -> None:
         shapes="input_ids=1x8,2x8\n\nmask=1x8,2x8\n",
         margin="0.1",
         device="cpu",
+        runtime="openvino",
         latency="equal",
         budget="5",
         on_inconclusive="fail",
@@ -165,6 +166,7 @@ def test_what_the_program_is_given(program: Callable[..., Any]) -> None:
     pairs = [(full[at], full[at + 1]) for at in range(3, len(full) - 2, 2)]
     assert pairs == [
         ("--device", "cpu"),
+        ("--runtime", "openvino"),
         ("--margin", "0.1"),
         ("--latency", "equal"),
         ("--budget", "5"),

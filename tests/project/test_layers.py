@@ -137,9 +137,17 @@ def test_the_front_door_check_can_fail() -> None:
     assert not uses_the_front_door("from opdf_compile.errors import UserError")
 
 
-def test_verify_asks_the_runtime_in_one_place() -> None:
-    """A second runtime is then a file beside it."""
-    asks = re.compile(r"^\s*(import|from) onnxruntime\b", re.MULTILINE)
+@pytest.mark.parametrize(("runtime", "folder"), [("onnxruntime", "ort")])
+def test_verify_names_each_runtime_in_one_folder(runtime: str, folder: str) -> None:
+    """All others take the name from the runtime, so that another one is a folder beside it."""
     parity = ROOT / "opdf_compile" / "parity"
-    files = [f for f in parity.glob("**/*.py") if asks.search(f.read_text(encoding="utf-8"))]
-    assert {file.parent for file in files} == {parity / "runtime"}
+    named = {f for f in parity.glob("**/*.py") if runtime in f.read_text(encoding="utf-8")}
+    assert named and {file.parent for file in named} == {parity / "runtime" / folder}
+
+
+def test_only_the_registry_knows_the_implementations() -> None:
+    parity = ROOT / "opdf_compile" / "parity"
+    imports = re.compile(r"parity\.runtime\.(ort|ov)\b")
+    users = {f for f in parity.glob("**/*.py") if imports.search(f.read_text(encoding="utf-8"))}
+    within = {f for name in ("ort", "ov") for f in (parity / "runtime" / name).glob("*.py")}
+    assert users - within == {parity / "runtime" / "registry.py"}

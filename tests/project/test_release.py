@@ -20,7 +20,7 @@ from opdf_compile.distill.run import lock
 from opdf_compile.io.checkpoints import write
 from opdf_compile.io.export import bundling
 from opdf_compile.parity.report.conditions import describe_environment
-from opdf_compile.parity.runtime.sessions import resolve_device
+from opdf_compile.parity.runtime.registry import resolve_device
 
 ROOT = Path(__file__).parents[2]
 GITHUB = ROOT / ".github"

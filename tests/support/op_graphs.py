@@ -18,7 +18,7 @@ from opdf_compile.files.atomic import sha256
 from opdf_compile.io.evidence.evaluating import _errors
 from opdf_compile.parity.numerics.checking import check_numerics
 from opdf_compile.parity.numerics.numerics_result import NumericsResult
-from opdf_compile.parity.runtime.sessions import resolve_device
+from opdf_compile.parity.runtime.registry import resolve_device
 
 CPU = resolve_device("cpu")
 DTYPES = {"float32": torch.float32, "float16": torch.float16}

@@ -17,8 +17,8 @@ from opdf_compile.parity.latency.latency_result import SESSION_ROLES, SessionRol
 from opdf_compile.parity.latency.memory import growth, smallest
 from opdf_compile.parity.latency.shape_option import Shape
 from opdf_compile.parity.latency.timing import calm_seconds, warm_up
-from opdf_compile.parity.runtime.bound_session import BoundSession, bind
-from opdf_compile.parity.runtime.sessions import Device, create_session, session_options
+from opdf_compile.parity.model_file import ModelFile
+from opdf_compile.parity.runtime.protocol import BoundModel, Device, LoadedModel
 
 if TYPE_CHECKING:
     import onnx
@@ -37,17 +37,17 @@ class SessionBench:
 
     def __init__(
         self,
-        paths: Mapping[SessionRole, Path],
+        models: Mapping[SessionRole, ModelFile],
         device: Device,
         inputs: Sequence[Mapping[str, Any]],
         threads: int | None,
         rng: np.random.Generator,
     ) -> None:
-        self.paths, self.device, self.inputs = paths, device, tuple(inputs)
+        self.models, self.device, self.inputs = models, device, tuple(inputs)
         self.cold: dict[SessionRole, list[float]] = {role: [] for role in SESSION_ROLES}
         self._threads, self._rng = threads, rng
         self._memory: dict[tuple[Path, int], list[int | None]] = {}
-        self._bound: dict[tuple[SessionRole, int], BoundSession] = {}
+        self._bound: dict[tuple[SessionRole, int], BoundModel] = {}
 
     def open(self, first: int) -> None:
         """Make a new group; random order, since the first one made may get the better memory.
@@ -60,7 +60,7 @@ class SessionBench:
             session = self._first_run(role, first)
             for shape, inputs in enumerate(self.inputs):
                 if shape != first:
-                    self._bound[role, shape] = bind(session, inputs, self.device.name)
+                    self._bound[role, shape] = session.bind(inputs)
 
     def warm_up(self, shape: int) -> float:
         """Run every session on a shape until it is steady; return seconds of one run."""
@@ -78,16 +78,16 @@ class SessionBench:
 
     def memory(self, role: SessionRole, shape: int) -> int | None:
         """Peak bytes of a session that ran this shape first; None where it is not known."""
-        return smallest(self._memory.get((self.paths[role], shape), []))
+        return smallest(self._memory.get((self.models[role].path, shape), []))
 
-    def _first_run(self, role: SessionRole, first: int) -> Any:
-        path, kind = self.paths[role], self.device.name
-        seen = self._memory.setdefault((path, first), [])
-        with growth(kind if len(seen) < _MEMORY_SESSIONS else None) as grown:
+    def _first_run(self, role: SessionRole, first: int) -> LoadedModel:
+        model, device = self.models[role], self.device
+        seen = self._memory.setdefault((model.path, first), [])
+        with growth(device.name if len(seen) < _MEMORY_SESSIONS else None) as grown:
             began = time.perf_counter()
-            session = create_session(path, self.device, session_options(self._threads))
+            session = device.runtime.load(model, device, threads=self._threads)
             self.cold[role].append(time.perf_counter() - began)
-            self._bound[role, first] = bind(session, self.inputs[first], kind)
+            self._bound[role, first] = session.bind(self.inputs[first])
         if len(seen) < _MEMORY_SESSIONS:
             seen.append(grown.bytes)
         return session

@@ -35,7 +35,7 @@ from opdf_compile.parity.latency.shape_option import (
     shape_text,
 )
 from opdf_compile.parity.model_file import ModelFile, PathLike
-from opdf_compile.parity.runtime.sessions import Device
+from opdf_compile.parity.runtime.protocol import Device
 
 __all__ = ["SEED", "Progress", "check_budget", "measure_latency"]
 
@@ -88,16 +88,17 @@ def measure_latency(
         "candidate": ModelFile.of(candidate),
         "reference": ModelFile.of(reference),
     }
-    # Checked here, so that making the sessions can leave it out.
+    # Checked here, so that making a session finds it done and its time is the runtime's.
     for file in files.values():
         file.require_whole()
-    ours, theirs = files["candidate"].path, files["reference"].path
     declared = declared_inputs(files["candidate"].model)
     rng = np.random.default_rng(seed)
     rows: Sequence[Mapping[str, Shape] | None] = shapes or [None]
-    inputs = [latency_inputs(declared, check, rng, asked=asked, model=ours) for asked in rows]
-    paths: dict[SessionRole, Path] = {"candidate": ours, "reference": theirs, "control": theirs}
-    bench = SessionBench(paths, device, inputs, threads, rng)
+    inputs = [
+        latency_inputs(declared, check, rng, asked=asked, model=files["candidate"].path)
+        for asked in rows
+    ]
+    bench = SessionBench({**files, "control": files["reference"]}, device, inputs, threads, rng)
     question = Question(margin, rule, len(inputs))
     race = Race(bench, question, budget, progress or (lambda text, share: None), began=began)
     ended = race.run()
@@ -106,7 +107,7 @@ def measure_latency(
         _shape_result(bench, shape, track, question, declared)
         for shape, track in enumerate(race.tracks)
     )
-    sizes = {side: file_bytes(paths[side], files[side].model) for side in _SIDES}
+    sizes = {side: file_bytes(files[side].path, files[side].model) for side in _SIDES}
     return _result(
         bench, question, found, race.groups, sizes, (ended, *_notes(race, found, margin))
     )

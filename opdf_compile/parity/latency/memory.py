@@ -15,7 +15,7 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from opdf_compile.parity.runtime.cuda import DRIVER, load_library
+from opdf_compile.parity.runtime.driver import DRIVER, load_library
 
 
 class Growth:
@@ -29,13 +29,14 @@ def growth(device: str | None) -> Iterator[Growth]:
     """Measure the block: create a session and run it once inside.
 
     Args:
-        device: "cpu" or "cuda"; None measures nothing.
+        device: "cpu" or "cuda"; on others, and for None, nothing is measured.
     """
     found = Growth()
-    if device is None:
+    meters = {"cpu": _heap_used, "cuda": _device_used}
+    used = meters.get(device.split(":")[0]) if device else None
+    if used is None:
         yield found
         return
-    used = _device_used if device.startswith("cuda") else _heap_used
     before = used()
     yield found
     after = used()

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from opdf_compile.parity.runtime.bound_session import BoundSession
+from opdf_compile.parity.runtime.protocol import BoundModel
 
 try:
     import resource
@@ -32,7 +32,7 @@ _STILL_FALLING = 0.99
 _MOST_WINDOWS = 20
 
 
-def warm_up(session: BoundSession) -> float:
+def warm_up(session: BoundModel) -> float:
     """Run until the median stops falling.
 
     Returns:
@@ -54,7 +54,7 @@ def runs_per_block(seconds: float) -> int:
     return max(1, min(MOST_RUNS, round(BLOCK_SECONDS / max(seconds, 1e-9))))
 
 
-def calm_seconds(session: BoundSession, runs: int, single: float) -> float:
+def calm_seconds(session: BoundModel, runs: int, single: float) -> float:
     """Seconds per run of a block during which the system gave the core to nobody else.
 
     A block that was interrupted timed another process as well, and is measured again. Both sides of
@@ -90,5 +90,5 @@ def undisturbed() -> Iterator[None]:
             gc.enable()
 
 
-def _window_median(session: BoundSession, runs: int) -> float:
+def _window_median(session: BoundModel, runs: int) -> float:
     return statistics.median(session.seconds(1) for _ in range(runs))

@@ -29,7 +29,7 @@ from opdf_compile.parity.numerics.numerics_result import (
     unusable,
     urgency,
 )
-from opdf_compile.parity.runtime.sessions import Device
+from opdf_compile.parity.runtime.protocol import Device
 
 
 def check_numerics(
@@ -128,6 +128,9 @@ def _of_the_runtime(
     evidence: Evidence, device: Device, peers: Mapping[str, Peer]
 ) -> tuple[str, ...]:
     """A sentence where the runtime's own graph passes are what changes the numbers."""
+    runtime = device.runtime
+    if not runtime.unoptimised:
+        return ()
     try:
         found = _judged(evidence, device, peers, optimised=False)
     except DeviceError:  # It does not run as it stands: nothing to tell.
@@ -135,10 +138,9 @@ def _of_the_runtime(
     if any(error.excess > 1 for error in found):
         return ()
     return (
-        "without its graph optimisation onnxruntime keeps this file's numbers within the "
+        f"without its graph optimisation {runtime.name} keeps this file's numbers within the "
         "tolerance, so one of its passes is what moves them; write the operation in another way, "
-        "or load the file with graph_optimization_level ORT_DISABLE_ALL or the pass in "
-        "disabled_optimizers",
+        f"or {runtime.unoptimised}",
     )
 
 

@@ -15,8 +15,7 @@ from opdf_compile.errors import ArtefactError
 from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.numerics.free_axes import stop_of
 from opdf_compile.parity.numerics.mismatch import Array
-from opdf_compile.parity.runtime.array_session import ArraySession, RunFailed
-from opdf_compile.parity.runtime.sessions import Device
+from opdf_compile.parity.runtime.protocol import Device, RunFailed
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class Evidence:
             DeviceError: The runtime cannot run the model on the device.
             StopsAtSize: The file does not run at a size that it declares free.
         """
-        runner = ArraySession(self.model, device, optimised=optimised)
+        runner = device.runtime.load(self.model, device, optimised=optimised)
         # An output that the check data does not know would pass unseen, so both sides must agree.
         self._require_names("inputs", self.data.input_names, runner.input_names)
         self._require_names("outputs", self.data.output_names, runner.output_names)

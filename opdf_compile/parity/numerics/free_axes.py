@@ -12,7 +12,7 @@ import numpy as np
 
 from opdf_compile.artefacts import Port, Sample
 from opdf_compile.parity.numerics.mismatch import Array
-from opdf_compile.parity.runtime.array_session import ArraySession, RunFailed
+from opdf_compile.parity.runtime.protocol import LoadedModel, RunFailed
 
 # (input, axis) of the axes that have one size in every sample, and move together.
 _Group = tuple[tuple[str, int], ...]
@@ -24,7 +24,7 @@ class StopsAtSize(Exception):
 
 
 def stop_of(
-    runner: ArraySession,
+    runner: LoadedModel,
     ports: Sequence[Port],
     samples: Sequence[Sample],
     stopped: Mapping[int, RunFailed],
@@ -81,7 +81,7 @@ def _size(inputs: _Inputs, group: _Group) -> int:
     return int(np.shape(inputs[name])[axis])
 
 
-def _alone(runner: ArraySession, base: _Inputs, group: _Group, size: int) -> RunFailed | None:
+def _alone(runner: LoadedModel, base: _Inputs, group: _Group, size: int) -> RunFailed | None:
     """How the file stops where only these axes have another size; values repeat."""
     inputs = dict(base)
     for name, axis in group:

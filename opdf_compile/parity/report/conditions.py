@@ -6,19 +6,34 @@ import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from opdf_compile.parity.runtime.cuda import PACKAGES
-from opdf_compile.parity.runtime.sessions import Device
+from opdf_compile.parity.runtime.protocol import Device
+from opdf_compile.parity.runtime.registry import DEFAULT, runtime_of
 from opdf_compile.version import __version__, installed_version
 
 _LIBRARIES = ("torch", "numpy", "onnx")
 
 
 def describe_environment(
-    device: Device, options: Mapping[str, Any], notes: Sequence[str]
+    device: Device, options: Mapping[str, Any], notes: Sequence[str], precision: str | None = None
 ) -> dict[str, Any]:
-    """The report's `environment`; the notes are what a reader of the verdict should know."""
+    """The report's `environment`.
+
+    Args:
+        device: Where the models ran.
+        options: What was asked for.
+        notes: What a reader of the verdict should know.
+        precision: What the runtime said it computes in; None where nothing was loaded, empty where
+            that is the file's own.
+    """
+    runtime = device.runtime
     return {
-        "versions": _versions(),
+        "versions": _versions(device),
+        "runtime": {
+            "name": runtime.name,
+            "version": runtime.version(),
+            "precision": precision,
+            "precision_asked": device.precision,
+        },
         "platform": {
             "system": platform.system(),
             "machine": platform.machine(),
@@ -40,8 +55,7 @@ def describe_environment(
     }
 
 
-def _versions() -> dict[str, str | None]:
+def _versions(device: Device) -> dict[str, str | None]:
     versions = {name: installed_version(name) for name in _LIBRARIES}
-    runtimes = (installed_version(name) for name in PACKAGES)
-    own = {"opdf-compile": __version__}
-    return {**own, **versions, "onnxruntime": next((found for found in runtimes if found), None)}
+    runtimes = {made.name: made.version() for made in (runtime_of(DEFAULT), device.runtime)}
+    return {"opdf-compile": __version__, **versions, **runtimes}

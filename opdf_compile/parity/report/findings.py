@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from opdf_compile.parity.latency.shape_option import shape_text
+from opdf_compile.parity.runtime.registry import DEFAULT
 
 if TYPE_CHECKING:
     from opdf_compile.parity.latency.latency_result import LatencyResult, ShapeResult
@@ -112,7 +113,10 @@ def verify_command(report: ParityResult) -> str:
     device = report.environment.get("device", {}).get("name", "auto")
     parts = ["opdf-compile verify", shlex.quote(models[0])]
     parts += [f"--reference {shlex.quote(name)}" for name in models[1:2]]
-    parts.append(f"--device {shlex.quote(str(device))}")
+    runtime = report.environment.get("runtime", {}).get("name", DEFAULT)
+    # Other runtimes may have devices that --device does not know.
+    option = ("--device", device) if runtime == DEFAULT else ("--runtime", f"{runtime}:{device}")
+    parts.append(shlex.join(map(str, option)))
     numbers = {name: options.get(name) for name in ("margin", "latency", "budget")}
     parts += [f"--{name} {words(value)}" for name, value in numbers.items() if value]
     if options.get("only") and len(options["only"]) < len(verdict_rows(report)):
@@ -135,7 +139,10 @@ def facts(report: ParityResult) -> str:
     device = report.environment.get("device", {})
     versions = report.environment.get("versions", {})
     where = f"{device.get('name', '-')} ({device.get('chosen_because', '-')})"
-    return f"device {where}, onnxruntime {versions.get('onnxruntime', '-')}"
+    runtime = report.environment.get("runtime", {})
+    name = runtime.get("name", DEFAULT)
+    precision = f", computing in {found}" if (found := runtime.get("precision")) else ""
+    return f"device {where}, {name} {versions.get(name, '-')}{precision}"
 
 
 def footnotes(report: ParityResult) -> list[str]:

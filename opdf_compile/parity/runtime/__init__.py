@@ -1,1 +1,1 @@
-"""ONNX Runtime: checked files, resolved devices, sessions and runs."""
+"""The seam to inference runtimes: what is asked of one, which there are, and each in a folder."""

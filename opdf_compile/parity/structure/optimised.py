@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from opdf_compile.artefacts import Node, Value, link, read_onnx
 from opdf_compile.errors import InternalError
 from opdf_compile.parity.model_file import PathLike
-from opdf_compile.parity.runtime.sessions import Device, write_optimised
+from opdf_compile.parity.runtime.protocol import Device
 from opdf_compile.parity.structure.compare import StructureResult, compare_models
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ _LARGEST_INLINE = 1 << 30
 
 
 def compare_optimised(raw: StructureResult, candidate: PathLike, device: Device) -> StructureResult:
-    """Compare two files of one structure after ONNX Runtime's optimisation for one provider.
+    """Compare two files of one structure after a runtime's optimisation for one device.
 
     All constants are compared by value, parameters too.
 
@@ -43,7 +43,7 @@ def compare_optimised(raw: StructureResult, candidate: PathLike, device: Device)
         reference = _write(_with_candidate_values(raw), place / "reference.onnx")
         written = [place / "candidate.optimised.onnx", place / "reference.optimised.onnx"]
         for source, target in zip((candidate, reference), written, strict=True):
-            write_optimised(source, target, device)
+            device.runtime.write_graph(source, target, device)
         ours, theirs = map(read_onnx, written)
         return compare_models(ours, theirs, folder)
 

@@ -19,7 +19,7 @@ from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.files.atomic import sha256
 from opdf_compile.io.onnx_student.onnx_loading import load_onnx
 from opdf_compile.parity.numerics.checking import check_numerics
-from opdf_compile.parity.runtime.sessions import resolve_device
+from opdf_compile.parity.runtime.registry import resolve_device
 
 CPU = resolve_device("cpu")
 

@@ -23,9 +23,11 @@ from opdf_compile.parity.latency.latency_result import SESSION_ROLES, LatencyRes
 from opdf_compile.parity.latency.measure import _notes, measure_latency
 from opdf_compile.parity.latency.race import LEAST_GROUPS, LEAST_ROUNDS, LOOKS
 from opdf_compile.parity.latency.shape_option import declared_inputs, parse_shapes
-from opdf_compile.parity.runtime import bound_session as binding_module
-from opdf_compile.parity.runtime.bound_session import bind
-from opdf_compile.parity.runtime.sessions import Device, open_session, resolve_device
+from opdf_compile.parity.runtime.ort import bound_session as binding_module
+from opdf_compile.parity.runtime.ort.bound_session import bind
+from opdf_compile.parity.runtime.ort.sessions import open_session
+from opdf_compile.parity.runtime.protocol import Device
+from opdf_compile.parity.runtime.registry import resolve_device
 
 WIDTH = 64
 WORST_FIRST = ("fail", "inconclusive", "pass")

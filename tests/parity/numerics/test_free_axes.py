@@ -20,8 +20,9 @@ from opdf_compile.errors import ArtefactError, DeviceError
 from opdf_compile.parity.model_file import ModelFile
 from opdf_compile.parity.numerics.evidence import Evidence
 from opdf_compile.parity.numerics.free_axes import stop_of
-from opdf_compile.parity.runtime.array_session import ArraySession, RunFailed
-from opdf_compile.parity.runtime.sessions import resolve_device
+from opdf_compile.parity.runtime.ort.array_session import ArraySession
+from opdf_compile.parity.runtime.protocol import RunFailed
+from opdf_compile.parity.runtime.registry import resolve_device
 
 CPU = resolve_device("cpu")
 
@@ -102,7 +103,7 @@ def test_check_data_of_another_shape_is_bad_input(tmp_path: Path) -> None:
 def failures(path: Path, words: str) -> tuple[Evidence, dict[int, RunFailed]]:
     evidence = Evidence(ModelFile(path), check_path(path), read_check(check_path(path)))
     sizes = [sample.inputs["input"].shape[2] for sample in evidence.data.samples]
-    error = RunFailed(path, RuntimeError(words))
+    error = RunFailed("onnxruntime", path, RuntimeError(words))
     return evidence, {index: error for index, size in enumerate(sizes) if size != 4}
 
 
@@ -127,7 +128,7 @@ def test_memory_that_ran_out_is_no_fault_of_the_file(
 def test_a_file_without_a_free_axis_that_does_not_run_is_the_devices(tmp_path: Path) -> None:
     path = checked(tmp_path, [2, 3, 4])
     samples = read_check(check_path(path)).samples
-    error = {0: RunFailed(path, RuntimeError("Dimension mismatch"))}
+    error = {0: RunFailed("onnxruntime", path, RuntimeError("Dimension mismatch"))}
     assert stop_of(ArraySession(path, CPU), read_interface(path).inputs, samples, error) is None
     with pytest.raises(DeviceError, match="onnxruntime cannot run"):
         ArraySession(path, CPU)({"input": np.zeros((2, 3, 5), np.float32)})

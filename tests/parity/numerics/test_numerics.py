@@ -21,7 +21,7 @@ from onnx import TensorProto, helper, numpy_helper
 from opdf_compile.errors import ArtefactError
 from opdf_compile.parity.numerics.checking import check_numerics
 from opdf_compile.parity.numerics.numerics_result import NumericsResult
-from opdf_compile.parity.runtime.sessions import resolve_device
+from opdf_compile.parity.runtime.registry import resolve_device
 
 Arrays = dict[str, Any]
 CPU = resolve_device("cpu")

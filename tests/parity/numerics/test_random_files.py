@@ -18,7 +18,7 @@ from opdf_compile.artefacts.check_file import CheckData, Sample, check_path, wri
 from opdf_compile.files.atomic import sha256
 from opdf_compile.parity.numerics.checking import check_numerics
 from opdf_compile.parity.numerics.drawing import drawing_outputs
-from opdf_compile.parity.runtime.sessions import resolve_device
+from opdf_compile.parity.runtime.registry import resolve_device
 
 CPU = resolve_device("cpu")
 Nodes = list[onnx.NodeProto]

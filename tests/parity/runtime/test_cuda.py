@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from opdf_compile.errors import DeviceError
-from opdf_compile.parity.runtime import cuda
-from opdf_compile.parity.runtime.cuda import OPTIONS, PROVIDER, missing_for_cuda
-from opdf_compile.parity.runtime.sessions import resolve_device
+from opdf_compile.parity.runtime.ort import cuda
+from opdf_compile.parity.runtime.ort.cuda import OPTIONS, PROVIDER, missing_for_cuda
+from opdf_compile.parity.runtime.registry import resolve_device
 
 
 @dataclass

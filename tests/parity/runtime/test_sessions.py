@@ -13,8 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from opdf_compile.artefacts.onnx_file import read_onnx, read_onnx_with_data
 from opdf_compile.errors import ArtefactError, DeviceError, InputError
-from opdf_compile.parity.runtime import cuda, sessions
-from opdf_compile.parity.runtime.sessions import Device, open_session, resolve_device
+from opdf_compile.parity.runtime.ort import cuda, sessions
+from opdf_compile.parity.runtime.ort.runtime import OnnxRuntime
+from opdf_compile.parity.runtime.ort.sessions import open_session
+from opdf_compile.parity.runtime.protocol import Device
+from opdf_compile.parity.runtime.registry import resolve_device
 
 
 def _model(weight: np.ndarray) -> onnx.ModelProto:
@@ -181,4 +184,4 @@ def test_a_session_never_falls_back_to_the_cpu(tmp_path: Path, weight: np.ndarra
     path = tmp_path / "m.onnx"
     onnx.save(_model(weight), path)
     with pytest.raises(DeviceError, match="could not be used"):
-        open_session(path, Device("cuda", "CUDAExecutionProvider", {}, "asked for"))
+        open_session(path, Device("cuda", "CUDAExecutionProvider", runtime=OnnxRuntime()))

@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from opdf_compile.parity.runtime.array_session import ArraySession
-from opdf_compile.parity.runtime.sessions import resolve_device
-from opdf_compile.parity.runtime.tensors import from_runtime, to_runtime
+from opdf_compile.parity.runtime.ort.array_session import ArraySession
+from opdf_compile.parity.runtime.ort.tensors import from_runtime, to_runtime
+from opdf_compile.parity.runtime.registry import resolve_device
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 # Largest and smallest numbers, both zeros, what is no number, and a value that rounds.

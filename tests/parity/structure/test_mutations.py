@@ -22,7 +22,7 @@ from onnx import ModelProto
 
 from opdf_compile.artefacts.check_file import check_path
 from opdf_compile.parity.numerics.checking import check_numerics
-from opdf_compile.parity.runtime.sessions import resolve_device
+from opdf_compile.parity.runtime.registry import resolve_device
 from opdf_compile.parity.structure.compare import compare_structure
 
 # It alone has a branch, a loop and a local function; one export takes seconds.

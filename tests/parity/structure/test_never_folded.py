@@ -15,7 +15,7 @@ from torch import nn
 
 import opdf_compile as opdf
 from opdf_compile.errors import ExportError, InternalError
-from opdf_compile.parity.runtime.sessions import resolve_device
+from opdf_compile.parity.runtime.registry import resolve_device
 from opdf_compile.parity.structure.compare import compare_structure
 from opdf_compile.parity.structure.optimised import compare_optimised
 

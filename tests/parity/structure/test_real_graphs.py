@@ -12,7 +12,7 @@ from mutations_cosmetic import COSMETIC
 from onnx import ModelProto, TensorProto, helper
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.parity.runtime.sessions import resolve_device
+from opdf_compile.parity.runtime.registry import resolve_device
 from opdf_compile.parity.structure.compare import compare_structure
 from opdf_compile.parity.structure.optimised import compare_optimised
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from opdf_compile.errors import ArtefactError
-from opdf_compile.parity.runtime.sessions import resolve_device
+from opdf_compile.parity.runtime.registry import resolve_device
 from opdf_compile.parity.structure.compare import StructureResult, compare_structure
 from opdf_compile.parity.structure.optimised import compare_optimised, without_weights
 

@@ -1,4 +1,4 @@
-"""One ONNX model on one device, fed with arrays."""
+"""One ONNX model on one device of ONNX Runtime, fed with arrays."""
 
 from __future__ import annotations
 
@@ -8,41 +8,29 @@ from typing import Any
 
 import numpy as np
 
-from opdf_compile.errors import DeviceError, first_line
+from opdf_compile.errors import first_line
 from opdf_compile.parity.model_file import PathLike
-from opdf_compile.parity.runtime.sessions import Device, open_session
-from opdf_compile.parity.runtime.tensors import from_runtime, to_runtime
+from opdf_compile.parity.runtime.ort.bound_session import BoundSession, bind
+from opdf_compile.parity.runtime.ort.sessions import open_session
+from opdf_compile.parity.runtime.ort.tensors import from_runtime, to_runtime
+from opdf_compile.parity.runtime.protocol import Device, RunFailed
 
 _PREFIX = re.compile(
     r"\[ONNXRuntimeError\] : \d+ : \w+ : (Non-zero status code returned while running )?"
 )
-_MEMORY = ("failed to allocate memory", "out of memory", "bad allocation", "bad_alloc")
-
-
-class RunFailed(DeviceError):
-    """The runtime does not run a model on some inputs.
-
-    Attributes:
-        reason: What it says, on one line.
-        of_memory: Whether memory ran out: a limit of the machine, not of the model.
-    """
-
-    def __init__(self, model: PathLike, error: Exception) -> None:
-        """Name the model and the runtime's reason."""
-        # "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero status ..." says nothing to a user.
-        self.reason = _PREFIX.sub("", first_line(error, 300))[:200].rstrip(".")
-        self.of_memory = any(words in str(error).lower() for words in _MEMORY)
-        super().__init__(
-            f"onnxruntime cannot run {model} on its check data ({self.reason}), wanted a model "
-            "that runs; export it again, or try another --device"
-        )
 
 
 class ArraySession:
     """A session that takes and returns numpy arrays, bfloat16 included."""
 
     def __init__(
-        self, model: PathLike, device: Device, *, unsaturated: bool = False, optimised: bool = True
+        self,
+        model: PathLike,
+        device: Device,
+        *,
+        threads: int | None = None,
+        unsaturated: bool = False,
+        optimised: bool = True,
     ) -> None:
         """Open the model, with what `open_session` is told.
 
@@ -50,9 +38,12 @@ class ArraySession:
             ArtefactError: The file is no ONNX model.
             DeviceError: The device cannot run it.
         """
-        self._session = open_session(model, device, unsaturated=unsaturated, optimised=optimised)
-        self._model = model
+        self._session = open_session(
+            model, device, threads=threads, unsaturated=unsaturated, optimised=optimised
+        )
+        self._model, self._kind = model, device.name
         self.on_cpu = device.name == "cpu"
+        self.precision = device.precision
         self.input_names = tuple(value.name for value in self._session.get_inputs())
         self.output_names = tuple(value.name for value in self._session.get_outputs())
 
@@ -67,5 +58,15 @@ class ArraySession:
         try:
             found = self._session.run_with_ort_values(list(self.output_names), feed)
         except Exception as error:  # onnxruntime raises classes of its own, without a common base.
-            raise RunFailed(self._model, error) from error
+            # "[ONNXRuntimeError] : 2 : INVALID_ARGUMENT : Non-zero ..." says nothing to a user.
+            reason = _PREFIX.sub("", first_line(error, 300))
+            raise RunFailed("onnxruntime", self._model, error, reason=reason) from error
         return {n: from_runtime(value) for n, value in zip(self.output_names, found, strict=True)}
+
+    def bind(self, inputs: Mapping[str, Any]) -> BoundSession:
+        """Put the inputs on the device and run once.
+
+        Raises:
+            InputError: The model cannot run on these inputs.
+        """
+        return bind(self._session, inputs, self._kind)

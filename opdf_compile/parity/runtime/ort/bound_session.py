@@ -7,14 +7,15 @@ that off (they do not here); the outputs are synchronised once more inside the c
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from opdf_compile.errors import InputError, first_line
-from opdf_compile.parity.runtime.runtime_log import quiet_runtime
-from opdf_compile.parity.runtime.tensors import to_runtime
+from opdf_compile.errors import first_line
+from opdf_compile.parity.runtime.inputs import by_name, does_not_run
+from opdf_compile.parity.runtime.ort.runtime_log import quiet_runtime
+from opdf_compile.parity.runtime.ort.tensors import to_runtime
+from opdf_compile.parity.runtime.protocol import seconds_per_run
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,7 @@ class BoundSession:
 
     def seconds(self, runs: int) -> float:
         """Seconds per run over a block of runs."""
-        run = self.run
-        begin = time.perf_counter_ns()
-        for _ in range(runs):
-            run()
-        # At least one tick, so that a coarse clock gives a ratio and no division by zero.
-        return max(1, time.perf_counter_ns() - begin) / runs * 1e-9
+        return seconds_per_run(self.run, runs)
 
 
 def bind(session: Any, inputs: Mapping[str, Any], device: str) -> BoundSession:
@@ -59,7 +55,8 @@ def bind(session: Any, inputs: Mapping[str, Any], device: str) -> BoundSession:
     """
     binding = session.io_binding()
     kind = device.split(":")[0]
-    held = {name: to_runtime(array, kind) for name, array in _by_name(session, inputs).items()}
+    names = [value.name for value in session.get_inputs()]
+    held = {name: to_runtime(array, kind) for name, array in by_name(names, inputs).items()}
     for name, value in held.items():
         binding.bind_ortvalue_input(name, value)
     for output in session.get_outputs():
@@ -69,23 +66,5 @@ def bind(session: Any, inputs: Mapping[str, Any], device: str) -> BoundSession:
         with quiet_runtime():
             bound.run()
     except Exception as error:  # onnxruntime's exceptions share no base but this one.
-        reason = first_line(error)
-        shapes = ", ".join(f"{name} {list(array.shape)}" for name, array in inputs.items())
-        raise InputError(
-            f"the model does not run on the inputs {shapes} ({reason}); give check data with "
-            "inputs that it takes (check=)"
-        ) from error
+        raise does_not_run(inputs, first_line(error)) from error
     return bound
-
-
-def _by_name(session: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs under the session's names; by position where the two models name them differently."""
-    names = [value.name for value in session.get_inputs()]
-    if set(names) <= set(inputs):
-        return {name: inputs[name] for name in names}
-    if len(names) != len(inputs):
-        raise InputError(
-            f"the inputs are {', '.join(inputs) or 'none'}, the model wants "
-            f"{', '.join(names) or 'none'}; give check data of this model (check=)"
-        )
-    return dict(zip(names, inputs.values(), strict=True))

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from opdf_compile.errors import ArtefactError, DeviceError, InputError
 from opdf_compile.parity.model_file import ModelFile, PathLike
-from opdf_compile.parity.runtime.cuda import OPTIONS, PROVIDER, missing_for_cuda, short_reason
-from opdf_compile.parity.runtime.runtime_log import FATAL_ONLY, quiet_runtime
+from opdf_compile.parity.runtime.ort.cuda import (
+    OPTIONS,
+    PROVIDER,
+    missing_for_cuda,
+    short_reason,
+)
+from opdf_compile.parity.runtime.ort.runtime_log import FATAL_ONLY, quiet_runtime
+from opdf_compile.parity.runtime.protocol import Device, Runtime, threads_wanted
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -25,27 +29,11 @@ _LOG = logging.getLogger("opdf_compile")
 _CPU = "CPUExecutionProvider"
 
 
-@dataclass(frozen=True)
-class Device:
-    """Where sessions run, and why there.
-
-    Attributes:
-        name: "cpu" or "cuda".
-        provider: The runtime's name of the execution provider.
-        provider_options: Options that are pinned for every session, as strings.
-        chosen_because: One clause for the report ("asked for", "auto: no NVIDIA driver ...").
-    """
-
-    name: Literal["cpu", "cuda"]
-    provider: str
-    provider_options: Mapping[str, str] = field(default_factory=dict)
-    chosen_because: str = "asked for"
-
-
-def resolve_device(device: str = "auto") -> Device:
-    """Turn the user's word into a device that is known to work.
+def resolve(runtime: Runtime, device: str) -> Device:
+    """Turn the user's word into a device of this runtime that is known to work.
 
     Args:
+        runtime: ONNX Runtime.
         device: "cpu", "cuda", or "auto": CUDA where its provider loads, else the CPU.
 
     Raises:
@@ -55,18 +43,18 @@ def resolve_device(device: str = "auto") -> Device:
     if device not in ("auto", "cpu", "cuda"):
         raise InputError(f"--device {device!r} is unknown; give auto, cpu or cuda")
     if device == "cpu":
-        return Device("cpu", _CPU)
+        return Device("cpu", _CPU, runtime=runtime)
     missing = missing_for_cuda()
     if missing is None:
         because = "asked for" if device == "cuda" else "auto: the CUDA provider loads"
-        return Device("cuda", PROVIDER, dict(OPTIONS), because)
+        return Device("cuda", PROVIDER, dict(OPTIONS), because, runtime=runtime)
     if device == "cuda":
         raise DeviceError(
             f"--device cuda was asked for but {missing.piece}; run `opdf-compile doctor` for the "
             "command that mends it, or give --device cpu"
         )
     _LOG.info("device auto: cpu, because %s", missing.piece)
-    return Device("cpu", _CPU, {}, f"auto: {missing.piece}")
+    return Device("cpu", _CPU, {}, f"auto: {missing.piece}", runtime=runtime)
 
 
 def open_session(
@@ -127,12 +115,10 @@ def session_options(threads: int | None = None) -> onnxruntime.SessionOptions:
     """
     import onnxruntime as ort
 
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}; a number from 1 up was wanted")
     options = ort.SessionOptions()
     # What users deploy.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.intra_op_num_threads = threads or _threads_allowed()
+    options.intra_op_num_threads = threads_wanted(threads)
     options.inter_op_num_threads = 1
     # Two sessions of one process compete for the cores: a pool that spins after its work slows the
     # other session down and the comparison with it.
@@ -176,14 +162,3 @@ def create_session(
             "`opdf-compile doctor`, or give --device cpu"
         )
     return session
-
-
-def _threads_allowed() -> int:
-    """The cores that this process may use where it may not use all; 0 leaves it to the runtime.
-
-    The runtime counts the machine's cores, and more threads than cores wait for each other.
-    """
-    if not hasattr(os, "sched_getaffinity"):
-        return 0
-    allowed = len(os.sched_getaffinity(0))
-    return 0 if allowed == os.cpu_count() else allowed

@@ -14,11 +14,12 @@ import io
 import os
 import re
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 from opdf_compile.errors import DeviceError
-from opdf_compile.parity.runtime.runtime_log import FATAL_ONLY, quiet_runtime
+from opdf_compile.parity.runtime.driver import DRIVER, load_library
+from opdf_compile.parity.runtime.ort.runtime_log import FATAL_ONLY, quiet_runtime
+from opdf_compile.parity.runtime.protocol import Missing
 from opdf_compile.version import installed_version
 
 PROVIDER = "CUDAExecutionProvider"
@@ -42,24 +43,10 @@ OPTIONS = {
     "tunable_op_enable": "0",
 }
 
-DRIVER = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
 # The same import name comes from several distributions.
 PACKAGES = ("onnxruntime-gpu", "onnxruntime")
 # Since CUDA 13 without a number; two of them beside each other are rare, and the newest then leads.
 _LIBRARIES = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime-cu11")
-
-
-@dataclass(frozen=True)
-class Missing:
-    """What keeps CUDA from being used.
-
-    Attributes:
-        piece: A clause that names it.
-        remedy: The command or step that mends it.
-    """
-
-    piece: str
-    remedy: str
 
 
 @functools.cache
@@ -162,14 +149,6 @@ def _library(said: str, built_for: str) -> Missing:
         f"the CUDA provider does not load ({piece} is missing or does not fit{versions})",
         _pip("install 'onnxruntime-gpu[cuda,cudnn]'"),
     )
-
-
-def load_library(name: str) -> Any:
-    """A shared library by name, or None."""
-    try:
-        return ctypes.CDLL(name)
-    except OSError:
-        return None
 
 
 def short_reason(error: Exception) -> str:

@@ -1,0 +1,1 @@
+"""ONNX Runtime: resolved devices, sessions and runs."""

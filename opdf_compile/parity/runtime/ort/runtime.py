@@ -1,0 +1,71 @@
+"""ONNX Runtime as `verify` asks for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from opdf_compile.errors import DeviceError
+from opdf_compile.parity.model_file import PathLike
+from opdf_compile.parity.runtime.ort.array_session import ArraySession
+from opdf_compile.parity.runtime.ort.cuda import PACKAGES, missing_for_cuda
+from opdf_compile.parity.runtime.ort.sessions import resolve, write_optimised
+from opdf_compile.parity.runtime.protocol import Device, Missing
+from opdf_compile.version import installed_version
+
+
+class OnnxRuntime:
+    """What every export is judged in unless another runtime is asked for."""
+
+    name = "onnxruntime"
+    unoptimised = (
+        "load the file with graph_optimization_level ORT_DISABLE_ALL or the pass in "
+        "disabled_optimizers"
+    )
+
+    def version(self) -> str | None:
+        """That of the package which is installed, of several with this import name."""
+        return next((found for name in PACKAGES if (found := installed_version(name))), None)
+
+    def devices(self) -> tuple[str, ...]:
+        """The CPU, and the first NVIDIA GPU."""
+        return ("cpu", "cuda")
+
+    def missing(self, device: str) -> Missing | None:
+        """What keeps it from running there."""
+        if self.version() is None:
+            return Missing("onnxruntime is not installed", "pip install 'opdf-compile[gpu]'")
+        if device == "cpu":
+            return None
+        try:
+            return missing_for_cuda()
+        except DeviceError as error:
+            return Missing(str(error), "pip install --force-reinstall onnxruntime-gpu")
+
+    def resolve(self, device: str) -> Device:
+        """The CPU, or CUDA where its provider loads.
+
+        Raises:
+            DeviceError: "cuda" was asked for and cannot be used; names the missing piece.
+            InputError: Another word.
+        """
+        return resolve(self, device)
+
+    def load(
+        self, model: PathLike, device: Device, *, threads: int | None = None, optimised: bool = True
+    ) -> ArraySession:
+        """A session for a file.
+
+        Raises:
+            ArtefactError: The file is missing, no ONNX model, or the runtime refuses the graph.
+            DeviceError: The device cannot run it.
+        """
+        return ArraySession(model, device, threads=threads, optimised=optimised)
+
+    def write_graph(self, source: PathLike, target: Path, device: Device) -> None:
+        """The optimised graph, which it writes itself.
+
+        Raises:
+            ArtefactError: The runtime refuses the graph.
+            DeviceError: The device cannot run it.
+        """
+        write_optimised(source, target, device)
