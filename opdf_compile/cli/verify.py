@@ -23,7 +23,8 @@ EXAMPLES = (
     "$ opdf-compile verify student.onnx --reference reference.onnx\n\n"
     "$ opdf-compile verify bundle/ --only structure,numerics --json report.json\n\n"
     "$ opdf-compile verify student.onnx --reference reference.onnx \\\n"
-    "    --shapes input_ids=1x128,32x128 --html report.html"
+    "    --shapes input_ids=1x128,32x128 --html report.html\n\n"
+    "$ opdf-compile verify bundle/ --runtime openvino"
 )
 _COLOURS = {"pass": "bold green", "fail": "bold red"}
 
