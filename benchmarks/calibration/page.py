@@ -21,6 +21,7 @@ from calibration.prose import (
     OWN_BRANCHES,
     PENDING,
     REPEAT,
+    RUNTIMES,
     STRUCTURE,
     UNFOLDED,
 )
@@ -68,6 +69,7 @@ def page(results: Results) -> str:
         if name in results or name == "parity-cuda":
             lines += ["", f"## Real models on {title}", ""]
             lines += model_lines(results[name], name) if name in results else [PENDING]
+    lines += ["", "## In another runtime", "", *RUNTIMES]
     lines += ["", "## How to repeat it", "", *REPEAT]
     return "\n".join(lines) + "\n"
 

@@ -132,7 +132,7 @@ def slimmed(trial: Trial) -> Outcome:
 
 def openvino(trial: Trial) -> Outcome:
     """Compiled for the CPU, in float32."""
-    import openvino as ov  # type: ignore[import-not-found]
+    import openvino as ov
 
     hint = {"INFERENCE_PRECISION_HINT": "f32"}
     compiled = ov.Core().compile_model(str(trial.file), "CPU", hint)

@@ -31,7 +31,8 @@ EXAMPLES = (
     "$ opdf-compile verify bundle/ --only structure,numerics --json report.json\n\n"
     "$ opdf-compile verify student.onnx --reference reference.onnx \\\n"
     "    --shapes input_ids=1x128,32x128 --html report.html\n\n"
-    "$ opdf-compile verify bundles.txt --only structure,numerics --junit parity.xml"
+    "$ opdf-compile verify bundles.txt --only structure,numerics --junit parity.xml\n\n"
+    "$ opdf-compile verify bundle/ --runtime openvino"
 )
 
 

@@ -16,6 +16,7 @@ HEAVY = {
     "onnx_ir",
     "onnxruntime",
     "onnxscript",
+    "openvino",
     "opt_einsum",
     "peft",
     "pydantic",

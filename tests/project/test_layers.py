@@ -137,7 +137,7 @@ def test_the_front_door_check_can_fail() -> None:
     assert not uses_the_front_door("from opdf_compile.errors import UserError")
 
 
-@pytest.mark.parametrize(("runtime", "folder"), [("onnxruntime", "ort")])
+@pytest.mark.parametrize(("runtime", "folder"), [("onnxruntime", "ort"), ("openvino", "ov")])
 def test_verify_names_each_runtime_in_one_folder(runtime: str, folder: str) -> None:
     """All others take the name from the runtime, so that another one is a folder beside it."""
     parity = ROOT / "opdf_compile" / "parity"

@@ -111,15 +111,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_built_in_ones_satisfy_the_protocol() -> None:
-    assert runtime_names()[:1] == ("onnxruntime",)
-    assert all(isinstance(runtime_of(name), Runtime) for name in ("onnxruntime",))
+    assert runtime_names()[:2] == ("onnxruntime", "openvino")
+    assert all(isinstance(runtime_of(name), Runtime) for name in ("onnxruntime", "openvino"))
     assert not isinstance(object(), Runtime)
 
 
 @pytest.mark.parametrize("member", [Reference, Reference()], ids=["class", "object"])
 def test_an_entry_point_is_a_runtime(member: object, added: Callable[..., None]) -> None:
     added(member)
-    assert runtime_names() == ("onnxruntime", "reference")
+    assert runtime_names() == ("onnxruntime", "openvino", "reference")
     assert resolve_device("auto", "reference").runtime.name == "reference"
 
 
@@ -195,7 +195,7 @@ def test_doctor_lists_added_runtimes(added: Callable[..., None]) -> None:
     ("device", "runtime", "words"),
     [
         ("auto", "onnxruntim", r"unknown \(did you mean 'onnxruntime'\?\); give one of onnxr"),
-        ("auto", "zzz", "'zzz' is unknown; give one of onnxruntime"),
+        ("auto", "zzz", "'zzz' is unknown; give one of onnxruntime, openvino"),
         ("cuda", "onnxruntime:cpu", "the device 'cpu' and --device 'cuda'; give one of them"),
         ("auto", "onnxruntime:", "names no device behind the colon; give 'onnxruntime'"),
         ("auto", "onnxruntime:tpu", "'tpu' is unknown; give auto, cpu or cuda"),
