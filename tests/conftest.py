@@ -83,12 +83,6 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
-def pytest_runtest_setup() -> None:
-    # Not before the first export, whose imports take seconds.
-    if "torch.onnx._internal.exporter._registration" in sys.modules:
-        operator_table.share()
-
-
 _import = SourceFileLoader.exec_module
 
 

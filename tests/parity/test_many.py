@@ -125,7 +125,8 @@ def test_junit_has_a_suite_for_each_and_a_test_for_each_part(made: Path) -> None
     ]
     assert counts == [(2, 0, 0, 0), (2, 2, 0, 0), (1, 0, 1, 0)]
     assert [suite.get("name") for suite in suites] == ["good", "damaged", "gone"]
-    assert all(float(suite.get("time", "-1")) > 0 for suite in suites)
+    seconds = [float(suite.get("time", "-1")) for suite in suites]
+    assert min(seconds[:2]) > 0 and seconds[2] >= 0
     failure = suites[1].find("testcase[@name='structure']/failure")
     assert failure is not None and "sha" in f"{failure.text}".lower()
     error = suites[2].find("testcase/error")

@@ -69,7 +69,7 @@ class WeightProgram:
         self.hooks: list[Callable[..., None]] = []
         reshard(module)
         sizes = (bound.local().nbytes for bound in self._bounds.values())
-        self._records = Records(copying=not recompute and sum(sizes) <= LITTLE)
+        self._records = Records(copying=sum(sizes) <= LITTLE)
         self._record(self._bounds)
 
     def __getstate__(self) -> dict[str, Any]:
