@@ -19,7 +19,6 @@ from opdf_compile.parity.runtime.protocol import RunFailed, seconds_per_run
 _UNREADABLE = {
     "bfloat16": "numpy cannot read its bfloat16 tensors",
     "float64": "it computes float64 in float32",
-    "string": "strings are no numbers to compare",
 }
 _FLOATS = ("f64", "f32", "f16", "bf16")
 
