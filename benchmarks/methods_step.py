@@ -10,7 +10,7 @@ All contenders of a student run in one process, interleaved in random order; eac
 ratio to the plain step, or to the modules by hand, with its 90 % interval. `--page` puts what each
 method costs on each student between the marks of a page's table.
 
-Usage: python benchmarks/methods_step.py [--models bert,resnet,mobilenet,blocks] [--device cpu|cuda]
+Usage: python benchmarks/methods_step.py [--models mlp,bert,blocks,..] [--device cpu|cuda]
            [--methods gains,md,..] [--threads N] [--rounds N | --budget SECONDS] [--clock wall|cpu]
            [--json FILE] [--page FILE [--also FILE]]
 """
@@ -205,7 +205,10 @@ def page_table(rows: Sequence[Mapping[str, Any]], refused: Mapping[str, Any]) ->
     models = [model for model in dict.fromkeys(r["model"] for r in rows) if model != "blocks"]
     forms = dict.fromkeys(form for form, model in cells if model in models)
     found = (
-        (f"`{form}`", *(cells.get((form, m), "-" if form in refused[m] else "") for m in models))
+        (
+            f"`{form}`",
+            *(cells.get((form, m), "-" if form in refused.get(m, {}) else "") for m in models),
+        )
         for form in forms
     )
     return "\n".join(markdown.table(("method", *models), found)).strip()

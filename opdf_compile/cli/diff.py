@@ -67,7 +67,7 @@ def command(
         different = not found or bool(values and found.values.other)
         lines = [line for each in found.differences for line in f"difference: {each}".splitlines()]
         terminal.show(*lines, *_told(found), *notes, _last(found, different=different))
-        terminal.result(found.to_json())
+        terminal.result({**found.to_json(), "notes": notes, "exit_code": int(different)})
         return DIFFERENT if different else 0
 
 

@@ -127,15 +127,15 @@ def _onnx_on_cuda() -> list[Finding]:
 
 def _runtimes() -> list[Finding]:
     """The runtimes of `--runtime` beside the default one, whose pieces are findings above."""
-    from opdf_compile.errors import UserError
+    from opdf_compile.errors import error_line
     from opdf_compile.parity import runtime_names, runtime_of
 
     found = []
     for name in runtime_names()[1:]:
         try:
             found.append(_of_runtime(runtime_of(name)))
-        except UserError as error:  # Another package's entry point, which may be broken.
-            found.append(Finding(f"--runtime {name}", str(error), "note"))
+        except Exception as error:  # Another package's code, which may be broken in any way.
+            found.append(Finding(f"--runtime {name}", error_line(error), "note"))
     return found
 
 

@@ -75,7 +75,8 @@ def summary_lines(reports: Reports) -> list[str]:
     """What a reader should know of each candidate, and how many pass."""
     lines = []
     for entry in reports.entries:
-        told = [entry.error] if entry.report is None else details(entry.report)
+        told = [] if entry.report is None else details(entry.report)
+        told += [entry.error] if entry.error else []
         lines += [f"{entry.name}: {line}" for line in told]
     passed = sum(entry.exit_code == 0 for entry in reports.entries)
     return [*lines, f"{passed} of {len(reports.entries)} pass"]

@@ -20,6 +20,7 @@ from opdf_compile.cli.verdicts import (
     verdict_table,
     write,
 )
+from opdf_compile.errors import InputError, UserError
 
 if TYPE_CHECKING:
     from opdf_compile.cli.terminal import Terminal
@@ -63,7 +64,7 @@ def command(
         str,
         typer.Option(
             metavar="auto|0.02",
-            help="Slowdown that is allowed; auto is 0.02 on CUDA and 0.05 on CPU.",
+            help="Slowdown that is allowed; auto is 0.05 on a CPU and 0.02 elsewhere.",
         ),
     ] = "auto",
     latency: Annotated[
@@ -169,11 +170,18 @@ def _one(
         page = html or f"{candidate / 'report.html'}, which a bundle gets without --only,"
         require_installed(f"the page {page}", "jinja2", "matplotlib")
     began = time.perf_counter()
-    with terminal.busy(f"verifying {candidate}") as say:
-        report = verify(candidate, progress=say, **options)
-    save(report, bundle, html, summary)
+    try:
+        with terminal.busy(f"verifying {candidate}") as say:
+            report = verify(candidate, progress=say, **options)
+    except UserError as error:
+        if junit:
+            seconds = time.perf_counter() - began
+            write(junit, as_junit([(str(candidate), None, str(error), seconds)]))
+        raise
+    seconds = time.perf_counter() - began
     if junit:
-        write(junit, as_junit([(str(candidate), report, "", time.perf_counter() - began)]))
+        write(junit, as_junit([(str(candidate), report, "", seconds)]))
+    save(report, bundle, html, summary)
     terminal.show(
         verdict_table(report), *more_tables(report), *details(report), verdict_line(report)
     )
@@ -205,8 +213,6 @@ def _many(terminal: Terminal, manifest: Path, junit: Path | None, options: dict[
 
 def _require_none(manifest: Path, given: dict[str, Path | None]) -> None:
     """Refuse what one candidate alone can have."""
-    from opdf_compile.errors import InputError
-
     for name, value in given.items():
         if value is not None:
             option = f"--{name.replace('_', '-')}"

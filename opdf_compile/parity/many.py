@@ -6,8 +6,9 @@ by its whole path. Empty lines and what follows a # at the start of a line are p
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ class Entry:
     Attributes:
         name: As the manifest has it.
         report: What was found; None where it cannot be used.
-        error: Why it cannot be used.
+        error: Why it cannot be used, or why its report could not be saved.
         seconds: How long it took.
     """
 
@@ -44,8 +45,9 @@ class Entry:
 
     @property
     def exit_code(self) -> int:
-        """That of the report, or 2."""
-        return UserError.exit_code if self.report is None else self.report.exit_code
+        """That of the report, or 2; 2 goes before all but a refutation."""
+        found = UserError.exit_code if self.report is None else self.report.exit_code
+        return worst((found, UserError.exit_code)) if self.error else found
 
     @property
     def verdict(self) -> str:
@@ -65,7 +67,7 @@ class Reports:
     @property
     def exit_code(self) -> int:
         """The most serious one: 1 refuted, 2 cannot be used, 4 not checked, 3 undecided, 0."""
-        return min((entry.exit_code for entry in self.entries), key=_SERIOUS.index)
+        return worst(entry.exit_code for entry in self.entries)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; every report as `verify --json` writes it."""
@@ -85,9 +87,14 @@ class Reports:
         }
 
 
+def worst(exit_codes: Iterable[int]) -> int:
+    """The most serious of them; 0 of none."""
+    return min(exit_codes, key=_SERIOUS.index, default=0)
+
+
 def is_manifest(path: Path) -> bool:
-    """Whether a candidate is a list of candidates."""
-    return path.suffix.lower() == SUFFIX
+    """Whether a candidate is a list of candidates; a bundle's folder may have any name."""
+    return path.suffix.lower() == SUFFIX and not path.is_dir()
 
 
 def read_manifest(path: Path) -> dict[str, Path]:
@@ -98,17 +105,19 @@ def read_manifest(path: Path) -> dict[str, Path]:
         InputError: It names nothing, or one twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ArtefactError(read_failure(path, error)) from error
     named = [line.strip() for line in lines]
     named = [line for line in named if line and not line.startswith("#")]
     if not named:
         raise InputError(f"{path} names nothing, wanted a bundle or an ONNX file in each line")
-    twice = next((name for name in named if named.count(name) > 1), None)
-    if twice is not None:
+    found = {name: path.parent / name for name in named}
+    places = [os.path.normpath(path.parent / name) for name in named]
+    twice = next((n for n, place in zip(named, places, strict=True) if places.count(place) > 1), "")
+    if twice:
         raise InputError(f"{path} names {twice} twice; leave one of them out")
-    return {name: path.parent / name for name in named}
+    return found
 
 
 def verify_many(
@@ -124,12 +133,15 @@ def verify_many(
         candidates: Bundles and ONNX files, by the name that they are told under.
         done: Called with each report, as soon as it is there.
         progress: Called with a sentence and the share of all of it that is done.
-        options: As for `verify`, the same for all.
+        options: device, runtime, margin, latency, on_inconclusive, budget, only and shapes, as for
+            `verify`, the same for all.
 
     Raises:
         DeviceError: The device cannot be used, whatever the candidate.
-        InputError: An option has no meaning.
+        InputError: An option has no meaning, or there is no candidate.
     """
+    if not candidates:
+        raise InputError("there is nothing to verify, wanted at least one bundle or ONNX file")
     _check(options)
     entries = []
     for place, (name, path) in enumerate(candidates.items()):
@@ -150,14 +162,26 @@ def _verified(
         report = verify(path, progress=progress, **options)
     except UserError as error:
         return Entry(name, None, str(error), time.perf_counter() - began)
-    done(path, report)
-    return Entry(name, report, seconds=time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    try:
+        done(path, report)
+    except UserError as error:  # A bundle that cannot be written to has its verdict all the same.
+        return Entry(name, report, str(error), seconds)
+    return Entry(name, report, seconds=seconds)
 
 
 def _check(options: dict[str, Any]) -> None:
     """Refuse options that no candidate can be verified with, before the first is."""
-    usual = {"device": "auto", "margin": "auto", "latency": "no-slower", "on_inconclusive": "warn"}
-    asked = {**usual, "runtime": DEFAULT, "budget": 60.0, "only": None, "shapes": None, **options}
+    usual: dict[str, Any] = {"device": "auto", "margin": "auto", "latency": "no-slower"}
+    usual |= {"on_inconclusive": "warn", "budget": 60.0, "only": None, "shapes": None}
+    usual |= {"runtime": DEFAULT}
+    odd = next((name for name in options if name not in usual), None)
+    if odd is not None:
+        raise InputError(
+            f"{odd} is for one candidate, and there may be several; leave it out, or give verify "
+            "one after the other"
+        )
+    asked = {**usual, **options}
     checked_request(**asked, plot=None, progress=None)
 
 

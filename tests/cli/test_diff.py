@@ -69,6 +69,8 @@ def test_what_is_printed_and_the_exit_code(
     out = capsys.readouterr().out
     for word in words:
         assert word in out
+    assert run(f"diff {files['a']} {files[other]} {options} --json -") == code
+    assert json.loads(capsys.readouterr().out)["exit_code"] == code
     # Nothing says what a parameter is, and the note says what follows.
     assert "lacks the exporter's record of parameters" in out
 

@@ -54,6 +54,10 @@ def listed(made: Path, tmp_path: Path) -> Iterator[Path]:
 
 def test_a_manifest_is_a_text_file_with_a_path_in_each_line(made: Path) -> None:
     assert is_manifest(Path("a.TXT")) and not is_manifest(Path("a.onnx"))
+    folder = made / "bundle.txt"
+    folder.mkdir()
+    assert not is_manifest(folder)
+    folder.rmdir()
     found = read_manifest(made / "list.txt")
     assert found == {name: made / name for name in ("good", "damaged", "gone")}
 
@@ -63,6 +67,7 @@ def test_a_manifest_is_a_text_file_with_a_path_in_each_line(made: Path) -> None:
     [
         ("# nothing\n\n", InputError, "names nothing, wanted a bundle"),
         ("a\nb\na\n", InputError, "names a twice"),
+        ("a\n./a\n", InputError, "names a twice"),
         (None, ArtefactError, "cannot read"),
     ],
 )
@@ -113,11 +118,32 @@ def test_the_worst_decides(names: tuple[str, ...], code: int, made: Path) -> Non
 def test_an_option_without_meaning_is_refused_before_the_first(made: Path) -> None:
     with pytest.raises(InputError, match="only is 'speed'"):
         verify_many({"gone": made / "gone"}, only="speed")
+    with pytest.raises(InputError, match="plot is for one candidate"):
+        verify_many({"gone": made / "gone"}, plot="a.png")
+    with pytest.raises(InputError, match="nothing to verify"):
+        verify_many({})
+
+
+def test_a_report_that_cannot_be_saved_keeps_its_verdict_and_stops_nobody(made: Path) -> None:
+    def done(path: Path, report: opdf.ParityReport) -> None:
+        raise ArtefactError(f"cannot write {path.name}/report.json")
+
+    candidates = {name: made / name for name in ("good", "damaged")}
+    found = verify_many(candidates, done=done, **QUICK)
+    assert [(e.verdict, e.exit_code) for e in found.entries] == [("pass", 2), ("fail", 1)]
+    assert "cannot write good" in found.entries[0].error and found.exit_code == 1
+    text = as_junit((e.name, e.report, e.error, e.seconds) for e in found.entries)
+    first = ElementTree.fromstring(text)[0]
+    assert (first.get("tests"), first.get("errors")) == ("3", "1")
 
 
 def test_junit_has_a_suite_for_each_and_a_test_for_each_part(made: Path) -> None:
     found = verify_many(read_manifest(made / "list.txt"), **QUICK)
-    text = as_junit((e.name, e.report, f"{e.error}\x00", e.seconds) for e in found.entries)
+    # What XML cannot hold: a control character, and half of a surrogate pair.
+    errors = (f"{e.error}\x00\ud800" if e.error else "" for e in found.entries)
+    rows = zip(found.entries, errors, strict=True)
+    text = as_junit((e.name, e.report, error, e.seconds) for e, error in rows)
+    text.encode()
     suites = ElementTree.fromstring(text).findall("testsuite")
     counts = [
         tuple(int(suite.get(kind, "-1")) for kind in ("tests", "failures", "errors", "skipped"))
@@ -175,3 +201,7 @@ def test_one_candidate_can_be_written_as_junit_too(
     capsys.readouterr()
     (suite,) = ElementTree.parse(xml).getroot()
     assert (suite.get("tests"), suite.get("failures")) == ("1", "0")
+    assert main(["verify", str(made / "gone"), "--junit", str(xml)]) == 2
+    assert "gone" in capsys.readouterr().err
+    (suite,) = ElementTree.parse(xml).getroot()
+    assert (suite.get("tests"), suite.get("errors")) == ("1", "1")

@@ -2,14 +2,15 @@
 
 Every call of `torch.onnx.export` gathers the rules anew. It asks each of the five hundred functions
 that onnxscript brings for its domain, for which onnxscript parses the function's source, and for
-its signature, out of the annotations: 0.8 of the 1.35 s of processor time that a lone Linear layer
-takes (torch 2.13, onnxscript 0.7). A function's answers are always the same, so they are kept by
-function: one that is registered later is asked when it is met.
+its signature, out of the annotations: two thirds and more of the processor time that a lone Linear
+layer takes (torch 2.13, onnxscript 0.7). A function's answers are always the same, so they are kept
+by function: one that is registered later is asked when it is met.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -18,13 +19,29 @@ from typing import Any
 _MISSING = object()
 
 
+class _InUse:
+    """What the blocks that are open in all threads share: the first puts in, the last takes out."""
+
+    lock = threading.Lock()
+    blocks = 0
+    stack = ExitStack()
+
+
 @contextmanager
 def remembered_rules() -> Iterator[None]:
     """Within the block no rule is asked twice for what it cannot change."""
-    with ExitStack() as stack:
-        for owner, name, keeping in _questions():
-            stack.enter_context(_in_place_of(owner, name, keeping))
+    with _InUse.lock:
+        if not _InUse.blocks:
+            for owner, name, keeping in _questions():
+                _InUse.stack.enter_context(_in_place_of(owner, name, keeping))
+        _InUse.blocks += 1
+    try:
         yield
+    finally:
+        with _InUse.lock:
+            _InUse.blocks -= 1
+            if not _InUse.blocks:
+                _InUse.stack.close()
 
 
 def _questions() -> Iterator[tuple[Any, str, Callable[[Any], Any]]]:

@@ -9,7 +9,8 @@ from opdf_compile.parity.report.findings import verdict_rows
 from opdf_compile.parity.report.parity_result import ParityResult
 
 # What XML 1.0 cannot hold, whatever it is written as.
-_FORBIDDEN = {code: "?" for code in (*range(32), 0xFFFE, 0xFFFF) if code not in (9, 10, 13)}
+_CODES = (*range(32), *range(0xD800, 0xE000), 0xFFFE, 0xFFFF)
+_FORBIDDEN = {code: "?" for code in _CODES if code not in (9, 10, 13)}
 _NOT_ASKED = "not asked"
 
 
@@ -31,6 +32,10 @@ def as_junit(candidates: Iterable[tuple[str, ParityResult | None, str, float]]) 
             ElementTree.SubElement(case, "error", message=_clean(error))
         else:
             _cases(suite, name, report)
+            if error:
+                case = ElementTree.SubElement(suite, "testcase", classname=_clean(name))
+                case.set("name", "report")
+                ElementTree.SubElement(case, "error", message=_clean(error))
         for kind in ("failure", "error", "skipped"):
             count = len(suite.findall(f"testcase/{kind}"))
             suite.set({"failure": "failures", "error": "errors"}.get(kind, kind), str(count))

@@ -91,6 +91,12 @@ def _loaded(point: metadata.EntryPoint) -> Runtime:
             f"the runtime {point.name!r} from {point.value} lacks {', '.join(lacks)}; mend or "
             f"uninstall {_package_of(point)}, or give another --runtime"
         )
+    if made.name != point.name:
+        # Reports would name another runtime than the one that ran.
+        raise InputError(
+            f"the runtime {point.name!r} from {point.value} calls itself {made.name!r}; mend or "
+            f"uninstall {_package_of(point)}, or give another --runtime"
+        )
     return made
 
 

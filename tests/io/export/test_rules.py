@@ -88,3 +88,14 @@ def test_where_a_library_has_no_such_name_nothing_is_kept(monkeypatch: pytest.Mo
     with remembered_rules():
         assert vars(owner) == {"there": 2}
     assert vars(owner) == {"there": 1}
+
+
+def test_blocks_of_two_threads_that_overlap_leave_nothing_behind() -> None:
+    before = [vars(owner)[name] for owner, name in NAMES]
+    first, second = remembered_rules(), remembered_rules()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert all(vars(o)[n] is not b for (o, n), b in zip(NAMES, before, strict=True))
+    second.__exit__(None, None, None)
+    assert [vars(owner)[name] for owner, name in NAMES] == before

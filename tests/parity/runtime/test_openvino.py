@@ -124,12 +124,21 @@ def test_a_weight_that_is_off_is_refuted(student: Callable[..., Path]) -> None:
 def test_the_graphs_that_run_are_compared(
     bundle: Path, student: Callable[..., Path], device: Device, tmp_path: Path
 ) -> None:
-    files = {"right": bundle / "student.onnx", "wrong": student(another_activation)}
+    right = bundle / "student.onnx"
+    renamed = read_onnx(right)
+    for number, node in enumerate(renamed.graph.node):
+        node.name = f"other{number}"
+    (tmp_path / "renamed.file.onnx").write_bytes(renamed.SerializeToString())
+    files = {
+        "right": right,
+        "renamed": tmp_path / "renamed.file.onnx",
+        "wrong": student(another_activation),
+    }
     graphs = {}
     for name, file in files.items():
         device.runtime.write_graph(file, tmp_path / f"{name}.onnx", device)
         graphs[name] = read_onnx(tmp_path / f"{name}.onnx")
-    assert compare_models(graphs["right"], graphs["right"]).verdict == "pass"
+    assert compare_models(graphs["right"], graphs["renamed"]).verdict == "pass"
     assert compare_models(graphs["right"], graphs["wrong"]).verdict == "fail"
 
 
@@ -141,6 +150,16 @@ def test_types_that_it_cannot_judge_are_one_sentence(
     file = product(tmp_path / "m.onnx", kind)
     with pytest.raises(DeviceError, match=r"whose input 'x' is .*; export it in float32, or give"):
         device.runtime.load(file, device)
+
+
+@needs_openvino
+def test_an_input_that_is_not_given_is_not_that_of_the_call_before(
+    device: Device, tmp_path: Path
+) -> None:
+    model = device.runtime.load(product(tmp_path / "m.onnx", TensorProto.FLOAT), device)
+    model({"x": np.ones((1, 4), np.float32)})
+    with pytest.raises(RunFailed, match="no input 'x' was given"):
+        model({})
 
 
 @needs_openvino

@@ -191,6 +191,28 @@ def test_doctor_lists_added_runtimes(added: Callable[..., None]) -> None:
     assert (line.found, line.level) == ("7.1 (cpu, tpu not available: there is no TPU)", "ok")
 
 
+class Raising(Reference):
+    """Installed, and broken where it looks at its devices."""
+
+    def missing(self, device: str) -> Missing | None:
+        raise RuntimeError("the plugin does not fit")
+
+
+def test_doctor_outlives_a_runtime_that_raises(added: Callable[..., None]) -> None:
+    added(Raising)
+    (line,) = (found for found in environment.examine() if found.name == "--runtime reference")
+    assert "the plugin does not fit" in line.found and line.level == "note"
+
+
+def test_a_runtime_that_calls_itself_otherwise_is_refused(added: Callable[..., None]) -> None:
+    class Posing(Reference):
+        name = "onnxruntime"
+
+    added(Posing)
+    with pytest.raises(InputError, match="'reference' .* calls itself 'onnxruntime'; mend or un"):
+        resolve_device("auto", "reference")
+
+
 @pytest.mark.parametrize(
     ("device", "runtime", "words"),
     [

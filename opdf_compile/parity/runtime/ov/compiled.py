@@ -81,6 +81,10 @@ class CompiledFile:
             RunFailed: The runtime fails on these inputs, or they are not the model's.
         """
         known = {name: inputs[name] for name in inputs if name in self.input_names}
+        missing = [name for name in self.input_names if name not in known]
+        if missing:  # The request would go on with what an earlier call left there.
+            error = KeyError(f"no input {missing[0]!r} was given")
+            raise RunFailed("openvino", self._file, error, reason=str(error.args[0]))
         try:
             self._request = self._request or self._compiled.create_infer_request()
             # They must live until the run is over.

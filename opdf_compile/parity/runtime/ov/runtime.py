@@ -45,10 +45,12 @@ class OpenVino:
         install = f"{sys.executable} -m pip install 'opdf-compile[openvino]'"
         try:
             found = _core().available_devices
-        except ImportError as error:
+        # Without a plugin that fits, it imports and then raises RuntimeError.
+        except (ImportError, RuntimeError) as error:
             if self.version() is None:
                 return Missing("openvino is not installed", install)
-            return Missing(f"openvino cannot be imported ({error})", f"{install} --force-reinstall")
+            reason = f"openvino cannot be loaded ({last_line(error)})"
+            return Missing(reason, f"{install} --force-reinstall")
         if any(one.split(".")[0] == _DEVICES[device] for one in found):
             return None
         return Missing(
@@ -92,7 +94,10 @@ class OpenVino:
             DeviceError: The device cannot run it, or `optimised` is off.
         """
         if not optimised:
-            raise DeviceError(f"{_NAME} cannot load {model} without its graph optimisation")
+            raise DeviceError(
+                f"{_NAME} cannot load {model} without its graph optimisation; give another "
+                "--runtime"
+            )
         file = ModelFile.of(model)
         file.require_whole()
         require_readable(file)
