@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opdf_compile.artefacts import Constant, LinkedModel, Node
+from opdf_compile.parity.structure.canonical import called_operator
 from opdf_compile.parity.structure.compare import StructureResult
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ def _parameters(found: StructureResult) -> Iterator[tuple[Constant, Constant]]:
 
 
 def _names(found: StructureResult) -> Iterator[tuple[str, str, str]]:
-    pairs = found.walk.nodes
+    # The walk also pairs the two nodes of a difference, whose names are no matter of writing.
+    walked = found.walk.nodes.items()
+    pairs = {c: r for c, r in walked if called_operator(c) == called_operator(r)}
     renamed = [(c, r) for c, r in pairs.items() if c.proto.name != r.proto.name]
     if renamed:
         yield _some("names of nodes", len(renamed), len(pairs), *map(_name, renamed[0]))

@@ -116,6 +116,16 @@ def test_other_numbers_in_parameters_are_counted_by_name(reference: Path, tmp_pa
     assert sorted(found.values.other) == some and found.values.parameters == len(parameters)
 
 
+def test_the_nodes_of_a_difference_are_not_called_renamed(reference: Path, tmp_path: Path) -> None:
+    def other_operator(model: ModelProto) -> None:
+        node = next(node for node in model.graph.node if node.op_type == "Softmax")
+        node.op_type, node.name = "LogSoftmax", "another"
+
+    found = compare(changed(reference, other_operator, tmp_path / "other.onnx"), reference)
+    assert not found.equal and "LogSoftmax" in str(found.differences[0])
+    assert found.cosmetic == ()
+
+
 def test_json_says_all_of_it(reference: Path, tmp_path: Path) -> None:
     def both(model: ModelProto) -> None:
         COSMETIC["IR version"](model)
