@@ -61,17 +61,18 @@ class Comparison:
 
         Raises:
             ArtefactError: The path cannot be written.
-            InputError: The graphs are equal, or matplotlib is not installed.
+            InputError: The graphs are equal, matplotlib is not installed, or the path is no such file
+                in a folder that exists.
         """
-        from opdf_compile.parity.report.figures import plot_difference, require_installed
+        from opdf_compile.parity.report.figures import plot_difference, plot_target
 
-        require_installed(f"the plot {path}", "matplotlib")
+        target = plot_target(Path(path))
         if self._picture is None:
             raise InputError(
                 f"the graphs are equal, so that the plot {path} has nothing to show; draw two that "
                 "differ"
             )
-        plot_difference(self._picture, Path(path))
+        plot_difference(self._picture, target)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -118,11 +119,12 @@ def compare(candidate: PathLike, reference: PathLike) -> Comparison:
         >>> found.equal, [str(difference) for difference in found.differences]  # doctest: +SKIP
     """
     found = compare_structure(*map(ModelFile, (candidate, reference)))
+    values = other_values(found)
     return Comparison(
         nodes=found.nodes,
         differences=found.differences,
-        values=other_values(found),
-        cosmetic=cosmetic_differences(found),
+        values=values,
+        cosmetic=cosmetic_differences(found, values),
         notes=found.notes,
         _picture=found.picture,
     )

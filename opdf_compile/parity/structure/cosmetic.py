@@ -40,11 +40,11 @@ class OtherValues:
     other: tuple[str, ...]
 
 
-def cosmetic_differences(found: StructureResult) -> tuple[Cosmetic, ...]:
+def cosmetic_differences(found: StructureResult, values: OtherValues) -> tuple[Cosmetic, ...]:
     """All that is told apart from what the structure judge compares."""
     views = (found.candidate, found.reference)
     rows = [*_names(found), *_storage(*views), *_about(*(view.proto for view in views))]
-    if not rows and not found.differences and not other_values(found).other:
+    if not rows and not found.differences and not values.other:
         ours, theirs = (_digest(view.proto) for view in views)
         if ours != theirs:
             rows.append(("other ways of writing", ours, theirs))

@@ -1,8 +1,8 @@
 """What every weight held when it was last written: its checksum, or the very values.
 
 Values are compared where somebody keeps them anyhow, and on a CPU where all of them together take
-little: a copy and a comparison cost a tenth of what checksums begin with. Of all others a checksum
-is kept.
+little, because a copy and a comparison cost less than checksums begin with. Of all others a
+checksum is kept.
 """
 
 from __future__ import annotations

@@ -150,6 +150,8 @@ def test_the_first_difference_is_drawn_and_equal_graphs_are_not(
     picture = tmp_path / "difference.svg"
     compare(other, reference).plot(picture)
     assert "<svg" in picture.read_text()
+    with pytest.raises(InputError, match=r"is no \.png"):
+        compare(other, reference).plot(tmp_path / "difference.txt")
     with pytest.raises(InputError, match="the graphs are equal"):
         compare(reference, reference).plot(tmp_path / "none.svg")
     assert not (tmp_path / "none.svg").exists()
