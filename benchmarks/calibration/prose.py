@@ -52,8 +52,8 @@ RUNTIMES = (
     "`runtime` of the GitHub Action ask the same questions of OpenVINO; the extra `openvino` "
     "installs it, and `opdf-compile doctor` lists what is there and what is missing. The raw "
     "graphs are compared without any runtime. The graph after optimisation, numerics, latency and "
-    "memory are the runtime's own: floors, tolerances, intervals and rules stay as they are, since "
-    "none of them is derived from a runtime.",
+    "memory are the runtime's own: floors, tolerances, intervals and rules stay as they are, and "
+    "they were calibrated with ONNX Runtime alone.",
     "",
     "- *Precision.* It is pinned to float32 (`INFERENCE_PRECISION_HINT`), because OpenVINO left "
     "alone computes in bfloat16 or float16 where the processor has them. The property and the "

@@ -61,8 +61,8 @@ class Comparison:
 
         Raises:
             ArtefactError: The path cannot be written.
-            InputError: The graphs are equal, matplotlib is not installed, or the path is no such file
-                in a folder that exists.
+            InputError: The graphs are equal, matplotlib is not installed, or the path is no such
+                file in a folder that exists.
         """
         from opdf_compile.parity.report.figures import plot_difference, plot_target
 
