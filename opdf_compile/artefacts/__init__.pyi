@@ -10,6 +10,13 @@ from .bundle import is_inside as is_inside
 from .bundle import names_in as names_in
 from .bundle import read_manifest as read_manifest
 from .bundle import reference_of as reference_of
+from .card import CARD as CARD
+from .card import CardFacts as CardFacts
+from .card import as_bytes as as_bytes
+from .card import card_of as card_of
+from .card import forms_of as forms_of
+from .card import kept_card as kept_card
+from .card import record_verdict as record_verdict
 from .check_file import CheckData as CheckData
 from .check_file import Sample as Sample
 from .check_file import check_path as check_path

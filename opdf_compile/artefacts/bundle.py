@@ -4,7 +4,8 @@
       student.onnx  student.check.npz     what ships; the only ONNX file that a loader meets here
       reference/
         reference.onnx  reference.check.npz
-      plan.json  manifest.json  and the extra files
+      plan.json  manifest.json  README.md  and the extra files
+      config.json  model.safetensors      where transformers or timm knows the student
 
 A loader that is given the folder picks an ONNX file by itself, and it need not be `student.onnx`:
 the reference therefore lies one folder deeper. Bundles of 0.1 have both side by side and stay
@@ -27,7 +28,7 @@ PLAN, MANIFEST = "plan.json", "manifest.json"
 # A name and a hash for each file.
 _MOST_BYTES = 1 << 20
 # What other commands put beside a bundle; a new export replaces these with the bundle.
-_ADDED = ("report.html", "report.json", "report.md", "*.png")
+_ADDED = ("README.md", "report.html", "report.json", "report.md", "*.png")
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

@@ -55,7 +55,8 @@ def command(
     """Write ONNX, and beside it the evidence that `verify` needs.
 
     OUT.onnx gets OUT.check.npz: sample inputs, float64 outputs and the model's own error. A folder
-    becomes a bundle with student, reference, check data and hashes.
+    becomes a bundle with student, reference, check data, hashes and a model card, README.md; of a
+    student that transformers or timm knows, also what they load it from.
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         asked = ModelOptions(model, weights, tuple(input or ()), inputs, size, trust_pickle)
@@ -63,7 +64,7 @@ def command(
         untouched = (
             load(terminal, replace(asked, model=reference, weights=None)) if reference else None
         )
-        from opdf_compile.io import exported, write
+        from opdf_compile.io import exported, hub_files, write
 
         # Without inputs an ONNX student draws its own, and others where no graph holds the first.
         drawn = all(model.drawn for model in (loaded, untouched) if model)
@@ -80,7 +81,8 @@ def command(
             # A bundle gets configuration and tokenizer of the first model that has any.
             brought = (model.extra_files for model in (loaded, untouched) if model)
             extra = () if out.suffix == ".onnx" else next(filter(None, brought), ())
-            write(out, student, plain, extra_files=extra)
+            hub = hub_files(loaded.model, untouched and untouched.model, extra)
+            write(out, student, plain, extra_files=extra, hub=hub)
         _tell(terminal, model, out, student)
 
 

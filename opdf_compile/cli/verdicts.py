@@ -91,8 +91,7 @@ def save(
     if html:
         report.save_html(html)
     if bundle:
-        report.save(bundle / "report.json")
-        report.save_html(bundle / "report.html")
+        report.save_in_bundle(bundle)
 
 
 def _summarise(path: Path, text: str) -> None:

@@ -16,6 +16,7 @@ from .export.exporting import exported as exported
 from .export.exporting import write as write
 from .export.foreign_check import write_check_data as write_check_data
 from .export.foreign_inputs import example_of as example_of
+from .export.hub import hub_files as hub_files
 from .export.int8 import quantise as quantise
 from .export.int8 import require_quantiser as require_quantiser
 from .export.own_check import Original as Original

@@ -119,3 +119,4 @@ def _write_reports(result: DemoResult, folder: Path) -> None:
     page = demo_markdown(result.race, result.report, plots)
     (folder / "report.md").write_text(page, encoding="utf-8")
     result.report.save_html(folder / "report.html")
+    result.report.record_in_card(folder)

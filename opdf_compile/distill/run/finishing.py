@@ -118,8 +118,7 @@ def _verify(job: Job, bundle: Path, watch: Watch) -> ParityReport | None:
         plot=bundle / LATENCY_PLOT,
         progress=lambda _what, share: watch(Stage(text, share)),
     )
-    report.save(bundle / "report.json")
-    report.save_html(bundle / "report.html")
+    report.save_in_bundle(bundle)
     watch(Stage(text, 1.0))
     return report
 

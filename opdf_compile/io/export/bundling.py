@@ -13,15 +13,22 @@ from typing import Any
 import torch
 
 from opdf_compile.artefacts import (
+    CARD,
     MANIFEST,
     PLAN,
     REFERENCE,
     REFERENCE_FOLDER,
     SCHEMA,
     STUDENT,
+    CardFacts,
+    as_bytes,
+    card_of,
     check_path,
     exporter_of,
+    forms_of,
+    interface_of,
     is_bundle,
+    kept_card,
     names_in,
     version_of,
     write_check,
@@ -29,7 +36,9 @@ from opdf_compile.artefacts import (
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import atomic_folder, atomic_write, existing_file, sha256
 from opdf_compile.io.export.build import Export
+from opdf_compile.io.export.hub import CONFIG, WEIGHTS, HubFiles
 from opdf_compile.io.export.save import stage
+from opdf_compile.io.models.safetensors_file import write_student
 from opdf_compile.version import __version__
 
 
@@ -58,9 +67,12 @@ def write_bundle(
     *,
     plan: Mapping[str, Any] | str | None = None,
     extra_files: Sequence[Path] = (),
+    hub: HubFiles | None = None,
     side_by_side: bool = False,
 ) -> None:
     """Write a bundle folder, all or nothing; an older bundle there is replaced.
+
+    What the owner wrote into its card, README.md, comes through.
 
     Args:
         path: The folder.
@@ -68,6 +80,7 @@ def write_bundle(
         reference: The export of the untouched student.
         plan: The plan as JSON text or as the object itself.
         extra_files: Files to copy beside it, such as a tokenizer and its configuration.
+        hub: What lets a library load the folder.
         side_by_side: Put the reference beside the student: a folder to look at, as the demo's, in
             place of one that a loader is given.
 
@@ -88,8 +101,39 @@ def write_bundle(
             (folder / PLAN).write_text(text.rstrip() + "\n", encoding="utf-8")
         for file in extra_files:
             shutil.copyfile(file, folder / file.name)
+        found = hub or HubFiles()
+        if found.config:
+            (folder / CONFIG).write_text(found.config, encoding="utf-8")
+        if found.weights:
+            write_student(folder / WEIGHTS, found.weights)
         manifest = json.dumps(_manifest(folder, student), indent=2)
         (folder / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
+        # Not in the manifest: its owner fills it in, and a verdict is written into it.
+        if not (folder / CARD).exists():
+            facts = CardFacts(
+                path.resolve().name,
+                found.library,
+                found.base_model,
+                interface_of(_ports(student.model), folder / STUDENT),
+                forms_of(json.loads(plan) if isinstance(plan, str) else plan or {}),
+                sha256(folder / STUDENT),
+                compared=reference is not None,
+            )
+            (folder / CARD).write_bytes(as_bytes(card_of(facts, kept_card(path))))
+
+
+def _ports(model: Any) -> Any:
+    """Inputs and outputs as a message, without the weights."""
+    import onnx
+    import onnx_ir as ir
+
+    if isinstance(model, onnx.ModelProto):
+        return model
+    graph = onnx.GraphProto(
+        input=map(ir.serde.serialize_value, model.graph.inputs),
+        output=map(ir.serde.serialize_value, model.graph.outputs),
+    )
+    return onnx.ModelProto(graph=graph)
 
 
 def _stage_pair(export: Export, path: Path, stack: ExitStack) -> None:

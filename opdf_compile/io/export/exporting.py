@@ -15,6 +15,7 @@ from opdf_compile.graph import Dynamic
 from opdf_compile.io.export.build import Export, build_export
 from opdf_compile.io.export.bundling import write_bundle, write_file
 from opdf_compile.io.export.eval_phase import Exportable
+from opdf_compile.io.export.hub import HubFiles, hub_files
 
 _LOG = logging.getLogger("opdf_compile")
 
@@ -79,7 +80,8 @@ def export_onnx(
     exports = exported(model, args, kwargs, reference=reference, **options)
     for sentence in dict.fromkeys(exports[0].fixed.values()):
         _LOG.warning("%s", sentence)
-    return write(path, *exports, plan=plan, extra_files=extra_files)
+    hub = hub_files(model, reference, [Path(file) for file in extra_files])
+    return write(path, *exports, plan=plan, extra_files=extra_files, hub=hub)
 
 
 def exported(
@@ -108,6 +110,7 @@ def write(
     *,
     plan: Mapping[str, Any] | str | None = None,
     extra_files: Sequence[str | os.PathLike[str]] = (),
+    hub: HubFiles | None = None,
 ) -> Path:
     """Write what `exported` gave as a file or a bundle folder; see `export_onnx`."""
     target = Path(path)
@@ -115,7 +118,7 @@ def write(
         write_file(target, student, untouched)
     else:
         extra = [Path(file) for file in extra_files]
-        write_bundle(target, student, untouched, plan=plan, extra_files=extra)
+        write_bundle(target, student, untouched, plan=plan, extra_files=extra, hub=hub)
     return target
 
 

@@ -5,7 +5,7 @@
     package.module:callable?width=64     code: a Module, (Module, args) or (Module, args, kwargs)
     file.py:callable
     timm:resnet18?num_classes=10         random weights, an example of the model's own input size
-    hf:DIR                               a local folder that save_pretrained wrote
+    hf:DIR                               a local folder that save_pretrained wrote, or a bundle
 
 Models are built from fixed random numbers: the same argument has the same weights in every command.
 """
@@ -21,6 +21,7 @@ from typing import Any
 
 from torch import nn
 
+from opdf_compile.artefacts import MANIFEST, STUDENT
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.io.models import from_callable
 from opdf_compile.io.models.example_inputs import InputOptions, make_examples, rename_axes
@@ -80,6 +81,10 @@ def _dispatch(spec: str, options: InputOptions, trust_pickle: bool) -> LoadedMod
         from opdf_compile.io.models.from_timm import load_timm
 
         return load_timm(spec)
+    if (bundled := _bundled(spec)) is not None:
+        from opdf_compile.io.models.from_onnx import load_onnx_model
+
+        return load_onnx_model(bundled, options)
     if spec.startswith("hf:"):
         from opdf_compile.io.models.from_hf import load_hf
 
@@ -104,6 +109,16 @@ def _dispatch(spec: str, options: InputOptions, trust_pickle: bool) -> LoadedMod
     if in_module and not path.exists():
         return from_callable.load_callable(in_module, spec)
     raise _unknown(spec)
+
+
+def _bundled(spec: str) -> re.Match[str] | None:
+    """The file of `hf:BUNDLE`, where neither transformers nor timm knows the student."""
+    folder = Path(spec.removeprefix("hf:"))
+    if not spec.startswith("hf:") or (folder / "config.json").exists():
+        return None
+    if not (folder / MANIFEST).is_file() or not (folder / STUDENT).is_file():
+        return None
+    return _ONNX_FILE.fullmatch(str(folder / STUDENT))
 
 
 def _load_pickled(path: Path, trust_pickle: bool) -> LoadedModel:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from opdf_compile.artefacts import record_verdict
 from opdf_compile.files import atomic_write
 from opdf_compile.parity.report import rendering
 from opdf_compile.parity.report.parity_result import ParityResult
@@ -42,6 +43,21 @@ class ParityReport(ParityResult):
         text = page(self)
         with atomic_write(Path(path)) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+    def save_in_bundle(self, folder: str | os.PathLike[str]) -> None:
+        """Put report.json and report.html into a bundle, and the verdict into its model card.
+
+        Raises:
+            ArtefactError: A file cannot be written.
+        """
+        bundle = Path(folder)
+        self.save(bundle / "report.json")
+        self.save_html(bundle / "report.html")
+        self.record_in_card(bundle)
+
+    def record_in_card(self, bundle: Path) -> None:
+        """Put the verdict into a bundle's model card, where it has one."""
+        record_verdict(bundle, rendering.card_values(self), rendering.as_markdown(self))
 
     def to_markdown(self) -> str:
         """A table for a pull request or a CI step summary."""

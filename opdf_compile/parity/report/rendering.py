@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from opdf_compile.artefacts import STUDENT
 from opdf_compile.parity.report.findings import (
     FILE_HEAD,
     Cells,
@@ -17,6 +18,7 @@ from opdf_compile.parity.report.findings import (
     shape_rows,
     verdict_rows,
 )
+from opdf_compile.parity.report.parity_result import plain
 from opdf_compile.tables import text_table
 
 if TYPE_CHECKING:
@@ -64,6 +66,24 @@ def as_markdown(report: ParityResult) -> str:
         more += ["", *_markdown_table([FILE_HEAD, *_short_files(report)])]
     lines += _folded("Speed, memory, cold start and files", more)
     return "\n".join(lines) + "\n"
+
+
+def card_values(report: ParityResult) -> dict[str, object]:
+    """What the head of a model card says of the verdict, as plain values."""
+    runtime, device = (report.environment.get(key, {}) for key in ("runtime", "device"))
+    latency = report.latency
+    found = {
+        "student_sha256": report.files.get(STUDENT, {}).get("sha256"),
+        "verdict": report.verdict,
+        "structure": report.structure.verdict,
+        "numerics": report.numerics.verdict,
+        "latency": latency.verdict,
+        "latency_ratio": latency.ratio,
+        "latency_interval": [latency.ci_low, latency.ci_high],
+        "latency_margin": latency.margin,
+        "runtime": f"{runtime.get('name')} {runtime.get('version')} on {device.get('name')}",
+    }
+    return {key: plain(value) for key, value in found.items()}
 
 
 def as_html(report: ParityResult) -> str:

@@ -42,6 +42,7 @@ def test_folder_holds_both_models_their_evidence_and_hashes(tmp_path: Path) -> N
         extra_files=[tokenizer],
     )
     assert names(out) == [
+        "README.md",
         "manifest.json",
         "plan.json",
         "reference/reference.check.npz",
@@ -52,7 +53,7 @@ def test_folder_holds_both_models_their_evidence_and_hashes(tmp_path: Path) -> N
     ]
     manifest = read_manifest(out)
     assert set(manifest) == {"schema", "files", "opset", "exporter", "versions"}
-    assert set(manifest["files"]) == set(names(out)) - {"manifest.json"}
+    assert set(manifest["files"]) == set(names(out)) - {"manifest.json", "README.md"}
     for name, entry in manifest["files"].items():
         assert entry == {"sha256": sha256(out / name), "bytes": (out / name).stat().st_size}
     for stem in ("student", "reference/reference"):
@@ -127,7 +128,7 @@ def test_an_older_bundle_is_replaced_with_its_report(exported: Export, tmp_path:
     (out / "report.json").write_text("{}")
     (out / "latency.png").write_bytes(b"png")
     write_bundle(out, exported)
-    assert names(out) == ["manifest.json", "student.check.npz", "student.onnx"]
+    assert names(out) == ["README.md", "manifest.json", "student.check.npz", "student.onnx"]
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "reference/thesis.tex", "chapters/thesis.tex"])
