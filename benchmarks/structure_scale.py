@@ -1,4 +1,4 @@
-"""Time of the structural comparison against the number of nodes, 100 to 30,000.
+"""Time and memory of the structural comparison against the number of nodes, 100 to 100,000.
 
 chain      one operator after another, each with a weight: the deepest graph
 residual   a mix of unary and binary operators, as in a network with residual sums
@@ -10,6 +10,7 @@ dead       nodes that no output depends on
 Each pair is compared equal and with one attribute changed at the input side, the last place where
 the walk looks. `load` reads and parses both files; `compare` links and walks them. The least
 processor time of several rounds counts: noise only adds. Exponents are fitted from 1,000 nodes on.
+Every pair has a process of its own; its peak is that of the whole process, libraries and all.
 
 Usage: python benchmarks/structure_scale.py [--sizes 100,1000] [--rounds N] [--json FILE]
            [--plot FILE.png]
@@ -18,6 +19,8 @@ Usage: python benchmarks/structure_scale.py [--sizes 100,1000] [--rounds N] [--j
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import resource
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -35,8 +38,8 @@ from opdf_compile.files.atomic import atomic_write
 from opdf_compile.parity.structure.compare import compare_structure
 
 SCHEMA = "opdf-structure-scale/1"
-SIZES = (100, 300, 1000, 3000, 10_000, 30_000)
-TARGET = (10_000, 2.0)  # nodes, seconds
+SIZES = (100, 300, 1000, 3000, 10_000, 30_000, 100_000)
+TARGET = (100_000, 15.0)  # nodes, seconds
 _COLOURS = ("#0072b2", "#009e73", "#e69f00", "#d55e00", "#56b4e9", "#7f7f7f")
 _Parts = tuple[list[NodeProto], list[TensorProto], str]
 _node = helper.make_node
@@ -115,27 +118,35 @@ def least(rounds: int, run: Callable[[], object]) -> float:
 
 
 def measured(family: str, size: int, rounds: int, folder: Path) -> dict[str, Any]:
-    """One row: seconds of load and of comparison, equal and with one difference."""
+    """One row: seconds of load and of comparison, equal and with one difference, and the peak."""
     paths = [folder / f"{name}.onnx" for name in ("reference", "equal", "other")]
     for path, axis in zip(paths, (0, 0, 1), strict=True):
         made = model(family, size, axis=axis, reverse=path is not paths[0])
         path.write_bytes(made.SerializeToString())
+    with multiprocessing.get_context("spawn").Pool(1) as alone:
+        timed = alone.apply(compared, (paths, rounds))
+    return {"family": family, "size": size, **timed}
+
+
+def compared(paths: Sequence[Path], rounds: int) -> dict[str, Any]:
+    """Compare an equal pair and one with a difference, in a process that does nothing else."""
     reference, equal, other = paths
     found = [compare_structure(path, reference) for path in (equal, other)]
     if [bool(result) for result in found] != [True, False]:
-        raise SystemExit(f"{family} of {size} nodes is judged wrongly: {found[0].differences[:1]}")
+        raise SystemExit(f"{reference} is judged wrongly: {found[0].differences[:1]}")
+    nodes = found[0].nodes
+    del found
     load = least(rounds, lambda: (read_onnx(reference), read_onnx(equal)))
     whole = [
         least(rounds, lambda path=path: compare_structure(path, reference))  # type: ignore[misc]
         for path in (equal, other)
     ]
     return {
-        "family": family,
-        "size": size,
-        "nodes": found[0].nodes,
+        "nodes": nodes,
         "load_seconds": load,
         "equal_seconds": whole[0],
         "different_seconds": whole[1],
+        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 
 
@@ -191,11 +202,11 @@ def main(words: Sequence[str] | None = None) -> None:
                 bar.callback(f"{family}, {size} nodes", place / len(FAMILIES))
                 rows.append(measured(family, size, options.rounds, Path(folder)))
     found = slopes(rows)
-    columns = ("nodes", "load", "equal", "one difference")
+    columns = ("nodes", "load", "equal", "one difference", "peak GiB")
     shown = table("Processor seconds of compare_structure; load is part of both", "graph", *columns)
     for r in rows:
         cells = [number(r[f"{k}_seconds"]) for k in ("load", "equal", "different")]
-        shown.add_row(r["family"], str(r["nodes"]), *cells)
+        shown.add_row(r["family"], str(r["nodes"]), *cells, number(r["peak_gib"]))
     report.show(shown, *(f"{name}: nodes^{slope:.2f}" for name, slope in found.items()))
     report.write(before, rows, slopes=found)
     if options.plot is not None:

@@ -120,7 +120,8 @@ class _Linker:
             node.inputs = tuple(graph.resolve(name) if name else absent for name in names)
             for place, value in enumerate(node.inputs):
                 value.readers.append((node, place))
-            node.function = self.functions.get((node.domain, node.op, node.proto.overload))
+            if self.functions:
+                node.function = self.functions.get((node.domain, node.op, node.proto.overload))
         for name in self.output_names[graph]:
             value = graph.resolve(name)
             value.output_of.append(graph)

@@ -51,6 +51,7 @@ class Constant:
     graph: Graph
     parameter: bool = False
     _fingerprint: Hashable = None
+    _shape: tuple[int, ...] | None = None
 
     @property
     def address(self) -> Address:
@@ -72,7 +73,9 @@ class Constant:
     @property
     def shape(self) -> tuple[int, ...]:
         """Dense shape."""
-        return tuple(self.proto.dims)
+        if self._shape is None:
+            self._shape = tuple(self.proto.dims)
+        return self._shape
 
     @property
     def _stored(self) -> onnx.TensorProto:

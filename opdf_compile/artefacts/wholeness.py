@@ -6,6 +6,7 @@ whose weights are missing equals another one whose weights are missing.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from math import prod
@@ -80,6 +81,8 @@ def _tensor_problem(tensor: onnx.TensorProto) -> str | None:
     return f"has {found} {what}, its shape {list(tensor.dims)} wants {wanted}"
 
 
+# A graph has thousands of tensors, of a handful of types.
+@functools.cache
 def _bits(element: int) -> int:
     import onnx
 
@@ -102,6 +105,8 @@ def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto | onnx.FunctionP
 def _reads(node: onnx.NodeProto) -> set[str]:
     """All names that a node reads, also from within its nested graphs."""
     names = set(node.input)
+    if not node.attribute:
+        return names
     # The recursion is bounded: protobuf parses no more than 100 levels.
     for graph in graphs_in(*node.attribute):
         inner = {value.name for value in graph.output}
@@ -118,9 +123,12 @@ def _cyclic(nodes: Iterable[onnx.NodeProto]) -> bool:
     makers = {name: place for place, node in enumerate(nodes) for name in node.output if name}
     if len(makers) < sum(1 for node in nodes for name in node.output if name):
         return False  # A value that is defined twice has its own sentence.
-    waits = {i: {makers[n] for n in _reads(node) if n in makers} for i, node in enumerate(nodes)}
+    waits = [{makers[n] for n in _reads(node) if n in makers} for node in nodes]
+    # ONNX wants the nodes in this order, so that hardly a file needs the sorting.
+    if all(max(before, default=-1) < place for place, before in enumerate(waits)):
+        return False
     try:
-        TopologicalSorter(waits).prepare()
+        TopologicalSorter(dict(enumerate(waits))).prepare()
     except CycleError:
         return True
     return False

@@ -67,6 +67,11 @@ def explicit_attributes(node: Node) -> dict[str, Hashable]:
     return _defaults(node, found) | found
 
 
+def all_default(node: Node) -> bool:
+    """Whether nothing is written at a node, whose defaults depend on no operand either."""
+    return not (node.proto.attribute or node.function or node.op in _SPATIAL_WEIGHT)
+
+
 def settings(node: Node) -> dict[str, Hashable]:
     """Attributes that are not at their defaults."""
     usual = _defaults(node, {})

@@ -26,6 +26,7 @@ TINY = Budget(rates=(0.01, 0.03), seeds=(0, 1), epochs=2, teacher_epochs=2)
 PLOTS = ("training_curves.png", "parameters.png", "latency.png")
 FILES = {
     *PLOTS,
+    "README.md",
     "student.onnx",
     "student.check.npz",
     "reference.onnx",
