@@ -189,11 +189,10 @@ def _fitted(port: Port, given: Any, source: str) -> Any:
 
 
 def _dtype(name: str) -> np.dtype[Any]:
-    if name != "bfloat16":
-        return np.dtype(name)
-    import ml_dtypes
-
-    return np.dtype(ml_dtypes.bfloat16)
+    if name == "bfloat16":
+        # It registers the name with numpy.
+        import ml_dtypes  # noqa: F401
+    return np.dtype(name)
 
 
 def _kind(dtype: np.dtype[Any]) -> str:

@@ -130,7 +130,7 @@ def checked_request(
         shapes=_shapes(shapes, asked),
         plot=target,
         progress=progress or (lambda text, share: None),
-        samples=os.fspath(samples) if isinstance(samples, os.PathLike) else samples,
+        samples=samples,
         metric=judge,
         claim=claim,
     )
@@ -174,7 +174,9 @@ def _metric_margin(margin: float) -> float:
 
 def _named(samples: Samples | None) -> str | None:
     """Samples as the report names them."""
-    return "arrays" if isinstance(samples, Mapping) else samples
+    if samples is None or isinstance(samples, Mapping):
+        return None if samples is None else "arrays"
+    return os.fspath(samples)
 
 
 def _margin(margin: float | str) -> float | None:

@@ -153,6 +153,9 @@ def verify_command(report: ParityResult) -> str:
 
 def _metric_options(options: Mapping[str, Any]) -> list[str]:
     samples, metric = options.get("samples"), options.get("metric")
+    # Arrays and functions were given in Python; the command line has files for them.
+    samples = "SAMPLES.npz" if samples == "arrays" else samples
+    metric = metric if not metric or ":" in metric else f"METRIC.py:{metric}"
     parts = [f"--samples {shlex.quote(samples)}"] if samples else []
     if metric:
         parts.append(f"--metric {shlex.quote(metric)} --metric-margin {options['metric_margin']}")
