@@ -30,7 +30,7 @@ from exports.models import DEFAULT, MODELS, NAMES
 from opdf_compile.errors import OpdfError
 from opdf_compile.parity.latency.measure import measure_latency
 from opdf_compile.parity.numerics.checking import check_numerics
-from opdf_compile.parity.report.parity_result import ASPECTS, overall
+from opdf_compile.parity.report.parity_result import overall
 from opdf_compile.parity.request import AUTO_MARGIN
 from opdf_compile.parity.runtime.protocol import Device
 from opdf_compile.parity.runtime.registry import resolve_device
@@ -38,6 +38,7 @@ from opdf_compile.parity.structure.compare import compare_structure
 
 SCHEMA = "opdf-parity/1"
 _SIDES = ("reference", "candidate")
+_PARTS = ("structure", "numerics", "latency")
 _MARKS = {"pass": "+", "fail": "x", "inconclusive": "?", "not_checked": "-"}
 _FILES = (
     "student.onnx",
@@ -110,7 +111,7 @@ def result_table(rows: Sequence[Mapping[str, Any]]) -> Any:
         made.add_row(
             row["model"],
             str(row["batch"]),
-            " ".join(_MARKS[row[part]["verdict"]] for part in ASPECTS),
+            " ".join(_MARKS[row[part]["verdict"]] for part in _PARTS),
             row["verdict"],
             number(found["ratio"], 4),
             span(found["ci_low"], found["ci_high"]),

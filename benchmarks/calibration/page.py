@@ -18,6 +18,7 @@ from calibration.pairs import PAIRS, right_latency
 from calibration.prose import (
     HEAD,
     LATENCY,
+    METRIC,
     OWN_BRANCHES,
     PENDING,
     REPEAT,
@@ -69,6 +70,7 @@ def page(results: Results) -> str:
         if name in results or name == "parity-cuda":
             lines += ["", f"## Real models on {title}", ""]
             lines += model_lines(results[name], name) if name in results else [PENDING]
+    lines += ["", "## A metric of yours", "", *METRIC]
     lines += ["", "## In another runtime", "", *RUNTIMES]
     lines += ["", "## How to repeat it", "", *REPEAT]
     return "\n".join(lines) + "\n"

@@ -46,6 +46,48 @@ OWN_BRANCHES = (
     "bundle with a plan whose planned weights are all the reference's is refuted, too."
 )
 
+METRIC = (
+    (
+        "`verify --metric` asks whether the candidate's score is worse than the torch model's, "
+        "and than the reference's, by more than a margin, on the same rows. The verdict is read "
+        "from the two-sided 90 % interval of the mean difference, as that of latency is: `pass` "
+        "where all of it lies above minus the margin, `fail` where all of it lies below. Each is "
+        "wrong in 5 % of cases at most, where the interval is right."
+    ),
+    "",
+    (
+        "Student's t is not right for scores that tie, such as right and wrong: where 0.5 % of "
+        "rows turn wrong, 200 rows show no change in 36 % of draws, and t calls that certain. The"
+        " interval that is used gives such rows the room of the rule of three, a correction for "
+        "skew (Johnson, Hall) and one for continuity (`opdf_compile/parity/metric/paired.py`)."
+    ),
+    "",
+    (
+        "- Rows that turn in one direction, counted exactly over all outcomes (binomial), 10 to "
+        "3,000 rows, rates up to 40 %, the truth at the margin: at most 4.9 % wrong passes and "
+        "4.9 % wrong fails. Two pseudo-rows (Bonett and Price) in place of this: up to 9.6 %."
+    ),
+    (
+        "- Rows that turn in both directions (1 and 2 %, 2 and 3 %, 10 and 15 %, 5 and 25 %), 10 "
+        "to 500 rows, 20,000 draws each: 0 to 4.7 %."
+    ),
+    (
+        "- Scores without ties are judged by t with the correction for skew: 4.8 to 5.4 % at each"
+        " end for normal differences of 2 to 500 rows. Differences with heavy tails need more "
+        "rows: log-normal ones 11 to 17 % at 10 and 30 rows on the far side, 6 % at 500."
+    ),
+    (
+        "- `needed` is the number of rows at which the same mean and spread would decide: close "
+        "to the margin it grows without end."
+    ),
+    "",
+    (
+        "Equal scores of outputs that differ by less than the root of the dtype's rounding (3e-4 "
+        "of the largest, in float32) are the scores of one function, and a point. One number for "
+        "all rows is resampled 1,000 times from a fixed seed; where no draw moves it, nothing is "
+        "decided."
+    ),
+)
 RUNTIMES = (
     "All figures above are of ONNX Runtime, the default. `verify --runtime openvino` "
     '(`openvino:gpu` for its GPU), `opdf.verify(..., runtime="openvino")` and the input '

@@ -51,3 +51,7 @@ from .record import record_of as record_of
 from .record import recorded_parameters as recorded_parameters
 from .record import replace_record as replace_record
 from .record import version_of as version_of
+from .user_rows import RowBatch as RowBatch
+from .user_rows import numbered as numbered
+from .user_rows import read_rows as read_rows
+from .user_rows import row_of as row_of

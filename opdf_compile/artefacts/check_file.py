@@ -23,6 +23,7 @@ from opdf_compile.files import DAMAGE, existing_file, read_npz
 SCHEMA = "opdf-check/1"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _BFLOAT16 = "bfloat16"
+_LABEL = re.compile(r"(s\d+)\.label\.(.+)", re.ASCII | re.DOTALL)
 _SAMPLE = re.compile(r"s(\d+)\.", re.ASCII)
 
 
@@ -39,6 +40,9 @@ class Sample:
         function: By output, how far it moves (largest, root mean square) when every function whose
             runtimes are exact in the absolute sense only is off by a rounding of its range; empty
             where there is no such function.
+        computed: By output, what the torch model computes in the exported dtype, for rows of the
+            user's own; empty for other samples.
+        labels: Arrays that belong to the user's rows, by name.
     """
 
     inputs: Mapping[str, Any]
@@ -47,6 +51,13 @@ class Sample:
     rms: Mapping[str, float]
     maxabs: Mapping[str, float]
     function: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    computed: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_users(self) -> bool:
+        """Whether it is rows of the user's own, with what the torch model computes on them."""
+        return bool(self.computed)
 
     def rows(self, output: str) -> int:
         """Independent rows of an output: its batch, which no input and no output exceeds."""
@@ -121,6 +132,9 @@ def write_check(path: Path, data: CheckData) -> None:
             arrays[f"s{index}.maxabs.{name}"] = np.float64(sample.maxabs[name])
             if name in sample.function:
                 arrays[f"s{index}.function.{name}"] = np.array(sample.function[name], np.float64)
+        for name, value in sample.computed.items():
+            arrays.update(_stored(f"s{index}.torch.{name}", value))
+        arrays |= {f"s{index}.label.{name}": value for name, value in sample.labels.items()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
             # numpy stamps the time of writing on every entry; a fixed one keeps the bytes equal.
@@ -167,6 +181,7 @@ def _assemble(arrays: Mapping[str, Any], path: Path) -> CheckData:
     inputs = tuple(str(name) for name in arrays["input_names"])
     outputs = tuple(str(name) for name in arrays["output_names"])
     samples: list[Sample] = []
+    labels = _labels(arrays)
     # A model without inputs still has samples, so they are counted by their outputs.
     while any(f"s{len(samples)}.out.{name}" in arrays for name in outputs):
         key = f"s{len(samples)}"
@@ -178,6 +193,12 @@ def _assemble(arrays: Mapping[str, Any], path: Path) -> CheckData:
                 rms={name: float(arrays[f"{key}.rms.{name}"]) for name in outputs},
                 maxabs={name: float(arrays[f"{key}.maxabs.{name}"]) for name in outputs},
                 function=_function_errors(arrays, key, outputs),
+                computed={
+                    name: _restored(arrays, f"{key}.torch.{name}")
+                    for name in outputs
+                    if f"{key}.torch.{name}" in arrays
+                },
+                labels=labels.get(key, {}),
             )
         )
     # A sample that lost its outputs would take those after it along, unnoticed.
@@ -200,6 +221,16 @@ def _assemble(arrays: Mapping[str, Any], path: Path) -> CheckData:
         tuple(str(note) for note in arrays.get("notes", ())),
         record_among(arrays, path),
     )
+
+
+def _labels(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """By sample, the labels of its rows; only their keys say what they are called."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, array in arrays.items():
+        match = _LABEL.fullmatch(key)
+        if match:
+            found.setdefault(match[1], {})[match[2]] = array
+    return found
 
 
 def _function_errors(

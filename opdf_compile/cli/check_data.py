@@ -49,6 +49,7 @@ def command(
             "several samples.",
         ),
     ] = None,
+    samples: o.Samples = None,
     folded: Annotated[
         Literal["auto", "graph", "method"] | None,
         typer.Option(
@@ -82,7 +83,9 @@ def command(
         given = _example(loaded, onnx) if inputs is None else inputs
         record = None if folded is None else _record(loaded, folded)
         with terminal.busy(f"computing the float64 truth of {loaded.name}"):
-            written = write_check_data(loaded.model, onnx, given, out, folded=record)
+            written = write_check_data(
+                loaded.model, onnx, given, out, folded=record, samples=samples
+            )
         data = read_check(written)
         rows = table("Written", "file", "size", "samples", numbers=("size", "samples"))
         rows.add_row(str(written), size_of_file(written.stat().st_size), str(len(data.samples)))

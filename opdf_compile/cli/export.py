@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 NAME = "export"
 EXAMPLES = (
     "$ opdf-compile export student.pt2 -o student.onnx\n\n"
-    "$ opdf-compile export student.pt2 --reference 'timm:resnet18?num_classes=10' -o bundle/"
+    "$ opdf-compile export student.pt2 --reference 'timm:resnet18?num_classes=10' -o bundle/\n\n"
+    "$ opdf-compile export student.pt2 -o student.onnx --samples photos.npz"
 )
 
 
@@ -42,6 +43,7 @@ def command(
         Literal["fp32", "fp16", "bf16"] | None,
         typer.Option("--dtype", help="Floating-point type; the model's own by default."),
     ] = None,
+    samples: o.Samples = None,
     weights: o.Weights = None,
     input: o.Input = None,
     inputs: o.InputFile = None,
@@ -77,6 +79,7 @@ def command(
                 dynamic=loaded.dynamic,
                 opset=opset,
                 dtype=dtype,
+                samples=samples,
             )
             # A bundle gets configuration and tokenizer of the first model that has any.
             brought = (model.extra_files for model in (loaded, untouched) if model)

@@ -56,6 +56,15 @@ InputFile = Annotated[
         rich_help_panel=_MODEL_PANEL,
     ),
 ]
+Samples = Annotated[
+    Path | None,
+    typer.Option(
+        "--samples",
+        metavar="F.npz",
+        help="Rows of your own by input name, the rows on the first axis (NAME@0, NAME@1, ... for "
+        "several shapes); arrays of other names are labels.",
+    ),
+]
 Size = Annotated[
     str | None,
     typer.Option(

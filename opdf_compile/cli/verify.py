@@ -33,7 +33,8 @@ EXAMPLES = (
     "$ opdf-compile verify student.onnx --reference reference.onnx \\\n"
     "    --shapes input_ids=1x128,32x128 --html report.html\n\n"
     "$ opdf-compile verify bundles.txt --only structure,numerics --junit parity.xml\n\n"
-    "$ opdf-compile verify bundle/ --runtime openvino"
+    "$ opdf-compile verify bundle/ --runtime openvino\n\n"
+    "$ opdf-compile verify bundle/ --samples photos.npz --metric metrics.py:accuracy"
 )
 
 
@@ -72,7 +73,7 @@ def command(
     ] = "no-slower",
     on_inconclusive: Annotated[
         Literal["warn", "fail"],
-        typer.Option(help="What a machine too noisy for the margin means."),
+        typer.Option(help="What a latency or a metric that cannot be decided means."),
     ] = "warn",
     check: Annotated[
         Path | None,
@@ -89,8 +90,27 @@ def command(
     ] = 60.0,
     only: Annotated[
         str | None,
-        typer.Option(metavar="CHECKS", help="Some of structure,numerics,latency."),
+        typer.Option(metavar="CHECKS", help="Some of structure,numerics,latency,metric."),
     ] = None,
+    samples: o.Samples = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.py:callable",
+            help="Your function of (outputs, samples): one number for each row, or one for all. "
+            "It is imported and called.",
+        ),
+    ] = None,
+    metric_margin: Annotated[
+        float,
+        typer.Option(metavar="0.005", help="What the candidate's metric may be worse by."),
+    ] = 0.005,
+    higher_is_better: Annotated[
+        bool,
+        typer.Option(
+            "--higher-is-better/--lower-is-better", help="Which way the metric is better."
+        ),
+    ] = True,
     shapes: Annotated[
         list[str] | None,
         typer.Option(
@@ -123,8 +143,8 @@ def command(
 
     A bundle also gets the report as report.json and report.html (not with --only).
 
-    Exit codes: 0 parity; 1 refuted; 2 bad input; 3 latency inconclusive; 4 numerics not checked;
-    of a list, the first of 1, 2, 4 and 3 that one of them has.
+    Exit codes: 0 parity; 1 refuted; 2 bad input; 3 latency or metric inconclusive; 4 numerics
+    not checked; of a list, the first of 1, 2, 4 and 3 that one of them has.
     """
     with opened(json, quiet=quiet, verbose=verbose, debug=debug) as terminal:
         for target in (summary, html, junit):
@@ -141,6 +161,10 @@ def command(
             "budget": budget,
             "only": only,
             "shapes": shapes,
+            "samples": samples,
+            "metric": metric,
+            "metric_margin": metric_margin,
+            "higher_is_better": higher_is_better,
         }
         alone = {
             "reference": reference,

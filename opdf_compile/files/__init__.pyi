@@ -7,4 +7,10 @@ from .atomic import read_failure as read_failure
 from .atomic import sha256 as sha256
 from .atomic import sha256_of_part as sha256_of_part
 from .atomic import write_failure as write_failure
+from .callables import FILE_CALLABLE as FILE_CALLABLE
+from .callables import MODULE_CALLABLE as MODULE_CALLABLE
+from .callables import imported_callable as imported_callable
+from .callables import importing_from as importing_from
+from .callables import parse_callable as parse_callable
+from .callables import parse_query as parse_query
 from .json_text import load_json as load_json

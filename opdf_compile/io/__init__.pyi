@@ -26,9 +26,7 @@ from .export.translate import require_opset as require_opset
 from .models.example_inputs import InputOptions as InputOptions
 from .models.from_callable import call_callable as call_callable
 from .models.from_callable import find_callable as find_callable
-from .models.from_callable import importing_from as importing_from
 from .models.from_callable import names_code as names_code
-from .models.from_callable import parse_query as parse_query
 from .models.loaded import LoadedModel as LoadedModel
 from .models.loaded import fixed_randomness as fixed_randomness
 from .models.loaded import seeded as seeded

@@ -13,6 +13,7 @@ from .report.figures import SUFFIXES as SUFFIXES
 from .report.figures import plot_target as plot_target
 from .report.figures import require_installed as require_installed
 from .report.findings import cost_rows as cost_rows
+from .report.findings import metric_rows as metric_rows
 from .report.findings import shape_rows as shape_rows
 from .report.findings import verdict_rows as verdict_rows
 from .report.junit import as_junit as as_junit

@@ -17,7 +17,8 @@ from opdf_compile.errors import ArtefactError, InputError, UserError
 from opdf_compile.files import read_failure
 from opdf_compile.parity.latency.measure import Progress
 from opdf_compile.parity.report.parity_report import ParityReport
-from opdf_compile.parity.request import checked_request
+from opdf_compile.parity.report.parity_result import ASPECTS
+from opdf_compile.parity.request import METRIC_MARGIN, checked_request
 from opdf_compile.parity.runtime.registry import DEFAULT
 from opdf_compile.parity.verdict import verify
 
@@ -133,8 +134,8 @@ def verify_many(
         candidates: Bundles and ONNX files, by the name that they are told under.
         done: Called with each report, as soon as it is there.
         progress: Called with a sentence and the share of all of it that is done.
-        options: device, runtime, margin, latency, on_inconclusive, budget, only and shapes, as for
-            `verify`, the same for all.
+        options: device, runtime, margin, latency, on_inconclusive, budget, only, shapes, samples,
+            metric, metric_margin and higher_is_better, as for `verify`, the same for all.
 
     Raises:
         DeviceError: The device cannot be used, whatever the candidate.
@@ -174,7 +175,8 @@ def _check(options: dict[str, Any]) -> None:
     """Refuse options that no candidate can be verified with, before the first is."""
     usual: dict[str, Any] = {"device": "auto", "margin": "auto", "latency": "no-slower"}
     usual |= {"on_inconclusive": "warn", "budget": 60.0, "only": None, "shapes": None}
-    usual |= {"runtime": DEFAULT}
+    usual |= {"runtime": DEFAULT, "samples": None, "metric": None}
+    usual |= {"metric_margin": METRIC_MARGIN, "higher_is_better": True}
     odd = next((name for name in options if name not in usual), None)
     if odd is not None:
         raise InputError(
@@ -195,11 +197,14 @@ def _told(name: str, place: int, count: int, progress: Progress | None) -> Progr
 
 def report_rows(reports: Reports) -> Iterator[tuple[str, ...]]:
     """A head and a row for each candidate, for a table."""
-    yield "candidate", "verdict", "structure", "numerics", "latency"
+    reports_of = [entry.report for entry in reports.entries if entry.report is not None]
+    scored = any(found.metric.verdict != "not_asked" for found in reports_of)
+    shown = ASPECTS if scored else tuple(part for part in ASPECTS if part != "metric")
+    yield "candidate", "verdict", *shown
     for entry in reports.entries:
         found = entry.report
-        parts: tuple[str, ...] = ("-",) * 3
+        parts: tuple[str, ...] = ("-",) * len(shown)
         if found is not None:
-            asked = (found.structure.verdict, found.numerics.verdict, found.latency.verdict)
+            asked = [getattr(found, part).verdict for part in shown]
             parts = tuple("-" if part == "not_asked" else part.replace("_", " ") for part in asked)
         yield entry.name, entry.verdict, *parts

@@ -7,12 +7,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from opdf_compile.errors import UserError
+from opdf_compile.errors import InputError, UserError
 from opdf_compile.parity.compared_files import ComparedFiles, find_files, require_reference
 from opdf_compile.parity.latency.latency_result import LatencyResult
 from opdf_compile.parity.latency.measure import Progress, measure_latency
+from opdf_compile.parity.metric.checking import check_metric
+from opdf_compile.parity.metric.function import Function
+from opdf_compile.parity.metric.metric_result import MetricResult
+from opdf_compile.parity.metric.rows import Samples, UserRows, user_rows
+from opdf_compile.parity.metric.truth import with_user_rows
 from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.numerics.checking import check_numerics
+from opdf_compile.parity.numerics.evidence import read_evidence
 from opdf_compile.parity.numerics.numerics_result import NumericsResult
 from opdf_compile.parity.report.conditions import describe_environment
 from opdf_compile.parity.report.parity_report import ParityReport
@@ -21,7 +27,7 @@ from opdf_compile.parity.report.parity_result import (
     StructurePart,
     overall,
 )
-from opdf_compile.parity.request import Request, ShapeOption, checked_request
+from opdf_compile.parity.request import METRIC_MARGIN, Request, ShapeOption, checked_request
 from opdf_compile.parity.runtime.registry import DEFAULT
 from opdf_compile.parity.structure.compare import StructureResult, compare_structure
 from opdf_compile.parity.structure.optimised import compare_optimised
@@ -49,6 +55,10 @@ def verify(
     plot: PathLike | None = None,
     progress: Progress | None = None,
     runtime: str = DEFAULT,
+    samples: Samples | None = None,
+    metric: str | Function | None = None,
+    metric_margin: float = METRIC_MARGIN,
+    higher_is_better: bool = True,
 ) -> ParityReport:
     """Prove, refute, or honestly leave open that an export equals the untouched student's.
 
@@ -58,17 +68,28 @@ def verify(
         device: "auto", "cpu", "cuda", or what else the runtime calls its devices.
         margin: Allowed relative difference in latency; "auto" is 0.05 on a CPU, else 0.02.
         latency: "no-slower" (one-sided) or "equal" (both sides within the margin).
-        on_inconclusive: "warn", or "fail" to have an undecided latency exit as a refutation.
+        on_inconclusive: "warn", or "fail" to have an undecided latency or metric exit as a
+            refutation.
         check: The candidate's check data; None takes ``X.check.npz`` beside ``X.onnx``.
         reference_check: The reference's, in the same way.
         budget: Seconds that the latency measurement may take; it ends early when it is clear.
-        only: Some of "structure", "numerics", "latency", as names or one comma-separated string.
+        only: Some of "structure", "numerics", "latency", "metric", as names or one comma-separated
+            string; None for all, the metric where there is one.
         shapes: Input shapes to measure latency at, as ``{"x": (1, 128)}`` or as the command line's
             ``"x=1x128,32x128"``; each must pass. None takes the check data's first sample.
         plot: A .png, .svg or .pdf file for the latency plots; where the graphs differ, for the
             first difference.
         progress: Called with a sentence and the share that is done.
         runtime: What runs the models, as NAME or NAME:DEVICE; `opdf-compile doctor` lists them.
+        samples: Rows of your own, as for `export_onnx`: an `.npz` file, or arrays by name. None
+            takes those that the candidate was exported with. Numerics judges the rows whose truth
+            is in the check data; the metric judges any.
+        metric: A function of (outputs, samples), both dictionaries of arrays with the rows on the
+            first axis, the samples with their labels; or `FILE.py:callable`, which is imported and
+            called. It gives one number for each row, or one for all.
+        metric_margin: What the candidate may be worse by, in the metric's unit, against the torch
+            model's own outputs and against the reference.
+        higher_is_better: Whether more of the metric is better.
 
     Returns:
         The report; true where everything that was asked for passed.
@@ -76,31 +97,40 @@ def verify(
     Raises:
         ArtefactError: A file is missing or cannot be used.
         DeviceError: The device cannot be used.
-        InputError: An option has no meaning; or a part needs a reference and there is none.
+        InputError: An option has no meaning; a part needs a reference and there is none; the
+            samples do not fit; or the metric fails.
 
     Example:
         >>> report = verify("out/")  # doctest: +SKIP
         >>> report.save("report.json")  # doctest: +SKIP
     """
     request = checked_request(
-        device, margin, latency, on_inconclusive, budget, only, shapes, plot, progress, runtime
+        *(device, margin, latency, on_inconclusive, budget, only, shapes, plot, progress, runtime),
+        samples=samples,
+        metric=metric,
+        metric_margin=metric_margin,
+        higher_is_better=higher_is_better,
     )
     files = find_files(candidate, reference, check, reference_check)
     require_reference(files, request.asked)
+    rows = _user_rows(files, request)
     structure, notes = _structure(files, request)
-    numerics = _numerics(files, request)
+    numerics = _numerics(files, request, rows)
+    scored = _metric(files, request, rows)
     speed = _latency(files, request)
     # A verdict that is not a pass says which output, or which file, it is about.
     reasons = (f"numerics: {note}" for note in (numerics.reason, *numerics.notes) if note)
     precision = _precision(files, request)
     notes = (*notes, *_of_precision(precision, request), *_draw(structure, speed, request.plot))
+    notes = (*notes, *(f"metric: {note}" for note in scored.notes))
     if speed.verdict == "inconclusive":
         _LOG.warning("latency is inconclusive: %s", "; ".join(speed.notes))
     return ParityReport(
-        verdict=overall(structure.verdict, numerics.verdict, speed.verdict),
+        verdict=overall(structure.verdict, numerics.verdict, speed.verdict, scored.verdict),
         structure=structure,
         numerics=numerics,
         latency=speed,
+        metric=scored,
         environment=describe_environment(
             request.device, request.options(), (*notes, *reasons, *speed.notes), precision
         ),
@@ -188,16 +218,44 @@ def _optimised(files: ComparedFiles, raw: StructureResult, request: Request) -> 
     )
 
 
-def _numerics(files: ComparedFiles, request: Request) -> NumericsResult:
+def _user_rows(files: ComparedFiles, request: Request) -> UserRows | None:
+    """The user's rows, where something asks for them.
+
+    Raises:
+        InputError: The metric has none.
+    """
+    if request.samples is None and request.metric is None:
+        return None
+    check = None if files.check is None else read_evidence(files.candidate, files.check).data
+    rows = user_rows(request.samples, files.candidate, check)
+    if rows is None:
+        raise InputError(
+            f"the metric has no rows: {files.candidate} was exported without samples; give "
+            "samples= (--samples F.npz), or export it with them"
+        )
+    return rows
+
+
+def _numerics(files: ComparedFiles, request: Request, rows: UserRows | None) -> NumericsResult:
     if "numerics" not in request.asked:
         return NumericsResult()
     request.progress("numerics", _LATENCY_STARTS / 2)
-    return check_numerics(
+    found = check_numerics(
         files.candidate,
         files.check,
         request.device,
         reference=files.reference,
         reference_check=files.reference_check,
+    )
+    return found if rows is None else with_user_rows(found, rows, scored=request.metric is not None)
+
+
+def _metric(files: ComparedFiles, request: Request, rows: UserRows | None) -> MetricResult:
+    if request.metric is None or rows is None:
+        return MetricResult()
+    request.progress("the metric", _LATENCY_STARTS * 0.75)
+    return check_metric(
+        request.metric, request.claim, rows, files.candidate, files.reference, request.device
     )
 
 

@@ -149,7 +149,7 @@ def test_exit_codes(
 def test_what_the_program_is_given(program: Callable[..., Any]) -> None:
     _, plain = program()
     assert plain[:3] == ["-m", "opdf_compile", "verify"] and plain[-2:] == ["--", "a.onnx"]
-    for option in ("--reference", "--check", "--only", "--shapes"):
+    for option in ("--reference", "--check", "--only", "--shapes", "--samples", "--metric"):
         assert option not in plain
     _, full = program(
         reference="r.onnx",
@@ -180,6 +180,16 @@ def test_what_the_program_is_given(program: Callable[..., Any]) -> None:
         ("--shapes", "input_ids=1x8,2x8"),
         ("--shapes", "mask=1x8,2x8"),
     ]
+
+
+def test_what_it_is_given_of_a_metric(program: Callable[..., Any]) -> None:
+    _, full = program(
+        samples="rows.npz", metric="m.py:loss", metric_margin="0.1", metric_better="lower"
+    )
+    wanted = "--samples rows.npz --metric m.py:loss --metric-margin 0.1 --lower-is-better"
+    assert wanted in " ".join(full)
+    ran, _ = program(metric_better="more")
+    assert ran.code == 2 and 'metric-better is "more"; give higher or lower' in ran.printed
 
 
 @pytest.mark.parametrize(

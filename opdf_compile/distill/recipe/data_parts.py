@@ -15,7 +15,7 @@ from opdf_compile.distill.recipe.problems import suggestion
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.distill.recipe.sources import load_source, read_columns, table_of
 from opdf_compile.errors import RecipeError
-from opdf_compile.io import importing_from
+from opdf_compile.files import importing_from
 
 
 def load_data(recipe: Recipe, base: Path, student: nn.Module) -> Data:

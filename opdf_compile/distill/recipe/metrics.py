@@ -16,7 +16,8 @@ from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.paths import located_model
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import RecipeError
-from opdf_compile.io import find_callable, importing_from
+from opdf_compile.files import importing_from
+from opdf_compile.io import find_callable
 
 _UP = ("accuracy", "agreement", "cosine")
 _NEED_LABELS = ("accuracy", "mse")

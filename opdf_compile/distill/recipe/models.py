@@ -12,7 +12,8 @@ from torch import nn
 from opdf_compile.distill.recipe.paths import located, located_model
 from opdf_compile.distill.recipe.schema import Recipe, StudentSection, TeacherSection
 from opdf_compile.errors import ArtefactError, RecipeError, UserError
-from opdf_compile.io import LoadedModel, importing_from, load_model, prepare_torchvision, seeded
+from opdf_compile.files import importing_from
+from opdf_compile.io import LoadedModel, load_model, prepare_torchvision, seeded
 
 _TRUST = re.compile(r"(?:, or,|;) if you trust [a-z ]+, give --trust-pickle")
 

@@ -15,7 +15,8 @@ from opdf_compile.distill.recipe.job import Batch, Examples
 from opdf_compile.distill.recipe.paths import located, located_model
 from opdf_compile.distill.recipe.problems import suggestion
 from opdf_compile.errors import ArtefactError, InputError, UserError, first_line
-from opdf_compile.io import call_callable, fixed_randomness, names_code, parse_query
+from opdf_compile.files import parse_query
+from opdf_compile.io import call_callable, fixed_randomness, names_code
 
 _FORMS = (
     "digits, mnist1d, FILE.npz, FILE.safetensors, package.module:callable, FILE.py:callable or "

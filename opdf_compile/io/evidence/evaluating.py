@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -18,6 +19,7 @@ from opdf_compile.errors import ExportError, first_line
 from opdf_compile.graph import AxisNames, CallArguments
 from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.evidence.function_noise import Moved, Watched, has_limited_functions
+from opdf_compile.io.evidence.given_rows import GivenRows, require_room
 from opdf_compile.io.evidence.half_range import NumberChange, changes_of, fit_numbers
 from opdf_compile.io.evidence.randomness import UNKNOWN, Generators, find_draws, has_moved
 from opdf_compile.io.evidence.samples import ENOUGH_ROWS, MOST_SAMPLES, ORDINARY, drawn_samples
@@ -38,6 +40,7 @@ def gather_check_data(
     output_names: Sequence[str],
     dtype: str,
     further: Sequence[CallArguments] = (),
+    rows: Sequence[GivenRows] = (),
     originals: Mapping[str, Tensor] | None = None,
     foreign: bool = False,
     seed: int = 0,
@@ -51,6 +54,8 @@ def gather_check_data(
         output_names: Names of its tensor outputs, in order.
         dtype: The exported dtype, for the record.
         further: More inputs of the user's own, each a sample.
+        rows: Rows of the user's own with their labels, each a sample that also keeps what the model
+            computes. They come beside the drawn samples, which show other sizes.
         originals: Tensors of the model with numbers that its dtype cannot hold, as they were.
         foreign: Whether another exporter wrote the file, which may compute other values where a
             boolean mask leaves an attention query no key; such samples are left out.
@@ -59,6 +64,7 @@ def gather_check_data(
     Raises:
         ExportError: The model does not run on the user's own inputs, or computes something else
             with numbers that fit its dtype.
+        InputError: The user's rows would make the check data too large.
     """
     measure = _Measure(
         program, tuple(axis_names), tuple(output_names), dtype, originals or {}, foreign
@@ -75,7 +81,8 @@ def gather_check_data(
         drawn = _first_that_runs(measure, next(rest), usual)
         failures = failures + 1 if drawn is None else 0
         samples.extend([] if drawn is None else [drawn])
-    _warn_of_blind([blind for _, blind in own], kept=not samples)
+    own_rows = _rows_of_user(measure, rows)
+    _warn_of_blind([blind for _, blind in (*own, *own_rows)], kept=not samples)
     _warn_of_random(measure.random)
     for change in measure.changes:
         _LOG.warning("%s", change)
@@ -83,7 +90,10 @@ def gather_check_data(
         tuple(axis_names),
         tuple(output_names),
         dtype,
-        tuple(samples) or (own[0][0],),
+        (
+            *(samples or (own[0][0],)),
+            *(sample for sample, blind in own_rows if not blind),
+        ),
         output_dtypes=measure.output_dtypes,
         random=measure.random,
         notes=tuple(map(str, measure.changes)),
@@ -122,11 +132,11 @@ class _Measure:
         self.random = dict(self._draws.outputs)
         self.output_dtypes: dict[str, str] = {}
 
-    def __call__(self, inputs: CallArguments) -> tuple[Sample, int]:
+    def __call__(self, inputs: CallArguments, *, keep: bool = False) -> tuple[Sample, int]:
         tensors = [leaf for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor)]
         # A model may draw; the caller's generators stay as they were.
         with Generators([*tensors, *self._model.parameters()]).kept():
-            return self._sample(inputs, tensors)
+            return self._sample(inputs, tensors, keep)
 
     def _computed(
         self, inputs: CallArguments, tensors: Sequence[Tensor]
@@ -140,7 +150,9 @@ class _Measure:
             self.random = dict.fromkeys(self._outputs, UNKNOWN)
         return computed, watched.blind if self._foreign else 0
 
-    def _sample(self, inputs: CallArguments, tensors: Sequence[Tensor]) -> tuple[Sample, int]:
+    def _sample(
+        self, inputs: CallArguments, tensors: Sequence[Tensor], keep: bool
+    ) -> tuple[Sample, int]:
         computed, blind = self._computed(inputs, tensors)
         exact = dict(zip(self._outputs, self._truth(*inputs), strict=True))
         if self._fitted_truth is not None:
@@ -159,6 +171,7 @@ class _Measure:
             rms={name: pair[1] for name, pair in errors.items()},
             maxabs={name: _largest(value) for name, value in truths.items()},
             function=self._function_errors(inputs, exact),
+            computed={name: as_array(value) for name, value in computed.items()} if keep else {},
         )
         return sample, blind
 
@@ -191,15 +204,27 @@ class _Measure:
         return {name: pair for name, pair in found.items() if np.isfinite(pair).all()}
 
 
-def _of_user(measure: _Measure, inputs: CallArguments) -> tuple[Sample, int]:
+def _rows_of_user(measure: _Measure, rows: Sequence[GivenRows]) -> list[tuple[Sample, int]]:
+    found: list[tuple[Sample, int]] = []
+    for inputs, labels in rows:
+        sample, blind = _of_user(measure, inputs, keep=True)
+        found.append((replace(sample, labels=labels), blind))
+        if len(found) == 1:
+            # The others are about as large, so the first tells before the work is done.
+            require_room(_bytes(found[0][0]), len(rows))
+    return found
+
+
+def _of_user(measure: _Measure, inputs: CallArguments, *, keep: bool = False) -> tuple[Sample, int]:
     try:
-        return measure(inputs)
+        return measure(inputs, keep=keep)
     except _NumbersDoNotFitError:
         raise
     except Exception as error:  # Whatever the user's own graph raises on the user's own example.
         raise ExportError(
-            f"the traced model does not run on the example inputs ({type(error).__name__}: "
-            f"{first_line(error)}), wanted inputs of the traced shapes; give another example"
+            f"the traced model does not run on the {'samples' if keep else 'example inputs'} "
+            f"({type(error).__name__}: {first_line(error)}), wanted inputs of the traced shapes; "
+            f"give {'other ones' if keep else 'another example'}"
         ) from error
 
 
@@ -236,7 +261,8 @@ def _fewest_rows(sample: Sample) -> int:
 
 
 def _bytes(sample: Sample) -> int:
-    return sum(array.nbytes for array in (*sample.inputs.values(), *sample.outputs.values()))
+    held = (sample.inputs, sample.outputs, sample.computed)
+    return sum(array.nbytes for arrays in held for array in arrays.values())
 
 
 def _warn_of_blind(counts: Sequence[int], *, kept: bool) -> None:

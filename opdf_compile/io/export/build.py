@@ -20,6 +20,7 @@ from opdf_compile.graph import (
 from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.evidence.evaluating import gather_check_data
 from opdf_compile.io.evidence.free_sizes import InputAxis
+from opdf_compile.io.evidence.given_rows import Samples, given_rows
 from opdf_compile.io.evidence.half_range import fit_numbers, too_large
 from opdf_compile.io.export.axis_trials import try_free_axes
 from opdf_compile.io.export.eval_phase import (
@@ -67,6 +68,7 @@ def build_export(
     dynamic: Dynamic = None,
     opset: int | None = None,
     dtype: str | torch.dtype | None = None,
+    samples: Samples | None = None,
     fixed: Mapping[InputAxis, str] | None = None,
     truth: Original | None = None,
 ) -> Export:
@@ -80,6 +82,7 @@ def build_export(
         dynamic: Which axes keep a free size, as in `trace`. Traced models have theirs.
         opset: The ONNX opset, None for the exporter's recommendation.
         dtype: "fp32", "fp16" or "bf16" converts a copy; None keeps the model's own dtypes.
+        samples: Rows of the user's own, as in `export_onnx`.
         fixed: (input, axis) of axes that are not to be free, whatever `dynamic` says, each with a
             sentence.
         truth: The same function in another form, traced alike: the model before its branches were
@@ -88,7 +91,7 @@ def build_export(
     Raises:
         ExportError: The model is still expanded, is a training graph, or has no ONNX form.
         TraceError: torch.export cannot hold the model.
-        InputError: The example inputs do not fit.
+        InputError: The example inputs or the samples do not fit.
     """
     wanted = parse_dtype(dtype)
     student = onnx_student_of(model)
@@ -96,7 +99,7 @@ def build_export(
         given = normalise_inputs(args, kwargs)
         if isinstance(model, Traced) and not any(given):
             given = (model.args, model.kwargs)
-        return Export(*file_and_check(student, given, dynamic, opset, dtype))
+        return Export(*file_and_check(student, given, dynamic, opset, dtype, samples))
     originals = too_large(tensors_of(model), wanted)
     traced = as_traced(model, args, kwargs, dynamic, wanted)
     if not isinstance(traced.source, nn.Module):
@@ -111,6 +114,7 @@ def build_export(
         axis_names=_names(traced),
         output_names=outputs,
         dtype=dtype_name(wanted or most_numbers(program.state_dict.values())),
+        rows=given_rows(samples, (traced.args, traced.kwargs), _names(traced)),
         originals=originals,
     )
     return Export(translated, check, (*traced.notes, *filter(None, [note])), found)

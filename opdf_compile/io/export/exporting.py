@@ -12,6 +12,7 @@ import torch
 
 from opdf_compile.errors import ExportError, require_type
 from opdf_compile.graph import Dynamic
+from opdf_compile.io.evidence.given_rows import Samples
 from opdf_compile.io.export.build import Export, build_export
 from opdf_compile.io.export.bundling import write_bundle, write_file
 from opdf_compile.io.export.eval_phase import Exportable
@@ -30,6 +31,7 @@ def export_onnx(
     dynamic: Dynamic = None,
     opset: int | None = None,
     dtype: str | torch.dtype | None = None,
+    samples: Samples | None = None,
     plan: Mapping[str, Any] | str | None = None,
     extra_files: Sequence[str | os.PathLike[str]] = (),
 ) -> Path:
@@ -56,6 +58,10 @@ def export_onnx(
         opset: The ONNX opset, 13 or newer; None for the one that torch's exporter recommends. Below
             18 the file is checked in full and must compute the same bits as that of 18.
         dtype: "fp32", "fp16" or "bf16" exports a converted copy; None keeps the model's dtypes.
+        samples: Rows of your own for the check data: an `.npz` file, or arrays by name. An array by
+            an input's name is that input, its rows on the first axis (``NAME@0``, ``NAME@1``, ...
+            for rows of several shapes); one of another name is a label of the rows, for the metric
+            of `verify`. They run in batches of the example's size and come beside the drawn ones.
         plan: The plan to put into a bundle, as JSON text or the object itself.
         extra_files: Files to copy into a bundle (config.json, a tokenizer's files).
 
@@ -68,7 +74,7 @@ def export_onnx(
     Raises:
         ExportError: The model is still expanded, or cannot be said in ONNX.
         TraceError: torch.export cannot hold the model as a graph.
-        InputError: The example inputs do not fit the model.
+        InputError: The example inputs or the samples do not fit the model.
         ArtefactError: The path cannot be written.
 
     Example:
@@ -77,6 +83,7 @@ def export_onnx(
     """
     _require_room(path, plan, extra_files)
     options: dict[str, Any] = {"dynamic": dynamic, "opset": opset, "dtype": dtype}
+    options["samples"] = samples
     exports = exported(model, args, kwargs, reference=reference, **options)
     for sentence in dict.fromkeys(exports[0].fixed.values()):
         _LOG.warning("%s", sentence)

@@ -31,6 +31,7 @@ from opdf_compile.errors import InputError
 from opdf_compile.files import atomic_write, sha256
 from opdf_compile.graph import CallArguments, Traced
 from opdf_compile.io.evidence.evaluating import as_array, gather_check_data
+from opdf_compile.io.evidence.given_rows import Samples, given_rows
 from opdf_compile.io.evidence.half_range import too_large
 from opdf_compile.io.export.eval_phase import EXPORT_DTYPES, Exportable, as_traced, tensors_of
 from opdf_compile.io.export.foreign_inputs import Arrays, fitted, kind, samples_of
@@ -46,6 +47,7 @@ def write_check_data(
     path: str | os.PathLike[str] | None = None,
     *,
     folded: FoldRecord | None = None,
+    samples: Samples | None = None,
 ) -> Path:
     """Write check data for an ONNX file that another tool exported from a torch model.
 
@@ -58,6 +60,7 @@ def write_check_data(
         path: Where to write; ``X.check.npz`` beside ``X.onnx`` by default.
         folded: What the file must no longer hold where the other tool folded the model's branches
             (`FoldedModel.record`).
+        samples: Rows of your own under the file's input names, as for `export_onnx`.
 
     Returns:
         The file that was written.
@@ -73,12 +76,12 @@ def write_check_data(
     source = Path(onnx_path)
     face = read_interface(source)
     target = check_path(source) if path is None else Path(path)
-    samples = [fitted(sample, face, source) for sample in samples_of(inputs, face)]
+    examples = [fitted(sample, face, source) for sample in samples_of(inputs, face)]
     names = _input_names(model, face, source)
-    calls = [_call(model, sample, names) for sample in samples]
+    calls = [_call(model, sample, names) for sample in examples]
     traced = _traced(model, calls[0], names, face)
     originals = too_large(tensors_of(model), _half_of(model, face))
-    data = _gathered(traced, calls, names, face, source, originals)
+    data = _gathered(traced, calls, names, face, source, originals, samples)
     with atomic_write(target) as temporary:
         whole = dataclasses.replace(data, onnx_sha256=sha256(source), folded=folded)
         write_check(temporary, whole)
@@ -145,6 +148,7 @@ def _gathered(
     face: Interface,
     source: Path,
     originals: Mapping[str, Tensor],
+    samples: Samples | None,
 ) -> CheckData:
     program = traced.programs["eval"]
     files = {mine: theirs for theirs, mine in names.items()}
@@ -155,22 +159,25 @@ def _gathered(
             "model that the file was exported from"
         )
     outputs = _output_names(traced, face, source)
+    axis_names = {files[name]: traced.axis_names.get(name, {}) for name in traced.input_names}
+    example = (traced.args, traced.kwargs)
     data = gather_check_data(
         program,
-        (traced.args, traced.kwargs),
-        axis_names={files[name]: traced.axis_names.get(name, {}) for name in traced.input_names},
+        example,
+        axis_names=axis_names,
         output_names=outputs,
         dtype=face.dtype,
         further=[_as_floats(call, traced) for call in calls[1:]],
+        rows=given_rows(samples, example, axis_names),
         originals=originals,
         foreign=True,
     )
-    samples = tuple(_in_file(sample, face, data, source) for sample in data.samples)
+    found = tuple(_in_file(sample, face, data, source) for sample in data.samples)
     return dataclasses.replace(
         data,
         input_names=tuple(port.name for port in face.inputs),
         output_names=tuple(port.name for port in face.outputs),
-        samples=samples,
+        samples=found,
         output_dtypes={port.name: port.dtype for port in face.outputs},
     )
 
@@ -227,6 +234,8 @@ def _in_file(sample: Sample, face: Interface, data: CheckData, source: Path) -> 
         rms=kept(sample.rms),
         maxabs=kept(sample.maxabs),
         function=kept(sample.function),
+        computed=kept(sample.computed),
+        labels=sample.labels,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from opdf_compile.artefacts import Interface, Port
+from opdf_compile.artefacts import Interface, Port, numbered
 from opdf_compile.errors import InputError
 from opdf_compile.graph import CallArguments, bind_forward
 from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.models.example_inputs import input_arrays
 
 Arrays = Mapping[str, Any]
-_NUMBERED = re.compile(r"(.+)@(\d+)", re.ASCII | re.DOTALL)
 
 
 def example_of(model: Any, inputs: CallArguments, face: Interface) -> dict[str, Any]:
@@ -59,19 +57,9 @@ def samples_of(inputs: Any, face: Interface) -> list[Arrays]:
 
 
 def _split(arrays: Arrays, face: Interface, file: Path) -> list[Arrays]:
-    """`NAME@k` is input NAME of sample k, a plain NAME that of every sample."""
-    known = {port.name for port in face.inputs}
-    plain: dict[str, Any] = {}
-    numbered: dict[int, dict[str, Any]] = {}
-    for key, array in arrays.items():
-        found = None if key in known else _NUMBERED.fullmatch(key)
-        if found is None:
-            plain[key] = array
-        else:
-            numbered.setdefault(int(found[2]), {})[found[1]] = array
-    if not plain and not numbered:
+    if not arrays:
         raise InputError(f"{file} holds no array, wanted {face.input_words}; add them")
-    return [{**plain, **numbered[k]} for k in sorted(numbered)] or [plain]
+    return list(numbered(arrays, [port.name for port in face.inputs]))
 
 
 def fitted(sample: Arrays, face: Interface, source: Path) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from opdf_compile.errors import ExportError
 from opdf_compile.graph import CallArguments, Dynamic, Traced, trace
 from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.evidence.evaluating import gather_check_data
+from opdf_compile.io.evidence.given_rows import Samples, given_rows
 from opdf_compile.io.export.student_graph import write_back
 from opdf_compile.io.onnx_student.drawn_examples import trace_drawn
 from opdf_compile.io.onnx_student.operands import as_tensor
@@ -36,6 +37,7 @@ def file_and_check(
     dynamic: Dynamic,
     opset: int | None,
     dtype: Any,
+    samples: Samples | None = None,
 ) -> tuple[Any, CheckData]:
     """The file's message with the student's weights, and its check data.
 
@@ -45,6 +47,7 @@ def file_and_check(
         dynamic: Which axes keep a free size; None for those of the file.
         opset: Must be None: the file keeps its own.
         dtype: Must be None: the file keeps its own.
+        samples: Rows of the user's own, as in `export_onnx`.
 
     Raises:
         ExportError: An option asks for another graph than the file's.
@@ -68,12 +71,15 @@ def file_and_check(
             "an input that steers the graph in: FILE.onnx?NAME=NUMBER"
         )
     names = student.source.inputs
+    axis_names = {names[name]: traced.axis_names.get(name, {}) for name in traced.input_names}
+    example = (traced.args, traced.kwargs)
     check = gather_check_data(
         traced.programs["eval"],
-        (traced.args, traced.kwargs),
-        axis_names={names[name]: traced.axis_names.get(name, {}) for name in traced.input_names},
+        example,
+        axis_names=axis_names,
         output_names=student.source.output_names,
         dtype=dtype_name(most_numbers((*student.parameters(), *student.buffers()))),
+        rows=given_rows(samples, example, axis_names),
     )
     return model, _with_fixed(check, student)
 

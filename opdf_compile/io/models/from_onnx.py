@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from opdf_compile.errors import InputError
+from opdf_compile.files import parse_query
 from opdf_compile.io.models.example_inputs import InputOptions
-from opdf_compile.io.models.from_callable import parse_query
 from opdf_compile.io.models.loaded import LoadedModel
 from opdf_compile.io.onnx_student.drawn_examples import example_inputs
 from opdf_compile.io.onnx_student.onnx_loading import load_onnx

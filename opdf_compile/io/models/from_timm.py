@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError, InputError, error_line
-from opdf_compile.io.models.from_callable import parse_query
+from opdf_compile.files import parse_query
 from opdf_compile.io.models.loaded import LoadedModel, fixed_randomness
 from opdf_compile.io.models.weight_loading import load_weights
 from opdf_compile.io.torchvision_shim import prepare_torchvision

@@ -23,6 +23,7 @@ from torch import nn
 
 from opdf_compile.artefacts import MANIFEST, STUDENT
 from opdf_compile.errors import ArtefactError, InputError
+from opdf_compile.files import FILE_CALLABLE, MODULE_CALLABLE
 from opdf_compile.io.models import from_callable
 from opdf_compile.io.models.example_inputs import InputOptions, make_examples, rename_axes
 from opdf_compile.io.models.from_archive import load_archive, model_input_names
@@ -93,7 +94,7 @@ def _dispatch(spec: str, options: InputOptions, trust_pickle: bool) -> LoadedMod
         from opdf_compile.io.models.from_onnx import load_onnx_model
 
         return load_onnx_model(in_onnx, options)
-    if in_file := from_callable.FILE_CALLABLE.fullmatch(spec):
+    if in_file := FILE_CALLABLE.fullmatch(spec):
         return from_callable.load_callable(in_file, spec)
     path = Path(spec)
     if path.suffix.lower() == ".pt2":
@@ -105,7 +106,7 @@ def _dispatch(spec: str, options: InputOptions, trust_pickle: bool) -> LoadedMod
             f"{path} holds weights and no model; give the model ({_FORMS}) and this file with "
             "--weights"
         )
-    in_module = from_callable.MODULE_CALLABLE.fullmatch(spec)
+    in_module = MODULE_CALLABLE.fullmatch(spec)
     if in_module and not path.exists():
         return from_callable.load_callable(in_module, spec)
     raise _unknown(spec)

@@ -20,7 +20,7 @@ from opdf_compile.parity.numerics.drawing import drawing_outputs
 from opdf_compile.parity.numerics.evidence import Evidence, read_evidence
 from opdf_compile.parity.numerics.floors import HALF_DTYPES, Peer
 from opdf_compile.parity.numerics.free_axes import StopsAtSize
-from opdf_compile.parity.numerics.judging import judge_output
+from opdf_compile.parity.numerics.judging import judge_samples
 from opdf_compile.parity.numerics.numerics_result import (
     NumericsResult,
     OutputError,
@@ -156,7 +156,7 @@ def _judged(
     drawing = drawing_outputs(evidence.model)
     found = []
     for name in data.output_names:
-        error = judge_output(name, data, [values[name] for values in outputs], peers.get(name))
+        error = judge_samples(name, data, [values[name] for values in outputs], peers.get(name))
         nodes = drawing.get(name)
         found.append(_drawn(error, nodes) if nodes and not error.problem else error)
     return tuple(found)

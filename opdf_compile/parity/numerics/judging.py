@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,34 @@ from opdf_compile.parity.numerics.floors import (
     scale_of,
 )
 from opdf_compile.parity.numerics.mismatch import Array, problem_of
-from opdf_compile.parity.numerics.numerics_result import Element, OutputError, unusable
+from opdf_compile.parity.numerics.numerics_result import (
+    Element,
+    OutputError,
+    unusable,
+    urgency,
+)
+
+
+def judge_samples(
+    name: str, data: CheckData, values: Sequence[Array], peer: Peer | None = None
+) -> OutputError:
+    """Judge one output on the user's own rows and on the other samples, each for themselves.
+
+    Their scales may differ by far, and the larger one's rounding would excuse the other's errors.
+    The result is that of the part that is closer to its tolerance. Rows of the user's own that
+    cannot be judged are told; other samples that cannot, only where there are no such rows.
+    """
+    users = [sample.is_users for sample in data.samples]
+    found = []
+    for mine in sorted(set(users)):
+        places = [place for place, own in enumerate(users) if own == mine]
+        part = replace(data, samples=tuple(data.samples[place] for place in places))
+        error = judge_output(name, part, [values[place] for place in places], peer)
+        at = error.element
+        named = None if at is None else replace(at, sample=places[at.sample])
+        found.append(replace(error, element=named))
+    *others, last = found
+    return max((*(error for error in others if not error.unjudged), last), key=urgency)
 
 
 def judge_output(

@@ -11,6 +11,7 @@ from opdf_compile.parity.runtime.registry import DEFAULT
 
 if TYPE_CHECKING:
     from opdf_compile.parity.latency.latency_result import LatencyResult, ShapeResult
+    from opdf_compile.parity.metric.metric_result import MetricResult
     from opdf_compile.parity.numerics.numerics_result import NumericsResult, OutputError
     from opdf_compile.parity.report.parity_result import ParityResult, StructurePart
 
@@ -31,8 +32,10 @@ SHAPE_HEAD = (
     *("shape", "verdict", "ratio", "90 % interval", "control"),
     *("ms; reference", "samples/s; reference", "memory; reference"),
 )
+METRIC_HEAD = ("against", "verdict", "candidate", "baseline", "difference", "90 % interval", "rows")
 COST_HEAD = ("also measured", "candidate", "reference", "ratio")
 _SIDES = ("candidate", "reference")
+_SIDE_NAMES = {"torch": "the torch model", "reference": "the reference"}
 FILE_HEAD = ("file", "sha256", "bytes", "opset", "exporter")
 
 
@@ -49,12 +52,34 @@ def meaning(report: ParityResult) -> str:
 
 
 def verdict_rows(report: ParityResult) -> list[Cells]:
-    """Cells of the table: part, verdict, finding."""
+    """Cells of the table: part, verdict, finding; the metric where there is one."""
+    metric = report.metric
+    rows = [] if metric.claim is None else [("metric", metric.verdict, _metric(metric))]
     return [
         ("structure", _spaced(report.structure.verdict), _structure(report.structure)),
         ("numerics", _spaced(report.numerics.verdict), _numerics(report.numerics)),
         ("latency", _spaced(report.latency.verdict), _latency(report.latency)),
+        *rows,
     ]
+
+
+def metric_rows(metric: MetricResult) -> list[Cells]:
+    """A head and a row for each side that the candidate was compared with; empty without any."""
+    if metric.claim is None:
+        return []
+    made = [
+        (
+            _SIDE_NAMES[side],
+            found.verdict,
+            f"{metric.scores['candidate']:.6g}",
+            f"{metric.scores[side]:.6g}",
+            f"{found.difference:+.3g}",
+            f"{found.low:+.3g} to {found.high:+.3g}",
+            f"{metric.samples:,}" + (f", {found.needed:,} needed" if found.needed else ""),
+        )
+        for side, found in metric.against.items()
+    ]
+    return [METRIC_HEAD, *made]
 
 
 def shape_rows(latency: LatencyResult) -> list[Cells]:
@@ -121,8 +146,21 @@ def verify_command(report: ParityResult) -> str:
     parts += [f"--{name} {words(value)}" for name, value in numbers.items() if value]
     if options.get("only") and len(options["only"]) < len(verdict_rows(report)):
         parts.append(f"--only {','.join(options['only'])}")
+    parts += _metric_options(options)
     parts += [f"--shapes {shlex.quote(text)}" for text in _shape_options(options)]
     return " ".join(parts)
+
+
+def _metric_options(options: Mapping[str, Any]) -> list[str]:
+    samples, metric = options.get("samples"), options.get("metric")
+    # Arrays and functions were given in Python; the command line has files for them.
+    samples = "SAMPLES.npz" if samples == "arrays" else samples
+    metric = metric if not metric or ":" in metric else f"METRIC.py:{metric}"
+    parts = [f"--samples {shlex.quote(samples)}"] if samples else []
+    if metric:
+        parts.append(f"--metric {shlex.quote(metric)} --metric-margin {options['metric_margin']}")
+        parts += [] if options["higher_is_better"] else ["--lower-is-better"]
+    return parts
 
 
 def _shape_options(options: Mapping[str, Any]) -> list[str]:
@@ -230,6 +268,21 @@ def _latency(part: LatencyResult) -> str:
         return found
     decided = next((s for s in part.per_shape if s.ci_high == part.ci_high), part.per_shape[0])
     return f"{found}; worst of {len(part.per_shape)} shapes: {shape_text(decided.shape)}"
+
+
+def _metric(part: MetricResult) -> str:
+    """Both differences, each with its interval, and the limit that they are held against."""
+    if part.claim is None:
+        return "-"
+    found = "; ".join(
+        f"{d.difference:+.3g} [{d.low:+.3g}, {d.high:+.3g}] against {_SIDE_NAMES[side]}"
+        for side, d in part.against.items()
+    )
+    better = "higher" if part.claim.higher_is_better else "lower"
+    return (
+        f"{part.name} {part.scores['candidate']:.4g}, {better} is better; {found}; worse by at "
+        f"most {part.claim.margin:g}, {part.samples:,} rows"
+    )
 
 
 def _shape_row(shape: ShapeResult) -> Cells:

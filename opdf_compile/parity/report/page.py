@@ -38,6 +38,7 @@ def page(report: ParityResult) -> str:
         cards=findings.verdict_rows(report),
         outputs=[_output(error) for error in report.numerics.outputs],
         shapes=findings.shape_rows(report.latency),
+        scored=findings.metric_rows(report.metric),
         costs=findings.cost_rows(report),
         about=findings.about(report),
         facts=findings.facts(report),

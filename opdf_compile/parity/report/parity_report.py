@@ -17,11 +17,13 @@ class ParityReport(ParityResult):
     """Structure, numerics and latency of a candidate against the untouched reference.
 
     Attributes:
-        verdict: "fail" if any part failed; else "inconclusive" if numerics was not checked or
-            latency could not be decided; else "pass". It covers the parts that were asked for.
+        verdict: "fail" if any part failed; else "inconclusive" if numerics was not checked, or
+            latency or the metric could not be decided; else "pass". It covers the parts that were
+            asked for.
         structure: The graphs.
         numerics: The outputs.
         latency: The speed.
+        metric: What the user's own metric says on the user's own rows.
         environment: Versions, device, options in force.
         files: By name, the hash, size, opset and exporter of each file that was looked at.
 

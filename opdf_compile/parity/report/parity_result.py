@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from opdf_compile.files import atomic_write
 from opdf_compile.parity.latency.latency_result import LatencyResult
 from opdf_compile.parity.latency.ratio_interval import Decision
+from opdf_compile.parity.metric.metric_result import MetricResult
 from opdf_compile.parity.numerics.numerics_result import NumericsResult
 
 if TYPE_CHECKING:
     from opdf_compile.parity.structure.picture import Neighbourhood
 
 SCHEMA = "opdf-report/1"
-ASPECTS = ("structure", "numerics", "latency")
+ASPECTS = ("structure", "numerics", "latency", "metric")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class ParityResult:
     structure: StructurePart = field(default_factory=StructurePart)
     numerics: NumericsResult = field(default_factory=NumericsResult)
     latency: LatencyResult = field(default_factory=LatencyResult)
+    metric: MetricResult = field(default_factory=MetricResult)
     environment: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -86,13 +88,13 @@ class ParityResult:
     def exit_code(self) -> int:
         """What the command line exits with.
 
-        0 parity; 1 refuted; 4 numerics not checked; 3 latency inconclusive, or 1 where the caller
-        chose `on_inconclusive="fail"`. When numerics was not checked *and* latency is inconclusive,
-        the missing evidence is named (4): no repetition on a quieter machine would mend it.
+        0 parity; 1 refuted; 4 numerics not checked; 3 latency or metric inconclusive, or 1 where
+        the caller chose `on_inconclusive="fail"`. When numerics was not checked *and* another part
+        is inconclusive, the missing evidence is named (4): no repetition would mend it.
         """
         if self.verdict == "fail":
             return 1
-        undecided = self.latency.verdict == "inconclusive"
+        undecided = "inconclusive" in (self.latency.verdict, self.metric.verdict)
         options = self.environment.get("options", {})
         if undecided and options.get("on_inconclusive") == "fail":
             return 1
@@ -108,6 +110,7 @@ class ParityResult:
             "structure": self.structure.to_json(),
             "numerics": self.numerics.to_json(),
             "latency": self.latency.to_json(),
+            "metric": self.metric.to_json(),
             "environment": self.environment,
             "files": self.files,
         }
@@ -124,9 +127,9 @@ class ParityResult:
             temporary.write_text(text, encoding="utf-8")
 
 
-def overall(structure: str, numerics: str, latency: str) -> Decision:
+def overall(structure: str, numerics: str, latency: str, metric: str = "not_asked") -> Decision:
     """The whole verdict from the verdicts of the parts that were asked for."""
-    verdicts = (structure, numerics, latency)
+    verdicts = (structure, numerics, latency, metric)
     if "fail" in verdicts:
         return "fail"
     if any(verdict in ("inconclusive", "not_checked") for verdict in verdicts):

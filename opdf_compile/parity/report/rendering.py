@@ -15,6 +15,7 @@ from opdf_compile.parity.report.findings import (
     file_rows,
     footnotes,
     meaning,
+    metric_rows,
     shape_rows,
     verdict_rows,
 )
@@ -55,6 +56,9 @@ def as_markdown(report: ParityResult) -> str:
     lines = [f"## {mark} Parity: {report.verdict}", "", f"{meaning(report).capitalize()}.", ""]
     lines += _markdown_table([_HEAD, *shown])
     lines += _markdown_differences(report)
+    scored = metric_rows(report.metric)
+    if scored:
+        lines += ["", *_markdown_table(scored)]
     shapes = shape_rows(report.latency)
     if len(shapes) > 2:
         lines += ["", *_markdown_table(shapes)]
@@ -95,7 +99,9 @@ def as_html(report: ParityResult) -> str:
     )
     tables = [_html_table([_HEAD, *verdict_rows(report)])]
     tables += [
-        _html_table(made) for made in (shape_rows(report.latency), cost_rows(report)) if made
+        _html_table(made)
+        for made in (metric_rows(report.metric), shape_rows(report.latency), cost_rows(report))
+        if made
     ]
     footer = "<br>".join(escape(line) for line in (*footnotes(report), facts(report)))
     return (
@@ -107,7 +113,7 @@ def as_html(report: ParityResult) -> str:
 def _text_tables(report: ParityResult) -> list[str]:
     """One shape is told in the first table already; several have a table of their own."""
     shapes = shape_rows(report.latency)
-    found = [shapes if len(shapes) > 2 else [], cost_rows(report)]
+    found = [metric_rows(report.metric), shapes if len(shapes) > 2 else [], cost_rows(report)]
     return [line for made in found if made for line in ("", text_table(made), "")]
 
 

@@ -73,7 +73,8 @@ def test_the_folder_holds_the_whole_bundle_and_nothing_else(done: Done) -> None:
 
 def test_the_report_has_the_contracts_keys_and_names_no_temporary_folder(done: Done) -> None:
     report = done.report()
-    contract = ("schema", "verdict", "structure", "numerics", "latency", "environment", "files")
+    parts = ("structure", "numerics", "latency", "metric")
+    contract = ("schema", "verdict", *parts, "environment", "files")
     assert [*contract, "demo"] == list(report)
     assert report["structure"]["verdict"] == "pass"
     assert report["numerics"]["verdict"] == "pass"

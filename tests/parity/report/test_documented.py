@@ -15,6 +15,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "ci.md"
 VERDICTS = {
     *("pass", "fail", "inconclusive", "not_checked", "not_asked", "same", "differ"),
     *("not_compared", "opdf-report/1", "report.json"),
+    *("t", "bootstrap"),
 }
 NUMERICS = replace(FULL.numerics, outputs=(OutputError("logits"),), precision=Precision("float16"))
 REPORT = replace(
@@ -37,7 +38,7 @@ def documented() -> dict[str, set[str]]:
 def test_the_page_names_the_keys_of_the_report() -> None:
     values, page = REPORT.to_json(), documented()
     assert set(page) == set(values)
-    for part in ("structure", "numerics", "latency"):
+    for part in ("structure", "numerics", "latency", "metric"):
         found = set(values[part])
         for inner in (values[part].get("optimised"), values[part].get("precision")):
             found |= set(inner or ())

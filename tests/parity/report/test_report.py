@@ -70,7 +70,8 @@ def test_verdict_truth_and_exit_code(
 def test_the_json_has_exactly_the_keys_of_the_contract() -> None:
     values = FULL.to_json()
     assert list(values) == [
-        *("schema", "verdict", "structure", "numerics", "latency", "environment", "files")
+        *("schema", "verdict", "structure", "numerics", "latency", "metric"),
+        *("environment", "files"),
     ]
     assert values["schema"] == "opdf-report/1"
     assert set(values["structure"]) == {"verdict", "nodes", "differences", "optimised"}
@@ -83,6 +84,11 @@ def test_the_json_has_exactly_the_keys_of_the_contract() -> None:
         *("control", "sessions", "rounds", "reference_ms", "candidate_ms"),
         *("throughput", "memory", "cold_start_ms", "cold_start", "file_bytes", "shapes"),
     }
+    assert set(values["metric"]) == {
+        *("verdict", "candidate", "reference", "difference", "ci_low", "ci_high", "margin"),
+        *("samples", "name", "higher_is_better", "method", "torch", "needed"),
+        *("against_torch", "against_reference"),
+    }
     assert set(values["latency"]["control"]) == {"ratio", "ci_low", "ci_high"}
     assert set(values["files"]["student.onnx"]) == {"sha256", "bytes", "opset", "exporter"}
 
@@ -90,9 +96,8 @@ def test_the_json_has_exactly_the_keys_of_the_contract() -> None:
 def test_parts_that_were_not_asked_say_so_under_the_same_keys() -> None:
     values = ParityReport("pass").to_json()
     assert set(values["latency"]) == set(FULL.to_json()["latency"])
-    assert {values[part]["verdict"] for part in ("structure", "numerics", "latency")} == {
-        "not_asked"
-    }
+    parts = ("structure", "numerics", "latency", "metric")
+    assert {values[part]["verdict"] for part in parts} == {"not_asked"}
 
 
 def test_no_number_that_json_does_not_know_is_written(tmp_path: Path) -> None:
