@@ -29,11 +29,12 @@ def verdict_table(report: ParityReport) -> Table:
 
 
 def more_tables(report: ParityReport) -> list[Table]:
-    """The shapes where there are several, and what was measured but decides nothing."""
-    from opdf_compile.parity import cost_rows, shape_rows
+    """What quantisation costs, the shapes where there are several, what decides nothing."""
+    from opdf_compile.parity import cost_rows, drop_rows, shape_rows
 
     shapes = shape_rows(report.latency)
-    titled = {"Shapes": shapes if len(shapes) > 2 else [], "Beside it": cost_rows(report)}
+    titled = {"Quantised": drop_rows(report.numerics)}
+    titled |= {"Shapes": shapes if len(shapes) > 2 else [], "Beside it": cost_rows(report)}
     made = []
     for title, (head, *cells) in ((title, rows) for title, rows in titled.items() if rows):
         made.append(table(title, *head))

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from opdf_compile.artefacts import is_quantised
 from opdf_compile.errors import UserError
 from opdf_compile.parity.compared_files import ComparedFiles, find_files, require_reference
 from opdf_compile.parity.latency.latency_result import LatencyResult
 from opdf_compile.parity.latency.measure import Progress, measure_latency
 from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.numerics.checking import check_numerics
+from opdf_compile.parity.numerics.int8 import check_quantised
 from opdf_compile.parity.numerics.numerics_result import NumericsResult
 from opdf_compile.parity.report.conditions import describe_environment
 from opdf_compile.parity.report.parity_report import ParityReport
@@ -192,7 +194,8 @@ def _numerics(files: ComparedFiles, request: Request) -> NumericsResult:
     if "numerics" not in request.asked:
         return NumericsResult()
     request.progress("numerics", _LATENCY_STARTS / 2)
-    return check_numerics(
+    judge = check_quantised if is_quantised(files.candidate.model) else check_numerics
+    return judge(
         files.candidate,
         files.check,
         request.device,

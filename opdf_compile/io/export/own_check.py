@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-import torch
-import torch.utils._pytree as pytree
-from torch import Tensor
 
 from opdf_compile.artefacts import CheckData
-from opdf_compile.graph import CallArguments, Traced
+from opdf_compile.graph import Traced
 from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.evidence.evaluating import gather_check_data
 from opdf_compile.io.export.student_export import most_numbers
@@ -40,19 +34,3 @@ class Original:
             output_names=tensor_outputs(program, traced.output_names),
             dtype=dtype_name(most_numbers(program.state_dict.values())),
         )
-
-
-def example_with(traced: Traced, inputs: Mapping[str, Any]) -> CallArguments:
-    """The example of a traced model with a sample's arrays in the place of its tensors."""
-    leaves, spec = pytree.tree_flatten((traced.args, traced.kwargs))
-    values = iter(inputs[name] for name in traced.input_names)
-    filled = [_like(leaf, next(values)) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-    args, kwargs = pytree.tree_unflatten(filled, spec)
-    return args, kwargs
-
-
-def _like(tensor: Tensor, array: Any) -> Tensor:
-    plain = array.view("uint16") if array.dtype.name == "bfloat16" else array
-    found = torch.from_numpy(plain)
-    wide = found.view(torch.bfloat16) if plain is not array else found
-    return wide.to(tensor.device)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from opdf_compile.parity.report.drops import drop_rows
 from opdf_compile.parity.report.findings import (
     FILE_HEAD,
     Cells,
@@ -53,7 +54,9 @@ def as_markdown(report: ParityResult) -> str:
     lines = [f"## {mark} Parity: {report.verdict}", "", f"{meaning(report).capitalize()}.", ""]
     lines += _markdown_table([_HEAD, *shown])
     lines += _markdown_differences(report)
-    shapes = shape_rows(report.latency)
+    shapes, drops = shape_rows(report.latency), drop_rows(report.numerics)
+    if drops:
+        lines += ["", *_markdown_table(drops)]
     if len(shapes) > 2:
         lines += ["", *_markdown_table(shapes)]
     lines += ["", *(f"- {_cell(line)}" for line in (*footnotes(report), facts(report)))]
@@ -75,7 +78,9 @@ def as_html(report: ParityResult) -> str:
     )
     tables = [_html_table([_HEAD, *verdict_rows(report)])]
     tables += [
-        _html_table(made) for made in (shape_rows(report.latency), cost_rows(report)) if made
+        _html_table(made)
+        for made in (drop_rows(report.numerics), shape_rows(report.latency), cost_rows(report))
+        if made
     ]
     footer = "<br>".join(escape(line) for line in (*footnotes(report), facts(report)))
     return (
@@ -87,7 +92,7 @@ def as_html(report: ParityResult) -> str:
 def _text_tables(report: ParityResult) -> list[str]:
     """One shape is told in the first table already; several have a table of their own."""
     shapes = shape_rows(report.latency)
-    found = [shapes if len(shapes) > 2 else [], cost_rows(report)]
+    found = [drop_rows(report.numerics), shapes if len(shapes) > 2 else [], cost_rows(report)]
     return [line for made in found if made for line in ("", text_table(made), "")]
 
 

@@ -1,0 +1,301 @@
+"""The numbers of a quantised pair: judged by what quantisation costs the untouched student.
+
+    e  = int8 output - truth of the candidate        r  = RMS(e) / RMS(truth)
+    e' = int8 output - truth of the reference        r' = RMS(e') / RMS(truth')
+
+The truths are those of the float32 students, in float64; both files were quantised alike. Then
+
+    r <= F exp(z sqrt((1/n + 1/m) / 2)) max(r', q)        F = 2, z = 4.75
+
+over n and m rows, and the largest error likewise, over the largest value of its truth, with twice
+the factor.
+
+Where the factor comes from. Rounding a tensor to steps of s adds a variance of s^2 / 12, and s is
+its range over 255. Two students of one graph add up errors in the same sums, so r / r' is a ratio
+of ranges to spreads of their weights and activations. F = 2 is one bit: a candidate may have ranges
+twice as wide for their spread, as a Laplace law has beside a normal one (of 10^4 numbers the
+largest is 9.2 / sqrt(2) = 6.5 deviations off, and 3.9). Training moves them less (docs/parity.md
+has the figures); folding may blow them up further. The second factor is the scatter of two measured
+RMS errors: the logarithm of one over n rows has the variance 1 / (2n). Elements of a row share
+their history, so n counts rows. A largest error scatters more than an RMS, and has twice the
+factor.
+
+q = range(truth) / 255 / sqrt(12) is the rounding of the output itself, which no int8 file is below;
+the reference may be, by chance or because its output is zero.
+
+A budget that would take the candidate's mean for its outputs refutes nothing, so an output is not
+judged where the tolerance reaches the spread of the truth over its rows. An error as large as that
+spread refutes a candidate that has no reference, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from opdf_compile.artefacts import CheckData, Quantisation, drop_of, quantisation_of
+from opdf_compile.parity.model_file import ModelFile, PathLike
+from opdf_compile.parity.numerics.checking import (
+    both_rewritten,
+    check_numerics,
+    judged,
+    of_copy_alone,
+    of_the_runtime,
+)
+from opdf_compile.parity.numerics.evidence import Evidence, read_evidence
+from opdf_compile.parity.numerics.floors import (
+    DEVIATIONS,
+    TRANSFER_FACTOR,
+    pool,
+    root_mean_square,
+)
+from opdf_compile.parity.numerics.judging import judge_output
+from opdf_compile.parity.numerics.mismatch import Array
+from opdf_compile.parity.numerics.numerics_result import (
+    Dropped,
+    NumericsResult,
+    OutputError,
+    Precision,
+    ratio,
+    urgency,
+)
+from opdf_compile.parity.runtime.protocol import Device
+
+_STEPS = 255
+_OF_LARGEST = 2.0
+
+
+def check_quantised(
+    candidate: PathLike,
+    check: Path | None,
+    device: Device,
+    *,
+    reference: PathLike | None = None,
+    reference_check: Path | None = None,
+) -> NumericsResult:
+    """Run a quantised candidate on its check data and judge every output.
+
+    A file whose check data is that of the quantised graph itself (an ONNX student that came with
+    quantised nodes) is judged like any other.
+
+    Args:
+        candidate: An ONNX file that quantises.
+        check: Its check data; None gives "not_checked".
+        device: Where to run.
+        reference: The untouched student's ONNX file, quantised alike.
+        reference_check: Its check data.
+
+    Raises:
+        ArtefactError: A file cannot be read, or check data does not fit its file.
+        DeviceError: The runtime cannot run the model on the device.
+    """
+    files = {"reference": reference, "reference_check": reference_check}
+    if check is None:
+        return check_numerics(candidate, check, device, **files)
+    ours = read_evidence(candidate, check)
+    theirs, lacks = _of_reference(reference, reference_check)
+    beside = () if theirs is None else judged(theirs, device, _measured, {})
+    plain = judged(ours, device, _measured, {})
+    if not _is_off(plain) or (theirs is not None and not _is_off(beside)):
+        # The evidence is that of the quantised graph.
+        return check_numerics(candidate, check, device, **files)
+    peers = {error.output: error for error in beside}
+    found = tuple(_budgeted(error, ours.data, peers.get(error.output)) for error in plain)
+    how = quantisation_of(ours.model.view) or Quantisation("QDQ", "int8")
+    result = _result(found, peers, ours.data, how, lacks)
+    if result.verdict == "fail" and peers:
+        notes = of_the_runtime(ours, device, _judge, peers)
+        result = replace(result, notes=(*result.notes, *notes))
+    if theirs is None or not ours.rewritten:
+        return result
+    if not theirs.rewritten:
+        return of_copy_alone(result, ours, theirs, reference)
+    return replace(result, notes=(*result.notes, both_rewritten(ours)))
+
+
+def _of_reference(reference: PathLike | None, check: Path | None) -> tuple[Evidence | None, str]:
+    """The evidence of a reference that is quantised too; else why there is no budget."""
+    if reference is None:
+        return None, "there is no reference"
+    file = ModelFile.of(reference)
+    if quantisation_of(file.view) is None:
+        return None, f"{file.name} is not quantised"
+    if check is None:
+        return None, f"{file.name} has no check data"
+    return read_evidence(file, check), ""
+
+
+def _is_off(found: Sequence[OutputError]) -> bool:
+    """Whether an output is further from its truth than float32 arithmetic takes it."""
+    return any(error.excess > 1 for error in found)
+
+
+def _measured(
+    name: str, data: CheckData, values: Sequence[Array], _peer: OutputError | None = None
+) -> OutputError:
+    """One output as in float32, and its drop."""
+    error = judge_output(name, data, values)
+    truths = _truths(name, data)
+    if error.problem or error.unjudged or truths[0].dtype.kind != "f":
+        return error
+    return replace(error, drop=drop_of(name, truths, values))
+
+
+def _judge(
+    name: str, data: CheckData, values: Sequence[Array], peer: OutputError | None = None
+) -> OutputError:
+    return _budgeted(_measured(name, data, values), data, peer)
+
+
+def _budgeted(error: OutputError, data: CheckData, peer: OutputError | None) -> OutputError:
+    """The error of one output beside what the reference's explains."""
+    if error.problem or error.unjudged:
+        return error
+    if error.drop is None:
+        why = "whole numbers are decisions, which int8 moves; return the scores beside them"
+        return error if error.excess <= 1 else replace(error, factor=math.inf, unjudged=why)
+    truths = _truths(error.output, data)
+    spread = _spread(truths)
+    if peer is None or peer.drop is None:
+        # All that can be said without a reference: always answering the mean would be better.
+        return replace(error, floor_rms=spread or math.inf, floor_max=math.inf, factor=1.0)
+    step = _range(truths) / _STEPS
+    rms = max(peer.drop.relative_rms * error.drop.truth_rms, step / math.sqrt(12))
+    largest = max(ratio(peer.max_abs, peer.scale) * error.scale, step / 2)
+    wide = allowed_factor(error.rows, peer.rows)
+    made = replace(error, factor=wide, floor_rms=rms, floor_max=_OF_LARGEST * largest)
+    if made.element is not None:
+        made = replace(made, element=replace(made.element, tolerance=made.tolerance_max))
+    if made.excess > 1 or made.tolerance_rms < spread:
+        return made
+    why = (
+        f"int8 costs the untouched student so much there ({peer.drop}) that a file which always "
+        "answers the mean would pass; give calibration data and example inputs like those of use, "
+        "and more rows of them"
+    )
+    return replace(made, unjudged=why)
+
+
+def _truths(name: str, data: CheckData) -> list[Array]:
+    return [np.asarray(sample.outputs[name]) for sample in data.samples]
+
+
+def allowed_factor(rows: int, reference_rows: int) -> float:
+    """How much larger the candidate's relative error may be than the reference's."""
+    scatter = math.sqrt((1 / max(rows, 1) + 1 / max(reference_rows, 1)) / 2)
+    return TRANSFER_FACTOR * math.exp(DEVIATIONS * scatter)
+
+
+def _spread(truths: Sequence[Array]) -> float:
+    """The RMS deviation of a truth from its mean over rows: the error of always answering that."""
+    off = [t - t.mean(axis=0) if t.ndim and len(t) > 1 else t - t.mean() for t in truths]
+    # A mean of few rows is closer to them than to others.
+    grown = [math.sqrt(len(t) / (len(t) - 1)) if t.ndim and len(t) > 1 else 1.0 for t in truths]
+    roots = [root_mean_square(o) * g for o, g in zip(off, grown, strict=True)]
+    return pool(roots, [t.size for t in truths])
+
+
+def _range(truths: Sequence[Array]) -> float:
+    """From the least to the greatest finite number, 0 included, as a quantiser takes it."""
+    finite = [t[np.isfinite(t)] for t in truths]
+    least = min(float(t.min(initial=0.0)) for t in finite)
+    return max(float(t.max(initial=0.0)) for t in finite) - least
+
+
+def _result(
+    found: tuple[OutputError, ...],
+    peers: Mapping[str, OutputError],
+    data: CheckData,
+    how: Quantisation,
+    lacks: str,
+) -> NumericsResult:
+    worst = max(found, key=urgency)
+    peer = peers.get(worst.output)
+    verdict, reason = _verdict(worst, peer, lacks)
+    drops = [(e.drop, peers[e.output].drop if e.output in peers else None) for e in found]
+    return NumericsResult(
+        verdict=verdict,
+        max_abs_error=max(error.max_abs for error in found),
+        max_rel_error=max(ratio(error.max_abs, error.scale) for error in found),
+        noise_floor=worst.floor_max if math.isfinite(worst.floor_max) else None,
+        tolerance=worst.tolerance_max if math.isfinite(worst.tolerance_max) else None,
+        samples=len(data.samples),
+        outputs=found,
+        worst=reason,
+        precision=_precision(worst, peer, how, lacks),
+        notes=(*data.notes, _about(how, lacks)),
+        drops=tuple(Dropped(ours, theirs) for ours, theirs in drops if ours is not None),
+    )
+
+
+def _verdict(worst: OutputError, peer: OutputError | None, lacks: str) -> tuple[str, str]:
+    if worst.problem:
+        return "fail", str(worst)
+    if worst.excess > 1:
+        return "fail", _refuted(worst, peer)
+    if worst.unjudged:
+        return "not_checked", str(worst)
+    if lacks:
+        return "not_checked", (
+            f"{lacks}, and what int8 may cost is measured on the untouched student, quantised "
+            "alike and with its check data; give that as the reference"
+        )
+    return "pass", str(worst)
+
+
+def _refuted(error: OutputError, peer: OutputError | None) -> str:
+    """Why a quantised file is refuted, in the words of its drop."""
+    if peer is None or peer.drop is None:
+        return (
+            f"int8 breaks the candidate: output {error.output!r} is {error.drop}, and always "
+            "answering the mean would be better"
+        )
+    where = "" if error.rms > error.tolerance_rms else f"; its worst is {error.element}"
+    return (
+        f"int8 breaks the candidate and not the untouched student: output {error.output!r} is "
+        f"{error.drop}, the untouched student's {peer.drop}, allowed {_allowed(error)}{where}; "
+        "verify the float32 files to see whether they are right, then look for wide ranges of "
+        "weights, as folded branches leave, or calibrate with other data"
+    )
+
+
+def _allowed(error: OutputError) -> str:
+    return f"{100 * _relative_tolerance(error):.2g} %"
+
+
+def _relative_tolerance(error: OutputError) -> float:
+    return ratio(error.tolerance_rms, 0.0 if error.drop is None else error.drop.truth_rms)
+
+
+def _precision(
+    worst: OutputError, peer: OutputError | None, how: Quantisation, lacks: str
+) -> Precision:
+    """The relative errors of the output that is closest to its budget."""
+    error = None if worst.drop is None else worst.drop.relative_rms
+    if peer is None or peer.drop is None or error is None:
+        return Precision(how.dtype, error=error, sentence=_about(how, lacks))
+    return Precision(
+        how.dtype,
+        how.dtype,
+        error=error,
+        reference_error=peer.drop.relative_rms,
+        allowed=_relative_tolerance(worst),
+        sentence=(
+            f"in {how.dtype} output {worst.output!r} is {worst.drop}, the untouched student's "
+            f"{peer.drop}, allowed {_allowed(worst)}"
+        ),
+    )
+
+
+def _about(how: Quantisation, lacks: str) -> str:
+    told = f"the candidate is quantised ({how}): its outputs were compared with the float64 truth"
+    if lacks:
+        return f"{told} of the float32 student, without a budget, because {lacks}"
+    return (
+        f"{told} of the float32 student, and its error with that of the untouched student, "
+        "quantised alike"
+    )
