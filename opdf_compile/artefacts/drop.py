@@ -56,7 +56,8 @@ def drop_of(output: str, truths: Sequence[_Array], values: Sequence[_Array]) -> 
         for t, v in zip(truths, values, strict=True)
     ]
     # Where the truth is infinite, as under a mask, an equal value is no error.
-    off = sum(float(np.sum(np.square(v - t, where=t != v, out=np.zeros_like(t)))) for t, v in pairs)
+    gaps = (np.subtract(v, t, where=t != v, out=np.zeros_like(t)) for t, v in pairs)
+    off = sum(float(np.sum(np.square(gap))) for gap in gaps)
     finite = [t[np.isfinite(t)] for t, _ in pairs]
     whole = sum(float(np.sum(np.square(t))) for t in finite)
     rows = sum(t.shape[0] if t.ndim else 1 for t, _ in pairs)
