@@ -20,6 +20,7 @@ from calibration.prose import (
     LATENCY,
     OWN_BRANCHES,
     PENDING,
+    QUANTISED,
     REPEAT,
     RUNTIMES,
     STRUCTURE,
@@ -70,6 +71,7 @@ def page(results: Results) -> str:
             lines += ["", f"## Real models on {title}", ""]
             lines += model_lines(results[name], name) if name in results else [PENDING]
     lines += ["", "## In another runtime", "", *RUNTIMES]
+    lines += ["", "## A quantised pair", "", *QUANTISED]
     lines += ["", "## How to repeat it", "", *REPEAT]
     return "\n".join(lines) + "\n"
 

@@ -52,7 +52,7 @@ def trained(weights: Weights, seed: int = 1) -> Weights:
 def widened(weights: Weights, factor: float) -> Weights:
     """The same function: one unit's input larger and what is read of it as much smaller.
 
-    In int8 the steps of the hidden layer become as much wider, and the other units are rounded away.
+    In int8 the steps of the hidden layer become as much wider: the other units are rounded away.
     """
     made = {name: array.copy() for name, array in weights.items()}
     made["first.weight"][:, 0] *= factor

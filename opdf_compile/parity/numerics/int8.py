@@ -5,20 +5,17 @@
 
 The truths are those of the float32 students, in float64; both files were quantised alike. Then
 
-    r <= F exp(z sqrt((1/n + 1/m) / 2)) max(r', q)        F = 2, z = 4.75
+    r <= F exp(z sqrt((1/n + 1/m) / 2)) max(r', q)        F = 4, z = 4.75
 
-over n and m rows, and the largest error likewise, over the largest value of its truth, with twice
-the factor.
+over n and m rows, and the largest error over the largest value of its truth likewise.
 
 Where the factor comes from. Rounding a tensor to steps of s adds a variance of s^2 / 12, and s is
 its range over 255. Two students of one graph add up errors in the same sums, so r / r' is a ratio
-of ranges to spreads of their weights and activations. F = 2 is one bit: a candidate may have ranges
-twice as wide for their spread, as a Laplace law has beside a normal one (of 10^4 numbers the
-largest is 9.2 / sqrt(2) = 6.5 deviations off, and 3.9). Training moves them less (docs/parity.md
-has the figures); folding may blow them up further. The second factor is the scatter of two measured
-RMS errors: the logarithm of one over n rows has the variance 1 / (2n). Elements of a row share
-their history, so n counts rows. A largest error scatters more than an RMS, and has twice the
-factor.
+of ranges to spreads of their weights and activations, and of how much of an error cancels on the
+way. F = 4 is two bits: one for ranges twice as wide for their spread, as a Laplace law has beside a
+normal one (of 10^4 numbers the largest is 6.5 deviations off, and 3.9), one for the rest. The
+second factor is the scatter of two measured RMS errors: the logarithm of one over n rows has the
+variance 1 / (2n). Elements of a row share their history, so n counts rows.
 
 q = range(truth) / 255 / sqrt(12) is the rounding of the output itself, which no int8 file is below;
 the reference may be, by chance or because its output is zero.
@@ -49,7 +46,7 @@ from opdf_compile.parity.numerics.checking import (
 from opdf_compile.parity.numerics.evidence import Evidence, read_evidence
 from opdf_compile.parity.numerics.floors import (
     DEVIATIONS,
-    TRANSFER_FACTOR,
+    ORDER_FACTOR,
     pool,
     root_mean_square,
 )
@@ -66,7 +63,6 @@ from opdf_compile.parity.numerics.numerics_result import (
 from opdf_compile.parity.runtime.protocol import Device
 
 _STEPS = 255
-_OF_LARGEST = 2.0
 
 
 def check_quantised(
@@ -167,7 +163,7 @@ def _budgeted(error: OutputError, data: CheckData, peer: OutputError | None) -> 
     rms = max(peer.drop.relative_rms * error.drop.truth_rms, step / math.sqrt(12))
     largest = max(ratio(peer.max_abs, peer.scale) * error.scale, step / 2)
     wide = allowed_factor(error.rows, peer.rows)
-    made = replace(error, factor=wide, floor_rms=rms, floor_max=_OF_LARGEST * largest)
+    made = replace(error, factor=wide, floor_rms=rms, floor_max=largest)
     if made.element is not None:
         made = replace(made, element=replace(made.element, tolerance=made.tolerance_max))
     if made.excess > 1 or made.tolerance_rms < spread:
@@ -187,7 +183,7 @@ def _truths(name: str, data: CheckData) -> list[Array]:
 def allowed_factor(rows: int, reference_rows: int) -> float:
     """How much larger the candidate's relative error may be than the reference's."""
     scatter = math.sqrt((1 / max(rows, 1) + 1 / max(reference_rows, 1)) / 2)
-    return TRANSFER_FACTOR * math.exp(DEVIATIONS * scatter)
+    return ORDER_FACTOR * math.exp(DEVIATIONS * scatter)
 
 
 def _spread(truths: Sequence[Array]) -> float:
