@@ -82,6 +82,8 @@ def test_a_student_that_int8_breaks_is_refuted_where_the_untouched_one_holds(
     assert report.numerics.verdict == "fail" and report.exit_code == 1
     assert "int8 breaks the candidate and not the untouched student" in report.numerics.reason
     assert report.numerics.drops[0].candidate.relative_rms > 0.2
+    (reference,) = (dropped.reference for dropped in report.numerics.drops)
+    assert reference is not None and reference.relative_rms < 0.05
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
