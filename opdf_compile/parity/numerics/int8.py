@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,15 +86,22 @@ def check_quantised(
         ArtefactError: A file cannot be read, or check data does not fit its file.
         DeviceError: The runtime cannot run the model on the device.
     """
-    files = {"reference": reference, "reference_check": reference_check}
+    as_any_other = partial(
+        check_numerics,
+        candidate,
+        check,
+        device,
+        reference=reference,
+        reference_check=reference_check,
+    )
     if check is None:
-        return check_numerics(candidate, check, device, **files)
+        return as_any_other()
     ours = read_evidence(candidate, check)
     theirs, lacks = _of_reference(reference, reference_check)
     plain, beside = _runs(ours, theirs, device)
     if not _is_off(plain) or (theirs is not None and not _is_off(beside)):
         # The evidence is that of the quantised graph.
-        return check_numerics(candidate, check, device, **files)
+        return as_any_other()
     result = _result(plain, beside, ours, lacks)
     if result.verdict == "fail":
         peers = {error.output: error for error in beside}
@@ -194,7 +202,9 @@ def _budgeted(error: OutputError, data: CheckData, peer: OutputError | None) -> 
         # All that can be said without a reference: always answering the mean would be better.
         return replace(error, floor_rms=spread or math.inf, floor_max=math.inf, factor=1.0)
     step = _range(truths) / _STEPS
-    rms = max(peer.drop.relative_rms * error.drop.truth_rms, step / math.sqrt(12))
+    # Of a reference that answers zero alone, nothing is known.
+    theirs = peer.drop.relative_rms if math.isfinite(peer.drop.relative_rms) else 0.0
+    rms = max(theirs * error.drop.truth_rms, step / math.sqrt(12))
     largest = max(ratio(peer.max_abs, peer.scale) * error.scale, step / 2)
     wide = allowed_factor(error.rows, peer.rows)
     made = replace(error, factor=wide, floor_rms=rms, floor_max=largest)
@@ -222,11 +232,16 @@ def allowed_factor(rows: int, reference_rows: int) -> float:
 
 def _spread(truths: Sequence[Array]) -> float:
     """The RMS deviation of a truth from its mean over rows: the error of always answering that."""
-    off = [t - t.mean(axis=0) if t.ndim and len(t) > 1 else t - t.mean() for t in truths]
+    alike: dict[tuple[int, ...], list[Array]] = {}
+    for truth in truths:
+        alike.setdefault(truth.shape[1:], []).append(np.atleast_1d(truth))
+    rows = [np.concatenate(group) for group in alike.values()]
+    with np.errstate(invalid="ignore"):  # Of infinities, which are left out of the root.
+        off = [r - (r.mean(axis=0) if len(r) > 1 else r.mean()) for r in rows]
     # A mean of few rows is closer to them than to others.
-    grown = [math.sqrt(len(t) / (len(t) - 1)) if t.ndim and len(t) > 1 else 1.0 for t in truths]
+    grown = [math.sqrt(len(r) / max(len(r) - 1, 1)) for r in rows]
     roots = [root_mean_square(o) * g for o, g in zip(off, grown, strict=True)]
-    return pool(roots, [t.size for t in truths])
+    return pool(roots, [r.size for r in rows])
 
 
 def _range(truths: Sequence[Array]) -> float:

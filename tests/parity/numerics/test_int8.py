@@ -25,7 +25,7 @@ from quantised_pairs import (
 
 import opdf_compile as opdf
 from opdf_compile.artefacts import drop_of
-from opdf_compile.parity.numerics.int8 import allowed_factor
+from opdf_compile.parity.numerics.int8 import _spread, allowed_factor
 
 RUNTIMES = [
     "onnxruntime:cpu",
@@ -233,3 +233,13 @@ def test_the_factor_covers_the_scatter_of_two_equal_errors() -> None:
     assert (over > allowed_factor(rows, rows) / 4).sum() == 0
     assert np.log(over).std() == pytest.approx(1 / np.sqrt(rows), rel=0.05)
     assert allowed_factor(rows, 4 * rows) < allowed_factor(rows, rows) < allowed_factor(8, rows)
+
+
+def test_the_spread_is_the_error_of_always_answering_the_mean() -> None:
+    """Of rows in any samples: one each, or all in one; of other lengths apart."""
+    rows = np.random.default_rng(0).standard_normal((64, 3)) + [5.0, 0.0, -5.0]
+    wanted = rows.std(axis=0, ddof=1)
+    for samples in ([rows], list(rows[:, None]), np.split(rows, 8)):
+        assert _spread(samples) == pytest.approx(np.sqrt(np.mean(wanted**2)), rel=1e-12)
+    assert _spread([np.full((4, 3), 7.0)]) == 0.0
+    assert _spread([rows, rows[:, :2]]) < 1.2
