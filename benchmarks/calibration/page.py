@@ -21,6 +21,7 @@ from calibration.prose import (
     METRIC,
     OWN_BRANCHES,
     PENDING,
+    QUANTISED,
     REPEAT,
     RUNTIMES,
     STRUCTURE,
@@ -72,6 +73,7 @@ def page(results: Results) -> str:
             lines += model_lines(results[name], name) if name in results else [PENDING]
     lines += ["", "## A metric of yours", "", *METRIC]
     lines += ["", "## In another runtime", "", *RUNTIMES]
+    lines += ["", "## A quantised pair", "", *QUANTISED]
     lines += ["", "## How to repeat it", "", *REPEAT]
     return "\n".join(lines) + "\n"
 

@@ -113,6 +113,38 @@ RUNTIMES = (
     '`[project.entry-points."opdf_compile.runtimes"]`. It is loaded only when it is asked for.',
 )
 
+QUANTISED = (
+    "A pair that was quantised alike, by `export --dtype int8` or by any other tool that keeps the "
+    "names of inputs and outputs (QDQ, QOperator, dynamic; its check data is that of the float32 "
+    "files), is called quantised in the report, and judged as such.",
+    "",
+    "- *Structure.* Operators, attributes and edges are compared as always; scales, zero points "
+    "and stored weights by dtype and shape, like parameters, because training moves them. So one "
+    "weight per channel in one file and per tensor in the other, one layer left in float32, or "
+    "another dtype of a zero point is a difference.",
+    "- *Numerics.* The truth stays the float64 truth of the float32 student. The relative error "
+    "(RMS of the error over RMS of the truth) may be what int8 costs the untouched student against "
+    "its own truth, times 4 exp(4.75 sqrt((1/n + 1/m) / 2)) for n and m rows of check data: 7.2 "
+    "at 64 and 64. The same holds for the largest error. 4 is two bits; in pairs of small students "
+    "that training parted (tests/parity/numerics/test_int8.py) the errors stay within 3 of each "
+    "other. Where the budget reaches the spread of the truth over its rows, a file that always "
+    "answers the mean would pass, so nothing is judged (4); without a quantised reference nothing "
+    "is allowed, and only what is worse than the mean is refuted.",
+    "- *What it cannot see.* A fault smaller than the budget, some per cent of the output, drowns "
+    "in the error of int8: verify the float32 files too.",
+    "- *Sums of int8 products* are not cut off (`session.x64quantprecision`): without VNNI an x86 "
+    "does so by default, in numbers that depend on the processor. It is as with TF32, for latency "
+    "too; a warning in the log says where the runtime does not load a file so. OpenVINO runs the "
+    "layers of a QDQ file in int8 and does cut off: a student that is 1.2 % off as its file means "
+    "it was 8.4 % off there (2026.4.1, a processor with AVX2 alone). So the files are judged "
+    "twice, as the runtime computes them and as they are written, node by node in float32 by ONNX "
+    "Runtime where that is installed, and either can refute.",
+    "",
+    "The report shows the drop from float32 to int8 of both files, on the rows of the check data. "
+    "Folded branches are the known case: RepVGG's identity divides by the spread of its channel, "
+    "and a small channel leaves one weight that is far larger than its kernel.",
+)
+
 REPEAT = (
     "On a machine with an NVIDIA GPU, one thing at a time:",
     "",

@@ -22,6 +22,8 @@ from .check_file import Sample as Sample
 from .check_file import check_path as check_path
 from .check_file import read_check as read_check
 from .check_file import write_check as write_check
+from .drop import Drop as Drop
+from .drop import drop_of as drop_of
 from .fold_evidence import FoldRecord as FoldRecord
 from .fold_evidence import fold_record as fold_record
 from .fold_evidence import held_of as held_of
@@ -45,6 +47,11 @@ from .onnx_nodes import opsets_of as opsets_of
 from .onnx_tensors import dense as dense
 from .onnx_tensors import element_type as element_type
 from .onnx_tensors import fingerprint_of as fingerprint_of
+from .quantisation import Quantisation as Quantisation
+from .quantisation import is_quantised as is_quantised
+from .quantisation import is_stored_weight as is_stored_weight
+from .quantisation import quantisation_constants as quantisation_constants
+from .quantisation import quantisation_of as quantisation_of
 from .record import RECORD as RECORD
 from .record import exporter_of as exporter_of
 from .record import record_of as record_of

@@ -20,7 +20,9 @@ NAME = "export"
 EXAMPLES = (
     "$ opdf-compile export student.pt2 -o student.onnx\n\n"
     "$ opdf-compile export student.pt2 --reference 'timm:resnet18?num_classes=10' -o bundle/\n\n"
-    "$ opdf-compile export student.pt2 -o student.onnx --samples photos.npz"
+    "$ opdf-compile export student.pt2 -o student.onnx --samples photos.npz\n\n"
+    "$ opdf-compile export student.pt2 --reference untouched.pt2 -o bundle/ \\\n"
+    "    --dtype int8 --calibrate rows.npz"
 )
 
 
@@ -40,8 +42,18 @@ def command(
         int | None, typer.Option("--opset", metavar="N", help="The ONNX opset, 13 or newer.")
     ] = None,
     dtype: Annotated[
-        Literal["fp32", "fp16", "bf16"] | None,
-        typer.Option("--dtype", help="Floating-point type; the model's own by default."),
+        Literal["fp32", "fp16", "bf16", "int8"] | None,
+        typer.Option(
+            "--dtype", help="Type of the numbers, the model's own by default; int8 is calibrated."
+        ),
+    ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibrate",
+            metavar="F.npz",
+            help="For int8: rows of the data that the model will meet, an array by input name.",
+        ),
     ] = None,
     samples: o.Samples = None,
     weights: o.Weights = None,
@@ -80,6 +92,7 @@ def command(
                 opset=opset,
                 dtype=dtype,
                 samples=samples,
+                calibrate=calibrate,
             )
             # A bundle gets configuration and tokenizer of the first model that has any.
             brought = (model.extra_files for model in (loaded, untouched) if model)
@@ -96,7 +109,8 @@ def _tell(terminal: Terminal, model: str, out: Path, student: Export) -> None:
     rows = table("Written", "file", "size", numbers=("size",))
     for file, size in files.items():
         rows.add_row(file, size_of_file(size))
-    terminal.show(rows, *(f"note: {note}" for note in student.notes))
+    costs = [f"int8: output {drop.output!r} is {drop}" for drop in student.drops]
+    terminal.show(rows, *costs, *(f"note: {note}" for note in student.notes))
     for sentence in fixed:
         terminal.warn(sentence)
     terminal.result(
@@ -105,6 +119,7 @@ def _tell(terminal: Terminal, model: str, out: Path, student: Export) -> None:
             "model": model,
             "out": str(out),
             "notes": [*student.notes, *fixed],
+            "drops": [drop.to_json() for drop in student.drops],
             "files": files,
         }
     )

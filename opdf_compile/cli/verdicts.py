@@ -29,11 +29,11 @@ def verdict_table(report: ParityReport) -> Table:
 
 
 def more_tables(report: ParityReport) -> list[Table]:
-    """The shapes where there are several, and what was measured but decides nothing."""
-    from opdf_compile.parity import cost_rows, metric_rows, shape_rows
+    """The metric, what quantisation costs, several shapes, and what decides nothing."""
+    from opdf_compile.parity import cost_rows, drop_rows, metric_rows, shape_rows
 
     shapes = shape_rows(report.latency)
-    titled = {"Metric": metric_rows(report.metric)}
+    titled = {"Metric": metric_rows(report.metric), "Quantised": drop_rows(report.numerics)}
     titled |= {"Shapes": shapes if len(shapes) > 2 else [], "Beside it": cost_rows(report)}
     made = []
     for title, (head, *cells) in ((title, rows) for title, rows in titled.items() if rows):

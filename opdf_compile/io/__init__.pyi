@@ -11,6 +11,7 @@ from .export.build import build_export as build_export
 from .export.bundling import write_bundle as write_bundle
 from .export.eval_phase import Exportable as Exportable
 from .export.eval_phase import as_traced as as_traced
+from .export.examples import example_with as example_with
 from .export.exporting import export_onnx as export_onnx
 from .export.exporting import exported as exported
 from .export.exporting import write as write
@@ -20,7 +21,6 @@ from .export.hub import hub_files as hub_files
 from .export.int8 import quantise as quantise
 from .export.int8 import require_quantiser as require_quantiser
 from .export.own_check import Original as Original
-from .export.own_check import example_with as example_with
 from .export.student_fold import save_onnx as save_onnx
 from .export.translate import require_opset as require_opset
 from .models.example_inputs import InputOptions as InputOptions

@@ -9,6 +9,7 @@ from .many import read_manifest as read_manifest
 from .many import report_rows as report_rows
 from .many import verify_many as verify_many
 from .numerics.judging import judge_output as judge_output
+from .report.drops import drop_rows as drop_rows
 from .report.figures import SUFFIXES as SUFFIXES
 from .report.figures import plot_target as plot_target
 from .report.figures import require_installed as require_installed

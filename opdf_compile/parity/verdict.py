@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
+from opdf_compile.artefacts import is_quantised
 from opdf_compile.errors import InputError, UserError
 from opdf_compile.parity.compared_files import ComparedFiles, find_files, require_reference
 from opdf_compile.parity.latency.latency_result import LatencyResult
@@ -19,6 +20,7 @@ from opdf_compile.parity.metric.truth import with_user_rows
 from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.numerics.checking import check_numerics
 from opdf_compile.parity.numerics.evidence import read_evidence
+from opdf_compile.parity.numerics.int8 import check_quantised
 from opdf_compile.parity.numerics.numerics_result import NumericsResult
 from opdf_compile.parity.report.conditions import describe_environment
 from opdf_compile.parity.report.parity_report import ParityReport
@@ -240,7 +242,8 @@ def _numerics(files: ComparedFiles, request: Request, rows: UserRows | None) -> 
     if "numerics" not in request.asked:
         return NumericsResult()
     request.progress("numerics", _LATENCY_STARTS / 2)
-    found = check_numerics(
+    judge = check_quantised if is_quantised(files.candidate.model) else check_numerics
+    found = judge(
         files.candidate,
         files.check,
         request.device,

@@ -107,7 +107,7 @@ def test_the_version_needs_neither_torch_nor_a_command() -> None:
         (["verify", "x.onnx", "--margin", "nan"], "margin is 'nan'"),
         (["verify", "x.onnx", "--only", "speed"], "only is 'speed'; give one or more of"),
         (["verify", "x.onnx", "--only", ","], "only is ''; give one or more of"),
-        (["export", "m:f", "-o", "x.onnx", "--dtype", "int8"], "'int8' is not one of"),
+        (["export", "m:f", "-o", "x.onnx", "--dtype", "int4"], "'int4' is not one of"),
         (["expand", "m:f", "-o", "x.pth"], "-o x.pth has the suffix '.pth'; wanted .pt2 or"),
         (["fold", "x.pt2", "-o", "x.bin"], "-o x.bin has the suffix '.bin'; wanted .pt2"),
     ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from opdf_compile.artefacts import CheckData
+from opdf_compile.artefacts import CheckData, Drop
 from opdf_compile.graph import (
     AxisNames,
     Dynamic,
@@ -23,6 +23,7 @@ from opdf_compile.io.evidence.free_sizes import InputAxis
 from opdf_compile.io.evidence.given_rows import Samples, given_rows
 from opdf_compile.io.evidence.half_range import fit_numbers, too_large
 from opdf_compile.io.export.axis_trials import try_free_axes
+from opdf_compile.io.export.calibration import Calibration, Feed, batches_of
 from opdf_compile.io.export.eval_phase import (
     Exportable,
     as_traced,
@@ -31,6 +32,7 @@ from opdf_compile.io.export.eval_phase import (
     tensors_of,
     trace_eval,
 )
+from opdf_compile.io.export.examples import samples_of
 from opdf_compile.io.export.own_check import Original
 from opdf_compile.io.export.refusals import refuse_training_graph, require_graph
 from opdf_compile.io.export.student_export import file_and_check, most_numbers, onnx_student_of
@@ -52,12 +54,16 @@ class Export:
         notes: Sentences on what was given up while it was traced.
         fixed: (input, axis) of the axes that were asked to be free and that ONNX does not bear,
             each with a sentence.
+        batches: What int8 is calibrated with, by the file's input names; empty without int8.
+        drops: What int8 costs each output on the check data; empty without int8.
     """
 
     model: ir.Model | onnx.ModelProto
     check: CheckData
     notes: tuple[str, ...] = ()
     fixed: Mapping[InputAxis, str] = field(default_factory=dict)
+    batches: Sequence[Feed] = ()
+    drops: tuple[Drop, ...] = ()
 
 
 def build_export(
@@ -71,6 +77,7 @@ def build_export(
     samples: Samples | None = None,
     fixed: Mapping[InputAxis, str] | None = None,
     truth: Original | None = None,
+    calibration: Calibration | None = None,
 ) -> Export:
     """Trace, translate, try the free axes, gather evidence; the source stays as it is.
 
@@ -87,6 +94,8 @@ def build_export(
             sentence.
         truth: The same function in another form, traced alike: the model before its branches were
             folded. The check data is then its own, as it is where all free axes stay free.
+        calibration: Rows of the user's data, of which the check data then takes its samples; the
+            model is not quantised here.
 
     Raises:
         ExportError: The model is still expanded, is a training graph, or has no ONNX form.
@@ -99,7 +108,9 @@ def build_export(
         given = normalise_inputs(args, kwargs)
         if isinstance(model, Traced) and not any(given):
             given = (model.args, model.kwargs)
-        return Export(*file_and_check(student, given, dynamic, opset, dtype, samples))
+        options = {"samples": samples, "calibration": calibration}
+        made, check, batches = file_and_check(student, given, dynamic, opset, dtype, **options)
+        return Export(made, check, batches=batches)
     originals = too_large(tensors_of(model), wanted)
     traced = as_traced(model, args, kwargs, dynamic, wanted)
     if not isinstance(traced.source, nn.Module):
@@ -108,16 +119,20 @@ def build_export(
     outputs = [str(value.name) for value in translated.graph.outputs]
     told = traced if truth is None else _fix(truth.traced, found)
     program = told.programs["eval"]
+    batches = batches_of(traced, calibration, _names(traced))
+    example, *further = samples_of(traced, batches)
     check = _as_told(truth, told, traced, outputs) or gather_check_data(
         program,
-        (traced.args, traced.kwargs),
+        example,
         axis_names=_names(traced),
         output_names=outputs,
         dtype=dtype_name(wanted or most_numbers(program.state_dict.values())),
         rows=given_rows(samples, (traced.args, traced.kwargs), _names(traced)),
+        further=further,
         originals=originals,
     )
-    return Export(translated, check, (*traced.notes, *filter(None, [note])), found)
+    notes = (*traced.notes, *filter(None, [note]))
+    return Export(translated, check, notes, found, batches)
 
 
 def _as_told(

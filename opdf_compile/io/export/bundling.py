@@ -181,7 +181,9 @@ def _facts(model: Any) -> tuple[int | None, str, str]:
         return (model.opset_imports.get(""), *said)
     opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), None)
     producer = f"{model.producer_name} {model.producer_version}".strip()
-    return opset, producer or "unknown", __version__
+    # An int8 file of ours has a record of its exporter, and the quantiser as its producer.
+    made = exporter_of({entry.key: entry.value for entry in model.metadata_props})
+    return opset, made or producer or "unknown", __version__
 
 
 def versions(own: str) -> dict[str, str]:

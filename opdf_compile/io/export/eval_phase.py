@@ -84,7 +84,9 @@ def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
         return None
     found = EXPORT_DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if found not in EXPORT_DTYPES.values():
-        raise ExportError(f"the dtype is {dtype!s}, wanted fp32, fp16 or bf16; choose one of them")
+        raise ExportError(
+            f"the dtype is {dtype!s}, wanted fp32, fp16, bf16 or int8; choose one of them"
+        )
     return found
 
 

@@ -10,13 +10,17 @@ from typing import Any
 
 import torch
 
-from opdf_compile.errors import ExportError, require_type
+from opdf_compile.errors import ExportError, InputError, require_type
 from opdf_compile.graph import Dynamic
 from opdf_compile.io.evidence.given_rows import Samples
 from opdf_compile.io.export.build import Export, build_export
 from opdf_compile.io.export.bundling import write_bundle, write_file
+from opdf_compile.io.export.calibration import Calibration, read_calibration
 from opdf_compile.io.export.eval_phase import Exportable
 from opdf_compile.io.export.hub import HubFiles, hub_files
+from opdf_compile.io.export.int8 import require_quantiser
+from opdf_compile.io.export.int8_export import INT8, in_int8
+from opdf_compile.io.export.student_export import onnx_student_of
 
 _LOG = logging.getLogger("opdf_compile")
 
@@ -32,6 +36,7 @@ def export_onnx(
     opset: int | None = None,
     dtype: str | torch.dtype | None = None,
     samples: Samples | None = None,
+    calibrate: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     plan: Mapping[str, Any] | str | None = None,
     extra_files: Sequence[str | os.PathLike[str]] = (),
 ) -> Path:
@@ -58,10 +63,15 @@ def export_onnx(
         opset: The ONNX opset, 13 or newer; None for the one that torch's exporter recommends. Below
             18 the file is checked in full and must compute the same bits as that of 18.
         dtype: "fp32", "fp16" or "bf16" exports a converted copy; None keeps the model's dtypes.
+            "int8" exports in float32 and has onnxruntime quantise the file, and the reference's
+            alike: static, QDQ, weights per output channel. The truth stays the float32 model's.
         samples: Rows of your own for the check data: an `.npz` file, or arrays by name. An array by
             an input's name is that input, its rows on the first axis (``NAME@0``, ``NAME@1``, ...
             for rows of several shapes); one of another name is a label of the rows, for the metric
             of `verify`. They run in batches of the example's size and come beside the drawn ones.
+        calibrate: For "int8", inputs of the kind that the model will meet: an ``.npz`` or arrays by
+            input name, some hundred rows on the first axis, run in batches of the example's size.
+            The check data takes its samples of them.
         plan: The plan to put into a bundle, as JSON text or the object itself.
         extra_files: Files to copy into a bundle (config.json, a tokenizer's files).
 
@@ -83,7 +93,7 @@ def export_onnx(
     """
     _require_room(path, plan, extra_files)
     options: dict[str, Any] = {"dynamic": dynamic, "opset": opset, "dtype": dtype}
-    options["samples"] = samples
+    options |= {"samples": samples, "calibrate": calibrate}
     exports = exported(model, args, kwargs, reference=reference, **options)
     for sentence in dict.fromkeys(exports[0].fixed.values()):
         _LOG.warning("%s", sentence)
@@ -97,9 +107,55 @@ def exported(
     kwargs: Mapping[str, Any] | None = None,
     *,
     reference: Exportable | None = None,
+    dtype: str | torch.dtype | None = None,
+    calibrate: Mapping[str, Any] | str | os.PathLike[str] | None = None,
     **options: Any,
 ) -> tuple[Export, Export | None]:
-    """A student and its reference with the same free axes, in memory; options as `build_export`."""
+    """A student and its reference with the same free axes, in memory.
+
+    Options are those of `build_export`, and `dtype` and `calibrate` those of `export_onnx`.
+    """
+    rows = _calibration(dtype, calibrate)
+    if rows is None:
+        return _exported(model, args, kwargs, reference, dtype=dtype, **options)
+    plain = None if onnx_student_of(model) else "fp32"
+    made = _exported(model, args, kwargs, reference, dtype=plain, calibration=rows, **options)
+    student, untouched = made
+    return in_int8(student), None if untouched is None else in_int8(untouched)
+
+
+def _calibration(
+    dtype: str | torch.dtype | None, given: Mapping[str, Any] | str | os.PathLike[str] | None
+) -> Calibration | None:
+    """What int8 is to be calibrated with; None for another dtype.
+
+    Raises:
+        InputError: One was asked for without the other, or onnxruntime is not installed.
+    """
+    if dtype not in (INT8, torch.int8):
+        if given is None:
+            return None
+        raise InputError(
+            f"calibration data was given and the dtype is {dtype or 'not given'}, wanted int8: "
+            "nothing else is calibrated; give dtype int8, or leave the data out"
+        )
+    if given is None:
+        raise InputError(
+            "int8 was asked for without calibration data, and numbers drawn at random would set "
+            "its ranges; give some hundred rows of the data that the model will meet: --calibrate "
+            'F.npz, or calibrate={"x": array}'
+        )
+    require_quantiser()
+    return read_calibration(given)
+
+
+def _exported(
+    model: Exportable,
+    args: Any,
+    kwargs: Mapping[str, Any] | None,
+    reference: Exportable | None,
+    **options: Any,
+) -> tuple[Export, Export | None]:
     student = build_export(model, args, kwargs, **options)
     if reference is None:
         return student, None

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from opdf_compile.artefacts import CheckData
-from opdf_compile.graph import CallArguments, Traced
+from opdf_compile.graph import Traced
 from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.evidence.evaluating import gather_check_data
-from opdf_compile.io.evidence.given_rows import filled
 from opdf_compile.io.export.student_export import most_numbers
 from opdf_compile.io.export.translate import tensor_outputs
 
@@ -37,9 +34,3 @@ class Original:
             output_names=tensor_outputs(program, traced.output_names),
             dtype=dtype_name(most_numbers(program.state_dict.values())),
         )
-
-
-def example_with(traced: Traced, inputs: Mapping[str, Any]) -> CallArguments:
-    """The example of a traced model with a sample's arrays in the place of its tensors."""
-    arrays = [inputs[name] for name in traced.input_names]
-    return filled((traced.args, traced.kwargs), arrays)

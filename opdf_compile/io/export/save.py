@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 # A protobuf message ends at 2 GiB; the graph itself needs some of that.
-_SINGLE_FILE_BYTES = 2_000_000_000
+SINGLE_FILE_BYTES = 2_000_000_000
 
 
 def weight_bytes(model: ir.Model) -> int:
@@ -35,7 +35,7 @@ def stage(
     path: Path,
     stack: ExitStack,
     *,
-    limit: int = _SINGLE_FILE_BYTES,
+    limit: int = SINGLE_FILE_BYTES,
 ) -> Path:
     """Write a checked model under a temporary name; it becomes `path` when `stack` closes.
 

@@ -16,6 +16,8 @@ from opdf_compile.graph import CallArguments, Dynamic, Traced, trace
 from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.evidence.evaluating import gather_check_data
 from opdf_compile.io.evidence.given_rows import Samples, given_rows
+from opdf_compile.io.export.calibration import Calibration, Feed, batches_of
+from opdf_compile.io.export.examples import samples_of
 from opdf_compile.io.export.student_graph import write_back
 from opdf_compile.io.onnx_student.drawn_examples import trace_drawn
 from opdf_compile.io.onnx_student.operands import as_tensor
@@ -37,9 +39,11 @@ def file_and_check(
     dynamic: Dynamic,
     opset: int | None,
     dtype: Any,
+    *,
     samples: Samples | None = None,
-) -> tuple[Any, CheckData]:
-    """The file's message with the student's weights, and its check data.
+    calibration: Calibration | None = None,
+) -> tuple[Any, CheckData, list[Feed]]:
+    """The file's message with the student's weights, its check data, its calibration batches.
 
     Args:
         student: A student, trained or not.
@@ -48,6 +52,7 @@ def file_and_check(
         opset: Must be None: the file keeps its own.
         dtype: Must be None: the file keeps its own.
         samples: Rows of the user's own, as in `export_onnx`.
+        calibration: Rows of the user's data, by the file's input names.
 
     Raises:
         ExportError: An option asks for another graph than the file's.
@@ -71,24 +76,31 @@ def file_and_check(
             "an input that steers the graph in: FILE.onnx?NAME=NUMBER"
         )
     names = student.source.inputs
-    axis_names = {names[name]: traced.axis_names.get(name, {}) for name in traced.input_names}
-    example = (traced.args, traced.kwargs)
+    free = {names[name]: traced.axis_names.get(name, {}) for name in traced.input_names}
+    batches = batches_of(traced, calibration, free)
+    # The module's names are the file's with other signs in the place of odd ones.
+    own = [{name: batch[names[name]] for name in traced.input_names} for batch in batches]
+    example, *further = samples_of(traced, own)
     check = gather_check_data(
         traced.programs["eval"],
         example,
-        axis_names=axis_names,
+        axis_names=free,
         output_names=student.source.output_names,
         dtype=dtype_name(most_numbers((*student.parameters(), *student.buffers()))),
-        rows=given_rows(samples, example, axis_names),
+        further=further,
+        rows=given_rows(samples, (traced.args, traced.kwargs), free),
     )
-    return model, _with_fixed(check, student)
+    fixed = _fixed(student)
+    return model, _with_fixed(check, fixed), [{**batch, **fixed} for batch in batches]
 
 
-def _with_fixed(check: CheckData, student: OnnxStudent) -> CheckData:
-    """The runtime needs the inputs that the student has built in."""
-    built_in = student.source.fixed
+def _fixed(student: OnnxStudent) -> Mapping[str, Any]:
+    """The inputs that the student has built in, which the runtime needs."""
     cpu = torch.device("cpu")
-    fixed: Mapping[str, Any] = {n: as_tensor(v, cpu).numpy() for n, v in built_in.items()}
+    return {n: as_tensor(v, cpu).numpy() for n, v in student.source.fixed.items()}
+
+
+def _with_fixed(check: CheckData, fixed: Mapping[str, Any]) -> CheckData:
     if not fixed:
         return check
     samples = tuple(

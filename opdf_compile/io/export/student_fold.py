@@ -39,5 +39,5 @@ def save_onnx(folded: FoldedFile, student: nn.Module | None, path: Path) -> None
             tensor.copy_(folded.state[key])
     program = folded.programs.get("eval")
     inputs = ((), {}) if program is None else recorded_inputs(program)
-    model, check = file_and_check(student, inputs, None, None, None)
+    model, check, _ = file_and_check(student, inputs, None, None, None)
     write_file(path, Export(model, check))

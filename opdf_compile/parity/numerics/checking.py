@@ -9,9 +9,10 @@ result      what was found
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from opdf_compile.artefacts import CheckData
 from opdf_compile.errors import DeviceError
@@ -21,6 +22,7 @@ from opdf_compile.parity.numerics.evidence import Evidence, read_evidence
 from opdf_compile.parity.numerics.floors import HALF_DTYPES, Peer
 from opdf_compile.parity.numerics.free_axes import StopsAtSize
 from opdf_compile.parity.numerics.judging import judge_samples
+from opdf_compile.parity.numerics.mismatch import Array
 from opdf_compile.parity.numerics.numerics_result import (
     NumericsResult,
     OutputError,
@@ -30,6 +32,10 @@ from opdf_compile.parity.numerics.numerics_result import (
     urgency,
 )
 from opdf_compile.parity.runtime.protocol import Device
+
+# What the reference shows on an output: its errors, or all that was found.
+P = TypeVar("P")
+Judge = Callable[[str, CheckData, Sequence[Array], P | None], OutputError]
 
 
 def check_numerics(
@@ -64,23 +70,25 @@ def check_numerics(
     if reference is not None and reference_check is not None:
         theirs = read_evidence(reference, reference_check)
     # The reference first: what it shows against its own truth is what the candidate may show.
-    beside = () if theirs is None else _judged(theirs, device, {})
+    beside = () if theirs is None else judged(theirs, device, judge_samples, {})
     peers = {} if theirs is None else _peers(beside, theirs.data)
-    found = _judged(ours, device, peers)
+    found = judged(ours, device, judge_samples, peers)
     precision = _precision(
         ours.data.dtype, None if theirs is None else theirs.data.dtype, found, peers
     )
     result = _result(found, ours.data, precision)
     if result.verdict == "fail":
-        result = replace(result, notes=(*result.notes, *_of_the_runtime(ours, device, peers)))
+        result = replace(
+            result, notes=(*result.notes, *of_the_runtime(ours, device, judge_samples, peers))
+        )
     if not ours.rewritten:
         return result
     if theirs is not None and theirs.rewritten:
         return _of_copies(result, ours, beside)
-    return _of_copy_alone(result, ours, theirs, reference)
+    return of_copy_alone(result, ours, theirs, reference)
 
 
-def _of_copy_alone(
+def of_copy_alone(
     result: NumericsResult, ours: Evidence, theirs: Evidence | None, reference: PathLike | None
 ) -> NumericsResult:
     """Numbers that fit the truth of another file are no proof; numbers that do not are one."""
@@ -109,10 +117,7 @@ def _of_copies(
     result: NumericsResult, ours: Evidence, beside: tuple[OutputError, ...]
 ) -> NumericsResult:
     """What the verdict on two rewritten files means."""
-    note = (
-        f"both files were rewritten after export, and were judged by the inputs and the truth of "
-        f"the originals ({ours.check.name})"
-    )
+    note = both_rewritten(ours)
     off = [error for error in beside if error.excess > 1]
     if result.verdict != "fail" or not off:
         return replace(result, notes=(*result.notes, note))
@@ -124,15 +129,23 @@ def _of_copies(
     return replace(result, verdict="not_checked", outputs=(), worst=sentence)
 
 
-def _of_the_runtime(
-    evidence: Evidence, device: Device, peers: Mapping[str, Peer]
+def both_rewritten(ours: Evidence) -> str:
+    """What two rewritten files were judged by."""
+    return (
+        f"both files were rewritten after export, and were judged by the inputs and the truth of "
+        f"the originals ({ours.check.name})"
+    )
+
+
+def of_the_runtime(
+    evidence: Evidence, device: Device, judge: Judge[P], peers: Mapping[str, P]
 ) -> tuple[str, ...]:
     """A sentence where the runtime's own graph passes are what changes the numbers."""
     runtime = device.runtime
     if not runtime.unoptimised:
         return ()
     try:
-        found = _judged(evidence, device, peers, optimised=False)
+        found = judged(evidence, device, judge, peers, optimised=False)
     except DeviceError:  # It does not run as it stands: nothing to tell.
         return ()
     if any(error.excess > 1 for error in found):
@@ -144,10 +157,20 @@ def _of_the_runtime(
     )
 
 
-def _judged(
-    evidence: Evidence, device: Device, peers: Mapping[str, Peer], *, optimised: bool = True
+def judged(
+    evidence: Evidence,
+    device: Device,
+    judge: Judge[P],
+    peers: Mapping[str, P],
+    *,
+    optimised: bool = True,
 ) -> tuple[OutputError, ...]:
-    """Every output against its truth, and against random numbers that the file draws itself."""
+    """Every output against its truth, and against random numbers that the file draws itself.
+
+    Raises:
+        ArtefactError: The check data belongs to another interface.
+        DeviceError: The runtime cannot run the model on the device.
+    """
     data = evidence.data
     try:
         outputs = evidence.run(device, optimised=optimised)
@@ -156,7 +179,7 @@ def _judged(
     drawing = drawing_outputs(evidence.model)
     found = []
     for name in data.output_names:
-        error = judge_samples(name, data, [values[name] for values in outputs], peers.get(name))
+        error = judge(name, data, [values[name] for values in outputs], peers.get(name))
         nodes = drawing.get(name)
         found.append(_drawn(error, nodes) if nodes and not error.problem else error)
     return tuple(found)

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from opdf_compile.artefacts import Drop
+
 
 @dataclass(frozen=True)
 class Element:
@@ -51,6 +53,7 @@ class OutputError:
         budget_rms: What the same-precision reference leaves for the RMS error; infinity without.
         problem: What no tolerance excuses, in a sentence; empty if nothing.
         unjudged: Why nothing can be said about it, in a sentence; empty if it was judged.
+        drop: What quantisation costs it; None where the file is not quantised.
     """
 
     output: str
@@ -66,6 +69,7 @@ class OutputError:
     budget_rms: float = math.inf
     problem: str = ""
     unjudged: str = ""
+    drop: Drop | None = None
 
     @property
     def tolerance_max(self) -> float:
@@ -117,11 +121,34 @@ class OutputError:
 
 
 @dataclass(frozen=True)
+class Dropped:
+    """What quantisation costs one output of the candidate, and of the reference beside it.
+
+    Attributes:
+        candidate: The candidate's drop.
+        reference: The reference's; None where there is none that is quantised alike.
+    """
+
+    candidate: Drop
+    reference: Drop | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Both drops."""
+        theirs = self.reference
+        return {
+            "candidate": self.candidate.to_json(),
+            "reference": None if theirs is None else theirs.to_json(),
+        }
+
+
+@dataclass(frozen=True)
 class Precision:
     """The error budget of a precision, measured against the reference's export in it.
 
+    In int8 the errors are relative ones: RMS error over the RMS of the float64 truth.
+
     Attributes:
-        dtype: The candidate's floating dtype.
+        dtype: The candidate's floating dtype, or what it is quantised to.
         reference_dtype: The reference's; None where there is no check data of it.
         error: The candidate's amplification: RMS error over what torch's own arithmetic explains,
             of the output that is closest to its budget; None where there is no budget.
@@ -154,6 +181,7 @@ class NumericsResult:
         worst: Why it fails, or which output comes closest, in a sentence.
         precision: The exported dtype and its error budget.
         notes: What a reader of the verdict should know, in sentences.
+        drops: What quantisation costs, by output; empty where the candidate is not quantised.
     """
 
     verdict: str = "not_asked"
@@ -166,6 +194,7 @@ class NumericsResult:
     worst: str = ""
     precision: Precision | None = None
     notes: tuple[str, ...] = ()
+    drops: tuple[Dropped, ...] = ()
 
     @property
     def reason(self) -> str:
@@ -188,6 +217,7 @@ class NumericsResult:
             "samples": self.samples,
             "outputs": [error.to_json() for error in self.outputs],
             "precision": None if self.precision is None else asdict(self.precision),
+            "drops": [dropped.to_json() for dropped in self.drops],
         }
 
 

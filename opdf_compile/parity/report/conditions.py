@@ -50,6 +50,7 @@ def describe_environment(
             "graph_optimisation": "all",
             "spinning": False,
             "tf32": False,
+            "int8_saturation": False,
         },
         "notes": list(notes),
     }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from opdf_compile.parity.latency.shape_option import shape_text
 from opdf_compile.parity.report import figures, findings
+from opdf_compile.parity.report.drops import drop_rows
 
 if TYPE_CHECKING:
     from opdf_compile.parity.numerics.numerics_result import OutputError
@@ -37,6 +38,7 @@ def page(report: ParityResult) -> str:
         meaning=findings.meaning(report),
         cards=findings.verdict_rows(report),
         outputs=[_output(error) for error in report.numerics.outputs],
+        drops=drop_rows(report.numerics),
         shapes=findings.shape_rows(report.latency),
         scored=findings.metric_rows(report.metric),
         costs=findings.cost_rows(report),

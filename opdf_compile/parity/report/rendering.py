@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from opdf_compile.artefacts import STUDENT
+from opdf_compile.parity.report.drops import drop_rows
 from opdf_compile.parity.report.findings import (
     FILE_HEAD,
     Cells,
@@ -56,9 +57,8 @@ def as_markdown(report: ParityResult) -> str:
     lines = [f"## {mark} Parity: {report.verdict}", "", f"{meaning(report).capitalize()}.", ""]
     lines += _markdown_table([_HEAD, *shown])
     lines += _markdown_differences(report)
-    scored = metric_rows(report.metric)
-    if scored:
-        lines += ["", *_markdown_table(scored)]
+    for made in (metric_rows(report.metric), drop_rows(report.numerics)):
+        lines += ["", *_markdown_table(made)] if made else []
     shapes = shape_rows(report.latency)
     if len(shapes) > 2:
         lines += ["", *_markdown_table(shapes)]
@@ -100,7 +100,12 @@ def as_html(report: ParityResult) -> str:
     tables = [_html_table([_HEAD, *verdict_rows(report)])]
     tables += [
         _html_table(made)
-        for made in (metric_rows(report.metric), shape_rows(report.latency), cost_rows(report))
+        for made in (
+            metric_rows(report.metric),
+            drop_rows(report.numerics),
+            shape_rows(report.latency),
+            cost_rows(report),
+        )
         if made
     ]
     footer = "<br>".join(escape(line) for line in (*footnotes(report), facts(report)))
@@ -113,7 +118,12 @@ def as_html(report: ParityResult) -> str:
 def _text_tables(report: ParityResult) -> list[str]:
     """One shape is told in the first table already; several have a table of their own."""
     shapes = shape_rows(report.latency)
-    found = [metric_rows(report.metric), shapes if len(shapes) > 2 else [], cost_rows(report)]
+    found = [
+        metric_rows(report.metric),
+        drop_rows(report.numerics),
+        shapes if len(shapes) > 2 else [],
+        cost_rows(report),
+    ]
     return [line for made in found if made for line in ("", text_table(made), "")]
 
 

@@ -24,6 +24,7 @@ from opdf_compile.parity.structure.parameters import (
     mark_parameters,
     named_constants,
     note_of_lost,
+    note_of_quantised,
 )
 from opdf_compile.parity.structure.picture import Neighbourhood
 from opdf_compile.parity.structure.unreached import compare_unreached
@@ -102,10 +103,10 @@ def compare_structure(candidate: PathLike, reference: PathLike) -> StructureResu
     Ignored: names of nodes and inner values, node order, which equal-valued constants share one
     initialiser, whether a constant is an initialiser or a Constant node, metadata, doc strings,
     shape annotations of inner values, IR version, and unused operator set imports. Compared:
-    everything else. Constants that the exporter recorded as parameters compare by dtype and shape,
-    all others by value too. A file without the record, or without some of the parameters that it
-    names, is taken to have its floating-point initialisers of more than one element as parameters,
-    and a note says so.
+    everything else. Constants that the exporter recorded as parameters, and the scales, zero points
+    and stored weights of a quantised graph, compare by dtype and shape, all others by value too. A
+    file without the record, or without some of the parameters that it names, is taken to have its
+    floating-point initialisers of more than one element as parameters, and a note says so.
 
     Raises:
         ArtefactError: A file is no valid ONNX model.
@@ -126,7 +127,8 @@ def compare_structure(candidate: PathLike, reference: PathLike) -> StructureResu
         records = [guessed_parameters(view) for view in views]
     for view, record in zip(views, records, strict=True):
         mark_parameters(view, record or frozenset())
-    return compare_views(views[0], views[1], notes)
+    quantised = note_of_quantised(*views)
+    return compare_views(views[0], views[1], (*filter(None, [quantised]), *notes))
 
 
 def _guessing(without: bool, lost: tuple[str, ...]) -> tuple[str, ...]:

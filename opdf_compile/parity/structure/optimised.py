@@ -65,6 +65,9 @@ def _with_candidate_values(raw: StructureResult) -> onnx.ModelProto:
     # old file lists as an input would be an input without it.
     kept = {value.name for graph in raw.reference.graphs for value in graph.outputs}
     kept.update(info.name for info in source.graph.input)
+    # A node that unpacks a weight may have no partner of its own: the candidate's has several.
+    partners = set(raw.walk.nodes.values())
+    kept.update(v.name for n in raw.reference.nodes if n not in partners for v in n.inputs)
     for c_node, r_node in raw.walk.nodes.items():
         if _in_function(r_node):
             continue

@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from opdf_compile.artefacts import RECORD, Constant, LinkedModel, Value, element_type
+from opdf_compile.artefacts import (
+    RECORD,
+    Constant,
+    LinkedModel,
+    Value,
+    element_type,
+    quantisation_constants,
+    quantisation_of,
+)
 
 NOTE_GUESSED = (
     "floating-point initialisers of more than one element were taken for parameters and their "
@@ -55,10 +63,31 @@ def guessed_parameters(view: LinkedModel) -> frozenset[str]:
 
 
 def mark_parameters(view: LinkedModel, names: frozenset[str]) -> None:
-    """Tell the constants of a view which of them are parameters of the model."""
+    """Tell the constants of a view which of them are parameters of the model.
+
+    What quantisation made of parameters and activations moves with them, whatever it is called and
+    whoever wrote the file: scales, zero points, weights in few bits.
+    """
     for value in _constants(view):
         if value.constant:
             value.constant.parameter = value.name in names
+    for constant in quantisation_constants(view):
+        constant.parameter = True
+
+
+def note_of_quantised(candidate: LinkedModel, reference: LinkedModel) -> str:
+    """Say how two quantised graphs were compared; empty where neither is quantised."""
+    found = [quantisation_of(view) for view in (candidate, reference)]
+    if found == [None, None]:
+        return ""
+    if None in found:
+        side = "candidate" if found[0] else "reference"
+        return f"only the {side} is quantised ({found[0] or found[1]}): quantise both alike"
+    forms = str(found[0]) if found[0] == found[1] else f"{found[0]}; {found[1]}"
+    return (
+        f"both files are quantised ({forms}): operators, attributes and edges were compared, and "
+        "scales, zero points and quantised weights by dtype and shape, not by value"
+    )
 
 
 def _constants(view: LinkedModel) -> Iterator[Value]:

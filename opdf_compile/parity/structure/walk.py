@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from opdf_compile.artefacts import Graph, Node, Value
+from opdf_compile.artefacts import Graph, Node, Value, is_stored_weight
 from opdf_compile.parity.structure.canonical import (
     all_default,
     called_operator,
@@ -164,8 +164,9 @@ class Walk:
             self._differ_edge(*values, where)
             return
         if c in self.nodes or r in self._back:
-            if self.nodes.get(c) is not r:
-                self._differ_sharing(c, r, where)
+            if self.nodes.get(c) is r or self._shares_weight(c, r):
+                return
+            self._differ_sharing(c, r, where)
             return
         # Paired before they are compared: otherwise every further reader of two unlike nodes would
         # find the same difference again.
@@ -182,6 +183,18 @@ class Walk:
         readers = (c, r)
         for slot, (c_value, r_value) in enumerate(zip(c.inputs, r.inputs, strict=False)):
             self._work.append((c_value, r_value, Slot(slot, readers)))
+
+    def _shares_weight(self, c: Node, r: Node) -> bool:
+        """Whether two nodes unpack stored weights, which files share at will, and are alike.
+
+        An exporter merges equal initialisers, so that one of the untouched student's zero biases
+        is quantised, and unpacked, for all of their readers.
+        """
+        if not (is_stored_weight(c) and is_stored_weight(r)):
+            return False
+        constants = [(a.constant, b.constant) for a, b in zip(c.inputs, r.inputs, strict=False)]
+        alike = all(a is b or (a and b and same_constant(a, b)) for a, b in constants)
+        return alike and len(c.inputs) == len(r.inputs) and not any(_compare_nodes(c, r))
 
     def _differ_sharing(self, c: Node, r: Node, where: Slot) -> None:
         known, other = self.nodes.get(c), self._back.get(r)

@@ -409,7 +409,7 @@ class Fourier(nn.Module):
     [
         (Fourier(), {}, r"the operation aten\.\w*svd\w* has no ONNX form"),
         (Scalars(), {"opset": 11}, "opset 11 was asked for, wanted 13 to"),
-        (Scalars(), {"dtype": "int8"}, "the dtype is int8, wanted fp32, fp16 or bf16"),
+        (Scalars(), {"dtype": "int4"}, "the dtype is int4, wanted fp32, fp16, bf16 or int8"),
         (Scalars(), {"plan": {}}, "is one file and a plan or extra files were given"),
         (object(), {}, "the model is a object, wanted a torch.nn.Module"),
     ],

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from full_report import FULL
 
-from opdf_compile.parity.numerics.numerics_result import OutputError, Precision
+from opdf_compile.artefacts import Drop
+from opdf_compile.parity.numerics.numerics_result import Dropped, OutputError, Precision
 from opdf_compile.parity.report.parity_result import OptimisedGraphs, StructurePart
 
 PAGE = Path(__file__).parents[3] / "docs" / "ci.md"
@@ -17,7 +18,12 @@ VERDICTS = {
     *("not_compared", "opdf-report/1", "report.json"),
     *("t", "bootstrap"),
 }
-NUMERICS = replace(FULL.numerics, outputs=(OutputError("logits"),), precision=Precision("float16"))
+NUMERICS = replace(
+    FULL.numerics,
+    outputs=(OutputError("logits"),),
+    precision=Precision("float16"),
+    drops=(Dropped(Drop("logits", 0.01, 0.0, 64, 1.0)),),
+)
 REPORT = replace(
     FULL, structure=StructurePart("pass", 1, optimised=OptimisedGraphs()), numerics=NUMERICS
 )
@@ -44,6 +50,8 @@ def test_the_page_names_the_keys_of_the_report() -> None:
             found |= set(inner or ())
         for row in values[part].get("outputs", ()):
             found |= set(row)
+        for row in values[part].get("drops", ()):
+            found |= set(row) | set(row["candidate"])
         assert page[part] == found, part
     assert page["environment"] >= set(values["environment"])
     (entry,) = values["files"].values()

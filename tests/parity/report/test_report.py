@@ -77,7 +77,7 @@ def test_the_json_has_exactly_the_keys_of_the_contract() -> None:
     assert set(values["structure"]) == {"verdict", "nodes", "differences", "optimised"}
     assert set(values["numerics"]) == {
         *("verdict", "max_abs_error", "max_rel_error", "noise_floor", "tolerance", "samples"),
-        *("outputs", "precision"),
+        *("outputs", "precision", "drops"),
     }
     assert set(values["latency"]) == {
         *("verdict", "device", "provider", "ratio", "ci_low", "ci_high", "margin", "rule"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -185,3 +186,25 @@ def test_a_session_never_falls_back_to_the_cpu(tmp_path: Path, weight: np.ndarra
     onnx.save(_model(weight), path)
     with pytest.raises(DeviceError, match="could not be used"):
         open_session(path, Device("cuda", "CUDAExecutionProvider", runtime=OnnxRuntime()))
+
+
+def test_exact_int8_sums_that_the_runtime_refuses_are_told(
+    weight: np.ndarray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Without VNNI the runtime rewrites int8 weights, and may stumble over a valid graph."""
+    onnx.save(_model(weight), tmp_path / "a.onnx")
+    made, refused = sessions.create_session, []
+
+    def refusing(path: Path, device: Device, options: Any) -> Any:
+        if not refused:
+            refused.append(options.get_session_config_entry("session.x64quantprecision"))
+            raise ArtefactError("onnxruntime cannot load a.onnx")
+        return made(path, device, options)
+
+    monkeypatch.setattr(sessions, "create_session", refusing)
+    assert open_session(tmp_path / "a.onnx", resolve_device("cpu"), unsaturated=True).get_inputs()
+    assert refused == ["1"]
+    assert "sums of int8 products may be cut off on this processor" in caplog.text

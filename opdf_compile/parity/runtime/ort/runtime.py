@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from opdf_compile.artefacts import is_quantised
 from opdf_compile.errors import DeviceError
-from opdf_compile.parity.model_file import PathLike
+from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.runtime.ort.array_session import ArraySession
 from opdf_compile.parity.runtime.ort.cuda import PACKAGES, missing_for_cuda
 from opdf_compile.parity.runtime.ort.sessions import resolve, write_optimised
@@ -53,13 +54,21 @@ class OnnxRuntime:
     def load(
         self, model: PathLike, device: Device, *, threads: int | None = None, optimised: bool = True
     ) -> ArraySession:
-        """A session for a file.
+        """A session for a file; sums of int8 products are not cut off, as TF32 is off.
 
         Raises:
             ArtefactError: The file is missing, no ONNX model, or the runtime refuses the graph.
             DeviceError: The device cannot run it.
         """
-        return ArraySession(model, device, threads=threads, optimised=optimised)
+        file = ModelFile.of(model)
+        return ArraySession(
+            file,
+            device,
+            threads=threads,
+            # What is cut off depends on the processor, not on the file.
+            unsaturated=is_quantised(file.model),
+            optimised=optimised,
+        )
 
     def write_graph(self, source: PathLike, target: Path, device: Device) -> None:
         """The optimised graph, which it writes itself.

@@ -73,7 +73,7 @@ def open_session(
         threads: In one operator; None for every core that this process may use.
         unsaturated: Sums of int8 products as the file means them on every processor. Without VNNI
             an x86 adds two products in 16 bits and cuts off what is larger: faster, and what a
-            deployment there does.
+            deployment there does. Where the runtime does not load the file so, a warning says it.
         optimised: Let the runtime rewrite the graph, as it does unless told otherwise.
 
     Raises:
@@ -81,12 +81,24 @@ def open_session(
         DeviceError: The provider is gone, or has no kernel for an operator of the graph.
     """
     ModelFile.of(path).require_whole()
-    options = session_options(threads)
     if unsaturated:
+        options = _options(threads, optimised)
         options.add_session_config_entry("session.x64quantprecision", "1")
+        try:
+            return create_session(path, device, options)
+        except ArtefactError as error:
+            # Without VNNI its rewriting of int8 weights may stumble over a valid graph (1.31.1).
+            _LOG.warning(
+                "sums of int8 products may be cut off on this processor: with exact ones %s", error
+            )
+    return create_session(path, device, _options(threads, optimised))
+
+
+def _options(threads: int | None, optimised: bool) -> onnxruntime.SessionOptions:
+    options = session_options(threads)
     if not optimised:
         options.graph_optimization_level = type(options.graph_optimization_level).ORT_DISABLE_ALL
-    return create_session(path, device, options)
+    return options
 
 
 def write_optimised(source: PathLike, target: Path, device: Device) -> None:
