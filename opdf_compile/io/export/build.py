@@ -108,8 +108,9 @@ def build_export(
         given = normalise_inputs(args, kwargs)
         if isinstance(model, Traced) and not any(given):
             given = (model.args, model.kwargs)
-        options = {"samples": samples, "calibration": calibration}
-        made, check, batches = file_and_check(student, given, dynamic, opset, dtype, **options)
+        made, check, batches = file_and_check(
+            student, given, dynamic, opset, dtype, samples=samples, calibration=calibration
+        )
         return Export(made, check, batches=batches)
     originals = too_large(tensors_of(model), wanted)
     traced = as_traced(model, args, kwargs, dynamic, wanted)
