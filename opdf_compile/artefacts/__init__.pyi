@@ -8,6 +8,7 @@ from .bundle import changed_files as changed_files
 from .bundle import is_bundle as is_bundle
 from .bundle import is_inside as is_inside
 from .bundle import names_in as names_in
+from .bundle import planned_weights as planned_weights
 from .bundle import read_manifest as read_manifest
 from .bundle import reference_of as reference_of
 from .check_file import CheckData as CheckData
@@ -15,10 +16,11 @@ from .check_file import Sample as Sample
 from .check_file import check_path as check_path
 from .check_file import read_check as read_check
 from .check_file import write_check as write_check
+from .export_facts import ExportFacts as ExportFacts
+from .export_facts import read_claims as read_claims
 from .fold_evidence import FoldRecord as FoldRecord
 from .fold_evidence import fold_record as fold_record
 from .fold_evidence import held_of as held_of
-from .fold_evidence import read_fold_record as read_fold_record
 from .interface import Interface as Interface
 from .interface import Port as Port
 from .interface import declared_axis as declared_axis
@@ -39,7 +41,10 @@ from .onnx_tensors import dense as dense
 from .onnx_tensors import element_type as element_type
 from .onnx_tensors import fingerprint_of as fingerprint_of
 from .record import RECORD as RECORD
+from .record import claim_of as claim_of
+from .record import claimed_weights as claimed_weights
 from .record import exporter_of as exporter_of
+from .record import listed_parameters as listed_parameters
 from .record import record_of as record_of
 from .record import recorded_parameters as recorded_parameters
 from .record import replace_record as replace_record

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -19,10 +19,15 @@ from opdf_compile.artefacts import (
     REFERENCE_FOLDER,
     SCHEMA,
     STUDENT,
+    ExportFacts,
     check_path,
+    claim_of,
     exporter_of,
     is_bundle,
+    listed_parameters,
     names_in,
+    planned_weights,
+    recorded_parameters,
     version_of,
     write_check,
 )
@@ -31,6 +36,10 @@ from opdf_compile.files import atomic_folder, atomic_write, existing_file, sha25
 from opdf_compile.io.export.build import Export
 from opdf_compile.io.export.save import stage
 from opdf_compile.version import __version__
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
 
 
 def write_file(path: Path, export: Export, reference: Export | None = None) -> None:
@@ -78,7 +87,7 @@ def write_bundle(
     _check_extra(extra_files)
     with atomic_folder(path, replaceable=is_bundle) as folder:
         with ExitStack() as stack:
-            _stage_pair(student, folder / STUDENT, stack)
+            _stage_pair(student, folder / STUDENT, stack, _planned(plan))
             if reference is not None:
                 inside = folder if side_by_side else folder / REFERENCE_FOLDER
                 inside.mkdir(exist_ok=True)
@@ -92,14 +101,47 @@ def write_bundle(
         (folder / MANIFEST).write_text(manifest + "\n", encoding="utf-8")
 
 
-def _stage_pair(export: Export, path: Path, stack: ExitStack) -> None:
+def _planned(plan: Mapping[str, Any] | str | None) -> tuple[str, ...]:
+    """The weights that a plan names; none where the caller's text is no plan."""
+    try:
+        return planned_weights(json.loads(plan) if isinstance(plan, str) else plan)
+    except (ValueError, RecursionError):
+        return ()
+
+
+def _stage_pair(
+    export: Export, path: Path, stack: ExitStack, planned: tuple[str, ...] = ()
+) -> None:
     # The check data becomes visible last, so a pair of files never claims a hash it lacks.
     check_file = check_path(path)
     check_temporary = stack.enter_context(atomic_write(check_file))
+    _add_metadata(export.model, claim_of(planned))
     onnx_temporary = stage(export.model, path, stack)
+    facts = ExportFacts(_parameters(export.model), planned)
     write_check(
-        check_temporary, dataclasses.replace(export.check, onnx_sha256=sha256(onnx_temporary))
+        check_temporary,
+        dataclasses.replace(export.check, onnx_sha256=sha256(onnx_temporary), facts=facts),
     )
+
+
+def _add_metadata(model: ir.Model | onnx.ModelProto, entries: Mapping[str, str]) -> None:
+    import onnx
+
+    # What is written twice says it once.
+    if isinstance(model, onnx.ModelProto):
+        known = {entry.key for entry in model.metadata_props}
+        for key in entries.keys() - known:
+            model.metadata_props.add(key=key, value=entries[key])
+    else:
+        model.metadata_props.update(entries)
+
+
+def _parameters(model: ir.Model | onnx.ModelProto) -> tuple[str, ...]:
+    import onnx
+
+    if isinstance(model, onnx.ModelProto):
+        return tuple(sorted(recorded_parameters(model, "the model") or ()))
+    return listed_parameters(model.metadata_props)
 
 
 def _check_extra(files: Sequence[Path]) -> None:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from opdf_compile.artefacts import Node, Value
 from opdf_compile.parity.structure.canonical import called_operator
 
-_ACTIVATIONS = frozenset(
-    "Celu Clip Elu Erf Gelu HardSigmoid HardSwish Hardmax LeakyRelu LogSoftmax Mish PRelu Relu Selu "
-    "Sigmoid Softmax Softplus Softsign Swish Tanh ThresholdedRelu".split()
+_ACTIVATIONS = (
+    *("Celu", "Clip", "Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "Hardmax", "LeakyRelu"),
+    *("LogSoftmax", "Mish", "PRelu", "Relu", "Selu", "Sigmoid", "Softmax", "Softplus", "Softsign"),
+    *("Swish", "Tanh", "ThresholdedRelu"),
 )
 # What exporters write activations with, when the opset has no operator for one.
-_POINTWISE = frozenset("Add Cast Div Exp Identity Max Min Mul Pow Sqrt Sub".split())
+_POINTWISE = ("Add", "Cast", "Div", "Exp", "Identity", "Max", "Min", "Mul", "Pow", "Sqrt", "Sub")
 # The input that is the bias.
 _BIAS = {
     **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "LayerNormalization"), 2),
@@ -54,7 +55,7 @@ def lost_between(c: Value, r: Value) -> Lost | None:
             return _named(region, waiting[0])
         # The last one of the file depends on none of the others, so x' is never taken for a part.
         node = max((v.node for v in waiting if v.node), key=_place, default=None)
-        if node is None or node.domain or node.op not in _ACTIVATIONS | _POINTWISE:
+        if node is None or node.domain or node.op not in _ACTIVATIONS + _POINTWISE:
             return None
         region.append(node)
         read = [*(v for v in waiting if v.node is not node), *node.inputs]

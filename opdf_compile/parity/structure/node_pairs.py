@@ -16,12 +16,13 @@ def compare_nodes(c: Node, r: Node) -> Iterator[Difference]:
         ("inputs", len(c.inputs), len(r.inputs)),
         ("outputs", _present_outputs(c), _present_outputs(r)),
     ):
+        if found == wanted:
+            continue
+        sentence = f"{c} has {what} {found} in the candidate and {r} {wanted} in the reference"
         bias = lost_bias(c, r) if what == "inputs" else ""
         if bias:
-            sentence = f"a bias was lost: the reference has {bias}, and the candidate's {c} has none"
-            yield at_nodes("bias", c, r, sentence)
-        elif found != wanted:
-            sentence = f"{c} has {what} {found} in the candidate and {r} {wanted} in the reference"
+            yield at_nodes("bias", c, r, f"a bias was lost, {bias}: {sentence}")
+        else:
             yield at_nodes(what, c, r, sentence)
     ours, theirs = explicit_attributes(c), explicit_attributes(r)
     for name in () if ours == theirs else sorted(ours.keys() | theirs.keys()):

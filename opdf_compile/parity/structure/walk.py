@@ -146,8 +146,8 @@ class Walk:
         self._lost.add((c, r))
         article = "an" if lost.kind == "activation" else "a"
         sentence = (
-            f"{article} {lost.kind} was lost: the reference has {lost.what} behind {lost.value}, "
-            f"and {where} is {c} in the candidate"
+            f"{article} {lost.kind} was lost, {lost.what}: {where} is {c} in the candidate, and the "
+            f"reference has that behind {lost.value}"
         )
         self.differences.append(at_values(lost.kind, c, r, sentence, where.readers))
         self._work.append((c, lost.value, where))
@@ -191,7 +191,7 @@ class Walk:
         if called_operator(c) != called_operator(r):
             bias = lost_bias(c, r)
             sentence = (
-                f"a bias was lost: the reference has {bias}, and {where} is {c} in the candidate"
+                f"a bias was lost, {bias}: {where} is {c} in the candidate and {r} in the reference"
                 if bias
                 else f"{where} is {c} in the candidate and {r} in the reference"
             )

@@ -18,7 +18,15 @@ node = helper.make_node
 
 def model(nodes: list[NodeProto], output: str = "y") -> ModelProto:
     """A net of 4 features whose initialisers are made as its nodes name them."""
-    sizes = {"w": (4, 4), "v": (4, 4), "k": (4, 4, 3), "b": (4,), "half": (), "one": (), "three": ()}
+    sizes = {
+        "w": (4, 4),
+        "v": (4, 4),
+        "k": (4, 4, 3),
+        "b": (4,),
+        "half": (),
+        "one": (),
+        "three": (),
+    }
     scalars = {"half": 0.5, "one": 1.0, "three": 3.0}
     used = {name for each in nodes for name in each.input}
     rng = np.random.default_rng(0)
@@ -31,7 +39,9 @@ def model(nodes: list[NodeProto], output: str = "y") -> ModelProto:
     ]
     made = {each.input[1] for each in nodes if each.op_type == "Conv"}
     shape = ["n", 4, "l"] if made else ["n", 4]
-    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", output)]
+    infos = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in ("x", output)
+    ]
     graph = helper.make_graph(nodes, "net", infos[:1], infos[1:], initialisers)
     built = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     onnx.checker.check_model(built)
@@ -45,7 +55,9 @@ def differences(
     for path, nodes in zip(paths, (candidate, reference), strict=True):
         onnx.save(model(nodes), path)
     found = compare(*paths).differences
-    assert not compare(paths[0], paths[0]).differences and not compare(paths[1], paths[1]).differences
+    assert (
+        not compare(paths[0], paths[0]).differences and not compare(paths[1], paths[1]).differences
+    )
     return found
 
 
@@ -85,8 +97,10 @@ def test_a_lost_activation_is_named_and_is_the_only_difference(name: str, tmp_pa
     found = differences([first("a"), last("a")], [first("a"), *nodes, last("z")], tmp_path)
     assert [d.kind for d in found] == ["activation"]
     sentence = found[0].sentence
-    assert sentence.startswith("an activation was lost: the reference has") and words in sentence
-    assert "behind Gemm 'first'" in sentence and "input 0 of Gemm 'last' is Gemm 'first'" in sentence
+    assert sentence.startswith("an activation was lost, ") and words in sentence
+    assert (
+        "behind Gemm 'first'" in sentence and "input 0 of Gemm 'last' is Gemm 'first'" in sentence
+    )
 
 
 @pytest.mark.parametrize(
@@ -154,8 +168,7 @@ def test_a_lost_bias_is_named(name: str, tmp_path: Path) -> None:
     found = differences(candidate, reference, tmp_path)
     biases = [d for d in found if d.kind == "bias"]
     assert len(biases) == 1 and found[0] is biases[0]
-    assert biases[0].sentence.startswith("a bias was lost: the reference has")
-    assert words in biases[0].sentence
+    assert biases[0].sentence.startswith(f"a bias was lost, {words}: ")
 
 
 OTHER: dict[str, Callable[[], tuple[list[NodeProto], list[NodeProto]]]] = {
