@@ -37,6 +37,7 @@ from .onnx_graph import Node as Node
 from .onnx_graph import Value as Value
 from .onnx_graph import nodes_behind as nodes_behind
 from .onnx_nodes import opsets_of as opsets_of
+from .onnx_tensors import as_floats as as_floats
 from .onnx_tensors import dense as dense
 from .onnx_tensors import element_type as element_type
 from .onnx_tensors import fingerprint_of as fingerprint_of

@@ -153,7 +153,8 @@ def _structure(files: ComparedFiles, request: Request) -> tuple[StructurePart, t
     if "structure" not in request.asked or files.reference is None:
         return StructurePart("fail", None, tampered) if tampered else StructurePart(), notes
     request.progress("structure", 0.0)
-    found = compare_structure(files.candidate, files.reference)
+    checks = (files.check, files.reference_check)
+    found = compare_structure(files.candidate, files.reference, checks)
     optimised = _optimised(files, found, request)
     part = StructurePart(
         verdict="fail" if tampered else found.verdict,

@@ -146,8 +146,8 @@ class Walk:
         self._lost.add((c, r))
         article = "an" if lost.kind == "activation" else "a"
         sentence = (
-            f"{article} {lost.kind} was lost, {lost.what}: {where} is {c} in the candidate, and the "
-            f"reference has that behind {lost.value}"
+            f"{article} {lost.kind} was lost, {lost.what}: {where} is {c} in the candidate, and "
+            f"the reference has that behind {lost.value}"
         )
         self.differences.append(at_values(lost.kind, c, r, sentence, where.readers))
         self._work.append((c, lost.value, where))

@@ -255,9 +255,7 @@ def test_other_weights_that_are_computed_are_no_cores(tmp_path: Path) -> None:
         helper.make_node("Div", ["v", "sigma"], ["normed"], "normed"),
         helper.make_node("Transpose", ["normed"], ["w"], "turned", perm=[1, 0]),
     ]
-    paths = [
-        linear_file(tmp_path / f"{name}.onnx", *nodes, v=MATRIX, u=MATRIX[0]) for name in "cr"
-    ]
+    paths = [linear_file(tmp_path / f"{name}.onnx", *nodes, v=MATRIX, u=MATRIX[0]) for name in "cr"]
     report = verified(paths[0], paths[1], only="structure")
     assert report and "cores" not in str(report.environment["notes"])
     plain = linear_file(tmp_path / "plain.onnx", w=MATRIX)
