@@ -103,8 +103,11 @@ def _same(candidate: ModelFile, reference: ModelFile) -> bool:
     """Whether both are one file, its external data included."""
     if candidate.path.resolve() == reference.path.resolve():
         return True
-    # The cheap question first: two students of one graph have files of one size.
-    return candidate.sha256 == reference.sha256 and _numbers(candidate) == _numbers(reference)
+    if candidate.sha256 != reference.sha256:
+        return False
+    # The hash of a file does not cover what it keeps in another one.
+    external = any(tensor.external_data for tensor in candidate.model.graph.initializer)
+    return not external or _numbers(candidate) == _numbers(reference)
 
 
 def _unmoved(candidate: ModelFile, reference: ModelFile, claim: _Claim) -> str:

@@ -137,10 +137,13 @@ class Walk:
     def _lose(self, c: Value, r: Value, where: Slot) -> bool:
         """Tell an activation or a bias that was lost, and go on behind it."""
         # Each reader of the lost node comes by, and finds the same.
-        if (c, r) in self._lost:
+        if self._lost and (c, r) in self._lost:
             return True
-        alike = c.node and r.node and called_operator(c.node) == called_operator(r.node)
-        lost = None if alike or r.node is None or r.node in self._back else lost_between(c, r)
+        if r.node is None or r.node in self._back:
+            return False
+        if c.node is not None and called_operator(c.node) == called_operator(r.node):
+            return False
+        lost = lost_between(c, r)
         if lost is None:
             return False
         self._lost.add((c, r))
