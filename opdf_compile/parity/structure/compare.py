@@ -148,13 +148,17 @@ def _records(
             continue
         if known := read_claims(check)[1].parameters:
             records[place] = frozenset(known)
-            notes.append(f"{file} lost the exporter's record of parameters; {check} has it")
-    # A trained ONNX student against the file that it came from has the same names.
-    for ours, theirs in ((1, 0), (0, 1)):
-        if records[ours] is None and _belongs(
-            records[theirs], files[theirs].view, files[ours].view
-        ):
-            records[ours] = records[theirs]
+            notes.append(f"{file} lacks the exporter's record of parameters; {check} has it")
+    ours, theirs = files
+    if records[1] is None and _belongs(records[0], ours.view, theirs.view):
+        # A trained ONNX student against the file that it came from, which has the same names.
+        records[1] = records[0]
+    elif records[0] is None and _belongs(records[1], theirs.view, ours.view):
+        records[0] = records[1]
+        notes.append(
+            f"{ours} lacks the exporter's record of parameters; that of {theirs} was taken, whose "
+            "names, dtypes and shapes it has"
+        )
     return records, tuple(notes)
 
 
