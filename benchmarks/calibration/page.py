@@ -16,6 +16,7 @@ from exports.page import model_lines
 from calibration.inconclusive import halving_lines
 from calibration.pairs import PAIRS, right_latency
 from calibration.prose import (
+    FOLDED,
     HEAD,
     LATENCY,
     METRIC,
@@ -67,6 +68,7 @@ def page(results: Results) -> str:
         lines += ["", f"## How often each verdict is right, on {title}", ""]
         lines += _verdicts(results[name]) if name in results else [PENDING]
     lines += ["", "## A graph that was never folded", "", UNFOLDED, "", OWN_BRANCHES]
+    lines += ["", "## Did the fold happen?", "", *FOLDED]
     for name, title in (("parity-cuda", "a GPU"), ("parity-cpu", "one CPU core")):
         if name in results or name == "parity-cuda":
             lines += ["", f"## Real models on {title}", ""]

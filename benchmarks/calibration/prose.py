@@ -35,8 +35,8 @@ STRUCTURE = (
 UNFOLDED = (
     'The candidate "a weight left as its three cores" computes the same numbers, and the runtime '
     "multiplies the cores out when it loads the file, so it runs as fast as the reference: "
-    "numerics and latency pass. Structure looks at the raw file and refutes it. That is why "
-    "latency alone proves nothing."
+    "numerics and latency pass. The raw file shows the cores, and refutes it. That is why latency "
+    "alone proves nothing."
 )
 
 OWN_BRANCHES = (
@@ -88,6 +88,43 @@ METRIC = (
         "decided."
     ),
 )
+FOLDED = (
+    "Beside the three parts `verify` asks whether the candidate is what it claims to be, whatever "
+    "was asked for with `--only`, of bundles and of pairs of files. Each of these is refuted (exit "
+    "code 1); the sentence is the first of `structure.differences` in the JSON and stands below "
+    "the table.",
+    "",
+    "| what was met | what `verify` says |",
+    "| :-- | :-- |",
+    "| all weights of the plan are the reference's, bit by bit | *the fold did not happen: all N "
+    "planned weights of student.onnx are those of the untouched reference.onnx ...*, and whether "
+    "other numbers moved |",
+    "| cores or branches are still in the file, in one file or in both | *still expanded: N "
+    "weights are computed from cores in student.onnx (...); fold before export* |",
+    "| a matrix that folding changes or removes is still there | *the fold did not happen: "
+    "student.onnx still holds ... as before* |",
+    "| an activation is missing | *an activation was lost, Relu 'node_relu': input 0 of Gemm 'fc' "
+    "is ...* |",
+    "| a bias is missing | *a bias was lost, parameter 'conv.bias' float32[64] of Conv 'conv': "
+    "...* |",
+    "| the reference is the candidate's file, and a plan is claimed | *the reference is the "
+    "candidate: ... are the same file (SHA-256 ...), although ...* |",
+    "",
+    "A plan is claimed by the bundle that holds it; `export_onnx(..., plan=...)` also writes the "
+    "names of the planned weights into the student's metadata and into its check data, so that a "
+    "pair of files, or a copy whose metadata a tool dropped, keeps the claim. Without a claim "
+    "nothing is wrong with equal weights: an untrained student is exported, or a file is compared "
+    "with itself, and a note says so. Nor is one planned weight wrong that did not move while "
+    "another did (it may be frozen), or a weight that the plan leaves alone.",
+    "",
+    "Cores are known by the names that `expand` gives them, which torch's exporter keeps. Where a "
+    "tool multiplied some of them out, a product of constant matrices that is read as a weight is "
+    "counted where the reference has fewer. The same products in both files may be the student's "
+    "own; then a note tells of them. What is lost is named only where the reference has one "
+    "activation or bias more than the candidate at the same place; what lies behind it is "
+    "compared on, so that a graph without other faults has this one difference.",
+)
+
 RUNTIMES = (
     "All figures above are of ONNX Runtime, the default. `verify --runtime openvino` "
     '(`openvino:gpu` for its GPU), `opdf.verify(..., runtime="openvino")` and the input '

@@ -8,6 +8,7 @@ from .bundle import changed_files as changed_files
 from .bundle import is_bundle as is_bundle
 from .bundle import is_inside as is_inside
 from .bundle import names_in as names_in
+from .bundle import planned_weights as planned_weights
 from .bundle import read_manifest as read_manifest
 from .bundle import reference_of as reference_of
 from .card import CARD as CARD
@@ -24,10 +25,11 @@ from .check_file import read_check as read_check
 from .check_file import write_check as write_check
 from .drop import Drop as Drop
 from .drop import drop_of as drop_of
+from .export_facts import ExportFacts as ExportFacts
+from .export_facts import read_claims as read_claims
 from .fold_evidence import FoldRecord as FoldRecord
 from .fold_evidence import fold_record as fold_record
 from .fold_evidence import held_of as held_of
-from .fold_evidence import read_fold_record as read_fold_record
 from .interface import Interface as Interface
 from .interface import Port as Port
 from .interface import declared_axis as declared_axis
@@ -44,6 +46,7 @@ from .onnx_graph import Node as Node
 from .onnx_graph import Value as Value
 from .onnx_graph import nodes_behind as nodes_behind
 from .onnx_nodes import opsets_of as opsets_of
+from .onnx_tensors import as_floats as as_floats
 from .onnx_tensors import dense as dense
 from .onnx_tensors import element_type as element_type
 from .onnx_tensors import fingerprint_of as fingerprint_of
@@ -53,7 +56,10 @@ from .quantisation import is_stored_weight as is_stored_weight
 from .quantisation import quantisation_constants as quantisation_constants
 from .quantisation import quantisation_of as quantisation_of
 from .record import RECORD as RECORD
+from .record import claim_of as claim_of
+from .record import claimed_weights as claimed_weights
 from .record import exporter_of as exporter_of
+from .record import listed_parameters as listed_parameters
 from .record import record_of as record_of
 from .record import recorded_parameters as recorded_parameters
 from .record import replace_record as replace_record

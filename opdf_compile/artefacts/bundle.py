@@ -88,6 +88,14 @@ def is_bundle(path: Path) -> bool:
     )
 
 
+def planned_weights(plan: Any) -> tuple[str, ...]:
+    """The weights that a plan's JSON over-parameterises; none where it is no plan."""
+    try:
+        return tuple(str(entry["key"]) for entry in (*plan["entries"], *plan.get("sites", ())))
+    except (KeyError, TypeError, AttributeError):
+        return ()
+
+
 def names_in(folder: Path) -> list[str]:
     """What lies in a bundle: files, and folders in which nothing of it can lie."""
     names: list[str] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -178,11 +178,8 @@ def _with_key(text: str, values: Mapping[str, object]) -> str:
 
 
 def forms_of(plan: Mapping[str, object]) -> dict[str, int]:
-    """How many entries of a plan's JSON have which parametrization."""
-    entries = plan.get("entries")
-    names = [
-        entry.get("parametrization")
-        for entry in (entries if isinstance(entries, Iterable) else ())
-        if isinstance(entry, Mapping)
-    ]
+    """How many weights and sites of a plan's JSON have which parametrization."""
+    listed = [plan.get(kind) for kind in ("entries", "sites")]
+    entries = [entry for found in listed if isinstance(found, list) for entry in found]
+    names = [entry.get("parametrization") for entry in entries if isinstance(entry, Mapping)]
     return {name: names.count(name) for name in names if isinstance(name, str)}

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from opdf_compile.artefacts.export_facts import FACTS, ExportFacts, facts_among
 from opdf_compile.artefacts.fold_evidence import ENTRY, FoldRecord, record_among
 from opdf_compile.errors import ArtefactError, first_line
 from opdf_compile.files import DAMAGE, existing_file, read_npz
@@ -82,6 +83,7 @@ class CheckData:
         notes: What a reader of the verdict should know of the export, in sentences.
         folded: Where branches were folded, what the file must no longer hold; the truth is then
             that of the model as it was before.
+        facts: Names that the file may lose when it is rewritten; empty in older files.
     """
 
     input_names: tuple[str, ...]
@@ -93,6 +95,7 @@ class CheckData:
     random: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     folded: FoldRecord | None = None
+    facts: ExportFacts = ExportFacts()
 
 
 def check_path(onnx_path: Path) -> Path:
@@ -122,6 +125,8 @@ def write_check(path: Path, data: CheckData) -> None:
         arrays["notes"] = np.array(data.notes, dtype=np.str_)
     if data.folded is not None:
         arrays[ENTRY] = np.array(data.folded.to_text())
+    if data.facts != ExportFacts():
+        arrays[FACTS] = data.facts.to_array()
     for index, sample in enumerate(data.samples):
         for name, value in sample.inputs.items():
             arrays.update(_stored(f"s{index}.in.{name}", value))
@@ -220,6 +225,7 @@ def _assemble(arrays: Mapping[str, Any], path: Path) -> CheckData:
         {n: str(arrays[f"random.{n}"]) for n in outputs if f"random.{n}" in arrays},
         tuple(str(note) for note in arrays.get("notes", ())),
         record_among(arrays, path),
+        facts_among(arrays, path),
     )
 
 

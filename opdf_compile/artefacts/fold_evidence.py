@@ -18,7 +18,6 @@ import numpy as np
 
 from opdf_compile.artefacts.onnx_tensors import element_type, fingerprint_of
 from opdf_compile.errors import ArtefactError
-from opdf_compile.files import DAMAGE, read_npz
 
 if TYPE_CHECKING:
     import onnx
@@ -64,19 +63,6 @@ def fold_record(by: str, before: Mapping[str, Any], after: Mapping[str, Any]) ->
         for digest in _digests(array)
     }
     return FoldRecord(by, {d: name for d, name in found.items() if d not in kept})
-
-
-def read_fold_record(path: Path) -> FoldRecord | None:
-    """The record in check data; None where it holds none, or is no check data.
-
-    Raises:
-        ArtefactError: The record is damaged.
-    """
-    try:
-        arrays = read_npz(path)
-    except DAMAGE:
-        return None  # Numerics says what is wrong with the file.
-    return record_among(arrays, path)
 
 
 def record_among(arrays: Mapping[str, Any], path: Path) -> FoldRecord | None:

@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import sha256_of_part
@@ -32,6 +32,17 @@ def element_type(code: int) -> str:
 
     name = TensorProto.DataType.Name(code) if code in TensorProto.DataType.values() else str(code)
     return {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
+
+
+def as_floats(array: Any, dtype: str) -> Any:
+    """A floating array in another floating dtype by name; all else as it is."""
+    if "float" not in array.dtype.name or "float" not in dtype or array.dtype.name == dtype:
+        return array
+    if dtype == "bfloat16":
+        import ml_dtypes
+
+        return array.astype(ml_dtypes.bfloat16)
+    return array.astype(dtype)
 
 
 def fingerprint_of(tensor: onnx.TensorProto | onnx.SparseTensorProto, folder: str = "") -> Hashable:

@@ -2,6 +2,7 @@
 
     opdf.parameters            ["opdf.export.*"]      the same in every file: where the names are
     opdf.export.1f0c6b8a52d3   {"exporter": ..., "version": ..., "parameters": ["fc.weight", ...]}
+    opdf.plan.5d0e1f9b7c24     ["fc.weight", ...]    weights that a plan over-parameterised, if any
 
 `onnx.compose.merge_models` refuses two files that give one key different values, so whatever may
 differ has a key made of its content. A merged file has the entries of both parts; where names got a
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import onnx
 
 RECORD, EXPORT = "opdf.parameters", "opdf.export."
+_CLAIM = "opdf.plan."
 _POINTER = f"{EXPORT}*"
 _OLD = {"exporter": "opdf.exporter", "version": "opdf.version"}
 
@@ -43,6 +45,19 @@ def record_of(parameters: Sequence[str], exporter: str | None = None) -> dict[st
     return {RECORD: json.dumps([_POINTER]), key: text}
 
 
+def claim_of(planned: Sequence[str]) -> dict[str, str]:
+    """The entry of metadata that says which weights a plan over-parameterised."""
+    text = json.dumps(list(planned))
+    return {_CLAIM + hashlib.sha256(text.encode()).hexdigest()[:12]: text} if planned else {}
+
+
+def claimed_weights(model: onnx.ModelProto) -> frozenset[str]:
+    """The weights that a file's metadata says a plan over-parameterised; none without it."""
+    lists = (_parsed(text) for key, text in _metadata(model).items() if key.startswith(_CLAIM))
+    names = (name for value in lists if isinstance(value, list) for name in value)
+    return frozenset(name for name in names if isinstance(name, str))
+
+
 def replace_record(model: onnx.ModelProto, parameters: Sequence[str]) -> None:
     """Put another record in the place of a file's own; its exporter stays named.
 
@@ -53,7 +68,9 @@ def replace_record(model: onnx.ModelProto, parameters: Sequence[str]) -> None:
     metadata = _metadata(model)
     entries = record_of(parameters, exporter_of(metadata))
     own = (RECORD, *_OLD.values())
-    kept = {k: text for k, text in metadata.items() if k not in own and not k.startswith(EXPORT)}
+    # What was planned for the file's former weights is no claim about the new ones.
+    ours = (EXPORT, _CLAIM)
+    kept = {k: text for k, text in metadata.items() if k not in own and not k.startswith(ours)}
     del model.metadata_props[:]
     for key, text in (kept | entries).items():
         model.metadata_props.add(key=key, value=text)
@@ -75,8 +92,7 @@ def recorded_parameters(model: onnx.ModelProto, name: str) -> frozenset[str] | N
     Raises:
         ArtefactError: A record is damaged.
     """
-    lists = [_names(key, text, name) for key, text in _metadata(model).items() if _is_list(key)]
-    known = [names for names in lists if names is not None]
+    known = _known(_metadata(model), name)
     if not known:
         return None
     present = frozenset(_constants(model.graph))
@@ -87,6 +103,20 @@ def recorded_parameters(model: onnx.ModelProto, name: str) -> frozenset[str] | N
         for prefix in _prefixes(names, present, computed)
         for name in names
     )
+
+
+def listed_parameters(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """The names in the metadata of a model that no other tool has touched; none without a record.
+
+    Raises:
+        ArtefactError: A record is damaged.
+    """
+    return tuple(name for names in _known(metadata, "the model") for name in names)
+
+
+def _known(metadata: Mapping[str, str], name: str) -> list[list[str]]:
+    lists = (_names(key, text, name) for key, text in metadata.items() if _is_list(key))
+    return [names for names in lists if names is not None]
 
 
 def _names(key: str, text: str, name: str) -> list[str] | None:

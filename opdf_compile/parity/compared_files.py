@@ -134,10 +134,19 @@ def _audit(folder: Path) -> tuple[tuple[str, ...], tuple[Path, ...]]:
                 f"{folder / name} is missing although {MANIFEST} lists it; restore it or export "
                 "the bundle again"
             )
+    changed = changed_files(folder)
     sentences = [
         f"{name} is not the file that was exported: its SHA-256 differs from {MANIFEST}"
-        for name in changed_files(folder)
+        for name in changed
     ]
+    reference = reference_of(folder)
+    both = {STUDENT, "" if reference is None else reference.relative_to(folder).as_posix()}
+    if sentences and set(changed) == both:
+        # Nobody can tell a tool from somebody else, but both models alone is what a tool leaves.
+        sentences[0] += (
+            f"; if a tool rewrote {' and '.join(sorted(both, reverse=True))} in place, verify them "
+            "as a pair of files (CANDIDATE.onnx --reference REF.onnx) or export the bundle again"
+        )
     # A file that the manifest does not know was put there by somebody else.
     models = (STUDENT, REFERENCE, f"{REFERENCE_FOLDER}/{REFERENCE}")
     looked_at = (*models, *(check_path(Path(name)).as_posix() for name in models))

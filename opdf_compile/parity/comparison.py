@@ -118,7 +118,7 @@ def compare(candidate: PathLike, reference: PathLike) -> Comparison:
         >>> found = compare("a.onnx", "b.onnx")  # doctest: +SKIP
         >>> found.equal, [str(difference) for difference in found.differences]  # doctest: +SKIP
     """
-    found = compare_structure(*map(ModelFile, (candidate, reference)))
+    found = compare_structure(ModelFile(candidate), ModelFile(reference))
     values = other_values(found)
     return Comparison(
         nodes=found.nodes,

@@ -10,6 +10,7 @@ from typing import Literal
 from opdf_compile.artefacts import is_quantised
 from opdf_compile.errors import InputError, UserError
 from opdf_compile.parity.compared_files import ComparedFiles, find_files, require_reference
+from opdf_compile.parity.folded.checks import fold_faults
 from opdf_compile.parity.latency.latency_result import LatencyResult
 from opdf_compile.parity.latency.measure import Progress, measure_latency
 from opdf_compile.parity.metric.checking import check_metric
@@ -33,7 +34,6 @@ from opdf_compile.parity.request import METRIC_MARGIN, Request, ShapeOption, che
 from opdf_compile.parity.runtime.registry import DEFAULT
 from opdf_compile.parity.structure.compare import StructureResult, compare_structure
 from opdf_compile.parity.structure.optimised import compare_optimised
-from opdf_compile.parity.unfolded import unfolded
 
 _LOG = logging.getLogger("opdf_compile")
 
@@ -180,11 +180,13 @@ def _draw(structure: StructurePart, speed: LatencyResult, path: Path | None) -> 
 
 def _structure(files: ComparedFiles, request: Request) -> tuple[StructurePart, tuple[str, ...]]:
     # A file that is not what it claims to be is refuted, whatever was asked for.
-    tampered = (*files.tampered, *unfolded(files))
+    faults, notes = fold_faults(files)
+    tampered = (*files.tampered, *faults)
     if "structure" not in request.asked or files.reference is None:
-        return StructurePart("fail", None, tampered) if tampered else StructurePart(), ()
+        return StructurePart("fail", None, tampered) if tampered else StructurePart(), notes
     request.progress("structure", 0.0)
-    found = compare_structure(files.candidate, files.reference)
+    checks = (files.check, files.reference_check)
+    found = compare_structure(files.candidate, files.reference, checks)
     optimised = _optimised(files, found, request)
     part = StructurePart(
         verdict="fail" if tampered else found.verdict,
@@ -193,7 +195,7 @@ def _structure(files: ComparedFiles, request: Request) -> tuple[StructurePart, t
         optimised=optimised,
         picture=found.picture,
     )
-    return part, found.notes
+    return part, (*found.notes, *notes)
 
 
 def _optimised(files: ComparedFiles, raw: StructureResult, request: Request) -> OptimisedGraphs:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.artefacts.check_file import SCHEMA, CheckData, Sample, read_check, write_check
+from opdf_compile.artefacts.export_facts import ExportFacts, read_claims
 from opdf_compile.errors import ArtefactError, ExportError
 from opdf_compile.graph.tracing import Traced, trace
 from opdf_compile.io.evidence.evaluating import gather_check_data
@@ -210,3 +211,30 @@ def test_evidence_rejects_another_model(data: CheckData) -> None:
 
     assert distance(right) <= 1.0
     assert distance(wrong) > 1000.0
+
+
+def test_facts_of_the_export_come_back(data: CheckData, tmp_path: Path) -> None:
+    facts = ExportFacts(("head.weight", "embed.weight"), ("head.weight",))
+    write_check(tmp_path / "a.npz", dataclasses.replace(data, facts=facts))
+    assert read_check(tmp_path / "a.npz").facts == facts
+    assert read_claims(tmp_path / "a.npz") == (None, facts)
+    write_check(tmp_path / "b.npz", data)
+    assert read_check(tmp_path / "b.npz").facts == ExportFacts()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"{",
+        b"[]",
+        b'{"schema": "opdf-export-facts/1", "parameters": "a", "planned": []}',
+        b'{"schema": "opdf-export-facts/1", "parameters": [1], "planned": []}',
+        b'{"schema": "other", "parameters": [], "planned": []}',
+    ],
+)
+def test_damaged_facts_are_refused(text: bytes, data: CheckData, tmp_path: Path) -> None:
+    write_check(tmp_path / "a.npz", data)
+    arrays = dict(np.load(tmp_path / "a.npz"))
+    np.savez(tmp_path / "a.npz", **arrays, export=np.frombuffer(text, np.uint8))
+    with pytest.raises(ArtefactError, match="damaged record of its export"):
+        read_claims(tmp_path / "a.npz")

@@ -13,7 +13,10 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from torch import nn
 
 from opdf_compile.artefacts.record import (
+    claim_of,
+    claimed_weights,
     exporter_of,
+    listed_parameters,
     record_of,
     recorded_parameters,
     replace_record,
@@ -133,3 +136,17 @@ def test_another_record_takes_the_place_of_the_first() -> None:
     assert recorded_parameters(model, "m") == {"w"}
     assert said["author"] == "somebody" and exporter_of(said) == "torch.onnx 2.12"
     assert len(said) == 3 and json.loads(said["opdf.parameters"]) == ["opdf.export.*"]
+
+
+def test_a_claim_stands_beside_the_record_and_goes_with_the_weights() -> None:
+    record = record_of(["a", "b"])
+    model = model_of(["a", "b"], record | claim_of(["b"]))
+    assert claimed_weights(model) == {"b"} and recorded_parameters(model, "f") == {"a", "b"}
+    replace_record(model, ["a"])
+    assert not claimed_weights(model), "other weights were not planned"
+    assert claim_of([]) == {} and listed_parameters(record) == ("a", "b")
+
+
+@pytest.mark.parametrize("text", ["{", "3", '{"b": 1}', "[1]"])
+def test_a_damaged_claim_claims_nothing(text: str) -> None:
+    assert not claimed_weights(model_of(["a"], {"opdf.plan.0": text}))

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -21,15 +21,20 @@ from opdf_compile.artefacts import (
     SCHEMA,
     STUDENT,
     CardFacts,
+    ExportFacts,
     as_bytes,
     card_of,
     check_path,
+    claim_of,
     exporter_of,
     forms_of,
     interface_of,
     is_bundle,
     kept_card,
+    listed_parameters,
     names_in,
+    planned_weights,
+    recorded_parameters,
     version_of,
     write_check,
 )
@@ -40,6 +45,10 @@ from opdf_compile.io.export.hub import CONFIG, WEIGHTS, HubFiles
 from opdf_compile.io.export.save import stage
 from opdf_compile.io.models.safetensors_file import write_student
 from opdf_compile.version import __version__
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
 
 
 def write_file(path: Path, export: Export, reference: Export | None = None) -> None:
@@ -91,7 +100,7 @@ def write_bundle(
     _check_extra(extra_files)
     with atomic_folder(path, replaceable=is_bundle) as folder:
         with ExitStack() as stack:
-            _stage_pair(student, folder / STUDENT, stack)
+            _stage_pair(student, folder / STUDENT, stack, planned_weights(_plan_json(plan)))
             if reference is not None:
                 inside = folder if side_by_side else folder / REFERENCE_FOLDER
                 inside.mkdir(exist_ok=True)
@@ -115,7 +124,7 @@ def write_bundle(
                 found.library,
                 found.base_model,
                 interface_of(_ports(student.model), folder / STUDENT),
-                forms_of(json.loads(plan) if isinstance(plan, str) else plan or {}),
+                forms_of(_plan_json(plan)),
                 sha256(folder / STUDENT),
                 compared=reference is not None,
             )
@@ -136,14 +145,48 @@ def _ports(model: Any) -> Any:
     return onnx.ModelProto(graph=graph)
 
 
-def _stage_pair(export: Export, path: Path, stack: ExitStack) -> None:
+def _plan_json(plan: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
+    """The plan as JSON; nothing where the caller's text is no plan."""
+    try:
+        told = json.loads(plan) if isinstance(plan, str) else plan
+    except (ValueError, RecursionError):
+        return {}
+    return told if isinstance(told, Mapping) else {}
+
+
+def _stage_pair(
+    export: Export, path: Path, stack: ExitStack, planned: tuple[str, ...] = ()
+) -> None:
     # The check data becomes visible last, so a pair of files never claims a hash it lacks.
     check_file = check_path(path)
     check_temporary = stack.enter_context(atomic_write(check_file))
+    _add_metadata(export.model, claim_of(planned))
     onnx_temporary = stage(export.model, path, stack)
+    facts = ExportFacts(_parameters(export.model), planned)
     write_check(
-        check_temporary, dataclasses.replace(export.check, onnx_sha256=sha256(onnx_temporary))
+        check_temporary,
+        dataclasses.replace(export.check, onnx_sha256=sha256(onnx_temporary), facts=facts),
     )
+
+
+def _add_metadata(model: ir.Model | onnx.ModelProto, entries: Mapping[str, str]) -> None:
+    import onnx
+
+    # What is written twice says it once.
+    if isinstance(model, onnx.ModelProto):
+        known = {entry.key for entry in model.metadata_props}
+        for key in entries.keys() - known:
+            model.metadata_props.add(key=key, value=entries[key])
+    else:
+        model.metadata_props.update(entries)
+
+
+def _parameters(model: ir.Model | onnx.ModelProto) -> tuple[str, ...]:
+    import onnx
+
+    if isinstance(model, onnx.ModelProto):
+        return tuple(sorted(recorded_parameters(model, "the model") or ()))
+    return listed_parameters(model.metadata_props)
 
 
 def _check_extra(files: Sequence[Path]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from opdf_compile.artefacts import read_check
+from opdf_compile.artefacts import as_floats, read_check
 from opdf_compile.errors import InputError
 from opdf_compile.parity.latency.shape_option import Declared, Shape, fit_shapes
 
@@ -50,7 +50,10 @@ def latency_inputs(
     """
     sample: dict[str, Any] = {}
     if check is not None:
-        sample = dict(read_check(check).samples[0].inputs)
+        # A file that was converted to half precision after export wants its inputs in that.
+        dtypes = {value.name: value.dtype for value in declared}
+        first = read_check(check).samples[0].inputs
+        sample = {name: as_floats(a, dtypes.get(name, "")) for name, a in first.items()}
         if asked is None:
             return sample
     given = asked or {}

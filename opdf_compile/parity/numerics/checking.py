@@ -3,6 +3,8 @@
 floors      the noise floor and the factors above it, with their derivation
 problems    what no tolerance excuses
 free_axes   a file that does not run at a size which it declares free
+copies      files that a tool rewrote after export
+converted   those that it converted to half precision
 judging     one output
 result      what was found
 """
@@ -17,6 +19,7 @@ from typing import TypeVar
 from opdf_compile.artefacts import CheckData
 from opdf_compile.errors import DeviceError
 from opdf_compile.parity.model_file import PathLike
+from opdf_compile.parity.numerics.copies import of_copied_reference, of_copies, of_copy_alone
 from opdf_compile.parity.numerics.drawing import drawing_outputs
 from opdf_compile.parity.numerics.evidence import Evidence, read_evidence
 from opdf_compile.parity.numerics.floors import HALF_DTYPES, Peer
@@ -82,59 +85,10 @@ def check_numerics(
             result, notes=(*result.notes, *of_the_runtime(ours, device, judge_samples, peers))
         )
     if not ours.rewritten:
-        return result
+        return of_copied_reference(result, ours, theirs)
     if theirs is not None and theirs.rewritten:
-        return _of_copies(result, ours, beside)
+        return of_copies(result, ours, beside)
     return of_copy_alone(result, ours, theirs, reference)
-
-
-def of_copy_alone(
-    result: NumericsResult, ours: Evidence, theirs: Evidence | None, reference: PathLike | None
-) -> NumericsResult:
-    """Numbers that fit the truth of another file are no proof; numbers that do not are one."""
-    other = f"its SHA-256 is not the one in {ours.check.name}"
-    if result.verdict == "fail":
-        sentence = (
-            f"{ours.model.name} was rewritten after export ({other}), and its numbers are not "
-            f"those that were exported: {result.worst}"
-        )
-        return replace(result, worst=sentence)
-    if reference is None:
-        lacks = "there is no reference that was rewritten alike"
-    elif theirs is None:
-        lacks = f"{Path(reference).name} has no check data"
-    else:
-        lacks = f"{Path(reference).name} was not"
-    sentence = (
-        f"{ours.model.name} was rewritten after export ({other}) and {lacks}; rewrite both with "
-        "the same tool and keep their check data, or write check data for this file with "
-        "opdf-compile check-data"
-    )
-    return NumericsResult("not_checked", samples=len(ours.data.samples), worst=sentence)
-
-
-def _of_copies(
-    result: NumericsResult, ours: Evidence, beside: tuple[OutputError, ...]
-) -> NumericsResult:
-    """What the verdict on two rewritten files means."""
-    note = both_rewritten(ours)
-    off = [error for error in beside if error.excess > 1]
-    if result.verdict != "fail" or not off:
-        return replace(result, notes=(*result.notes, note))
-    sentence = (
-        f"the reference that was rewritten too is off its own truth (its {off[0]}), so the "
-        "rewriting may be what changed the numbers; rewrite both in a way that keeps them, or "
-        "verify the files as exported"
-    )
-    return replace(result, verdict="not_checked", outputs=(), worst=sentence)
-
-
-def both_rewritten(ours: Evidence) -> str:
-    """What two rewritten files were judged by."""
-    return (
-        f"both files were rewritten after export, and were judged by the inputs and the truth of "
-        f"the originals ({ours.check.name})"
-    )
 
 
 def of_the_runtime(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from opdf_compile.artefacts import CheckData, Port, read_check
 from opdf_compile.errors import ArtefactError
 from opdf_compile.parity.model_file import ModelFile, PathLike
+from opdf_compile.parity.numerics.converted import as_converted, is_converted
 from opdf_compile.parity.numerics.free_axes import stop_of
 from opdf_compile.parity.numerics.mismatch import Array
 from opdf_compile.parity.runtime.protocol import Device, RunFailed
@@ -25,12 +26,14 @@ class Evidence:
     Attributes:
         model: The ONNX file.
         check: Its check file.
-        data: What that holds.
+        data: What that holds, in the dtypes of a file that was converted since.
+        converted: Whether it was.
     """
 
     model: ModelFile
     check: Path
     data: CheckData
+    converted: bool = False
 
     @cached_property
     def rewritten(self) -> bool:
@@ -90,9 +93,11 @@ class Evidence:
 
     def _require_names(self, what: str, theirs: Sequence[str], ours: Sequence[str]) -> None:
         if set(theirs) != set(ours):
+            # A pair is matched by names: a guess by position could match two equal shapes wrongly.
+            renamed = f" (if a tool renamed them, have it keep the names of its {what})"
             raise self._misfit(
                 f"it was written for the {what} {', '.join(theirs) or 'none'}, the file has "
-                f"{', '.join(ours) or 'none'}"
+                f"{', '.join(ours) or 'none'}{renamed if len(theirs) == len(ours) else ''}"
             )
 
     def _misfit(self, found: str) -> ArtefactError:
@@ -115,6 +120,10 @@ def read_evidence(model: PathLike, check: Path) -> Evidence:
             f"{check} does not say which ONNX file it was written for, wanted its SHA-256; export "
             "the model again"
         )
-    if evidence.rewritten:
-        evidence.require_fit()
+    if not evidence.rewritten:
+        return evidence
+    face = evidence.model.interface
+    if is_converted(evidence.data, face):
+        evidence = replace(evidence, data=as_converted(evidence.data, face), converted=True)
+    evidence.require_fit()
     return evidence

@@ -38,13 +38,8 @@ import numpy as np
 from opdf_compile.artefacts import CheckData, Quantisation, drop_of, quantisation_of
 from opdf_compile.errors import UserError
 from opdf_compile.parity.model_file import ModelFile, PathLike
-from opdf_compile.parity.numerics.checking import (
-    both_rewritten,
-    check_numerics,
-    judged,
-    of_copy_alone,
-    of_the_runtime,
-)
+from opdf_compile.parity.numerics.checking import check_numerics, judged, of_the_runtime
+from opdf_compile.parity.numerics.copies import both_rewritten, of_copy_alone
 from opdf_compile.parity.numerics.evidence import Evidence, read_evidence
 from opdf_compile.parity.numerics.floors import (
     DEVIATIONS,

@@ -10,9 +10,10 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from opdf_compile.artefacts import LinkedModel, link, recorded_parameters
+from opdf_compile.artefacts import LinkedModel, link, read_claims, recorded_parameters
 from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.structure.declarations import compare_interfaces, compare_opsets
 from opdf_compile.parity.structure.differences import MOST_DIFFERENCES, Difference
@@ -97,7 +98,11 @@ def _collector_paused() -> Iterator[None]:
 
 
 @_collector_paused()
-def compare_structure(candidate: PathLike, reference: PathLike) -> StructureResult:
+def compare_structure(
+    candidate: PathLike,
+    reference: PathLike,
+    checks: tuple[Path | None, Path | None] = (None, None),
+) -> StructureResult:
     """Compare the raw graphs of two ONNX files.
 
     Ignored: names of nodes and inner values, node order, which equal-valued constants share one
@@ -108,17 +113,20 @@ def compare_structure(candidate: PathLike, reference: PathLike) -> StructureResu
     file without the record, or without some of the parameters that it names, is taken to have its
     floating-point initialisers of more than one element as parameters, and a note says so.
 
+    Args:
+        candidate: An ONNX file.
+        reference: The other one.
+        checks: The check data of both; it knows the parameters of a file whose metadata a tool
+            dropped.
+
     Raises:
         ArtefactError: A file is no valid ONNX model.
     """
     files = [ModelFile.of(path) for path in (candidate, reference)]
     for file in files:
         file.require_whole()
-    records = [recorded_parameters(file.model, str(file)) for file in files]
     views = [file.view for file in files]
-    if records[1] is None and _belongs(records[0], *views):
-        # A trained ONNX student against the file that it came from, which has the same names.
-        records[1] = records[0]
+    records, found = _records(files, checks)
     lost = [note_of_lost(r, v, str(f)) for r, v, f in zip(records, views, files, strict=True)]
     notes = _guessing(None in records, tuple(note for note in lost if note))
     if notes:
@@ -128,7 +136,33 @@ def compare_structure(candidate: PathLike, reference: PathLike) -> StructureResu
     for view, record in zip(views, records, strict=True):
         mark_parameters(view, record or frozenset())
     quantised = note_of_quantised(*views)
-    return compare_views(views[0], views[1], (*filter(None, [quantised]), *notes))
+    notes = (*filter(None, [quantised]), *found, *notes)
+    return compare_views(views[0], views[1], notes)
+
+
+def _records(
+    files: list[ModelFile], checks: tuple[Path | None, Path | None]
+) -> tuple[list[frozenset[str] | None], tuple[str, ...]]:
+    """The records of parameters; one that a tool dropped from the check data, or the other file."""
+    records = [recorded_parameters(file.model, str(file)) for file in files]
+    notes: list[str] = []
+    for place, (file, check) in enumerate(zip(files, checks, strict=True)):
+        if check is None or records[place] is not None:
+            continue
+        if known := read_claims(check)[1].parameters:
+            records[place] = frozenset(known)
+            notes.append(f"{file} lacks the exporter's record of parameters; {check} has it")
+    ours, theirs = files
+    if records[1] is None and _belongs(records[0], ours.view, theirs.view):
+        # A trained ONNX student against the file that it came from, which has the same names.
+        records[1] = records[0]
+    elif records[0] is None and _belongs(records[1], theirs.view, ours.view):
+        records[0] = records[1]
+        notes.append(
+            f"{ours} lacks the exporter's record of parameters; that of {theirs} was taken, whose "
+            "names, dtypes and shapes it has"
+        )
+    return records, tuple(notes)
 
 
 def _guessing(without: bool, lost: tuple[str, ...]) -> tuple[str, ...]:
@@ -140,11 +174,11 @@ def _guessing(without: bool, lost: tuple[str, ...]) -> tuple[str, ...]:
     return (*lost, NOTE_GUESSED) if lost else ()
 
 
-def _belongs(record: frozenset[str] | None, candidate: LinkedModel, reference: LinkedModel) -> bool:
-    """Whether a record of parameters holds for the reference too: same names, dtypes and shapes."""
+def _belongs(record: frozenset[str] | None, own: LinkedModel, other: LinkedModel) -> bool:
+    """Whether a file's record holds for the other one too: same names, dtypes and shapes."""
     if not record:
         return record is not None
-    ours, theirs = named_constants(candidate), named_constants(reference)
+    ours, theirs = named_constants(own), named_constants(other)
     return all(name in ours and ours.get(name) == theirs.get(name) for name in record)
 
 

@@ -15,8 +15,8 @@ class Difference:
     """One place where candidate and reference differ.
 
     Attributes:
-        kind: operator, attribute, inputs, outputs, edge, constant, sharing, dead, unused,
-            interface, opset, function or subgraph.
+        kind: activation or bias (one that was lost), operator, attribute, inputs, outputs, edge,
+            constant, sharing, dead, unused, interface, opset, function or subgraph.
         where: Names on both sides, candidate first; empty where a side has nothing there.
         sentence: What differs.
         candidate: The candidate's node with its neighbours, one line.

@@ -9,17 +9,10 @@ the other twice. Constants need no such bookkeeping, because files share equal o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from opdf_compile.artefacts import Graph, Node, Value, is_stored_weight
-from opdf_compile.parity.structure.canonical import (
-    all_default,
-    called_operator,
-    explicit_attributes,
-    same_constant,
-    show_attribute,
-)
+from opdf_compile.parity.structure.canonical import called_operator, same_constant
 from opdf_compile.parity.structure.declarations import compare_function_opsets
 from opdf_compile.parity.structure.differences import (
     MOST_DIFFERENCES,
@@ -28,6 +21,8 @@ from opdf_compile.parity.structure.differences import (
     at_values,
     describe_graph,
 )
+from opdf_compile.parity.structure.lost import lost_between, lost_bias
+from opdf_compile.parity.structure.node_pairs import compare_nodes
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +62,7 @@ class Walk:
         self._graphs: dict[Graph, Graph] = {}
         self._graphs_back: dict[Graph, Graph] = {}
         self._work: deque[tuple[Value, Value, Slot]] = deque()
+        self._lost: set[tuple[Value, Value]] = set()
 
     def run(self) -> None:
         """Follow everything that was entered, until it is done or too much differs."""
@@ -125,6 +121,8 @@ class Walk:
     def _match_values(self, c: Value, r: Value, where: Slot) -> None:
         # In the order of what a value is first of all: an input may have a constant as its default,
         # and is an input all the same.
+        if self._lose(c, r, where):
+            return
         if c.node is not None and r.node is not None:
             self._pair(c.node, r.node, where, (c, r))
         elif c.input_of is not None and r.input_of is not None:
@@ -135,6 +133,28 @@ class Walk:
                 self._differ_edge(c, r, where)
         else:
             self._match_constants(c, r, where)
+
+    def _lose(self, c: Value, r: Value, where: Slot) -> bool:
+        """Tell an activation or a bias that was lost, and go on behind it."""
+        # Each reader of the lost node comes by, and finds the same.
+        if self._lost and (c, r) in self._lost:
+            return True
+        if r.node is None or r.node in self._back:
+            return False
+        if c.node is not None and called_operator(c.node) == called_operator(r.node):
+            return False
+        lost = lost_between(c, r)
+        if lost is None:
+            return False
+        self._lost.add((c, r))
+        article = "an" if lost.kind == "activation" else "a"
+        sentence = (
+            f"{article} {lost.kind} was lost, {lost.what}: {where} is {c} in the candidate, and "
+            f"the reference has that behind {lost.value}"
+        )
+        self.differences.append(at_values(lost.kind, c, r, sentence, where.readers))
+        self._work.append((c, lost.value, where))
+        return True
 
     def _differ_edge(self, c: Value, r: Value, where: Slot) -> None:
         sentence = f"{where} is {c} in the candidate and {r} in the reference"
@@ -173,12 +193,17 @@ class Walk:
         self.nodes[c] = r
         self._back[r] = c
         if called_operator(c) != called_operator(r):
-            sentence = f"{where} is {c} in the candidate and {r} in the reference"
-            self.differences.append(at_nodes("operator", c, r, sentence))
+            bias = lost_bias(c, r)
+            sentence = (
+                f"a bias was lost, {bias}: {where} is {c} in the candidate and {r} in the reference"
+                if bias
+                else f"{where} is {c} in the candidate and {r} in the reference"
+            )
+            self.differences.append(at_nodes("bias" if bias else "operator", c, r, sentence))
             # Operands of unlike operators do not correspond; following them would bury this one
             # difference under its consequences.
             return
-        self.differences.extend(_compare_nodes(c, r))
+        self.differences.extend(compare_nodes(c, r))
         self._enter_nested(c, r)
         readers = (c, r)
         for slot, (c_value, r_value) in enumerate(zip(c.inputs, r.inputs, strict=False)):
@@ -194,7 +219,7 @@ class Walk:
             return False
         constants = [(a.constant, b.constant) for a, b in zip(c.inputs, r.inputs, strict=False)]
         alike = all(a is b or (a and b and same_constant(a, b)) for a, b in constants)
-        return alike and len(c.inputs) == len(r.inputs) and not any(_compare_nodes(c, r))
+        return alike and len(c.inputs) == len(r.inputs) and not any(compare_nodes(c, r))
 
     def _differ_sharing(self, c: Node, r: Node, where: Slot) -> None:
         known, other = self.nodes.get(c), self._back.get(r)
@@ -228,44 +253,3 @@ def _numbers(value: Value) -> str:
     """The numbers of a small constant, which tell more than its name."""
     constant = value.constant
     return "" if constant is None or not constant.is_small else f" = {constant.numbers()}"
-
-
-def _present_outputs(node: Node) -> tuple[bool, ...]:
-    """Which outputs are asked for; trailing absent ones dropped."""
-    last = max((value.index for value in node.outputs), default=-1)
-    present = {value.index for value in node.outputs}
-    return tuple(place in present for place in range(last + 1))
-
-
-def _compare_nodes(c: Node, r: Node) -> Iterator[Difference]:
-    """Compare all that two nodes of one operator hold themselves."""
-    for what, found, wanted in (
-        ("inputs", len(c.inputs), len(r.inputs)),
-        ("outputs", _present_outputs(c), _present_outputs(r)),
-    ):
-        if found != wanted:
-            sentence = f"{c} has {what} {found} in the candidate and {r} {wanted} in the reference"
-            yield at_nodes(what, c, r, sentence)
-    if all_default(c) and all_default(r) and c.version == r.version:
-        return  # Two of one operator: most nodes, and nothing to compare.
-    ours, theirs = explicit_attributes(c), explicit_attributes(r)
-    for name in () if ours == theirs else sorted(ours.keys() | theirs.keys()):
-        if ours.get(name) != theirs.get(name):
-            found_text, wanted_text = (
-                show_attribute(side[name]) if name in side else "nothing" for side in (ours, theirs)
-            )
-            if found_text == wanted_text:
-                wanted_text += " with other content"
-            sentence = (
-                f"attribute {name!r} of {c} is {found_text} in the candidate and "
-                f"{wanted_text} in the reference"
-            )
-            yield at_nodes("attribute", c, r, sentence)
-    if not (c.subgraphs or r.subgraphs):
-        return
-    counts = [{k: len(v) for k, v in node.subgraphs.items()} for node in (c, r)]
-    if counts[0] != counts[1]:
-        sentence = (
-            f"{c} has subgraphs {counts[0]} in the candidate and {counts[1]} in the reference"
-        )
-        yield at_nodes("subgraph", c, r, sentence)

@@ -1,0 +1,264 @@
+"""A file that was not folded, was never trained, or is its own reference: each has its sentence.
+
+What is no fault stands beside it: nothing was claimed, one weight moved, a student's own products.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+import opdf_compile as opdf
+from opdf_compile.artefacts import check_path
+from opdf_compile.cli import main
+from opdf_compile.parity.report.parity_report import ParityReport
+
+ROWS = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
+
+
+def layers() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+
+
+def plan_of(model: nn.Module) -> dict[str, Any]:
+    return opdf.plan(model, cores=2, min_size=1).to_json()
+
+
+def moved(*names: str) -> nn.Sequential:
+    model = layers()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name in names:
+                parameter.add_(0.01)
+    return model
+
+
+def bundle(student: nn.Module, folder: Path, *, plan: bool = True) -> Path:
+    claim = plan_of(layers()) if plan else None
+    return Path(opdf.export_onnx(student, (ROWS,), folder / "b", reference=layers(), plan=claim))
+
+
+def verified(candidate: Path, reference: Path | None = None, **options: Any) -> ParityReport:
+    asked = {"only": "structure,numerics", "device": "cpu", **options}
+    return opdf.verify(candidate, reference, **asked)
+
+
+def refuted(report: ParityReport) -> str:
+    """The first sentence of a refutation, as JSON and the table have it."""
+    assert report.verdict == "fail" and report.exit_code == 1
+    first = report.structure.differences[0]
+    assert report.to_json()["structure"]["differences"][0] == first
+    assert first.splitlines()[0][:60] in " ".join(str(report).split())
+    return first
+
+
+def pair_of(folder: Path) -> tuple[Path, Path]:
+    """A bundle's models where no bundle is, with their check data."""
+    other = folder / "elsewhere"
+    other.mkdir()
+    for file in (folder / "b" / "student.onnx", folder / "b" / "reference" / "reference.onnx"):
+        shutil.copyfile(file, other / file.name)
+        shutil.copyfile(check_path(file), other / check_path(file).name)
+    return other / "student.onnx", other / "reference.onnx"
+
+
+def test_a_bundle_whose_numbers_are_all_the_references(tmp_path: Path) -> None:
+    sentence = refuted(verified(bundle(layers(), tmp_path)))
+    assert sentence.startswith("the fold did not happen: all 2 planned weights of student.onnx")
+    assert "although the bundle has a plan, and so is every other number" in sentence
+    assert "a copy from before training" in sentence
+
+
+def test_planned_weights_that_stayed_while_a_bias_moved(tmp_path: Path) -> None:
+    sentence = refuted(verified(bundle(moved("0.bias"), tmp_path)))
+    assert "the fold did not happen" in sentence and "and other parameters moved" in sentence
+
+
+def test_a_pair_of_files_carries_the_claim(tmp_path: Path) -> None:
+    bundle(layers(), tmp_path)
+    sentence = refuted(verified(*pair_of(tmp_path)))
+    assert "although student.onnx was exported with a plan" in sentence
+
+
+def test_the_claim_survives_in_the_check_data(tmp_path: Path) -> None:
+    bundle(layers(), tmp_path)
+    pair = pair_of(tmp_path)
+    for file in pair:
+        model = onnx.load(file)
+        del model.metadata_props[:]
+        onnx.save(model, file)
+    sentence = refuted(verified(*pair))
+    assert "although student.check.npz was exported with a plan" in sentence
+
+
+def test_the_claim_holds_for_weights_that_a_tool_renamed(tmp_path: Path) -> None:
+    bundle(layers(), tmp_path)
+    pair = pair_of(tmp_path)
+    for file in pair:
+        model = onnx.load(file)
+        for tensor in model.graph.initializer:
+            for node in model.graph.node:
+                node.input[:] = [f"fused.{n}" if n == tensor.name else n for n in node.input]
+            tensor.name = f"fused.{tensor.name}"
+        onnx.save(model, file)
+    assert "the fold did not happen: all 2" in refuted(verified(*pair))
+
+
+@pytest.mark.parametrize("names", [("0.weight",), ("0.weight", "2.weight", "0.bias")])
+def test_a_student_that_moved_passes(names: tuple[str, ...], tmp_path: Path) -> None:
+    assert verified(bundle(moved(*names), tmp_path))
+    assert verified(*pair_of(tmp_path))
+
+
+def test_equal_weights_without_a_claim_pass(tmp_path: Path) -> None:
+    report = verified(bundle(layers(), tmp_path, plan=False))
+    # Two exports of one untrained student are one file, byte by byte; that is told.
+    assert report and "same file" in str(report.environment["notes"])
+
+
+def test_the_candidate_as_its_own_reference(tmp_path: Path) -> None:
+    bundle(moved("0.weight"), tmp_path)
+    student, reference = pair_of(tmp_path)
+    shutil.copyfile(student, reference)
+    shutil.copyfile(check_path(student), check_path(reference))
+    sentence = refuted(verified(student, reference))
+    assert sentence.startswith("the reference is the candidate: student.onnx and reference.onnx")
+    assert "although student.onnx was exported with a plan" in sentence
+    assert "the reference is the candidate" in refuted(verified(student, student))
+
+
+def test_a_file_against_itself_without_a_claim_is_told(tmp_path: Path) -> None:
+    opdf.export_onnx(layers(), (ROWS,), tmp_path / "s.onnx")
+    report = verified(tmp_path / "s.onnx", tmp_path / "s.onnx")
+    assert report and report.exit_code == 0
+    assert "compare it with itself" in str(report.environment["notes"])
+
+
+def test_a_reference_that_was_trained_is_told(tmp_path: Path) -> None:
+    bundle(moved("0.weight"), tmp_path)
+    student, _ = pair_of(tmp_path)
+    shutil.copyfile(student, tmp_path / "older.onnx")
+    opdf.export_onnx(moved("2.weight"), (ROWS,), tmp_path / "new.onnx")
+    report = verified(tmp_path / "new.onnx", tmp_path / "older.onnx")
+    assert report and "it is no untouched student" in str(report.environment["notes"])
+
+
+def test_the_command_line_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = bundle(layers(), tmp_path)
+    report = tmp_path / "report.json"
+    words = ["verify", str(made), "--only", "structure", "--device", "cpu", "--json", str(report)]
+    assert main(words) == 1
+    first = json.loads(report.read_text())["structure"]["differences"][0]
+    assert first.startswith("the fold did not happen") and first[:50] in capsys.readouterr().out
+
+
+# Cores in the file.
+
+
+def expanded_files(folder: Path, **options: Any) -> tuple[Path, Path]:
+    """An expanded export by torch alone, and the folded one of the same numbers."""
+    traced = opdf.trace(layers(), (ROWS,))
+    training = opdf.expand(traced, opdf.plan(traced, min_size=1, **options)).eval()
+    torch.onnx.export(
+        training,
+        (ROWS,),
+        str(folder / "expanded.onnx"),
+        dynamo=True,
+        optimize=False,
+        external_data=False,
+        verbose=False,
+        input_names=["input"],
+        output_names=["output"],
+        dynamic_shapes={"args": ({0: torch.export.Dim.DYNAMIC},)},
+    )
+    folded = opdf.fold(training)
+    opdf.export_onnx(folded, (ROWS,), folder / "folded.onnx", reference=layers())
+    opdf.write_check_data(folded, folder / "expanded.onnx", {"input": ROWS.numpy()})
+    return folder / "expanded.onnx", folder / "folded.reference.onnx"
+
+
+SENTENCE = "still expanded: 2 weights are computed from cores in {} ('0.weight', '2.weight'); fold"
+
+
+@pytest.mark.parametrize("options", [{"cores": 3}, {"parametrization": "gains"}], ids=str)
+def test_cores_that_are_still_there(options: dict[str, Any], tmp_path: Path) -> None:
+    expanded, reference = expanded_files(tmp_path, **options)
+    assert refuted(verified(expanded, reference)).startswith(SENTENCE.format("expanded.onnx"))
+    # The numbers alone are right, and the file is refuted all the same.
+    alone = verified(expanded, only="numerics")
+    assert alone.numerics.verdict == "pass"
+    assert refuted(alone).startswith(SENTENCE.format("expanded.onnx"))
+
+
+def test_two_files_that_were_both_never_folded(tmp_path: Path) -> None:
+    expanded, _ = expanded_files(tmp_path, cores=2)
+    copy = tmp_path / "untouched.onnx"
+    shutil.copyfile(expanded, copy)
+    report = verified(expanded, copy)
+    assert refuted(report).startswith(SENTENCE.format("expanded.onnx"))
+    other = report.structure.differences[1]
+    assert other.startswith(SENTENCE.format("untouched.onnx")) and "no untouched student" in other
+    assert len(report.structure.differences) == 2
+
+
+def linear_file(path: Path, *nodes: onnx.NodeProto, **arrays: np.ndarray[Any, Any]) -> Path:
+    """A file of one layer whose weight is `w`, which nodes may compute from constants."""
+    infos = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 4]) for name in ("x", "y")
+    ]
+    stored = [numpy_helper.from_array(a.astype(np.float32), n) for n, a in arrays.items()]
+    layer = helper.make_node("MatMul", ["x", "w"], ["y"], "layer")
+    graph = helper.make_graph([*nodes, layer], "net", infos[:1], infos[1:], stored)
+    opsets = [helper.make_opsetid("", 20)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=9), path)
+    return path
+
+
+MATRIX = np.random.default_rng(0).normal(size=(4, 4))
+
+
+def product(path: Path) -> Path:
+    """What a tool leaves that multiplied some cores out and gave the result a name of its own."""
+    node = helper.make_node("MatMul", ["fold_0", "val_1"], ["w"], "left_over")
+    return linear_file(path, node, fold_0=MATRIX, val_1=MATRIX)
+
+
+def test_cores_of_which_a_tool_multiplied_some_out(tmp_path: Path) -> None:
+    plain = linear_file(tmp_path / "plain.onnx", w=MATRIX)
+    sentence = refuted(verified(product(tmp_path / "part.onnx"), plain, only="structure"))
+    assert sentence.startswith("still expanded: 1 weight is computed from cores in part.onnx ('w')")
+
+
+def test_a_product_that_both_files_have_is_told_and_passes(tmp_path: Path) -> None:
+    """A student may be made of products; nobody can tell it from cores without their names."""
+    pair = product(tmp_path / "c.onnx"), product(tmp_path / "r.onnx")
+    report = verified(*pair, only="structure")
+    assert report and "if these are cores, fold before export" in str(report.environment["notes"])
+
+
+def test_other_weights_that_are_computed_are_no_cores(tmp_path: Path) -> None:
+    """A norm of the weight, its transpose, and the vector of a spectral norm."""
+    nodes = [
+        helper.make_node("MatMul", ["v", "u"], ["vu"], "power"),
+        helper.make_node("ReduceL2", ["vu"], ["sigma"], "sigma", keepdims=0),
+        helper.make_node("Div", ["v", "sigma"], ["normed"], "normed"),
+        helper.make_node("Transpose", ["normed"], ["w"], "turned", perm=[1, 0]),
+    ]
+    paths = [linear_file(tmp_path / f"{name}.onnx", *nodes, v=MATRIX, u=MATRIX[0]) for name in "cr"]
+    report = verified(paths[0], paths[1], only="structure")
+    assert report and "cores" not in str(report.environment["notes"])
+    plain = linear_file(tmp_path / "plain.onnx", w=MATRIX)
+    assert not any(
+        "expanded" in text
+        for text in verified(paths[0], plain, only="structure").structure.differences
+    )
