@@ -30,6 +30,7 @@ from opdf_compile.parity.numerics.numerics_result import (
     urgency,
 )
 from opdf_compile.parity.runtime.protocol import Device
+from opdf_compile.parity.runtime.registry import DEFAULT, runtime_of
 
 
 def check_numerics(
@@ -127,21 +128,37 @@ def _of_copies(
 def _of_the_runtime(
     evidence: Evidence, device: Device, peers: Mapping[str, Peer]
 ) -> tuple[str, ...]:
-    """A sentence where the runtime's own graph passes are what changes the numbers."""
+    """A sentence where the runtime's own handling of the file is what changes the numbers."""
     runtime = device.runtime
-    if not runtime.unoptimised:
+    if runtime.unoptimised and _right(evidence, device, peers, optimised=False):
+        return (
+            f"without its graph optimisation {runtime.name} keeps this file's numbers within the "
+            "tolerance, so one of its passes is what moves them; write the operation in another "
+            f"way, or {runtime.unoptimised}",
+        )
+    default = runtime_of(DEFAULT)
+    if runtime.name == default.name or default.missing("cpu") is not None:
         return ()
-    try:
-        found = _judged(evidence, device, peers, optimised=False)
-    except DeviceError:  # It does not run as it stands: nothing to tell.
+    if not _right(evidence, default.resolve("cpu"), {}):
         return ()
-    if any(error.excess > 1 for error in found):
-        return ()
+    precision = f" (in {device.precision})" if device.precision else ""
     return (
-        f"without its graph optimisation {runtime.name} keeps this file's numbers within the "
-        "tolerance, so one of its passes is what moves them; write the operation in another way, "
-        f"or {runtime.unoptimised}",
+        f"the file is right in {default.name} {default.version()}, which keeps its numbers within "
+        f"the tolerance; {runtime.name} {runtime.version()} computes another function of "
+        f"it{precision}: ship it to another runtime, or write what that one gets wrong in another "
+        "way",
     )
+
+
+def _right(
+    evidence: Evidence, device: Device, peers: Mapping[str, Peer], *, optimised: bool = True
+) -> bool:
+    """Whether every output is within its tolerance on a device."""
+    try:
+        found = _judged(evidence, device, peers, optimised=optimised)
+    except DeviceError:  # It does not run there as it stands.
+        return False
+    return all(error.excess <= 1 for error in found)
 
 
 def _judged(
