@@ -32,6 +32,9 @@ from opdf_compile.parity.numerics.numerics_result import (
 from opdf_compile.parity.runtime.protocol import Device
 from opdf_compile.parity.runtime.registry import DEFAULT, runtime_of
 
+# As runtimes call them.
+_HALVES = ("f16", "bf16")
+
 
 def check_numerics(
     candidate: PathLike,
@@ -141,12 +144,12 @@ def _of_the_runtime(
         return ()
     if not _right(evidence, default.resolve("cpu"), {}):
         return ()
-    precision = f" (in {device.precision})" if device.precision else ""
+    half = device.precision if device.precision in _HALVES else ""
+    what = f"computes it in {half}" if half else "computes another function of it"
     return (
         f"the file is right in {default.name} {default.version()}, which keeps its numbers within "
-        f"the tolerance; {runtime.name} {runtime.version()} computes another function of "
-        f"it{precision}: ship it to another runtime, or write what that one gets wrong in another "
-        "way",
+        f"the tolerance; {runtime.name} {runtime.version()} {what}: ship it to another runtime, "
+        "or write what that one gets wrong in another way",
     )
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from opdf_compile.errors import DeviceError, first_line
 from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.runtime.cpu_only import CPU, require_optimised, resolve_cpu
+from opdf_compile.parity.runtime.cv import net as nets
+from opdf_compile.parity.runtime.cv.apart import Apart
 from opdf_compile.parity.runtime.held_model import Array, HeldModel, Hold, Run, Stopped
 from opdf_compile.parity.runtime.inputs import require_dtypes
-from opdf_compile.parity.runtime.native_log import native_log
 from opdf_compile.parity.runtime.protocol import Device, Missing, threads_wanted
 
 # Half precision comes back in float32.
@@ -75,20 +76,11 @@ class OpenCv:
             ArtefactError: The file is missing or no ONNX model.
             DeviceError: The engine does not take it, or `optimised` is off.
         """
-        import cv2
-
         require_optimised(self, model, optimised)
         file = ModelFile.of(model)
         file.require_whole()
         require_dtypes(self.name, file, _DTYPES, _DTYPES)
-        wanted = threads_wanted(threads)
-        if wanted:
-            cv2.setNumThreads(wanted)
-
-        def read() -> Hold:
-            return partial(_hold, self._read(file), file)
-
-        return HeldModel(self.name, file, read)
+        return HeldModel(self.name, file, partial(self._read, file, threads_wanted(threads)))
 
     def write_graph(self, source: PathLike, target: Path, device: Device) -> None:
         """It does not.
@@ -98,21 +90,28 @@ class OpenCv:
         """
         raise DeviceError(f"{self.name} does not tell the graph that it runs")
 
-    def _read(self, file: ModelFile) -> Any:
+    def _read(self, file: ModelFile, threads: int) -> Hold:
+        ports = file.interface.outputs
+        try:
+            hold = self._net(str(file), [port.name for port in ports], threads)
+        except Stopped as error:
+            raise DeviceError(
+                f"{self.name} cannot read {file} ({error}); give another --runtime"
+            ) from error
+
+        def held(arrays: Mapping[str, Array]) -> Run:
+            run = hold(arrays)
+            return lambda: [_declared(v, p.dtype) for v, p in zip(run(), ports, strict=True)]
+
+        return held
+
+    def _net(self, path: str, outputs: Sequence[str], threads: int) -> Hold:
+        """What holds a net of a file."""
         import cv2
 
-        with native_log() as log:
-            try:
-                net = cv2.dnn.readNetFromONNX(str(file), getattr(cv2.dnn, self.engine))
-                net.setPreferableTarget(cv2.dnn.DNN_TARGET_CPU)
-            except cv2.error as error:
-                raise self._refused(file, _reason(error)) from error
-            if net.empty():  # The new engine's way to refuse; only its log says why.
-                raise self._refused(file, _reason(log().rpartition("DNN/ONNX: ")[2]))
-        return net
-
-    def _refused(self, file: ModelFile, reason: str) -> DeviceError:
-        return DeviceError(f"{self.name} cannot read {file} ({reason}); give another --runtime")
+        if threads:
+            cv2.setNumThreads(threads)
+        return partial(nets.hold, nets.read(path, self.engine), outputs)
 
 
 class OpenCvClassic(OpenCv):
@@ -121,37 +120,10 @@ class OpenCvClassic(OpenCv):
     name = "opencv-classic"
     engine = "ENGINE_CLASSIC"
 
-
-def _hold(net: Any, file: ModelFile, arrays: Mapping[str, Array]) -> Run:
-    """Set a net's inputs."""
-    import cv2
-
-    ports = file.interface.outputs
-    names = [port.name for port in ports]
-
-    def run() -> list[Array]:
-        try:
-            with native_log():
-                found = net.forward(names)
-        except cv2.error as error:
-            raise Stopped(_reason(error)) from error
-        return [_declared(value, port.dtype) for value, port in zip(found, ports, strict=True)]
-
-    try:
-        for name, array in arrays.items():
-            net.setInput(array, name)
-    except cv2.error as error:
-        raise Stopped(_reason(error)) from error
-    return run
+    def _net(self, path: str, outputs: Sequence[str], threads: int) -> Hold:
+        return Apart(path, self.engine, outputs, threads).hold
 
 
 def _declared(value: Array, dtype: str) -> Array:
     # The classic engine has no 64-bit integers.
     return value.astype(dtype) if np.can_cast(value.dtype, dtype, "safe") else value
-
-
-def _reason(error: Any) -> str:
-    """What OpenCV says went wrong, on one line and without the C++ files that it came through."""
-    text = " ".join(str(getattr(error, "err", "") or error).split())
-    # One error may quote another.
-    return text.rpartition("error: ")[2].removeprefix("> ")[:200].rstrip(". ")
