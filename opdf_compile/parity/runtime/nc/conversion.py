@@ -127,7 +127,10 @@ def graph_of(layers: Iterable[Layer]) -> onnx.ModelProto:
     """The layers with their options and without weights, as a model of operators of ncnn's own."""
     from onnx import TensorProto, helper
 
-    nodes, starts, made, read = [], [], [], set()
+    nodes: list[onnx.NodeProto] = []
+    starts: list[str] = []
+    made: list[str] = []
+    read: set[str] = set()
     for one in layers:
         if not one.inputs:
             starts.append(f"input {one.outputs[0]}")
