@@ -29,6 +29,7 @@ from opdf_compile.parity.runtime.protocol import Device, LoadedModel, RunFailed
 from opdf_compile.parity.runtime.registry import resolve_device
 
 FILE, CHECK = "student.onnx", "student.check.npz"
+_NO_NUMBERS = "it answers with another shape, or with numbers that are none"
 REFERENCE = ("reference/reference.onnx", "reference/reference.check.npz")
 
 
@@ -68,7 +69,10 @@ def _error(model: LoadedModel, sample: Sample, size: int, folder: Path) -> dict[
         found = model(inputs)
     except RunFailed as failed:
         return {"stopped": failed.reason}
-    return {"error": max(_share(found[name], truth[:size]) for name, truth in _truths(sample))}
+    shares = [_share(found[name], truth[:size]) for name, truth in _truths(sample)]
+    # JSON has no NaN: another shape or a number that is none has no error to tell.
+    known = [share for share in shares if share is not None]
+    return {"error": max(known)} if len(known) == len(shares) else {"stopped": _NO_NUMBERS}
 
 
 def _share(found: Any, truth: Any) -> float | None:

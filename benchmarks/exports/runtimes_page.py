@@ -54,7 +54,9 @@ def batch_words(row: Row) -> str:
         return "ends the process"
     if not found or any(error is None for error in errors):
         stopped = [size for size, entry in found.items() if entry.get("error") is None]
-        return f"stops at batch {stopped[0]}" if stopped else "-"
+        if len(stopped) == len(found):
+            return "does not run"
+        return f"stops at batch {stopped[0]}"
     worst = max(errors)
     return f"{worst:.0%} off" if worst > _WRONG else f"{worst:.0e}"
 
@@ -133,5 +135,5 @@ def _reasons(rows: Sequence[Row]) -> Iterator[str]:
         said = [row.get("refused"), row.get("ended"), *stopped[:1], *row["sentences"]]
         words = [text for text in said if text]
         if words:
-            text = ". ".join(text.rstrip(".") for text in words)
+            text = "; ".join(text.rstrip(".") for text in words)
             yield f"- `{row['runtime']}`, {row['model']}: {text}."

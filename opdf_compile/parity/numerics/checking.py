@@ -76,7 +76,10 @@ def check_numerics(
     )
     result = _result(found, ours.data, precision)
     if result.verdict == "fail":
-        result = replace(result, notes=(*result.notes, *_of_the_runtime(ours, device, peers)))
+        # Where no element could be compared, there is no other function.
+        stopped = all(error.problem and error.element is None for error in found)
+        said = _of_the_runtime(ours, device, peers, stopped=stopped)
+        result = replace(result, notes=(*result.notes, *said))
     if not ours.rewritten:
         return result
     if theirs is not None and theirs.rewritten:
@@ -129,7 +132,7 @@ def _of_copies(
 
 
 def _of_the_runtime(
-    evidence: Evidence, device: Device, peers: Mapping[str, Peer]
+    evidence: Evidence, device: Device, peers: Mapping[str, Peer], *, stopped: bool
 ) -> tuple[str, ...]:
     """A sentence where the runtime's own handling of the file is what changes the numbers."""
     runtime = device.runtime
@@ -146,6 +149,8 @@ def _of_the_runtime(
         return ()
     half = device.precision if device.precision in _HALVES else ""
     what = f"computes it in {half}" if half else "computes another function of it"
+    if stopped:
+        what = "does not compute it"
     return (
         f"the file is right in {default.name} {default.version()}, which keeps its numbers within "
         f"the tolerance; {runtime.name} {runtime.version()} {what}: ship it to another runtime, "

@@ -11,14 +11,16 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
-from small_graphs import gate, port, product, save, unknown
+from small_graphs import gate, product, unknown
 from torch import nn
 
 import opdf_compile as opdf
 from opdf_compile.cli import environment
 from opdf_compile.errors import DeviceError, InputError
+from opdf_compile.parity.model_file import ModelFile
 from opdf_compile.parity.runtime.nc import conversion
 from opdf_compile.parity.runtime.nc import runtime as runtime_module
+from opdf_compile.parity.runtime.nc.net import loaded
 from opdf_compile.parity.runtime.protocol import Device, RunFailed
 from opdf_compile.parity.runtime.registry import resolve_device
 
@@ -133,16 +135,21 @@ def test_what_it_does_not_take_is_one_sentence(device: Device, tmp_path: Path) -
     file = tmp_path / "m.onnx"
     with pytest.raises(DeviceError, match=r"pnnx cannot convert .*NoSuchOperator.*give another"):
         device.runtime.load(unknown(file), device)
-    # pnnx runs the file with indices of its own.
-    table = numpy_helper.from_array(np.ones((50, 4), np.float32), "w")
-    node = helper.make_node("Gather", ["w", "x"], ["y"])
-    ids, y = port("x", ["n", 3], TensorProto.INT64), port("y", ["n", 3, 4])
-    with pytest.raises(DeviceError, match="it has no layer for Gather"):
-        device.runtime.load(save(file, [node], [ids], [y], [table]), device)
     with pytest.raises(DeviceError, match="whose input 'x' is float64"):
         device.runtime.load(product(file, TensorProto.DOUBLE), device)
     with pytest.raises(DeviceError, match="without its graph optimisation"):
         device.runtime.load(product(file), device, optimised=False)
+
+
+@needs_ncnn
+def test_a_layer_that_it_does_not_have(tmp_path: Path) -> None:
+    text = "7767517\n2 2\nInput in0 0 1 in0\nGather g 1 1 in0 out0 axis=0\n"
+    (tmp_path / "layers").write_text(text, encoding="utf-8")
+    (tmp_path / "weights").touch()
+    file = ModelFile(tmp_path / "m.onnx")
+    found = conversion.Converted(file, tmp_path / "layers", tmp_path / "weights", (0,), (0,))
+    with pytest.raises(DeviceError, match=r"cannot load .*m.onnx \(it has no layer for Gather\)"):
+        loaded(found, half=False, threads=1)
 
 
 def test_a_missing_piece_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
