@@ -126,28 +126,11 @@ FOLDED = (
 )
 
 RUNTIMES = (
-    "All figures above are of ONNX Runtime, the default. `verify --runtime openvino` "
-    '(`openvino:gpu` for its GPU), `opdf.verify(..., runtime="openvino")` and the input '
-    "`runtime` of the GitHub Action ask the same questions of OpenVINO; the extra `openvino` "
-    "installs it, and `opdf-compile doctor` lists what is there and what is missing. The raw "
-    "graphs are compared without any runtime. The graph after optimisation, numerics, latency and "
-    "memory are the runtime's own: floors, tolerances, intervals and rules stay as they are, and "
-    "they were calibrated with ONNX Runtime alone.",
-    "",
-    "- *Precision.* It is pinned to float32 (`INFERENCE_PRECISION_HINT`), because OpenVINO left "
-    "alone computes in bfloat16 or float16 where the processor has them. The property and the "
-    "precision of every operation are read back, the report says them (`environment.runtime`), "
-    "and a note says where they are not what was asked for. Files in float16 are computed in "
-    "float32 and judged by their own noise floor. Inputs or outputs in float64, which OpenVINO "
-    "computes in float32, bfloat16 or strings are refused with a sentence.",
-    "- *The graph that runs* is the one that OpenVINO tells (`get_runtime_model`): layer types, "
-    "kernels, precisions, shapes and edges. It does not tell the values of constants.",
-    "- *Latency.* Inputs are tensors that share the caller's memory, outputs stay in the "
-    "request's; one stream, and as many threads as the process may use.",
-    "",
-    "Another runtime is a class with the members of `Runtime` in "
-    "`opdf_compile/parity/runtime/protocol.py`, named in its package's `pyproject.toml` under "
-    '`[project.entry-points."opdf_compile.runtimes"]`. It is loaded only when it is asked for.',
+    "All figures above are of ONNX Runtime, the default. `verify --runtime NAME` asks the same "
+    "questions of another one. The raw graphs are compared without any runtime. The graph after "
+    "optimisation, numerics, latency and memory are the runtime's own: floors, tolerances, "
+    "intervals and rules stay as they are, and they were calibrated with ONNX Runtime alone. Which "
+    "runtimes there are, what each needs and where each is right: [Runtimes](runtimes.md).",
 )
 
 QUANTISED = (

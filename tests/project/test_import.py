@@ -9,8 +9,10 @@ import pytest
 
 HEAVY = {
     "accelerate",
+    "cv2",
     "lightning",
     "matplotlib",
+    "ncnn",
     "networkx",
     "onnx",
     "onnx_ir",

@@ -71,6 +71,8 @@ def test_contracts_reject(layer: str, line: str, tmp_path: Path) -> None:
     assert "BROKEN" in done.stdout
 
 
+# The folder of each inference runtime.
+RUNTIMES = {"onnxruntime": "ort", "openvino": "ov", "opencv": "cv", "ncnn": "nc"}
 FACES = {
     module.split(".")[1]: module
     for contract in tomllib.loads(contracts())["tool"]["importlinter"]["contracts"]
@@ -137,7 +139,7 @@ def test_the_front_door_check_can_fail() -> None:
     assert not uses_the_front_door("from opdf_compile.errors import UserError")
 
 
-@pytest.mark.parametrize(("runtime", "folder"), [("onnxruntime", "ort"), ("openvino", "ov")])
+@pytest.mark.parametrize(("runtime", "folder"), RUNTIMES.items())
 def test_verify_names_each_runtime_in_one_folder(runtime: str, folder: str) -> None:
     """All others take the name from the runtime, so that another one is a folder beside it."""
     parity = ROOT / "opdf_compile" / "parity"
@@ -147,7 +149,7 @@ def test_verify_names_each_runtime_in_one_folder(runtime: str, folder: str) -> N
 
 def test_only_the_registry_knows_the_implementations() -> None:
     parity = ROOT / "opdf_compile" / "parity"
-    imports = re.compile(r"parity\.runtime\.(ort|ov)\b")
+    imports = re.compile(rf"parity\.runtime\.({'|'.join(RUNTIMES.values())})\b")
     users = {f for f in parity.glob("**/*.py") if imports.search(f.read_text(encoding="utf-8"))}
-    within = {f for name in ("ort", "ov") for f in (parity / "runtime" / name).glob("*.py")}
+    within = {f for name in RUNTIMES.values() for f in (parity / "runtime" / name).glob("*.py")}
     assert users - within == {parity / "runtime" / "registry.py"}

@@ -6,39 +6,33 @@ free_axes   a file that does not run at a size which it declares free
 copies      files that a tool rewrote after export
 converted   those that it converted to half precision
 judging     one output
+every_output  all of them, as a runtime computes them
+cause       whether the file is wrong, or the runtime
 result      what was found
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from opdf_compile.artefacts import CheckData
-from opdf_compile.errors import DeviceError
 from opdf_compile.parity.model_file import PathLike
+from opdf_compile.parity.numerics.cause import of_its_passes, of_the_runtime
 from opdf_compile.parity.numerics.copies import of_copied_reference, of_copies, of_copy_alone
-from opdf_compile.parity.numerics.drawing import drawing_outputs
-from opdf_compile.parity.numerics.evidence import Evidence, read_evidence
+from opdf_compile.parity.numerics.every_output import judged
+from opdf_compile.parity.numerics.evidence import read_evidence
 from opdf_compile.parity.numerics.floors import HALF_DTYPES, Peer
-from opdf_compile.parity.numerics.free_axes import StopsAtSize
 from opdf_compile.parity.numerics.judging import judge_samples
-from opdf_compile.parity.numerics.mismatch import Array
 from opdf_compile.parity.numerics.numerics_result import (
     NumericsResult,
     OutputError,
     Precision,
     ratio,
-    unusable,
     urgency,
 )
 from opdf_compile.parity.runtime.protocol import Device
-
-# What the reference shows on an output: its errors, or all that was found.
-P = TypeVar("P")
-Judge = Callable[[str, CheckData, Sequence[Array], P | None], OutputError]
 
 
 def check_numerics(
@@ -81,70 +75,16 @@ def check_numerics(
     )
     result = _result(found, ours.data, precision)
     if result.verdict == "fail":
-        result = replace(
-            result, notes=(*result.notes, *of_the_runtime(ours, device, judge_samples, peers))
-        )
+        # Where no element could be compared, there is no other function.
+        stopped = all(error.problem and error.element is None for error in found)
+        said = of_its_passes(ours, device, judge_samples, peers)
+        said = said or of_the_runtime(ours, device, stopped=stopped)
+        result = replace(result, notes=(*result.notes, *said))
     if not ours.rewritten:
         return of_copied_reference(result, ours, theirs)
     if theirs is not None and theirs.rewritten:
         return of_copies(result, ours, beside)
     return of_copy_alone(result, ours, theirs, reference)
-
-
-def of_the_runtime(
-    evidence: Evidence, device: Device, judge: Judge[P], peers: Mapping[str, P]
-) -> tuple[str, ...]:
-    """A sentence where the runtime's own graph passes are what changes the numbers."""
-    runtime = device.runtime
-    if not runtime.unoptimised:
-        return ()
-    try:
-        found = judged(evidence, device, judge, peers, optimised=False)
-    except DeviceError:  # It does not run as it stands: nothing to tell.
-        return ()
-    if any(error.excess > 1 for error in found):
-        return ()
-    return (
-        f"without its graph optimisation {runtime.name} keeps this file's numbers within the "
-        "tolerance, so one of its passes is what moves them; write the operation in another way, "
-        f"or {runtime.unoptimised}",
-    )
-
-
-def judged(
-    evidence: Evidence,
-    device: Device,
-    judge: Judge[P],
-    peers: Mapping[str, P],
-    *,
-    optimised: bool = True,
-) -> tuple[OutputError, ...]:
-    """Every output against its truth, and against random numbers that the file draws itself.
-
-    Raises:
-        ArtefactError: The check data belongs to another interface.
-        DeviceError: The runtime cannot run the model on the device.
-    """
-    data = evidence.data
-    try:
-        outputs = evidence.run(device, optimised=optimised)
-    except StopsAtSize as stop:
-        return tuple(unusable(name, str(stop)) for name in data.output_names)
-    drawing = drawing_outputs(evidence.model)
-    found = []
-    for name in data.output_names:
-        error = judge(name, data, [values[name] for values in outputs], peers.get(name))
-        nodes = drawing.get(name)
-        found.append(_drawn(error, nodes) if nodes and not error.problem else error)
-    return tuple(found)
-
-
-def _drawn(error: OutputError, nodes: str) -> OutputError:
-    """An output that another run would change: refuted if it is off, and never right."""
-    sentence = f"the file draws random numbers for it ({nodes})"
-    if error.excess > 1:
-        return replace(error, problem=f"is off its truth, and {sentence}")
-    return error if error.unjudged else replace(error, unjudged=sentence)
 
 
 def _peers(found: tuple[OutputError, ...], data: CheckData) -> dict[str, Peer]:

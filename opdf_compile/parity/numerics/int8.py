@@ -38,8 +38,10 @@ import numpy as np
 from opdf_compile.artefacts import CheckData, Quantisation, drop_of, quantisation_of
 from opdf_compile.errors import UserError
 from opdf_compile.parity.model_file import ModelFile, PathLike
-from opdf_compile.parity.numerics.checking import check_numerics, judged, of_the_runtime
+from opdf_compile.parity.numerics.cause import of_its_passes
+from opdf_compile.parity.numerics.checking import check_numerics
 from opdf_compile.parity.numerics.copies import both_rewritten, of_copy_alone
+from opdf_compile.parity.numerics.every_output import judged
 from opdf_compile.parity.numerics.evidence import Evidence, read_evidence
 from opdf_compile.parity.numerics.floors import (
     DEVIATIONS,
@@ -100,7 +102,7 @@ def check_quantised(
     result = _result(plain, beside, ours, lacks)
     if result.verdict == "fail":
         peers = {error.output: error for error in beside}
-        notes = of_the_runtime(ours, device, _judge, peers) if peers else ()
+        notes = of_its_passes(ours, device, _judge, peers) if peers else ()
         result = replace(result, notes=(*result.notes, *notes))
     else:
         result = _also_as_written(result, ours, theirs, device, lacks)

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from importlib import metadata
 
 from opdf_compile.errors import InputError, error_line
+from opdf_compile.parity.runtime.cv.runtime import OpenCv, OpenCvClassic
+from opdf_compile.parity.runtime.nc.runtime import Ncnn, NcnnHalf
 from opdf_compile.parity.runtime.ort.runtime import OnnxRuntime
 from opdf_compile.parity.runtime.ov.runtime import OpenVino
 from opdf_compile.parity.runtime.protocol import Device, Runtime
@@ -19,8 +21,7 @@ from opdf_compile.spelling import did_you_mean
 
 GROUP = "opdf_compile.runtimes"
 BUILT_IN: dict[str, Callable[[], Runtime]] = {
-    OnnxRuntime.name: OnnxRuntime,
-    OpenVino.name: OpenVino,
+    made.name: made for made in (OnnxRuntime, OpenVino, OpenCv, OpenCvClassic, Ncnn, NcnnHalf)
 }
 DEFAULT = OnnxRuntime.name
 

@@ -1,0 +1,1 @@
+"""OpenCV's dnn module, with either of its two engines."""
