@@ -66,6 +66,30 @@ RUNTIMES = (
     "- *Latency.* Inputs are tensors that share the caller's memory, outputs stay in the "
     "request's; one stream, and as many threads as the process may use.",
     "",
+    "**TensorRT** runs through ONNX Runtime: `--runtime onnxruntime:tensorrt`, with "
+    "onnxruntime-gpu and the libraries of TensorRT 10 (`opdf-compile doctor` gives the "
+    "command). `auto` never chooses it. *It was tested with pretended devices on a CPU only: "
+    "no figure on this page is of TensorRT, and a run on a GPU is still to come.*",
+    "",
+    "- *Precision.* FP16, INT8 and sparsity are off and recorded. TF32 has no option in the "
+    "provider; it is off by `NVIDIA_TF32_OVERRIDE=0`, which the libraries read once. Where "
+    "the variable says otherwise nothing runs; where your own program made TensorRT sessions "
+    "before, use a new process.",
+    "- *What runs elsewhere.* Operators that TensorRT does not take run on CUDA or the CPU, "
+    "and a note of the report counts and names them. A graph of which it takes nothing is "
+    "refused.",
+    "- *Engines.* They are built once for each file and kept in a temporary folder that goes "
+    "with the process, because an engine belongs to one GPU, driver and version. The "
+    "provider finds engines by the names of file and nodes, so two students of one "
+    "architecture would share one: each file's bytes have a folder of their own. Kernel "
+    "timings are shared, so that equal layers get equal kernels; the latency intervals "
+    "therefore do not contain the draw of another build. Each new input size outside of what "
+    "an engine was built for builds it again.",
+    "- *The graph that runs* is not told, and nothing runs without TensorRT's own passes.",
+    "",
+    "**onnxruntime-web**, the runtime of pages, is judged under node: `--runtime "
+    "onnxruntime-web`, [a page of its own](onnxruntime-web.md).",
+    "",
     "Another runtime is a class with the members of `Runtime` in "
     "`opdf_compile/parity/runtime/protocol.py`, named in its package's `pyproject.toml` under "
     '`[project.entry-points."opdf_compile.runtimes"]`. It is loaded only when it is asked for.',

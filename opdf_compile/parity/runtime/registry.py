@@ -15,12 +15,14 @@ from opdf_compile.errors import InputError, error_line
 from opdf_compile.parity.runtime.ort.runtime import OnnxRuntime
 from opdf_compile.parity.runtime.ov.runtime import OpenVino
 from opdf_compile.parity.runtime.protocol import Device, Runtime
+from opdf_compile.parity.runtime.web.runtime import OnnxRuntimeWeb
 from opdf_compile.spelling import did_you_mean
 
 GROUP = "opdf_compile.runtimes"
 BUILT_IN: dict[str, Callable[[], Runtime]] = {
     OnnxRuntime.name: OnnxRuntime,
     OpenVino.name: OpenVino,
+    OnnxRuntimeWeb.name: OnnxRuntimeWeb,
 }
 DEFAULT = OnnxRuntime.name
 
