@@ -72,9 +72,9 @@ RUNTIMES = (
     "no figure on this page is of TensorRT, and a run on a GPU is still to come.*",
     "",
     "- *Precision.* FP16, INT8 and sparsity are off and recorded. TF32 has no option in the "
-    "provider; it is off by `NVIDIA_TF32_OVERRIDE=0`, which the libraries read once. Where "
-    "the variable says otherwise nothing runs; where your own program made TensorRT sessions "
-    "before, use a new process.",
+    "provider; it is off by `NVIDIA_TF32_OVERRIDE=0`, which `verify` sets and the libraries "
+    "read once. Where the variable says otherwise nothing runs; where your own program made "
+    "TensorRT sessions before, use a new process.",
     "- *What runs elsewhere.* Operators that TensorRT does not take run on CUDA or the CPU, "
     "and a note of the report counts and names them. A graph of which it takes nothing is "
     "refused.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -207,7 +208,7 @@ def which(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[
     """Which programs are there, and where npm keeps global packages."""
 
     def there(*programs: str, root: Path | None = None) -> None:
-        found = {name: f"/usr/bin/{name}" for name in programs}
+        found = {name: str(tmp_path / name) for name in programs}
         monkeypatch.setattr(runtime_module.shutil, "which", found.get)
         monkeypatch.setattr(runtime_module, "_global_packages", lambda: root)
         monkeypatch.delenv(FOLDER_VARIABLE, raising=False)
@@ -250,3 +251,24 @@ def test_where_the_package_is_found(
     other = package(tmp_path / "other", name="left-pad")
     monkeypatch.setenv(FOLDER_VARIABLE, str(other))
     assert package_folder() is None
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+def test_a_package_that_does_not_start_is_told_by_nodes_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(FOLDER_VARIABLE, str(package(tmp_path / NAME)))
+    words = r"9.8.7 does not start under node: the node process ended .*Error: Cannot find module"
+    with pytest.raises(DeviceError, match=words) as caught:
+        resolve_device("auto", NAME)
+    assert "npm install --global" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_node_that_cannot_be_started_is_one_sentence(
+    which: Callable[..., None], tmp_path: Path
+) -> None:
+    package(tmp_path / NAME)
+    (tmp_path / "node").write_text("no program")
+    which("node", root=tmp_path)
+    with pytest.raises(DeviceError, match="does not start under node: node cannot be started"):
+        resolve_device("auto", NAME)

@@ -12,7 +12,7 @@ from pathlib import Path
 from opdf_compile.errors import DeviceError, InputError
 from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.runtime.protocol import Device, Missing, threads_wanted
-from opdf_compile.parity.runtime.web.node_process import AnsweredError, NodeProcess
+from opdf_compile.parity.runtime.web.node_process import NodeProcess
 from opdf_compile.parity.runtime.web.web_model import NAME, WebModel, require_readable
 
 _SCRIPT = Path(__file__).with_name("serve.cjs")
@@ -55,9 +55,11 @@ class OnnxRuntimeWeb:
             )
         try:
             _process(_THREADS)
-        except (DeviceError, AnsweredError, OSError) as error:
+        except DeviceError as error:
+            # Its remedy is not that of a package which does not start.
+            reason = str(error).split(";")[0]
             return Missing(
-                f"{NAME} {self.version()} does not start under node ({error})",
+                f"{NAME} {self.version()} does not start under node: {reason}",
                 f"install Node.js 20 or newer and npm install --global {NAME}",
             )
         return None
@@ -151,9 +153,7 @@ def _process(threads: int) -> NodeProcess:
     Compiling the WASM takes seconds, and code that both sides of a ratio share is equally warm.
 
     Raises:
-        AnsweredError: It says that it cannot start.
         DeviceError: It does not start.
-        OSError: Nor does node.
     """
     node, folder = shutil.which("node"), package_folder()
     if node is None or folder is None:
@@ -161,7 +161,10 @@ def _process(threads: int) -> NodeProcess:
     key = (f"{node} {folder}", threads)
     process = _PROCESSES.get(key)
     if process is None or not process.alive:
-        process = NodeProcess([node, str(_SCRIPT), str(folder), str(threads)])
+        try:
+            process = NodeProcess([node, str(_SCRIPT), str(folder), str(threads)])
+        except OSError as error:
+            raise DeviceError(f"node cannot be started ({error}); install it again") from error
         process.ask("hello")
         _PROCESSES[key] = process
     return process
