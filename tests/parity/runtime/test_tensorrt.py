@@ -212,7 +212,8 @@ def test_a_session_is_asked_for_with_its_caches_and_cuda_behind_it(
     loaded = device.runtime.load(model, device)
     assert "1 on CUDAExecutionProvider (NonZero)" in loaded.fallback  # type: ignore[attr-defined]
     assert (loaded.precision, loaded.on_cpu) == ("float32", False)
-    (first, options), (second, _), third = sessions._providers(model, device)
+    asked: list[Any] = list(sessions._providers(model, device))
+    (first, options), (second, _), third = asked
     assert (first, second, third) == EVERY
     assert options["trt_engine_cache_path"] and options["trt_engine_cache_enable"] == "1"
 
