@@ -61,7 +61,7 @@ def examine() -> list[Finding]:
         _package(name, "note", _pip(f"install 'opdf-compile[{extra}]'"))
         for name, extra in OPTIONAL.items()
     ]
-    devices = [*_providers(), *_onnx_on_cuda(), _torch_device()]
+    devices = [*_providers(), *_accelerators(), _torch_device()]
     return [python, *packages, _runtime(), *devices, *_runtimes(), _torchvision(), *extras]
 
 
@@ -108,21 +108,27 @@ def _providers() -> list[Finding]:
     return [Finding("execution providers", ", ".join(onnxruntime.get_available_providers()))]
 
 
-def _onnx_on_cuda() -> list[Finding]:
-    """Whether `--device cuda` works, else the missing piece and what mends it."""
+def _accelerators() -> list[Finding]:
+    """Whether the default runtime's accelerators work, else the missing piece and what mends it."""
     if not any(installed_version(name) for name in RUNTIMES):
         return []
     from opdf_compile.errors import DeviceError
-    from opdf_compile.parity import missing_for_cuda
+    from opdf_compile.parity import missing_for_cuda, missing_for_tensorrt
 
+    asked = {
+        "--device cuda": missing_for_cuda,
+        "--runtime onnxruntime:tensorrt": missing_for_tensorrt,
+    }
     try:
-        missing = missing_for_cuda()
+        pieces = {name: missing() for name, missing in asked.items()}
     except DeviceError:  # The finding before this one says that the runtime cannot be imported.
         return []
-    if missing is None:
-        return [Finding("--device cuda", "works: a session ran on the CUDA provider")]
-    found = f"not available: {missing.piece}"
-    return [Finding("--device cuda", found, "note", missing.remedy)]
+    return [
+        Finding(name, f"not available: {piece.piece}", "note", piece.remedy)
+        if piece
+        else Finding(name, "works: a session ran on it")
+        for name, piece in pieces.items()
+    ]
 
 
 def _runtimes() -> list[Finding]:

@@ -25,6 +25,7 @@ from .report.parity_report import ParityReport as ParityReport
 from .report.parity_result import plain as plain
 from .runtime.ort.array_session import ArraySession as ArraySession
 from .runtime.ort.cuda import missing_for_cuda as missing_for_cuda
+from .runtime.ort.tensorrt import missing_for_tensorrt as missing_for_tensorrt
 from .runtime.protocol import Runtime as Runtime
 from .runtime.registry import resolve_device as resolve_device
 from .runtime.registry import runtime_names as runtime_names

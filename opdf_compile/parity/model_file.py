@@ -61,6 +61,18 @@ class ModelFile:
         """
         return sha256(self.path)
 
+    @property
+    def external_files(self) -> list[str]:
+        """Names of the files beside it that hold its large tensors."""
+        return sorted(
+            {
+                entry.value
+                for tensor in self.model.graph.initializer
+                for entry in tensor.external_data
+                if entry.key == "location"
+            }
+        )
+
     @cached_property
     def view(self) -> LinkedModel:
         """The model as linked objects; a comparison marks the parameters in it."""

@@ -21,8 +21,8 @@ from opdf_compile.parity.report.parity_result import ASPECTS
 from opdf_compile.parity.runtime.protocol import Device
 from opdf_compile.parity.runtime.registry import resolve_device
 
-# Every other device is an accelerator too, and takes the margin of CUDA.
-AUTO_MARGIN = {"cuda": 0.02, "cpu": 0.05}
+# Every other device is an accelerator, and takes the margin of CUDA.
+AUTO_MARGIN = {"cuda": 0.02, "cpu": 0.05, "wasm": 0.05}
 # Half a point of an accuracy.
 METRIC_MARGIN = 0.005
 ON_INCONCLUSIVE = ("warn", "fail")

@@ -122,9 +122,15 @@ def verify(
     speed = _latency(files, request)
     # A verdict that is not a pass says which output, or which file, it is about.
     reasons = (f"numerics: {note}" for note in (numerics.reason, *numerics.notes) if note)
-    precision = _precision(files, request)
-    notes = (*notes, *_of_precision(precision, request), *_draw(structure, speed, request.plot))
-    notes = (*notes, *(f"metric: {note}" for note in scored.notes))
+    precision, fallback = _in_force(files, request)
+    left = (f"{request.device.name} does not run all of it: {fallback}",) if fallback else ()
+    notes = (
+        *notes,
+        *_of_precision(precision, request),
+        *left,
+        *_draw(structure, speed, request.plot),
+        *(f"metric: {note}" for note in scored.notes),
+    )
     if speed.verdict == "inconclusive":
         _LOG.warning("latency is inconclusive: %s", "; ".join(speed.notes))
     return ParityReport(
@@ -140,17 +146,21 @@ def verify(
     )
 
 
-def _precision(files: ComparedFiles, request: Request) -> str | None:
-    """What a pinned precision became, read back from the runtime; None where nothing ran."""
+def _in_force(files: ComparedFiles, request: Request) -> tuple[str | None, str]:
+    """What a pinned precision became, and what runs elsewhere than on the device.
+
+    Both are read back from the runtime. The precision is None where nothing ran.
+    """
     device = request.device
     if not {"numerics", "latency"} & set(request.asked):
-        return None
+        return None, ""
     if not device.precision:
-        return ""
+        return "", ""
     try:
-        return device.runtime.load(files.candidate, device).precision
+        loaded = device.runtime.load(files.candidate, device)
     except UserError:  # Nothing ran either, and the parts that needed it say why.
-        return None
+        return None, ""
+    return loaded.precision, getattr(loaded, "fallback", "")
 
 
 def _of_precision(found: str | None, request: Request) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -19,9 +19,6 @@ from opdf_compile.parity.latency.shape_option import Shape
 from opdf_compile.parity.latency.timing import calm_seconds, warm_up
 from opdf_compile.parity.model_file import ModelFile
 from opdf_compile.parity.runtime.protocol import BoundModel, Device, LoadedModel
-
-if TYPE_CHECKING:
-    import onnx
 
 # Enough sessions for the smallest growth to be free of the process's one-off allocations.
 _MEMORY_SESSIONS = 3
@@ -101,13 +98,7 @@ def shapes_of(inputs: Mapping[str, Any]) -> dict[str, Shape]:
     return {name: tuple(np.shape(array)) for name, array in inputs.items()}
 
 
-def file_bytes(path: Path, model: onnx.ModelProto) -> int:
-    """Bytes on disk of a model that was loaded from `path`, external initialisers included."""
-    beside = {
-        entry.value
-        for tensor in model.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    files = [path, *(path.parent / name for name in sorted(beside))]
-    return sum(int(file.stat().st_size) for file in files)
+def file_bytes(file: ModelFile) -> int:
+    """Bytes on disk of a model, external initialisers included."""
+    files = [file.path, *(file.path.parent / name for name in file.external_files)]
+    return sum(int(one.stat().st_size) for one in files)

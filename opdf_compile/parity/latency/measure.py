@@ -107,7 +107,7 @@ def measure_latency(
         _shape_result(bench, shape, track, question, declared)
         for shape, track in enumerate(race.tracks)
     )
-    sizes = {side: file_bytes(files[side].path, files[side].model) for side in _SIDES}
+    sizes = {side: file_bytes(files[side]) for side in _SIDES}
     return _result(
         bench, question, found, race.groups, sizes, (ended, *_notes(race, found, margin))
     )

@@ -29,10 +29,10 @@ def growth(device: str | None) -> Iterator[Growth]:
     """Measure the block: create a session and run it once inside.
 
     Args:
-        device: "cpu" or "cuda"; on others, and for None, nothing is measured.
+        device: "cpu", "cuda" or "tensorrt"; on others, and for None, nothing is measured.
     """
     found = Growth()
-    meters = {"cpu": _heap_used, "cuda": _device_used}
+    meters = {"cpu": _heap_used, "cuda": _device_used, "tensorrt": _device_used}
     used = meters.get(device.split(":")[0]) if device else None
     if used is None:
         yield found

@@ -103,6 +103,9 @@ class LoadedModel(Protocol):
         on_cpu: Whether all of it runs on the CPU.
         precision: The floating-point type that it computes in, read back from the runtime after
             loading; empty where that is the file's own.
+
+    A runtime that may leave operators to another device has one more, `fallback`: which they are,
+    as a clause; empty where there are none.
     """
 
     @property

@@ -17,11 +17,21 @@ from opdf_compile.parity.runtime.nc.runtime import Ncnn, NcnnHalf
 from opdf_compile.parity.runtime.ort.runtime import OnnxRuntime
 from opdf_compile.parity.runtime.ov.runtime import OpenVino
 from opdf_compile.parity.runtime.protocol import Device, Runtime
+from opdf_compile.parity.runtime.web.runtime import OnnxRuntimeWeb
 from opdf_compile.spelling import did_you_mean
 
 GROUP = "opdf_compile.runtimes"
 BUILT_IN: dict[str, Callable[[], Runtime]] = {
-    made.name: made for made in (OnnxRuntime, OpenVino, OpenCv, OpenCvClassic, Ncnn, NcnnHalf)
+    made.name: made
+    for made in (
+        OnnxRuntime,
+        OpenVino,
+        OpenCv,
+        OpenCvClassic,
+        Ncnn,
+        NcnnHalf,
+        OnnxRuntimeWeb,
+    )
 }
 DEFAULT = OnnxRuntime.name
 

@@ -150,6 +150,22 @@ def test_a_precision_that_was_ignored_is_told(bundle: Path, added: Callable[...,
     assert note in str(report)
 
 
+class Parting(Reference):
+    """It leaves an operator to another device."""
+
+    def load(self, model: PathLike, device: Device, **options: Any) -> Evaluated:
+        loaded = super().load(model, device)
+        loaded.fallback = "of 3 operators 1 on the CPU (Gemm)"  # type: ignore[attr-defined]
+        return loaded
+
+
+def test_what_runs_elsewhere_is_told(bundle: Path, added: Callable[..., None]) -> None:
+    added(Parting)
+    report = opdf.verify(bundle, runtime="reference", only="numerics")
+    note = "cpu does not run all of it: of 3 operators 1 on the CPU (Gemm)"
+    assert note in report.environment["notes"] and note in str(report)
+
+
 def test_the_default_is_told_as_before(bundle: Path) -> None:
     report = opdf.verify(bundle, only="numerics", device="cpu")
     found = OnnxRuntime().version()

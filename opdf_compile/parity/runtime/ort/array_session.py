@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from opdf_compile.errors import first_line
-from opdf_compile.parity.model_file import PathLike
+from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.runtime.ort.bound_session import BoundSession, bind
-from opdf_compile.parity.runtime.ort.sessions import open_session
+from opdf_compile.parity.runtime.ort.sessions import TENSORRT, open_session
+from opdf_compile.parity.runtime.ort.tensorrt import fallback_of, precision_in_force
 from opdf_compile.parity.runtime.ort.tensors import from_runtime, to_runtime
 from opdf_compile.parity.runtime.protocol import Device, RunFailed
 
@@ -41,9 +42,12 @@ class ArraySession:
         self._session = open_session(
             model, device, threads=threads, unsaturated=unsaturated, optimised=optimised
         )
-        self._model, self._kind = model, device.name
+        self._model, self._kind = model, "cpu" if device.name == "cpu" else "cuda"
         self.on_cpu = device.name == "cpu"
-        self.precision = device.precision
+        self.precision, self.fallback = device.precision, ""
+        if device.name == TENSORRT:
+            self.precision = precision_in_force(self._session)
+            self.fallback = fallback_of(self._session, ModelFile.of(model))
         self.input_names = tuple(value.name for value in self._session.get_inputs())
         self.output_names = tuple(value.name for value in self._session.get_outputs())
 

@@ -14,6 +14,7 @@ import io
 import os
 import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from opdf_compile.errors import DeviceError
@@ -74,12 +75,12 @@ def _package(ort: Any) -> Missing | None:
     if all(map(installed_version, PACKAGES)):
         return Missing(
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other",
-            f"{_pip('uninstall -y onnxruntime onnxruntime-gpu')} && "
-            f"{_pip('install onnxruntime-gpu')}",
+            f"{pip('uninstall -y onnxruntime onnxruntime-gpu')} && "
+            f"{pip('install onnxruntime-gpu')}",
         )
     return Missing(
         "the installed onnxruntime has no CUDA provider (it is the CPU package)",
-        f"{_pip('uninstall -y onnxruntime')} && {_pip('install onnxruntime-gpu')}",
+        f"{pip('uninstall -y onnxruntime')} && {pip('install onnxruntime-gpu')}",
     )
 
 
@@ -117,20 +118,27 @@ def _driver(built_for: str) -> Missing | None:
 def _session(ort: Any) -> Missing | None:
     """Whether a session runs on the provider; the runtime falls back with a log line at most."""
     said = _preload(ort)
-    with quiet_runtime():
-        try:
-            options = ort.SessionOptions()
-            options.log_severity_level = FATAL_ONLY
-            session = ort.InferenceSession(_probe_model(), options, providers=[(PROVIDER, OPTIONS)])
-        # The runtime's exceptions share no base class of their own.
-        except Exception as error:
-            return Missing(
-                f"the CUDA provider cannot start ({short_reason(error)})",
-                "run nvidia-smi: it must list a GPU with free memory",
-            )
+    try:
+        session = probe_session(ort, PROVIDER, OPTIONS)
+    # The runtime's exceptions share no base class of their own.
+    except Exception as error:
+        return Missing(
+            f"the CUDA provider cannot start ({short_reason(error)})",
+            "run nvidia-smi: it must list a GPU with free memory",
+        )
     if PROVIDER in session.get_providers():
         return None
     return _library(said, str(getattr(ort, "cuda_version", "") or ""))
+
+
+def probe_session(ort: Any, provider: str, options: Mapping[str, str]) -> Any:
+    """A session of the smallest model, on this provider where it loads."""
+    with quiet_runtime():
+        settings = ort.SessionOptions()
+        settings.log_severity_level = FATAL_ONLY
+        return ort.InferenceSession(
+            _probe_model(), settings, providers=[(provider, options)], enable_fallback=0
+        )
 
 
 def _library(said: str, built_for: str) -> Missing:
@@ -147,7 +155,7 @@ def _library(said: str, built_for: str) -> Missing:
         versions += f", the installed libraries are those of CUDA {theirs}"
     return Missing(
         f"the CUDA provider does not load ({piece} is missing or does not fit{versions})",
-        _pip("install 'onnxruntime-gpu[cuda,cudnn]'"),
+        pip("install 'onnxruntime-gpu[cuda,cudnn]'"),
     )
 
 
@@ -157,13 +165,19 @@ def short_reason(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:297]}..."
 
 
-def _pip(arguments: str) -> str:
+def pip(arguments: str) -> str:
+    """The command that has pip do something to this environment."""
     return f"{sys.executable} -m pip {arguments}"
+
+
+def installed_with_pip(*names: str) -> str | None:
+    """The version of the first of several distributions that is installed."""
+    return next((found for name in names if (found := installed_version(name))), None)
 
 
 def _brought_cuda() -> str | None:
     """The version of the CUDA libraries that were installed with pip, mostly by torch."""
-    return next((found for name in _LIBRARIES if (found := installed_version(name))), None)
+    return installed_with_pip(*_LIBRARIES)
 
 
 def _preload(ort: Any) -> str:

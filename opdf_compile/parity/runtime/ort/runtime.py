@@ -9,7 +9,8 @@ from opdf_compile.errors import DeviceError
 from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.runtime.ort.array_session import ArraySession
 from opdf_compile.parity.runtime.ort.cuda import PACKAGES, missing_for_cuda
-from opdf_compile.parity.runtime.ort.sessions import resolve, write_optimised
+from opdf_compile.parity.runtime.ort.sessions import DEVICES, TENSORRT, resolve, write_optimised
+from opdf_compile.parity.runtime.ort.tensorrt import missing_for_tensorrt
 from opdf_compile.parity.runtime.protocol import Device, Missing
 from opdf_compile.version import installed_version
 
@@ -28,8 +29,8 @@ class OnnxRuntime:
         return next((found for name in PACKAGES if (found := installed_version(name))), None)
 
     def devices(self) -> tuple[str, ...]:
-        """The CPU, and the first NVIDIA GPU."""
-        return ("cpu", "cuda")
+        """The CPU, and the first NVIDIA GPU, by CUDA or by TensorRT."""
+        return DEVICES
 
     def missing(self, device: str) -> Missing | None:
         """What keeps it from running there."""
@@ -38,15 +39,15 @@ class OnnxRuntime:
         if device == "cpu":
             return None
         try:
-            return missing_for_cuda()
+            return missing_for_tensorrt() if device == TENSORRT else missing_for_cuda()
         except DeviceError as error:
             return Missing(str(error), "pip install --force-reinstall onnxruntime-gpu")
 
     def resolve(self, device: str) -> Device:
-        """The CPU, or CUDA where its provider loads.
+        """The CPU, or CUDA where its provider loads; TensorRT where it is asked for.
 
         Raises:
-            DeviceError: "cuda" was asked for and cannot be used; names the missing piece.
+            DeviceError: What was asked for cannot be used; names the missing piece.
             InputError: Another word.
         """
         return resolve(self, device)

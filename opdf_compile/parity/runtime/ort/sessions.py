@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from opdf_compile.errors import ArtefactError, DeviceError, InputError
 from opdf_compile.parity.model_file import ModelFile, PathLike
+from opdf_compile.parity.runtime.ort import tensorrt
 from opdf_compile.parity.runtime.ort.cuda import (
     OPTIONS,
     PROVIDER,
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("opdf_compile")
 _CPU = "CPUExecutionProvider"
+TENSORRT = "tensorrt"
+DEVICES = ("cpu", "cuda", TENSORRT)
 
 
 def resolve(runtime: Runtime, device: str) -> Device:
@@ -34,16 +37,21 @@ def resolve(runtime: Runtime, device: str) -> Device:
 
     Args:
         runtime: ONNX Runtime.
-        device: "cpu", "cuda", or "auto": CUDA where its provider loads, else the CPU.
+        device: "cpu", "cuda", "tensorrt", or "auto": CUDA where its provider loads, else the CPU.
 
     Raises:
-        DeviceError: "cuda" was asked for and cannot be used; names the missing piece.
+        DeviceError: What was asked for cannot be used; names the missing piece.
         InputError: Another word.
     """
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device {device!r} is unknown; give auto, cpu or cuda")
+    if device not in ("auto", *DEVICES):
+        raise InputError(
+            f"--device {device!r} is unknown; give auto, cpu or cuda, or --runtime "
+            f"{runtime.name}:{TENSORRT}"
+        )
     if device == "cpu":
         return Device("cpu", _CPU, runtime=runtime)
+    if device == TENSORRT:
+        return _tensorrt(runtime)
     missing = missing_for_cuda()
     if missing is None:
         because = "asked for" if device == "cuda" else "auto: the CUDA provider loads"
@@ -55,6 +63,22 @@ def resolve(runtime: Runtime, device: str) -> Device:
         )
     _LOG.info("device auto: cpu, because %s", missing.piece)
     return Device("cpu", _CPU, {}, f"auto: {missing.piece}", runtime=runtime)
+
+
+def _tensorrt(runtime: Runtime) -> Device:
+    missing = tensorrt.missing_for_tensorrt()
+    if missing is not None:
+        raise DeviceError(
+            f"--runtime {runtime.name}:{TENSORRT} was asked for but {missing.piece}; run "
+            "`opdf-compile doctor` for the command that mends it, or give --device cuda or cpu"
+        )
+    return Device(
+        TENSORRT,
+        tensorrt.PROVIDER,
+        dict(tensorrt.OPTIONS),
+        runtime=runtime,
+        precision=tensorrt.PRECISION,
+    )
 
 
 def open_session(
@@ -78,26 +102,34 @@ def open_session(
 
     Raises:
         ArtefactError: The file is missing, no ONNX model, or the runtime refuses the graph.
-        DeviceError: The provider is gone, or has no kernel for an operator of the graph.
+        DeviceError: The provider is gone, or has no kernel for an operator of the graph, or cannot
+            switch its optimisation off.
     """
-    ModelFile.of(path).require_whole()
+    if device.name == TENSORRT and not optimised:
+        raise DeviceError(
+            f"TensorRT cannot load {path} without its graph optimisation; give --device cuda"
+        )
+    file = ModelFile.of(path)
+    file.require_whole()
     if unsaturated:
-        options = _options(threads, optimised)
+        options = _options(threads, device, optimised=optimised)
         options.add_session_config_entry("session.x64quantprecision", "1")
         try:
-            return create_session(path, device, options)
+            return create_session(file, device, options)
         except ArtefactError as error:
             # Without VNNI its rewriting of int8 weights may stumble over a valid graph (1.31.1).
             _LOG.warning(
                 "sums of int8 products may be cut off on this processor: with exact ones %s", error
             )
-    return create_session(path, device, _options(threads, optimised))
+    return create_session(file, device, _options(threads, device, optimised=optimised))
 
 
-def _options(threads: int | None, optimised: bool) -> onnxruntime.SessionOptions:
+def _options(threads: int | None, device: Device, *, optimised: bool) -> onnxruntime.SessionOptions:
     options = session_options(threads)
     if not optimised:
         options.graph_optimization_level = type(options.graph_optimization_level).ORT_DISABLE_ALL
+    if device.name == TENSORRT:
+        options.add_session_config_entry(*tensorrt.RECORD_PLACES)
     return options
 
 
@@ -108,8 +140,10 @@ def write_optimised(source: PathLike, target: Path, device: Device) -> None:
 
     Raises:
         ArtefactError: The runtime refuses the graph.
-        DeviceError: The provider cannot be used, or has no kernel for an operator.
+        DeviceError: The provider cannot be used, has no kernel for an operator, or does not tell.
     """
+    if device.name == TENSORRT:
+        raise DeviceError("TensorRT compiles operators into engines and does not tell what runs")
     options = session_options()
     options.optimized_model_filepath = str(target)
     options.add_session_config_entry(
@@ -152,12 +186,12 @@ def create_session(
     import onnxruntime as ort
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    providers: list[tuple[str, dict[str, str]] | str] = (
-        [_CPU] if device.name == "cpu" else [(device.provider, dict(device.provider_options)), _CPU]
-    )
     try:
         with quiet_runtime():
-            session = ort.InferenceSession(os.fspath(path), options, providers=providers)
+            # Without this it prints, and goes on with other providers.
+            session = ort.InferenceSession(
+                os.fspath(path), options, providers=_providers(path, device), enable_fallback=0
+            )
     except state.NotImplemented as error:
         raise DeviceError(
             f"{device.provider} has no kernel for an operator of {path} ({short_reason(error)}); "
@@ -174,3 +208,14 @@ def create_session(
             "`opdf-compile doctor`, or give --device cpu"
         )
     return session
+
+
+def _providers(path: PathLike, device: Device) -> list[tuple[str, dict[str, str]] | str]:
+    """The device's provider, then those that take the operators which it has no kernel for."""
+    if device.name == "cpu":
+        return [_CPU]
+    options = dict(device.provider_options)
+    if device.name != TENSORRT:
+        return [(device.provider, options), _CPU]
+    caches = tensorrt.options_for(ModelFile.of(path))
+    return [(device.provider, {**options, **caches}), (PROVIDER, dict(OPTIONS)), _CPU]
