@@ -76,9 +76,8 @@ def check_numerics(
     )
     result = _result(found, ours.data, precision)
     if result.verdict == "fail":
-        # Where no element could be compared, there is no other function.
-        stopped = all(error.problem and error.element is None for error in found)
-        said = _of_the_runtime(ours, device, peers, stopped=stopped)
+        computed = all(error.computed for error in found)
+        said = _of_the_runtime(ours, device, peers, computed=computed)
         result = replace(result, notes=(*result.notes, *said))
     if not ours.rewritten:
         return result
@@ -132,7 +131,7 @@ def _of_copies(
 
 
 def _of_the_runtime(
-    evidence: Evidence, device: Device, peers: Mapping[str, Peer], *, stopped: bool
+    evidence: Evidence, device: Device, peers: Mapping[str, Peer], *, computed: bool
 ) -> tuple[str, ...]:
     """A sentence where the runtime's own handling of the file is what changes the numbers."""
     runtime = device.runtime
@@ -149,7 +148,7 @@ def _of_the_runtime(
         return ()
     half = device.precision if device.precision in _HALVES else ""
     what = f"computes it in {half}" if half else "computes another function of it"
-    if stopped:
+    if not computed:
         what = "does not compute it"
     return (
         f"the file is right in {default.name} {default.version()}, which keeps its numbers within "
@@ -177,7 +176,8 @@ def _judged(
     try:
         outputs = evidence.run(device, optimised=optimised)
     except StopsAtSize as stop:
-        return tuple(unusable(name, str(stop)) for name in data.output_names)
+        stopped = (unusable(name, str(stop)) for name in data.output_names)
+        return tuple(replace(error, computed=False) for error in stopped)
     drawing = drawing_outputs(evidence.model)
     found = []
     for name in data.output_names:

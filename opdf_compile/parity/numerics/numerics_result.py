@@ -51,6 +51,7 @@ class OutputError:
         budget_rms: What the same-precision reference leaves for the RMS error; infinity without.
         problem: What no tolerance excuses, in a sentence; empty if nothing.
         unjudged: Why nothing can be said about it, in a sentence; empty if it was judged.
+        computed: Whether the runtime gave it back at all.
     """
 
     output: str
@@ -66,6 +67,7 @@ class OutputError:
     budget_rms: float = math.inf
     problem: str = ""
     unjudged: str = ""
+    computed: bool = True
 
     @property
     def tolerance_max(self) -> float:
