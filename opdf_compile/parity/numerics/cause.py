@@ -29,13 +29,13 @@ def of_its_passes(
     )
 
 
-def of_the_runtime(evidence: Evidence, device: Device, *, stopped: bool) -> tuple[str, ...]:
+def of_the_runtime(evidence: Evidence, device: Device, *, computed: bool) -> tuple[str, ...]:
     """A sentence where the default runtime keeps the numbers, so that this one changes them.
 
     Args:
         evidence: The file.
         device: Where it was refuted.
-        stopped: Whether it did not even run there.
+        computed: Whether it ran there at all.
     """
     runtime, default = device.runtime, runtime_of(DEFAULT)
     if runtime.name == default.name or default.missing("cpu") is not None:
@@ -45,7 +45,7 @@ def of_the_runtime(evidence: Evidence, device: Device, *, stopped: bool) -> tupl
         return ()
     half = device.precision if device.precision in _HALVES else ""
     what = f"computes it in {half}" if half else "computes another function of it"
-    if stopped:
+    if not computed:
         what = "does not compute it"
     return (
         f"the file is right in {default.name} {default.version()}, which keeps its numbers within "

@@ -75,10 +75,9 @@ def check_numerics(
     )
     result = _result(found, ours.data, precision)
     if result.verdict == "fail":
-        # Where no element could be compared, there is no other function.
-        stopped = all(error.problem and error.element is None for error in found)
+        computed = all(error.computed for error in found)
         said = of_its_passes(ours, device, judge_samples, peers)
-        said = said or of_the_runtime(ours, device, stopped=stopped)
+        said = said or of_the_runtime(ours, device, computed=computed)
         result = replace(result, notes=(*result.notes, *said))
     if not ours.rewritten:
         return of_copied_reference(result, ours, theirs)

@@ -37,7 +37,8 @@ def judged(
     try:
         outputs = evidence.run(device, optimised=optimised)
     except StopsAtSize as stop:
-        return tuple(unusable(name, str(stop)) for name in data.output_names)
+        stopped = (unusable(name, str(stop)) for name in data.output_names)
+        return tuple(replace(error, computed=False) for error in stopped)
     drawing = drawing_outputs(evidence.model)
     found = []
     for name in data.output_names:

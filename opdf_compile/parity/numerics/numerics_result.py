@@ -54,6 +54,7 @@ class OutputError:
         problem: What no tolerance excuses, in a sentence; empty if nothing.
         unjudged: Why nothing can be said about it, in a sentence; empty if it was judged.
         drop: What quantisation costs it; None where the file is not quantised.
+        computed: Whether the runtime gave it back at all.
     """
 
     output: str
@@ -70,6 +71,7 @@ class OutputError:
     problem: str = ""
     unjudged: str = ""
     drop: Drop | None = None
+    computed: bool = True
 
     @property
     def tolerance_max(self) -> float:

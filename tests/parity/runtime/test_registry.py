@@ -23,7 +23,13 @@ from opdf_compile.errors import DeviceError, InputError
 from opdf_compile.parity.model_file import PathLike
 from opdf_compile.parity.runtime import registry
 from opdf_compile.parity.runtime.ort.runtime import OnnxRuntime
-from opdf_compile.parity.runtime.protocol import Device, Missing, Runtime, seconds_per_run
+from opdf_compile.parity.runtime.protocol import (
+    Device,
+    Missing,
+    RunFailed,
+    Runtime,
+    seconds_per_run,
+)
 from opdf_compile.parity.runtime.registry import resolve_device, runtime_names, runtime_of
 
 
@@ -164,6 +170,56 @@ def test_what_runs_elsewhere_is_told(bundle: Path, added: Callable[..., None]) -
     report = opdf.verify(bundle, runtime="reference", only="numerics")
     note = "cpu does not run all of it: of 3 operators 1 on the CPU (Gemm)"
     assert note in report.environment["notes"] and note in str(report)
+
+
+class Doubled(Evaluated):
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        return {name: 2 * value for name, value in super().__call__(inputs).items()}
+
+
+class Cut(Evaluated):
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        return {name: value[:, :1] for name, value in super().__call__(inputs).items()}
+
+
+class Stopping(Evaluated):
+    def __call__(self, inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        raise RunFailed("reference", "a model", ValueError("no such kernel"))
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "words"),
+    [
+        (Doubled, "f32", "computes another function of it"),
+        (Cut, "f32", "computes another function of it"),
+        (Doubled, "f16", "computes it in f16"),
+        (Stopping, "f32", "does not compute it"),
+    ],
+)
+def test_a_note_says_that_the_runtime_is_wrong_and_not_the_file(
+    model: type[Evaluated],
+    precision: str,
+    words: str,
+    bundle: Path,
+    added: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Wrong(Reference):
+        def resolve(self, device: str) -> Device:
+            return Device("cpu", "numpy", runtime=self, precision=precision)
+
+        def load(self, path: PathLike, device: Device, **options: Any) -> Evaluated:
+            return model(path, precision)
+
+    added(Wrong)
+    found = opdf.verify(bundle, runtime="reference", only="numerics").numerics
+    assert found.verdict == "fail"
+    (note,) = (note for note in found.notes if note.startswith("the file is right in onnxruntime"))
+    assert f"reference 7.1 {words}: ship it to another runtime" in note
+    # Without the default runtime nothing is known, and nothing said.
+    monkeypatch.setattr(OnnxRuntime, "missing", lambda self, device: Missing("none", "none"))
+    found = opdf.verify(bundle, runtime="reference", only="numerics").numerics
+    assert found.verdict == "fail" and not any("is right in" in note for note in found.notes)
 
 
 def test_the_default_is_told_as_before(bundle: Path) -> None:
