@@ -59,7 +59,11 @@ def numbered(arrays: Arrays, known: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def read_rows(
-    given: Arrays | str | os.PathLike[str], ports: Sequence[Port], size: int
+    given: Arrays | str | os.PathLike[str],
+    ports: Sequence[Port],
+    size: int,
+    *,
+    words: str = "the samples",
 ) -> tuple[RowBatch, ...]:
     """Read rows, in batches that a model of these inputs takes.
 
@@ -67,13 +71,14 @@ def read_rows(
         given: An `.npz` file, or arrays by name.
         ports: The model's inputs.
         size: Rows of a batch where the first axis is free; the last batch has what is left.
+        words: What they are, for sentences.
 
     Raises:
         InputError: There are no rows, an input is missing or has another shape or dtype, arrays
             have unequal numbers of rows, or the rest does not fill a batch of fixed size.
         ArtefactError: The file does not exist.
     """
-    arrays, source = _arrays(given)
+    arrays, source = _arrays(given, words)
     if not arrays:
         wanted = ", ".join(port.name for port in ports) or "labels"
         raise InputError(f"{source} hold no array, wanted {wanted}; add them")
@@ -87,7 +92,7 @@ def read_rows(
                 f"takes {', '.join(names)}; name the arrays so"
             )
         rows = _row_count(sample, source)
-        fixed = _fixed_batch(ports)
+        fixed = _fixed_batch(ports, words)
         if fixed is not None and rows % fixed:
             raise InputError(
                 f"{source} hold {rows} rows and the model takes {fixed} at once, wanted a multiple "
@@ -104,24 +109,24 @@ def row_of(array: Any, row: int) -> Any:
     return array[row] if np.ndim(array) else array
 
 
-def _arrays(given: Arrays | str | os.PathLike[str]) -> tuple[dict[str, Any], str]:
+def _arrays(given: Arrays | str | os.PathLike[str], words: str) -> tuple[dict[str, Any], str]:
     wanted = "an .npz file, or arrays by name; numpy.savez(file, NAME=array, ...) writes one"
-    require_type(given, (str, os.PathLike, Mapping), "the samples", wanted)
+    require_type(given, (str, os.PathLike, Mapping), words, wanted)
     if isinstance(given, Mapping):
         arrays = {str(name): _plain(array) for name, array in given.items()}
         odd = next((name for name, array in arrays.items() if array.dtype.hasobject), None)
         if odd is not None:
             raise InputError(
-                f"{odd!r} of the samples holds objects, wanted numbers or texts with the rows on "
+                f"{odd!r} of {words} holds objects, wanted numbers or texts with the rows on "
                 "the first axis; rows of several shapes are NAME@0, NAME@1, ..."
             )
-        return arrays, "the samples"
-    file = existing_file(given, wanted="samples as .npz")
+        return arrays, words
+    file = existing_file(given, wanted=f"{words.removeprefix('the ')} as .npz")
     try:
-        return read_npz(file), f"the samples of {Path(file).name}"
+        return read_npz(file), f"{words} of {Path(file).name}"
     except DAMAGE as error:
         raise InputError(
-            f"{file} holds no samples ({first_line(error, 160)}); write it with "
+            f"{file} holds no arrays ({first_line(error, 160)}); write it with "
             "numpy.savez(file, NAME=array, ...)"
         ) from error
 
@@ -147,7 +152,7 @@ def _row_count(sample: Arrays, source: str) -> int:
     return rows
 
 
-def _fixed_batch(ports: Sequence[Port]) -> int | None:
+def _fixed_batch(ports: Sequence[Port], words: str) -> int | None:
     """How many rows the model takes at once, where that is fixed.
 
     Raises:
@@ -157,7 +162,7 @@ def _fixed_batch(ports: Sequence[Port]) -> int | None:
     if len(set(sizes.values())) > 1:
         raise InputError(
             f"the first axes of the inputs are fixed to {', '.join(map(str, sizes.values()))} "
-            f"({', '.join(sizes)}), wanted one number of rows for samples; leave samples out"
+            f"({', '.join(sizes)}), wanted one number of rows for {words}; leave them out"
         )
     return next(iter(sizes.values()), None)
 

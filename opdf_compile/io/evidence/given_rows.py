@@ -39,6 +39,20 @@ def given_rows(
     """
     if samples is None:
         return []
+    ports, size = ports_of(example, axis_names)
+    return [
+        (filled(example, [batch.inputs[name] for name in axis_names]), batch.labels)
+        for batch in read_rows(samples, ports, size)
+    ]
+
+
+def ports_of(example: CallArguments, axis_names: AxisNames) -> tuple[list[Port], int]:
+    """The inputs that rows of one's own must fit, and how many rows the example has.
+
+    Args:
+        example: Inputs of the model.
+        axis_names: Its tensor inputs in order, each with the names of its free axes.
+    """
     tensors = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor)]
     ports = [
         Port(
@@ -48,11 +62,7 @@ def given_rows(
         )
         for (name, axes), tensor in zip(axis_names.items(), tensors, strict=True)
     ]
-    size = next((len(tensor) for tensor in tensors if tensor.ndim), 1)
-    return [
-        (filled(example, [batch.inputs[name] for name in axis_names]), batch.labels)
-        for batch in read_rows(samples, ports, size)
-    ]
+    return ports, next((len(tensor) for tensor in tensors if tensor.ndim), 1)
 
 
 def filled(example: CallArguments, arrays: Iterable[Any]) -> CallArguments:

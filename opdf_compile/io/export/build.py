@@ -23,7 +23,7 @@ from opdf_compile.io.evidence.free_sizes import InputAxis
 from opdf_compile.io.evidence.given_rows import Samples, given_rows
 from opdf_compile.io.evidence.half_range import fit_numbers, too_large
 from opdf_compile.io.export.axis_trials import try_free_axes
-from opdf_compile.io.export.calibration import Calibration, Feed, batches_of
+from opdf_compile.io.export.calibration import Feed, batches_of
 from opdf_compile.io.export.eval_phase import (
     Exportable,
     as_traced,
@@ -77,7 +77,7 @@ def build_export(
     samples: Samples | None = None,
     fixed: Mapping[InputAxis, str] | None = None,
     truth: Original | None = None,
-    calibration: Calibration | None = None,
+    calibration: Samples | None = None,
 ) -> Export:
     """Trace, translate, try the free axes, gather evidence; the source stays as it is.
 

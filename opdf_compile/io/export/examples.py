@@ -7,6 +7,7 @@ from typing import Any
 
 from opdf_compile.graph import CallArguments, Traced
 from opdf_compile.io.evidence.given_rows import filled
+from opdf_compile.io.export.calibration import rows_in
 
 # Rows of the user's own data that check data takes its samples of, and samples at most.
 _ROWS, _MOST_SAMPLES = 64, 16
@@ -19,7 +20,7 @@ def samples_of(traced: Traced, batches: Sequence[Mapping[str, Any]]) -> list[Cal
     """
     if not batches:
         return [(traced.args, traced.kwargs)]
-    rows = max(1, len(next(iter(batches[0].values()))))
+    rows = max(1, rows_in(batches[0]))
     wanted = min(len(batches), _MOST_SAMPLES, -(-_ROWS // rows))
     chosen = [batches[index * len(batches) // wanted] for index in range(wanted)]
     return [example_with(traced, batch) for batch in chosen]

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from opdf_compile.errors import ExportError, InputError, require_type
+from opdf_compile.files import existing_file
 from opdf_compile.graph import Dynamic
 from opdf_compile.io.evidence.given_rows import Samples
 from opdf_compile.io.export.build import Export, build_export
 from opdf_compile.io.export.bundling import write_bundle, write_file
-from opdf_compile.io.export.calibration import Calibration, read_calibration
 from opdf_compile.io.export.eval_phase import Exportable
 from opdf_compile.io.export.hub import HubFiles, hub_files
 from opdf_compile.io.export.int8 import require_quantiser
@@ -36,7 +36,7 @@ def export_onnx(
     opset: int | None = None,
     dtype: str | torch.dtype | None = None,
     samples: Samples | None = None,
-    calibrate: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    calibrate: Samples | None = None,
     plan: Mapping[str, Any] | str | None = None,
     extra_files: Sequence[str | os.PathLike[str]] = (),
 ) -> Path:
@@ -108,7 +108,7 @@ def exported(
     *,
     reference: Exportable | None = None,
     dtype: str | torch.dtype | None = None,
-    calibrate: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+    calibrate: Samples | None = None,
     **options: Any,
 ) -> tuple[Export, Export | None]:
     """A student and its reference with the same free axes, in memory.
@@ -124,13 +124,12 @@ def exported(
     return in_int8(student), None if untouched is None else in_int8(untouched)
 
 
-def _calibration(
-    dtype: str | torch.dtype | None, given: Mapping[str, Any] | str | os.PathLike[str] | None
-) -> Calibration | None:
+def _calibration(dtype: str | torch.dtype | None, given: Samples | None) -> Samples | None:
     """What int8 is to be calibrated with; None for another dtype.
 
     Raises:
         InputError: One was asked for without the other, or onnxruntime is not installed.
+        ArtefactError: The file does not exist.
     """
     if dtype not in (INT8, torch.int8):
         if given is None:
@@ -146,7 +145,9 @@ def _calibration(
             'F.npz, or calibrate={"x": array}'
         )
     require_quantiser()
-    return read_calibration(given)
+    if isinstance(given, (str, os.PathLike)):
+        existing_file(given, wanted="calibration rows as .npz")
+    return given
 
 
 def _exported(

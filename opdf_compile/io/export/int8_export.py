@@ -19,6 +19,7 @@ from opdf_compile.artefacts import (
 )
 from opdf_compile.errors import ExportError
 from opdf_compile.io.export.build import Export
+from opdf_compile.io.export.calibration import rows_in
 from opdf_compile.io.export.int8 import quantise
 from opdf_compile.io.export.lowering import unoptimised
 from opdf_compile.io.export.save import SINGLE_FILE_BYTES, weight_bytes
@@ -97,6 +98,6 @@ def _record(made: onnx.ModelProto, source: onnx.ModelProto) -> None:
 
 
 def _told(batches: Sequence[Mapping[str, Any]], drops: Sequence[Drop]) -> str:
-    rows = sum(len(next(iter(batch.values()))) for batch in batches)
+    rows = sum(map(rows_in, batches))
     costs = "; ".join(f"output {drop.output!r} is {drop}" for drop in drops)
     return f"int8 was calibrated with {rows} rows; at export, on this check data: {costs or '-'}"

@@ -16,7 +16,7 @@ from opdf_compile.graph import CallArguments, Dynamic, Traced, trace
 from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.evidence.evaluating import gather_check_data
 from opdf_compile.io.evidence.given_rows import Samples, given_rows
-from opdf_compile.io.export.calibration import Calibration, Feed, batches_of
+from opdf_compile.io.export.calibration import Feed, batches_of
 from opdf_compile.io.export.examples import samples_of
 from opdf_compile.io.export.student_graph import write_back
 from opdf_compile.io.onnx_student.drawn_examples import trace_drawn
@@ -41,7 +41,7 @@ def file_and_check(
     dtype: Any,
     *,
     samples: Samples | None = None,
-    calibration: Calibration | None = None,
+    calibration: Samples | None = None,
 ) -> tuple[Any, CheckData, list[Feed]]:
     """The file's message with the student's weights, its check data, its calibration batches.
 
