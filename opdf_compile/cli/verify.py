@@ -65,7 +65,7 @@ def command(
         str,
         typer.Option(
             metavar="auto|0.02",
-            help="Slowdown that is allowed; auto is 0.05 on a CPU and 0.02 elsewhere.",
+            help="Slowdown that is allowed; auto is 0.02 on an accelerator, else 0.05.",
         ),
     ] = "auto",
     latency: Annotated[
@@ -141,7 +141,8 @@ def command(
 ) -> int:
     """Prove that an export has the structure, numbers and latency of the untouched student's.
 
-    A bundle also gets the report as report.json and report.html (not with --only).
+    A bundle also gets the report as report.json and report.html, and the verdict in its model card,
+    README.md (not with --only).
 
     Exit codes: 0 parity; 1 refuted; 2 bad input; 3 latency or metric inconclusive; 4 numerics
     not checked; of a list, the first of 1, 2, 4 and 3 that one of them has.

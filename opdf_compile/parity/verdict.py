@@ -68,7 +68,7 @@ def verify(
         candidate: An ONNX file, or a bundle folder (its files are then compared with its manifest).
         reference: The export of the untouched student; None takes the bundle's.
         device: "auto", "cpu", "cuda", or what else the runtime calls its devices.
-        margin: Allowed relative difference in latency; "auto" is 0.05 on a CPU, else 0.02.
+        margin: Allowed relative difference in latency; "auto" is 0.02 on an accelerator, else 0.05.
         latency: "no-slower" (one-sided) or "equal" (both sides within the margin).
         on_inconclusive: "warn", or "fail" to have an undecided latency or metric exit as a
             refutation.

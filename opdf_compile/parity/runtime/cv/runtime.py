@@ -12,11 +12,11 @@ import numpy as np
 
 from opdf_compile.errors import DeviceError, first_line
 from opdf_compile.parity.model_file import ModelFile, PathLike
-from opdf_compile.parity.runtime.cpu_only import CPU, require_optimised, resolve_cpu
 from opdf_compile.parity.runtime.cv import net as nets
 from opdf_compile.parity.runtime.cv.apart import Apart
 from opdf_compile.parity.runtime.held_model import Array, HeldModel, Hold, Run, Stopped
 from opdf_compile.parity.runtime.inputs import require_dtypes
+from opdf_compile.parity.runtime.one_device import CPU, require_optimised, resolve_only
 from opdf_compile.parity.runtime.protocol import Device, Missing, threads_wanted
 
 # Half precision comes back in float32.
@@ -65,7 +65,7 @@ class OpenCv:
             DeviceError: OpenCV cannot be used; names the missing piece.
             InputError: Another word.
         """
-        return resolve_cpu(self, device, self.engine, {"target": "DNN_TARGET_CPU"})
+        return resolve_only(self, device, self.engine, {"target": "DNN_TARGET_CPU"})
 
     def load(
         self, model: PathLike, device: Device, *, threads: int | None = None, optimised: bool = True

@@ -8,11 +8,11 @@ from typing import ClassVar
 
 from opdf_compile.errors import first_line
 from opdf_compile.parity.model_file import ModelFile, PathLike
-from opdf_compile.parity.runtime.cpu_only import CPU, require_optimised, resolve_cpu
 from opdf_compile.parity.runtime.held_model import HeldModel
 from opdf_compile.parity.runtime.inputs import require_dtypes
 from opdf_compile.parity.runtime.nc.conversion import converted, graph_of, tool
 from opdf_compile.parity.runtime.nc.net import loaded
+from opdf_compile.parity.runtime.one_device import CPU, require_optimised, resolve_only
 from opdf_compile.parity.runtime.protocol import Device, Missing, threads_wanted
 from opdf_compile.version import installed_version
 
@@ -54,7 +54,7 @@ class Ncnn:
             InputError: Another word.
         """
         options = {"pnnx fp16": str(int(self.half)), "use_fp16": str(self.half)}
-        return resolve_cpu(self, device, "CPU", options, "f16" if self.half else "f32")
+        return resolve_only(self, device, "CPU", options, "f16" if self.half else "f32")
 
     def load(
         self, model: PathLike, device: Device, *, threads: int | None = None, optimised: bool = True

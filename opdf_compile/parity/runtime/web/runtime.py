@@ -9,8 +9,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from opdf_compile.errors import DeviceError, InputError
+from opdf_compile.errors import DeviceError
 from opdf_compile.parity.model_file import ModelFile, PathLike
+from opdf_compile.parity.runtime.one_device import resolve_only
 from opdf_compile.parity.runtime.protocol import Device, Missing, threads_wanted
 from opdf_compile.parity.runtime.web.node_process import NodeProcess
 from opdf_compile.parity.runtime.web.web_model import NAME, WebModel, require_readable
@@ -71,17 +72,8 @@ class OnnxRuntimeWeb:
             DeviceError: It cannot be used; names the missing piece.
             InputError: Another word.
         """
-        if device not in ("auto", _DEVICE):
-            raise InputError(f"{NAME} has no device {device!r}; give auto or {_DEVICE}")
-        missing = self.missing(_DEVICE)
-        if missing is not None:
-            raise DeviceError(
-                f"--runtime {NAME} was asked for but {missing.piece}; {missing.remedy}, or give "
-                "another --runtime"
-            )
-        because = "auto: its only device" if device == "auto" else "asked for"
         options = {"numThreads": str(_THREADS), "simd": "true"}
-        return Device(_DEVICE, _DEVICE, options, because, runtime=self)
+        return resolve_only(self, device, _DEVICE, options)
 
     def load(
         self, model: PathLike, device: Device, *, threads: int | None = None, optimised: bool = True

@@ -1,4 +1,4 @@
-"""What runtimes have in common that run on the processor and nowhere else."""
+"""What runtimes have in common that have one device, and passes that cannot be switched off."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from opdf_compile.parity.runtime.protocol import Device, Runtime
 CPU = "cpu"
 
 
-def resolve_cpu(
+def resolve_only(
     runtime: Runtime, word: str, provider: str, options: Mapping[str, str], precision: str = ""
 ) -> Device:
-    """The processor for "cpu" and "auto".
+    """The only device of a runtime, for its name and "auto".
 
     Args:
         runtime: Whose device it is.
@@ -26,16 +26,17 @@ def resolve_cpu(
         DeviceError: The runtime cannot be used; names the missing piece.
         InputError: Another word.
     """
-    if word not in ("auto", CPU):
-        raise InputError(f"{runtime.name} has no device {word!r}; give auto or {CPU}")
-    missing = runtime.missing(CPU)
+    (device,) = runtime.devices()
+    if word not in ("auto", device):
+        raise InputError(f"{runtime.name} has no device {word!r}; give auto or {device}")
+    missing = runtime.missing(device)
     if missing is not None:
         raise DeviceError(
             f"--runtime {runtime.name} was asked for but {missing.piece}; {missing.remedy}, or "
             "give another --runtime"
         )
-    because = "auto: it runs on the processor alone" if word == "auto" else "asked for"
-    return Device(CPU, provider, options, because, runtime=runtime, precision=precision)
+    because = "auto: its only device" if word == "auto" else "asked for"
+    return Device(device, provider, options, because, runtime=runtime, precision=precision)
 
 
 def require_optimised(runtime: Runtime, model: object, optimised: bool) -> None:
