@@ -15,6 +15,7 @@ from opdf_compile.artefacts import CARD, changed_files, is_bundle, record_verdic
 from opdf_compile.artefacts.card import CardFacts, card_of
 from opdf_compile.artefacts.interface import Interface, Port
 from opdf_compile.files.atomic import sha256
+from opdf_compile.io import build_export, write_bundle
 
 
 @pytest.fixture
@@ -107,6 +108,16 @@ def test_a_new_export_keeps_the_owners_words_and_takes_the_verdict_back(bundle: 
     text = body(bundle)
     assert "# Apples" in text and "(batch_size, 5) of float32" in text
     assert "Not verified yet." in text and "gains" not in text and "Parity" not in text
+
+
+def test_a_bundle_that_is_written_aside_keeps_the_words_of_its_place(bundle: Path) -> None:
+    (bundle / CARD).write_bytes(b"# Mine\n")
+    export = build_export(nn.Linear(5, 2), (torch.rand(2, 5),))
+    aside = bundle.parent / ".aside"
+    write_bundle(aside, export, becomes=bundle)
+    assert (aside / CARD).read_bytes() == b"# Mine\n"
+    write_bundle(aside, export, becomes=bundle.parent / "apples")
+    assert body(aside).startswith("\n# apples\n")
 
 
 @pytest.mark.parametrize(

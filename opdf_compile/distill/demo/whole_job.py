@@ -81,7 +81,7 @@ def run_demo(
     with atomic_folder(target, replaceable=is_bundle) as folder:
         found = race(budget or Budget(), _part(say, 0.0, _TRAINED))
         say("exporting student and reference", _TRAINED)
-        _export(found, folder)
+        _export(found, folder, target)
         report = verify(
             folder,
             budget=latency_budget,
@@ -101,13 +101,14 @@ def _part(say: Say, start: float, end: float) -> Say:
     return lambda text, share: say(text, start + (end - start) * share)
 
 
-def _export(found: Outcomes, folder: Path) -> None:
+def _export(found: Outcomes, folder: Path, target: Path) -> None:
     """Write the bundle: what ships and, for a look at both, the plain student beside it."""
     write_bundle(
         folder,
         build_export(found.overparam.student, (found.example,)),
         build_export(found.plain.student, (found.example,)),
         plan=found.plan.to_json(),
+        becomes=target,
         side_by_side=True,
     )
 

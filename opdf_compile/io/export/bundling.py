@@ -77,6 +77,7 @@ def write_bundle(
     plan: Mapping[str, Any] | str | None = None,
     extra_files: Sequence[Path] = (),
     hub: HubFiles | None = None,
+    becomes: Path | None = None,
     side_by_side: bool = False,
 ) -> None:
     """Write a bundle folder, all or nothing; an older bundle there is replaced.
@@ -90,6 +91,8 @@ def write_bundle(
         plan: The plan as JSON text or as the object itself.
         extra_files: Files to copy beside it, such as a tokenizer and its configuration.
         hub: What lets a library load the folder.
+        becomes: The folder that it will be, where the caller writes it aside and moves it: the card
+            has its name, and what the owner wrote into the card there.
         side_by_side: Put the reference beside the student: a folder to look at, as the demo's, in
             place of one that a loader is given.
 
@@ -98,6 +101,7 @@ def write_bundle(
         ExportError: A model does not pass ONNX's checker.
     """
     _check_extra(extra_files)
+    final = becomes or path
     with atomic_folder(path, replaceable=is_bundle) as folder:
         with ExitStack() as stack:
             _stage_pair(student, folder / STUDENT, stack, planned_weights(_plan_json(plan)))
@@ -120,7 +124,7 @@ def write_bundle(
         # Not in the manifest: its owner fills it in, and a verdict is written into it.
         if not (folder / CARD).exists():
             facts = CardFacts(
-                path.resolve().name,
+                final.resolve().name,
                 found.library,
                 found.base_model,
                 interface_of(_ports(student.model), folder / STUDENT),
@@ -128,7 +132,7 @@ def write_bundle(
                 sha256(folder / STUDENT),
                 compared=reference is not None,
             )
-            (folder / CARD).write_bytes(as_bytes(card_of(facts, kept_card(path))))
+            (folder / CARD).write_bytes(as_bytes(card_of(facts, kept_card(final))))
 
 
 def _ports(model: Any) -> Any:

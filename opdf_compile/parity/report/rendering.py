@@ -82,12 +82,17 @@ def card_values(report: ParityResult) -> dict[str, object]:
         "structure": report.structure.verdict,
         "numerics": report.numerics.verdict,
         "latency": latency.verdict,
-        "latency_ratio": latency.ratio,
-        "latency_interval": [latency.ci_low, latency.ci_high],
+        "metric": report.metric.verdict,
+        "latency_ratio": _short(latency.ratio),
+        "latency_interval": [_short(latency.ci_low), _short(latency.ci_high)],
         "latency_margin": latency.margin,
         "runtime": f"{runtime.get('name')} {runtime.get('version')} on {device.get('name')}",
     }
     return {key: plain(value) for key, value in found.items()}
+
+
+def _short(ratio: float | None) -> float | None:
+    return None if ratio is None else round(ratio, 4)
 
 
 def as_html(report: ParityResult) -> str:

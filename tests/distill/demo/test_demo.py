@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from opdf_compile.artefacts.bundle import changed_files, is_bundle
 from opdf_compile.distill.demo import DemoResult, run_demo, whole_job
@@ -131,6 +132,14 @@ def test_the_html_report_is_the_verdicts_own(done: Done) -> None:
     assert report["files"]["student.onnx"]["sha256"] in page
     assert page.count("<svg") == len(report["latency"]["shapes"])
     assert ".out." not in page
+
+
+def test_the_card_has_the_name_of_the_folder_and_the_verdict(done: Done) -> None:
+    text = (done.out / "README.md").read_text(encoding="utf-8")
+    assert f"\n# {done.out.name}\n" in text
+    head = yaml.safe_load(text.split("---\n")[1])["opdf_compile"]
+    assert head["verdict"] == done.report()["verdict"]
+    assert head["student_sha256"] == done.report()["files"]["student.onnx"]["sha256"]
 
 
 @pytest.mark.parametrize("name", PLOTS)
