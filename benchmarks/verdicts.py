@@ -4,9 +4,9 @@ Every repetition is a row of the JSON at once, and `--resume` goes on where a ru
 Repetitions go round: first of every pair and size, then the second of each, so that whatever the
 machine does meets all pairs alike and a run that is cut off leaves balanced counts.
 
-Usage: python benchmarks/verdicts.py [--device cpu|cuda] [--sizes "0.2 ms,5 ms"] [--pairs P,P,..]
-           [--repetitions N] [--budgets 10,20,..] [--truth-seconds S] [--threads N]
-           [--json FILE] [--resume] [--folder DIR]
+Usage: python benchmarks/verdicts.py [--device cpu|cuda] [--runtime NAME]
+           [--sizes "0.2 ms,5 ms"] [--pairs P,P,..] [--repetitions N] [--budgets 10,20,..]
+           [--truth-seconds S] [--threads N] [--json FILE] [--resume] [--folder DIR]
        python benchmarks/verdicts.py --page docs/parity.md   (from the JSON in benchmarks/results)
 """
 
@@ -35,9 +35,9 @@ from calibration.truth import Truth, measure_truth, search
 from opdf_compile.errors import OpdfError
 from opdf_compile.parity.latency.measure import measure_latency
 from opdf_compile.parity.numerics.checking import check_numerics
-from opdf_compile.parity.request import AUTO_MARGIN
+from opdf_compile.parity.request import auto_margin
 from opdf_compile.parity.runtime.protocol import Device
-from opdf_compile.parity.runtime.registry import resolve_device
+from opdf_compile.parity.runtime.registry import DEFAULT, resolve_device
 from opdf_compile.parity.structure.compare import compare_structure
 
 SCHEMA = "opdf-verdicts/1"
@@ -70,7 +70,7 @@ class Suite:
         """The network's size; the batch of a large one is fitted to its label once."""
         kept = self.ledger.value.setdefault("sizes", {})
         if label not in kept:
-            size = SIZES[self.device.name][label]
+            size = SIZES["cuda" if self.device.name == "cuda" else "cpu"][label]
             if size.batch > 1:
                 size = replace(size, batch=self._fitting_batch(size, float(label.split()[0])))
             kept[label] = asdict(size)
@@ -235,6 +235,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     cli.whole(made, "--threads", "threads of the runtime (default: its own choice)", None)
     cli.whole(made, "--seed", "of the inputs", 0, least=0)
     made.add_argument("--device", default="cpu", help="auto, cpu or cuda (default cpu)")
+    made.add_argument("--runtime", default=DEFAULT, help=f"what runs the files (default {DEFAULT})")
     made.add_argument("--json", metavar="FILE", help="every row is written here at once")
     made.add_argument("--resume", action="store_true", help="go on with the rows of --json")
     made.add_argument("--folder", metavar="DIR", help="keep the exports here")
@@ -242,10 +243,10 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     made.add_argument("--page", metavar="FILE", help="write the page from the results, and end")
     options = made.parse_args(words)
     try:
-        options.device = resolve_device(options.device)
+        options.device = resolve_device(options.device, options.runtime)
     except OpdfError as error:
         cli.fail(str(error))
-    options.margin = AUTO_MARGIN[options.device.name]
+    options.margin = auto_margin(options.device)
     return options
 
 

@@ -15,11 +15,12 @@ import torch
 from bench.facts import date_of_today
 from bench.reporting import processor
 from opdf_compile import __version__
-from opdf_compile.parity.runtime.protocol import Device
+from opdf_compile.parity.runtime.protocol import Device, Runtime
+from opdf_compile.parity.runtime.registry import DEFAULT
 
 _LIBRARIES = ("torch", "timm", "transformers", "numpy", "onnx", "onnxscript")
 # Where files lie says nothing about the figures.
-_PATHS = ("json", "folder", "models_dir", "plot", "page", "device")
+_PATHS = ("json", "folder", "models_dir", "plot", "page", "device", "devices")
 _RUNTIMES = ("onnxruntime-gpu", "onnxruntime")
 _QUERY = ("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
 
@@ -41,6 +42,7 @@ def machine(device: Device, options: Mapping[str, Any]) -> dict[str, Any]:
             "opdf-compile": __version__,
             **{name: _version(name) for name in _LIBRARIES},
             "onnxruntime": runtime,
+            **_other_runtime(device.runtime),
         },
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -53,6 +55,10 @@ def machine(device: Device, options: Mapping[str, Any]) -> dict[str, Any]:
             if value is not None and key not in _PATHS
         },
     }
+
+
+def _other_runtime(judged: Runtime) -> dict[str, str | None]:
+    return {} if judged.name == DEFAULT else {judged.name: judged.version()}
 
 
 def _cuda() -> dict[str, Any]:

@@ -180,6 +180,11 @@ def span(low: float | None, high: float | None) -> str:
     return "-" if low is None or high is None else f"{low:.3f}-{high:.3f}"
 
 
+def ratio(found: Mapping[str, Any]) -> str:
+    """A ratio with its interval."""
+    return f"{found['ratio']:.4f} [{found['ci_low']:.4f}, {found['ci_high']:.4f}]"
+
+
 def finite(value: float) -> float | None:
     """The number, or None where JSON has no word for it (an interval of one round is unbounded)."""
     return value if abs(value) != float("inf") else None

@@ -10,10 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.reporting import ratio
 from exports.forest import draw
 from exports.page import model_lines
 
 from calibration.inconclusive import halving_lines
+from calibration.other_runtimes import PREFIX, runtime_lines
 from calibration.pairs import PAIRS, right_latency
 from calibration.prose import (
     FOLDED,
@@ -40,6 +42,7 @@ Results = Mapping[str, dict[str, Any]]
 def read_results(folder: Path = RESULTS) -> Results:
     """The JSON files that exist, by name."""
     paths = {name: folder / f"{name}.json" for name in FILES}
+    paths |= {path.stem: path for path in sorted(folder.glob(f"{PREFIX}*.json"))}
     return {
         name: json.loads(path.read_text(encoding="utf-8"))
         for name, path in paths.items()
@@ -74,7 +77,13 @@ def page(results: Results) -> str:
             lines += ["", f"## Real models on {title}", ""]
             lines += model_lines(results[name], name) if name in results else [PENDING]
     lines += ["", "## A metric of yours", "", *METRIC]
-    lines += ["", "## In another runtime", "", *RUNTIMES]
+    others = {
+        name.removeprefix(PREFIX): value
+        for name, value in results.items()
+        if name.startswith(PREFIX)
+    }
+    lines += ["", "## In another runtime", "", *RUNTIMES, ""]
+    lines += runtime_lines(others) if others else [PENDING]
     lines += ["", "## A quantised pair", "", *QUANTISED]
     lines += ["", "## How to repeat it", "", *REPEAT]
     return "\n".join(lines) + "\n"
@@ -122,9 +131,9 @@ def _latency_table(value: Mapping[str, Any], groups: Mapping[Any, Any]) -> list[
         right = right_latency(PAIRS[name], truth, value["margin"])
         found = counted(rows, "latency")
         wrong = "-" if right in (None, "either") else str(share(found[opposite(right)], len(rows)))
-        ratio = "-" if truth is None else _interval(truth)
+        true = "-" if truth is None else ratio(truth)
         seen = (str(found[verdict]) for verdict in VERDICTS)
-        cells = (PAIRS[name].what, label, ratio, right or "-", f"{budget:g} s", str(len(rows)))
+        cells = (PAIRS[name].what, label, true, right or "-", f"{budget:g} s", str(len(rows)))
         lines.append(_line(*cells, *seen, wrong))
     return lines
 
@@ -171,10 +180,6 @@ def _parts_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         cells = [str(share(n, len(seen))) if pair.drawn else f"{n} of {len(seen)}" for n in right]
         lines.append(_line(pair.what, pair.refuted_by, str(len(seen)), *cells))
     return lines
-
-
-def _interval(truth: Mapping[str, Any]) -> str:
-    return f"{truth['ratio']:.4f} [{truth['ci_low']:.4f}, {truth['ci_high']:.4f}]"
 
 
 def _header(*titles: str, left: int) -> list[str]:

@@ -183,6 +183,8 @@ REPEAT = (
     "```",
     "",
     "On a CPU, `taskset -c 1 python benchmarks/verdicts.py --threads 1 --resume --json "
-    "benchmarks/results/verdicts-cpu.json`. Every finished repetition is on the disk at once, and "
-    "the same command goes on after a stop.",
+    "benchmarks/results/verdicts-cpu.json`. With `--runtime openvino` and `verdicts-cpu-openvino` "
+    "it asks the same of another runtime; `--runtimes onnxruntime,openvino` has `parity.py` "
+    "compare real models in several. Every finished repetition is on the disk at once, and the "
+    "same command goes on after a stop.",
 )

@@ -17,9 +17,7 @@ import numpy as np
 from bench.intervals import median_interval
 
 from opdf_compile.parity.latency.timing import undisturbed, warm_up
-from opdf_compile.parity.runtime.ort.bound_session import BoundSession, bind
-from opdf_compile.parity.runtime.ort.sessions import open_session
-from opdf_compile.parity.runtime.protocol import Device
+from opdf_compile.parity.runtime.protocol import BoundModel, Device
 
 LEVEL = 0.95
 _GROUP_SECONDS = 1.5
@@ -79,10 +77,10 @@ def measure_truth(
     rounds = 0
     while len(ratios) < _LEAST_GROUPS or time.perf_counter() - began < seconds:
         pair = [candidate, reference]
-        made: dict[Path, BoundSession] = {}
+        made: dict[Path, BoundModel] = {}
         for index in rng.permutation(2):
-            session = open_session(pair[index], device, threads=threads)
-            made[pair[index]] = bind(session, inputs, device.name)
+            loaded = device.runtime.load(pair[index], device, threads=threads)
+            made[pair[index]] = loaded.bind(inputs)
         logs, runs = _group(made[candidate], made[reference], rng)
         ratios.append(float(np.exp(np.median(logs))))
         times += runs
@@ -94,7 +92,7 @@ def measure_truth(
 
 
 def _group(
-    candidate: BoundSession, reference: BoundSession, rng: np.random.Generator
+    candidate: BoundModel, reference: BoundModel, rng: np.random.Generator
 ) -> tuple[list[float], list[float]]:
     """Log-ratios of single runs, and seconds of the reference's."""
     for session in (candidate, reference):

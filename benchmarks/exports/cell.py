@@ -26,7 +26,7 @@ from opdf_compile.artefacts import Sample, read_check
 from opdf_compile.errors import UserError
 from opdf_compile.parity.numerics.checking import check_numerics
 from opdf_compile.parity.runtime.protocol import Device, LoadedModel, RunFailed
-from opdf_compile.parity.runtime.registry import resolve_device
+from opdf_compile.parity.runtime.registry import runtime_of
 
 FILE, CHECK = "student.onnx", "student.check.npz"
 _NO_NUMBERS = "it answers with another shape, or with numbers that are none"
@@ -44,7 +44,7 @@ def main(words: Sequence[str]) -> None:
 def steps(name: str, folder: Path, batches: Sequence[int]) -> Iterator[dict[str, Any]]:
     """What is found, step by step."""
     try:
-        device = resolve_device("cpu", name)
+        device = on_processor(name)
         # One thread, so that the order of sums is not the scheduler's.
         model = device.runtime.load(folder / FILE, device, threads=1)
     except UserError as error:
@@ -60,6 +60,12 @@ def steps(name: str, folder: Path, batches: Sequence[int]) -> Iterator[dict[str,
     for size in batches:
         yield {"step": "batch", "size": size, **_error(model, largest, size, folder)}
     yield {"step": "numerics", **_verdict(folder, device)}
+
+
+def on_processor(name: str) -> Device:
+    """A runtime's device that computes on the processor, whatever it calls it."""
+    runtime = runtime_of(name)
+    return runtime.resolve("cpu" if "cpu" in runtime.devices() else "auto")
 
 
 def _error(model: LoadedModel, sample: Sample, size: int, folder: Path) -> dict[str, Any]:

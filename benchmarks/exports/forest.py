@@ -103,7 +103,13 @@ def _frame(axes: Any, rows: Sequence[Mapping[str, Any]], margin: float) -> None:
 
 
 def _labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [f"{row['model'].replace('_', ' ')}, batch {row['batch']}" for row in rows]
+    # The runtime is named where there is more than one.
+    several = len({row.get("runtime") for row in rows}) > 1
+    return [
+        f"{row['model'].replace('_', ' ')}, batch {row['batch']}"
+        + (f", {row['runtime']}" if several else "")
+        for row in rows
+    ]
 
 
 def _figures(found: Mapping[str, Any]) -> str:

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from bench.markdown import table
+from bench.reporting import ratio
 
 from exports.models import MODELS
 
-_TITLES = (
-    *("model", "batch", "verdict", "structure", "numerics", "latency"),
+_WORDS = ("model", "batch", "verdict", "structure", "numerics", "latency")
+_FIGURES = (
     *("ratio [90 %]", "control [90 %]", "ms, reference", "ms, candidate"),
     *("MiB, reference", "MiB, candidate", "cold start ms, reference", "cold start ms, candidate"),
 )
-_WORDS = 6
+# What a table of results before there was a choice was measured in.
+_USUAL = "onnxruntime"
+_DEVICE = {"driver": "driver", "cuda": "CUDA", "cudnn": "cuDNN"}
 
 
 def model_lines(value: Mapping[str, Any], name: str) -> list[str]:
-    """Conditions, picture and table.
+    """Conditions, picture and a table for each runtime.
 
     Args:
         value: The JSON of parity.py.
@@ -24,27 +29,29 @@ def model_lines(value: Mapping[str, Any], name: str) -> list[str]:
     """
     found = value["environment"]
     device, versions = found["device"], found["versions"]
+    runtimes = found.get("runtimes", {_USUAL: versions.get(_USUAL)})
     about = [
         device["name"],
         *(f"{what} {device[key]}" for key, what in _DEVICE.items() if device.get(key)),
-        *(f"{library} {versions[library]}" for library in ("onnxruntime", "torch")),
+        *(f"{runtime} {version}" for runtime, version in runtimes.items()),
+        f"torch {versions['torch']}",
         found["date"],
     ]
-    rule = [":--" if place < _WORDS else "--:" for place in range(len(_TITLES))]
-    return [
+    note = f" {value['note']}" if value.get("note") else ""
+    lines = [
         f"{', '.join(about)}; margin {value['margin']:g}. Random weights, two training steps, "
         "images of 224 x 224 pixels, texts of 128 tokens. The control is the reference against "
-        "itself.",
+        f"itself.{note}",
         "",
         f"![Ratios with their intervals]({name.replace('-', '_')}.png)",
         "",
-        _line(*_TITLES),
-        _line(*rule),
-        *(_row(row) for row in _ordered(value["rows"])),
     ]
-
-
-_DEVICE = {"driver": "driver", "cuda": "CUDA", "cudnn": "cuDNN"}
+    for runtime in runtimes:
+        rows = [row for row in _ordered(value["rows"]) if row.get("runtime", _USUAL) == runtime]
+        if len(runtimes) > 1:
+            lines += [f"**{runtime}**", ""]
+        lines += [*table((*_WORDS, *_FIGURES), map(_row, rows)), *_reasons(rows)]
+    return lines[:-1]
 
 
 def _ordered(rows: Any) -> list[Any]:
@@ -52,28 +59,33 @@ def _ordered(rows: Any) -> list[Any]:
     return sorted(rows, key=lambda row: (places[row["model"]], row["batch"]))
 
 
-def _row(row: Mapping[str, Any]) -> str:
+def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    what = (row["model"], str(row["batch"]), row["verdict"])
+    parts = [row.get(part, {}).get("verdict", "-") for part in ("structure", "numerics")]
     if "latency" not in row:
-        return _line(row["model"], str(row["batch"]), "error", row["error"], *("-",) * 10)
+        return (*what, *parts, *("-",) * (1 + len(_FIGURES)))
     found = row["latency"]
     sides = ("reference", "candidate")
     memory = (found["memory"][side] for side in sides)
-    return _line(
-        row["model"],
-        str(row["batch"]),
-        row["verdict"],
-        *(row[part]["verdict"] for part in ("structure", "numerics", "latency")),
-        _interval(found),
-        _interval(found["control"]),
+    return (
+        *what,
+        *parts,
+        found["verdict"],
+        ratio(found),
+        ratio(found["control"]),
         *(f"{found[f'{side}_ms']:.3f}" for side in sides),
         *("-" if count is None else f"{count / 2**20:.0f}" for count in memory),
         *(f"{found['cold_start_ms'][side]:.0f}" for side in sides),
     )
 
 
-def _interval(found: Mapping[str, Any]) -> str:
-    return f"{found['ratio']:.4f} [{found['ci_low']:.4f}, {found['ci_high']:.4f}]"
-
-
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+def _reasons(rows: list[Mapping[str, Any]]) -> Iterator[str]:
+    """What is no figure, in the runtime's or in `verify`'s own words."""
+    said = dict.fromkeys(
+        f"- {row['model']}: {text}"
+        for row in rows
+        for text in (row.get("error"), row.get("numerics", {}).get("reason"))
+        if text
+    )
+    if said:
+        yield from (*said, "")

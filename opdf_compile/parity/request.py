@@ -21,8 +21,7 @@ from opdf_compile.parity.report.parity_result import ASPECTS
 from opdf_compile.parity.runtime.protocol import Device
 from opdf_compile.parity.runtime.registry import resolve_device
 
-# Every other device is an accelerator, and takes the margin of CUDA.
-AUTO_MARGIN = {"cuda": 0.02, "cpu": 0.05, "wasm": 0.05}
+_PROCESSORS, _ON_PROCESSOR, _ON_ACCELERATOR = ("cpu", "wasm"), 0.05, 0.02
 # Half a point of an accuracy.
 METRIC_MARGIN = 0.005
 ON_INCONCLUSIVE = ("warn", "fail")
@@ -122,7 +121,7 @@ def checked_request(
     where = resolve_device(device, runtime)
     return Request(
         device=where,
-        margin=AUTO_MARGIN.get(where.name, AUTO_MARGIN["cuda"]) if number is None else number,
+        margin=auto_margin(where) if number is None else number,
         latency=latency,
         on_inconclusive=on_inconclusive,
         budget=float(budget),
@@ -177,6 +176,11 @@ def _named(samples: Samples | None) -> str | None:
     if samples is None or isinstance(samples, Mapping):
         return None if samples is None else "arrays"
     return os.fspath(samples)
+
+
+def auto_margin(device: Device) -> float:
+    """The difference in latency that is allowed where the user names none."""
+    return _ON_PROCESSOR if device.name in _PROCESSORS else _ON_ACCELERATOR
 
 
 def _margin(margin: float | str) -> float | None:

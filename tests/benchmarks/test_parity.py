@@ -58,10 +58,26 @@ def test_the_table_of_the_page() -> None:
     lines = model_lines(VALUE, "parity-cuda")
     assert "A GPU, driver 580, CUDA 13.0, cuDNN 91900" in lines[0]
     assert lines[2] == "![Ratios with their intervals](parity_cuda.png)"
-    rows = [line for line in lines if line.startswith("| ")][2:]
+    rows = [line for line in lines if line.startswith("| ")][1:]
     assert [line.split(" | ")[0][2:] for line in rows] == ["resnet18", "vit_tiny", "bert6", "bert6"]
     assert {line.count("|") for line in rows} == {15}
-    assert "1.2000 [1.1900, 1.2100]" in rows[0] and "no kernel" in rows[1]
+    assert "1.2000 [1.1900, 1.2100]" in rows[0] and "error" in rows[1]
+    assert lines[-1] == "- vit_tiny: no kernel"
+
+
+def test_a_page_of_two_runtimes_has_a_table_for_each(tmp_path: Path) -> None:
+    runtimes = {"onnxruntime": "1.31.0", "openvino": "2026.4.1"}
+    rows = [
+        {**row("resnet18", 1, ratio, "pass"), "runtime": runtime}
+        for runtime, ratio in zip(runtimes, (1.001, 1.002), strict=True)
+    ]
+    value = {**VALUE, "environment": {**ENVIRONMENT, "runtimes": runtimes}, "rows": rows}
+    text = "\n".join(model_lines(value, "parity-cpu"))
+    assert "onnxruntime 1.31.0, openvino 2026.4.1" in text
+    first, second = text.split("**openvino**")
+    assert "1.0010" in first and "1.0010" not in second and "1.0020" in second
+    labels = forest._labels(rows)
+    assert labels == ["resnet18, batch 1, onnxruntime", "resnet18, batch 1, openvino"]
 
 
 def test_the_picture(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import verdicts
 from bench.ledger import Ledger
 from calibration import page
 from calibration.inconclusive import halving_lines
+from calibration.other_runtimes import runtime_lines
 from calibration.pairs import PAIRS, Files, make, right_latency
 from calibration.rates import halving_budget, share
 from calibration.students import Size
@@ -242,8 +243,39 @@ def test_the_page_is_made_from_the_results() -> None:
     )
 
 
+def test_another_runtime_has_its_own_rows_on_the_page() -> None:
+    truth = {"ratio": 1.1, "ci_low": 1.09, "ci_high": 1.11, "reference_ms": 0.2}
+    rows = [
+        {
+            "pair": "slower-10",
+            "size": "0.2 ms",
+            "budget": budget,
+            "repetition": repetition,
+            "structure": "fail",
+            "numerics": "pass",
+            "latency": "pass" if wrong else "inconclusive" if budget == 1 else "fail",
+        }
+        for budget in (1, 10)
+        for repetition, wrong in enumerate((False, False, budget == 10, False))
+    ]
+    versions = {"openvino": "2026.4.1"}
+    value = {
+        "environment": {"device": {"name": "a CPU"}, "date": "2026-01-01", "versions": versions},
+        "margin": 0.05,
+        "truth": {"0.2 ms": {"slower-10": truth, "identical": truth}},
+        "rows": rows,
+    }
+    lines = runtime_lines({"openvino": value})
+    assert lines[0].startswith("- `openvino` 2026.4.1: a CPU, 2026-01-01, margin 0.05; 0.20 ms")
+    # One of the four at 10 s was called pass, which is wrong; the four at 1 s were left open.
+    assert "| fail | 10 s | 4 | 1 | 3 | 0 | 25 % [0.6, 80.6] |" in "\n".join(lines)
+    assert "| fail | 1 s | 4 | 0 | 0 | 4 | 0 % [0.0, 60.2] |" in "\n".join(lines)
+    assert any(line.startswith("- `openvino`, slower-10, 0.2 ms: 1 s 100 %") for line in lines)
+    assert lines[-1] == "| `openvino` | 10 % slower: a MatMul added | 1 | 1 of 1 | 1 of 1 |"
+
+
 def test_the_page_says_what_is_pending() -> None:
-    assert page.page({}).count("Pending: these figures") == 3
+    assert page.page({}).count("Pending: these figures") == 4
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a CUDA device")

@@ -17,7 +17,8 @@ from quick import covering
 from opdf_compile.artefacts.check_file import CheckData, Sample, check_path, write_check
 from opdf_compile.errors import ArtefactError, InputError
 from opdf_compile.files.atomic import sha256
-from opdf_compile.parity.request import AUTO_MARGIN
+from opdf_compile.parity.request import auto_margin
+from opdf_compile.parity.runtime.registry import resolve_device
 from opdf_compile.parity.verdict import verify
 
 WIDTH, BATCH = 16, 3
@@ -243,7 +244,7 @@ def test_latency_of_a_pair_is_reported_with_its_protocol(
         plot=tmp_path / "latency.png",
         progress=lambda text, share: heard.append(share),
     )
-    assert report.latency.margin == AUTO_MARGIN["cpu"] == 0.05
+    assert report.latency.margin == auto_margin(resolve_device("cpu")) == 0.05
     assert report.latency.rule == "no-slower"
     options: Mapping[str, Any] = report.environment["options"]
     assert options["budget"] == SECOND and options["seed"] and options["spinning"] is False
