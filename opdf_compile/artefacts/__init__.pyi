@@ -5,6 +5,7 @@ from .bundle import REFERENCE_FOLDER as REFERENCE_FOLDER
 from .bundle import SCHEMA as SCHEMA
 from .bundle import STUDENT as STUDENT
 from .bundle import changed_files as changed_files
+from .bundle import digests_of as digests_of
 from .bundle import is_bundle as is_bundle
 from .bundle import is_inside as is_inside
 from .bundle import names_in as names_in

@@ -14,6 +14,7 @@ readable.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +62,32 @@ def reference_of(path: Path) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
-def changed_files(path: Path) -> tuple[str, ...]:
-    """Names of files of a bundle that are missing or differ from the manifest.
+def digests_of(path: Path) -> dict[str, str]:
+    """The SHA-256 of the files that a bundle lists and has, by name.
 
     Raises:
         ArtefactError: The manifest cannot be read.
     """
-    changed = []
-    for name, entry in read_manifest(path)["files"].items():
-        file = path / name
-        wanted = entry.get("sha256") if isinstance(entry, dict) else None
-        if not is_inside(name) or not file.is_file() or sha256(file) != wanted:
-            changed.append(name)
-    return tuple(changed)
+    names = [name for name in read_manifest(path)["files"] if is_inside(name)]
+    return {name: sha256(path / name) for name in names if (path / name).is_file()}
+
+
+def changed_files(path: Path, digests: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Names of files of a bundle that are missing or differ from the manifest.
+
+    Args:
+        path: The bundle.
+        digests: Those of its files, where they are known.
+
+    Raises:
+        ArtefactError: The manifest cannot be read.
+    """
+    found = digests_of(path) if digests is None else digests
+    return tuple(
+        name
+        for name, entry in read_manifest(path)["files"].items()
+        if name not in found or not isinstance(entry, dict) or found[name] != entry.get("sha256")
+    )
 
 
 def is_bundle(path: Path) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -16,6 +16,7 @@ from opdf_compile.artefacts import (
     STUDENT,
     changed_files,
     check_path,
+    digests_of,
     exporter_of,
     is_inside,
     opsets_of,
@@ -42,6 +43,7 @@ class ComparedFiles:
         reference_check: The reference's.
         tampered: A sentence for each file that is not what its bundle's manifest says.
         listed: Further files of the bundle.
+        digests: The SHA-256 of files that were hashed, by path: large ones are read once for it.
     """
 
     candidate: ModelFile
@@ -50,6 +52,7 @@ class ComparedFiles:
     reference_check: Path | None
     tampered: tuple[str, ...] = ()
     listed: tuple[Path, ...] = ()
+    digests: Mapping[Path, str] = field(default_factory=dict)
 
     def table(self) -> dict[str, dict[str, Any]]:
         """By name: hash, size, opset and exporter; opset and exporter are null for other files."""
@@ -59,7 +62,9 @@ class ComparedFiles:
         names = [path.name for path in paths]
         # Two models may both be called model.onnx; then the folders tell them apart.
         return {
-            path.name if names.count(path.name) == 1 else path.as_posix(): _describe(path, models)
+            path.name if names.count(path.name) == 1 else path.as_posix(): _describe(
+                models.get(path) or ModelFile(path, self.digests.get(path))
+            )
             for path in paths
         }
 
@@ -89,9 +94,10 @@ def find_files(
     path = Path(candidate)
     tampered: tuple[str, ...] = ()
     listed: tuple[Path, ...] = ()
+    digests: dict[Path, str] = {}
     other = None if reference is None else existing_file(reference, wanted=_WANTED)
     if path.is_dir():
-        tampered, listed = _audit(path)
+        tampered, listed, digests = _audit(path)
         other = other or reference_of(path)
         path = path / STUDENT
     path = existing_file(path, wanted=_WANTED)
@@ -100,12 +106,13 @@ def find_files(
         for file in (check, reference_check)
     )
     return ComparedFiles(
-        candidate=ModelFile(path),
-        reference=None if other is None else ModelFile(other),
+        candidate=ModelFile(path, digests.get(path)),
+        reference=None if other is None else ModelFile(other, digests.get(other)),
         check=given or _beside(path),
         reference_check=None if other is None else beside or _beside(other),
         tampered=tampered,
         listed=listed,
+        digests=digests,
     )
 
 
@@ -124,8 +131,8 @@ def require_reference(files: ComparedFiles, asked: tuple[str, ...]) -> None:
         )
 
 
-def _audit(folder: Path) -> tuple[tuple[str, ...], tuple[Path, ...]]:
-    """Compare a bundle with its manifest: sentences for changed files, and the files it lists."""
+def _audit(folder: Path) -> tuple[tuple[str, ...], tuple[Path, ...], dict[Path, str]]:
+    """Compare a bundle with its manifest: what changed, the files it lists, and their hashes."""
     names = [str(name) for name in read_manifest(folder)["files"]]
     plain = [name for name in names if is_inside(name)]
     for name in plain:
@@ -134,7 +141,8 @@ def _audit(folder: Path) -> tuple[tuple[str, ...], tuple[Path, ...]]:
                 f"{folder / name} is missing although {MANIFEST} lists it; restore it or export "
                 "the bundle again"
             )
-    changed = changed_files(folder)
+    digests = digests_of(folder)
+    changed = changed_files(folder, digests)
     sentences = [
         f"{name} is not the file that was exported: its SHA-256 differs from {MANIFEST}"
         for name in changed
@@ -155,7 +163,8 @@ def _audit(folder: Path) -> tuple[tuple[str, ...], tuple[Path, ...]]:
         for name in looked_at
         if name not in plain and (folder / name).exists()
     ]
-    return tuple(sentences), tuple(folder / name for name in plain)
+    hashed = {folder / name: digest for name, digest in digests.items()}
+    return tuple(sentences), tuple(folder / name for name in plain), hashed
 
 
 def _beside(path: Path) -> Path | None:
@@ -163,10 +172,9 @@ def _beside(path: Path) -> Path | None:
     return check if check.exists() else None
 
 
-def _describe(path: Path, models: Mapping[Path, ModelFile]) -> dict[str, Any]:
-    file = models.get(path) or ModelFile(path)
-    entry: dict[str, Any] = {"sha256": file.sha256, "bytes": path.stat().st_size}
-    if path.suffix != ".onnx":
+def _describe(file: ModelFile) -> dict[str, Any]:
+    entry: dict[str, Any] = {"sha256": file.sha256, "bytes": file.path.stat().st_size}
+    if file.path.suffix != ".onnx":
         return {**entry, "opset": None, "exporter": None}
     model = file.model
     metadata: Mapping[str, str] = {item.key: item.value for item in model.metadata_props}

@@ -23,9 +23,10 @@ class ModelFile:
         path: Where it is.
     """
 
-    def __init__(self, path: PathLike) -> None:
-        """Nothing is read yet."""
+    def __init__(self, path: PathLike, digest: str | None = None) -> None:
+        """Nothing is read yet; `digest` is its SHA-256 where somebody has hashed it."""
         self.path = Path(path)
+        self._digest = digest
 
     @classmethod
     def of(cls, source: PathLike) -> ModelFile:
@@ -59,7 +60,7 @@ class ModelFile:
         Raises:
             ArtefactError: It cannot be read.
         """
-        return sha256(self.path)
+        return self._digest or sha256(self.path)
 
     @property
     def external_files(self) -> list[str]:

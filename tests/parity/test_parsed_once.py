@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 import opdf_compile as opdf
+from opdf_compile.artefacts import bundle as bundles
 from opdf_compile.artefacts import onnx_file
 from opdf_compile.files import sha256
 from opdf_compile.parity import model_file
@@ -71,6 +72,18 @@ def test_a_model_is_hashed_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -
     report = opdf.verify(*files, only="structure,numerics", device="cpu")
     assert report and all(report.files[file.name]["sha256"] == sha256(file) for file in files)
     assert {file: calls.count((file,)) for file in files} == dict.fromkeys(files, 1)
+
+
+def test_a_file_of_a_bundle_is_hashed_once(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the manifest, for the fold and for the report: it may have gigabytes."""
+    calls: list[object] = []
+    for module in (model_file, bundles):
+        monkeypatch.setattr(module, "sha256", counting(sha256, calls))
+    report = opdf.verify(bundle, only="structure,numerics", device="cpu")
+    hashed = [Path(file).name for (file,) in calls]  # type: ignore[misc]
+    assert sorted(hashed) == sorted(report.files)
+    for name, entry in report.files.items():
+        assert entry["sha256"] == sha256(next(bundle.rglob(name)))
 
 
 def counting(function: Callable[..., object], calls: list[object]) -> Callable[..., object]:
