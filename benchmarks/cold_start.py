@@ -16,11 +16,8 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +25,7 @@ import numpy as np
 import torch
 from bench import options as cli
 from bench.intervals import median_interval, paired
+from bench.process import Cost, once
 from bench.reporting import Report, environment, number, row, table
 
 import opdf_compile as opdf
@@ -41,37 +39,6 @@ COMMANDS = {
 }
 # Of the other checkout's time and memory, as docs/performance.md says.
 TARGETS = {"verify": (0.4, 0.5)}
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What one run of a command took: seconds by clock, and its largest resident size."""
-
-    wall: float
-    cpu: float
-    mib: float
-
-
-# The peak of a process starts at that of the one it was forked from, which has loaded torch here.
-_LAUNCH = """
-import os, sys, time
-begin = time.perf_counter()
-child = os.posix_spawn(sys.executable, sys.orig_argv[:1] + sys.argv[1:], os.environ)
-_, status, used = os.wait4(child, 0)
-print(time.perf_counter() - begin, used.ru_utime + used.ru_stime, used.ru_maxrss, file=sys.stderr)
-sys.exit(os.waitstatus_to_exitcode(status))
-"""
-
-
-def once(checkout: Path, words: Sequence[str]) -> Cost:
-    """Run a command from the source of a checkout; any other end than 0 ends the benchmark."""
-    command = [sys.executable, "-I", "-S", "-c", _LAUNCH, "-m", "opdf_compile", *words]
-    # `-m` looks for the package in the folder that it is started in.
-    done = subprocess.run(command, cwd=checkout, capture_output=True, text=True)
-    if done.returncode != 0:
-        cli.fail(f"{' '.join(words)} ended with {done.returncode} in {checkout}: {done.stderr}")
-    wall, cpu, peak = map(float, done.stderr.split()[-3:])
-    return Cost(wall, cpu, peak / (2**20 if sys.platform == "darwin" else 2**10))
 
 
 def race(words: Sequence[str], checkouts: Sequence[Path], rounds: int) -> list[list[Cost]]:

@@ -6,6 +6,7 @@ into both graphs first. What is left to differ is what the runtime made of node 
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,7 +41,8 @@ def compare_optimised(raw: StructureResult, candidate: PathLike, device: Device)
         raise InternalError("graphs that differ already were to be compared after optimisation")
     with tempfile.TemporaryDirectory(prefix="opdf-verify-") as folder:
         place = Path(folder)
-        reference = _write(_with_candidate_values(raw), place / "reference.onnx")
+        reference = place / "reference.onnx"
+        _write(_with_candidate_values(raw, place), reference)
         written = [place / "candidate.optimised.onnx", place / "reference.optimised.onnx"]
         for source, target in zip((candidate, reference), written, strict=True):
             device.runtime.write_graph(source, target, device)
@@ -48,8 +50,8 @@ def compare_optimised(raw: StructureResult, candidate: PathLike, device: Device)
         return compare_models(ours, theirs, folder)
 
 
-def _with_candidate_values(raw: StructureResult) -> onnx.ModelProto:
-    """The reference's model with the candidate's constants in place of its own.
+def _with_candidate_values(raw: StructureResult, home: Path) -> onnx.ModelProto:
+    """The reference's model, to lie in a folder, with the candidate's constants for its own.
 
     The reference may share one initialiser where the candidate has two, so each operand is given
     what the candidate's matched node has there.
@@ -84,7 +86,7 @@ def _with_candidate_values(raw: StructureResult) -> onnx.ModelProto:
         found = _replacement(c, r)
         if found is not None and r.name in own:
             own[r.name] = found
-    _fill(reference.graph, {name: own[name] for name in own if name in kept} | added)
+    _fill(reference.graph, {name: own[name] for name in own if name in kept} | added, home)
     return reference
 
 
@@ -120,22 +122,29 @@ def _in_function(node: Node) -> bool:
     return graph.function is not None
 
 
-def _fill(graph: onnx.GraphProto, tensors: Tensors) -> None:
-    """Make these the initialisers; what lies in another file is read."""
-    from onnx import external_data_helper as external
+def _fill(graph: onnx.GraphProto, tensors: Tensors, place: Path) -> None:
+    """Make these the initialisers; files that hold their values are copied into the folder.
 
+    Copied, not read: they may have more gigabytes than the machine has memory.
+    """
+    copies: dict[Path, str] = {}
     del graph.initializer[:]
     for name, (tensor, folder) in tensors.items():
         own = graph.initializer.add()
         own.CopyFrom(tensor)
         own.name = name
-        if external.uses_external_data(own):
-            external.load_external_data_for_tensor(own, folder)
+        for entry in own.external_data:
+            if entry.key == "location":
+                source = Path(folder, entry.value)
+                if source not in copies:
+                    copies[source] = f"values-{len(copies)}.data"
+                    shutil.copyfile(source, place / copies[source])
+                entry.value = copies[source]
 
 
-def _write(model: onnx.ModelProto, path: Path) -> Path:
+def _write(model: onnx.ModelProto, path: Path) -> None:
     import onnx
 
+    # Values that are in the model itself; those of other files stay there.
     large = model.ByteSize() > _LARGEST_INLINE
     onnx.save_model(model, path, save_as_external_data=large, location=f"{path.name}.data")
-    return path

@@ -150,6 +150,8 @@ def write_optimised(source: PathLike, target: Path, device: Device) -> None:
         "session.optimized_model_external_initializers_file_name",
         f"{target.name}.data",
     )
+    # Repacked weights are for kernels that never run here, and are as large as the weights.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     create_session(source, device, options)
 
 
