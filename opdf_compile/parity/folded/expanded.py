@@ -2,21 +2,27 @@
 
 Cores are known by the names that `expand` gives them (``W_cores.0``, ``W_branches.dense.weight``),
 which torch's exporter keeps, so they are found where both files were never folded and the graphs
-are equal. A tool that multiplied some of them out gave the products names of its own. What is left
-is then known by its form: a product of matrices that are constants, read as the weight of a layer,
-more often than in the reference. A student may have such products by itself, and then both files
-have them; that is told and refutes nothing.
+are equal. A student's own modules may be called so, too: cores are multiplied with each other
+before a layer reads them, and branches stand beside a weight W of the file. A tool that multiplied
+some of them out gave the products names of its own. What is left is then known by its form: a
+product of matrices that are constants, read as the weight of a layer, more often than in the
+reference. A student may have such products by itself, and then both files have them; that is told
+and refutes nothing.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from opdf_compile.artefacts import LinkedModel, Node, Value
 from opdf_compile.parity.model_file import ModelFile
 
-_CORE = re.compile(r"(?P<key>.+)_(?P<kind>cores|branches)\.[\w.]+")
+_CORE = re.compile(r"(?P<key>.+)_cores\.\d+")
+_BRANCH = re.compile(r"(?P<key>.+)_branches\.\w+\.[\w.]+")
+# What a tool that merges a norm leaves of the names in the file.
+_WEIGHT = "weight"
 _PRODUCTS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul")
 # Where a layer reads its weights.
 _WEIGHTS = {
@@ -34,9 +40,10 @@ def still_expanded(
     Raises:
         ArtefactError: A file cannot be read.
     """
-    cores, branches = _marked(candidate.view)
-    products = _products(candidate.view)
-    beside = [] if reference is None else _products(reference.view)
+    known = _computed(candidate.view)
+    cores, branches = _marked(candidate.view, known)
+    products = _products(known)
+    beside = [] if reference is None else _products(_computed(reference.view))
     surplus = 0 if reference is None else len(products) - len(beside) - len(cores)
     # A product of named cores is the named weight; only further ones are told by their form.
     weights = [*cores, *(value.name for value in products[: max(surplus, 0)])]
@@ -56,7 +63,7 @@ def still_expanded(
 
 
 def _of_reference(reference: ModelFile) -> list[str]:
-    return _sentences(reference, *_marked(reference.view))
+    return _sentences(reference, *_marked(reference.view, _computed(reference.view)))
 
 
 def _sentences(file: ModelFile, cores: list[str], branches: list[str]) -> list[str]:
@@ -76,15 +83,19 @@ def _counted(count: int, how: str = "computed") -> str:
     return f"1 weight is {how}" if count == 1 else f"{count} weights are {how}"
 
 
-def _marked(view: LinkedModel) -> tuple[list[str], list[str]]:
+def _marked(view: LinkedModel, known: Mapping[Node, _Computed]) -> tuple[list[str], list[str]]:
     """The weights whose cores, and those whose branches, a node reads; in the file's order."""
-    found: dict[str, dict[str, None]] = {"cores": {}, "branches": {}}
+    cores: dict[str, None] = {}
+    branches: dict[str, None] = {}
     for graph in view.graphs:
-        for value in graph.values.values():
-            match = _CORE.fullmatch(value.name) if value.constant and value.readers else None
-            if match:
-                found[match["kind"]][match["key"]] = None
-    return list(found["cores"]), list(found["branches"])
+        read = {name: v for name, v in graph.values.items() if v.constant and v.readers}
+        for name, value in read.items():
+            core, branch = _CORE.fullmatch(name), _BRANCH.fullmatch(name)
+            if core and any(node in known for node, _ in value.readers):
+                cores[core["key"]] = None
+            elif branch and (branch["key"] in read or branch["key"].endswith(_WEIGHT)):
+                branches[branch["key"]] = None
+    return list(cores), list(branches)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +106,8 @@ class _Computed:
     product: bool
 
 
-def _products(view: LinkedModel) -> list[Value]:
-    """Weights of layers that are products of constant matrices."""
+def _computed(view: LinkedModel) -> dict[Node, _Computed]:
+    """The nodes that depend on constants alone."""
     known: dict[Node, _Computed] = {}
     # A node of a valid file stands behind those that it reads, so one pass in file order suffices.
     for node in view.nodes:
@@ -110,6 +121,11 @@ def _products(view: LinkedModel) -> list[Value]:
                 any(part.matrix for part in whole),
                 multiplied or any(part.product for part in whole),
             )
+    return known
+
+
+def _products(known: dict[Node, _Computed]) -> list[Value]:
+    """Weights of layers that are products of constant matrices."""
     values = (v for node, found in known.items() if found.product for v in node.outputs)
     return [value for value in values if any(_is_weight(n, p, known) for n, p in value.readers)]
 

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from opdf_compile.artefacts import (
     MANIFEST,
     PLAN,
+    Constant,
     ExportFacts,
     claimed_weights,
     element_type,
-    fingerprint_of,
     planned_weights,
 )
 from opdf_compile.errors import ArtefactError
@@ -28,10 +27,9 @@ from opdf_compile.files import load_json
 from opdf_compile.parity.compared_files import ComparedFiles
 from opdf_compile.parity.model_file import ModelFile
 
-if TYPE_CHECKING:
-    import onnx
-
 _MOST_BYTES = 64 << 20
+# Of weights, and of the biases beside them.
+_QUANTISED = ("int4", "uint4", "int8", "uint8", "int16", "uint16", "int32")
 
 
 @dataclass(frozen=True)
@@ -119,45 +117,55 @@ def _unmoved(candidate: ModelFile, reference: ModelFile, claim: _Claim) -> str:
     ]
     if any(ours != theirs for ours, theirs in both):
         return ""
-    alike = _numbers(candidate) == _numbers(reference)
+    numbers = _numbers(candidate)
+    alike = bool(numbers) and numbers == _numbers(reference)
     # A tool that rewrote the files may have left some planned weights, and those may be the frozen
     # ones. Then all numbers must be the same.
     if not alike and len(both) < len(claim.weights):
         return ""
     ours, theirs = _names(candidate, reference)
-    count = len(both) or len(claim.weights)
+    # A tool may have given all weights other names, or made others of them.
+    what = f"all {len(both)} planned weights" if both else "all numbers"
     found = (
-        f"the fold did not happen: all {count} planned weights of {ours} are those of the "
-        f"untouched {theirs}, bit by bit, although {claim.source}"
+        f"the fold did not happen: {what} of {ours} are those of the untouched {theirs}, bit by "
+        f"bit, although {claim.source}"
     )
     if not alike:
         return f"{found}, and other parameters moved; fold what was trained, and export that"
+    every = ", and so is every other number" if both else ""
     return (
-        f"{found}, and so is every other number; fold what was trained, and export that, or, where "
-        "the reference is a second export of the trained student, a copy from before training"
+        f"{found}{every}; fold what was trained, and export that, or, where the reference is a "
+        "second export of the trained student, a copy from before training"
     )
 
 
 def _planned(file: ModelFile, claim: _Claim) -> Mapping[str, Hashable]:
     """Fingerprints of planned weights, which may lie transposed in the file, by their key."""
     names = {name: key for key in claim.weights for name in (key, f"{key}.T")}
-    folder = str(file.path.parent)
     return {
-        names[tensor.name]: fingerprint_of(tensor, folder)
-        for tensor in file.model.graph.initializer
-        if tensor.name in names
+        names[constant.name]: constant.fingerprint
+        for constant in _constants(file)
+        if constant.name in names and _may_be_trained(constant)
     }
 
 
 def _numbers(file: ModelFile) -> Counter[Hashable]:
     """Fingerprints of all that may be a parameter, whatever it is called."""
-    folder = str(file.path.parent)
     return Counter(
-        fingerprint_of(tensor, folder)
-        for tensor in file.model.graph.initializer
-        if _is_large(tensor)
+        constant.fingerprint
+        for constant in _constants(file)
+        if math.prod(constant.shape) > 1 and _may_be_trained(constant)
     )
 
 
-def _is_large(tensor: onnx.TensorProto) -> bool:
-    return math.prod(tensor.dims) > 1 and "float" in element_type(tensor.data_type)
+def _constants(file: ModelFile) -> Iterator[Constant]:
+    """Initialisers and the values of Constant nodes, of nested graphs too."""
+    for graph in file.view.graphs:
+        for value in graph.values.values():
+            if value.constant is not None and value.constant.graph is graph:
+                yield value.constant
+
+
+def _may_be_trained(constant: Constant) -> bool:
+    """Whether it is a parameter's dtype, as it is or quantised; axes and shapes are int64."""
+    return "float" in (kind := element_type(constant.dtype)) or kind in _QUANTISED

@@ -111,7 +111,7 @@ def test_the_claim_holds_for_weights_that_a_tool_renamed(tmp_path: Path) -> None
                 node.input[:] = [f"fused.{n}" if n == tensor.name else n for n in node.input]
             tensor.name = f"fused.{tensor.name}"
         onnx.save(model, file)
-    assert "the fold did not happen: all 2" in refuted(verified(*pair))
+    assert "the fold did not happen: all numbers of student.onnx" in refuted(verified(*pair))
 
 
 @pytest.mark.parametrize("names", [("0.weight",), ("0.weight", "2.weight", "0.bias")])
@@ -262,3 +262,73 @@ def test_other_weights_that_are_computed_are_no_cores(tmp_path: Path) -> None:
         "expanded" in text
         for text in verified(paths[0], plain, only="structure").structure.differences
     )
+
+
+class _OwnBranches(nn.Module):
+    """Heads of a detector, one for each level, and a list of parameters called cores."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.cls_branches = nn.ModuleList([nn.Linear(6, 4), nn.Linear(6, 4)])
+        self.mix_cores = nn.ParameterList([torch.randn(6, 5), torch.randn(6, 3)])
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        heads = tuple(branch(x) for branch in self.cls_branches)
+        return (*heads, *(x @ core for core in self.mix_cores))
+
+
+def test_a_students_own_branches_and_cores_are_no_expansion(tmp_path: Path) -> None:
+    path = tmp_path / "own.onnx"
+    opdf.export_onnx(_OwnBranches(0).eval(), (ROWS,), path, reference=_OwnBranches(1).eval())
+    names = {tensor.name for tensor in onnx.load(path).graph.initializer}
+    assert {"cls_branches.0.bias", "mix_cores.0"} <= names
+    report = verified(path, tmp_path / "own.reference.onnx")
+    assert report.verdict == "pass", report.structure.differences
+
+
+def as_constant_nodes(path: Path, target: Path) -> Path:
+    """A copy whose initialisers are Constant nodes, signed as such."""
+    model = onnx.load(path)
+    nodes = [
+        helper.make_node("Constant", [], [tensor.name], value=tensor)
+        for tensor in model.graph.initializer
+    ]
+    nodes += model.graph.node
+    del model.graph.initializer[:]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, target)
+    return target
+
+
+def with_int8_weights(path: Path, target: Path) -> Path:
+    """A copy that a quantiser made, one scale for a weight: nothing in it is a float array."""
+    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
+
+    class Rows(CalibrationDataReader):  # type: ignore[misc]
+        left = [{onnx.load(path).graph.input[0].name: ROWS.numpy()}]
+
+        def get_next(self) -> dict[str, Any] | None:
+            return self.left.pop() if self.left else None
+
+    quantize_static(path, target, Rows(), weight_type=QuantType.QInt8, per_channel=False)
+    return target
+
+
+@pytest.mark.parametrize("rewritten", [as_constant_nodes, with_int8_weights])
+def test_a_fold_is_seen_in_copies_without_float_arrays(rewritten: Any, tmp_path: Path) -> None:
+    """Both files rewritten by one tool: trained weights pass, untouched ones are refuted."""
+    trained = moved("0.weight", "2.weight")
+    for student, verdict in ((trained, "pass"), (layers(), "fail")):
+        folder = tmp_path / verdict
+        folder.mkdir()
+        made = bundle(student, folder)
+        pair = [
+            rewritten(file, folder / file.name)
+            for file in (made / "student.onnx", made / "reference" / "reference.onnx")
+        ]
+        report = verified(*pair, check=made / "student.check.npz", only="structure")
+        assert report.verdict == verdict, report.structure.differences
+        if verdict == "fail":
+            assert "the fold did not happen" in refuted(report)
