@@ -55,8 +55,11 @@ def drop_of(output: str, truths: Sequence[_Array], values: Sequence[_Array]) -> 
         (np.asarray(t, np.float64), np.asarray(v, np.float64))
         for t, v in zip(truths, values, strict=True)
     ]
-    # Where the truth is infinite, as under a mask, an equal value is no error.
-    gaps = (np.subtract(v, t, where=t != v, out=np.zeros_like(t)) for t, v in pairs)
+    # Where the truth is infinite or no number, as under a mask, the same value is no error.
+    gaps = (
+        np.subtract(v, t, where=(t != v) & ~(np.isnan(t) & np.isnan(v)), out=np.zeros_like(t))
+        for t, v in pairs
+    )
     off = sum(float(np.sum(np.square(gap))) for gap in gaps)
     finite = [t[np.isfinite(t)] for t, _ in pairs]
     whole = sum(float(np.sum(np.square(t))) for t in finite)

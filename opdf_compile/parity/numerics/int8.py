@@ -33,8 +33,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from opdf_compile.artefacts import CheckData, Quantisation, drop_of, quantisation_of
 from opdf_compile.errors import UserError
 from opdf_compile.parity.model_file import ModelFile, PathLike
@@ -43,11 +41,11 @@ from opdf_compile.parity.numerics.checking import check_numerics
 from opdf_compile.parity.numerics.copies import both_rewritten, of_copy_alone
 from opdf_compile.parity.numerics.every_output import judged
 from opdf_compile.parity.numerics.evidence import Evidence, read_evidence
-from opdf_compile.parity.numerics.floors import (
-    DEVIATIONS,
-    ORDER_FACTOR,
-    pool,
-    root_mean_square,
+from opdf_compile.parity.numerics.int8_budget import (
+    allowed_factor,
+    range_of,
+    spread_of,
+    truths_of,
 )
 from opdf_compile.parity.numerics.int8_result import int8_result
 from opdf_compile.parity.numerics.judging import judge_output
@@ -57,6 +55,11 @@ from opdf_compile.parity.runtime.protocol import Device
 from opdf_compile.parity.runtime.registry import resolve_device
 
 _STEPS = 255
+_NO_PEER = "the reference has no measured drop for it, and that is what int8 may cost"
+_SAME_IN_EVERY_ROW = (
+    "the truth is the same in every row, so that nothing tells an error of int8 from a fault; "
+    "verify the float32 files for it"
+)
 
 
 def check_quantised(
@@ -96,7 +99,7 @@ def check_quantised(
     ours = read_evidence(candidate, check)
     theirs, lacks = _of_reference(reference, reference_check)
     plain, beside = _runs(ours, theirs, device)
-    if not _is_off(plain) or (theirs is not None and not _is_off(beside)):
+    if not _is_off(plain) or (theirs is not None and _is_exact(beside, theirs.data)):
         # The evidence is that of the quantised graph.
         return as_any_other()
     result = _result(plain, beside, ours, lacks)
@@ -169,12 +172,26 @@ def _is_off(found: Sequence[OutputError]) -> bool:
     return any(error.excess > 1 for error in found)
 
 
+def _is_exact(found: Sequence[OutputError], data: CheckData) -> bool:
+    """Whether quantising left the scores of a file as they were.
+
+    An output that is the same in every row, as that of a head which starts at zero, tells nothing:
+    nothing of the layers that were quantised reaches it. Nor do whole numbers, which are decisions.
+    """
+    telling = [
+        error
+        for error in found
+        if error.drop is not None and spread_of(truths_of(error.output, data))
+    ]
+    return bool(telling) and not _is_off(telling)
+
+
 def _measured(
     name: str, data: CheckData, values: Sequence[Array], _peer: OutputError | None = None
 ) -> OutputError:
     """One output as in float32, and its drop."""
     error = judge_output(name, data, values)
-    truths = _truths(name, data)
+    truths = truths_of(name, data)
     if error.problem or error.unjudged or truths[0].dtype.kind != "f":
         return error
     return replace(error, drop=drop_of(name, truths, values))
@@ -193,12 +210,16 @@ def _budgeted(error: OutputError, data: CheckData, peer: OutputError | None) -> 
     if error.drop is None:
         why = "whole numbers are decisions, which int8 moves; return the scores beside them"
         return error if error.excess <= 1 else replace(error, factor=math.inf, unjudged=why)
-    truths = _truths(error.output, data)
-    spread = _spread(truths)
+    if error.excess <= 1:
+        # As in float32: int8 has no part in it, as in one that is the same in every row.
+        return error
+    truths = truths_of(error.output, data)
+    spread = spread_of(truths)
     if peer is None or peer.drop is None:
         # All that can be said without a reference: always answering the mean would be better.
-        return replace(error, floor_rms=spread or math.inf, floor_max=math.inf, factor=1.0)
-    step = _range(truths) / _STEPS
+        alone = replace(error, floor_rms=spread or math.inf, floor_max=math.inf, factor=1.0)
+        return alone if alone.excess > 1 else replace(alone, unjudged=_NO_PEER)
+    step = range_of(truths) / _STEPS
     # Of a reference that answers zero alone, nothing is known.
     theirs = peer.drop.relative_rms if math.isfinite(peer.drop.relative_rms) else 0.0
     rms = max(theirs * error.drop.truth_rms, step / math.sqrt(12))
@@ -209,40 +230,11 @@ def _budgeted(error: OutputError, data: CheckData, peer: OutputError | None) -> 
         made = replace(made, element=replace(made.element, tolerance=made.tolerance_max))
     if made.excess > 1 or made.tolerance_rms < spread:
         return made
+    if spread == 0:
+        return replace(made, unjudged=_SAME_IN_EVERY_ROW)
     why = (
         f"int8 costs the untouched student so much there ({peer.drop}) that a file which always "
         "answers the mean would pass; give calibration data and example inputs like those of use, "
         "and more rows of them"
     )
     return replace(made, unjudged=why)
-
-
-def _truths(name: str, data: CheckData) -> list[Array]:
-    return [np.asarray(sample.outputs[name]) for sample in data.samples]
-
-
-def allowed_factor(rows: int, reference_rows: int) -> float:
-    """How much larger the candidate's relative error may be than the reference's."""
-    scatter = math.sqrt((1 / max(rows, 1) + 1 / max(reference_rows, 1)) / 2)
-    return ORDER_FACTOR * math.exp(DEVIATIONS * scatter)
-
-
-def _spread(truths: Sequence[Array]) -> float:
-    """The RMS deviation of a truth from its mean over rows: the error of always answering that."""
-    alike: dict[tuple[int, ...], list[Array]] = {}
-    for truth in truths:
-        alike.setdefault(truth.shape[1:], []).append(np.atleast_1d(truth))
-    rows = [np.concatenate(group) for group in alike.values()]
-    with np.errstate(invalid="ignore"):  # Of infinities, which are left out of the root.
-        off = [r - (r.mean(axis=0) if len(r) > 1 else r.mean()) for r in rows]
-    # A mean of few rows is closer to them than to others.
-    grown = [math.sqrt(len(r) / max(len(r) - 1, 1)) for r in rows]
-    roots = [root_mean_square(o) * g for o, g in zip(off, grown, strict=True)]
-    return pool(roots, [r.size for r in rows])
-
-
-def _range(truths: Sequence[Array]) -> float:
-    """From the least to the greatest finite number, 0 included, as a quantiser takes it."""
-    finite = [t[np.isfinite(t)] for t in truths]
-    least = min(float(t.min(initial=0.0)) for t in finite)
-    return max(float(t.max(initial=0.0)) for t in finite) - least

@@ -56,13 +56,13 @@ def _verdict(worst: OutputError, peer: OutputError | None, lacks: str) -> tuple[
         return "fail", str(worst)
     if worst.excess > 1:
         return "fail", _refuted(worst, peer)
-    if worst.unjudged:
-        return "not_checked", str(worst)
     if lacks:
         return "not_checked", (
             f"{lacks}, and what int8 may cost is measured on the untouched student, quantised "
             "alike and with its check data; give that as the reference"
         )
+    if worst.unjudged:
+        return "not_checked", str(worst)
     return "pass", str(worst)
 
 

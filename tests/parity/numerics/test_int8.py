@@ -25,7 +25,7 @@ from quantised_pairs import (
 
 import opdf_compile as opdf
 from opdf_compile.artefacts import drop_of
-from opdf_compile.parity.numerics.int8 import _spread, allowed_factor
+from opdf_compile.parity.numerics.int8_budget import allowed_factor, spread_of
 
 RUNTIMES = [
     "onnxruntime:cpu",
@@ -240,6 +240,6 @@ def test_the_spread_is_the_error_of_always_answering_the_mean() -> None:
     rows = np.random.default_rng(0).standard_normal((64, 3)) + [5.0, 0.0, -5.0]
     wanted = rows.std(axis=0, ddof=1)
     for samples in ([rows], list(rows[:, None]), np.split(rows, 8)):
-        assert _spread(samples) == pytest.approx(np.sqrt(np.mean(wanted**2)), rel=1e-12)
-    assert _spread([np.full((4, 3), 7.0)]) == 0.0
-    assert _spread([rows, rows[:, :2]]) < 1.2
+        assert spread_of(samples) == pytest.approx(np.sqrt(np.mean(wanted**2)), rel=1e-12)
+    assert spread_of([np.full((4, 3), 7.0)]) == 0.0
+    assert spread_of([rows, rows[:, :2]]) < 1.2
