@@ -5,7 +5,7 @@
                           ->   what XNNPACK takes is left to it, the rest is ExecuTorch's own
                           ->   bytes, with the hash of the ONNX file in them
 
-Source: https://docs.pytorch.org/executorch/stable/backends/xnnpack/xnnpack-overview.html
+Source: https://pytorch.org/executorch/stable/native-delegates-executorch-xnnpack-delegate.html
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class Program:
     def _load(self) -> None:
         from executorch.runtime import Runtime
 
-        with quietly() as log:
+        with _log() as log:
             try:
                 Pool.set(self._threads)
                 self._loaded_at = Pool.changes
@@ -120,7 +121,7 @@ class _Held:
         if self._runs:
             return self._program.execute(self._tensors)
         # Its log alone tells a reason, and to take that over takes time that is no part of a run.
-        with quietly() as log:
+        with _log() as log:
             try:
                 found = self._program.execute(self._tensors)
             except RuntimeError as error:
@@ -130,11 +131,18 @@ class _Held:
 
 
 @contextmanager
-def quietly() -> Iterator[Callable[[], str]]:
-    """Keep what ExecuTorch writes from the terminal; the function gives it back."""
-    with warnings.catch_warnings(), native_log() as log:
+def quietly() -> Iterator[None]:
+    """Keep from the terminal what its packages say while they are imported."""
+    with warnings.catch_warnings(), native_log():
         warnings.simplefilter("ignore")
-        yield log
+        yield
+
+
+@contextmanager
+def _log() -> Iterator[Callable[[], str]]:
+    """Take over its log, which goes through Python or past it; the function gives what it says."""
+    with native_log() as native, redirect_stderr(StringIO()) as told:
+        yield lambda: told.getvalue() + native()
 
 
 def _reason(log: str, error: Exception) -> str:
