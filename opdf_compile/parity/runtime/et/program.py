@@ -71,7 +71,9 @@ class Program:
         import torch
 
         # torch warns of memory that may not be written to, and takes it all the same.
-        tensors = [torch.from_numpy(np.require(array, None, "CW")) for array in arrays.values()]
+        tensors = [
+            torch.from_numpy(np.require(array, None, ["C", "W"])) for array in arrays.values()
+        ]
         return _Held(self, tensors)
 
     def execute(self, tensors: list[Any]) -> list[Array]:
