@@ -236,13 +236,6 @@ def test_nothing_is_written_where_it_cannot_be_lowered(
     assert list(tmp_path.iterdir()) == []
 
 
-@needs_executorch
-def test_what_cannot_be_combined(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"executorch": True, "dtype": "int8", "calibrate": {"input": [[1]]}}
-    with pytest.raises(InputError, match="ExecuTorch and int8 were both asked for"):
-        opdf.export_onnx(nn.Linear(6, 3), (torch.ones(2, 6),), tmp_path / "m.onnx", **options)
-
-
 def test_a_package_that_is_not_installed_names_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
