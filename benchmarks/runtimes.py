@@ -111,7 +111,13 @@ def main(words: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         with report.progress("export") as bar:
             failed = export_all(
-                options.models, folder, jobs=1, threads=1, seed=options.seed, progress=bar.callback
+                options.models,
+                folder,
+                jobs=1,
+                threads=1,
+                seed=options.seed,
+                progress=bar.callback,
+                executorch="executorch" in installed(options.only),
             )
         for name, sentence in failed.items():
             report.show(f"{name} was not exported: {sentence}")

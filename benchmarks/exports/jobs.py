@@ -22,7 +22,14 @@ Progress = Callable[[str, float], None]
 
 
 def export_all(
-    names: Sequence[str], folder: Path, *, jobs: int, threads: int, seed: int, progress: Progress
+    names: Sequence[str],
+    folder: Path,
+    *,
+    jobs: int,
+    threads: int,
+    seed: int,
+    progress: Progress,
+    executorch: bool = False,
 ) -> dict[str, str]:
     """Export the models that the folder does not hold yet.
 
@@ -33,18 +40,23 @@ def export_all(
         threads: Of torch, in each process.
         seed: Fixes weights and data.
         progress: Called with a sentence and the share that is done.
+        executorch: Lower them to ExecuTorch, too; a bundle without that is exported again.
 
     Returns:
         What went wrong, a sentence by model; the others are there.
     """
-    missing = [name for name in names if not (folder / name / "manifest.json").exists()]
+    last = "reference/reference.pte" if executorch else "manifest.json"
+    missing = [name for name in names if not (folder / name / last).exists()]
     failed: dict[str, str] = {}
     if not missing:
         return failed
     # A forked child of a process that has run torch would inherit locks that nobody releases.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(jobs, len(missing)), mp_context=context) as pool:
-        running = {pool.submit(export_one, name, folder, threads, seed): name for name in missing}
+        running = {
+            pool.submit(export_one, name, folder, threads, seed, executorch): name
+            for name in missing
+        }
         for done, future in enumerate(as_completed(running), 1):
             name = running[future]
             error = future.exception()
@@ -55,7 +67,7 @@ def export_all(
     return failed
 
 
-def export_one(name: str, folder: Path, threads: int, seed: int) -> float:
+def export_one(name: str, folder: Path, threads: int, seed: int, executorch: bool = False) -> float:
     """Write the bundle of one model; return seconds."""
     began = time.perf_counter()
     torch.set_num_threads(threads)
@@ -67,7 +79,7 @@ def export_one(name: str, folder: Path, threads: int, seed: int) -> float:
     training = opdf.expand(traced, opdf.plan(traced, cores=3))
     _steps(training, model.batch)
     student = opdf.fold(training)
-    opdf.export_onnx(student, example, folder / name, reference=untouched)
+    opdf.export_onnx(student, example, folder / name, reference=untouched, executorch=executorch)
     return time.perf_counter() - began
 
 

@@ -51,6 +51,8 @@ from .onnx_tensors import as_floats as as_floats
 from .onnx_tensors import dense as dense
 from .onnx_tensors import element_type as element_type
 from .onnx_tensors import fingerprint_of as fingerprint_of
+from .pte_file import ONNX_HASH as ONNX_HASH
+from .pte_file import pte_path as pte_path
 from .quantisation import Quantisation as Quantisation
 from .quantisation import is_quantised as is_quantised
 from .quantisation import is_stored_weight as is_stored_weight

@@ -55,6 +55,10 @@ def command(
             help="For int8: rows of the data that the model will meet, an array by input name.",
         ),
     ] = None,
+    executorch: Annotated[
+        bool,
+        typer.Option("--executorch", help="Write OUT.pte, too, for verify --runtime executorch."),
+    ] = False,
     samples: o.Samples = None,
     weights: o.Weights = None,
     input: o.Input = None,
@@ -93,6 +97,7 @@ def command(
                 dtype=dtype,
                 samples=samples,
                 calibrate=calibrate,
+                executorch=executorch,
             )
             # A bundle gets configuration and tokenizer of the first model that has any.
             brought = (model.extra_files for model in (loaded, untouched) if model)
@@ -129,5 +134,6 @@ def written(out: Path) -> list[Path]:
     """The files of an export."""
     if out.is_dir():
         return sorted(file for file in out.rglob("*") if file.is_file())
-    suffixes = (".onnx", ".check.npz", ".reference.onnx", ".reference.check.npz")
+    kinds = (".onnx", ".check.npz", ".pte")
+    suffixes = (*kinds, *(f".reference{kind}" for kind in kinds))
     return [file for suffix in suffixes if (file := out.with_suffix(suffix)).exists()]

@@ -77,6 +77,7 @@ RUNTIMES = {
     "openvino": "ov",
     "opencv": "cv",
     "ncnn": "nc",
+    "executorch": "et",
     "onnxruntime-web": "web",
 }
 FACES = {

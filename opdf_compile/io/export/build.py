@@ -11,6 +11,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from opdf_compile.artefacts import CheckData, Drop
+from opdf_compile.errors import ExportError
 from opdf_compile.graph import (
     AxisNames,
     Dynamic,
@@ -34,7 +35,9 @@ from opdf_compile.io.export.eval_phase import (
 )
 from opdf_compile.io.export.examples import samples_of
 from opdf_compile.io.export.own_check import Original
+from opdf_compile.io.export.pte import require_one_file
 from opdf_compile.io.export.refusals import refuse_training_graph, require_graph
+from opdf_compile.io.export.save import weight_bytes
 from opdf_compile.io.export.student_export import file_and_check, most_numbers, onnx_student_of
 from opdf_compile.io.export.translate import export_program
 
@@ -56,6 +59,7 @@ class Export:
             each with a sentence.
         batches: What int8 is calibrated with, by the file's input names; empty without int8.
         drops: What int8 costs each output on the check data; empty without int8.
+        lowers: What is lowered to ExecuTorch and written beside the file; None without that.
     """
 
     model: ir.Model | onnx.ModelProto
@@ -64,6 +68,7 @@ class Export:
     fixed: Mapping[InputAxis, str] = field(default_factory=dict)
     batches: Sequence[Feed] = ()
     drops: tuple[Drop, ...] = ()
+    lowers: Traced | None = None
 
 
 def build_export(
@@ -78,6 +83,7 @@ def build_export(
     fixed: Mapping[InputAxis, str] | None = None,
     truth: Original | None = None,
     calibration: Samples | None = None,
+    executorch: bool = False,
 ) -> Export:
     """Trace, translate, try the free axes, gather evidence; the source stays as it is.
 
@@ -96,15 +102,22 @@ def build_export(
             folded. The check data is then its own, as it is where all free axes stay free.
         calibration: Rows of the user's data, of which the check data then takes its samples; the
             model is not quantised here.
+        executorch: Lower it to ExecuTorch, too, when it is written.
 
     Raises:
-        ExportError: The model is still expanded, is a training graph, or has no ONNX form.
+        ExportError: The model is still expanded, is a training graph, or has no ONNX form; an ONNX
+            student was to be lowered.
         TraceError: torch.export cannot hold the model.
         InputError: The example inputs or the samples do not fit.
     """
     wanted = parse_dtype(dtype)
     student = onnx_student_of(model)
     if student is not None:
+        if executorch:
+            raise ExportError(
+                f"{student.source.name} is an ONNX student, and ExecuTorch lowers a PyTorch model; "
+                "leave executorch out, or export the PyTorch model"
+            )
         given = normalise_inputs(args, kwargs)
         if isinstance(model, Traced) and not any(given):
             given = (model.args, model.kwargs)
@@ -117,6 +130,8 @@ def build_export(
     if not isinstance(traced.source, nn.Module):
         refuse_training_graph(traced.programs["eval"])
     translated, traced, found, note = _with_true_axes(traced, opset, dict(fixed or {}))
+    if executorch:
+        require_one_file(weight_bytes(translated))
     outputs = [str(value.name) for value in translated.graph.outputs]
     told = traced if truth is None else _fix(truth.traced, found)
     program = told.programs["eval"]
@@ -133,7 +148,7 @@ def build_export(
         originals=originals,
     )
     notes = (*traced.notes, *filter(None, [note]))
-    return Export(translated, check, notes, found, batches)
+    return Export(translated, check, notes, found, batches, lowers=traced if executorch else None)
 
 
 def _as_told(

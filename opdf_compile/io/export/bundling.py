@@ -34,6 +34,7 @@ from opdf_compile.artefacts import (
     listed_parameters,
     names_in,
     planned_weights,
+    pte_path,
     recorded_parameters,
     version_of,
     write_check,
@@ -42,6 +43,7 @@ from opdf_compile.errors import ArtefactError
 from opdf_compile.files import atomic_folder, atomic_write, existing_file, sha256
 from opdf_compile.io.export.build import Export
 from opdf_compile.io.export.hub import CONFIG, WEIGHTS, HubFiles
+from opdf_compile.io.export.pte import lowered
 from opdf_compile.io.export.save import stage
 from opdf_compile.io.models.safetensors_file import write_student
 from opdf_compile.version import __version__
@@ -52,7 +54,7 @@ if TYPE_CHECKING:
 
 
 def write_file(path: Path, export: Export, reference: Export | None = None) -> None:
-    """Write ``X.onnx`` and ``X.check.npz``, all or nothing.
+    """Write ``X.onnx`` and ``X.check.npz``, and where it is asked for ``X.pte``, all or nothing.
 
     Args:
         path: The ``.onnx`` file.
@@ -61,7 +63,7 @@ def write_file(path: Path, export: Export, reference: Export | None = None) -> N
 
     Raises:
         ArtefactError: A path cannot be written.
-        ExportError: The model does not pass ONNX's checker.
+        ExportError: The model does not pass ONNX's checker, or ExecuTorch cannot lower it.
     """
     with ExitStack() as stack:
         _stage_pair(export, path, stack)
@@ -98,7 +100,7 @@ def write_bundle(
 
     Raises:
         ArtefactError: The folder cannot be written, or holds files that are no bundle's.
-        ExportError: A model does not pass ONNX's checker.
+        ExportError: A model does not pass ONNX's checker, or ExecuTorch cannot lower it.
     """
     _check_extra(extra_files)
     final = becomes or path
@@ -161,16 +163,17 @@ def _plan_json(plan: Mapping[str, Any] | str | None) -> Mapping[str, Any]:
 def _stage_pair(
     export: Export, path: Path, stack: ExitStack, planned: tuple[str, ...] = ()
 ) -> None:
-    # The check data becomes visible last, so a pair of files never claims a hash it lacks.
-    check_file = check_path(path)
-    check_temporary = stack.enter_context(atomic_write(check_file))
+    # What claims the hash of the ONNX file becomes visible after it.
+    check_temporary = stack.enter_context(atomic_write(check_path(path)))
+    pte_temporary = stack.enter_context(atomic_write(pte_path(path))) if export.lowers else None
     _add_metadata(export.model, claim_of(planned))
-    onnx_temporary = stage(export.model, path, stack)
+    onnx_hash = sha256(stage(export.model, path, stack))
     facts = ExportFacts(_parameters(export.model), planned)
     write_check(
-        check_temporary,
-        dataclasses.replace(export.check, onnx_sha256=sha256(onnx_temporary), facts=facts),
+        check_temporary, dataclasses.replace(export.check, onnx_sha256=onnx_hash, facts=facts)
     )
+    if pte_temporary and export.lowers:
+        pte_temporary.write_bytes(lowered(export.lowers, export.check, onnx_hash))
 
 
 def _add_metadata(model: ir.Model | onnx.ModelProto, entries: Mapping[str, str]) -> None:

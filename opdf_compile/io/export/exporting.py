@@ -20,6 +20,7 @@ from opdf_compile.io.export.eval_phase import Exportable
 from opdf_compile.io.export.hub import HubFiles, hub_files
 from opdf_compile.io.export.int8 import require_quantiser
 from opdf_compile.io.export.int8_export import INT8, in_int8
+from opdf_compile.io.export.pte import require_lowering
 from opdf_compile.io.export.student_export import onnx_student_of
 
 _LOG = logging.getLogger("opdf_compile")
@@ -37,6 +38,7 @@ def export_onnx(
     dtype: str | torch.dtype | None = None,
     samples: Samples | None = None,
     calibrate: Samples | None = None,
+    executorch: bool = False,
     plan: Mapping[str, Any] | str | None = None,
     extra_files: Sequence[str | os.PathLike[str]] = (),
 ) -> Path:
@@ -72,6 +74,9 @@ def export_onnx(
         calibrate: For "int8", inputs of the kind that the model will meet: an ``.npz`` or arrays by
             input name, some hundred rows on the first axis, run in batches of the example's size.
             The check data takes its samples of them.
+        executorch: Lower the model to ExecuTorch (XNNPACK), too: a ``.pte`` file beside each ONNX
+            file, for ``verify(runtime="executorch")``. It takes up to 64 rows (more where the check
+            data has more), and other free axes up to their longest in the check data.
         plan: The plan to put into a bundle, as JSON text or the object itself.
         extra_files: Files to copy into a bundle (config.json, a tokenizer's files).
 
@@ -82,7 +87,7 @@ def export_onnx(
         The file or folder that was written.
 
     Raises:
-        ExportError: The model is still expanded, or cannot be said in ONNX.
+        ExportError: The model is still expanded, or cannot be said in ONNX or ExecuTorch.
         TraceError: torch.export cannot hold the model as a graph.
         InputError: The example inputs or the samples do not fit the model.
         ArtefactError: The path cannot be written.
@@ -93,7 +98,7 @@ def export_onnx(
     """
     _require_room(path, plan, extra_files)
     options: dict[str, Any] = {"dynamic": dynamic, "opset": opset, "dtype": dtype}
-    options |= {"samples": samples, "calibrate": calibrate}
+    options |= {"samples": samples, "calibrate": calibrate, "executorch": executorch}
     exports = exported(model, args, kwargs, reference=reference, **options)
     for sentence in dict.fromkeys(exports[0].fixed.values()):
         _LOG.warning("%s", sentence)
@@ -109,12 +114,16 @@ def exported(
     reference: Exportable | None = None,
     dtype: str | torch.dtype | None = None,
     calibrate: Samples | None = None,
+    executorch: bool = False,
     **options: Any,
 ) -> tuple[Export, Export | None]:
     """A student and its reference with the same free axes, in memory.
 
     Options are those of `build_export`, and `dtype` and `calibrate` those of `export_onnx`.
     """
+    if executorch:
+        _require_lowerable(dtype)
+        options["executorch"] = True
     rows = _calibration(dtype, calibrate)
     if rows is None:
         return _exported(model, args, kwargs, reference, dtype=dtype, **options)
@@ -148,6 +157,20 @@ def _calibration(dtype: str | torch.dtype | None, given: Samples | None) -> Samp
     if isinstance(given, (str, os.PathLike)):
         existing_file(given, wanted="calibration rows as .npz")
     return given
+
+
+def _require_lowerable(dtype: str | torch.dtype | None) -> None:
+    """Refuse what ExecuTorch cannot be asked for, before anything is exported.
+
+    Raises:
+        InputError: It is not installed, or int8 was asked for.
+    """
+    if dtype in (INT8, torch.int8):
+        raise InputError(
+            "ExecuTorch and int8 were both asked for, and int8 is made of the ONNX file, which "
+            "ExecuTorch does not read; leave one of them out"
+        )
+    require_lowering()
 
 
 def _exported(

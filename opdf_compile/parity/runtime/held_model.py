@@ -107,4 +107,4 @@ class HeldModel:
         wrong = misfit_of(self._file, inputs)
         if wrong:
             raise Stopped(wrong)
-        return hold({name: np.ascontiguousarray(inputs[name]) for name in self.input_names})
+        return hold({name: np.asarray(inputs[name], order="C") for name in self.input_names})

@@ -13,6 +13,7 @@ from importlib import metadata
 
 from opdf_compile.errors import InputError, error_line
 from opdf_compile.parity.runtime.cv.runtime import OpenCv, OpenCvClassic
+from opdf_compile.parity.runtime.et.runtime import ExecuTorch
 from opdf_compile.parity.runtime.nc.runtime import Ncnn, NcnnHalf
 from opdf_compile.parity.runtime.ort.runtime import OnnxRuntime
 from opdf_compile.parity.runtime.ov.runtime import OpenVino
@@ -30,6 +31,7 @@ BUILT_IN: dict[str, Callable[[], Runtime]] = {
         OpenCvClassic,
         Ncnn,
         NcnnHalf,
+        ExecuTorch,
         OnnxRuntimeWeb,
     )
 }

@@ -1,0 +1,1 @@
+"""ExecuTorch: the program beside an ONNX file, on the processor with XNNPACK."""
