@@ -102,7 +102,8 @@ METRIC = (
     (
         "- Whether rows tie is not seen in one number, so that all of them are given the room of "
         "a step: where scores do not tie, the interval is wider than t's, by 41 % at 20 rows, "
-        "11 % at 200 and 7 % at 1,000. A metric that gives a score for each row is judged more sharply."
+        "11 % at 200 and 7 % at 1,000. A metric that gives a score for each row is judged more "
+        "sharply."
     ),
 )
 FOLDED = (
@@ -179,7 +180,8 @@ QUANTISED = (
     "",
     "The report shows the drop from float32 to int8 of both files, on the rows of the check data. "
     "Folded branches are the known case: RepVGG's identity divides by the spread of its channel, "
-    "and a small channel leaves one weight that is far larger than its kernel.",
+    "and a small channel leaves one weight that is far larger than its kernel. When that costs "
+    "accuracy is [measured](branches.md#after-int8).",
 )
 
 REPEAT = (

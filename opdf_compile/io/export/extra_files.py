@@ -12,13 +12,14 @@ from opdf_compile.artefacts import (
     REFERENCE_FOLDER,
     STUDENT,
     check_path,
+    pte_path,
 )
 from opdf_compile.errors import ArtefactError
 from opdf_compile.files import existing_file
 from opdf_compile.io.export.save import data_path
 
 _MODELS = [Path(STUDENT), Path(REFERENCE)]
-_BESIDE = [place(model) for model in _MODELS for place in (check_path, data_path)]
+_BESIDE = [place(model) for model in _MODELS for place in (check_path, data_path, pte_path)]
 _OWN = {STUDENT, REFERENCE, PLAN, MANIFEST, REFERENCE_FOLDER, *(file.name for file in _BESIDE)}
 
 
