@@ -102,7 +102,8 @@ METRIC = (
     (
         "- Whether rows tie is not seen in one number, so that all of them are given the room of "
         "a step: where scores do not tie, the interval is wider than t's, by 41 % at 20 rows, "
-        "11 % at 200 and 7 % at 1,000. A metric that gives a score for each row is judged more sharply."
+        "11 % at 200 and 7 % at 1,000. A metric that gives a score for each row is judged more "
+        "sharply."
     ),
 )
 FOLDED = (
