@@ -144,7 +144,7 @@ def _gathered(places: Sequence[tuple[Sample, int]]) -> dict[str, Any]:
 
 def _has_rows(name: str, samples: Sequence[Sample]) -> bool:
     """Whether an output has the rows on its first axis in all samples, of one shape each."""
-    found = [(np.shape(s.computed.get(name)), _row_count(s.inputs)) for s in samples]
+    found = [(np.shape(s.computed.get(name, 0)), _row_count(s.inputs)) for s in samples]
     return all(shape[:1] == (rows,) for shape, rows in found) and (
         len({shape[1:] for shape, _ in found}) == 1
     )

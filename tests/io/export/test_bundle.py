@@ -176,7 +176,7 @@ def test_extra_files_cannot_take_each_others_place(second: str, tmp_path: Path) 
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(name)
     extra = [tmp_path / "one" / "vocab.txt", tmp_path / "other" / second]
-    with pytest.raises(ArtefactError, match="ocab.txt would both be .ocab.txt in the bundle"):
+    with pytest.raises(ArtefactError, match=".ocab.txt would both be .ocab.txt in the bundle"):
         export_onnx(nn.Linear(4, 2), {"nonsense": 1}, tmp_path / "out", extra_files=extra)
     assert not (tmp_path / "out").exists()
 
