@@ -138,6 +138,31 @@ def test_what_lies_behind_a_lost_activation_is_compared(tmp_path: Path) -> None:
     assert [d.kind for d in found] == ["activation", "attribute"]
 
 
+def test_a_lost_activation_behind_like_operators(tmp_path: Path) -> None:
+    """What is left agrees with the reference further back than if its last node were exchanged."""
+    left = [first("a"), node("Exp", ["a"], ["e"], "one"), node("Exp", ["e"], ["f"], "two")]
+    relu = node("Relu", ["f"], ["z"], "act")
+    found = differences([*left, last("f")], [*left, relu, last("z")], tmp_path)
+    assert [d.kind for d in found] == ["activation"] and "Relu 'act'" in found[0].sentence
+
+
+def test_two_lost_activations_are_both_named(tmp_path: Path) -> None:
+    """What the value left over reads has lost one, too."""
+    between, end = node("Relu", ["a"], ["z"], "inner"), node("Relu", ["p"], ["y"], "outer")
+    product = node("Gemm", ["z", "v", "b"], ["p"], "last")
+    found = differences([first("a"), last("a")], [first("a"), between, product, end], tmp_path)
+    assert [d.kind for d in found] == ["activation", "activation"]
+    assert "Relu 'outer'" in found[0].sentence and "Relu 'inner'" in found[1].sentence
+
+
+def test_an_activation_and_a_bias_before_it_are_both_named(tmp_path: Path) -> None:
+    product = node("Gemm", ["x", "w"], ["a"], "first")
+    relu = node("Relu", ["z"], ["y"], "act")
+    middle = node("Gemm", ["a", "v", "b"], ["z"], "last")
+    found = differences([product, last("a")], [first("a"), middle, relu], tmp_path)
+    assert [d.kind for d in found if "lost" in d.sentence] == ["activation", "bias"]
+
+
 def conv(*inputs: str) -> NodeProto:
     return node("Conv", inputs, ["y"], "conv", pads=[1, 1])
 
@@ -171,6 +196,14 @@ def test_a_lost_bias_is_named(name: str, tmp_path: Path) -> None:
     assert biases[0].sentence.startswith(f"a bias was lost, {words}: ")
 
 
+def exp(x: str, y: str) -> NodeProto:
+    return node("Exp", [x], [y], f"exp_{y}")
+
+
+def relu_of_tanh(x: str, y: str) -> list[NodeProto]:
+    return [node("Tanh", [x], ["t"], "tanh"), node("Relu", ["t"], [y], "relu")]
+
+
 OTHER: dict[str, Callable[[], tuple[list[NodeProto], list[NodeProto]]]] = {
     "another activation": lambda: (
         [first("a"), node("Tanh", ["a"], ["z"], "act"), last("z")],
@@ -187,6 +220,22 @@ OTHER: dict[str, Callable[[], tuple[list[NodeProto], list[NodeProto]]]] = {
     "a residual, which is no bias": lambda: (
         [first("a"), last("a")],
         [first("a"), node("Add", ["a", "x"], ["z"], "add"), last("z")],
+    ),
+    "an activation that became its producer's operator": lambda: (
+        [first("a"), exp("a", "e"), node("Exp", ["e"], ["z"], "act"), last("z")],
+        [first("a"), exp("a", "e"), node("Tanh", ["e"], ["z"], "act"), last("z")],
+    ),
+    "the same at the end of a chain of that operator": lambda: (
+        [first("a"), exp("a", "d"), exp("d", "e"), node("Exp", ["e"], ["y"], "act")],
+        [first("a"), exp("a", "d"), exp("d", "e"), node("Tanh", ["e"], ["y"], "act")],
+    ),
+    "two activations of which one became their producer's operator": lambda: (
+        [first("a"), exp("a", "e"), node("Exp", ["e"], ["z"], "act"), last("z")],
+        [first("a"), exp("a", "e"), *relu_of_tanh("e", "z"), last("z")],
+    ),
+    "an activation that became a second sum": lambda: (
+        [first("a"), node("Add", ["a", "b"], ["s"]), node("Add", ["s", "x"], ["z"]), last("z")],
+        [first("a"), node("Add", ["a", "b"], ["s"]), node("Relu", ["s"], ["z"]), last("z")],
     ),
     "a bias too many": lambda: ([last("x")], [node("Gemm", ["x", "v"], ["y"], "last")]),
 }
