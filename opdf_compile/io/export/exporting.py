@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from opdf_compile.io.export.int8 import require_quantiser
 from opdf_compile.io.export.int8_export import INT8, in_int8
 from opdf_compile.io.export.pte import require_lowering
 from opdf_compile.io.export.student_export import onnx_student_of
+from opdf_compile.planning import Plan
 
 _LOG = logging.getLogger("opdf_compile")
 
@@ -40,7 +42,7 @@ def export_onnx(
     samples: Samples | None = None,
     calibrate: Samples | None = None,
     executorch: bool = False,
-    plan: Mapping[str, Any] | str | None = None,
+    plan: Plan | Mapping[str, Any] | str | None = None,
     extra_files: Sequence[str | os.PathLike[str]] = (),
 ) -> Path:
     """Export a student to ONNX, with the check data that verify judges its numbers by.
@@ -78,7 +80,7 @@ def export_onnx(
         executorch: Lower the model to ExecuTorch (XNNPACK), too: a ``.pte`` file beside each ONNX
             file, for ``verify(runtime="executorch")``. It takes up to 64 rows (more where the check
             data has more), and other free axes up to their longest in the check data.
-        plan: The plan to put into a bundle, as JSON text or the object itself.
+        plan: The plan to put into a bundle: a `Plan`, its JSON, or that as text.
         extra_files: Files to copy into a bundle (config.json, a tokenizer's files).
 
     Every free axis is run at two other sizes, in torch and in the file, before anything is written.
@@ -90,7 +92,7 @@ def export_onnx(
     Raises:
         ExportError: The model is still expanded, or cannot be said in ONNX or ExecuTorch.
         TraceError: torch.export cannot hold the model as a graph.
-        InputError: The example inputs or the samples do not fit the model.
+        InputError: The example inputs or the samples do not fit the model; or the plan is none.
         ArtefactError: The path cannot be written.
 
     Example:
@@ -98,13 +100,15 @@ def export_onnx(
         >>> opdf.export_onnx(student, batch, "out/", reference=untouched)
     """
     _require_room(path, plan, extra_files)
+    require_type(plan, (Plan, Mapping, str, NoneType), "the plan", "opdf.plan(...), or its JSON")
+    told = plan.to_json() if isinstance(plan, Plan) else plan
     options: dict[str, Any] = {"dynamic": dynamic, "opset": opset, "dtype": dtype}
     options |= {"samples": samples, "calibrate": calibrate, "executorch": executorch}
     exports = exported(model, args, kwargs, reference=reference, **options)
     for sentence in dict.fromkeys(exports[0].fixed.values()):
         _LOG.warning("%s", sentence)
     hub = hub_files(model, reference, [Path(file) for file in extra_files])
-    return write(path, *exports, plan=plan, extra_files=extra_files, hub=hub)
+    return write(path, *exports, plan=told, extra_files=extra_files, hub=hub)
 
 
 def exported(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import opdf_compile as opdf
 from opdf_compile.artefacts.bundle import changed_files, is_bundle, read_manifest, reference_of
 from opdf_compile.artefacts.check_file import read_check
 from opdf_compile.errors import ArtefactError, InputError
@@ -206,3 +207,16 @@ def test_versions_name_the_libraries(exported: Export, tmp_path: Path) -> None:
     versions: dict[str, Any] = read_manifest(tmp_path / "out")["versions"]
     assert versions["torch"] == torch.__version__
     assert set(versions) == {"opdf-compile", "torch", "onnx", "onnxscript", "onnx-ir"}
+
+
+def test_a_plan_is_given_as_it_is_or_as_its_json(tmp_path: Path) -> None:
+    student = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4)).eval()
+    plan = opdf.plan(student, cores=2, min_size=1)
+    texts = []
+    for number, given in enumerate((plan, plan.to_json(), json.dumps(plan.to_json()))):
+        out = export_onnx(student, (torch.randn(2, 6),), tmp_path / str(number), plan=given)
+        texts.append(json.loads((out / "plan.json").read_text(encoding="utf-8")))
+    assert texts[0] == texts[1] == texts[2] == plan.to_json()
+    with pytest.raises(InputError, match="the plan"):
+        export_onnx(student, (torch.randn(2, 6),), tmp_path / "no", plan=[plan])  # type: ignore[arg-type]
+    assert not (tmp_path / "no").exists()
