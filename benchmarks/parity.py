@@ -63,8 +63,8 @@ def files_judged(folder: Path, device: Device, known: Known) -> dict[str, Any]:
     numerics = check_numerics(
         student, check, device, reference=reference, reference_check=reference_check
     )
-    values = ("verdict", "max_abs_error", "max_rel_error", "noise_floor", "tolerance", "samples")
-    values += ("reason",)
+    figures = ("max_abs_error", "max_rel_error", "noise_floor", "tolerance", "samples")
+    values = ("verdict", *figures, "reason")
     known[key] = {
         "structure": {
             "verdict": structure.verdict,

@@ -69,5 +69,6 @@ from .record import replace_record as replace_record
 from .record import version_of as version_of
 from .user_rows import RowBatch as RowBatch
 from .user_rows import numbered as numbered
+from .user_rows import plain_array as plain_array
 from .user_rows import read_rows as read_rows
 from .user_rows import row_of as row_of

@@ -16,6 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from opdf_compile.artefacts.check_entries import (
+    function_errors,
+    labels_among,
+    numbers_among,
+    stored,
+)
 from opdf_compile.artefacts.export_facts import FACTS, ExportFacts, facts_among
 from opdf_compile.artefacts.fold_evidence import ENTRY, FoldRecord, record_among
 from opdf_compile.errors import ArtefactError, first_line
@@ -23,8 +29,6 @@ from opdf_compile.files import DAMAGE, existing_file, read_npz
 
 SCHEMA = "opdf-check/1"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-_BFLOAT16 = "bfloat16"
-_LABEL = re.compile(r"(s\d+)\.label\.(.+)", re.ASCII | re.DOTALL)
 _SAMPLE = re.compile(r"s(\d+)\.", re.ASCII)
 
 
@@ -129,7 +133,7 @@ def write_check(path: Path, data: CheckData) -> None:
         arrays[FACTS] = data.facts.to_array()
     for index, sample in enumerate(data.samples):
         for name, value in sample.inputs.items():
-            arrays.update(_stored(f"s{index}.in.{name}", value))
+            arrays.update(stored(f"s{index}.in.{name}", value))
         for name, value in sample.outputs.items():
             arrays[f"s{index}.out.{name}"] = value
             arrays[f"s{index}.err.{name}"] = np.float64(sample.error[name])
@@ -138,7 +142,7 @@ def write_check(path: Path, data: CheckData) -> None:
             if name in sample.function:
                 arrays[f"s{index}.function.{name}"] = np.array(sample.function[name], np.float64)
         for name, value in sample.computed.items():
-            arrays.update(_stored(f"s{index}.torch.{name}", value))
+            arrays.update(stored(f"s{index}.torch.{name}", value))
         arrays |= {f"s{index}.label.{name}": value for name, value in sample.labels.items()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, array in arrays.items():
@@ -186,20 +190,20 @@ def _assemble(arrays: Mapping[str, Any], path: Path) -> CheckData:
     inputs = tuple(str(name) for name in arrays["input_names"])
     outputs = tuple(str(name) for name in arrays["output_names"])
     samples: list[Sample] = []
-    labels = _labels(arrays)
+    labels = labels_among(arrays)
     # A model without inputs still has samples, so they are counted by their outputs.
     while any(f"s{len(samples)}.out.{name}" in arrays for name in outputs):
         key = f"s{len(samples)}"
         samples.append(
             Sample(
-                inputs={name: _restored(arrays, f"{key}.in.{name}") for name in inputs},
+                inputs={name: numbers_among(arrays, f"{key}.in.{name}") for name in inputs},
                 outputs={name: arrays[f"{key}.out.{name}"] for name in outputs},
                 error={name: float(arrays[f"{key}.err.{name}"]) for name in outputs},
                 rms={name: float(arrays[f"{key}.rms.{name}"]) for name in outputs},
                 maxabs={name: float(arrays[f"{key}.maxabs.{name}"]) for name in outputs},
-                function=_function_errors(arrays, key, outputs),
+                function=function_errors(arrays, key, outputs),
                 computed={
-                    name: _restored(arrays, f"{key}.torch.{name}")
+                    name: numbers_among(arrays, f"{key}.torch.{name}")
                     for name in outputs
                     if f"{key}.torch.{name}" in arrays
                 },
@@ -227,40 +231,3 @@ def _assemble(arrays: Mapping[str, Any], path: Path) -> CheckData:
         record_among(arrays, path),
         facts_among(arrays, path),
     )
-
-
-def _labels(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """By sample, the labels of its rows; only their keys say what they are called."""
-    found: dict[str, dict[str, Any]] = {}
-    for key, array in arrays.items():
-        match = _LABEL.fullmatch(key)
-        if match:
-            found.setdefault(match[1], {})[match[2]] = array
-    return found
-
-
-def _function_errors(
-    arrays: Mapping[str, Any], key: str, outputs: tuple[str, ...]
-) -> dict[str, tuple[float, float]]:
-    found = {}
-    for name in outputs:
-        pair = arrays.get(f"{key}.function.{name}")
-        if pair is not None:
-            largest, mean = (float(value) for value in pair)
-            found[name] = (largest, mean)
-    return found
-
-
-def _stored(key: str, value: Any) -> dict[str, Any]:
-    """Npz has no bfloat16: its bits travel as uint16 with a note."""
-    if value.dtype.name != _BFLOAT16:
-        return {key: value}
-    return {key: value.view(np.uint16), f"{key}.dtype": np.array(_BFLOAT16)}
-
-
-def _restored(arrays: Mapping[str, Any], key: str) -> Any:
-    if str(arrays.get(f"{key}.dtype", "")) != _BFLOAT16:
-        return arrays[key]
-    import ml_dtypes
-
-    return arrays[key].view(ml_dtypes.bfloat16)

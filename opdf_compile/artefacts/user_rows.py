@@ -100,7 +100,8 @@ def read_rows(
             )
         inputs = {port.name: _fitted(port, sample[port.name], source) for port in ports}
         labels = {name: array for name, array in sample.items() if name not in inputs}
-        batches += _split(inputs, labels, rows, fixed or size)
+        # A model that was exported with no row in its example still takes rows where they are free.
+        batches += _split(inputs, labels, rows, fixed or max(size, 1))
     return tuple(batches)
 
 
@@ -113,7 +114,7 @@ def _arrays(given: Arrays | str | os.PathLike[str], words: str) -> tuple[dict[st
     wanted = "an .npz file, or arrays by name; numpy.savez(file, NAME=array, ...) writes one"
     require_type(given, (str, os.PathLike, Mapping), words, wanted)
     if isinstance(given, Mapping):
-        arrays = {str(name): _plain(array) for name, array in given.items()}
+        arrays = {str(name): _given_array(name, array, words) for name, array in given.items()}
         odd = next((name for name, array in arrays.items() if array.dtype.hasobject), None)
         if odd is not None:
             raise InputError(
@@ -131,9 +132,30 @@ def _arrays(given: Arrays | str | os.PathLike[str], words: str) -> tuple[dict[st
         ) from error
 
 
-def _plain(given: Any) -> Any:
-    """An array; torch's tensors are arrays to numpy once they are detached and on the CPU."""
-    return np.asarray(given.detach().cpu() if hasattr(given, "detach") else given)
+def plain_array(given: Any) -> Any:
+    """What a caller gave as an array; bfloat16 as ml_dtypes' type.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: It is none.
+    """
+    if not hasattr(given, "detach"):
+        return np.asarray(given)
+    # torch's tensors are arrays to numpy once they are detached, on the CPU and no bfloat16.
+    tensor = given.detach().cpu()
+    if str(tensor.dtype) != "torch.bfloat16":
+        return np.asarray(tensor)
+    return np.asarray(tensor.float()).astype(_dtype("bfloat16"))
+
+
+def _given_array(name: Any, given: Any, words: str) -> Any:
+    try:
+        return plain_array(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{str(name)!r} of {words} is a {type(given).__name__} that makes no array "
+            f"({first_line(error, 120)}), wanted numbers or texts with the rows on the first axis; "
+            "rows of several shapes are NAME@0, NAME@1, ..."
+        ) from error
 
 
 def _row_count(sample: Arrays, source: str) -> int:
@@ -156,13 +178,18 @@ def _fixed_batch(ports: Sequence[Port], words: str) -> int | None:
     """How many rows the model takes at once, where that is fixed.
 
     Raises:
-        InputError: Its inputs have first axes of several fixed sizes, which are no rows.
+        InputError: Its inputs have first axes of several fixed sizes, which are no rows, or of 0.
     """
     sizes = {p.name: p.axes[0] for p in ports if p.axes and isinstance(p.axes[0], int)}
     if len(set(sizes.values())) > 1:
         raise InputError(
             f"the first axes of the inputs are fixed to {', '.join(map(str, sizes.values()))} "
             f"({', '.join(sizes)}), wanted one number of rows for {words}; leave them out"
+        )
+    if 0 in sizes.values():
+        raise InputError(
+            f"the first axes of the inputs {', '.join(sizes)} are fixed to 0, so that the model "
+            f"takes no row of {words}; export it with an example of at least one row"
         )
     return next(iter(sizes.values()), None)
 

@@ -156,6 +156,21 @@ def test_bfloat16_survives(tmp_path: Path) -> None:
         assert str(plain["s0.in.x.dtype"]) == "bfloat16"
 
 
+@pytest.mark.parametrize("place", ["s0.in.weight", "s1.in.ids", "s0.out.logits", "s0.torch.logits"])
+@pytest.mark.parametrize("array", [np.array(["a"]), np.array([b"a"]), np.zeros(1, "datetime64[s]")])
+def test_what_is_no_number_is_no_input_and_no_truth(
+    place: str, array: Any, data: CheckData, tmp_path: Path
+) -> None:
+    """A runtime would say so in words of its own, and late."""
+    write_check(tmp_path / "c.npz", data)
+    with np.load(tmp_path / "c.npz") as whole:
+        arrays = dict(whole)
+    read_check(tmp_path / "c.npz")
+    np.savez(tmp_path / "c.npz", **arrays | {place: array})
+    with pytest.raises(ArtefactError, match="is no check data .*no(t all)? numbers"):
+        read_check(tmp_path / "c.npz")
+
+
 def _write(path: Path, **arrays: Any) -> None:
     np.savez(path, **arrays)
 

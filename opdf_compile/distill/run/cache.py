@@ -195,7 +195,7 @@ def _entries(index: Path) -> list[dict[str, Any]]:
         if value["schema"] != _SCHEMA or not value["files"]:
             raise ValueError(f"schema {value['schema']!r}, wanted {_SCHEMA!r}")
         return [{"name": str(e["name"]), "sha256": str(e["sha256"])} for e in value["files"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(index, str(error)) from error
 
 

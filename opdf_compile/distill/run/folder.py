@@ -140,7 +140,7 @@ def read_log(file: Path) -> list[dict[str, Any]]:
         raise ArtefactError(read_failure(file, error)) from error
     entries = []
     for line in lines:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             entry = json.loads(line)
             if isinstance(entry, dict) and isinstance(entry.get("step"), int):
                 entries.append(entry)

@@ -72,7 +72,7 @@ def read_result(folder: RunFolder) -> dict[str, Any] | None:
         if value["schema"] != SCHEMA:
             raise ValueError(f"schema {value['schema']!r}, wanted {SCHEMA!r}")
         return dict(value)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtefactError(
             f"{folder.result} is damaged ({str(error)[:100].rstrip('.')}), wanted the report of a "
             "finished run; delete it, and the end of the run is done again"

@@ -211,7 +211,8 @@ def _rows_of_user(measure: _Measure, rows: Sequence[GivenRows]) -> list[tuple[Sa
         found.append((replace(sample, labels=labels), blind))
         if len(found) == 1:
             # The others are about as large, so the first tells before the work is done.
-            require_room(_bytes(found[0][0]), len(rows))
+            held = max((len(v) for v in sample.inputs.values() if np.ndim(v)), default=1)
+            require_room(_bytes(found[0][0]), len(rows), held)
     return found
 
 

@@ -74,22 +74,24 @@ def filled(example: CallArguments, arrays: Iterable[Any]) -> CallArguments:
     return args, kwargs
 
 
-def require_room(batch_bytes: int, batches: int) -> None:
+def require_room(batch_bytes: int, batches: int, batch_rows: int) -> None:
     """Refuse rows that would make check data too large.
 
     Args:
         batch_bytes: What the first batch takes with its outputs; the others are about as large.
         batches: How many there are.
+        batch_rows: The rows of the first.
 
     Raises:
         InputError: They are too many.
     """
     whole = batch_bytes * batches
     if whole > _MOST_BYTES:
+        fit = _MOST_BYTES // batch_bytes * batch_rows
+        fewer = f"give the first {fit:,} rows, or give them" if fit else "give them"
         raise InputError(
             f"the samples with their outputs take about {whole >> 20} MiB, wanted at most "
-            f"{_MOST_BYTES >> 20} MiB in check data; give the first {_MOST_BYTES / whole:.0%} of "
-            "the rows, or give them to verify --samples alone"
+            f"{_MOST_BYTES >> 20} MiB in check data; {fewer} to verify --samples alone"
         )
 
 

@@ -39,9 +39,9 @@ from opdf_compile.artefacts import (
     version_of,
     write_check,
 )
-from opdf_compile.errors import ArtefactError
-from opdf_compile.files import atomic_folder, atomic_write, existing_file, sha256
+from opdf_compile.files import atomic_folder, atomic_write, sha256
 from opdf_compile.io.export.build import Export
+from opdf_compile.io.export.extra_files import require_extra_files
 from opdf_compile.io.export.hub import CONFIG, WEIGHTS, HubFiles
 from opdf_compile.io.export.pte import lowered
 from opdf_compile.io.export.save import stage
@@ -102,7 +102,7 @@ def write_bundle(
         ArtefactError: The folder cannot be written, or holds files that are no bundle's.
         ExportError: A model does not pass ONNX's checker, or ExecuTorch cannot lower it.
     """
-    _check_extra(extra_files)
+    require_extra_files(extra_files)
     final = becomes or path
     with atomic_folder(path, replaceable=is_bundle) as folder:
         with ExitStack() as stack:
@@ -194,17 +194,6 @@ def _parameters(model: ir.Model | onnx.ModelProto) -> tuple[str, ...]:
     if isinstance(model, onnx.ModelProto):
         return tuple(sorted(recorded_parameters(model, "the model") or ()))
     return listed_parameters(model.metadata_props)
-
-
-def _check_extra(files: Sequence[Path]) -> None:
-    own = {STUDENT, REFERENCE, PLAN, MANIFEST, REFERENCE_FOLDER}
-    for file in files:
-        existing_file(file)
-        if file.name in own:
-            raise ArtefactError(
-                f"the extra file {file} has the name of a part of the bundle, wanted another "
-                "name; rename it"
-            )
 
 
 def _manifest(folder: Path, student: Export) -> dict[str, Any]:

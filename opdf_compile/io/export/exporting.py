@@ -17,6 +17,7 @@ from opdf_compile.io.evidence.given_rows import Samples
 from opdf_compile.io.export.build import Export, build_export
 from opdf_compile.io.export.bundling import write_bundle, write_file
 from opdf_compile.io.export.eval_phase import Exportable
+from opdf_compile.io.export.extra_files import require_extra_files
 from opdf_compile.io.export.hub import HubFiles, hub_files
 from opdf_compile.io.export.int8 import require_quantiser
 from opdf_compile.io.export.int8_export import INT8, in_int8
@@ -216,6 +217,7 @@ def _require_room(
 
     Raises:
         ExportError: There is nowhere to put them.
+        ArtefactError: An extra file does not exist, or its name is taken.
         InputError: The path is none.
     """
     require_type(path, (str, os.PathLike), "the path", "a file or a folder; student.onnx, say")
@@ -225,3 +227,4 @@ def _require_room(
             f"{target} is one file and a plan or extra files were given, wanted a bundle for "
             "them; give a folder as the path"
         )
+    require_extra_files([Path(file) for file in extra_files])

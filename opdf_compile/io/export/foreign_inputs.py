@@ -12,7 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from opdf_compile.artefacts import Interface, Port, numbered
-from opdf_compile.errors import InputError
+from opdf_compile.errors import InputError, first_line
 from opdf_compile.graph import CallArguments, bind_forward
 from opdf_compile.io.dtypes import dtype_name
 from opdf_compile.io.models.example_inputs import input_arrays
@@ -80,7 +80,13 @@ def fitted(sample: Arrays, face: Interface, source: Path) -> dict[str, Tensor]:
 
 
 def _array(port: Port, given: Any, source: Path) -> Tensor:
-    tensor = given.detach().cpu() if isinstance(given, Tensor) else torch.as_tensor(given)
+    try:
+        tensor = given.detach().cpu() if isinstance(given, Tensor) else torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"the input {port.name!r} is a {type(given).__name__} that makes no tensor "
+            f"({first_line(error, 120)}), {source} takes {port}; give it so"
+        ) from error
     wrong = port.misfit(tuple(tensor.shape))
     wanted = getattr(torch, port.dtype)
     cast = tensor.to(wanted)

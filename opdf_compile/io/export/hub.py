@@ -99,7 +99,7 @@ def _config_in(file: Path) -> Mapping[str, Any]:
         return {}
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:  # It is the user's file, and goes along as it is.
+    except (ValueError, RecursionError):  # It is the user's file, and goes along as it is.
         return {}
     return found if isinstance(found, dict) else {}
 

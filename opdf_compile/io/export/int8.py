@@ -1,7 +1,8 @@
 """An ONNX model in int8: static quantisation as onnxruntime does it, with QDQ nodes.
 
 Weights are int8 per output channel, activations int8 with a scale per tensor, from the least and
-the greatest value that the calibration inputs give. Batch norms are merged into convolutions
+the greatest value that the calibration inputs give. One scale for a whole weight is there to be
+measured against: it is all that some runtimes take. Batch norms are merged into convolutions
 before, as a runtime does it: what is rounded is the weight that runs.
 """
 
@@ -44,7 +45,11 @@ def require_quantiser() -> None:
 
 
 def quantise(
-    model: ir.Model | onnx.ModelProto, feeds: Iterable[Mapping[str, Any]], path: Path
+    model: ir.Model | onnx.ModelProto,
+    feeds: Iterable[Mapping[str, Any]],
+    path: Path,
+    *,
+    per_channel: bool = True,
 ) -> None:
     """Write a model in int8.
 
@@ -52,6 +57,7 @@ def quantise(
         model: In float32, from an export.
         feeds: Calibration inputs: a numpy array per input, for each run.
         path: The ``.onnx`` file to write.
+        per_channel: A scale for each output channel of a weight; otherwise one for the weight.
 
     Raises:
         InputError: onnxruntime is not installed.
@@ -82,7 +88,7 @@ def quantise(
                     path,
                     _reader(itertools.chain(calibrating, runs)),
                     quant_format=QuantFormat.QDQ,
-                    per_channel=True,
+                    per_channel=per_channel,
                     activation_type=QuantType.QInt8,
                     weight_type=QuantType.QInt8,
                 )

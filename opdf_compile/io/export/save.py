@@ -25,9 +25,9 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
-def _data_name(path: Path) -> str:
-    """The name of the file that holds the weights of a model too large for one file."""
-    return f"{path.name}.data"
+def data_path(path: Path) -> Path:
+    """Where the weights of a model lie that is too large for one file."""
+    return path.with_name(f"{path.name}.data")
 
 
 def stage(
@@ -74,12 +74,12 @@ def _stage_in_two(model: ir.Model, path: Path, stack: ExitStack) -> Path:
 
     # The stack closes in reverse: the weights are renamed first, then the model that needs them.
     temporary = stack.enter_context(atomic_write(path))
-    weights = stack.enter_context(atomic_write(path.with_name(_data_name(path))))
+    weights = stack.enter_context(atomic_write(data_path(path)))
     folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.stem}."))
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
-    ir.save(model, folder / path.name, external_data=_data_name(path))
+    ir.save(model, folder / path.name, external_data=data_path(path).name)
     _check(str(folder / path.name))
-    (folder / _data_name(path)).replace(weights)
+    (folder / data_path(path).name).replace(weights)
     (folder / path.name).replace(temporary)
     return temporary
 

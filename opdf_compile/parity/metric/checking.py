@@ -9,27 +9,25 @@ neither answers the other, and both must hold.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from opdf_compile.errors import InputError
 from opdf_compile.parity.metric.function import Metric, Numbers
 from opdf_compile.parity.metric.metric_result import MetricResult
+from opdf_compile.parity.metric.one_function import is_one_function
 from opdf_compile.parity.metric.paired import (
     Claim,
     PairedDifference,
     compare_draws,
     compare_rows,
 )
+from opdf_compile.parity.metric.resampling import Places, drawn_differences, pulls
+from opdf_compile.parity.metric.row_groups import RowGroup, grouped
 from opdf_compile.parity.metric.rows import UserRows, outputs_of
 from opdf_compile.parity.model_file import ModelFile
 from opdf_compile.parity.runtime.protocol import Device
 
-Outputs = Mapping[str, Any]
-
-SEED = 0
-_DRAWS = 1000
 _CANDIDATE = "candidate"
 
 
@@ -69,10 +67,12 @@ def check_metric(
         sides["torch"] = torch
     if reference is not None:
         sides["reference"] = outputs_of(reference, rows.batches, device, names)
-    groups = _groups(rows, sides)
+    groups = grouped(rows, sides)
     scores = {side: _scores(metric, groups, side) for side in sides}
     against = {
-        side: _compared(metric, claim, groups, scores, side) for side in sides if side != _CANDIDATE
+        side: _compared(metric, claim, groups, scores, side, alike=_alike(groups, side, candidate))
+        for side in sides
+        if side != _CANDIDATE
     }
     return MetricResult(
         name=metric.name,
@@ -85,63 +85,15 @@ def check_metric(
     )
 
 
-class _Group:
-    """Rows of equal shapes, and what each side computes on them."""
-
-    def __init__(self, samples: Outputs, sides: Mapping[str, Outputs], rows: int) -> None:
-        self.samples, self.sides, self.rows = samples, sides, rows
-
-    def drawn(self, places: Numbers | Any, side: str) -> tuple[Outputs, Outputs]:
-        """A side's outputs and the samples at some rows; new arrays, which a metric may change."""
-        return _taken(self.sides[side], places), _taken(self.samples, places)
-
-
-def _groups(rows: UserRows, sides: Mapping[str, Sequence[Outputs]]) -> list[_Group]:
-    """Batches whose arrays fit together, joined; of outputs those that all batches have."""
-    sides = {side: _common(outputs) for side, outputs in sides.items()}
-    members: dict[tuple[Any, ...], list[int]] = {}
-    for place, batch in enumerate(rows.batches):
-        arrays = [batch.inputs, batch.labels, *(outputs[place] for outputs in sides.values())]
-        shapes = tuple((n, np.shape(a)[1:]) for held in arrays for n, a in sorted(held.items()))
-        members.setdefault(shapes, []).append(place)
-    return [
-        _Group(
-            _joined([{**rows.batches[p].inputs, **rows.batches[p].labels} for p in places]),
-            {side: _joined([outputs[p] for p in places]) for side, outputs in sides.items()},
-            sum(rows.batches[p].rows for p in places),
-        )
-        for places in members.values()
-    ]
-
-
-def _common(outputs: Sequence[Outputs]) -> list[Outputs]:
-    # An axis that is no batch may be as long as a batch, and the last batch may be shorter.
-    names = set.intersection(*(set(found) for found in outputs))
-    return [{name: found[name] for name in found if name in names} for found in outputs]
-
-
-def _joined(parts: Sequence[Outputs]) -> dict[str, Any]:
-    return {
-        name: np.concatenate([part[name] for part in parts]) if np.ndim(first) else first
-        for name, first in parts[0].items()
-    }
-
-
-def _taken(arrays: Outputs, places: Any) -> dict[str, Any]:
-    return {
-        name: np.array(array[places]) if np.ndim(array) else array for name, array in arrays.items()
-    }
-
-
-def _scores(metric: Metric, groups: Sequence[_Group], side: str) -> Numbers:
+def _scores(metric: Metric, groups: Sequence[RowGroup], side: str) -> Numbers:
     """A score for each row, or one number."""
     found = [metric(*group.drawn(slice(None), side), group.rows) for group in groups]
     whole = next((n for n, scores in enumerate(found) if not scores.ndim), None)
     if whole is not None and len(found) > 1:
         raise InputError(
             f"the metric {metric.name} gave one number for {groups[whole].rows} rows, and the rows "
-            f"have {len(found)} different shapes, so it is called for each shape; wanted one "
-            "number for each row"
+            f"have {len(found)} different shapes or numbers without axes, so it is called for "
+            "each; wanted one number for each row"
         )
     return found[0] if whole is not None else np.concatenate(found)
 
@@ -149,9 +101,11 @@ def _scores(metric: Metric, groups: Sequence[_Group], side: str) -> Numbers:
 def _compared(
     metric: Metric,
     claim: Claim,
-    groups: Sequence[_Group],
+    groups: Sequence[RowGroup],
     scores: Mapping[str, Numbers],
     side: str,
+    *,
+    alike: bool,
 ) -> PairedDifference:
     ours, theirs = scores[_CANDIDATE], scores[side]
     if ours.shape != theirs.shape:
@@ -159,39 +113,27 @@ def _compared(
             f"the metric {metric.name} gave one number for one side and several for the other, "
             "wanted the same of all"
         )
-    alike = all(_alike(group.sides[_CANDIDATE], group.sides[side]) for group in groups)
     if ours.ndim:
         return compare_rows(ours, theirs, claim, alike=alike)
-    draws = _drawn_differences(metric, groups[0], side)
-    return compare_draws(float(ours - theirs), draws, groups[0].rows, claim, alike=alike)
+    # One number is given for one group alone.
+    (group,), whole = groups, float(ours - theirs)
 
-
-def _drawn_differences(metric: Metric, group: _Group, side: str) -> Numbers:
-    """Candidate - baseline on rows that are drawn with replacement, the same for both."""
-    random = np.random.default_rng(SEED)
-    found = np.empty(_DRAWS)
-    for number in range(_DRAWS):
-        places = random.integers(group.rows, size=group.rows)
-        ours, theirs = (
-            metric(*group.drawn(places, name), group.rows) for name in (_CANDIDATE, side)
+    def difference(places: Places) -> float:
+        first, second = (
+            metric(*group.drawn(places, name), len(places)) for name in (_CANDIDATE, side)
         )
-        found[number] = float(ours.mean() - theirs.mean())
-    return found
+        return float(first.mean() - second.mean())
+
+    draws = drawn_differences(difference, group.rows)
+    pulled = pulls(whole, difference, group.rows)
+    return compare_draws(whole, draws, pulled, group.rows, claim, alike=alike)
 
 
-def _alike(ours: Outputs, theirs: Outputs) -> bool:
-    """Whether two sides compute one function there: half of the digits are left to rounding."""
-    return ours.keys() == theirs.keys() and all(_near(ours[n], theirs[n]) for n in ours)
-
-
-def _near(ours: Any, theirs: Any) -> bool:
-    if ours.shape != theirs.shape or ours.dtype.kind != theirs.dtype.kind:
-        return False
-    if ours.dtype.kind != "f":
-        return bool((ours == theirs).all())
-    largest = float(np.abs(theirs[np.isfinite(theirs)]).max(initial=0.0))
-    room = float(np.finfo(theirs.dtype).eps) ** 0.5 * largest
-    return bool(np.allclose(ours, theirs, rtol=0.0, atol=room, equal_nan=True))
+def _alike(groups: Sequence[RowGroup], side: str, candidate: ModelFile) -> bool:
+    return all(
+        is_one_function(group.sides[_CANDIDATE], group.sides[side], candidate.interface)
+        for group in groups
+    )
 
 
 def _absent(rows: UserRows, reference: ModelFile | None) -> list[str]:

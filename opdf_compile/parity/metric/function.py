@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from opdf_compile.errors import InputError, error_line
+from opdf_compile.artefacts import plain_array
+from opdf_compile.errors import InputError, error_line, first_line
 from opdf_compile.files import imported_callable, parse_callable, parse_query
 
 Arrays = Mapping[str, Any]
@@ -57,10 +58,7 @@ class Metric:
                 f"the metric {self.name} raised {error_line(error)}; it got the outputs "
                 f"{_listed(outputs)} and the samples {_listed(samples)}"
             ) from error
-        try:
-            scores = np.asarray(given, dtype=np.float64)
-        except (TypeError, ValueError) as error:
-            raise self._odd(f"a {type(given).__name__}", rows) from error
+        scores = self._as_numbers(given, rows)
         if rows == 1 and scores.shape == ():
             scores = scores.reshape(1)
         if scores.shape not in ((), (rows,)):
@@ -74,10 +72,21 @@ class Metric:
             )
         return scores
 
-    def _odd(self, found: str, rows: int) -> InputError:
+    def _as_numbers(self, given: Any, rows: int) -> Numbers:
+        try:
+            # Made without a dtype: with one, texts become numbers and complex ones lose a part.
+            found = plain_array(given)
+            if found.dtype.kind in "biufO" or found.dtype.name == "bfloat16":
+                return np.asarray(found.astype(np.float64))
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise self._odd(f"a {type(given).__name__}", rows, f" ({first_line(error)})") from error
+        odd = "texts" if found.dtype.kind in "US" else f"values of the dtype {found.dtype.name}"
+        raise self._odd(odd if found.ndim else f"a {type(given).__name__}", rows)
+
+    def _odd(self, found: str, rows: int, reason: str = "") -> InputError:
         return InputError(
-            f"the metric {self.name} gave {found}, wanted one number for each of the {rows} rows, "
-            "or one for all"
+            f"the metric {self.name} gave {found}{reason}, wanted one number for each of the "
+            f"{rows} rows, or one for all"
         )
 
 

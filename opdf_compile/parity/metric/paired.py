@@ -14,13 +14,17 @@ h / 2n the correction for continuity, and c is such that n rows without a change
 -ln(0.05) / n of them, the rule of three. For counts in one direction this is the exact binomial
 limit to two digits; over 10 to 3,000 rows and all rates up to 40 % its error is at most 5 %.
 
-A metric that gives one number for all rows is resampled: rows with replacement, the same for both
-sides. The distances of the draws from the estimate are stretched by t / z and sqrt(n / (n - 1)).
+A metric that gives one number for all rows has the same interval. S2 is n^2 times the variance of
+the difference over resampled rows (with replacement, the same for both sides). S3 and h come from
+leaving rows out: where a part g of them is, the difference moves to d[-g], and the rows of g pull
+by (n - n[g]) (d - d[-g]), for a mean the sum of their d[i] - m. S3 is the sum of the cubes, h the
+largest pull. Nothing says whether rows tie, so the room of h is always given: of scores without
+ties the interval is 41 % too wide at 20 rows, 11 % at 200.
 
 Source: Johnson, Modified t tests and confidence intervals for asymmetrical populations (1978);
 Hall, On the removal of skewness by transformation (1992); Hanley & Lippman-Hand, If nothing goes
-wrong, is everything all right? (1983); Hesterberg, What Teachers Should Know About the Bootstrap
-(2015).
+wrong, is everything all right? (1983); Efron & Tibshirani, An Introduction to the Bootstrap (1993),
+chapters 6 and 11, for the spread over resampled rows and for leaving rows out.
 """
 
 from __future__ import annotations
@@ -44,6 +48,7 @@ _UNSEEN = ((-math.log(1.0 - _AT) - 0.5) / _Z) ** 2
 # From here on t is z to six digits.
 _MOST_FREEDOM = 1_000_000
 _MOST_ROWS = 1 << 40
+_Interval = Callable[[int], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -116,43 +121,47 @@ def compare_rows(
         return _judged(mean, rows, lambda count: (mean, mean), claim)
     step = _step(differences, np.concatenate([candidate, baseline]))
 
-    def interval(count: int) -> tuple[float, float]:
-        # A single row tells no spread, however many there might be.
-        if rows < 2 or math.isinf(step):
-            return -math.inf, math.inf
+    # A single row tells no spread, however many there might be.
+    known = rows > 1 and not math.isinf(step)
+    return _judged(mean, rows, _interval(mean, squares, cubes, step) if known else _open, claim)
+
+
+def compare_draws(
+    difference: float, draws: Numbers, pulls: Numbers, rows: int, claim: Claim, *, alike: bool
+) -> PairedDifference:
+    """Judge two numbers by how their difference moves with the rows.
+
+    Args:
+        difference: Candidate - baseline on all rows.
+        draws: The same on each resampling.
+        pulls: By part of the rows, (n - n[g]) (d - d[-g]) as above.
+        rows: How many rows there are.
+        claim: What is to be shown.
+        alike: As in `compare_rows`.
+    """
+    # Draws that never move tell no spread, nor does a single row.
+    if rows < 2 or not np.ptp(draws):
+        sure = alike and not difference
+        return _judged(difference, rows, (lambda count: (0.0, 0.0)) if sure else _open, claim)
+    squares, cubes = rows * float(draws.var()), float((pulls**3).sum()) / rows
+    step = float(np.abs(pulls).max())
+    return _judged(difference, rows, _interval(difference, squares, cubes, step), claim)
+
+
+def _interval(mean: float, squares: float, cubes: float, step: float) -> _Interval:
+    """The interval above by the number of rows, of means over the rows of (d - m)^2 and ^3."""
+
+    def of(count: int) -> tuple[float, float]:
         spread = squares * count + _UNSEEN * step**2
         skew = (2 * _Z**2 + 1) / 6 * cubes / spread if spread else 0.0
         half = _t(count) * math.sqrt(spread / (count * (count - 1))) + step / (2 * count)
         return mean + skew - half, mean + skew + half
 
-    return _judged(mean, rows, interval, claim)
+    return of
 
 
-def compare_draws(
-    difference: float, draws: Numbers, rows: int, claim: Claim, *, alike: bool
-) -> PairedDifference:
-    """Judge two numbers by their differences over resampled rows.
-
-    Args:
-        difference: Candidate - baseline on all rows.
-        draws: The same on each resampling.
-        rows: How many rows there are.
-        claim: What is to be shown.
-        alike: As in `compare_rows`.
-    """
-    off = np.quantile(draws - difference, [1.0 - _AT, _AT])
-    unseen = not draws.std() and not (alike and not difference)
-
-    def interval(count: int) -> tuple[float, float]:
-        if not off.any() and not unseen:
-            return difference, difference
-        # Draws that never move tell no spread, nor does a single row.
-        if unseen or rows < 2:
-            return -math.inf, math.inf
-        wider = _t(rows) / _Z * math.sqrt(rows / (rows - 1)) * math.sqrt(rows / count)
-        return difference + float(off[0]) * wider, difference + float(off[1]) * wider
-
-    return _judged(difference, rows, interval, claim)
+def _open(count: int) -> tuple[float, float]:
+    return -math.inf, math.inf
 
 
 def _step(differences: Numbers, scores: Numbers) -> float:
@@ -168,9 +177,7 @@ def _t(rows: int) -> float:
     return t_quantile(_AT, min(rows - 1, _MOST_FREEDOM))
 
 
-def _judged(
-    difference: float, rows: int, interval: Callable[[int], tuple[float, float]], claim: Claim
-) -> PairedDifference:
+def _judged(difference: float, rows: int, interval: _Interval, claim: Claim) -> PairedDifference:
     low, high = interval(rows)
     verdict = claim.decide(low, high)
     needed = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -136,17 +136,18 @@ def _digest(inputs: Arrays, names: Sequence[str], row: int) -> bytes:
 
 def _gathered(places: Sequence[tuple[Sample, int]]) -> dict[str, Any]:
     """The outputs of some rows, stacked; bfloat16 widened as runtimes do it."""
-    first, _ = places[0]
-    return {name: _widened(np.stack(list(_rows(name, places)))) for name in _with_rows(first)}
+    samples = list(dict.fromkeys(sample for sample, _ in places))
+    # An axis that is no batch may be as long as one of the samples.
+    names = [name for name in samples[0].computed if _has_rows(name, samples)]
+    return {n: _widened(np.stack([s.computed[n][row] for s, row in places])) for n in names}
 
 
-def _with_rows(sample: Sample) -> Iterator[str]:
-    rows = _row_count(sample.inputs)
-    return (name for name, value in sample.computed.items() if np.shape(value)[:1] == (rows,))
-
-
-def _rows(name: str, places: Sequence[tuple[Sample, int]]) -> Iterator[Any]:
-    return (sample.computed[name][row] for sample, row in places)
+def _has_rows(name: str, samples: Sequence[Sample]) -> bool:
+    """Whether an output has the rows on its first axis in all samples, of one shape each."""
+    found = [(np.shape(s.computed.get(name, 0)), _row_count(s.inputs)) for s in samples]
+    return all(shape[:1] == (rows,) for shape, rows in found) and (
+        len({shape[1:] for shape, _ in found}) == 1
+    )
 
 
 def _widened(array: Any) -> Any:

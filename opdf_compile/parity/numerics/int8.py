@@ -55,7 +55,10 @@ from opdf_compile.parity.runtime.protocol import Device
 from opdf_compile.parity.runtime.registry import resolve_device
 
 _STEPS = 255
-_NO_PEER = "the reference has no measured drop for it, and that is what int8 may cost"
+_NO_PEER = (
+    "what int8 may cost is measured on the reference, which does not have it or answers the same "
+    "in every row; give one with a head of random weights, or verify the float32 files"
+)
 _SAME_IN_EVERY_ROW = (
     "the truth is the same in every row, so that nothing tells an error of int8 from a fault; "
     "verify the float32 files for it"
@@ -122,8 +125,11 @@ def _runs(
     ours: Evidence, theirs: Evidence | None, device: Device, *, optimised: bool = True
 ) -> tuple[tuple[OutputError, ...], tuple[OutputError, ...]]:
     """What both files compute; nothing of a reference that is not there."""
-    beside = () if theirs is None else judged(theirs, device, _measured, {}, optimised=optimised)
-    return judged(ours, device, _measured, {}, optimised=optimised), beside
+    plain = judged(ours, device, _measured, {}, optimised=optimised)
+    if theirs is None:
+        return plain, ()
+    beside = judged(theirs, device, _measured, {}, optimised=optimised)
+    return plain, tuple(_telling(error, theirs.data, ours.data) for error in beside)
 
 
 def _result(
@@ -174,18 +180,26 @@ def _is_off(found: Sequence[OutputError]) -> bool:
     return any(error.excess > 1 for error in found)
 
 
-def _is_exact(found: Sequence[OutputError], data: CheckData) -> bool:
-    """Whether quantising left the scores of a file as they were.
+def _varies(output: str, data: CheckData) -> bool:
+    """Whether the rows of an output differ; those of a head that starts at zero do not."""
+    return spread_of(truths_of(output, data)) > 0
 
-    An output that is the same in every row, as that of a head which starts at zero, tells nothing:
-    nothing of the layers that were quantised reaches it. Nor do whole numbers, which are decisions.
+
+def _telling(error: OutputError, theirs: CheckData, ours: CheckData) -> OutputError:
+    """A reference's output, without its drop where that says nothing of the candidate's.
+
+    The quantised layers, however deep they are, do not reach one that is the same in every row.
     """
-    telling = [
-        error
-        for error in found
-        if error.drop is not None and spread_of(truths_of(error.output, data))
-    ]
-    return bool(telling) and not _is_off(telling)
+    moves = error.output in ours.output_names and _varies(error.output, ours)
+    if error.drop is None or not moves or _varies(error.output, theirs):
+        return error
+    return replace(error, drop=None)
+
+
+def _is_exact(found: Sequence[OutputError], data: CheckData) -> bool:
+    """Whether quantising left the scores of a file as they were; whole numbers are decisions."""
+    scores = [e for e in found if e.drop is not None and _varies(e.output, data)]
+    return bool(scores) and not _is_off(scores)
 
 
 def _measured(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from opdf_compile.artefacts import Node, Value, link, read_onnx
 from opdf_compile.errors import InternalError
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 # By name, a tensor and the folder of the file that it comes from.
 Tensors = dict[str, tuple["onnx.TensorProto", str]]
 
-# Protobuf ends at 2 GiB. The constants of larger models go to a file beside the model.
-_LARGEST_INLINE = 1 << 30
+# Larger values go to a file beside the model, each where an array may begin.
+_VALUES, _LARGEST_INLINE, _ALIGNMENT = "values.data", 1 << 10, 64
 
 
 def compare_optimised(raw: StructureResult, candidate: PathLike, device: Device) -> StructureResult:
@@ -42,7 +42,7 @@ def compare_optimised(raw: StructureResult, candidate: PathLike, device: Device)
     with tempfile.TemporaryDirectory(prefix="opdf-verify-") as folder:
         place = Path(folder)
         reference = place / "reference.onnx"
-        _write(_with_candidate_values(raw, place), reference)
+        reference.write_bytes(_with_candidate_values(raw, place).SerializeToString())
         written = [place / "candidate.optimised.onnx", place / "reference.optimised.onnx"]
         for source, target in zip((candidate, reference), written, strict=True):
             device.runtime.write_graph(source, target, device)
@@ -122,29 +122,47 @@ def _in_function(node: Node) -> bool:
     return graph.function is not None
 
 
-def _fill(graph: onnx.GraphProto, tensors: Tensors, place: Path) -> None:
-    """Make these the initialisers; files that hold their values are copied into the folder.
+def _fill(graph: onnx.GraphProto, tensors: Tensors, home: Path) -> None:
+    """Make these the initialisers, with large values in files of the folder.
 
-    Copied, not read: they may have more gigabytes than the machine has memory.
+    Files that hold values already are copied, not read: they may have more gigabytes than the
+    machine has memory. Protobuf would take each value twice, and ends at 2 GiB.
     """
     copies: dict[Path, str] = {}
     del graph.initializer[:]
-    for name, (tensor, folder) in tensors.items():
-        own = graph.initializer.add()
-        own.CopyFrom(tensor)
-        own.name = name
-        for entry in own.external_data:
-            if entry.key == "location":
-                source = Path(folder, entry.value)
-                if source not in copies:
-                    copies[source] = f"values-{len(copies)}.data"
-                    shutil.copyfile(source, place / copies[source])
-                entry.value = copies[source]
+    with (home / _VALUES).open("wb") as values:
+        for name, (tensor, folder) in tensors.items():
+            own = graph.initializer.add()
+            if tensor.ByteSize() > _LARGEST_INLINE and tensor.raw_data:
+                own.data_type = tensor.data_type
+                own.dims.extend(tensor.dims)
+                _put_beside(own, tensor.raw_data, values)
+            else:
+                own.CopyFrom(tensor)
+                _copy_beside(own, folder, home, copies)
+            own.name = name
 
 
-def _write(model: onnx.ModelProto, path: Path) -> None:
+def _copy_beside(
+    tensor: onnx.TensorProto, folder: str, home: Path, copies: dict[Path, str]
+) -> None:
+    """Copy the file that holds a tensor's values, once, and name the copy."""
+    for entry in tensor.external_data:
+        if entry.key == "location":
+            source = Path(folder, entry.value)
+            if source not in copies:
+                copies[source] = f"copy-{len(copies)}.data"
+                shutil.copyfile(source, home / copies[source])
+            entry.value = copies[source]
+
+
+def _put_beside(tensor: onnx.TensorProto, data: bytes, values: BinaryIO) -> None:
+    """Append a tensor's bytes to a file and say where they are."""
     import onnx
 
-    # Values that are in the model itself; those of other files stay there.
-    large = model.ByteSize() > _LARGEST_INLINE
-    onnx.save_model(model, path, save_as_external_data=large, location=f"{path.name}.data")
+    values.write(bytes(-values.tell() % _ALIGNMENT))
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    entries = {"location": _VALUES, "offset": values.tell(), "length": len(data)}
+    for key, value in entries.items():
+        tensor.external_data.add(key=key, value=str(value))
+    values.write(data)

@@ -154,11 +154,30 @@ def test_a_failed_export_keeps_the_former_bundle(exported: Export, tmp_path: Pat
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("name", ["student.onnx", "manifest.json", "reference"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("student.onnx", "student.check.npz", "student.onnx.data", "Student.ONNX"),
+        *("reference", "reference.onnx", "reference.check.npz", "reference.onnx.data"),
+        *("manifest.json", "plan.json"),
+    ],
+)
 def test_extra_files_cannot_take_a_place(name: str, exported: Export, tmp_path: Path) -> None:
     (tmp_path / name).write_text("x")
     with pytest.raises(ArtefactError, match="has the name of a part of the bundle"):
         write_bundle(tmp_path / "out", exported, extra_files=[tmp_path / name])
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("second", ["vocab.txt", "Vocab.txt"])
+def test_extra_files_cannot_take_each_others_place(second: str, tmp_path: Path) -> None:
+    """Asked before the export: the model here could not be exported."""
+    for name in ("one/vocab.txt", f"other/{second}"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(name)
+    extra = [tmp_path / "one" / "vocab.txt", tmp_path / "other" / second]
+    with pytest.raises(ArtefactError, match=".ocab.txt would both be .ocab.txt in the bundle"):
+        export_onnx(nn.Linear(4, 2), {"nonsense": 1}, tmp_path / "out", extra_files=extra)
     assert not (tmp_path / "out").exists()
 
 

@@ -112,6 +112,14 @@ def test_hf_loads_any_other_bundle_from_its_onnx_file(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.model(*args), student(*args))
 
 
+def test_a_configuration_that_nobody_reads_goes_along_as_it_is(tmp_path: Path) -> None:
+    """It is the user's file, found only when the export has run."""
+    for text in ("[" * 200_000, "{", "[]"):
+        (tmp_path / "config.json").write_text(text)
+        found = hub_files(bert(), None, [tmp_path / "config.json"])
+        assert found.library == "transformers" and found.config == ""
+
+
 def test_a_model_that_no_library_finds_brings_no_weights() -> None:
     """A wrapper's keys are not those of the class in config.json."""
     wrapped = nn.Sequential(bert())

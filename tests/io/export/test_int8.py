@@ -100,6 +100,21 @@ def test_weights_are_int8_by_output_channel(written: tuple[nn.Module, Path]) -> 
     )
 
 
+def test_one_scale_for_a_weight_is_that_of_its_largest_channel(
+    inputs: torch.Tensor, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    network, file = Network().eval(), tmp_path / "a.onnx"
+    model = build_export(network, (inputs[:2],)).model
+    quantise(model, feeds(inputs), file, per_channel=False)
+    stored = {i.name: to_array(i) for i in onnx.load(file).graph.initializer}
+    (name,) = (n for n, a in stored.items() if a.dtype == np.int8 and a.shape == (4, 2, 3, 3))
+    assert stored[name.removesuffix("_quantized") + "_scale"].size == 1
+    sizes = abs(stored[name].astype(int)).max(axis=(1, 2, 3))
+    # Channels of 10 and of 0.01: the smallest has no step of its own left.
+    assert sizes[2] == 127 and sizes[3] == 0
+
+
 def test_outputs_are_off_by_steps_of_int8(
     written: tuple[nn.Module, Path], inputs: torch.Tensor
 ) -> None:

@@ -88,10 +88,20 @@ def test_samples_of_a_half_file_are_in_its_dtype(tmp_path: Path) -> None:
 
 
 def test_too_many_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A batch of four holds 96 bytes of inputs, 96 of truth and 48 of what torch computes.
     monkeypatch.setattr(given_rows, "_MOST_BYTES", 1000)
-    with pytest.raises(InputError, match="wanted at most 0 MiB in check data; give the first"):
+    with pytest.raises(InputError, match="at most 0 MiB in check data; give the first 16 rows, or"):
         check_of(tmp_path, samples=rows(40))
     assert not list(tmp_path.iterdir())
+
+
+def test_how_many_rows_there_is_room_for() -> None:
+    """A number of rows, down to none: 512 MiB hold no batch of a GiB, and 512 batches of one."""
+    with pytest.raises(InputError, match="in check data; give them to verify --samples alone"):
+        given_rows.require_room(1 << 30, 1000, 8)
+    with pytest.raises(InputError, match="give the first 4,096 rows, or give them to verify"):
+        given_rows.require_room(1 << 20, 1000, 8)
+    given_rows.require_room(1 << 20, 512, 8)
 
 
 def test_the_command_line_and_what_it_refuses(

@@ -162,7 +162,7 @@ def test_rows_of_several_shapes(tmp_path: Path) -> None:
     assert report and report.metric.samples == 6
     assert report.metric.scores["candidate"] == 1.0
     assert seen[:3] == [((2, 1), 1.0), ((2, 2), 1.0), ((2, 3), 1.0)]
-    with pytest.raises(InputError, match="3 different shapes, so it is called for each shape"):
+    with pytest.raises(InputError, match="3 different shapes or numbers"):
         ask(file, file, metric=lambda o, s: 1.0, samples=rows)
 
 

@@ -156,18 +156,52 @@ def test_a_truth_at_the_margin_needs_rows_without_end() -> None:
     assert found.needed is None or found.needed > 1e9
 
 
-def test_draws_of_a_mean_give_its_t_interval() -> None:
+def moves(off: np.ndarray, draws: int = 1000) -> tuple[np.ndarray, np.ndarray]:
+    """The mean of resampled rows, and of all rows but one, as a metric of one number has them."""
+    random, rows = np.random.default_rng(0), len(off)
+    drawn = [off[random.integers(rows, size=rows)].mean() for _ in range(draws)]
+    left = [off[np.arange(rows) != row].mean() for row in range(rows)]
+    return np.array(drawn), (rows - 1) * (off.mean() - np.array(left))
+
+
+def test_draws_of_a_mean_give_its_t_interval_and_some_room() -> None:
     """The bootstrap against the formula that shares nothing with it."""
-    random = np.random.default_rng(0)
-    off = random.normal(0.02, 0.1, size=40)
-    draws = np.array([off[random.integers(40, size=40)].mean() for _ in range(4000)])
-    found = compare_draws(float(off.mean()), draws, 40, Claim(0.02), alike=False)
-    half = 1.684875 * off.std(ddof=1) / math.sqrt(40)
-    assert (found.low, found.high) == pytest.approx(
-        (off.mean() - half, off.mean() + half), abs=0.1 * half
-    )
+    off = np.random.default_rng(0).normal(0.02, 0.1, size=400)
+    off = np.concatenate([off, 2 * off.mean() - off])  # Symmetrical: no correction for skew.
+    found = compare_draws(float(off.mean()), *moves(off, 4000), 800, Claim(0.02), alike=False)
+    half = 1.646765 * off.std(ddof=1) / math.sqrt(800)  # t of 799 degrees of freedom, at 95 %.
+    assert (found.low + found.high) / 2 == pytest.approx(off.mean(), abs=0.01 * half)
+    assert half <= (found.high - found.low) / 2 <= 1.1 * half
+
+
+@pytest.mark.parametrize("rows", [10, 20, 50, 100, 200])
+def test_wrong_verdicts_on_one_number_are_rare(rows: int) -> None:
+    """Exact but for the draws, over all outcomes, as for scores by row: the truth is the margin."""
+    counts = range(rows * 2 // 5 + 5 * math.isqrt(rows) + 5)
+    ends = [
+        compare_draws(-k / rows, *moves(np.subtract(*scores(rows, k))), rows, HIGHER, alike=False)
+        for k in counts
+        if k < rows
+    ]
+    low, high = np.array([d.low for d in ends]), np.array([d.high for d in ends])
+    for rate in np.geomspace(0.5 / rows, 0.4, 25):
+        likely = binomial(rows, rate)[: len(ends)]
+        # 1,000 draws know a spread to 2.2 %, which moves 5 % at the end of it to 5.8 % at most.
+        assert likely[low > -rate].sum() <= 0.058, rate
+        assert likely[high < -rate].sum() <= 0.058, rate
+
+
+def test_one_number_agrees_with_the_scores_of_its_rows() -> None:
+    """Of counts both give one interval; the draws alone know its spread to 2.2 %."""
+    candidate, baseline = scores(200, 7, 2)
+    off = candidate - baseline
+    by_row = compare_rows(candidate, baseline, HIGHER, alike=False)
+    by_draw = compare_draws(float(off.mean()), *moves(off), 200, HIGHER, alike=False)
+    assert (by_draw.low, by_draw.high) == pytest.approx((by_row.low, by_row.high), rel=0.08)
 
 
 def test_draws_that_never_move_tell_nothing() -> None:
-    assert compare_draws(0.0, np.zeros(10), 9, HIGHER, alike=False).verdict == "inconclusive"
-    assert compare_draws(0.0, np.zeros(10), 9, HIGHER, alike=True).verdict == "pass"
+    still = (0.0, np.zeros(10), np.zeros(9), 9, HIGHER)
+    found = compare_draws(*still, alike=False)
+    assert found.verdict == "inconclusive" and found.needed is None
+    assert compare_draws(*still, alike=True).verdict == "pass"

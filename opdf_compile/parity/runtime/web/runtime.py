@@ -117,7 +117,7 @@ def _is_package(folder: Path) -> bool:
 def _manifest(folder: Path) -> dict[str, str]:
     try:
         found = json.loads((folder / "package.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
