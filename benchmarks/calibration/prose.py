@@ -107,10 +107,11 @@ METRIC = (
     ),
 )
 FOLDED = (
-    "Beside the three parts `verify` asks whether the candidate is what it claims to be, whatever "
-    "was asked for with `--only`, of bundles and of pairs of files. Each of these is refuted (exit "
-    "code 1); the sentence is the first of `structure.differences` in the JSON and stands below "
-    "the table.",
+    "Beside the three parts `verify` asks whether the candidate is what it claims to be, of "
+    "bundles and of pairs of files, whatever was asked for with `--only`; an activation or a bias "
+    "that is missing is found by comparing the graphs, so only where structure is asked for. Each "
+    "of these is refuted (exit code 1); the sentence is the first of `structure.differences` in "
+    "the JSON and stands below the table.",
     "",
     "| what was met | what `verify` says |",
     "| :-- | :-- |",
@@ -135,12 +136,25 @@ FOLDED = (
     "with itself, and a note says so. Nor is one planned weight wrong that did not move while "
     "another did (it may be frozen), or a weight that the plan leaves alone.",
     "",
-    "Cores are known by the names that `expand` gives them, which torch's exporter keeps. Where a "
-    "tool multiplied some of them out, a product of constant matrices that is read as a weight is "
-    "counted where the reference has fewer. The same products in both files may be the student's "
-    "own; then a note tells of them. What is lost is named only where the reference has one "
-    "activation or bias more than the candidate at the same place; what lies behind it is "
-    "compared on, so that a graph without other faults has this one difference.",
+    "A planned weight is known by its name, among initialisers, Constant nodes and the constants "
+    "of nested graphs. Where a tool renamed or quantised some, the fold is refuted only if all "
+    "constants of both files are the same: *all constants of student.onnx are those of the "
+    "untouched reference.onnx*.",
+    "",
+    "Cores and branches are known by the names that `expand` gives them, which torch's exporter "
+    "keeps. A student may have modules called so, as detectors have `cls_branches`. What makes "
+    "them those of `expand`: they are named after a weight (a planned one, one whose own name "
+    "says weight, or, for branches, one that is in the file), and cores are read by nodes that "
+    "depend on constants alone. Where the name alone speaks for it, a file is refuted only if the "
+    "other one has none of that name; else a note tells of it. Where a tool multiplied some cores "
+    "out, a product of constant matrices that is read as a weight is counted where the reference "
+    "has fewer. The same products in both files may be the student's own; then a note tells of "
+    "them.",
+    "",
+    "What is lost is named only where the reference has one activation or bias more than the "
+    "candidate at the same place, and what is read before it is alike; what lies behind it is "
+    "compared on, so that a graph without other faults has this one difference. An activation that "
+    "was exchanged for another operator is told as that.",
 )
 
 RUNTIMES = (

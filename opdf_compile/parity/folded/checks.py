@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from opdf_compile.artefacts import ExportFacts, FoldRecord, held_of, read_claims
 from opdf_compile.parity.compared_files import ComparedFiles
+from opdf_compile.parity.folded.claims import claim_of_plan
 from opdf_compile.parity.folded.expanded import still_expanded
 from opdf_compile.parity.folded.untouched import untouched
 
@@ -19,8 +20,10 @@ def fold_faults(files: ComparedFiles) -> tuple[tuple[str, ...], tuple[str, ...]]
         ArtefactError: A record is damaged, or a file cannot be read.
     """
     record, facts = (None, ExportFacts()) if files.check is None else read_claims(files.check)
-    expanded, expanded_notes = still_expanded(files.candidate, files.reference)
-    unmoved, unmoved_notes = untouched(files, facts)
+    claim = claim_of_plan(files, facts)
+    planned = frozenset() if claim is None else claim.weights
+    expanded, expanded_notes = still_expanded(files.candidate, files.reference, planned)
+    unmoved, unmoved_notes = untouched(files, claim)
     return (
         (*_still_held(files, record), *expanded, *unmoved),
         (*expanded_notes, *unmoved_notes),

@@ -4,55 +4,33 @@ Both look alike: two files with the same numbers. It is a fault where something 
 student was trained as something else: a bundle's plan, or what export wrote of it into the student
 and its check data. Without such a claim the same numbers are what an untrained student has, and a
 file that is compared with itself is a check of `verify`.
+
+A planned weight is known by its name. A tool may rename it, quantise it, join it with others, or
+move it into a node or a nested graph; where a name is gone, only equal constants all over refute.
 """
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterator
 
-from opdf_compile.artefacts import (
-    MANIFEST,
-    PLAN,
-    Constant,
-    ExportFacts,
-    claimed_weights,
-    element_type,
-    planned_weights,
-)
-from opdf_compile.errors import ArtefactError
-from opdf_compile.files import load_json
+from opdf_compile.artefacts import Constant, claimed_weights
 from opdf_compile.parity.compared_files import ComparedFiles
+from opdf_compile.parity.folded.claims import Claim
 from opdf_compile.parity.model_file import ModelFile
 
-_MOST_BYTES = 64 << 20
-# Of weights, and of the biases beside them.
-_QUANTISED = ("int4", "uint4", "int8", "uint8", "int16", "uint16", "int32")
 
-
-@dataclass(frozen=True)
-class _Claim:
-    """Which weights were to be trained as something else, and what says so."""
-
-    weights: frozenset[str]
-    source: str
-
-
-def untouched(files: ComparedFiles, facts: ExportFacts) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def untouched(files: ComparedFiles, claim: Claim | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Sentences that refute, and notes.
 
     Args:
         files: The candidate and its reference.
-        facts: What the candidate's check data says of the export.
+        claim: What a plan over-parameterised; None where nothing says so.
 
     Raises:
         ArtefactError: A file cannot be read.
     """
     if files.reference is None:
         return (), ()
-    claim = _claim(files, facts)
     ours, theirs = _names(files.candidate, files.reference)
     if _same(files.candidate, files.reference):
         found = f"{ours} and {theirs} are the same file (SHA-256 {files.candidate.sha256[:12]}..)"
@@ -70,28 +48,6 @@ def untouched(files: ComparedFiles, facts: ExportFacts) -> tuple[tuple[str, ...]
     return (), ()
 
 
-def _claim(files: ComparedFiles, facts: ExportFacts) -> _Claim | None:
-    """The first of the bundle, the file and its check data that says so."""
-    file, check = files.candidate, files.check
-    sources = (
-        (_of_bundle(file), "the bundle has a plan"),
-        (claimed_weights(file.model), f"{file.name} was exported with a plan"),
-        (facts.planned, f"{'' if check is None else check.name} was exported with a plan"),
-    )
-    found = ((frozenset(weights), source) for weights, source in sources if weights)
-    return next((_Claim(*each) for each in found), None)
-
-
-def _of_bundle(file: ModelFile) -> tuple[str, ...]:
-    folder = file.path.parent
-    if not (folder / MANIFEST).is_file() or not (folder / PLAN).is_file():
-        return ()
-    try:
-        return planned_weights(load_json(folder / PLAN, "a plan", most=_MOST_BYTES))
-    except ArtefactError:
-        return ()  # The manifest has its hash; what it should say is not this check's.
-
-
 def _names(*files: ModelFile) -> list[str]:
     names = [file.name for file in files]
     return names if len(set(names)) == len(names) else [str(file) for file in files]
@@ -104,68 +60,60 @@ def _same(candidate: ModelFile, reference: ModelFile) -> bool:
     if candidate.sha256 != reference.sha256:
         return False
     # The hash of a file does not cover what it keeps in another one.
-    external = any(tensor.external_data for tensor in candidate.model.graph.initializer)
+    external = any(c.proto.external_data for c in _constants(candidate) if not c.is_sparse)
     return not external or _numbers(candidate) == _numbers(reference)
 
 
-def _unmoved(candidate: ModelFile, reference: ModelFile, claim: _Claim) -> str:
+def _unmoved(candidate: ModelFile, reference: ModelFile, claim: Claim) -> str:
     """Say that no planned weight moved; empty where one did, or where nobody can tell."""
-    both = [
-        (ours[name], theirs[name])
-        for ours, theirs in [(_planned(candidate, claim), _planned(reference, claim))]
-        for name in ours.keys() & theirs.keys()
-    ]
-    if any(ours != theirs for ours, theirs in both):
+    planned, beside = _planned(candidate, claim), _planned(reference, claim)
+    both = planned.keys() & beside.keys()
+    if any(planned[key] != beside[key] for key in both):
         return ""
-    numbers = _numbers(candidate)
-    alike = bool(numbers) and numbers == _numbers(reference)
+    named = both == claim.weights
     # A tool that rewrote the files may have left some planned weights, and those may be the frozen
-    # ones. Then all numbers must be the same.
-    if not alike and len(both) < len(claim.weights):
+    # ones. Then all numbers must be the same, and weights must be among them: those that a file
+    # keeps where nobody looks have been compared with nothing.
+    alike = _holds_weights(candidate) and _numbers(candidate) == _numbers(reference)
+    if not (named or alike):
         return ""
+    what = f"all {len(both)} planned weights" if named else "all constants"
     ours, theirs = _names(candidate, reference)
-    # A tool may have given all weights other names, or made others of them.
-    what = f"all {len(both)} planned weights" if both else "all numbers"
     found = (
         f"the fold did not happen: {what} of {ours} are those of the untouched {theirs}, bit by "
         f"bit, although {claim.source}"
     )
     if not alike:
-        return f"{found}, and other parameters moved; fold what was trained, and export that"
-    every = ", and so is every other number" if both else ""
+        return f"{found}, and other numbers differ; fold what was trained, and export that"
+    every = ", and so is every other number" if named else ""
     return (
         f"{found}{every}; fold what was trained, and export that, or, where the reference is a "
         "second export of the trained student, a copy from before training"
     )
 
 
-def _planned(file: ModelFile, claim: _Claim) -> Mapping[str, Hashable]:
-    """Fingerprints of planned weights, which may lie transposed in the file, by their key."""
-    names = {name: key for key in claim.weights for name in (key, f"{key}.T")}
-    return {
-        names[constant.name]: constant.fingerprint
-        for constant in _constants(file)
-        if constant.name in names and _may_be_trained(constant)
-    }
+def _planned(file: ModelFile, claim: Claim) -> dict[str, frozenset[Hashable]]:
+    """Fingerprints of planned weights by their key; a file may hold one transposed, or both."""
+    keys = {name: key for key in claim.weights for name in (key, f"{key}.T")}
+    found: dict[str, frozenset[Hashable]] = {}
+    for constant in _constants(file):
+        key = keys.get(constant.name)
+        if key is not None:
+            found[key] = found.get(key, frozenset()) | {constant.fingerprint}
+    return found
 
 
-def _numbers(file: ModelFile) -> Counter[Hashable]:
-    """Fingerprints of all that may be a parameter, whatever it is called."""
-    return Counter(
-        constant.fingerprint
-        for constant in _constants(file)
-        if math.prod(constant.shape) > 1 and _may_be_trained(constant)
-    )
+def _numbers(file: ModelFile) -> frozenset[Hashable]:
+    """Fingerprints of all constants, of whatever dtype and name; files share equal ones at will."""
+    return frozenset(constant.fingerprint for constant in _constants(file))
+
+
+def _holds_weights(file: ModelFile) -> bool:
+    """Whether a constant may be the weight of a linear or convolution layer."""
+    return any(len(constant.shape) > 1 for constant in _constants(file))
 
 
 def _constants(file: ModelFile) -> Iterator[Constant]:
-    """Initialisers and the values of Constant nodes, of nested graphs too."""
-    for graph in file.view.graphs:
-        for value in graph.values.values():
-            if value.constant is not None and value.constant.graph is graph:
-                yield value.constant
-
-
-def _may_be_trained(constant: Constant) -> bool:
-    """Whether it is a parameter's dtype, as it is or quantised; axes and shapes are int64."""
-    return "float" in (kind := element_type(constant.dtype)) or kind in _QUANTISED
+    """Initialisers and Constant nodes, those of nested graphs and local functions too."""
+    values = (value for graph in file.view.graphs for value in graph.values.values())
+    return (value.constant for value in values if value.constant is not None)

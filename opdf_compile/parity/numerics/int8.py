@@ -38,7 +38,7 @@ from opdf_compile.errors import UserError
 from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.numerics.cause import of_its_passes
 from opdf_compile.parity.numerics.checking import check_numerics
-from opdf_compile.parity.numerics.copies import both_rewritten, of_copy_alone
+from opdf_compile.parity.numerics.copies import both_rewritten, of_copied_reference, of_copy_alone
 from opdf_compile.parity.numerics.every_output import judged
 from opdf_compile.parity.numerics.evidence import Evidence, read_evidence
 from opdf_compile.parity.numerics.int8_budget import (
@@ -112,7 +112,9 @@ def check_quantised(
         result = replace(result, notes=(*result.notes, *notes))
     else:
         result = _also_as_written(result, ours, theirs, device, lacks)
-    if theirs is None or not ours.rewritten:
+    if not ours.rewritten:
+        return of_copied_reference(result, ours, theirs)
+    if theirs is None:
         return result
     if not theirs.rewritten:
         return of_copy_alone(result, ours, theirs, reference)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import opdf_compile as opdf
-from opdf_compile.artefacts import check_path
+from opdf_compile.artefacts import check_path, claim_of
 from opdf_compile.cli import main
 from opdf_compile.parity.report.parity_report import ParityReport
 
@@ -81,7 +82,7 @@ def test_a_bundle_whose_numbers_are_all_the_references(tmp_path: Path) -> None:
 
 def test_planned_weights_that_stayed_while_a_bias_moved(tmp_path: Path) -> None:
     sentence = refuted(verified(bundle(moved("0.bias"), tmp_path)))
-    assert "the fold did not happen" in sentence and "and other parameters moved" in sentence
+    assert "the fold did not happen" in sentence and "and other numbers differ" in sentence
 
 
 def test_a_pair_of_files_carries_the_claim(tmp_path: Path) -> None:
@@ -111,7 +112,7 @@ def test_the_claim_holds_for_weights_that_a_tool_renamed(tmp_path: Path) -> None
                 node.input[:] = [f"fused.{n}" if n == tensor.name else n for n in node.input]
             tensor.name = f"fused.{tensor.name}"
         onnx.save(model, file)
-    assert "the fold did not happen: all numbers of student.onnx" in refuted(verified(*pair))
+    assert "the fold did not happen: all constants of student.onnx" in refuted(verified(*pair))
 
 
 @pytest.mark.parametrize("names", [("0.weight",), ("0.weight", "2.weight", "0.bias")])
@@ -190,7 +191,11 @@ def expanded_files(folder: Path, **options: Any) -> tuple[Path, Path]:
 SENTENCE = "still expanded: 2 weights are computed from cores in {} ('0.weight', '2.weight'); fold"
 
 
-@pytest.mark.parametrize("options", [{"cores": 3}, {"parametrization": "gains"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"cores": 3}, {"parametrization": "gains"}, {"parametrization": "powerprop"}],
+    ids=str,
+)
 def test_cores_that_are_still_there(options: dict[str, Any], tmp_path: Path) -> None:
     expanded, reference = expanded_files(tmp_path, **options)
     assert refuted(verified(expanded, reference)).startswith(SENTENCE.format("expanded.onnx"))
@@ -278,6 +283,75 @@ class _OwnBranches(nn.Module):
         return (*heads, *(x @ core for core in self.mix_cores))
 
 
+class _OwnNames(nn.Module):
+    """Parameters that a student calls as `expand` does, of which it computes its weights itself."""
+
+    def __init__(self, seed: int, how: str) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.how = how
+        self.mix_cores = nn.ParameterList([torch.randn(6, 5), torch.randn(5, 3)])
+        self.weight_branches = nn.ModuleList([nn.Linear(6, 4), nn.Linear(6, 4)])
+
+    def forward(self, x: torch.Tensor) -> Any:
+        if self.how == "weight_branches":
+            return tuple(branch(x) for branch in self.weight_branches)
+        first, second = self.mix_cores
+        return x @ (first @ second if self.how == "product" else first * 0.5)
+
+
+@pytest.mark.parametrize("how", ["weight_branches", "product", "scaled"])
+def test_a_students_own_names_are_no_expansion(how: str, tmp_path: Path) -> None:
+    path, other = tmp_path / "own.onnx", tmp_path / "own.reference.onnx"
+    opdf.export_onnx(_OwnNames(0, how).eval(), (ROWS,), path, reference=_OwnNames(1, how).eval())
+    for pair in ((path, other), (path, None)):
+        asked = "structure,numerics" if pair[1] else "numerics"
+        report = verified(*pair, only=asked)
+        assert report.verdict == "pass", report.structure.differences
+        told = "something is named as if 'mix' were computed from cores"
+        assert (told in str(report.environment["notes"])) == (how != "weight_branches")
+
+
+def test_names_that_only_one_file_has_refute_it(tmp_path: Path) -> None:
+    """Of a weight that is not called so: then the other file decides, or the plan."""
+    half = helper.make_node("Mul", ["mix_cores.0", "half"], ["w"], "half")
+    arrays = {"mix_cores.0": MATRIX, "half": np.float32(0.5)}
+    expanded = [linear_file(tmp_path / f"{name}.onnx", half, **arrays) for name in "cr"]
+    plain = linear_file(tmp_path / "plain.onnx", w=MATRIX)
+    words = "still expanded: 1 weight is computed from cores in {} ('mix')"
+    assert words.format("c.onnx") in refuted(verified(expanded[0], plain, only="structure"))
+    other = verified(plain, expanded[0], only="structure")
+    assert refuted(other).endswith("for it is no untouched student")
+    assert verified(*expanded, only="structure")
+    for file in expanded:
+        model = onnx.load(file)
+        helper.set_model_props(model, claim_of(["mix"]))
+        onnx.save(model, file)
+    assert words.format("c.onnx") in refuted(verified(*expanded, only="structure"))
+
+
+@pytest.mark.parametrize("form", ["repvgg", "dbb"])
+def test_branches_that_are_still_there(form: str, tmp_path: Path) -> None:
+    """In both files, so that the graphs are equal and the names alone can tell."""
+    torch.manual_seed(0)
+    student = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)).eval()
+    traced = opdf.trace(student, (torch.randn(2, 4, 5, 5),))
+    training = opdf.expand(traced, opdf.plan(traced, parametrization=form)).eval()
+    pair = tmp_path / "c.onnx", tmp_path / "r.onnx"
+    torch.onnx.export(
+        training,
+        (torch.randn(2, 4, 5, 5),),
+        str(pair[0]),
+        dynamo=True,
+        optimize=False,
+        external_data=False,
+        verbose=False,
+    )
+    shutil.copyfile(*pair)
+    sentence = refuted(verified(*pair, only="structure"))
+    assert "1 weight is spread over branches in c.onnx ('0.weight')" in sentence
+
+
 def test_a_students_own_branches_and_cores_are_no_expansion(tmp_path: Path) -> None:
     path = tmp_path / "own.onnx"
     opdf.export_onnx(_OwnBranches(0).eval(), (ROWS,), path, reference=_OwnBranches(1).eval())
@@ -332,3 +406,98 @@ def test_a_fold_is_seen_in_copies_without_float_arrays(rewritten: Any, tmp_path:
         assert report.verdict == verdict, report.structure.differences
         if verdict == "fail":
             assert "the fold did not happen" in refuted(report)
+
+
+def rewritten_pair(made: Path, rewrite: Callable[[onnx.ModelProto], None]) -> tuple[Path, Path]:
+    """Both models of a bundle, rewritten alike, elsewhere with their check data."""
+    pair = pair_of(made.parent)
+    for file in pair:
+        model = onnx.load(file)
+        rewrite(model)
+        onnx.save(model, file)
+    return pair
+
+
+def with_zero_biases(factor: float) -> nn.Sequential:
+    model = layers()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.mul_(0.0 if "bias" in name else factor)
+    return model
+
+
+def test_a_weight_that_only_grew_moved(tmp_path: Path) -> None:
+    """Its int8 numbers are the same; the scale, which is one number, is not."""
+    student, untouched = with_zero_biases(2.0), with_zero_biases(1.0)
+    plan = plan_of(layers())
+    made = Path(opdf.export_onnx(student, (ROWS,), tmp_path / "b", reference=untouched, plan=plan))
+    pair = pair_of(tmp_path)
+    for file in pair:
+        with_int8_weights(file, file)
+    ours, theirs = (
+        {t.name: numpy_helper.to_array(t) for t in onnx.load(file).graph.initializer}
+        for file in pair
+    )
+    assert np.array_equal(ours["0.weight_quantized"], theirs["0.weight_quantized"])
+    report = verified(*pair, check=made / "student.check.npz", only="structure")
+    assert report.verdict == "pass", report.structure.differences
+
+
+def in_nested_graphs(model: onnx.ModelProto) -> None:
+    """Every initialiser becomes a constant of the branches of an If that returns it."""
+    graph, always = model.graph, "always"
+    for tensor in list(graph.initializer):
+        info = helper.make_tensor_value_info("held", tensor.data_type, list(tensor.dims))
+        parts = []
+        for name in ("then", "else"):
+            copied = onnx.TensorProto()
+            copied.CopyFrom(tensor)
+            copied.name = "held"
+            held = helper.make_node("Constant", [], ["held"], value=copied)
+            parts.append(helper.make_graph([held], name, [], [info]))
+        chosen = helper.make_node(
+            "If", [always], [tensor.name], then_branch=parts[0], else_branch=parts[1]
+        )
+        graph.node.insert(0, chosen)
+    del graph.initializer[:]
+    graph.initializer.append(numpy_helper.from_array(np.array(True), always))
+
+
+def packed(model: onnx.ModelProto) -> None:
+    """Every matrix goes into an attribute of an operator that nobody knows; biases stay."""
+    model.opset_import.append(helper.make_opsetid("com.example", 1))
+    for tensor in [t for t in model.graph.initializer if len(t.dims) == 2]:
+        unpack = helper.make_node("Unpack", [], [tensor.name], domain="com.example", packed=tensor)
+        model.graph.initializer.remove(tensor)
+        model.graph.node.insert(0, unpack)
+
+
+def test_weights_in_nested_graphs_are_seen(tmp_path: Path) -> None:
+    student = moved("0.weight", "2.weight")
+    for model, verdict in ((student, "pass"), (layers(), "fail")):
+        folder = tmp_path / verdict
+        folder.mkdir()
+        pair = rewritten_pair(bundle(model, folder), in_nested_graphs)
+        report = verified(*pair, only="structure")
+        faults = [text for text in report.structure.differences if "fold did not" in text]
+        assert bool(faults) == (verdict == "fail")
+        assert all("all constants of student.onnx are those of the" in text for text in faults)
+
+
+def test_nothing_is_said_where_no_weight_is_seen(tmp_path: Path) -> None:
+    pair = rewritten_pair(bundle(moved("0.weight", "2.weight"), tmp_path), packed)
+    report = verified(*pair, only="structure")
+    # The graphs differ in those attributes, and that is all.
+    assert not any("the fold did not happen" in text for text in report.structure.differences)
+
+
+def test_not_all_planned_weights_are_counted_where_one_has_no_name(tmp_path: Path) -> None:
+    def renamed(model: onnx.ModelProto) -> None:
+        (tensor,) = (t for t in model.graph.initializer if t.name.startswith("2.weight"))
+        for node in model.graph.node:
+            node.input[:] = ["fused" if name == tensor.name else name for name in node.input]
+        tensor.name = "fused"
+
+    sentence = refuted(verified(*rewritten_pair(bundle(layers(), tmp_path), renamed)))
+    assert sentence.startswith("the fold did not happen: all constants of student.onnx are")
+    assert "planned weights" not in sentence

@@ -24,7 +24,8 @@ from quantised_pairs import (
 )
 
 import opdf_compile as opdf
-from opdf_compile.artefacts import drop_of
+from opdf_compile.artefacts import check_path, drop_of
+from opdf_compile.files import sha256
 from opdf_compile.parity.numerics.int8_budget import allowed_factor, spread_of
 
 RUNTIMES = [
@@ -175,6 +176,22 @@ def test_a_reference_without_check_data_gives_no_budget(tmp_path: Path) -> None:
     (tmp_path / "r.check.npz").unlink()
     report = opdf.verify(*files, only="numerics", device="cpu")
     assert report.exit_code == 4 and "r.onnx has no check data" in report.numerics.reason
+
+
+def test_a_reference_that_alone_was_rewritten_is_told(tmp_path: Path) -> None:
+    """The candidate's check data names it, as that of an int8 export does."""
+    files = (
+        write(tmp_path / "s.onnx", trained(untouched())),
+        write(tmp_path / "r.onnx", untouched()),
+    )
+    for file in files:
+        qdq(file)
+    check = check_path(files[0])
+    digest = np.array(sha256(files[0]))
+    np.savez(check, **{**np.load(check), "onnx_sha256": digest})
+    report = opdf.verify(*files, only="structure,numerics")
+    assert report
+    assert "r.onnx was rewritten after export and s.onnx was not" in str(report)
 
 
 def test_a_reference_only_is_quantised(tmp_path: Path) -> None:
