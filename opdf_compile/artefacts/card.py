@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from opdf_compile.artefacts.bundle import STUDENT, is_bundle, read_manifest
+from opdf_compile.artefacts.bundle import STUDENT, read_manifest
 from opdf_compile.artefacts.interface import Interface
+from opdf_compile.errors import ArtefactError
 from opdf_compile.files import atomic_write
 
 CARD = "README.md"
@@ -85,7 +86,11 @@ def kept_card(folder: Path) -> str | None:
     A file that came with the bundle, listed in its manifest, is no card of ours.
     """
     file = folder / CARD
-    if not is_bundle(folder) or not file.is_file() or CARD in read_manifest(folder)["files"]:
+    try:
+        listed = read_manifest(folder)["files"]
+    except ArtefactError:
+        return None
+    if CARD in listed or not file.is_file():
         return None
     # Whatever the owner wrote comes back byte for byte.
     return file.read_bytes().decode("utf-8", "surrogateescape")
@@ -160,8 +165,9 @@ def _marks(part: str) -> tuple[str, str]:
 def _between(text: str, part: str, inside: str) -> str:
     """The text with another inside between two marks; as it is without them."""
     first, last = _marks(part)
-    start = text.find(first)
-    end = text.find(last, start)
+    end = text.find(last)
+    # The nearest one before it: an owner may quote the mark above.
+    start = text.rfind(first, 0, max(end, 0))
     if start < 0 or end < 0:
         return text
     return f"{text[: start + len(first)]}\n{inside}\n{text[end:]}"

@@ -21,6 +21,7 @@ from opdf_compile.cli.verdicts import (
     write,
 )
 from opdf_compile.errors import InputError, UserError
+from opdf_compile.files import is_folder
 
 if TYPE_CHECKING:
     from opdf_compile.cli.terminal import Terminal
@@ -190,7 +191,7 @@ def _one(
     from opdf_compile.parity import as_junit, require_installed, verify
 
     # A partial verdict does not replace a whole one.
-    bundle = candidate if candidate.is_dir() and options["only"] is None else None
+    bundle = candidate if is_folder(candidate) and options["only"] is None else None
     if html or bundle:
         page = html or f"{candidate / 'report.html'}, which a bundle gets without --only,"
         require_installed(f"the page {page}", "jinja2", "matplotlib")
@@ -220,11 +221,11 @@ def _many(terminal: Terminal, manifest: Path, junit: Path | None, options: dict[
 
     candidates = read_manifest(manifest)
     whole = options["only"] is None
-    if whole and any(path.is_dir() for path in candidates.values()):
+    if whole and any(is_folder(path) for path in candidates.values()):
         require_installed("a bundle's report.html", "jinja2", "matplotlib")
 
     def done(path: Path, report: ParityReport) -> None:
-        if whole and path.is_dir():
+        if whole and is_folder(path):
             save(report, path, None, None)
 
     with terminal.busy(f"verifying {manifest}") as say:

@@ -3,6 +3,7 @@ from .arrays import read_npz as read_npz
 from .atomic import atomic_folder as atomic_folder
 from .atomic import atomic_write as atomic_write
 from .atomic import existing_file as existing_file
+from .atomic import is_folder as is_folder
 from .atomic import read_failure as read_failure
 from .atomic import sha256 as sha256
 from .atomic import sha256_of_part as sha256_of_part

@@ -156,6 +156,12 @@ def existing_file(path: str | os.PathLike[str], *, wanted: str = "a file") -> Pa
     return file
 
 
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a folder; what no file can be called is none."""
+    # `Path.is_dir` raises on a name that is too long.
+    return os.path.isdir(path)  # noqa: PTH112
+
+
 def read_failure(path: str | os.PathLike[str], error: Exception) -> str:
     """Word a failed read as one sentence with the system's reason."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

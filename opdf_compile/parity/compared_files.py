@@ -24,7 +24,7 @@ from opdf_compile.artefacts import (
     reference_of,
 )
 from opdf_compile.errors import ArtefactError, InputError, require_type
-from opdf_compile.files import existing_file
+from opdf_compile.files import existing_file, is_folder
 from opdf_compile.parity.model_file import ModelFile, PathLike
 
 _WANTED = "an ONNX model"
@@ -96,7 +96,7 @@ def find_files(
     listed: tuple[Path, ...] = ()
     digests: dict[Path, str] = {}
     other = None if reference is None else existing_file(reference, wanted=_WANTED)
-    if path.is_dir():
+    if is_folder(path):
         tampered, listed, digests = _audit(path)
         other = other or reference_of(path)
         path = path / STUDENT

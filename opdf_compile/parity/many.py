@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from opdf_compile.errors import ArtefactError, InputError, UserError
-from opdf_compile.files import read_failure
+from opdf_compile.files import is_folder, read_failure
 from opdf_compile.parity.latency.measure import Progress
 from opdf_compile.parity.report.parity_report import ParityReport
 from opdf_compile.parity.report.parity_result import ASPECTS
@@ -95,7 +95,7 @@ def worst(exit_codes: Iterable[int]) -> int:
 
 def is_manifest(path: Path) -> bool:
     """Whether a candidate is a list of candidates; a bundle's folder may have any name."""
-    return path.suffix.lower() == SUFFIX and not path.is_dir()
+    return path.suffix.lower() == SUFFIX and not is_folder(path)
 
 
 def read_manifest(path: Path) -> dict[str, Path]:

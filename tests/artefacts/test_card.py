@@ -81,6 +81,26 @@ def test_a_verdict_is_written_and_the_owners_words_stay(bundle: Path) -> None:
     assert body(bundle).count("Parity: pass") == 1
 
 
+def test_a_file_of_somebody_else_in_the_bundle_keeps_no_verdict_from_the_card(bundle: Path) -> None:
+    """Every clone of a model hub has one."""
+    (bundle / ".gitattributes").write_text("*.onnx filter=lfs\n", encoding="utf-8")
+    assert not is_bundle(bundle)
+    opdf.verify(bundle, only="structure,numerics").save_in_bundle(bundle)
+    assert head(bundle)["opdf_compile"]["verdict"] == "pass"
+    assert "Parity: pass" in body(bundle)
+
+
+def test_a_mark_that_the_owner_quotes_is_the_owners(bundle: Path) -> None:
+    file = bundle / CARD
+    text = file.read_text(encoding="utf-8")
+    quoted = "<!-- opdf-compile: verdict --> stands above the verdict.\n\nMy words.\n\n"
+    file.write_text(
+        text.replace("<!-- opdf-compile: verdict -->", f"{quoted}<!-- opdf-compile: verdict -->")
+    )
+    opdf.verify(bundle, only="structure,numerics").save_in_bundle(bundle)
+    assert quoted in body(bundle) and "Parity: pass" in body(bundle)
+
+
 def test_a_refuted_file_is_called_so(bundle: Path) -> None:
     report = opdf.verify(bundle, only="structure,numerics")
     wrong = opdf.export_onnx(

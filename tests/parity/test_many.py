@@ -107,6 +107,19 @@ def test_one_that_cannot_be_used_does_not_keep_the_others_from_it(made: Path) ->
     assert "gone" in said["candidates"][2]["error"]
 
 
+def test_a_name_that_no_file_can_have_is_one_that_cannot_be_used(
+    made: Path, capsys: Capture
+) -> None:
+    listed = made / "long.txt"
+    listed.write_text(f"{'a' * 300}\ngood\n", encoding="utf-8")
+    found = verify_many(read_manifest(listed), **QUICK)
+    assert [entry.verdict for entry in found.entries] == ["unusable", "pass"]
+    assert found.exit_code == 2
+    for candidate in (listed, Path("a" * 300)):
+        assert main(["verify", str(candidate), "--budget", "0.5", "--device", "cpu"]) == 2
+        assert "File name too long" in "".join(capsys.readouterr())
+
+
 @pytest.mark.parametrize(
     ("names", "code"), [(("good",), 0), (("good", "gone"), 2), (("gone", "damaged"), 1)]
 )

@@ -78,7 +78,7 @@ def resolve_device(device: str = "auto", runtime: str = DEFAULT) -> Device:
     if not isinstance(runtime, str):
         raise InputError(f"runtime is {runtime!r}; give NAME or NAME:DEVICE, as {DEFAULT!r}")
     name, colon, named = runtime.partition(":")
-    if colon and not named:
+    if colon and name and not named:
         raise InputError(f"--runtime {runtime!r} names no device behind the colon; give {name!r}")
     if named and device not in ("auto", named):
         raise InputError(
