@@ -27,7 +27,7 @@ class Cost:
     wall: float
     cpu: float
     mib: float
-    read: float | None
+    read: float | None = None
 
 
 # The peak of a process starts at that of the one it was forked from, which has loaded torch here.

@@ -80,7 +80,7 @@ def test_a_file_of_a_bundle_is_hashed_once(bundle: Path, monkeypatch: pytest.Mon
     for module in (model_file, bundles):
         monkeypatch.setattr(module, "sha256", counting(sha256, calls))
     report = opdf.verify(bundle, only="structure,numerics", device="cpu")
-    hashed = [Path(file).name for (file,) in calls]  # type: ignore[misc]
+    hashed = [Path(str(call[0])).name for call in calls if isinstance(call, tuple)]
     assert sorted(hashed) == sorted(report.files)
     for name, entry in report.files.items():
         assert entry["sha256"] == sha256(next(bundle.rglob(name)))
