@@ -115,6 +115,7 @@ def test_a_name_that_no_file_can_have_is_one_that_cannot_be_used(
     found = verify_many(read_manifest(listed), **QUICK)
     assert [entry.verdict for entry in found.entries] == ["unusable", "pass"]
     assert found.exit_code == 2
+    listed.write_text("a" * 300, encoding="utf-8")
     for candidate in (listed, Path("a" * 300)):
         assert main(["verify", str(candidate), "--budget", "0.5", "--device", "cpu"]) == 2
         assert "File name too long" in "".join(capsys.readouterr())

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 # By name, a tensor and the folder of the file that it comes from.
 Tensors = dict[str, tuple["onnx.TensorProto", str]]
 
-# Larger values go to a file beside the model, each where an array may begin.
+# In larger files, larger values go to a file beside the model, each where an array may begin.
 _VALUES, _LARGEST_INLINE, _ALIGNMENT = "values.data", 1 << 10, 64
+_LARGEST_WHOLE = 1 << 28
 
 
 def compare_optimised(raw: StructureResult, candidate: PathLike, device: Device) -> StructureResult:
@@ -129,11 +130,13 @@ def _fill(graph: onnx.GraphProto, tensors: Tensors, home: Path) -> None:
     machine has memory. Protobuf would take each value twice, and ends at 2 GiB.
     """
     copies: dict[Path, str] = {}
+    # Not every runtime takes a file whose values lie beside it.
+    apart = sum(tensor.ByteSize() for tensor, _ in tensors.values()) > _LARGEST_WHOLE
     del graph.initializer[:]
     with (home / _VALUES).open("wb") as values:
         for name, (tensor, folder) in tensors.items():
             own = graph.initializer.add()
-            if tensor.ByteSize() > _LARGEST_INLINE and tensor.raw_data:
+            if apart and tensor.ByteSize() > _LARGEST_INLINE and tensor.raw_data:
                 own.data_type = tensor.data_type
                 own.dims.extend(tensor.dims)
                 _put_beside(own, tensor.raw_data, values)

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from opdf_compile.parity.runtime.registry import resolve_device
+from opdf_compile.parity.structure import optimised
 from opdf_compile.parity.structure.compare import compare_structure
 from opdf_compile.parity.structure.optimised import _with_candidate_values, compare_optimised
 
@@ -45,7 +46,11 @@ def beside(name: str, least: int = 0) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "options", [{}, beside("values.data"), beside("copy-0.data"), beside("weights.bin", 1000)]
 )
-def test_the_reference_gets_the_candidates_values(options: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("largest", [0, 1 << 28])
+def test_the_reference_gets_the_candidates_values(
+    options: dict[str, Any], largest: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(optimised, "_LARGEST_WHOLE", largest)
     (tmp_path / "home").mkdir()
     candidate = write(tmp_path / "s.onnx", 0, **options)
     reference = write(
