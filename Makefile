@@ -41,7 +41,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 SHARED := -n $(WORKERS) --dist worksteal
 COVERAGE := --cov=opdf_compile --cov-report=term
 
-.PHONY: help setup demo test test-all assets check check-types check-test-types check-layers bench zoo optimizers study docs site wheel wheel-check clean
+.PHONY: help setup demo test test-all assets check check-types check-test-types check-layers bench zoo optimizers study claims docs site wheel wheel-check clean
 
 help:
 	@echo "make demo      the whole job on real handwritten digits, into $(DEMO_OUT)/"
@@ -57,6 +57,7 @@ help:
 	@echo "make zoo       real architectures of timm and transformers; writes docs/zoo.md"
 	@echo "make optimizers  every optimizer class of many packages; writes docs/optimizers.md"
 	@echo "make study     the study of quality in ten minutes, into $(STUDY_OUT)/"
+	@echo "make claims    the claims of other systems, small, in at most 15 minutes"
 	@echo "make setup     only install, into $(VENV)/"
 
 $(CREATED):
@@ -171,6 +172,9 @@ $(STUDY_OUT)/study.npz: benchmarks/quality/wheels.txt | $(DEV_STAMP)
 study: $(STUDY_OUT)/study.npz
 	@$(BIN)/python benchmarks/quality run --data $< --json $(STUDY_OUT)/runs.json --size small --budget 420
 	@$(BIN)/python benchmarks/quality page --runs $(STUDY_OUT)/runs.json --text none --extended none --json $(STUDY_OUT)/quality.json --plot $(STUDY_OUT)/evidence.png
+
+claims: $(DEV_STAMP)
+	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/claims --json claims.json
 
 clean:
 	rm -rf $(VENV) $(DEMO_OUT) $(STUDY_OUT) site-out dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
