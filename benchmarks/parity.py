@@ -186,6 +186,7 @@ def _export(options: argparse.Namespace, folder: Path, report: Report) -> bool:
             threads=threads,
             seed=options.seed,
             progress=exported,
+            executorch="executorch" in options.runtimes,
         )
     for name, sentence in failed.items():
         report.show(f"{name} was not exported: {sentence}")

@@ -27,6 +27,7 @@ from bench import options as cli
 from bench.ledger import Ledger
 from bench.machine import machine
 from bench.reporting import Report, number, span, table
+from calibration import lowering
 from calibration.pairs import PAIRS, Files, Pair, make, right_latency
 from calibration.rates import VERDICTS, counted, grouped, opposite, share
 from calibration.students import INPUT, SIZES, Size
@@ -77,8 +78,16 @@ class Suite:
             self.ledger.write()
         return Size(**kept[label])
 
+    def _files(self, pair: Pair, size: Size, repetition: int, columns: int | None) -> Files:
+        """The pair on the disk, as its runtime reads it."""
+        files = make(pair, size, self.folder, repetition, columns)
+        if self.device.runtime.name == lowering.NAME:
+            lowering.lower(files.candidate)
+            lowering.lower(files.reference)
+        return files
+
     def _fitting_batch(self, size: Size, wanted: float) -> int:
-        pair = make(PAIRS["identical"], size, self.folder, 0, None)
+        pair = self._files(PAIRS["identical"], size, 0, None)
         found = self._truth(pair, size, 0.5)
         return max(1, round(size.batch * wanted / found.reference_ms))
 
@@ -96,12 +105,12 @@ class Suite:
     def _calibrated(self, pair: Pair, label: str) -> Truth:
         size, seconds = self.size(label), self.options.truth_seconds
         if pair.slower is None:
-            return self._truth(make(pair, size, self.folder, 0, None), size, seconds)
+            return self._truth(self._files(pair, size, 0, None), size, seconds)
 
         def measure(columns: int, spend: float) -> Truth:
             known = self.costs.get((label, columns))
             if known is None or known.seconds < 0.8 * spend:
-                files = make(pair, size, self.folder, 0, columns)
+                files = self._files(pair, size, 0, columns)
                 self.costs[label, columns] = known = self._truth(files, size, spend)
             return known
 
@@ -124,7 +133,7 @@ class Suite:
     def row(self, pair: Pair, label: str, budget: float, repetition: int) -> dict[str, Any]:
         """One repetition: the three parts, asked as verify asks them."""
         size = self.size(label)
-        files = make(pair, size, self.folder, repetition, self.columns(pair, label))
+        files = self._files(pair, size, repetition, self.columns(pair, label))
         began = time.perf_counter()
         numerics = check_numerics(
             files.candidate,

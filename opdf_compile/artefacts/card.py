@@ -20,8 +20,11 @@ from opdf_compile.files import atomic_write
 
 CARD = "README.md"
 _KEY = "opdf_compile"
-_HEAD = re.compile(r"\A---\r?\n(?P<yaml>.*?^)---\s*$", re.DOTALL | re.MULTILINE)
-_OURS = re.compile(rf"^{_KEY}:[^\n]*\n(?:[ \t]+[^\n]*\n)*", re.MULTILINE)
+_HEAD = re.compile(r"\A\ufeff?---\r?\n(?P<yaml>.*?^)---\s*$", re.DOTALL | re.MULTILINE)
+# Its values are what is indented below it; empty lines between them are no end of it.
+_OURS = re.compile(
+    rf"^{_KEY}:[^\n]*\n(?:[ \t]+\S[^\n]*\n|(?:(?:#[^\n]*|[ \t\r]*)\n)+(?=[ \t]+\S))*", re.MULTILINE
+)
 _UNVERIFIED = "## Verdict\n\nNot verified yet."
 
 

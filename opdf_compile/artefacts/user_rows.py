@@ -209,7 +209,8 @@ def _fitted(port: Port, given: Any, source: str) -> Any:
     wrong = port.misfit(sizes)
     # Rounding a float moves all that is compared alike; a changed integer is another input.
     same_kind = _kind(array.dtype) == _kind(wanted)
-    cast = array.astype(wanted) if same_kind else array
+    with np.errstate(over="ignore"):  # What does not fit is told below.
+        cast = array.astype(wanted) if same_kind else array
     if not same_kind or (_kind(wanted) == "integer" and not np.array_equal(cast, array)):
         wrong = wrong or f"the dtype {array.dtype.name}"
     if wrong:
@@ -217,7 +218,22 @@ def _fitted(port: Port, given: Any, source: str) -> Any:
         raise InputError(
             f"the input {port.name!r} of {source} has {wrong}, the model takes {port}; give it so"
         )
+    _require_finite(port, array, cast, source)
     return np.ascontiguousarray(cast) if cast.ndim else cast
+
+
+def _require_finite(port: Port, given: Any, cast: Any, source: str) -> None:
+    """Refuse numbers that the model's dtype has no room for: they would become infinite."""
+    if _kind(cast.dtype) != "real" or cast.dtype == given.dtype:
+        return
+    lost = np.isinf(cast.astype(np.float64)) & np.isfinite(given.astype(np.float64))
+    if lost.any():
+        largest = float(np.abs(given.astype(np.float64)[lost]).max())
+        raise InputError(
+            f"the input {port.name!r} of {source} holds {largest:g}, which {cast.dtype.name} has "
+            f"no room for, and the model takes {port}; scale it as the model is used, or export "
+            "the model in float32"
+        )
 
 
 def _dtype(name: str) -> np.dtype[Any]:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from opdf_compile.extras import requirements_of
 from opdf_compile.version import __version__, installed_version
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def examine() -> list[Finding]:
     python = Finding("python", f"{platform.python_version()} on {platform.platform()}")
     packages = [_itself(), *(_package(n, "problem", _pip(f"install {n}")) for n in BASE)]
     extras = [
-        _package(name, "note", _pip(f"install 'opdf-compile[{extra}]'"))
+        _package(name, "note", _pip(f"install {requirements_of(extra)}"))
         for name, extra in OPTIONAL.items()
     ]
     devices = [*_providers(), *_accelerators(), _torch_device()]
@@ -85,7 +86,10 @@ def _runtime() -> Finding:
     installed = {name: found for name in RUNTIMES if (found := installed_version(name))}
     if not installed:
         return Finding(
-            "onnxruntime", "not installed", "problem", _pip("install 'opdf-compile[gpu]'")
+            "onnxruntime",
+            "not installed",
+            "problem",
+            _pip(f"install {requirements_of('gpu')}"),
         )
     found = ", ".join(f"{name} {number}" for name, number in installed.items())
     if len(installed) == 1:

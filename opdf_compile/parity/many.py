@@ -106,10 +106,11 @@ def read_manifest(path: Path) -> dict[str, Path]:
         InputError: It names nothing, or one twice.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Names may hold what str.splitlines takes for an end of a line.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ArtefactError(read_failure(path, error)) from error
-    named = [line.strip() for line in lines]
+    named = [line.strip(" \t\r") for line in lines]
     named = [line for line in named if line and not line.startswith("#")]
     if not named:
         raise InputError(f"{path} names nothing, wanted a bundle or an ONNX file in each line")

@@ -81,6 +81,34 @@ def test_a_verdict_is_written_and_the_owners_words_stay(bundle: Path) -> None:
     assert body(bundle).count("Parity: pass") == 1
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("---\nlibrary", "\ufeff---\nlibrary"),
+        ('  verdict: "not verified"\n', '\n  verdict: "not verified"\n\n'),
+        ('  verdict: "not verified"\n', '# by hand\n  \n  verdict:\n  - "not verified"\n'),
+        ("opdf_compile:\n", "metrics:\n- accuracy\n\nopdf_compile:\n"),
+    ],
+    ids=["byte order mark", "empty lines", "comment and list", "a list above"],
+)
+def test_a_head_that_an_editor_wrote_anew_is_read(old: str, new: str) -> None:
+    port = Port("x", "float32", (2,))
+    before = card_of(
+        CardFacts("m", "onnx", "", Interface((port,), (port,), "float32"), {}, "0" * 64, False)
+    )
+    assert before.count(old) == 1
+
+    after = card_of(
+        CardFacts("m", "onnx", "", Interface((port,), (port,), "float32"), {}, "1" * 64, False),
+        before.replace(old, new),
+    )
+
+    wanted = yaml.safe_load(before.replace(old, new).removeprefix("\ufeff").split("---\n")[1])
+    wanted["opdf_compile"] = {"student_sha256": "1" * 64, "verdict": "not verified"}
+    assert yaml.safe_load(after.removeprefix("\ufeff").split("---\n")[1]) == wanted
+    assert after.startswith("\ufeff") == new.startswith("\ufeff")
+
+
 def test_a_file_of_somebody_else_in_the_bundle_keeps_no_verdict_from_the_card(bundle: Path) -> None:
     """Every clone of a model hub has one."""
     (bundle / ".gitattributes").write_text("*.onnx filter=lfs\n", encoding="utf-8")

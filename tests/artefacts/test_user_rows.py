@@ -72,3 +72,18 @@ def test_a_first_axis_of_none_takes_no_row() -> None:
 def test_an_example_without_rows_takes_one_at_once() -> None:
     batches = read_rows({"x": ROWS}, PORTS, 0)
     assert [batch.rows for batch in batches] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number", "told"), [("float16", 7e4, "70000"), ("float32", -1e39, "1e\\+39")]
+)
+def test_a_number_that_would_become_infinite_is_refused(
+    dtype: str, number: float, told: str
+) -> None:
+    """The largest one is named; what was infinite before is the user's own, and stays."""
+    port = Port("x", dtype, ("batch", 3))
+    rows = np.where(ROWS == 5.0, number, ROWS)
+    with pytest.raises(InputError, match=f"'x' .* holds {told}, which {dtype} has no room for"):
+        read_rows({"x": rows}, [port], 4)
+    (batch,) = read_rows({"x": np.where(ROWS == 5.0, np.inf, ROWS)}, [port], 4)
+    assert np.isinf(batch.inputs["x"]).sum() == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -284,3 +285,26 @@ def test_cuda_is_never_replaced_in_silence(capsys: pytest.CaptureFixture[str]) -
         verdicts.main(["--device", "cuda"])
     assert stopped.value.code == 2
     assert "--device cuda was asked for but" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(
+    find_spec("executorch") is None,
+    reason="ExecuTorch is not installed; the extra executorch brings it",
+)
+@pytest.mark.parametrize("name", ["identical", "slower-10", "weight-1e-3"])
+def test_a_pair_is_the_same_for_executorch(name: str, folder: Path) -> None:
+    """What numerics says of the file, it says of the program that was lowered of it."""
+    from calibration.lowering import lower
+
+    pair = PAIRS[name]
+    files = make(pair, SMALL, folder, 0, 4 if pair.slower else None)
+    lower(files.candidate)
+    lower(files.reference)
+    found = check_numerics(
+        files.candidate,
+        files.check,
+        resolve_device("cpu", "executorch"),
+        reference=files.reference,
+        reference_check=files.reference_check,
+    )
+    assert found.verdict == pair.numerics

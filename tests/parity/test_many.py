@@ -62,6 +62,13 @@ def test_a_manifest_is_a_text_file_with_a_path_in_each_line(made: Path) -> None:
     assert found == {name: made / name for name in ("good", "damaged", "gone")}
 
 
+@pytest.mark.parametrize("name", ["a\u2028b", "a\x85b", "a\x0bb", "a b"])
+def test_a_line_of_a_manifest_ends_at_a_newline_alone(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_bytes(f"first\r\n{name}\n".encode())
+    assert list(read_manifest(file)) == ["first", name]
+
+
 @pytest.mark.parametrize(
     ("text", "kind", "sentence"),
     [

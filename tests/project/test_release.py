@@ -59,7 +59,7 @@ def test_the_version_stands_in_the_package_only() -> None:
 
 def test_what_is_written_names_the_code_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not what pip noted when it was installed: an editable checkout moves on."""
-    noted = SimpleNamespace(version="0.0.0")
+    noted = SimpleNamespace(version="0.0.0", requires=[])
     monkeypatch.setattr(importlib.metadata, "distribution", lambda name: noted)
     device = resolve_device("cpu")
     versions = (

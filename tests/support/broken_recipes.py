@@ -75,6 +75,12 @@ WRITTEN = {
     "no TOML": Broken(
         "lr = 0.01", "lr == 0.01", 25, ("'lr == 0.01'", "wanted", "correct the line")
     ),
+    "a line that only looks like two": Broken(
+        "lr = 0.01",
+        'notes = "a\u2028b"\nlr == 0.01',
+        26,
+        ("'lr == 0.01'", "correct the line"),
+    ),
     "open header": Broken("[optimizer]", "[optimizer", 23, ("no TOML", "'[optimizer'", "wanted")),
     "a key twice": Broken(
         "seed = 1", "seed = 1\nseed = 2", 34, ("seed was given before", "remove one")

@@ -13,6 +13,7 @@ import torch
 from opdf_compile.distill.recipe.examples import Table, split_off
 from opdf_compile.distill.recipe.job import Examples
 from opdf_compile.errors import UserError
+from opdf_compile.extras import requirements_of
 
 # A large test part, because its size limits how small a difference of accuracies can be seen.
 _SHARES = {"train": 0.5, "validation": 0.15}
@@ -37,7 +38,7 @@ def load_digits(seed: int = 0) -> dict[str, Examples]:
     except ImportError as error:
         raise UserError(
             "the demo needs scikit-learn for its handwritten digits and found none; "
-            "pip install 'opdf-compile[demo]'"
+            f"pip install {requirements_of('demo')}"
         ) from error
     raw = load()
     images = torch.as_tensor(raw.images, dtype=torch.float32)[:, None] / _LARGEST_PIXEL

@@ -99,7 +99,7 @@ def _syntax(message: str, text: str, name: str) -> str:
     known = _known(reason, text, line)
     if known is not None:
         return f"{name}:{line}: {known}"
-    written = text.splitlines()[line - 1].strip()[:60] if text.strip() else "nothing"
+    written = text.split("\n")[line - 1].strip()[:60] if text.strip() else "nothing"
     return (
         f"{name}:{line}: this is no TOML ({reason[:1].lower()}{reason[1:]}), found {written!r}, "
         'wanted lines such as lr = 0.01 or name = "AdamW" under a [section]; correct the line'
@@ -108,7 +108,7 @@ def _syntax(message: str, text: str, name: str) -> str:
 
 def _known(reason: str, text: str, line: int) -> str | None:
     """The usual slips, in words of their own."""
-    written = text.splitlines()[line - 1].strip() if text.strip() else ""
+    written = text.split("\n")[line - 1].strip() if text.strip() else ""
     key = written.partition("=")[0].strip() or "a key"
     if reason.startswith(("Cannot overwrite", "Cannot declare", "Duplicate")):
         return f"{key[:60]} was given before, wanted it once; remove one of the two"

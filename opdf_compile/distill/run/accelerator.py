@@ -20,6 +20,7 @@ from opdf_compile.distill.engine import (
 )
 from opdf_compile.distill.recipe import TRACKERS
 from opdf_compile.errors import UserError
+from opdf_compile.extras import requirements_of
 from opdf_compile.graph import phase_flags
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def require_accelerate() -> None:
     if importlib.util.find_spec("accelerate") is None:
         raise UserError(
             "the package accelerate is not installed, and training runs on it; install it with "
-            'pip install "opdf-compile[distill]"'
+            f"pip install {requirements_of('distill')}"
         )
 
 

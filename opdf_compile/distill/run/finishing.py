@@ -17,6 +17,7 @@ from opdf_compile.distill.recipe import Job, placed
 from opdf_compile.distill.run.events import Stage, Watch
 from opdf_compile.distill.run.folder import RunFolder
 from opdf_compile.errors import UserError
+from opdf_compile.extras import requirements_of
 from opdf_compile.io import export_onnx, require_opset, write_student
 from opdf_compile.parity import ParityReport, verify
 
@@ -39,7 +40,7 @@ def require_runtime(job: Job) -> None:
     if asked and importlib.util.find_spec("onnxruntime") is None:
         raise UserError(
             "[verify] is enabled and onnxruntime is not installed; install it with pip install "
-            '"opdf-compile[gpu]" (or [cpu]), or write enabled = false under [verify]'
+            f"{requirements_of('gpu')} (or onnxruntime), or write enabled = false under [verify]"
         )
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from opdf_compile.errors import ExportError, InputError, first_line
+from opdf_compile.extras import requirements_of
 from opdf_compile.io.export.lowering import unoptimised
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def require_quantiser() -> None:
     if importlib.util.find_spec("onnxruntime") is None:
         raise InputError(
             "int8 is quantised by onnxruntime, which is not installed; install it with pip install "
-            '"opdf-compile[gpu]" (or [cpu])'
+            f"{requirements_of('gpu')} (or onnxruntime)"
         )
 
 

@@ -18,6 +18,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from opdf_compile.errors import ExportError, first_line
+from opdf_compile.extras import requirements_of
 from opdf_compile.graph import recorded_inputs
 from opdf_compile.io.evidence.evaluating import as_array
 from opdf_compile.io.export.padding import named_axes
@@ -166,8 +167,8 @@ def _compare(
     except ImportError as error:
         raise ExportError(
             f"opset {opset} was asked for, which is checked by running both files, and onnxruntime "
-            'is not installed; install it with pip install "opdf-compile[gpu]" (or [cpu]), or give '
-            "18 or more"
+            f"is not installed; install it with pip install {requirements_of('gpu')} (or "
+            "onnxruntime), or give 18 or more"
         ) from error
     except Exception as error:  # The runtime's own classes have no common base.
         raise ExportError(

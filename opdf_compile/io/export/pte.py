@@ -22,6 +22,7 @@ from torch.fx import GraphModule
 
 from opdf_compile.artefacts import ONNX_HASH, CheckData
 from opdf_compile.errors import ExportError, InputError, error_line
+from opdf_compile.extras import requirements_of
 from opdf_compile.graph import CallArguments, Traced, is_out_of_memory, quiet_libraries
 from opdf_compile.io.evidence.free_sizes import InputAxis, Resized
 from opdf_compile.io.evidence.half_range import fit_numbers
@@ -33,7 +34,6 @@ from opdf_compile.io.export.save import SINGLE_FILE_BYTES
 _FEWEST_ROWS = 16
 # Its tensors have room for so many rows, unless the check data has more.
 _MOST_ROWS = 64
-_INSTALL = 'pip install "opdf-compile[executorch]"'
 
 
 def require_lowering() -> None:
@@ -44,7 +44,8 @@ def require_lowering() -> None:
     """
     if importlib.util.find_spec("executorch") is None:
         raise InputError(
-            f"an ExecuTorch program was asked for and executorch is not installed; {_INSTALL}"
+            "an ExecuTorch program was asked for and executorch is not installed; pip install "
+            f"{requirements_of('executorch')}"
         )
 
 
@@ -83,7 +84,7 @@ def lowered(traced: Traced, check: CheckData, onnx_sha256: str) -> bytes:
     except ImportError as error:
         raise InputError(
             f"an ExecuTorch program was asked for and executorch cannot be loaded "
-            f"({error_line(error)}); {_INSTALL}"
+            f"({error_line(error)}); pip install {requirements_of('executorch')}"
         ) from error
     except Exception as error:  # Its passes raise whatever they like.
         if is_out_of_memory(error):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.errors import ArtefactError, InputError, error_line
+from opdf_compile.extras import requirements_of
 from opdf_compile.files import parse_query
 from opdf_compile.io.models.loaded import LoadedModel, fixed_randomness
 from opdf_compile.io.models.weight_loading import load_weights
@@ -140,7 +141,7 @@ def zoo_package(name: str, spec: str) -> Any:
     except ImportError as error:
         raise InputError(
             f"{spec} needs {name}, which cannot be imported ({error_line(error)}); run pip install "
-            "'opdf-compile[zoo]'"
+            f"{requirements_of('zoo')}"
         ) from error
 
 

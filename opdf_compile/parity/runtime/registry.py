@@ -80,6 +80,9 @@ def resolve_device(device: str = "auto", runtime: str = DEFAULT) -> Device:
     name, colon, named = runtime.partition(":")
     if colon and name and not named:
         raise InputError(f"--runtime {runtime!r} names no device behind the colon; give {name!r}")
+    if colon and not name:
+        whole = f"{DEFAULT}:{named or 'cpu'}"
+        raise InputError(f"--runtime {runtime!r} names no runtime before the colon; give {whole}")
     if named and device not in ("auto", named):
         raise InputError(
             f"--runtime {runtime} names the device {named!r} and --device {device!r}; give one of "

@@ -317,7 +317,7 @@ def test_missing_packages_are_sentences(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
-    assert "needs timm" in lines[0] and "opdf-compile[zoo]" in lines[0]
+    assert "needs timm" in lines[0] and "pip install 'timm>=" in lines[0]
     assert "needs transformers" in lines[1]
 
 

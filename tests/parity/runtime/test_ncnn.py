@@ -155,10 +155,10 @@ def test_a_layer_that_it_does_not_have(tmp_path: Path) -> None:
 def test_a_missing_piece_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ncnn", None)
     monkeypatch.setattr(runtime_module, "installed_version", lambda name: None)
-    with pytest.raises(DeviceError, match=r"ncnn is not installed; .*opdf-compile\[ncnn\]"):
+    with pytest.raises(DeviceError, match=r"ncnn is not installed; .*ncnn>="):
         resolve_device("auto", "ncnn")
     (line,) = (one for one in environment.examine() if one.name == "--runtime ncnn")
-    assert line.level == "note" and "pip install 'opdf-compile[ncnn]'" in line.remedy
+    assert line.level == "note" and "pip install 'ncnn>=" in line.remedy
 
 
 @needs_ncnn

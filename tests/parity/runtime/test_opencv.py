@@ -163,12 +163,12 @@ def test_an_engine_that_ends_its_process_is_one_sentence(tmp_path: Path) -> None
 
 def test_a_package_that_is_not_installed_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(DeviceError, match=r"OpenCV is not installed; .*opdf-compile\[opencv\]"):
+    with pytest.raises(DeviceError, match=r"OpenCV is not installed; .*opencv-python-headless>="):
         resolve_device("auto", "opencv")
     found = {line.name: line for line in environment.examine()}
     for name in ENGINES:
         line = found[f"--runtime {name}"]
-        assert line.level == "note" and "pip install 'opdf-compile[opencv]'" in line.remedy
+        assert line.level == "note" and "pip install 'opencv-python-headless>=" in line.remedy
 
 
 @needs_opencv

@@ -293,6 +293,8 @@ def test_a_runtime_that_calls_itself_otherwise_is_refused(added: Callable[..., N
         ("auto", "zzz", "'zzz' is unknown; give one of onnxruntime, openvino"),
         ("cuda", "onnxruntime:cpu", "the device 'cpu' and --device 'cuda'; give one of them"),
         ("auto", "onnxruntime:", "names no device behind the colon; give 'onnxruntime'"),
+        ("auto", ":", "names no runtime before the colon; give onnxruntime:cpu"),
+        ("auto", ":cuda", "names no runtime before the colon; give onnxruntime:cuda"),
         ("auto", "onnxruntime:tpu", "'tpu' is unknown; give auto, cpu or cuda"),
         ("auto", None, "runtime is None; give NAME or NAME:DEVICE"),
     ],

@@ -11,6 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from opdf_compile.errors import DeviceError, first_line
+from opdf_compile.extras import requirements_of
 from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.runtime.cv import net as nets
 from opdf_compile.parity.runtime.cv.apart import Apart
@@ -47,7 +48,7 @@ class OpenCv:
 
     def missing(self, device: str) -> Missing | None:
         """What keeps it from running."""
-        install = f"{sys.executable} -m pip install 'opdf-compile[opencv]'"
+        install = f"{sys.executable} -m pip install {requirements_of('opencv')}"
         try:
             import cv2
         except ImportError as error:

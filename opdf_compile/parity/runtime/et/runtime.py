@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from opdf_compile.errors import DeviceError, first_line
+from opdf_compile.extras import requirements_of
 from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.runtime.et.program import NAME, Program, quietly
 from opdf_compile.parity.runtime.held_model import HeldModel
@@ -43,7 +44,7 @@ class ExecuTorch:
 
     def missing(self, device: str) -> Missing | None:
         """What keeps it from running."""
-        install = f"{sys.executable} -m pip install 'opdf-compile[executorch]'"
+        install = f"{sys.executable} -m pip install {requirements_of('executorch')}"
         try:
             with quietly():
                 from executorch.runtime import Runtime

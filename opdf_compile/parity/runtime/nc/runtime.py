@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from opdf_compile.errors import first_line
+from opdf_compile.extras import requirements_of
 from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.runtime.held_model import HeldModel
 from opdf_compile.parity.runtime.inputs import require_dtypes
@@ -35,7 +36,7 @@ class Ncnn:
 
     def missing(self, device: str) -> Missing | None:
         """What keeps it from running: the runtime, or the tool that converts files for it."""
-        install = f"{sys.executable} -m pip install 'opdf-compile[ncnn]'"
+        install = f"{sys.executable} -m pip install {requirements_of('ncnn')}"
         try:
             import ncnn  # noqa: F401
         except ImportError as error:

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from opdf_compile.errors import DeviceError
+from opdf_compile.extras import requirements_of
 from opdf_compile.parity.runtime.driver import DRIVER, load_library
 from opdf_compile.parity.runtime.ort.runtime_log import FATAL_ONLY, quiet_runtime
 from opdf_compile.parity.runtime.protocol import Missing
@@ -61,8 +62,8 @@ def missing_for_cuda() -> Missing | None:
         import onnxruntime as ort
     except ImportError as error:
         raise DeviceError(
-            "onnxruntime is not installed, so no ONNX can be run; install opdf-compile[gpu] or "
-            "opdf-compile[cpu]"
+            "onnxruntime is not installed, so no ONNX can be run; pip install "
+            f"{requirements_of('gpu')} (or onnxruntime, on platforms without it)"
         ) from error
     found = _package(ort) or _driver(str(getattr(ort, "cuda_version", "") or ""))
     return found or _session(ort)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from opdf_compile.artefacts import is_quantised
 from opdf_compile.errors import DeviceError
+from opdf_compile.extras import requirements_of
 from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.runtime.ort.array_session import ArraySession
 from opdf_compile.parity.runtime.ort.cuda import PACKAGES, missing_for_cuda
@@ -35,7 +36,7 @@ class OnnxRuntime:
     def missing(self, device: str) -> Missing | None:
         """What keeps it from running there."""
         if self.version() is None:
-            return Missing("onnxruntime is not installed", "pip install 'opdf-compile[gpu]'")
+            return Missing("onnxruntime is not installed", f"pip install {requirements_of('gpu')}")
         if device == "cpu":
             return None
         try:

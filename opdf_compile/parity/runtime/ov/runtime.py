@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from opdf_compile.errors import ArtefactError, DeviceError, InputError
+from opdf_compile.extras import requirements_of
 from opdf_compile.parity.model_file import ModelFile, PathLike
 from opdf_compile.parity.runtime.ov.compiled import CompiledFile, last_line, require_readable
 from opdf_compile.parity.runtime.ov.graph import graph_that_runs
@@ -42,7 +43,7 @@ class OpenVino:
 
     def missing(self, device: str) -> Missing | None:
         """What keeps it from running there."""
-        install = f"{sys.executable} -m pip install 'opdf-compile[openvino]'"
+        install = f"{sys.executable} -m pip install {requirements_of('openvino')}"
         try:
             found = _core().available_devices
         # Without a plugin that fits, it imports and then raises RuntimeError.
