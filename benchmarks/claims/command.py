@@ -1,7 +1,7 @@
 """The claims of the other systems of the field, tried again.
 
 Usage: python benchmarks/claims [--only NAME,NAME] [--whole] [--json FILE]
-       python benchmarks/claims --page docs/claims.md   (from the JSON in benchmarks/results)
+       python benchmarks/claims --page docs/claims.md   (from benchmarks/results/claims-*.json)
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from bench import options as cli
-from bench.reporting import Report, environment, table
+from bench.reporting import Report, environment
+from rich import box
 from rich.table import Table
 
 from claims.claim import Finding
@@ -22,7 +23,14 @@ from claims.page import write_page
 from claims.registry import NAMES, system
 
 SCHEMA = "opdf-claims/1"
-RESULTS = Path(__file__).parents[1] / "results" / "claims.json"
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def committed(name: str) -> list[dict[str, Any]]:
+    """The rows of a system's whole run."""
+    text = (RESULTS / f"claims-{name}.json").read_text(encoding="utf-8")
+    rows: list[dict[str, Any]] = json.loads(text)["rows"]
+    return rows
 
 
 def _options(words: Sequence[str] | None) -> argparse.Namespace:
@@ -37,14 +45,16 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _shown(findings: Sequence[Finding]) -> Table:
-    made = table("Claims", "system", "claim", "measured", "interval", "seeds", "verdict", left=2)
+    made = Table(title="Claims", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("system", "claim", "measured", "95 %", "seeds", "verdict"):
+        made.add_column(column, overflow="fold")
     for found in findings:
         claim = found.claim
         made.add_row(
             claim.system,
             claim.says,
-            f"{found.figure:.3g} {claim.unit}",
-            f"[{found.ci_low:.3g}, {found.ci_high:.3g}]",
+            f"{found.figure:.3g} {claim.unit}. {found.remark}",
+            f"{found.ci_low:.3g} to {found.ci_high:.3g}",
             str(found.seeds),
             found.verdict,
         )
@@ -68,8 +78,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the experiments that were asked for."""
     options = _options(words)
     if options.page:
-        rows: list[dict[str, Any]] = json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]
-        write_page(Path(options.page), rows)
+        write_page(Path(options.page), [row for name in NAMES for row in committed(name)])
         return 0
     report = Report(SCHEMA, options.json)
     findings = _measured(options, report)

@@ -7,7 +7,7 @@ from importlib import import_module
 from claims.claim import System
 
 # Each is a module of `systems` that holds a SYSTEM.
-NAMES: tuple[str, ...] = ()
+NAMES: tuple[str, ...] = ("lowdimensional",)
 
 
 def system(name: str) -> System:
