@@ -14,3 +14,5 @@ from .losses import SkewKL as SkewKL
 from .losses import TaskLoss as TaskLoss
 from .losses import Term as Term
 from .losses import WeightedSum as WeightedSum
+from .online_teacher import OnlineTeacher as OnlineTeacher
+from .online_teacher import online_teacher as online_teacher

@@ -21,3 +21,6 @@ from .hoist import ProgramPart as ProgramPart
 from .hoist import program_parts as program_parts
 from .hoist import weight_program as weight_program
 from .regions import core_key as core_key
+from .side_path import LINEAR as LINEAR
+from .side_path import AddSidePaths as AddSidePaths
+from .side_path import SidePath as SidePath

@@ -9,6 +9,7 @@ from .dear import flops_text as flops_text
 from .entry import PlanEntry as PlanEntry
 from .entry import retract as retract
 from .entry import rounded_weight as rounded_weight
+from .globs import Globs as Globs
 from .plans import Plan as Plan
 from .plans import require_plan as require_plan
 from .rules import Rules as Rules

@@ -122,6 +122,24 @@ WRITTEN = {
         1,
         ("the section [[loss]] is missing", "add [[loss]]"),
     ),
+    "modules without a teacher": Broken(
+        GOOD[GOOD.index("[teacher]") : GOOD.index("[optimizer]")],
+        DATA + "[online]\n" + TASK,
+        7,
+        ("a teacher", "wanted a [teacher]", "add one"),
+    ),
+    "modules that nobody follows": Broken(
+        GOOD[GOOD.index("[[loss]]") : GOOD.index("[optimizer]")],
+        "[online]\n" + TASK,
+        14,
+        ("no loss compares with it", 'add [[loss]] kind = "skew-kl"'),
+    ),
+    "rank of nothing": Broken(
+        "[optimizer]",
+        "[online]\nrank = 0\n[optimizer]",
+        24,
+        ("rank in [online] is 0", "1 or more", "write rank = 8"),
+    ),
     "no rate": Broken("lr = 0.01\n", "", 23, ("[optimizer] has no lr", "add lr = 0.001")),
     "no model": Broken(
         'model = "opdf_compile.distill.demo.networks:Student"\n',
@@ -281,6 +299,12 @@ LOADED = {
     ),
     "no such output": Broken(
         "temperature = 4.0", 'student = "hidden"', 16, ('reads "hidden"', "logits")
+    ),
+    "modules in no weight": Broken(
+        "[optimizer]",
+        '[online]\ninclude = ["conv.*"]\n[optimizer]',
+        23,
+        ("'conv.*' names none", "opdf-compile inspect"),
     ),
     "no such weight to leave alone": Broken(
         "cores = 3", 'exclude = ["encoder.*"]', 12, ("'encoder.*'", "names none")

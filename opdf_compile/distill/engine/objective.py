@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.distill.losses import Pieces, Term, WeightedSum
-from opdf_compile.distill.recipe import Batch, Outputs
+from opdf_compile.distill.recipe import Batch, Outputs, with_online
 
 
 class Objective(nn.Module):
@@ -26,14 +26,18 @@ class Objective(nn.Module):
         student: nn.Module,
         losses: WeightedSum,
         forward: Callable[[nn.Module, Batch], Outputs],
+        online: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.student, self.losses = student, losses
+        self.student, self.losses, self.online = student, losses, online
         self._outputs = forward
 
     def forward(self, batch: Batch, teacher: Outputs | None) -> Pieces:
         """Sum and count of each term, in float32 at least."""
-        pieces = self.losses.pieces(self._outputs(self.student, batch), teacher, batch)
+        ours = self._outputs(self.student, batch)
+        if self.online is not None and teacher is not None:
+            ours, teacher = with_online(ours, teacher, self._outputs(self.online, batch))
+        pieces = self.losses.pieces(ours, teacher, batch)
         return {name: (_widened(total), count) for name, (total, count) in pieces.items()}
 
 

@@ -15,6 +15,7 @@ from opdf_compile.distill.engine.machine import Machine
 from opdf_compile.distill.engine.order import ExampleOrder
 from opdf_compile.distill.engine.schedule import remember_peaks
 from opdf_compile.distill.losses import WeightedSum
+from opdf_compile.distill.online_teacher import OnlineTeacher
 from opdf_compile.distill.recipe import Job, optimizer_class, optimizer_options
 from opdf_compile.io import fixed_randomness, seeded
 from opdf_compile.planning import Plan
@@ -33,7 +34,8 @@ class Setup:
         plan: What is over-parameterised, or None.
         optimizer: Of the student.
         losses: The weighted sum, with its learned projections.
-        side: The optimizer of the projections, or None without any.
+        side: The optimizer of what learns beside the student, or None without any.
+        online: The teacher with the modules that learn along, or None.
         average: The average of the weights, or None without one.
         batches: Makes batches.
         order: Which examples make up which step.
@@ -48,11 +50,17 @@ class Setup:
     optimizer: Optimizer
     losses: WeightedSum
     side: Optimizer | None
+    online: OnlineTeacher | None
     average: AveragedModel | None
     batches: Batches
     order: ExampleOrder
     steps: int
     warmup: float
+
+    @property
+    def beside(self) -> list[nn.Parameter]:
+        """What learns beside the student: projections, and modules in the teacher."""
+        return [p for module in (self.losses, self.online) if module for p in module.parameters()]
 
     @property
     def optimizers(self) -> tuple[Optimizer, ...]:
@@ -110,6 +118,9 @@ def set_up(
         losses = job.losses()
     losses = losses.double() if machine.double else losses
     losses.to(machine.device).train()
+    batches = Batches(job.data, machine)
+    with seeded(seed), fixed_randomness():
+        online = _online(job, machine, batches)
     pulling = job.alignment if aligned and plan is not None else None
     average = None
     if training.ema is not None:
@@ -127,9 +138,10 @@ def set_up(
         plan=plan,
         optimizer=optimizer,
         losses=losses,
-        side=_side(job, losses),
+        side=_side(job, losses, online),
+        online=online,
         average=average,
-        batches=Batches(job.data, machine),
+        batches=batches,
         order=example_order(job, seed),
         steps=whole if steps is None else steps,
         # Steps of warm-up are those of a whole run; a shorter one has as large a share of it.
@@ -149,16 +161,30 @@ def whole_run(job: Job) -> int:
     return training.steps or (training.epochs or 1) * example_order(job, 0).steps_per_epoch
 
 
-def _side(job: Job, losses: WeightedSum) -> Optimizer | None:
-    """What trains the learned projections: as the plain student would be, whatever is trained.
+def _online(job: Job, machine: Machine, batches: Batches) -> OnlineTeacher | None:
+    """The teacher with the recipe's modules in it."""
+    teacher = machine.teacher(job.teacher)
+    if job.online is None or teacher is None:
+        return None
+    return job.online(teacher, batches.moved(job.example))
+
+
+def _side(job: Job, losses: WeightedSum, online: OnlineTeacher | None) -> Optimizer | None:
+    """What trains all that learns beside the student: as the plain student would be.
 
     So a comparison of plain and over-parameterised training does not compare their projections.
     """
-    parameters = [p for p in losses.parameters() if p.requires_grad]
-    if not parameters:
-        return None
     section = job.recipe.optimizer
+    groups: list[dict[str, Any]] = []
+    projections = [p for p in losses.parameters() if p.requires_grad]
+    if projections:
+        groups.append({"params": projections})
+    if online is not None and job.recipe.online is not None:
+        lr = job.recipe.online.lr or section.lr
+        groups.append({"params": list(online.parameters()), "lr": lr})
+    if not groups:
+        return None
     make: Any = optimizer_class(section)
-    side: Optimizer = make(parameters, lr=section.lr, **optimizer_options(section))
+    side: Optimizer = make(groups, lr=section.lr, **optimizer_options(section))
     remember_peaks(side)
     return side

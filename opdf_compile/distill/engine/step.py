@@ -55,10 +55,10 @@ class TrainingStep:
         self._setup, self._teaching, self._recipe = setup, teaching, setup.job.recipe
         self._processes = processes or Processes()
         self._objective = self._processes.wrap(
-            Objective(setup.student, setup.losses, setup.job.forward)
+            Objective(setup.student, setup.losses, setup.job.forward, setup.online)
         ).train()
         self._divisors = Divisors(setup.losses.terms, self._processes.add_up)
-        self._trained = [*setup.student.parameters(), *setup.losses.parameters()]
+        self._trained = [*setup.student.parameters(), *setup.beside]
         self.scaler = setup.machine.scaler()
 
     def __call__(self, number: int, *, stop: bool = False) -> tuple[dict[str, Tensor], bool]:

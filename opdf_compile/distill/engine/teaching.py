@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from opdf_compile.distill.engine.machine import Machine
 from opdf_compile.distill.engine.setup import Setup
-from opdf_compile.distill.recipe import Batch, Job, Outputs
+from opdf_compile.distill.recipe import Batch, Job, Outputs, with_online
 from opdf_compile.errors import InputError
 from opdf_compile.graph import phase_flags
 from opdf_compile.io import fixed_randomness
@@ -119,7 +119,10 @@ def names_read(setup: Setup, teacher: nn.Module) -> tuple[str, ...]:
     eval_student, eval_losses = (phase_flags(m, "eval") for m in (setup.student, setup.losses))
     with fixed_randomness(), eval_student, eval_losses:
         outputs = job.forward(setup.student, batch)
-        setup.losses.pieces(outputs, noting, batch)
+        found: tuple[Outputs, Outputs] = (outputs, noting)
+        if setup.online is not None:
+            found = with_online(outputs, noting, job.forward(setup.online, batch))
+        setup.losses.pieces(*found, batch)
         if job.metric.needs_teacher:
             job.metric.pieces(outputs, noting, batch)
     return tuple(sorted(noting.read))

@@ -54,6 +54,8 @@ def _teacher(recipe: Recipe) -> Iterator[Problem]:
     ]
     if recipe.alignment is not None:
         readers.append((("alignment",), "[alignment] pulls towards a teacher"))
+    if recipe.online is not None:
+        readers.append((("online",), "[online] trains modules in a teacher"))
     if recipe.student.warm_start:
         readers.append((("student", "warm_start"), "warm_start copies layers of a teacher"))
     if recipe.training.metric in NEED_TEACHER:
@@ -171,6 +173,16 @@ def _losses(recipe: Recipe) -> Iterator[Problem]:
             )
 
 
+def _online(recipe: Recipe) -> Iterator[Problem]:
+    """Modules in a teacher that nobody listens to."""
+    if recipe.online is not None and not any(loss.needs_teacher for loss in recipe.loss):
+        yield Problem(
+            ("online",),
+            "[online] trains modules in the teacher and no loss compares with it, wanted one that "
+            'does; add [[loss]] kind = "skew-kl"',
+        )
+
+
 def _data(recipe: Recipe) -> Iterator[Problem]:
     data = recipe.data
     if data.validation is None and data.validation_share == 0:
@@ -254,6 +266,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _plan,
     _student,
     _losses,
+    _online,
     _data,
     optimizer_problems,
     _schedule,

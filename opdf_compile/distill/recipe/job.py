@@ -15,6 +15,7 @@ from opdf_compile.planning import Plan
 if TYPE_CHECKING:
     from opdf_compile.distill.layer_map import LayerMap
     from opdf_compile.distill.losses import WeightedSum
+    from opdf_compile.distill.online_teacher import OnlineTeacher
     from opdf_compile.distill.recipe.schema import Recipe
     from opdf_compile.training import Alignment
 
@@ -103,6 +104,7 @@ class Job:
         dynamic: Free axes of the inputs, for the export; None leaves the first axis of all free.
         layer_map: Student weights and teacher weights, or None.
         alignment: Makes the alignment of one run, or None.
+        online: Makes, of (teacher, batch), the teacher with the modules that learn along, or None.
         notes: What a user should know, in sentences.
     """
 
@@ -119,6 +121,7 @@ class Job:
     dynamic: Mapping[str, Any] | None = None
     layer_map: LayerMap | None = None
     alignment: Callable[[], Alignment] | None = None
+    online: Callable[[nn.Module, Batch], OnlineTeacher] | None = None
     notes: tuple[str, ...] = field(default=())
 
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

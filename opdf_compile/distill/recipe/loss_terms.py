@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
+from collections.abc import Mapping
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from opdf_compile.distill import losses as kinds
 from opdf_compile.distill.recipe.job import Outputs
-from opdf_compile.distill.recipe.loss_schema import FromTeacher, LossSection
+from opdf_compile.distill.recipe.loss_schema import FromTeacher, LossSection, TaskSection
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.errors import RecipeError
 
 FAVOURITE = "logits"
+# In front of the names of what a teacher answers with the modules that learn along.
+ONLINE = "online."
 
 
 def make_losses(
@@ -29,7 +34,46 @@ def make_losses(
             loss.weight,
             _term(recipe, place, loss, student, teacher, labels),
         )
+    if recipe.online is not None:
+        terms.update(_of_online(recipe, teacher or {}, labels))
     return kinds.WeightedSum(terms)
+
+
+def _of_online(
+    recipe: Recipe, teacher: Outputs, labels: str | None
+) -> dict[str, tuple[float, nn.Module]]:
+    """What the modules in the teacher learn by: the task, and to stay near the teacher."""
+    online = recipe.online
+    assert online is not None
+    if labels is None:
+        raise RecipeError(
+            f"{recipe.place('online')}: the modules in the teacher learn from labels and the data "
+            'has no column "labels", wanted their column; name it with labels in [data]'
+        )
+    task = next((loss for loss in recipe.loss if isinstance(loss, TaskSection)), None)
+    follows = next(loss for loss in recipe.loss if isinstance(loss, FromTeacher))
+    read = _output(recipe, recipe.loss.index(follows), "teacher", follows.teacher, teacher)
+    mask = follows.mask if task is None else task.mask
+    loss = kinds.TaskLoss() if task is None else task.make()
+    found: dict[str, tuple[float, nn.Module]] = {
+        "online task": (online.task, kinds.Term(loss, ONLINE + read, labels=labels, mask=mask))
+    }
+    if online.anchor:
+        near = kinds.Term(kinds.ReverseSkewKL(0.0), ONLINE + read, read, mask=follows.mask)
+        found["online anchor"] = (online.anchor, near)
+    return found
+
+
+def with_online(
+    student: Outputs, teacher: Outputs, online: Outputs
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    """What losses read where modules in the teacher learn along: its answers on both sides.
+
+    The student's side has them to be trained, the teacher's to be followed.
+    """
+    named = {f"{ONLINE}{name}": tensor for name, tensor in online.items()}
+    # A look at one of the teacher's outputs is a look at it: the mapping may count them.
+    return {**student, **named}, ChainMap(named, teacher)  # type: ignore[arg-type]
 
 
 def _term(
@@ -45,7 +89,9 @@ def _term(
         known = teacher or {}
         other = _output(recipe, place, "teacher", loss.teacher, known)
         with placed(recipe, "loss", place):
-            return kinds.Term(loss.make(student[read], known[other]), read, other, mask=loss.mask)
+            made = loss.make(student[read], known[other])
+            followed = other if recipe.online is None else ONLINE + other
+            return kinds.Term(made, read, followed, mask=loss.mask)
     if labels is None:
         raise RecipeError(
             f"{recipe.place('loss', place, 'kind')}: the {loss.kind} loss compares with labels and "
@@ -80,6 +126,9 @@ def try_losses(
     Raises:
         RecipeError: One of them cannot be computed.
     """
+    if recipe.online is not None and teacher is not None:
+        student, teacher = with_online(student, teacher, teacher)
     for place, term in enumerate(losses.terms.values()):
-        with torch.no_grad(), placed(recipe, "loss", place):
+        where = ("loss", place) if place < len(recipe.loss) else ("online",)
+        with torch.no_grad(), placed(recipe, *where):
             term.pieces(student, teacher, batch)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from opdf_compile.distill.recipe.axes import export_axes
+from opdf_compile.distill.recipe.axes import Axes, export_axes
 from opdf_compile.distill.recipe.casting import fitting, float_dtype
 from opdf_compile.distill.recipe.checks_data import require_fitting_data
 from opdf_compile.distill.recipe.data_parts import load_data
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from opdf_compile.distill.layer_map import LayerMap
     from opdf_compile.distill.losses import WeightedSum
+    from opdf_compile.distill.online_teacher import OnlineTeacher
     from opdf_compile.training import Alignment
 
 _EXAMPLES = 8
@@ -68,7 +69,8 @@ def prepare(recipe: Recipe, *, base: str | os.PathLike[str] = ".") -> Job:
     if layer_map is not None and teacher is not None:
         with placed(recipe, "student", "layer_map"):
             notes += layer_map.check(student, teacher)
-    made = _Made(recipe, folder, teacher, data, example, layer_map)
+    dynamic = export_axes(recipe, data, example, loaded.dynamic)
+    made = _Made(recipe, folder, teacher, data, example, layer_map, dynamic)
     losses = made.try_everything(student)
     parameter_groups(recipe, student)
     metric = make_metric(recipe, folder, losses, data.labels, example)
@@ -84,9 +86,10 @@ def prepare(recipe: Recipe, *, base: str | os.PathLike[str] = ".") -> Job:
         plan=made.plan,
         optimizer=made.optimizer,
         metric=metric,
-        dynamic=export_axes(recipe, data, example, loaded.dynamic),
+        dynamic=dynamic,
         layer_map=layer_map,
         alignment=made.alignment if recipe.alignment is not None else None,
+        online=made.online if recipe.online is not None else None,
         notes=notes,
     )
 
@@ -101,6 +104,7 @@ class _Made:
     data: Data
     example: dict[str, Tensor]
     layer_map: LayerMap | None
+    dynamic: Axes | None
     outputs: tuple[dict[str, Tensor], dict[str, Tensor] | None] = ({}, None)
     _plan: Plan | None = field(default=None)
     _planned: torch.dtype | None = None
@@ -144,6 +148,22 @@ class _Made:
         """The optimizer of one run."""
         return make_optimizer(self.recipe, student, plan, **given)
 
+    def online(self, teacher: nn.Module, batch: Batch) -> OnlineTeacher:
+        """The teacher with the recipe's modules in it, for the device that it is on."""
+        from opdf_compile.distill.online_teacher import online_teacher
+
+        section = self.recipe.online
+        assert section is not None
+        with placed(self.recipe, "online"):
+            return online_teacher(
+                teacher,
+                *self.data.arguments(batch),
+                rank=section.rank,
+                include=section.include,
+                exclude=section.exclude,
+                dynamic=self.dynamic,
+            )
+
     def alignment(self) -> Alignment:
         """The alignment of one run."""
         from opdf_compile.distill.alignment import CoreAlignment
@@ -165,6 +185,9 @@ class _Made:
                 theirs = self._forward(self.teacher, self.example)
         self.outputs = ours, theirs
         losses = self.losses()
+        if self.recipe.online is not None and self.teacher is not None:
+            # Only a run has the device that its graph is for; here it is made to see that it can.
+            self.online(self.teacher, self.example)
         require_fitting_data(self.recipe, self.data, ours)
         try_losses(self.recipe, losses, ours, theirs, self.example)
         return losses

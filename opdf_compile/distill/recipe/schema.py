@@ -127,6 +127,21 @@ class AlignmentSection(Section):
     weight: Positive = Field(1.0, description="Weight of the alignment loss.")
 
 
+class OnlineSection(Section):
+    """Small modules in the frozen teacher that are trained along; left out, there are none."""
+
+    rank: Count = Field(8, description="Inner size of the path beside each weight.")
+    include: list[Text] = Field(
+        [], description="Globs of the teacher's Linear weights.", examples=[["encoder.*"]]
+    )
+    exclude: list[Text] = Field([], description="Globs; not these weights.", examples=[["head.*"]])
+    lr: Positive | None = Field(
+        None, description="Peak learning rate of the paths; the student's.", examples=[0.001]
+    )
+    task: Positive = Field(1.0, description="Weight of the task loss of the teacher's answers.")
+    anchor: AtLeastZero = Field(1.0, description="Weight of KL(answer with paths, answer without).")
+
+
 class OptimizerSection(Section):
     """The optimizer; other keys are options of its class (betas, momentum, nesterov, ...)."""
 
@@ -250,6 +265,7 @@ class Recipe(Section):
     plan: PlanSection = PlanSection()
     loss: list[LossSection] = Field(min_length=1)
     alignment: AlignmentSection | None = None
+    online: OnlineSection | None = None
     optimizer: OptimizerSection
     schedule: ScheduleSection = ScheduleSection()
     training: TrainingSection

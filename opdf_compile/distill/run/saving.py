@@ -97,6 +97,8 @@ class Saving:
         """All tensors beside the student's own and its optimizer's."""
         found = {f"kept/{name}": tensor for name, tensor in self.kept.items()}
         found.update(_state_of("losses", self._setup.losses))
+        if self._setup.online is not None:
+            found.update(_state_of("online", self._setup.online))
         if self._setup.average is not None:
             found.update(_state_of("average", self._setup.average))
         if self._setup.side is not None:
@@ -112,6 +114,8 @@ class Saving:
         if self._first:
             self.kept = dict(_below("kept", tensors))
         setup.losses.load_state_dict(_below("losses", tensors))
+        if setup.online is not None:
+            setup.online.load_state_dict(_below("online", tensors))
         if setup.average is not None:
             setup.average.load_state_dict(_below("average", tensors))
         if setup.side is not None:
