@@ -1,3 +1,5 @@
+from .augmenting import Augmentation as Augmentation
+from .augmenting import augmentation as augmentation
 from .layer_map import CopyReport as CopyReport
 from .layer_map import LayerMap as LayerMap
 from .layer_map import copy_layers as copy_layers

@@ -134,6 +134,42 @@ WRITTEN = {
         14,
         ("no loss compares with it", 'add [[loss]] kind = "skew-kl"'),
     ),
+    "a share of no copy": Broken(
+        "[data]", "pruned_share = 0.3\n[data]", 7, ("nothing is pruned", "add pruned = 0.1")
+    ),
+    "all of a teacher gone": Broken(
+        "[data]", "pruned = 1.0\n[data]", 7, ("pruned in [teacher] is 1", "below 1")
+    ),
+    "an unknown second look": Broken(
+        "[optimizer]",
+        '[augment]\nkind = "mixupp"\n[optimizer]',
+        24,
+        ('"mixupp"', '"mixup" or "cutmix"', "did you mean mixup?"),
+    ),
+    "a second look that is for nothing": Broken(
+        "[optimizer]",
+        '[augment]\nkind = "mixup"\nteacher = 0.0\n[optimizer]',
+        23,
+        ("no loss takes", "add labels = 1.0"),
+    ),
+    "a share that cutout does not draw": Broken(
+        "[optimizer]",
+        '[augment]\nkind = "cutout"\nalpha = 0.5\n[optimizer]',
+        25,
+        ("cutout draws no share", "remove alpha"),
+    ),
+    "mixed labels without a task": Broken(
+        TASK,
+        '[augment]\nkind = "mixup"\nlabels = 1.0\n',
+        21,
+        ("there is no task loss", 'add [[loss]] kind = "task"'),
+    ),
+    "two that change the teacher": Broken(
+        "[optimizer]",
+        '[augment]\nkind = "mixup"\n[online]\n[optimizer]',
+        23,
+        ("[augment] and [online]", "remove one"),
+    ),
     "rank of nothing": Broken(
         "[optimizer]",
         "[online]\nrank = 0\n[optimizer]",

@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from opdf_compile.distill.augmenting import Augmentation
 from opdf_compile.distill.losses import Pieces, Term, WeightedSum
-from opdf_compile.distill.recipe import Batch, Outputs, with_online
+from opdf_compile.distill.recipe import Batch, Outputs, with_augmented, with_online
 
 
 class Objective(nn.Module):
@@ -27,8 +28,10 @@ class Objective(nn.Module):
         losses: WeightedSum,
         forward: Callable[[nn.Module, Batch], Outputs],
         online: nn.Module | None = None,
+        augmentation: Augmentation | None = None,
     ) -> None:
         super().__init__()
+        self._augmentation = augmentation
         self.student, self.losses, self.online = student, losses, online
         self._outputs = forward
 
@@ -37,6 +40,10 @@ class Objective(nn.Module):
         ours = self._outputs(self.student, batch)
         if self.online is not None and teacher is not None:
             ours, teacher = with_online(ours, teacher, self._outputs(self.online, batch))
+        if self._augmentation is not None:
+            with self._augmentation.mixing(batch):
+                again = self._outputs(self.student, self._augmentation.view(batch))
+            ours = with_augmented(ours, again)
         pieces = self.losses.pieces(ours, teacher, batch)
         return {name: (_widened(total), count) for name, (total, count) in pieces.items()}
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -61,6 +62,15 @@ class Setup:
     def beside(self) -> list[nn.Parameter]:
         """What learns beside the student: projections, and modules in the teacher."""
         return [p for module in (self.losses, self.online) if module for p in module.parameters()]
+
+    def looked_at_twice(
+        self, batch: dict[str, Tensor], number: int = 0, place: int = 0, rank: int = 0
+    ) -> dict[str, Tensor]:
+        """A batch with its second look, if there is one: a function of the step and the seed."""
+        if self.job.augmentation is None:
+            return batch
+        rng = np.random.default_rng([self.order.seed, number, place, rank])
+        return self.job.augmentation(batch, rng)
 
     @property
     def optimizers(self) -> tuple[Optimizer, ...]:

@@ -54,8 +54,9 @@ class TrainingStep:
     ) -> None:
         self._setup, self._teaching, self._recipe = setup, teaching, setup.job.recipe
         self._processes = processes or Processes()
+        both = setup.online, setup.job.augmentation
         self._objective = self._processes.wrap(
-            Objective(setup.student, setup.losses, setup.job.forward, setup.online)
+            Objective(setup.student, setup.losses, setup.job.forward, *both)
         ).train()
         self._divisors = Divisors(setup.losses.terms, self._processes.add_up)
         self._trained = [*setup.student.parameters(), *setup.beside]
@@ -79,12 +80,16 @@ class TrainingStep:
         places = [
             shard(batch, processes.rank, processes.size) for batch in setup.order.batches(number)
         ]
-        batches = [setup.batches.of(setup.job.data.train, some) for some in places]
+        plain = (setup.batches.of(setup.job.data.train, some) for some in places)
+        batches = [
+            setup.looked_at_twice(batch, number, place, processes.rank)
+            for place, batch in enumerate(plain)
+        ]
         parts: dict[str, Tensor] = {}
         divisors: dict[str, float] = {}
         told = False
         for place, batch in enumerate(batches):
-            teacher = self._teaching("train", places[place], batch)
+            teacher = self._teaching.both("train", places[place], batch)
             with self._travelling(last=place == len(batches) - 1):
                 with setup.machine.autocast():
                     pieces = self._objective(batch, teacher)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.distill.engine.machine import Machine
+from opdf_compile.distill.engine.pruned import Pruned, mixed
 from opdf_compile.distill.engine.setup import Setup
-from opdf_compile.distill.recipe import Batch, Job, Outputs, with_online
+from opdf_compile.distill.recipe import Batch, Job, Outputs, with_augmented, with_online
 from opdf_compile.errors import InputError
 from opdf_compile.graph import phase_flags
 from opdf_compile.io import fixed_randomness
@@ -40,6 +41,7 @@ class Teaching:
     ) -> None:
         self._job, self.teacher, self._machine = job, teacher, machine
         self._kept = dict(kept or {})
+        self._copy: tuple[nn.Module, Pruned] | None = None
 
     def __call__(self, part: str, indices: list[int], batch: Batch) -> Outputs | None:
         """The outputs by name, without a graph; None without a teacher."""
@@ -48,11 +50,30 @@ class Teaching:
             return {name: tensor.to(self._machine.device) for name, tensor in rows.items()}
         return None if self.teacher is None else self.outputs(self.teacher, batch)
 
+    def both(self, part: str, indices: list[int], batch: Batch) -> Outputs | None:
+        """What it says of a batch, and of the second look that the batch has, if one is taken."""
+        found = self(part, indices, batch)
+        return None if found is None else self.second(found, batch)
+
+    def second(self, found: Outputs, batch: Batch) -> Outputs:
+        """Its outputs on a batch with those on the second look beside them; never kept."""
+        augmentation = self._job.augmentation
+        if augmentation is None or self.teacher is None:
+            return found
+        with augmentation.mixing(batch):
+            return with_augmented(found, self.outputs(self.teacher, augmentation.view(batch)))
+
     @torch.no_grad()
     def outputs(self, teacher: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """What a teacher says now."""
+        section, forward = self._job.recipe.teacher, self._job.forward
         with self._machine.autocast():
-            return self._job.forward(teacher, batch)
+            found = forward(teacher, batch)
+            if section is None or not section.pruned:
+                return found
+            if self._copy is None or self._copy[0] is not teacher:
+                self._copy = teacher, Pruned(teacher, section.pruned)
+            return mixed(found, forward(self._copy[1], batch), section.pruned_share)
 
 
 class Remembered:
@@ -114,12 +135,16 @@ class _Noting(Mapping[str, Tensor]):
 def names_read(setup: Setup, teacher: nn.Module) -> tuple[str, ...]:
     """Which of the teacher's outputs the losses and the metric read, tried on the job's example."""
     job = setup.job
-    batch = setup.batches.moved(job.example)
+    batch = setup.looked_at_twice(setup.batches.moved(job.example))
     noting = _Noting(job.forward(teacher, batch))
     eval_student, eval_losses = (phase_flags(m, "eval") for m in (setup.student, setup.losses))
     with fixed_randomness(), eval_student, eval_losses:
         outputs = job.forward(setup.student, batch)
         found: tuple[Outputs, Outputs] = (outputs, noting)
+        if job.augmentation is not None:
+            view = job.augmentation.view(batch)
+            again = job.forward(setup.student, view), job.forward(teacher, view)
+            found = with_augmented(outputs, again[0]), with_augmented(noting, again[1])
         if setup.online is not None:
             found = with_online(outputs, noting, job.forward(setup.online, batch))
         setup.losses.pieces(*found, batch)

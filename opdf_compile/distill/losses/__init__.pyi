@@ -3,6 +3,7 @@ from .hidden import CosineLoss as CosineLoss
 from .hidden import HiddenStateLoss as HiddenStateLoss
 from .hinton import HintonKD as HintonKD
 from .loss import Loss as Loss
+from .mixed_labels import MixedLabels as MixedLabels
 from .projection import Projection as Projection
 from .skew import ReverseSkewKL as ReverseSkewKL
 from .skew import SkewKL as SkewKL

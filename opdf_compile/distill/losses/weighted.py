@@ -66,12 +66,14 @@ class Term(nn.Module):
 
         A loss that is no `Loss` counts the batch as one row.
         """
-        found = _read(self.student, (student, batch), "student")
+        found = read_output(self.student, (student, batch), "student")
         if self.labels is None:
-            target = _read(self.teacher, (teacher,), "teacher")
+            target = read_output(self.teacher, (teacher,), "teacher")
         else:
-            target = _read(self.labels, (batch, student), "batch")
-        options = {} if self.mask is None else {"mask": _read(self.mask, (batch, student), "batch")}
+            target = read_output(self.labels, (batch, student), "batch")
+        options = (
+            {} if self.mask is None else {"mask": read_output(self.mask, (batch, student), "batch")}
+        )
         if isinstance(self.loss, Loss):
             return self.loss.pieces(found, target, **options)
         value: Tensor = self.loss(found, target, **options)
@@ -191,7 +193,7 @@ class WeightedSum(nn.Module):
         return ", ".join(f"{weight} x {name}" for name, weight in self.weights.items())
 
 
-def _read(name: str, sources: Sequence[_Returned | None], whose: str) -> Tensor:
+def read_output(name: str, sources: Sequence[_Returned | None], whose: str) -> Tensor:
     """The first tensor of that name."""
     mappings = [{"logits": s} if isinstance(s, Tensor) else s for s in sources if s is not None]
     for mapping in mappings:

@@ -173,6 +173,50 @@ def _losses(recipe: Recipe) -> Iterator[Problem]:
             )
 
 
+def _pruned(recipe: Recipe) -> Iterator[Problem]:
+    """A share of a copy that is not made."""
+    teacher = recipe.teacher
+    if teacher is not None and not teacher.pruned and "pruned_share" in teacher.model_fields_set:
+        yield Problem(
+            ("teacher", "pruned_share"),
+            f"pruned_share in [teacher] is {teacher.pruned_share:g} and nothing is pruned, wanted "
+            "the share of its weights too; add pruned = 0.1",
+        )
+
+
+def _augment(recipe: Recipe) -> Iterator[Problem]:
+    """A second look that nothing learns from."""
+    augment = recipe.augment
+    if augment is None:
+        return
+    taught = augment.teacher > 0 and any(loss.needs_teacher for loss in recipe.loss)
+    task = any(isinstance(loss, TaskSection) for loss in recipe.loss)
+    if augment.labels and not task:
+        yield Problem(
+            ("augment", "labels"),
+            f"labels in [augment] is {augment.labels:g} and there is no task loss, wanted one; add "
+            '[[loss]] kind = "task"',
+        )
+    if not taught and not augment.labels:
+        yield Problem(
+            ("augment",),
+            "[augment] gives a second look that no loss takes, wanted a loss that compares with a "
+            "teacher, or the labels; add labels = 1.0",
+        )
+    if augment.kind == "cutout" and augment.alpha is not None:
+        yield Problem(
+            ("augment", "alpha"),
+            f"alpha in [augment] is {augment.alpha:g} and cutout draws no share, wanted none; "
+            "remove alpha",
+        )
+    if recipe.online is not None:
+        yield Problem(
+            ("augment",),
+            "[augment] and [online] both change what the teacher says, wanted one of them; remove "
+            "one",
+        )
+
+
 def _online(recipe: Recipe) -> Iterator[Problem]:
     """Modules in a teacher that nobody listens to."""
     if recipe.online is not None and not any(loss.needs_teacher for loss in recipe.loss):
@@ -266,6 +310,8 @@ _RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _plan,
     _student,
     _losses,
+    _pruned,
+    _augment,
     _online,
     _data,
     optimizer_problems,

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from opdf_compile.planning import Plan
 
 if TYPE_CHECKING:
+    from opdf_compile.distill.augmenting import Augmentation
     from opdf_compile.distill.layer_map import LayerMap
     from opdf_compile.distill.losses import WeightedSum
     from opdf_compile.distill.online_teacher import OnlineTeacher
@@ -105,6 +106,7 @@ class Job:
         layer_map: Student weights and teacher weights, or None.
         alignment: Makes the alignment of one run, or None.
         online: Makes, of (teacher, batch), the teacher with the modules that learn along, or None.
+        augmentation: How the second look at a batch is taken, or None.
         notes: What a user should know, in sentences.
     """
 
@@ -122,6 +124,7 @@ class Job:
     layer_map: LayerMap | None = None
     alignment: Callable[[], Alignment] | None = None
     online: Callable[[nn.Module, Batch], OnlineTeacher] | None = None
+    augmentation: Augmentation | None = None
     notes: tuple[str, ...] = field(default=())
 
     def forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

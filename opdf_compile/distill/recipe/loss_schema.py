@@ -133,9 +133,9 @@ class TaskSection(_Loss):
         """Labels alone."""
         return False
 
-    def make(self) -> nn.Module:
+    def make(self, reduction: Literal["mean", "none"] = "mean") -> losses.TaskLoss:
         """A TaskLoss."""
-        return losses.TaskLoss(self.of, label_smoothing=self.label_smoothing)
+        return losses.TaskLoss(self.of, label_smoothing=self.label_smoothing, reduction=reduction)
 
 
 LossSection = Annotated[

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.distill import losses as kinds
+from opdf_compile.distill.augmenting import AUGMENTED, PARTNER, SHARE
 from opdf_compile.distill.recipe.job import Outputs
 from opdf_compile.distill.recipe.loss_schema import FromTeacher, LossSection, TaskSection
 from opdf_compile.distill.recipe.models import placed
@@ -34,9 +35,44 @@ def make_losses(
             loss.weight,
             _term(recipe, place, loss, student, teacher, labels),
         )
+    if recipe.augment is not None:
+        terms.update(_augmented(recipe, terms, labels))
     if recipe.online is not None:
         terms.update(_of_online(recipe, teacher or {}, labels))
     return kinds.WeightedSum(terms)
+
+
+def _augmented(
+    recipe: Recipe, terms: Mapping[str, tuple[float, nn.Module]], labels: str | None
+) -> dict[str, tuple[float, nn.Module]]:
+    """The same losses on the second look at a batch."""
+    augment = recipe.augment
+    assert augment is not None
+    found: dict[str, tuple[float, nn.Module]] = {}
+    for (name, (weight, term)), loss in zip(list(terms.items()), recipe.loss, strict=True):
+        assert isinstance(term, kinds.Term)
+        if isinstance(loss, FromTeacher) and augment.teacher:
+            there = kinds.Term(
+                term.loss, AUGMENTED + term.student, AUGMENTED + term.teacher, mask=term.mask
+            )
+            found[f"augmented {name}"] = weight * augment.teacher, there
+        elif isinstance(loss, TaskSection) and augment.labels and labels is not None:
+            of_both = kinds.MixedLabels(
+                loss.make("none"),
+                AUGMENTED + term.student,
+                labels,
+                partner=PARTNER,
+                share=SHARE,
+                mask=term.mask,
+            )
+            found[f"augmented {name}"] = weight * augment.labels, of_both
+    return found
+
+
+def with_augmented(outputs: Outputs, augmented: Outputs) -> Mapping[str, Tensor]:
+    """A model's outputs, and those on the second look."""
+    named = {f"{AUGMENTED}{name}": tensor for name, tensor in augmented.items()}
+    return ChainMap(named, outputs)  # type: ignore[arg-type]
 
 
 def _of_online(
@@ -126,9 +162,16 @@ def try_losses(
     Raises:
         RecipeError: One of them cannot be computed.
     """
+    if recipe.augment is not None:
+        # The first look stands for the second, whose shapes are the same.
+        rows = torch.arange(len(next(iter(batch.values()))))
+        batch = {**batch, PARTNER: rows, SHARE: torch.ones(len(rows), dtype=torch.float64)}
+        student = with_augmented(student, student)
+        teacher = None if teacher is None else with_augmented(teacher, teacher)
     if recipe.online is not None and teacher is not None:
         student, teacher = with_online(student, teacher, teacher)
     for place, term in enumerate(losses.terms.values()):
-        where = ("loss", place) if place < len(recipe.loss) else ("online",)
+        beside = "augment" if recipe.augment is not None else "online"
+        where = ("loss", place) if place < len(recipe.loss) else (beside,)
         with torch.no_grad(), placed(recipe, *where):
             term.pieces(student, teacher, batch)

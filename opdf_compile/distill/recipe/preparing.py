@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from opdf_compile.distill.augmenting import Augmentation, augmentation
 from opdf_compile.distill.recipe.axes import Axes, export_axes
 from opdf_compile.distill.recipe.casting import fitting, float_dtype
 from opdf_compile.distill.recipe.checks_data import require_fitting_data
@@ -72,6 +73,7 @@ def prepare(recipe: Recipe, *, base: str | os.PathLike[str] = ".") -> Job:
     dynamic = export_axes(recipe, data, example, loaded.dynamic)
     made = _Made(recipe, folder, teacher, data, example, layer_map, dynamic)
     losses = made.try_everything(student)
+    augmentation = made.augmentation(student) if recipe.augment is not None else None
     parameter_groups(recipe, student)
     metric = make_metric(recipe, folder, losses, data.labels, example)
     try_metric(recipe, metric, *made.outputs, example)
@@ -90,6 +92,7 @@ def prepare(recipe: Recipe, *, base: str | os.PathLike[str] = ".") -> Job:
         layer_map=layer_map,
         alignment=made.alignment if recipe.alignment is not None else None,
         online=made.online if recipe.online is not None else None,
+        augmentation=augmentation,
         notes=notes,
     )
 
@@ -147,6 +150,19 @@ class _Made:
     def optimizer(self, student: nn.Module, plan: Plan | None, **given: Any) -> Optimizer:
         """The optimizer of one run."""
         return make_optimizer(self.recipe, student, plan, **given)
+
+    def augmentation(self, student: nn.Module) -> Augmentation:
+        """How the recipe's second look at a batch is taken."""
+        section = self.recipe.augment
+        assert section is not None
+        with placed(self.recipe, "augment", "kind"):
+            return augmentation(
+                section.kind,
+                section.alpha,
+                lambda batch: self._forward(student, batch),
+                self.example,
+                self.data.inputs,
+            )
 
     def online(self, teacher: nn.Module, batch: Batch) -> OnlineTeacher:
         """The teacher with the recipe's modules in it, for the device that it is on."""

@@ -52,6 +52,13 @@ class TeacherSection(Section):
     cache: bool = Field(
         False, description="Compute its outputs once and keep them on disk, not in every epoch."
     )
+    pruned: BelowOne = Field(
+        0.0,
+        description="Share of each Linear and Conv weight, the smallest, that a copy of it lacks, "
+        "whose outputs are mixed in (R2KD); 0 is no such copy.",
+        examples=[0.1],
+    )
+    pruned_share: BelowOne = Field(0.3, description="Share of that copy in the mix.")
 
 
 class DataSection(Section):
@@ -140,6 +147,26 @@ class OnlineSection(Section):
     )
     task: Positive = Field(1.0, description="Weight of the task loss of the teacher's answers.")
     anchor: AtLeastZero = Field(1.0, description="Weight of KL(answer with paths, answer without).")
+
+
+class AugmentSection(Section):
+    """A second look at every batch, mixed or partly hidden; left out, there is none."""
+
+    kind: Literal["mixup", "cutmix", "cutout"] = Field(
+        description="What becomes of the examples; rows of embeddings are mixed by mixup.",
+        examples=["mixup"],
+    )
+    alpha: Positive | None = Field(
+        None,
+        description="Of the Beta distribution of the shares; 0.2 for mixup, 1 for cutmix.",
+        examples=[0.4],
+    )
+    teacher: AtLeastZero = Field(
+        1.0, description="Weight of the losses that compare with the teacher, on the second look."
+    )
+    labels: AtLeastZero = Field(
+        0.0, description="Weight of the task loss there, by the share of each example's label."
+    )
 
 
 class OptimizerSection(Section):
@@ -266,6 +293,7 @@ class Recipe(Section):
     loss: list[LossSection] = Field(min_length=1)
     alignment: AlignmentSection | None = None
     online: OnlineSection | None = None
+    augment: AugmentSection | None = None
     optimizer: OptimizerSection
     schedule: ScheduleSection = ScheduleSection()
     training: TrainingSection

@@ -143,8 +143,10 @@ def processes(accelerator: Accelerator, setup: Setup, teaching: Teaching) -> Pro
 
 def _unused_parameters(objective: nn.Module, setup: Setup, teaching: Teaching) -> bool:
     """Whether the objective leaves a parameter without a gradient: DDP has to look for those."""
-    batch = setup.batches.moved(setup.job.example)
-    told = None if teaching.teacher is None else teaching.outputs(teaching.teacher, batch)
+    batch = setup.looked_at_twice(setup.batches.moved(setup.job.example))
+    told = None
+    if teaching.teacher is not None:
+        told = teaching.second(teaching.outputs(teaching.teacher, batch), batch)
     with torch.random.fork_rng(), phase_flags(objective, "eval"):
         pieces = objective(batch, told)
         torch.autograd.backward([total for total, _ in pieces.values()])

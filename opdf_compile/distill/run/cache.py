@@ -73,7 +73,10 @@ def cached_parts(
             "same next time: the teacher runs at every step",
         )
     precision = job.recipe.training.precision
-    whole = "\0".join((job.data.fingerprint, module_hash(teacher), precision, *names))
+    pruned = f"{section.pruned} of it in {section.pruned_share}" if section.pruned else ""
+    whole = "\0".join(
+        (job.data.fingerprint, module_hash(teacher), precision, *filter(None, (pruned,)), *names)
+    )
     key = hashlib.sha256(whole.encode()).hexdigest()[:24]
 
     def part(name: str) -> PartToKeep:
