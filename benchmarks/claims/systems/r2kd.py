@@ -15,6 +15,7 @@ from pathlib import Path
 
 from claims.claim import Claim, Finding, System, paired
 from claims.training import best, job_of, score, trained_teacher
+from opdf_compile.distill.recipe import Job
 
 TEACHER = """
 [student]
@@ -66,7 +67,10 @@ RATES, WEIGHTS = (0.003, 0.01, 0.03), {False: (0.5, 2.0, 8.0), True: (2.0, 8.0, 
 SEEDS = {True: 2, False: 32}
 TUNED_ON = {True: (), False: (1000, 1001)}
 
+# Of correlation, second look, pruned copy: which are there.
 Parts = tuple[bool, bool, bool]
+_BOTH = (False, True)
+COMBINATIONS: tuple[Parts, ...] = tuple((a, b, c) for a in _BOTH for b in _BOTH for c in _BOTH)
 _TASK = {
     "system": "R2KD",
     "source": "arXiv 2311.13934",
@@ -112,7 +116,7 @@ def _chosen(parts: Parts, folder: Path, teacher: Path, seeds: Sequence[int]) -> 
     return grid[best(jobs, seeds)]
 
 
-def _job(parts: Parts, folder: Path, teacher: Path, rate: float, weight: float):  # type: ignore[no-untyped-def]
+def _job(parts: Parts, folder: Path, teacher: Path, rate: float, weight: float) -> Job:
     loss, look, pruned = parts
     return job_of(
         STUDENT,
@@ -146,14 +150,14 @@ def measure(small: bool, told: Callable[[str, float], None]) -> Sequence[Finding
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         teacher = trained_teacher(TEACHER, folder)
-        for place, parts in enumerate(product((False, True), repeat=3)):
+        for place, parts in enumerate(COMBINATIONS):
             told(f"combination {place + 1} of 8", place / 8)
             at[parts] = _chosen(parts, folder, teacher, TUNED_ON[small])
             job = _job(parts, folder, teacher, *at[parts])
             found = [score(job, seed, "test") for seed in range(SEEDS[small])]
             scores[parts] = [100 * one.value for one in found]
             seconds[parts] = sum(one.seconds for one in found) / len(found)
-    nothing, everything = (False,) * 3, (True,) * 3
+    nothing, everything = COMBINATIONS[0], COMBINATIONS[-1]
     cost = seconds[everything] / seconds[nothing]
     remark = (
         f"{sum(scores[nothing]) / len(scores[nothing]):.1f} without any; it took {cost:.1f} times "
