@@ -71,38 +71,40 @@ TUNED_ON = {True: (), False: (1000, 1001)}
 Parts = tuple[bool, bool, bool]
 _BOTH = (False, True)
 COMBINATIONS: tuple[Parts, ...] = tuple((a, b, c) for a in _BOTH for b in _BOTH for c in _BOTH)
-_TASK = {
-    "system": "R2KD",
-    "source": "arXiv 2311.13934",
-    "task": "MNIST-1D, 4,000 samples, 12 epochs, a student of 898 parameters",
-    "equal": "steps",
-    "unit": "points of test accuracy",
-}
+
+
+def _claim(says: str, method: str, baseline: str) -> Claim:
+    return Claim(
+        system="R2KD",
+        source="arXiv 2311.13934",
+        says=says,
+        task="MNIST-1D, 4,000 samples, 12 epochs, a student of 898 parameters",
+        method=method,
+        baseline=baseline,
+        equal="steps",
+        unit="points of test accuracy",
+    )
+
+
 CLAIMS = (
-    Claim(
-        **_TASK,
-        says="Correlation distance (classes, batch, ranks) is better than KL.",
-        method="correlation",
-        baseline="KL at temperature 4",
+    _claim(
+        "Correlation distance (classes, batch, ranks) is better than KL.",
+        "correlation",
+        "KL at temperature 4",
     ),
-    Claim(
-        **_TASK,
-        says="Distillation gains from an augmented second look.",
-        method="mixup of the distillation loss",
-        baseline="none",
+    _claim(
+        "Distillation gains from an augmented second look.",
+        "mixup of the distillation loss",
+        "none",
     ),
-    Claim(
-        **_TASK,
-        says="A teacher mixed 0.7 / 0.3 with a copy pruned by 10 % is better than itself.",
-        method="the mix",
-        baseline="the teacher",
+    _claim(
+        "A teacher mixed 0.7 / 0.3 with a copy pruned by 10 % is better than itself.",
+        "the mix",
+        "the teacher",
     ),
 )
-WHOLE = Claim(
-    **_TASK,
-    says="All three together are better than tuned distillation.",
-    method="R2KD",
-    baseline="KL at temperature 4",
+WHOLE = _claim(
+    "All three together are better than tuned distillation.", "R2KD", "KL at temperature 4"
 )
 
 
