@@ -134,6 +134,21 @@ WRITTEN = {
         14,
         ("no loss compares with it", 'add [[loss]] kind = "skew-kl"'),
     ),
+    "a start from no kind of zoo": Broken(
+        "[teacher]",
+        'init = {kind = "sampld", zoo = "zoo"}\n[teacher]',
+        4,
+        ('"sampld"', "did you mean sampled?"),
+    ),
+    "a start from a zoo without a folder": Broken(
+        "[teacher]", 'init = {kind = "mean"}\n[teacher]', 4, ("no zoo", "add zoo =")
+    ),
+    "weights and a zoo": Broken(
+        "[teacher]",
+        'weights = "w.safetensors"\ninit = {kind = "mean", zoo = "zoo"}\n[teacher]',
+        5,
+        ("init from a zoo and weights", "wanted one start", "remove one"),
+    ),
     "a share of no copy": Broken(
         "[data]", "pruned_share = 0.3\n[data]", 7, ("nothing is pruned", "add pruned = 0.1")
     ),

@@ -24,10 +24,15 @@ def _lines() -> Iterator[str]:
             yield from _loss_lines(known)
             continue
         yield from (f"### `[{name}]`", "", _purpose(name), "", *_table(known[name]))
+        for title in known:
+            if title.startswith(f"{name}."):
+                inner = title.partition(".")[2]
+                yield from (f"Inside `{inner} = {{..}}`:", "", *_table(known[title]))
 
 
 def _loss_lines(known: Mapping[str, Mapping[str, Key]]) -> Iterator[str]:
-    by_kind = {title.partition(".")[2]: keys for title, keys in known.items() if "." in title}
+    losses = {title: keys for title, keys in known.items() if title.startswith("loss.")}
+    by_kind = {title.partition(".")[2]: keys for title, keys in losses.items()}
     yield from ("### `[[loss]]`", "", "What it is trained on; as many as you like.", "")
     yield from ("| kind | what it is |", "|---|---|")
     for section in LOSS_SECTIONS:

@@ -85,7 +85,7 @@ def _written(share: float, folder: Path) -> str:
             columns = {key: column[kept] for key, column in columns.items()}
         arrays |= {f"{name}_{key}": column for key, column in columns.items()}
     file = folder / f"digits-{share:g}.npz"
-    np.savez(file, **arrays)
+    np.savez(file, **arrays)  # type: ignore[arg-type]
     return file.name
 
 
@@ -122,7 +122,7 @@ def measure(small: bool, told: Callable[[str, float], None]) -> Sequence[Finding
                 f"{sum(sides[1]) / len(sides[1]):.1f} without; rate and weight {settings[0]} "
                 f"against {settings[1]}."
             )
-            findings.append(paired(_claim(share), *sides, remark))
+            findings.append(paired(_claim(share), sides[0], sides[1], remark))
     return findings
 
 

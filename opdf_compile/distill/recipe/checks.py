@@ -133,6 +133,12 @@ def _student(recipe: Recipe) -> Iterator[Problem]:
             f'[student] has warm_start = true and weights = "{student.weights}", wanted one start; '
             "remove one of them",
         )
+    for name in ("warm_start", "weights"):
+        if student.init is not None and getattr(student, name):
+            yield Problem(
+                ("student", "init"),
+                f"[student] has init from a zoo and {name}, wanted one start; remove one of them",
+            )
     uses = student.warm_start or recipe.alignment is not None
     if "layer_map" in student.model_fields_set and not uses:
         yield Problem(

@@ -17,14 +17,15 @@ from opdf_compile.distill.recipe.checks_data import require_fitting_data
 from opdf_compile.distill.recipe.data_parts import load_data
 from opdf_compile.distill.recipe.examples import examples_at
 from opdf_compile.distill.recipe.job import Batch, Data, Job, named_outputs
-from opdf_compile.distill.recipe.loss_terms import make_losses, try_losses
+from opdf_compile.distill.recipe.loss_terms import FAVOURITE, make_losses, try_losses
 from opdf_compile.distill.recipe.metrics import make_metric, try_metric
 from opdf_compile.distill.recipe.models import fresh_student, load_teacher, placed
 from opdf_compile.distill.recipe.optimizing import make_optimizer, parameter_groups
+from opdf_compile.distill.recipe.paths import located
 from opdf_compile.distill.recipe.planning import make_plan
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.distill.recipe.warm_start import make_layer_map, warm_started
-from opdf_compile.errors import RecipeError, UserError, error_line
+from opdf_compile.errors import InputError, RecipeError, UserError, error_line
 from opdf_compile.graph import phase_flags
 from opdf_compile.planning import Plan
 
@@ -110,15 +111,48 @@ class _Made:
     dynamic: Axes | None
     outputs: tuple[dict[str, Tensor], dict[str, Tensor] | None] = ({}, None)
     _plan: Plan | None = field(default=None)
+    _starts: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     _planned: torch.dtype | None = None
 
     def student(self, seed: int) -> nn.Module:
         """A fresh student in train mode."""
         student = fresh_student(self.recipe, self.base, seed).model
         assert isinstance(student, nn.Module)
+        if self.recipe.student.init is not None:
+            self._start_from_zoo(student, seed)
         if self.recipe.student.warm_start:
             warm_started(self.recipe, student, self.teacher, self.layer_map)
         return student.train()
+
+    def _start_from_zoo(self, student: nn.Module, seed: int) -> None:
+        """Take start weights from the recipe's zoo; those of a seed are drawn once."""
+        from opdf_compile.distill.zoo import data_features, zoo_start
+
+        section = self.recipe.student.init
+        assert section is not None
+        with placed(self.recipe, "student", "init"):
+            if seed not in self._starts:
+                features = data_features(*self._inputs_and_labels(), self._classes())
+                folder = located(section.zoo, self.base)
+                self._starts[seed] = zoo_start(section.kind, folder, student, features, seed=seed)
+            student.load_state_dict(self._starts[seed], strict=False)
+
+    def _inputs_and_labels(self) -> tuple[Tensor, Tensor]:
+        """All of the training part."""
+        whole = torch.arange(len(self.data.train))
+        batch = self.data.collate(examples_at(self.data.train, whole))
+        if self.data.labels is None:
+            raise InputError(
+                "a start from a zoo is chosen by the features of labelled data and there are no "
+                "labels, wanted their column; name it with labels in [data]"
+            )
+        return batch[self.data.inputs[0]], batch[self.data.labels]
+
+    def _classes(self) -> int:
+        """How many the student tells apart."""
+        ours, _theirs = self.outputs
+        found = ours[FAVOURITE] if FAVOURITE in ours else next(iter(ours.values()))
+        return int(found.shape[-1])
 
     def losses(self) -> WeightedSum:
         """The losses of one run."""

@@ -61,6 +61,8 @@ def title_of(path: Path, data: Mapping[str, Any]) -> tuple[str, str]:
     if name == "loss" and len(path) > 1:
         kind = _get(data, path[:2]).get("kind", "")
         return f"the {kind} loss", f"loss.{kind}"
+    if len(path) > 2 and f"{name}.{path[1]}" in sections():
+        return f"{path[1]} in [{name}]", f"{name}.{path[1]}"
     return f"[{name}]", name
 
 
@@ -96,7 +98,8 @@ def _unknown(path: Path, data: Mapping[str, Any]) -> Problem:
     advice = suggestion(name, keys)
     if not advice and homes:
         kinds = [
-            f"a {home.partition('.')[2]} loss" if "." in home else f"[{home}]" for home in homes
+            f"a {home.partition('.')[2]} loss" if home.startswith("loss.") else f"[{home}]"
+            for home in homes
         ]
         advice = f"; it belongs to {' or '.join(kinds[:3])}: move or remove it"
     return Problem(
@@ -150,7 +153,7 @@ def _shape(path: Path, value: Any) -> Problem:
 
 def _wrong(path: Path, value: Any, data: Mapping[str, Any]) -> Problem:
     written, title = title_of(path, data)
-    inside = path[2] if path[0] == "loss" else path[1]
+    inside = path[2] if "." in title else path[1]
     key: Key | None = sections()[title].get(str(inside))
     if key is None:
         return Problem(path, f"{inside} in {written} is {_show(value)}, wanted another value")

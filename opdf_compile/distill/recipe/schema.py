@@ -21,6 +21,15 @@ from opdf_compile.distill.recipe.section import (
 )
 
 
+class InitSection(Section):
+    """Start weights from a zoo of trained students."""
+
+    kind: Literal["sampled", "nearest", "mean"] = Field(
+        description="Drawn by a diffusion model of the zoo, or the nearest student, or their mean."
+    )
+    zoo: Text = Field(description="The folder; relative to the recipe.", examples=["zoo"])
+
+
 class StudentSection(Section):
     """The network that ships."""
 
@@ -30,6 +39,12 @@ class StudentSection(Section):
     )
     weights: Text | None = Field(
         None, description="A .safetensors file with start weights.", examples=["start.safetensors"]
+    )
+    init: InitSection | None = Field(
+        None,
+        description='Start weights from a zoo of trained students: kind = "sampled" (drawn for '
+        'the features of the data), "nearest" or "mean", and its folder, zoo (D2NWG).',
+        examples=[{"kind": "sampled", "zoo": "zoo"}],
     )
     warm_start: bool = Field(False, description="Copy the teacher's mapped layers into it first.")
     layer_map: Literal["every-kth", "found"] | dict[str, str] = Field(

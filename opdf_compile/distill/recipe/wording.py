@@ -40,7 +40,7 @@ class Key:
 
 @functools.cache
 def sections() -> Mapping[str, Mapping[str, Key]]:
-    """The keys of every section; a loss is "loss.KIND"."""
+    """The keys of every section; a loss is "loss.KIND", a table in a section "SECTION.KEY"."""
     whole = Recipe.model_json_schema()
     found: dict[str, Mapping[str, Key]] = {}
     for name, schema in whole["properties"].items():
@@ -74,7 +74,12 @@ def _sections(
         for kind, reference in schema["items"]["discriminator"]["mapping"].items():
             yield f"{name}.{kind}", _resolve({"$ref": reference}, known)
         return
-    yield name, _resolve(schema, known)
+    section = _resolve(schema, known)
+    yield name, section
+    for key, inner in section["properties"].items():
+        found = _resolve(inner, known)
+        if "properties" in found:
+            yield f"{name}.{key}", found
 
 
 def _resolve(schema: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
@@ -109,6 +114,8 @@ def wanted(schema: dict[str, Any]) -> str:
     """What a JSON schema takes, as a phrase."""
     if "anyOf" in schema:
         return " or ".join(wanted(o) for o in schema["anyOf"] if o.get("type") != "null")
+    if "$ref" in schema:
+        return "a table"
     if "const" in schema:
         return as_toml(schema["const"])
     if "enum" in schema:

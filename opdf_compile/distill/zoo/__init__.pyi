@@ -1,0 +1,10 @@
+from .checkpoints import Zoo as Zoo
+from .checkpoints import add_to_zoo as add_to_zoo
+from .checkpoints import read_zoo as read_zoo
+from .diffusion import Noising as Noising
+from .features import data_features as data_features
+from .generator import Generator as Generator
+from .generator import trained_generator as trained_generator
+from .starting import KINDS as KINDS
+from .starting import sample as sample
+from .starting import zoo_start as zoo_start
