@@ -306,6 +306,21 @@ WRITTEN = {
     "half precision without a GPU": Broken(
         "", 'precision = "fp16"\ndevice = "cpu"\n', 34, ("needs a GPU", 'write precision = "bf16"')
     ),
+    "texts that nothing reads": Broken(
+        '"digits"', '"pairs.jsonl"', 8, ("pairs.jsonl holds prompts", "add [language]")
+    ),
+    "labels beside responses": Broken(
+        "batch = 32", 'labels = "y"\n[language]', 9, ("[language] makes them", "remove labels")
+    ),
+    "a part of what is not kept": Broken(
+        "[data]", "cache_top_k = 5\n[data]", 7, ("keeps nothing", "add it, or remove cache_top_k")
+    ),
+    "a part of softened logits": Broken(
+        "[data]",
+        "cache = true\ncache_top_k = 5\n[data]",
+        18,
+        ("softens them by its temperature", "hinton with temperature = 1.0"),
+    ),
     "proof of nothing": Broken(
         "", "[export]\nenabled = false\n[verify]\nbudget = 5\n", 36, ("[verify]", "remove")
     ),
@@ -314,6 +329,9 @@ WRITTEN = {
 # Found when student, teacher and data are there.
 LOADED = {
     "unknown source": Broken('"digits"', '"digts"', 8, ('"digts"', "did you mean digits?")),
+    "no texts": Broken(
+        "batch = 32", "[language]", 8, ('"digits" has no form', "FILE.jsonl", "remove [language]")
+    ),
     "no such file": Broken(
         '"digits"', '"nix.npz"', 8, ("nix.npz does not exist", "check the path")
     ),

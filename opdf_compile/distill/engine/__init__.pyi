@@ -17,3 +17,4 @@ from .teaching import Remembered as Remembered
 from .teaching import Teaching as Teaching
 from .teaching import joined as joined
 from .teaching import names_read as names_read
+from .top_k import TopK as TopK

@@ -26,3 +26,4 @@ from .schema import Recipe as Recipe
 from .schema import TrainingSection as TrainingSection
 from .template import digits_recipe as digits_recipe
 from .template import write_template as write_template
+from .tokens import INPUTS as INPUTS

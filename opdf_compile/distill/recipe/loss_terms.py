@@ -14,6 +14,7 @@ from opdf_compile.distill.recipe.job import Outputs
 from opdf_compile.distill.recipe.loss_schema import FromTeacher, LossSection, TaskSection
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.distill.recipe.tokens import MASK
 from opdf_compile.errors import RecipeError
 
 FAVOURITE = "logits"
@@ -121,19 +122,20 @@ def _term(
     labels: str | None,
 ) -> kinds.Term:
     read = _output(recipe, place, "student", loss.student, student)
+    mask = loss.mask or (None if recipe.language is None else MASK)
     if isinstance(loss, FromTeacher):
         known = teacher or {}
         other = _output(recipe, place, "teacher", loss.teacher, known)
         with placed(recipe, "loss", place):
             made = loss.make(student[read], known[other])
             followed = other if recipe.online is None else ONLINE + other
-            return kinds.Term(made, read, followed, mask=loss.mask)
+            return kinds.Term(made, read, followed, mask=mask)
     if labels is None:
         raise RecipeError(
             f"{recipe.place('loss', place, 'kind')}: the {loss.kind} loss compares with labels and "
             'the data has no column "labels", wanted their column; name it with labels in [data]'
         )
-    return kinds.Term(loss.make(), read, labels=labels, mask=loss.mask)
+    return kinds.Term(loss.make(), read, labels=labels, mask=mask)
 
 
 def _output(recipe: Recipe, place: int, whose: str, name: str | None, outputs: Outputs) -> str:
