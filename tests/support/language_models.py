@@ -10,14 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from opdf_compile.io import prepare_torchvision
+
 VOCABULARY, END = 23, 1
 
 CODE = """
-from language_models import Causal, pairs
+from language_models import Causal, certain, pairs
 
 def student(): return Causal(16, 1)
 def shaky(): return Causal(16, 1, drop=0.2)
-def teacher(): return Causal(24, 2)
+def teacher(): return certain(Causal(24, 2))
 def data(): return pairs(40, 0), pairs(12, 1), pairs(12, 2)
 """
 
@@ -86,6 +88,17 @@ class Causal(nn.Module):
         return logits
 
 
+def certain(model: nn.Module, times: float = 3.0) -> nn.Module:
+    """The model with larger weights: sure of what the data do not say.
+
+    A student of it is worse and worse on the data.
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(times)
+    return model
+
+
 class _Block(nn.Module):
     def __init__(self, width: int, drop: float) -> None:
         super().__init__()
@@ -114,6 +127,7 @@ def pairs(count: int, seed: int) -> list[dict[str, list[int]]]:
 
 def gpt2(width: int = 16, **more: Any) -> nn.Module:
     """A GPT-2 of transformers."""
+    prepare_torchvision()
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -131,6 +145,7 @@ def gpt2(width: int = 16, **more: Any) -> nn.Module:
 
 def llama(width: int = 16, **more: Any) -> nn.Module:
     """A Llama of transformers, with fewer key heads than query heads."""
+    prepare_torchvision()
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -150,6 +165,7 @@ def llama(width: int = 16, **more: Any) -> nn.Module:
 
 def save_tokenizer(folder: Path) -> None:
     """A tokenizer of single letters, with transformers' own files: "</s>" ends a text."""
+    prepare_torchvision()
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -1,3 +1,4 @@
+from .batch_source import BatchSource as BatchSource
 from .batches import Batches as Batches
 from .batches import spans as spans
 from .evaluation import Evaluation as Evaluation

@@ -50,9 +50,15 @@ class Teaching:
         self._kept = dict(kept or {})
         self._copy: tuple[nn.Module, Pruned] | None = None
 
-    def __call__(self, part: str, indices: list[int], batch: Batch) -> Outputs | None:
-        """The outputs by name, without a graph; None without a teacher."""
-        if part in self._kept:
+    def __call__(self, part: str, indices: list[int] | None, batch: Batch) -> Outputs | None:
+        """The outputs by name, without a graph; None without a teacher.
+
+        Args:
+            part: Of the data.
+            indices: Which of its examples the batch is; None where it is something else.
+            batch: On the device.
+        """
+        if indices is not None and part in self._kept:
             rows = self._kept[part].rows(indices)
             if self._job.recipe.language is not None:
                 # Kept with rows that were longer than those of this batch.

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from opdf_compile.distill.recipe.section import Count, Section, Text
+from opdf_compile.distill.recipe.section import AtLeastZero, Count, Positive, Section, Text
 
 TokenId = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -35,3 +35,27 @@ class LanguageSection(Section):
         description="The token that ends a response; the tokenizer's or the student's by default.",
         examples=[2],
     )
+
+
+class GenerationSection(Section):
+    """Who writes the responses that are trained on; left out, all are those of the data."""
+
+    policy: Literal["data", "on", "mixed", "adaptive", "paired"] = Field(
+        description="data: nobody; on: the student, always; mixed: in a share of the batches; "
+        "adaptive: more often as the validation loss rises, and from a buffer (DistiLLM); paired: "
+        "data and student in each batch (DistiLLM-2).",
+        examples=["adaptive"],
+    )
+    max_new_tokens: Count = Field(128, description="Tokens that the student writes at most.")
+    top_p: Share = Field(
+        1.0, description="It draws from the most probable tokens with this much probability."
+    )
+    temperature: AtLeastZero = Field(
+        1.0, description="Of its drawing; 0 takes the most probable token."
+    )
+    share: Share = Field(0.5, description="Of mixed: the batches that the student writes.")
+    buffer: Count = Field(1000, description="Of adaptive: responses that are kept.")
+    tolerance: Positive = Field(
+        0.1, description="Of adaptive: the rise of the validation loss (nats) that counts."
+    )
+    rise: Share = Field(0.1, description="Of adaptive: the share of batches that it then adds.")

@@ -17,7 +17,7 @@ from opdf_compile.distill.recipe.job import Batch, Metric, Outputs
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.paths import located_model
 from opdf_compile.distill.recipe.schema import Recipe
-from opdf_compile.distill.recipe.tokens import MASK
+from opdf_compile.distill.recipe.tokens import LABELS, MASK
 from opdf_compile.errors import RecipeError
 from opdf_compile.files import importing_from
 from opdf_compile.io import find_callable
@@ -58,6 +58,16 @@ def make_metric(
     pieces = getattr(reader, name)
     of_mean = perplexity_of if name == "perplexity" else float
     return Metric(name, pieces, name in _UP, name in NEED_TEACHER, of_mean)
+
+
+def likelihood(output: str) -> Metric:
+    """The mean negative log-likelihood of a language model's responses, in nats per token.
+
+    Args:
+        output: The logits' name.
+    """
+    reader = _Reader(kinds.Term(kinds.TaskLoss(), output), LABELS, MASK)
+    return Metric("negative log-likelihood", reader.perplexity, higher_is_better=False)
 
 
 def perplexity_of(nats: float) -> float:

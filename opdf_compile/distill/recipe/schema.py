@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, field_serializer
 
-from opdf_compile.distill.recipe.language_schema import LanguageSection
+from opdf_compile.distill.recipe.language_schema import GenerationSection, LanguageSection
 from opdf_compile.distill.recipe.loss_schema import LossSection
 from opdf_compile.distill.recipe.section import (
     AtLeastZero,
@@ -298,6 +298,7 @@ class Recipe(Section):
     teacher: TeacherSection | None = None
     data: DataSection
     language: LanguageSection | None = None
+    generation: GenerationSection | None = None
     plan: PlanSection = PlanSection()
     loss: list[LossSection] = Field(min_length=1)
     alignment: AlignmentSection | None = None

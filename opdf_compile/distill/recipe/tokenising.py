@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from opdf_compile.distill.generation import end_token
 from opdf_compile.distill.recipe.language_schema import LanguageSection
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.paths import located, located_model
@@ -76,7 +77,7 @@ class _Reader:
         self._tokenizer: Any = None
         self.end = self.section.end
         if self.end is None:
-            self.end = _end_of(self.student)
+            self.end = end_token(self.student)
 
     def sequences(self, rows: Sequence[Row], part: str) -> Sequences:
         """The rows of a part."""
@@ -144,16 +145,6 @@ class _Reader:
                 "end token, wanted one that ends a response; write end = ID in [language]"
             )
         return tokenizer
-
-
-def _end_of(student: nn.Module) -> int | None:
-    """The end token that a model of transformers names."""
-    for config in (getattr(student, "generation_config", None), getattr(student, "config", None)):
-        found = getattr(config, "eos_token_id", None)
-        for end in found if isinstance(found, list | tuple) else (found,):
-            if isinstance(end, int):
-                return end
-    return None
 
 
 def _ids(value: Any, which: str) -> Tensor:

@@ -101,3 +101,9 @@ def largest_token(part: Examples) -> int:
     whole, places = found
     both = (whole.prompts, whole.responses)
     return max(int(ids[place].max()) for ids in both for place in places)
+
+
+def longest_prompt(part: Examples) -> int:
+    """Tokens of the longest prompt of a part; 0 where it holds no sequences."""
+    found = sequences_in(part)
+    return 0 if found is None else max(len(found[0].prompts[place]) for place in found[1])

@@ -179,6 +179,10 @@ BROKEN = {
         ("has a prompt of", "max_length is 3", "raise max_length"),
     ),
 }
+BROKEN["too many tokens"] = (
+    {"generation": '[generation]\npolicy = "on"\nmax_new_tokens = 40'},
+    ("the student rejects 44 tokens", "IndexError", "make max_new_tokens smaller"),
+)
 ROWS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "a number": ({"prompt": 3, "response": [1]}, ("3", "of int", "a list of whole numbers")),
     "halves": ({"prompt": [3, 0.5], "response": [1]}, ("[3, 0.5]", "a text or a list")),
