@@ -31,7 +31,7 @@ from opdf_compile.distill.generation import (
     Sampling,
     respond,
 )
-from opdf_compile.distill.recipe import INPUTS, PROMPT, Batch, example_of, likelihood
+from opdf_compile.distill.recipe import INPUTS, PROMPT, Batch, example_of, likelihood, logits_of
 from opdf_compile.io import RankGroup
 
 _Pair = tuple[Tensor, Tensor]
@@ -63,7 +63,7 @@ class WrittenBatches:
         self._data = DataBatches(setup, rank, ranks)
         self._sampling = Sampling(section.max_new_tokens, section.top_p, section.temperature)
         self._evaluation = Evaluation(
-            setup.job, setup.batches, lambda *_: None, metric=likelihood(_logits(setup))
+            setup.job, setup.batches, lambda *_: None, metric=likelihood()
         )
         self.policy = AdaptivePolicy(section.tolerance, section.rise)
         self.buffer = ReplayBuffer(section.buffer)
@@ -109,7 +109,7 @@ class WrittenBatches:
 
         def forward(ids: Tensor, mask: Tensor) -> Tensor:
             batch = dict(zip(INPUTS, (ids, mask), strict=True))
-            return setup.job.forward(setup.student, batch)[_logits(setup)]
+            return logits_of(setup.job.forward(setup.student, batch))
 
         with setup.machine.autocast():
             responses = respond(
@@ -151,8 +151,3 @@ class WrittenBatches:
         self.counts = Counter(state["counts"])
         self.policy.phi, self.policy.reference = state["phi"], state["reference"]
         self.buffer.load(tensors)
-
-
-def _logits(setup: Setup) -> str:
-    """The output that the first loss reads."""
-    return next(iter(setup.losses.terms.values())).student

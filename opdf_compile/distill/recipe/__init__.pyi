@@ -13,6 +13,7 @@ from .job import Examples as Examples
 from .job import Job as Job
 from .job import Metric as Metric
 from .job import Outputs as Outputs
+from .loss_terms import logits_of as logits_of
 from .loss_terms import with_augmented as with_augmented
 from .loss_terms import with_online as with_online
 from .metrics import likelihood as likelihood

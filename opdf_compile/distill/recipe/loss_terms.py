@@ -90,13 +90,15 @@ def _of_online(
     task = next((loss for loss in recipe.loss if isinstance(loss, TaskSection)), None)
     follows = next(loss for loss in recipe.loss if isinstance(loss, FromTeacher))
     read = _output(recipe, recipe.loss.index(follows), "teacher", follows.teacher, teacher)
-    mask = follows.mask if task is None else task.mask
+    mask = _mask(recipe, follows if task is None else task)
     loss = kinds.TaskLoss() if task is None else task.make()
     found: dict[str, tuple[float, nn.Module]] = {
         "online task": (online.task, kinds.Term(loss, ONLINE + read, labels=labels, mask=mask))
     }
     if online.anchor:
-        near = kinds.Term(kinds.ReverseSkewKL(0.0), ONLINE + read, read, mask=follows.mask)
+        near = kinds.Term(
+            kinds.ReverseSkewKL(0.0), ONLINE + read, read, mask=_mask(recipe, follows)
+        )
         found["online anchor"] = (online.anchor, near)
     return found
 
@@ -122,7 +124,7 @@ def _term(
     labels: str | None,
 ) -> kinds.Term:
     read = _output(recipe, place, "student", loss.student, student)
-    mask = loss.mask or (None if recipe.language is None else MASK)
+    mask = _mask(recipe, loss)
     if isinstance(loss, FromTeacher):
         known = teacher or {}
         other = _output(recipe, place, "teacher", loss.teacher, known)
@@ -138,6 +140,11 @@ def _term(
     return kinds.Term(loss.make(), read, labels=labels, mask=mask)
 
 
+def _mask(recipe: Recipe, loss: LossSection) -> str | None:
+    """The column that says which rows count: of a language model, the tokens of the response."""
+    return loss.mask or (None if recipe.language is None else MASK)
+
+
 def _output(recipe: Recipe, place: int, whose: str, name: str | None, outputs: Outputs) -> str:
     """The output that a loss reads: the one it names, or "logits", or the first."""
     if name is None and outputs:
@@ -150,6 +157,11 @@ def _output(recipe: Recipe, place: int, whose: str, name: str | None, outputs: O
         f"outputs are {found}, wanted one of them; correct {whose} = ..., or let the model return "
         "it"
     )
+
+
+def logits_of(outputs: Outputs) -> Tensor:
+    """The output that losses read by default."""
+    return outputs[FAVOURITE] if FAVOURITE in outputs else next(iter(outputs.values()))
 
 
 def try_losses(

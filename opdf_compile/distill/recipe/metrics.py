@@ -14,6 +14,7 @@ from torch import Tensor
 from opdf_compile.distill import losses as kinds
 from opdf_compile.distill.recipe.checks import NEED_TEACHER
 from opdf_compile.distill.recipe.job import Batch, Metric, Outputs
+from opdf_compile.distill.recipe.loss_terms import FAVOURITE, logits_of
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.paths import located_model
 from opdf_compile.distill.recipe.schema import Recipe
@@ -60,14 +61,14 @@ def make_metric(
     return Metric(name, pieces, name in _UP, name in NEED_TEACHER, of_mean)
 
 
-def likelihood(output: str) -> Metric:
-    """The mean negative log-likelihood of a language model's responses, in nats per token.
+def likelihood() -> Metric:
+    """The mean negative log-likelihood of a language model's responses, in nats per token."""
+    reader = _Reader(kinds.Term(kinds.TaskLoss()), LABELS, MASK)
 
-    Args:
-        output: The logits' name.
-    """
-    reader = _Reader(kinds.Term(kinds.TaskLoss(), output), LABELS, MASK)
-    return Metric("negative log-likelihood", reader.perplexity, higher_is_better=False)
+    def pieces(student: Outputs, teacher: Outputs | None, batch: Batch) -> _Piece:
+        return reader.perplexity({FAVOURITE: logits_of(student)}, teacher, batch)
+
+    return Metric("negative log-likelihood", pieces, higher_is_better=False)
 
 
 def perplexity_of(nats: float) -> float:
