@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -154,6 +156,21 @@ def test_what_a_callable_may_return(source: str, tmp_path: Path) -> None:
     job = prepare(read_recipe(file), base=tmp_path)
     assert len(job.data.validation) == (12 if source == "parts" else 8)
     assert isinstance(job.data.train[0]["labels"], torch.Tensor)
+
+
+def test_the_rows_of_a_saved_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the package datasets, whose rows are mappings of texts and lists, a stand-in."""
+    parts = {"train": pairs(20, 0), "valid": pairs(9, 1), "unused": pairs(3, 2)}
+    package = SimpleNamespace(load_from_disk=lambda _folder: parts)
+    monkeypatch.setitem(sys.modules, "datasets", package)
+    (tmp_path / "saved").mkdir()
+    file = written(tmp_path)
+    file.write_text(file.read_text().replace("code.py:data", "hf:saved"))
+    job = prepare(read_recipe(file), base=tmp_path)
+    assert len(job.data.train) + len(job.data.test) == 20
+    first = parts["valid"][0]
+    found = job.data.validation[0]["input_ids"].tolist()
+    assert found == [*first["prompt"], *first["response"]]
 
 
 def test_a_long_response_is_cut(tmp_path: Path) -> None:
