@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -84,7 +84,7 @@ SIZES = {
     True: Size(40, 10, 20, 5, 2, RATES[:1], 64),
     False: Size(300, 60, 160, 20, 4, RATES, 96),
 }
-_WHERE = {
+_WHERE: dict[str, Any] = {
     "system": "DistiLLM",
     "source": "arXiv 2402.03898",
     "task": "sequences of a grammar with exact probabilities; 0.2 M student, 1 M teacher",
@@ -261,7 +261,7 @@ def gradients(bench: Bench, seed: int) -> tuple[tuple[float, float], tuple[float
     models = bench.start(seed), bench.teacher
     with torch.no_grad():
         pair = [model.eval()(ids).double().flatten(0, 1) for model in models]
-    plain, skewed = (derivatives(*pair, alpha) for alpha in (0.0, ALPHA))
+    plain, skewed = (derivatives(pair[0], pair[1], alpha) for alpha in (0.0, ALPHA))
     return plain, skewed
 
 
