@@ -9,7 +9,6 @@ from torch import Tensor
 
 from opdf_compile.distill.engine.order import shard
 from opdf_compile.distill.engine.setup import Setup
-from opdf_compile.distill.recipe import Batch
 
 
 class Drawn(NamedTuple):
@@ -21,7 +20,7 @@ class Drawn(NamedTuple):
             which nothing that is kept of the teacher can be read.
     """
 
-    batch: Batch
+    batch: dict[str, Tensor]
     indices: list[int] | None
 
 

@@ -66,7 +66,7 @@ class Teaching:
             return {name: tensor.to(self._machine.device) for name, tensor in rows.items()}
         return None if self.teacher is None else self.outputs(self.teacher, batch)
 
-    def both(self, part: str, indices: list[int], batch: Batch) -> Outputs | None:
+    def both(self, part: str, indices: list[int] | None, batch: Batch) -> Outputs | None:
         """What it says of a batch, and of the second look that the batch has, if one is taken."""
         found = self(part, indices, batch)
         return None if found is None else self.second(found, batch)

@@ -79,7 +79,7 @@ def cached_parts(
     precision = job.recipe.training.precision
     pruned = f"{section.pruned} of it in {section.pruned_share}" if section.pruned else ""
     top_k = None if section.cache_top_k is None else TopK(section.cache_top_k)
-    form = filter(None, (pruned, top_k and f"top {top_k.k}"))
+    form = [text for text in (pruned, f"top {top_k.k}" if top_k else "") if text]
     whole = "\0".join((job.data.fingerprint, module_hash(teacher), precision, *form, *names))
     key = hashlib.sha256(whole.encode()).hexdigest()[:24]
 
