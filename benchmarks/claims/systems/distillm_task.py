@@ -128,8 +128,10 @@ class _Block(nn.Module):
         """``(b, t, width)`` -> the same."""
         batch, length, width = hidden.shape
         shape = batch, length, self.heads, width // self.heads
-        parts = (p.view(shape).transpose(1, 2) for p in self.mix(self.first(hidden)).chunk(3, -1))
-        found = F.scaled_dot_product_attention(*parts, is_causal=True)
+        query, key, value = (
+            part.view(shape).transpose(1, 2) for part in self.mix(self.first(hidden)).chunk(3, -1)
+        )
+        found = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         hidden = hidden + self.out(found.transpose(1, 2).reshape(batch, length, width))
         grown: Tensor = self.down(F.gelu(self.up(self.second(hidden))))
         return hidden + grown
@@ -162,7 +164,7 @@ def fitted(model: nn.Module, grammar: Grammar, steps: int, examples: int, seed: 
         logits = model(ids[places, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), labels[places].flatten())
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
     return model
