@@ -35,6 +35,7 @@ from .models.safetensors_file import read_tensors as read_tensors
 from .models.safetensors_file import write_student as write_student
 from .models.safetensors_file import write_tensors as write_tensors
 from .models.spec import load_model as load_model
+from .models.tokenizer import load_tokenizer as load_tokenizer
 from .models.weight_loading import load_weights as load_weights
 from .onnx_student.drawn_examples import trace_drawn as trace_drawn
 from .onnx_student.onnx_loading import load_onnx as load_onnx

@@ -68,6 +68,7 @@ class Broken:
 
 TEACHER = '[teacher]\nmodel = "opdf_compile.distill.demo.networks:Teacher"\n'
 TASK = '[[loss]]\nkind = "task"\nweight = 0.1\n'
+HINTON = '[[loss]]\nkind = "hinton"\ntemperature = 4.0\nweight = 0.9\n\n'
 DATA = '[data]\nsource = "digits"\nbatch = 32\n'
 
 # Found by reading the file alone.
@@ -321,6 +322,63 @@ WRITTEN = {
     "half precision without a GPU": Broken(
         "", 'precision = "fp16"\ndevice = "cpu"\n', 34, ("needs a GPU", 'write precision = "bf16"')
     ),
+    "texts that nothing reads": Broken(
+        '"digits"', '"pairs.jsonl"', 8, ("pairs.jsonl holds prompts", "add [language]")
+    ),
+    "labels beside responses": Broken(
+        "batch = 32", 'labels = "y"\n[language]', 9, ("[language] makes them", "remove labels")
+    ),
+    "a part of what is not kept": Broken(
+        "[data]", "cache_top_k = 5\n[data]", 7, ("keeps nothing", "add it, or remove cache_top_k")
+    ),
+    "a part of softened logits": Broken(
+        "[data]",
+        "cache = true\ncache_top_k = 5\n[data]",
+        18,
+        ("softens them by its temperature", "hinton with temperature = 1.0"),
+    ),
+    "a writer without prompts": Broken(
+        "", '[generation]\npolicy = "on"\n', 34, ("has no [language]", "add [language]")
+    ),
+    "a writer without a policy": Broken(
+        "", "[generation]\ntop_p = 0.9\n", 34, ("no policy", 'add policy = "adaptive"')
+    ),
+    "a share of another policy": Broken(
+        "",
+        '[language]\n[generation]\npolicy = "on"\nshare = 0.2\n',
+        37,
+        ('has share and policy = "on"', 'policy = "mixed" alone', "remove share"),
+    ),
+    "a nucleus of nothing": Broken(
+        "",
+        '[language]\n[generation]\npolicy = "on"\ntop_p = 0.0\n',
+        37,
+        ("top_p in [generation] is 0.0", "above 0 and of at most 1"),
+    ),
+    "a buffer below a batch": Broken(
+        "",
+        '[language]\n[generation]\npolicy = "adaptive"\nbuffer = 8\n',
+        37,
+        ("holds 8 responses and a batch has 32", "write buffer = 1000"),
+    ),
+    "nobody to judge the responses": Broken(
+        TEACHER + "\n" + DATA + "\n[plan]\ncores = 3\n\n" + HINTON,
+        DATA + '\n[language]\n[generation]\npolicy = "on"\n\n[plan]\ncores = 3\n\n',
+        10,
+        ("no loss compares with a teacher", 'add [[loss]] kind = "skew-kl"'),
+    ),
+    "a mask of nobody": Broken(
+        "weight = 0.9",
+        'mask = "student_mask"\n[language]',
+        17,
+        ("it writes nothing", 'policy = "paired"', "remove mask"),
+    ),
+    "a loss without a gradient": Broken(
+        'kind = "hinton"\ntemperature = 4.0',
+        'kind = "skew-kl"\ndetach = true',
+        16,
+        ("leaves skew-kl no gradient", "remove it"),
+    ),
     "proof of nothing": Broken(
         "", "[export]\nenabled = false\n[verify]\nbudget = 5\n", 36, ("[verify]", "remove")
     ),
@@ -329,6 +387,9 @@ WRITTEN = {
 # Found when student, teacher and data are there.
 LOADED = {
     "unknown source": Broken('"digits"', '"digts"', 8, ('"digts"', "did you mean digits?")),
+    "no texts": Broken(
+        "batch = 32", "[language]", 8, ('"digits" has no form', "FILE.jsonl", "remove [language]")
+    ),
     "no such file": Broken(
         '"digits"', '"nix.npz"', 8, ("nix.npz does not exist", "check the path")
     ),

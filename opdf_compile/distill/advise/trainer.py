@@ -190,7 +190,8 @@ class Trainer:
             found = teaching.outputs(teacher, batches.of(self._holdouts.pool, indices.tolist()))
             pieces.append({name: tensor.cpu() for name, tensor in found.items() if tensor.dim()})
             self._check()
-        return joined(pieces, "training and validation")
+        ragged = job.recipe.language is not None
+        return joined(pieces, "training and validation", ragged=ragged)
 
     def _rows(self, holdout: Holdout) -> dict[str, Remembered]:
         if not self._kept:

@@ -1,3 +1,4 @@
+from .batch_source import BatchSource as BatchSource
 from .batches import Batches as Batches
 from .batches import spans as spans
 from .evaluation import Evaluation as Evaluation
@@ -17,3 +18,4 @@ from .teaching import Remembered as Remembered
 from .teaching import Teaching as Teaching
 from .teaching import joined as joined
 from .teaching import names_read as names_read
+from .top_k import TopK as TopK

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from opdf_compile.distill.engine.batches import Batches, spans
-from opdf_compile.distill.recipe import Batch, Examples, Job
+from opdf_compile.distill.recipe import Batch, Examples, Job, Metric
 from opdf_compile.graph import phase_flags
 from opdf_compile.io import RankGroup
 
@@ -30,13 +30,20 @@ class Evaluation:
         batches: Makes batches.
         teacher: Gives the teacher's outputs where the metric reads them.
         batch: Examples per forward; None takes the recipe's.
+        metric: In place of the recipe's.
     """
 
     def __init__(
-        self, job: Job, batches: Batches, teacher: _Teach, batch: int | None = None
+        self,
+        job: Job,
+        batches: Batches,
+        teacher: _Teach,
+        batch: int | None = None,
+        metric: Metric | None = None,
     ) -> None:
         self._job, self._batches, self._teacher = job, batches, teacher
         self._batch = batch or job.recipe.data.batch
+        self._metric = metric or job.metric
 
     def of(self, model: nn.Module, part: str, *, alone: bool = False) -> float:
         """The metric of a model in eval mode; see `__call__`."""
@@ -64,13 +71,15 @@ class Evaluation:
         }
         pieces = [together[place] for place in sorted(together)]
         count = sum(count for _, count in pieces)
-        return sum(total for total, _ in pieces) / count if count else math.nan
+        if not count:
+            return math.nan
+        return self._metric.of_mean(sum(total for total, _ in pieces) / count)
 
     def _piece(
         self, forward: _Forward, part: str, examples: Examples, indices: list[int]
     ) -> tuple[float, float]:
         batch = self._batches.of(examples, indices)
-        metric = self._job.metric
+        metric = self._metric
         teacher = self._teacher(part, indices, batch) if metric.needs_teacher else None
         total, count = metric.pieces(forward(batch), teacher, batch)
         return float(total), float(count)

@@ -3,8 +3,9 @@
     for each batch of the step      forward, losses, backward of this batch's part of the objective
     once                            clip, step, clear, average the weights
 
-What a step does depends on its number, on the setup's state and on the random number generators,
-and on nothing else: so a run can be taken up between any two steps.
+What a step does depends on its number, on the states of the setup and of the source of its
+batches, on the random number generators, and on nothing else: so a run can be taken up between any
+two steps.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from opdf_compile.distill.engine.batch_source import BatchSource, DataBatches
 from opdf_compile.distill.engine.objective import Divisors, Objective, weighted
-from opdf_compile.distill.engine.order import shard
 from opdf_compile.distill.engine.schedule import set_rates, share_of_peak
 from opdf_compile.distill.engine.setup import Setup
 from opdf_compile.distill.engine.teaching import Teaching
+from opdf_compile.distill.engine.written import WrittenBatches
 from opdf_compile.training import Overparam
 
 
@@ -47,6 +49,7 @@ class TrainingStep:
 
     Attributes:
         scaler: Of float16's gradients.
+        source: Where the batches come from.
     """
 
     def __init__(
@@ -61,6 +64,8 @@ class TrainingStep:
         self._divisors = Divisors(setup.losses.terms, self._processes.add_up)
         self._trained = [*setup.student.parameters(), *setup.beside]
         self.scaler = setup.machine.scaler()
+        source = DataBatches if setup.job.recipe.generation is None else WrittenBatches
+        self.source: BatchSource = source(setup, self._processes.rank, self._processes.size)
 
     def __call__(self, number: int, *, stop: bool = False) -> tuple[dict[str, Tensor], bool]:
         """Take a step; all processes together.
@@ -77,19 +82,16 @@ class TrainingStep:
         share = share_of_peak(number, setup.steps, schedule, setup.warmup)
         for optimizer in setup.optimizers:
             set_rates(optimizer, share)
-        places = [
-            shard(batch, processes.rank, processes.size) for batch in setup.order.batches(number)
-        ]
-        plain = (setup.batches.of(setup.job.data.train, some) for some in places)
+        drawn = self.source.batches(number)
         batches = [
             setup.looked_at_twice(batch, number, place, processes.rank)
-            for place, batch in enumerate(plain)
+            for place, (batch, _indices) in enumerate(drawn)
         ]
         parts: dict[str, Tensor] = {}
         divisors: dict[str, float] = {}
         told = False
         for place, batch in enumerate(batches):
-            teacher = self._teaching.both("train", places[place], batch)
+            teacher = self._teaching.both("train", drawn[place].indices, batch)
             with self._travelling(last=place == len(batches) - 1):
                 with setup.machine.autocast():
                     pieces = self._objective(batch, teacher)

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from opdf_compile.distill.engine.machine import Machine
 from opdf_compile.distill.engine.pruned import Pruned, mixed
 from opdf_compile.distill.engine.setup import Setup
-from opdf_compile.distill.recipe import Batch, Job, Outputs, with_augmented, with_online
+from opdf_compile.distill.recipe import (
+    INPUTS,
+    Batch,
+    Job,
+    Outputs,
+    with_augmented,
+    with_online,
+)
 from opdf_compile.errors import InputError
 from opdf_compile.graph import phase_flags
 from opdf_compile.io import fixed_randomness
@@ -43,14 +50,23 @@ class Teaching:
         self._kept = dict(kept or {})
         self._copy: tuple[nn.Module, Pruned] | None = None
 
-    def __call__(self, part: str, indices: list[int], batch: Batch) -> Outputs | None:
-        """The outputs by name, without a graph; None without a teacher."""
-        if part in self._kept:
+    def __call__(self, part: str, indices: list[int] | None, batch: Batch) -> Outputs | None:
+        """The outputs by name, without a graph; None without a teacher.
+
+        Args:
+            part: Of the data.
+            indices: Which of its examples the batch is; None where it is something else.
+            batch: On the device.
+        """
+        if indices is not None and part in self._kept:
             rows = self._kept[part].rows(indices)
+            if self._job.recipe.language is not None:
+                # Kept with rows that were longer than those of this batch.
+                rows = {n: rows_[:, : batch[INPUTS[0]].shape[1]] for n, rows_ in rows.items()}
             return {name: tensor.to(self._machine.device) for name, tensor in rows.items()}
         return None if self.teacher is None else self.outputs(self.teacher, batch)
 
-    def both(self, part: str, indices: list[int], batch: Batch) -> Outputs | None:
+    def both(self, part: str, indices: list[int] | None, batch: Batch) -> Outputs | None:
         """What it says of a batch, and of the second look that the batch has, if one is taken."""
         found = self(part, indices, batch)
         return None if found is None else self.second(found, batch)
@@ -93,12 +109,20 @@ class Remembered:
         return {name: tensor[found] for name, tensor in self.outputs.items()}
 
 
-def joined(pieces: Sequence[Outputs], part: str) -> dict[str, Tensor]:
+def joined(pieces: Sequence[Outputs], part: str, *, ragged: bool = False) -> dict[str, Tensor]:
     """The outputs on several batches as one.
+
+    Args:
+        pieces: ``(n, ...)`` each.
+        part: Of the data, for the sentence.
+        ragged: Whether rows of unequal length are filled up with 0: those of tokens that no loss
+            counts.
 
     Raises:
         InputError: Their shapes differ.
     """
+    if ragged:
+        return {name: _filled_up([piece[name] for piece in pieces]) for name in pieces[0]}
     for name in pieces[0]:
         shapes = {tuple(piece[name].shape[1:]) for piece in pieces}
         if len(shapes) > 1:
@@ -108,6 +132,12 @@ def joined(pieces: Sequence[Outputs], part: str) -> dict[str, Tensor]:
                 "cache = false"
             )
     return {name: torch.cat([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _filled_up(pieces: Sequence[Tensor]) -> Tensor:
+    """Pieces ``(n, tokens, ...)`` in a row, each filled up with 0 to the longest."""
+    rows = [row for piece in pieces for row in piece]
+    return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 class _Noting(Mapping[str, Tensor]):

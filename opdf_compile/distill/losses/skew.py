@@ -4,7 +4,9 @@ SKL  = KL(p || a p + (1 - a) q)
 SRKL = KL(q || a q + (1 - a) p)
 
 p, q: softmax of the teacher's and the student's logits; a: the skew. Source: Ko, Kim, Chen, Yun
-2024 (DistiLLM), arXiv 2402.03898, section 3.1.
+2024 (DistiLLM), arXiv 2402.03898, section 3.1. DistiLLM-2 (arXiv 2503.07067, and its authors' code)
+takes SKL on the teacher's responses and SRKL on the student's, there with a mixture that is held
+fixed: no gradient flows through the q inside it.
 """
 
 from __future__ import annotations
@@ -33,15 +35,11 @@ class _Skewed(Loss):
         """What print shows."""
         return f"alpha={self.alpha}"
 
-    def _from(self, logs: Tensor, others: Tensor) -> Tensor:
-        """KL(p || a p + (1 - a) q), of logarithms.
-
-        The mixture is made of logarithms too, so that probabilities below float32's smallest count.
-        """
+    def _mixed(self, logs: Tensor, others: Tensor) -> Tensor:
+        """The mixture, of logarithms and as one: what is below float32's smallest counts."""
         if self.alpha == 0:
-            return divergence(logs, others)
-        mixed = torch.logaddexp(logs + math.log(self.alpha), others + math.log1p(-self.alpha))
-        return divergence(logs, mixed)
+            return others
+        return torch.logaddexp(logs + math.log(self.alpha), others + math.log1p(-self.alpha))
 
 
 class SkewKL(_Skewed):
@@ -58,7 +56,8 @@ class SkewKL(_Skewed):
     """
 
     def _rows(self, student: Tensor, teacher: Tensor, _counted: Tensor | None) -> Tensor:
-        return self._from(log_softmax(teacher), log_softmax(student))
+        logs = log_softmax(teacher)
+        return divergence(logs, self._mixed(logs, log_softmax(student)))
 
 
 class ReverseSkewKL(_Skewed):
@@ -66,6 +65,7 @@ class ReverseSkewKL(_Skewed):
 
     Args:
         alpha: The student's share of the mixture, 0 <= alpha < 1; 0 is the plain reverse KL.
+        detach: Let no gradient flow through the mixture, as DistiLLM-2 does.
         reduction: "mean", "sum" or "none"; see `Loss`.
 
     Shapes: student and teacher ``(..., classes)``, mask ``(...)``. Each row is at most -log(alpha).
@@ -74,5 +74,13 @@ class ReverseSkewKL(_Skewed):
         InputError: alpha is out of range; in forward, shapes or dtypes do not fit.
     """
 
+    def __init__(
+        self, alpha: float = 0.1, *, detach: bool = False, reduction: Reduction = "mean"
+    ) -> None:
+        super().__init__(alpha, reduction=reduction)
+        self.detach = detach
+
     def _rows(self, student: Tensor, teacher: Tensor, _counted: Tensor | None) -> Tensor:
-        return self._from(log_softmax(student), log_softmax(teacher))
+        logs = log_softmax(student)
+        inside = logs.detach() if self.detach else logs
+        return divergence(logs, self._mixed(inside, log_softmax(teacher)))

@@ -13,8 +13,10 @@ from .job import Examples as Examples
 from .job import Job as Job
 from .job import Metric as Metric
 from .job import Outputs as Outputs
+from .loss_terms import logits_of as logits_of
 from .loss_terms import with_augmented as with_augmented
 from .loss_terms import with_online as with_online
+from .metrics import likelihood as likelihood
 from .models import placed as placed
 from .optimizing import make_optimizer as make_optimizer
 from .planning import make_plan as make_plan
@@ -26,3 +28,7 @@ from .schema import Recipe as Recipe
 from .schema import TrainingSection as TrainingSection
 from .template import digits_recipe as digits_recipe
 from .template import write_template as write_template
+from .tokens import INPUTS as INPUTS
+from .tokens import LABELS as LABELS
+from .tokens import PROMPT as PROMPT
+from .tokens import example_of as example_of

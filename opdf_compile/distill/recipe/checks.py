@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+from opdf_compile.distill.recipe.checks_language import language_problems
 from opdf_compile.distill.recipe.checks_optimizer import optimizer_problems
 from opdf_compile.distill.recipe.loss_schema import CorrelationSection, TaskSection
 from opdf_compile.distill.recipe.problems import Problem, suggestion
 from opdf_compile.distill.recipe.schema import PlanSection, Recipe
 from opdf_compile.errors import PlanError
 
-METRICS = ("auto", "accuracy", "agreement", "cosine", "kl", "mse")
+METRICS = ("auto", "accuracy", "agreement", "cosine", "kl", "mse", "perplexity")
 NEED_TEACHER = ("agreement", "cosine", "kl")
 # The trackers of Accelerate's `log_with`, each of the name of its package but one.
 TRACKERS = {
@@ -320,6 +321,7 @@ _RULES: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     _augment,
     _online,
     _data,
+    language_problems,
     optimizer_problems,
     _schedule,
     _training,

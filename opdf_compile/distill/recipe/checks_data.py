@@ -11,6 +11,7 @@ from opdf_compile.distill.recipe.examples import DATA_PARTS, IGNORED_LABEL, Tabl
 from opdf_compile.distill.recipe.job import Data, Outputs
 from opdf_compile.distill.recipe.loss_schema import TaskSection
 from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.distill.recipe.tokens import largest_token
 from opdf_compile.errors import RecipeError
 
 
@@ -33,7 +34,23 @@ def require_fitting_data(recipe: Recipe, data: Data, outputs: Outputs) -> None:
                 _require_classes(recipe, place, part, columns[data.labels], classes)
             if loss.mask is not None and not bool((columns[loss.mask] != 0).any()):
                 raise RecipeError(_nothing_counts(recipe, place, part, f"{loss.mask} is 0"))
+    _require_tokens(recipe, data, outputs)
     _require_room(recipe, len(data.train))
+
+
+def _require_tokens(recipe: Recipe, data: Data, outputs: Outputs) -> None:
+    """Refuse token ids that the student has no logit for."""
+    if recipe.language is None or "logits" not in outputs:
+        return
+    known = outputs["logits"].shape[-1]
+    for part in DATA_PARTS:
+        largest = largest_token(getattr(data, part)) if len(getattr(data, part)) else -1
+        if largest >= known:
+            raise RecipeError(
+                f"{recipe.place('data', 'source')}: the {part} part holds the token id {largest} "
+                f"and the student has {known} logits, wanted ids from 0 to {known - 1}; use the "
+                "student's own tokenizer, or give the student more tokens"
+            )
 
 
 def _tables(data: Data) -> Iterator[tuple[str, dict[str, Tensor]]]:

@@ -14,6 +14,8 @@ from opdf_compile.distill.recipe.paths import located
 from opdf_compile.distill.recipe.problems import suggestion
 from opdf_compile.distill.recipe.schema import Recipe
 from opdf_compile.distill.recipe.sources import load_source, read_columns, table_of
+from opdf_compile.distill.recipe.tokenising import load_sequences
+from opdf_compile.distill.recipe.tokens import INPUTS
 from opdf_compile.errors import RecipeError
 from opdf_compile.files import importing_from
 
@@ -24,6 +26,30 @@ def load_data(recipe: Recipe, base: Path, student: nn.Module) -> Data:
     Raises:
         RecipeError: The data cannot be loaded, or does not fit the recipe or the student.
     """
+    end = None
+    if recipe.language is None:
+        parts = _given(recipe, base)
+    else:
+        sequences, end = load_sequences(recipe, base, student)
+        parts = dict(sequences)
+    columns = _columns(recipe, parts)
+    labels = _labels(recipe, columns)
+    whole = _split(recipe, parts, labels)
+    return Data(
+        train=whole["train"],
+        validation=whole["validation"],
+        test=whole["test"],
+        inputs=_inputs(recipe, columns, labels, student),
+        labels=labels,
+        collate=Padded(labels),
+        fingerprint=fingerprint(whole),
+        source=recipe.data.source,
+        end=end,
+    )
+
+
+def _given(recipe: Recipe, base: Path) -> dict[str, Examples]:
+    """The parts of the source, and those in files of their own."""
     section = recipe.data
     with importing_from(base), placed(recipe, "data", "source"):
         parts = load_source(section.source, base)
@@ -38,19 +64,7 @@ def load_data(recipe: Recipe, base: Path, student: nn.Module) -> Data:
             )
         with placed(recipe, "data", name):
             parts[name] = table_of(read_columns(located(file, base)), file)
-    columns = _columns(recipe, parts)
-    labels = _labels(recipe, columns)
-    whole = _split(recipe, parts, labels)
-    return Data(
-        train=whole["train"],
-        validation=whole["validation"],
-        test=whole["test"],
-        inputs=_inputs(recipe, columns, labels, student),
-        labels=labels,
-        collate=Padded(labels),
-        fingerprint=fingerprint(whole),
-        source=section.source,
-    )
+    return parts
 
 
 def _columns(recipe: Recipe, parts: dict[str, Examples]) -> tuple[str, ...]:
@@ -133,13 +147,15 @@ def _inputs(
                 )
         return tuple(given)
     candidates = [name for name in columns if name != labels]
+    if recipe.language is not None:
+        candidates = list(INPUTS)
     if len(candidates) == 1:
         return tuple(candidates)
     kinds = inspect.Parameter
     parameters = inspect.signature(student.forward).parameters
     taken = tuple(name for name in parameters if name in candidates)
-    if taken:
-        return taken
+    if taken or recipe.language is not None:
+        return taken or INPUTS[:1]
     if candidates and any(p.kind is kinds.VAR_KEYWORD for p in parameters.values()):
         return tuple(candidates)
     raise RecipeError(

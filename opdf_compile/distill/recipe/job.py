@@ -49,6 +49,7 @@ class Data:
         collate: Makes a batch of a list of examples, or of a `Table` of them.
         fingerprint: A hash over the contents of all parts.
         source: Where it came from, in words.
+        end: The token that ends a response, of a language model whose tokens have one.
     """
 
     train: Examples
@@ -59,6 +60,7 @@ class Data:
     collate: Callable[[Any], dict[str, Tensor]]
     fingerprint: str = ""
     source: str = ""
+    end: int | None = None
 
     def arguments(self, batch: Batch) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
         """A forward's (args, kwargs): one input goes by position, several by name."""
@@ -78,12 +80,14 @@ class Metric:
             counts, whatever the batches and the processes.
         higher_is_better: Which way is up.
         needs_teacher: Whether the teacher's outputs are read.
+        of_mean: What becomes of the mean over all examples; nothing by default.
     """
 
     name: str
     pieces: Callable[[Outputs, Outputs | None, Batch], tuple[Tensor, Tensor]]
     higher_is_better: bool
     needs_teacher: bool = False
+    of_mean: Callable[[float], float] = float
 
 
 @dataclass(frozen=True, eq=False)

@@ -72,11 +72,15 @@ class SkewSection(FromTeacher):
     alpha: BelowOne = Field(
         0.1, description="Share of the first distribution in the mixture; 0 is the plain KL."
     )
+    detach: bool = Field(
+        False, description="Of the reverse one: no gradient through the mixture (DistiLLM-2)."
+    )
 
     def make(self, _student: Tensor, _teacher: Tensor) -> nn.Module:
         """A SkewKL or a ReverseSkewKL."""
-        kind = losses.SkewKL if self.kind == "skew-kl" else losses.ReverseSkewKL
-        return kind(self.alpha)
+        if self.kind == "skew-kl":
+            return losses.SkewKL(self.alpha)
+        return losses.ReverseSkewKL(self.alpha, detach=self.detach)
 
 
 class CorrelationSection(FromTeacher):

@@ -14,6 +14,7 @@ from opdf_compile.distill.recipe.job import Outputs
 from opdf_compile.distill.recipe.loss_schema import FromTeacher, LossSection, TaskSection
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.distill.recipe.tokens import MASK
 from opdf_compile.errors import RecipeError
 
 FAVOURITE = "logits"
@@ -89,13 +90,15 @@ def _of_online(
     task = next((loss for loss in recipe.loss if isinstance(loss, TaskSection)), None)
     follows = next(loss for loss in recipe.loss if isinstance(loss, FromTeacher))
     read = _output(recipe, recipe.loss.index(follows), "teacher", follows.teacher, teacher)
-    mask = follows.mask if task is None else task.mask
+    mask = _mask(recipe, follows if task is None else task)
     loss = kinds.TaskLoss() if task is None else task.make()
     found: dict[str, tuple[float, nn.Module]] = {
         "online task": (online.task, kinds.Term(loss, ONLINE + read, labels=labels, mask=mask))
     }
     if online.anchor:
-        near = kinds.Term(kinds.ReverseSkewKL(0.0), ONLINE + read, read, mask=follows.mask)
+        near = kinds.Term(
+            kinds.ReverseSkewKL(0.0), ONLINE + read, read, mask=_mask(recipe, follows)
+        )
         found["online anchor"] = (online.anchor, near)
     return found
 
@@ -121,19 +124,25 @@ def _term(
     labels: str | None,
 ) -> kinds.Term:
     read = _output(recipe, place, "student", loss.student, student)
+    mask = _mask(recipe, loss)
     if isinstance(loss, FromTeacher):
         known = teacher or {}
         other = _output(recipe, place, "teacher", loss.teacher, known)
         with placed(recipe, "loss", place):
             made = loss.make(student[read], known[other])
             followed = other if recipe.online is None else ONLINE + other
-            return kinds.Term(made, read, followed, mask=loss.mask)
+            return kinds.Term(made, read, followed, mask=mask)
     if labels is None:
         raise RecipeError(
             f"{recipe.place('loss', place, 'kind')}: the {loss.kind} loss compares with labels and "
             'the data has no column "labels", wanted their column; name it with labels in [data]'
         )
-    return kinds.Term(loss.make(), read, labels=labels, mask=loss.mask)
+    return kinds.Term(loss.make(), read, labels=labels, mask=mask)
+
+
+def _mask(recipe: Recipe, loss: LossSection) -> str | None:
+    """The column that says which rows count: of a language model, the tokens of the response."""
+    return loss.mask or (None if recipe.language is None else MASK)
 
 
 def _output(recipe: Recipe, place: int, whose: str, name: str | None, outputs: Outputs) -> str:
@@ -148,6 +157,11 @@ def _output(recipe: Recipe, place: int, whose: str, name: str | None, outputs: O
         f"outputs are {found}, wanted one of them; correct {whose} = ..., or let the model return "
         "it"
     )
+
+
+def logits_of(outputs: Outputs) -> Tensor:
+    """The output that losses read by default."""
+    return outputs[FAVOURITE] if FAVOURITE in outputs else next(iter(outputs.values()))
 
 
 def try_losses(

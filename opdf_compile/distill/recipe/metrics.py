@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,17 @@ from torch import Tensor
 from opdf_compile.distill import losses as kinds
 from opdf_compile.distill.recipe.checks import NEED_TEACHER
 from opdf_compile.distill.recipe.job import Batch, Metric, Outputs
+from opdf_compile.distill.recipe.loss_terms import FAVOURITE, logits_of
 from opdf_compile.distill.recipe.models import placed
 from opdf_compile.distill.recipe.paths import located_model
 from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.distill.recipe.tokens import LABELS, MASK
 from opdf_compile.errors import RecipeError
 from opdf_compile.files import importing_from
 from opdf_compile.io import find_callable
 
 _UP = ("accuracy", "agreement", "cosine")
-_NEED_LABELS = ("accuracy", "mse")
+_NEED_LABELS = ("accuracy", "mse", "perplexity")
 _Piece = tuple[Tensor, Tensor]
 
 
@@ -35,7 +39,9 @@ def make_metric(
     name = recipe.training.metric
     if ":" in name:
         return _custom(recipe, base, name)
-    if name == "auto" and labels is not None:
+    if name == "auto" and recipe.language is not None:
+        name = "perplexity"
+    elif name == "auto" and labels is not None:
         name = "mse" if batch[labels].is_floating_point() else "accuracy"
     elif name == "auto":
         name = "cosine" if recipe.loss[0].kind in ("hidden", "cosine") else "kl"
@@ -47,9 +53,27 @@ def make_metric(
         )
     terms = list(losses.terms.values())
     term = next((t for t in terms if t.needs_teacher == (name in NEED_TEACHER)), terms[0])
-    reader = _Reader(term, labels)
+    # What the first term counts may be on rows that validation has none of.
+    mask = term.mask if recipe.language is None else MASK
+    reader = _Reader(term, labels, mask)
     pieces = getattr(reader, name)
-    return Metric(name, pieces, name in _UP, needs_teacher=name in NEED_TEACHER)
+    of_mean = perplexity_of if name == "perplexity" else float
+    return Metric(name, pieces, name in _UP, name in NEED_TEACHER, of_mean)
+
+
+def likelihood() -> Metric:
+    """The mean negative log-likelihood of a language model's responses, in nats per token."""
+    reader = _Reader(kinds.Term(kinds.TaskLoss()), LABELS, MASK)
+
+    def pieces(student: Outputs, teacher: Outputs | None, batch: Batch) -> _Piece:
+        return reader.perplexity({FAVOURITE: logits_of(student)}, teacher, batch)
+
+    return Metric("negative log-likelihood", pieces, higher_is_better=False)
+
+
+def perplexity_of(nats: float) -> float:
+    """Of the mean negative log-likelihood; infinite where it is too large for a number."""
+    return math.exp(nats) if nats < math.log(sys.float_info.max) else nats * math.inf
 
 
 def try_metric(
@@ -94,8 +118,8 @@ def _custom(recipe: Recipe, base: Path, name: str) -> Metric:
 class _Reader:
     """The metrics over what one loss reads: its outputs and its mask."""
 
-    def __init__(self, term: kinds.Term, labels: str | None) -> None:
-        self._student, self._teacher, self._mask = term.student, term.teacher, term.mask
+    def __init__(self, term: kinds.Term, labels: str | None, mask: str | None) -> None:
+        self._student, self._teacher, self._mask = term.student, term.teacher, mask
         self._labels = labels
 
     def accuracy(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> _Piece:
@@ -120,6 +144,14 @@ class _Reader:
         logs = torch.log_softmax(self._other(teacher).double(), -1)
         ours = torch.log_softmax(student[self._student].double(), -1)
         return self._sum((logs.exp() * (logs - ours)).sum(-1), batch)
+
+    def perplexity(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> _Piece:
+        """Negative log-likelihood of the labels in nats; perplexity is exp of its mean."""
+        labels = batch[self._labels or ""]
+        counted = labels >= 0
+        logs = torch.log_softmax(student[self._student].double(), -1)
+        picked = logs.gather(-1, labels.clamp_min(0)[..., None].long())[..., 0]
+        return self._sum(-picked, batch, counted)
 
     def mse(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> _Piece:
         """Mean squared difference from the labels."""

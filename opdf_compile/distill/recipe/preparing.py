@@ -24,6 +24,7 @@ from opdf_compile.distill.recipe.optimizing import make_optimizer, parameter_gro
 from opdf_compile.distill.recipe.paths import located
 from opdf_compile.distill.recipe.planning import make_plan
 from opdf_compile.distill.recipe.schema import Recipe
+from opdf_compile.distill.recipe.tokens import INPUTS, longest_prompt
 from opdf_compile.distill.recipe.warm_start import make_layer_map, warm_started
 from opdf_compile.errors import InputError, RecipeError, UserError, error_line
 from opdf_compile.graph import phase_flags
@@ -239,8 +240,26 @@ class _Made:
             # Only a run has the device that its graph is for; here it is made to see that it can.
             self.online(self.teacher, self.example)
         require_fitting_data(self.recipe, self.data, ours)
+        self._require_length(student)
         try_losses(self.recipe, losses, ours, theirs, self.example)
         return losses
+
+    def _require_length(self, student: nn.Module) -> None:
+        """One forward of the longest that the student may write."""
+        section = self.recipe.generation
+        if section is None or section.policy == "data":
+            return
+        prompt, new = longest_prompt(self.data.train), section.max_new_tokens
+        ids = torch.zeros(1, prompt + new, dtype=torch.int64)
+        try:
+            self._forward(student, dict(zip(INPUTS, (ids, torch.ones_like(ids)), strict=True)))
+        except RecipeError as error:
+            raise RecipeError(
+                f"{self.recipe.place('generation', 'max_new_tokens')}: the student rejects "
+                f"{prompt + new} tokens ({error_line(error.__cause__ or error, 100)}), which a "
+                f"prompt of {prompt} and max_new_tokens = {new} come to, wanted no more than it "
+                "takes; make max_new_tokens smaller"
+            ) from error
 
     def _forward(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Outputs in eval mode, without gradients; the model's modes are as before."""

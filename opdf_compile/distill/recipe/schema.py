@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, PrivateAttr, field_serializer
 
+from opdf_compile.distill.recipe.language_schema import GenerationSection, LanguageSection
 from opdf_compile.distill.recipe.loss_schema import LossSection
 from opdf_compile.distill.recipe.section import (
     AtLeastZero,
@@ -74,6 +75,12 @@ class TeacherSection(Section):
         examples=[0.1],
     )
     pruned_share: BelowOne = Field(0.3, description="Share of that copy in the mix.")
+    cache_top_k: Count | None = Field(
+        None,
+        description="With cache: keep so many logits of each row, the largest, and the "
+        "probability of all others together.",
+        examples=[64],
+    )
 
 
 class DataSection(Section):
@@ -81,7 +88,8 @@ class DataSection(Section):
 
     source: Text = Field(
         description="digits, mnist1d, FILE.npz, FILE.safetensors, package.module:callable, "
-        "FILE.py:callable, or hf:DIR (a data set that the package datasets saved).",
+        "FILE.py:callable, or hf:DIR (a data set that the package datasets saved); with "
+        "[language] FILE.jsonl, a callable or hf:DIR.",
         examples=["digits"],
     )
     validation: Text | None = Field(
@@ -253,9 +261,9 @@ class TrainingSection(Section):
     )
     metric: Text = Field(
         "auto",
-        description="accuracy, agreement (with the teacher), cosine, kl, mse, or a callable; auto "
-        "takes accuracy where labels are classes, mse where they are numbers, and otherwise what "
-        "the first loss compares.",
+        description="accuracy, agreement (with the teacher), cosine, kl, mse, perplexity, or a "
+        "callable; auto takes perplexity with [language], accuracy where labels are classes, mse "
+        "where they are numbers, and otherwise what the first loss compares.",
     )
     ema: float | None = Field(
         None,
@@ -304,6 +312,8 @@ class Recipe(Section):
     student: StudentSection
     teacher: TeacherSection | None = None
     data: DataSection
+    language: LanguageSection | None = None
+    generation: GenerationSection | None = None
     plan: PlanSection = PlanSection()
     loss: list[LossSection] = Field(min_length=1)
     alignment: AlignmentSection | None = None

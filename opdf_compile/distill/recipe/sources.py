@@ -137,12 +137,13 @@ def _parts(made: Any, source: str) -> dict[str, Examples]:
     """What a callable may return: columns, examples, or three parts of either."""
     if isinstance(made, tuple) and 1 <= len(made) <= len(DATA_PARTS):
         made = dict(zip(DATA_PARTS, made, strict=False))
-    if isinstance(made, Mapping) and made and all(_part_name(name) in DATA_PARTS for name in made):
-        return {_part_name(name): _examples(part, source) for name, part in made.items()}
+    if isinstance(made, Mapping) and made and all(part_name(name) in DATA_PARTS for name in made):
+        return {part_name(name): _examples(part, source) for name, part in made.items()}
     return {"train": _examples(made, source)}
 
 
-def _part_name(name: Any) -> str:
+def part_name(name: Any) -> str:
+    """The name of a part as it is called here, such as "validation" for "dev"."""
     return _OTHER_NAMES.get(str(name), str(name))
 
 
@@ -195,6 +196,16 @@ class _TensorRows:
 
 
 def _saved_dataset(folder: Path, source: str) -> dict[str, Examples]:
+    return {name: _TensorRows(part) for name, part in open_saved(folder, source).items()}
+
+
+def open_saved(folder: Path, source: str) -> dict[str, Any]:
+    """The parts of a dataset of the package datasets, as its own objects.
+
+    Raises:
+        ArtefactError: The folder holds none.
+        UserError: The package is not installed.
+    """
     try:
         import datasets
     except ImportError as error:
@@ -214,6 +225,6 @@ def _saved_dataset(folder: Path, source: str) -> dict[str, Examples]:
             "that Dataset.save_to_disk wrote; save it again"
         ) from error
     if isinstance(found, Mapping):
-        parts = {_part_name(name): _TensorRows(part) for name, part in found.items()}
+        parts = {part_name(name): part for name, part in found.items()}
         return {name: part for name, part in parts.items() if name in DATA_PARTS}
-    return {"train": _TensorRows(found)}
+    return {"train": found}

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from opdf_compile.distill.engine import Say, Setup, Teaching, joined, names_read, spans
+from opdf_compile.distill.engine import Say, Setup, Teaching, TopK, joined, names_read, spans
 from opdf_compile.distill.recipe import Examples
 from opdf_compile.distill.run.events import Stage, Watch
 from opdf_compile.distill.run.folder import RunFolder
@@ -44,12 +44,16 @@ class PartToKeep:
         examples: The part itself.
         compute: The outputs on the examples of these indices, on the CPU.
         batch: Examples per forward of the teacher.
+        ragged: Whether outputs of unequal length are filled up: of a language model's tokens.
+        top_k: How much of each row is kept; None keeps all.
     """
 
     name: str
     examples: Examples
     compute: Callable[[list[int]], dict[str, Tensor]]
     batch: int
+    ragged: bool = False
+    top_k: TopK | None = None
 
 
 def cached_parts(
@@ -74,9 +78,9 @@ def cached_parts(
         )
     precision = job.recipe.training.precision
     pruned = f"{section.pruned} of it in {section.pruned_share}" if section.pruned else ""
-    whole = "\0".join(
-        (job.data.fingerprint, module_hash(teacher), precision, *filter(None, (pruned,)), *names)
-    )
+    top_k = None if section.cache_top_k is None else TopK(section.cache_top_k)
+    form = [text for text in (pruned, f"top {top_k.k}" if top_k else "") if text]
+    whole = "\0".join((job.data.fingerprint, module_hash(teacher), precision, *form, *names))
     key = hashlib.sha256(whole.encode()).hexdigest()[:24]
 
     def part(name: str) -> PartToKeep:
@@ -84,9 +88,11 @@ def cached_parts(
 
         def compute(indices: list[int]) -> dict[str, Tensor]:
             found = teaching.outputs(teacher, setup.batches.of(examples, indices))
-            return {n: found[n].detach().cpu().contiguous().clone() for n in names}
+            kept = {n: found[n].detach().cpu().contiguous().clone() for n in names}
+            return kept if top_k is None else top_k.kept(kept)
 
-        return PartToKeep(name, examples, compute, job.recipe.data.batch)
+        ragged = job.recipe.language is not None
+        return PartToKeep(name, examples, compute, job.recipe.data.batch, ragged, top_k)
 
     wanted = ["train"]
     if job.metric.needs_teacher and len(job.data.validation):
@@ -132,7 +138,7 @@ def cached(folder: Path, part: PartToKeep, say: Say) -> Cached:
         if ranks.rank == 0:
             _write_index(index, files)
     ranks.together(lambda: None)
-    return Cached(index)
+    return Cached(index, part.ragged, part.top_k)
 
 
 def _fill(folder: Path, part: PartToKeep, ranks: RankGroup, say: Say) -> list[Path]:
@@ -150,7 +156,7 @@ def _fill(folder: Path, part: PartToKeep, ranks: RankGroup, say: Say) -> list[Pa
                 part.compute(blocks[place][start : start + part.batch])
                 for start in range(0, len(blocks[place]), part.batch)
             ]
-            write_tensors(files[place], joined(pieces, part.name))
+            write_tensors(files[place], joined(pieces, part.name, ragged=part.ragged))
     say(text, 1.0)
     return files
 
@@ -171,11 +177,18 @@ def _write_index(index: Path, files: list[Path]) -> None:
 class Cached:
     """Reads rows of what was kept of one part.
 
+    Args:
+        index: Written by `cached`.
+        ragged: Whether rows may be of unequal length; those of a batch are filled up.
+        top_k: How they were kept.
+
     Raises:
         ArtefactError: It is damaged.
     """
 
-    def __init__(self, index: Path) -> None:
+    def __init__(self, index: Path, ragged: bool = False, top_k: TopK | None = None) -> None:
+        self._ragged, self._top_k = ragged, top_k
+        self._part = index.stem
         self._blocks = [_block(index, entry) for entry in _entries(index)]
         # All blocks but the last have this many rows.
         self._rows = len(next(iter(self._blocks[0].values())))
@@ -189,7 +202,9 @@ class Cached:
             }
             for index in indices
         ]
-        return {name: torch.stack([row[name] for row in found]) for name in found[0]}
+        pieces = [{name: row[name][None] for name in row} for row in found]
+        whole = joined(pieces, self._part, ragged=self._ragged)
+        return whole if self._top_k is None else self._top_k.read(whole)
 
 
 def _entries(index: Path) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ import base64
 import importlib.resources
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,24 @@ def _value(
         "peak_lr": job.recipe.optimizer.lr,
         "plan": None if setup.plan is None else setup.plan.to_json()["totals"],
         "bundle": None if end.bundle is None else end.bundle.name,
+        "generation": _generation(job, read_log(folder.log)),
         "parity": None if end.parity is None else end.parity.to_json(),
         "lock": read_lock(folder.lock),
+    }
+
+
+def _generation(job: Job, entries: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the student wrote, over all processes that the run had one after another."""
+    told = [entry for entry in entries if entry["event"] == "generation"]
+    if job.recipe.generation is None or not told:
+        return None
+    counts = told[-1]["counts"]
+    return {
+        "policy": job.recipe.generation.policy,
+        "batches": {name: counts.get(name, 0) for name in ("data", "student", "buffer")},
+        "tokens": counts.get("tokens", 0),
+        "seconds": round(sum(entry["seconds"] for entry in told), 3),
+        "phi": told[-1]["phi"],
     }
 
 
@@ -146,6 +162,14 @@ def _tables(job: Job, setup: Setup, end: End, value: Mapping[str, Any]) -> list[
         parts = ("structure", "numerics", "latency")
         rows = tuple((part, getattr(parity, part).verdict) for part in parts)
         tables.append(_Section("Parity with the untouched student", ("part", "verdict"), rows))
+    if value["generation"] is not None:
+        found = value["generation"]
+        rows = tuple((name, f"{found['batches'][name]:,}") for name in found["batches"])
+        rows += (("tokens written", f"{found['tokens']:,}"), ("seconds", f"{found['seconds']:g}"))
+        if found["policy"] == "adaptive":
+            rows += (("phi at the end", f"{found['phi']:g}"),)
+        title = f"Batches by who wrote the responses ({found['policy']})"
+        tables.append(_Section(title, ("from", "number"), rows))
     if setup.plan is not None:
         weights = tuple(
             (e.key, f"{e.deployed:,}", f"{e.cost.parameters:,}") for e in setup.plan.decisions

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from opdf_compile.distill.engine import Setup
+from opdf_compile.distill.engine import BatchSource, Setup
 from opdf_compile.distill.run.counters import Counters
 from opdf_compile.distill.run.plain_state import PlainState
 from opdf_compile.errors import ArtefactError
@@ -33,12 +33,18 @@ _State = dict[str, Tensor]
 class Saving:
     """Saves and loads one run.
 
+    Args:
+        setup: What is trained.
+        scaler: Of float16's gradients.
+        source: Where the batches come from.
+
     Attributes:
         kept: The weights that would ship, on the CPU; in the first process only.
     """
 
-    def __init__(self, setup: Setup, scaler: GradScaler) -> None:
-        self._setup, self._scaler, self._first = setup, scaler, RankGroup().rank == 0
+    def __init__(self, setup: Setup, scaler: GradScaler, source: BatchSource) -> None:
+        self._setup, self._scaler, self._source = setup, scaler, source
+        self._first = RankGroup().rank == 0
         self.kept: _State = {}
         plain = not isinstance(setup.optimizer, Overparam)
         self._optimizer: Any = (
@@ -66,6 +72,8 @@ class Saving:
             "scaler": self._scaler.state_dict() if self._scaler.is_enabled() else None,
             "side": None if side is None else _options(side),
         }
+        if state := self._source.state():
+            extra["source"] = state
         return save_checkpoint(
             folder,
             self._optimizer,
@@ -96,6 +104,7 @@ class Saving:
     def _tensors(self) -> _State:
         """All tensors beside the student's own and its optimizer's."""
         found = {f"kept/{name}": tensor for name, tensor in self.kept.items()}
+        found.update({f"source/{name}": t for name, t in self._source.tensors().items()})
         found.update(_state_of("losses", self._setup.losses))
         if self._setup.online is not None:
             found.update(_state_of("online", self._setup.online))
@@ -113,6 +122,7 @@ class Saving:
         setup = self._setup
         if self._first:
             self.kept = dict(_below("kept", tensors))
+        self._source.load(found.extra.get("source", {}), dict(_below("source", tensors)))
         setup.losses.load_state_dict(_below("losses", tensors))
         if setup.online is not None:
             setup.online.load_state_dict(_below("online", tensors))

@@ -44,7 +44,8 @@ class Training:
         self._first = bool(accelerator.is_main_process)  # Which writes and tells.
         self._step = TrainingStep(setup, teaching, processes(accelerator, setup, teaching))
         self.evaluation = Evaluation(job, setup.batches, teaching)
-        self.saving = Saving(setup, self._step.scaler)
+        self.saving = Saving(setup, self._step.scaler, self._step.source)
+        self._writing = 0.0  # Seconds of writing that the log knows of.
         self.progress = Counters()
 
     def resume(self) -> None:
@@ -81,6 +82,7 @@ class Training:
         self.progress.step += 1
         if any(due.values()):
             self._report(self._summed(parts), log=due["log"] or due["validate"])
+            self._report_source()
         if due["validate"]:
             self._validate()
         if due["save"]:
@@ -118,6 +120,16 @@ class Training:
         self._told("step", event, {"loss": loss, "lr": lr, "parts": dict(parts)})
         values = {"loss": loss, "lr": lr, **{f"loss/{n}": v for n, v in parts.items()}}
         self._accelerator.log(values, step=step)
+
+    def _report_source(self) -> None:
+        """What the student wrote so far, and the seconds of it since the last such line."""
+        source = self._step.source
+        state = source.state()
+        if self._log is None or not state:
+            return
+        seconds, self._writing = source.seconds - self._writing, source.seconds
+        entry = {"event": "generation", "step": self.progress.step, **state}
+        self._log.write({**entry, "seconds": round(seconds, 6)})
 
     def _validate(self) -> None:
         if not len(self._job.data.validation):

@@ -51,7 +51,7 @@ def load_hf(spec: str, inputs: InputOptions, *, trust_pickle: bool = False) -> L
     if is_timm(written):
         return load_timm_folder(folder, written, spec, trust_pickle=trust_pickle)
     transformers = zoo_package("transformers", spec)
-    with fixed_randomness(), _quiet(transformers):
+    with fixed_randomness(), quiet(transformers):
         config = _config(transformers, folder, spec)
         model, notes = _model(transformers, config, folder, spec, trust_pickle)
     examples = _examples(model, config, inputs)
@@ -206,7 +206,7 @@ def _hints(config: Any) -> Hints:
 
 
 @contextlib.contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def quiet(transformers: Any) -> Iterator[None]:
     """Keep transformers' progress bars and reports out of a command's output."""
     logs = transformers.utils.logging
     level = logs.get_verbosity()

@@ -9,6 +9,7 @@ import pytest
 import scipy.stats
 import torch
 import torch.nn.functional as F
+from scipy.special import softmax
 from torch import Tensor
 
 from opdf_compile.distill.losses import (
@@ -51,6 +52,31 @@ def test_skewed_divergences_are_bounded(loss: Loss) -> None:
     value.backward()
     assert value.item() == pytest.approx(-math.log(0.1), rel=1e-5)
     assert z.grad is not None and torch.isfinite(z.grad).all()
+
+
+def test_a_detached_mixture_is_held_fixed_in_the_gradient() -> None:
+    """Central differences of KL(q || m) where m stays what it was; the value is the same."""
+    z, t = two(3, 5)
+    z.requires_grad_(True)
+    value = ReverseSkewKL(0.1, detach=True, reduction="sum")(z, t)
+    assert torch.equal(value, ReverseSkewKL(0.1, reduction="sum")(z, t))
+    (found,) = torch.autograd.grad(value, z)
+    student, teacher = z.detach().numpy(), t.numpy()
+    fixed = np.log(0.1 * softmax(student, -1) + 0.9 * softmax(teacher, -1))
+
+    def moved(place: tuple[int, ...], by: float) -> float:
+        shifted = student.copy()
+        shifted[place] += by
+        q = softmax(shifted, -1)
+        return float((q * (np.log(q) - fixed)).sum())
+
+    step = 1e-5
+    wanted = np.array(
+        [(moved(at, step) - moved(at, -step)) / (2 * step) for at in np.ndindex(student.shape)]
+    )
+    np.testing.assert_allclose(found.numpy().ravel(), wanted, atol=1e-9)
+    (whole,) = torch.autograd.grad(ReverseSkewKL(0.1, reduction="sum")(z, t), z)
+    assert not torch.allclose(whole, found, rtol=1e-3)
 
 
 def test_the_direction_of_the_skew() -> None:
