@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from claims.claim import Claim, Finding, System, paired
-from opdf_compile.distill.recipe import examples_at, load_digits
+from opdf_compile.distill.recipe import load_digits
 from opdf_compile.distill.zoo import (
     add_to_zoo,
     data_features,
@@ -71,9 +71,8 @@ def digits(choice: tuple[int, ...]) -> Digits:
     found = []
     for name in ("train", "test"):
         part = load_digits()[name]
-        rows = examples_at(part, torch.arange(len(part)))
-        columns = rows.columns if hasattr(rows, "columns") else rows
-        images, labels = columns["images"], columns["labels"]
+        rows = [part[place] for place in range(len(part))]
+        images, labels = (torch.stack([row[key] for row in rows]) for key in ("images", "labels"))
         where = torch.full((10,), -1)
         where[list(choice)] = torch.arange(CLASSES)
         numbered = where[labels]
@@ -141,8 +140,10 @@ def measure(small: bool, told: Callable[[str, float], None]) -> Sequence[Finding
                     model = network()
                     if start == "sampled":
                         _load(model, sample(generator, features, place))
-                    elif start != "random":
-                        model.load_state_dict(zoo_start(start, folder, model, features))
+                    elif start == "nearest":
+                        model.load_state_dict(zoo_start("nearest", folder, model, features))
+                    elif start == "mean":
+                        model.load_state_dict(zoo_start("mean", folder, model, features))
                     train(model, data, steps, 10_000 + place)
                     scores[start, steps].append(accuracy(model, data))
     return [_finding(steps, rival, scores) for steps in AFTER for rival in ("nearest", "mean")]
