@@ -325,6 +325,8 @@ def _policy_finding(bench: Bench, seeds: range, told: Callable[[str, float], Non
         f"policy wrote {tokens[1]:,.0f} and ends at {ends[1]:.3g}; its phi ended at "
         f"{_mean([run.phi for run in adaptive]):.2g}."
     )
+    if not tokens[1]:
+        remark += " So it trained on the data alone: its validation loss never rose."
     return paired(FASTER, speeds, [0.0] * len(seeds), remark)
 
 
