@@ -71,7 +71,7 @@ def files_judged(folder: Path, device: Device, known: Known) -> dict[str, Any]:
             "nodes": structure.nodes,
             "differences": [str(difference) for difference in structure.differences],
         },
-        "numerics": {name: getattr(numerics, name) for name in values},
+        "numerics": {name: numerics.to_json()[name] for name in values},
     }
     return known[key]
 
