@@ -106,7 +106,8 @@ def row_of(
             progress=progress,
         )
     except OpdfError as error:
-        return {**row, "verdict": "error", "error": str(error)}
+        # Where the bundles lay says nothing about the figures.
+        return {**row, "verdict": "error", "error": str(error).replace(f"{folder}/", "")}
     verdict = overall(row["structure"]["verdict"], row["numerics"]["verdict"], latency.verdict)
     return {**row, "verdict": verdict, "latency": latency.to_json(), "notes": list(latency.notes)}
 
