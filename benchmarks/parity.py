@@ -26,7 +26,7 @@ from typing import Any
 from bench import options as cli
 from bench.ledger import Ledger
 from bench.machine import machine
-from bench.reporting import Report
+from bench.reporting import Report, finite
 from exports.cell import on_processor
 from exports.jobs import export_all
 from exports.models import DEFAULT, MODELS, NAMES
@@ -71,9 +71,14 @@ def files_judged(folder: Path, device: Device, known: Known) -> dict[str, Any]:
             "nodes": structure.nodes,
             "differences": [str(difference) for difference in structure.differences],
         },
-        "numerics": {name: getattr(numerics, name) for name in values},
+        "numerics": {name: _told(getattr(numerics, name)) for name in values},
     }
     return known[key]
+
+
+def _told(value: Any) -> Any:
+    """A figure as JSON knows it: an output that is not computed has no error."""
+    return finite(value) if isinstance(value, float) else value
 
 
 def row_of(
@@ -101,7 +106,8 @@ def row_of(
             progress=progress,
         )
     except OpdfError as error:
-        return {**row, "verdict": "error", "error": str(error)}
+        # Where the bundles lay says nothing about the figures.
+        return {**row, "verdict": "error", "error": str(error).replace(f"{folder}/", "")}
     verdict = overall(row["structure"]["verdict"], row["numerics"]["verdict"], latency.verdict)
     return {**row, "verdict": verdict, "latency": latency.to_json(), "notes": list(latency.notes)}
 
