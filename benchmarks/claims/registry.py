@@ -7,7 +7,7 @@ from importlib import import_module
 from claims.claim import System
 
 # Each is a module of `systems` that holds a SYSTEM.
-NAMES: tuple[str, ...] = ("d2nwg", "distillm", "lowdimensional", "mixkd", "r2kd")
+NAMES: tuple[str, ...] = ("d2nwg", "distillm", "lowdimensional", "mixkd", "okd", "r2kd")
 
 
 def system(name: str) -> System:
