@@ -163,7 +163,7 @@ def measure(small: bool, told: Callable[[str, float], None]) -> Sequence[Finding
     cost = seconds[everything] / seconds[nothing]
     remark = (
         f"{sum(scores[nothing]) / len(scores[nothing]):.1f} without any; it took {cost:.1f} times "
-        f"the time; rate and weight {at[everything]} against {at[nothing]}."
+        f"the processor time; rate and weight {at[everything]} against {at[nothing]}."
     )
     rows = zip(CLAIMS, effects(scores), strict=True)
     return (
