@@ -177,4 +177,4 @@ claims: $(DEV_STAMP)
 	@OMP_NUM_THREADS=1 $(BIN)/python benchmarks/claims --json claims.json
 
 clean:
-	rm -rf $(VENV) $(DEMO_OUT) $(STUDY_OUT) site-out dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(DEMO_OUT) $(STUDY_OUT) claims.json site-out dist .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
