@@ -10,11 +10,12 @@ from .losses import CosineLoss as CosineLoss
 from .losses import HiddenStateLoss as HiddenStateLoss
 from .losses import HintonKD as HintonKD
 from .losses import Loss as Loss
+from .losses import MixedLabels as MixedLabels
 from .losses import Projection as Projection
 from .losses import ReverseSkewKL as ReverseSkewKL
 from .losses import SkewKL as SkewKL
 from .losses import TaskLoss as TaskLoss
 from .losses import Term as Term
 from .losses import WeightedSum as WeightedSum
-from .online_teacher import OnlineTeacher as OnlineTeacher
-from .online_teacher import online_teacher as online_teacher
+from .online import OnlineTeacher as OnlineTeacher
+from .online import online_teacher as online_teacher

@@ -120,7 +120,7 @@ def for_nobody(stub: Path, root: Path = ROOT) -> set[str]:
 
 
 # What users import, as docs/ shows; its names are for them.
-FOR_USERS = {ROOT, *(ROOT / "distill" / inner for inner in ("", "recipe", "advise"))}
+FOR_USERS = {ROOT, *(ROOT / "distill" / inner for inner in ("", "recipe", "advise", "zoo"))}
 INNER = [stub for stub in STUBS if stub.parent not in FOR_USERS]
 
 

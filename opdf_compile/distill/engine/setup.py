@@ -16,7 +16,7 @@ from opdf_compile.distill.engine.machine import Machine
 from opdf_compile.distill.engine.order import ExampleOrder
 from opdf_compile.distill.engine.schedule import remember_peaks
 from opdf_compile.distill.losses import WeightedSum
-from opdf_compile.distill.online_teacher import OnlineTeacher
+from opdf_compile.distill.online import OnlineTeacher
 from opdf_compile.distill.recipe import Job, optimizer_class, optimizer_options
 from opdf_compile.io import fixed_randomness, seeded
 from opdf_compile.planning import Plan

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from opdf_compile.distill.augmenting import Augmentation
     from opdf_compile.distill.layer_map import LayerMap
     from opdf_compile.distill.losses import WeightedSum
-    from opdf_compile.distill.online_teacher import OnlineTeacher
+    from opdf_compile.distill.online import OnlineTeacher
     from opdf_compile.distill.recipe.schema import Recipe
     from opdf_compile.training import Alignment
 

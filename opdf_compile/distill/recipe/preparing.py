@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from opdf_compile.distill.layer_map import LayerMap
     from opdf_compile.distill.losses import WeightedSum
-    from opdf_compile.distill.online_teacher import OnlineTeacher
+    from opdf_compile.distill.online import OnlineTeacher
     from opdf_compile.training import Alignment
 
 _EXAMPLES = 8
@@ -201,7 +201,7 @@ class _Made:
 
     def online(self, teacher: nn.Module, batch: Batch) -> OnlineTeacher:
         """The teacher with the recipe's modules in it, for the device that it is on."""
-        from opdf_compile.distill.online_teacher import online_teacher
+        from opdf_compile.distill.online import online_teacher
 
         section = self.recipe.online
         assert section is not None

@@ -138,7 +138,7 @@ def test_trackers_and_devices_that_are_not_there(
     monkeypatch.setattr(accelerator.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install wandb"):
         require_trackers(["wandb"])
-    with pytest.raises(UserError, match=r"opdf-compile\[distill\]"):
+    with pytest.raises(UserError, match="pip install 'accelerate>="):
         accelerator.require_accelerate()
     monkeypatch.undo()
     monkeypatch.setattr(accelerator.torch.cuda, "is_available", lambda: False)
