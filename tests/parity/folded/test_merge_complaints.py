@@ -7,12 +7,12 @@ file is refuted with its sentence, a right one passes, whatever runs them.
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from every_runtime import everywhere, processor
 from self_folding import Merging, network
 
 import opdf_compile as opdf
@@ -21,15 +21,6 @@ from opdf_compile.parity.report.parity_report import ParityReport
 
 ROWS = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
 IMAGES = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(1))
-
-openvino = pytest.param(
-    "openvino",
-    marks=pytest.mark.skipif(
-        importlib.util.find_spec("openvino") is None,
-        reason="openvino is not installed; the extra openvino brings it",
-    ),
-)
-everywhere = pytest.mark.parametrize("runtime", ["onnxruntime", openvino])
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +48,7 @@ def judged(folder: Path, name: str, runtime: str, reference: str) -> ParityRepor
         folder / f"{reference}.onnx",
         only="structure,numerics",
         runtime=runtime,
-        device="cpu",
+        device=processor(runtime),
     )
 
 
@@ -91,7 +82,9 @@ def test_a_bundle_of_a_merge_that_wrote_the_base_is_refuted(
     base = Merging().base
     plan = opdf.plan(base, cores=2, min_size=1).to_json()
     opdf.export_onnx(base, (ROWS,), tmp_path / "b", reference=base, plan=plan)
-    report = opdf.verify(tmp_path / "b", only="structure,numerics", runtime=runtime, device="cpu")
+    report = opdf.verify(
+        tmp_path / "b", only="structure,numerics", runtime=runtime, device=processor(runtime)
+    )
     assert (report.structure.verdict, report.numerics.verdict) == ("fail", "pass")
     assert "the fold did not happen: all 2 planned weights" in report.structure.differences[0]
 

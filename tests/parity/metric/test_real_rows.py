@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import real_rows
+from every_runtime import everywhere, processor
 
 from opdf_compile.parity.verdict import verify
 
 ROWS = 600
 PARTS = "structure,numerics"
-
-
-RUNTIMES = [
-    pytest.param(
-        name, marks=pytest.mark.skipif(find_spec(name) is None, reason=f"{name} is not installed")
-    )
-    for name in ("onnxruntime", "openvino")
-]
 
 
 def pair(folder: Path, rows: int, *, clips: bool = True) -> tuple[Path, Path]:
@@ -30,21 +22,21 @@ def pair(folder: Path, rows: int, *, clips: bool = True) -> tuple[Path, Path]:
     )
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@everywhere
 def test_drawn_inputs_do_not_see_it(tmp_path: Path, runtime: str) -> None:
-    assert verify(*pair(tmp_path, 0), only=PARTS, device="cpu", runtime=runtime)
+    assert verify(*pair(tmp_path, 0), only=PARTS, device=processor(runtime), runtime=runtime)
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@everywhere
 def test_numerics_on_the_users_rows_refutes_it(tmp_path: Path, runtime: str) -> None:
-    report = verify(*pair(tmp_path, ROWS), only=PARTS, device="cpu", runtime=runtime)
+    report = verify(*pair(tmp_path, ROWS), only=PARTS, device=processor(runtime), runtime=runtime)
     assert report.structure.verdict == "pass" and report.numerics.verdict == "fail"
     (error,) = report.numerics.outputs
     # The worst element is one of the user's, which come behind the four drawn samples.
     assert error.element is not None and error.element.sample >= 4
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@everywhere
 def test_the_metric_refutes_it_against_the_torch_model_alone(tmp_path: Path, runtime: str) -> None:
     """Both files are wrong alike, so the reference excuses it; the torch model does not."""
     candidate, _ = pair(tmp_path, ROWS)
@@ -53,7 +45,7 @@ def test_the_metric_refutes_it_against_the_torch_model_alone(tmp_path: Path, run
         candidate,
         only="structure,metric",
         metric=real_rows.accuracy,
-        device="cpu",
+        device=processor(runtime),
         runtime=runtime,
     )
     against = report.metric.against
@@ -63,7 +55,7 @@ def test_the_metric_refutes_it_against_the_torch_model_alone(tmp_path: Path, run
     assert against["torch"].difference < -0.1
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@everywhere
 def test_a_right_export_passes(tmp_path: Path, runtime: str) -> None:
     candidate, reference = pair(tmp_path, ROWS, clips=False)
     report = verify(
@@ -71,7 +63,7 @@ def test_a_right_export_passes(tmp_path: Path, runtime: str) -> None:
         reference,
         only="structure,numerics,metric",
         metric=real_rows.accuracy,
-        device="cpu",
+        device=processor(runtime),
         runtime=runtime,
     )
     assert report, str(report)
