@@ -7,6 +7,7 @@ All floating-point tensors of a state dict make one vector, in the order of the 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,11 +32,13 @@ class Zoo:
         names: Of the files, sorted.
         vectors: Their weights, ``(n, d)`` float64.
         features: Of what each learned, ``(n, c)`` float64.
+        variances: Which of the weights are running variances, ``(d,)`` bool; None is none.
     """
 
     names: tuple[str, ...]
     vectors: Tensor
     features: Tensor
+    variances: Tensor | None = None
 
 
 def vector_of(state: Mapping[str, Tensor]) -> Tensor:
@@ -110,7 +113,10 @@ def read_zoo(folder: str | os.PathLike[str], student: nn.Module) -> Zoo:
             "each; make all of them with data_features of one number of classes and one width"
         )
     names = tuple(file.stem for file in files)
-    return Zoo(names, vectors, torch.tensor(features, dtype=torch.float64))
+    which = torch.cat(
+        [torch.full((t.numel(),), name.endswith("running_var")) for name, t in _floats(wanted)]
+    )
+    return Zoo(names, vectors, torch.tensor(features, dtype=torch.float64), which)
 
 
 def _vector(file: Path, wanted: Mapping[str, Tensor]) -> Tensor:
@@ -134,7 +140,9 @@ def _features(file: Path) -> list[float]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
         features = [float(number) for number in value["features"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not all(map(math.isfinite, features)):
+            raise ValueError("a feature is no number")
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
         raise ArtefactError(
             f"{file} does not tell what the student beside it learned, wanted JSON with a list "
             '"features"; write it with opdf_compile.distill.zoo.add_to_zoo'

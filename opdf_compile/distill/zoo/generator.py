@@ -96,6 +96,11 @@ class Generator:
 
     def __init__(self, zoo: Zoo, training: Training) -> None:
         self._weights, self._features = Scale.of(zoo.vectors), Scale.of(zoo.features)
+        # A drawn variance may be negative, whose root is no number: none is below the zoo's least.
+        self._least: Tensor | None = None
+        if zoo.variances is not None:
+            nothing = torch.full_like(zoo.vectors[0], -math.inf)
+            self._least = torch.where(zoo.variances, zoo.vectors.amin(0), nothing)
         self._training, self.noising = training, Noising()
         size, codes = zoo.vectors.shape[1], training.codes
         self.encoder, self.decoder = _layers(size, codes), _layers(codes, size)
@@ -123,7 +128,8 @@ class Generator:
             return found
 
         codes = self._codes.up(self.noising.sampled(noise.float(), seen).double())
-        return self._weights.up(self.decoder(codes.float()).double())
+        drawn = self._weights.up(self.decoder(codes.float()).double())
+        return drawn if self._least is None else torch.maximum(drawn, self._least)
 
     @property
     def codes(self) -> int:

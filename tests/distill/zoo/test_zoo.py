@@ -187,3 +187,16 @@ def test_a_zoo_that_is_none(how: str, kind: type[UserError], sentence: str, fold
 def test_data_without_features(inputs: Tensor, labels: list[int], sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         data_features(inputs, torch.tensor(labels), 2)
+
+
+def test_a_drawn_variance_is_none_below_the_zoos_least() -> None:
+    """Of two clusters far apart, drawn by a generator that has hardly learned: some would be."""
+    zoo, _ = clusters(20)
+    which = torch.arange(zoo.vectors.shape[1]) < 20
+    short = Training(codes=4, autoencoder=20, diffusion=20)
+    free = trained_generator(zoo, training=short)
+    bound = trained_generator(Zoo(zoo.names, zoo.vectors, zoo.features, which), training=short)
+    noise, features = 5 * torch.randn(50, 4), torch.zeros(1).double()
+    least = zoo.vectors.amin(0)
+    assert bool((free(features, noise) < least)[:, which].any())
+    assert not bool((bound(features, noise) < least)[:, which].any())
