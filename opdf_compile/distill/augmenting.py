@@ -5,8 +5,7 @@
     cutout   a box of x_i, a quarter of each axis, is zero
 
 Whole numbers that look rows of an embedding up (token ids) have no middle: there the rows are
-mixed, e = l e_i + (1 - l) e_j, whatever module or function looks them up. Other whole numbers
-(padding masks) are joined: what counts in either example counts in the mix.
+mixed, see `mixed_rows`. Padding masks are joined: what counts in either example counts in the mix.
 
 Sources: Zhang et al. 2017 (mixup), arXiv 1710.09412; Yun et al. 2019 (CutMix), arXiv 1905.04899;
 DeVries, Taylor 2017 (Cutout), arXiv 1708.04552; Liang et al. 2020 (MixKD), arXiv 2011.00593; Kim et
@@ -16,16 +15,15 @@ al. 2023 (R2KD), arXiv 2311.13934, whose public code has one l and one box for a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
+from opdf_compile.distill.mixed_rows import Columns, MixedRows, is_mask, looked_up
 from opdf_compile.errors import InputError
 
 Kind = Literal["mixup", "cutmix", "cutout"]
@@ -34,8 +32,6 @@ AUGMENTED = "augmented."
 PARTNER, SHARE = f"{AUGMENTED}partner", f"{AUGMENTED}share"
 USUAL_ALPHA = {"mixup": 0.2, "cutmix": 1.0, "cutout": 1.0}
 _HIDDEN = 4  # A cutout's box is this part of each axis.
-
-_Columns = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Augmentation:
     looked_up: frozenset[str] = frozenset()
     alpha: float | None = None
 
-    def __call__(self, batch: _Columns, rng: np.random.Generator) -> dict[str, Tensor]:
+    def __call__(self, batch: Columns, rng: np.random.Generator) -> dict[str, Tensor]:
         """The batch with the columns of its second look.
 
         Args:
@@ -83,15 +79,17 @@ class Augmentation:
         named = {f"{AUGMENTED}{name}": column for name, column in made.items()}
         return {**batch, **named, PARTNER: places, SHARE: shares}
 
-    def view(self, batch: _Columns) -> dict[str, Tensor]:
+    def view(self, batch: Columns) -> dict[str, Tensor]:
         """The second look as a batch of its own."""
         return {**batch, **{name: batch[f"{AUGMENTED}{name}"] for name in self.inputs}}
 
-    def mixing(self, batch: _Columns) -> contextlib.AbstractContextManager[Any]:
+    def mixing(self, batch: Columns) -> contextlib.AbstractContextManager[Any]:
         """The region of a forward on the second look."""
         if not self.looked_up:
             return contextlib.nullcontext()
-        return MixedRows(batch[PARTNER], batch[SHARE])
+        seen = self.view(batch)
+        columns = {name: seen[name] for name in self.inputs}
+        return MixedRows(batch[PARTNER], batch[SHARE], columns)
 
 
 def _boxed(
@@ -118,81 +116,54 @@ def _boxed(
     return found, 1.0 if kind == "cutout" else 1.0 - left
 
 
-class MixedRows(TorchFunctionMode):
-    """A region in which every embedding's rows are mixed with those of other examples.
-
-    It acts on the operation, by which modules of any name and functions look up alike. What has no
-    row for each example (positions) is the same for all, and stays.
-
-    Args:
-        partner: j, ``(b,)``.
-        share: l, ``(b,)``.
-
-    Attributes:
-        indices: What looked rows up, in the order of the calls.
-    """
-
-    def __init__(self, partner: Tensor, share: Tensor) -> None:
-        super().__init__()
-        self._partner, self._share = partner, share
-        self.indices: list[Tensor] = []
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Run the function, and mix what an embedding gave."""
-        found = func(*args, **(kwargs or {}))
-        if func not in (F.embedding, torch.embedding):
-            return found
-        given = {"input": 0, "indices": 1}["input" if func is F.embedding else "indices"]
-        index = args[given] if len(args) > given else (kwargs or {})["input"]
-        if len(found) != len(self._partner):
-            return found
-        self.indices.append(index)
-        share = self._share.to(found.dtype).reshape(-1, *(1,) * (found.ndim - 1))
-        return torch.lerp(found[self._partner], found, share.expand_as(found))
-
-
-def looked_up(
-    forward: Callable[[_Columns], Any], batch: _Columns, inputs: tuple[str, ...]
-) -> frozenset[str]:
-    """The inputs that look up rows of an embedding, seen in a forward.
-
-    Args:
-        forward: Runs the model on a batch.
-        batch: An example of two rows or more.
-        inputs: The columns that go into the forward.
-    """
-    rows = len(batch[inputs[0]])
-    same = torch.arange(rows, device=batch[inputs[0]].device)
-    with torch.no_grad(), MixedRows(same, torch.ones(rows, device=same.device)) as seen:
-        forward(batch)
-    memory = {index.untyped_storage().data_ptr() for index in seen.indices}
-    return frozenset(name for name in inputs if batch[name].untyped_storage().data_ptr() in memory)
-
-
 def augmentation(
     kind: Kind,
     alpha: float | None,
-    forward: Callable[[_Columns], Any],
-    batch: _Columns,
+    forward: Callable[[Columns], Any],
+    batch: Columns,
     inputs: tuple[str, ...],
+    *,
+    teacher: Callable[[Columns], Any] | None = None,
 ) -> Augmentation:
     """The augmentation of a model's inputs.
+
+    Args:
+        kind: "mixup", "cutmix" or "cutout".
+        alpha: a of the Beta distribution; None is the usual one.
+        forward: Runs the student on a batch.
+        batch: An example of two rows or more.
+        inputs: The columns that go into the forward.
+        teacher: Runs the teacher on a batch, if it says something of the second look.
 
     Raises:
         InputError: It cannot be done to them: boxes of token ids, or nothing to mix at all.
     """
     whole = [name for name in inputs if not batch[name].is_floating_point()]
+    if whole and kind != "mixup":
+        raise InputError(
+            f"{kind} takes a box out of numbers and {whole[0]} holds whole numbers, wanted images "
+            'or signals; write kind = "mixup"'
+        )
     found = looked_up(forward, batch, inputs) if whole else frozenset[str]()
     if len(whole) == len(inputs) and not found:
         raise InputError(
             f"the inputs {', '.join(inputs)} are whole numbers that look up no rows of an "
             "embedding, wanted numbers to mix; give the inputs as floating point"
         )
-    if whole and kind != "mixup":
+    left = [name for name in whole if name not in found and not is_mask(batch[name])]
+    if left:
         raise InputError(
-            f"{kind} takes a box out of numbers and {whole[0]} holds whole numbers, wanted images "
-            'or signals; write kind = "mixup"'
+            f"the input {left[0]} holds whole numbers that look up no rows of an embedding, wanted "
+            "rows to mix, or a mask of 0 and 1; give it as floating point, or remove [augment]"
+        )
+    if whole and teacher is not None and (theirs := looked_up(teacher, batch, inputs)) != found:
+        raise InputError(
+            f"the student looks rows of an embedding up by {_named(found)} and the teacher by "
+            f"{_named(theirs)}, wanted the same, so that both see one mix; set teacher = 0 in "
+            "[augment], or remove it"
         )
     return Augmentation(kind, inputs, found, alpha)
+
+
+def _named(names: frozenset[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from opdf_compile.distill.augmenting import Augmentation, MixedRows, augmentation
+from opdf_compile.distill.augmenting import Augmentation, augmentation
 from opdf_compile.distill.engine import Teaching, TrainingStep, machine_for, set_up
 from opdf_compile.distill.losses import MixedLabels, TaskLoss
+from opdf_compile.distill.mixed_rows import MixedRows
 from opdf_compile.distill.recipe import Job
 from opdf_compile.distill.run import run
 from opdf_compile.distill.run.events import Stepped
@@ -123,7 +124,7 @@ def test_gradients_reach_both_rows(words: Words) -> None:
     partner, share = torch.tensor([1, 2, 0]), torch.full((3,), 0.3).double()
 
     def loss(table: Tensor) -> Tensor:
-        with MixedRows(partner, share):
+        with MixedRows(partner, share, BATCH):
             found = torch.func.functional_call(words, {"table": table}, kwargs=BATCH)
         return found.square().sum()
 
@@ -139,7 +140,7 @@ def test_gradients_reach_both_rows(words: Words) -> None:
 )
 def test_what_cannot_be_mixed(kind: Any, batch: Any, sentence: str, words: Words) -> None:
     def forward(given: Any) -> Tensor:
-        return words(given.get("ids", BATCH["ids"]), given["mask"])
+        return words(given.get("ids", BATCH["ids"][: len(given["mask"])]), given["mask"])
 
     with pytest.raises(InputError, match=sentence):
         augmentation(kind, None, forward, batch, tuple(batch))
@@ -203,6 +204,24 @@ def test_a_step_is_the_gradient_of_both_looks(make: Make) -> None:
 
     for found, value, grad in zip(parameters, before, grads, strict=True):
         torch.testing.assert_close(found.detach(), value - 0.1 * grad, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("weight", "forwards"), [("0.6", 2), ("0.0", 1)])
+def test_the_teacher_is_asked_of_the_mix_where_a_loss_reads_it(
+    weight: str, forwards: int, make: Make
+) -> None:
+    given = AUGMENT.replace("teacher = 0.6", f"teacher = {weight}")
+    job = make(options=given, training="steps = 2")
+    machine = machine_for(job.recipe.training)
+    setup = set_up(job, machine, machine.widened(job.make_student(0)), None, seed=0)
+    teaching = Teaching(job, machine.teacher(job.teacher), machine)
+    assert teaching.teacher is not None
+    asked: list[None] = []
+    teaching.teacher.register_forward_hook(lambda *_: asked.append(None))
+
+    TrainingStep(setup, teaching)(0)
+
+    assert len(asked) == forwards
 
 
 class Killed(BaseException):

@@ -73,8 +73,8 @@ class Teaching:
 
     def second(self, found: Outputs, batch: Batch) -> Outputs:
         """Its outputs on a batch with those on the second look beside them; never kept."""
-        augmentation = self._job.augmentation
-        if augmentation is None or self.teacher is None:
+        augmentation, section = self._job.augmentation, self._job.recipe.augment
+        if augmentation is None or self.teacher is None or (section and not section.teacher):
             return found
         with augmentation.mixing(batch):
             return with_augmented(found, self.outputs(self.teacher, augmentation.view(batch)))

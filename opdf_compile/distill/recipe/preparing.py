@@ -190,6 +190,7 @@ class _Made:
         """How the recipe's second look at a batch is taken."""
         section = self.recipe.augment
         assert section is not None
+        teacher = self.teacher if section.teacher else None
         with placed(self.recipe, "augment", "kind"):
             return augmentation(
                 section.kind,
@@ -197,6 +198,7 @@ class _Made:
                 lambda batch: self._forward(student, batch),
                 self.example,
                 self.data.inputs,
+                teacher=None if teacher is None else lambda batch: self._forward(teacher, batch),
             )
 
     def online(self, teacher: nn.Module, batch: Batch) -> OnlineTeacher:
